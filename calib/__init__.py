@@ -1,0 +1,1 @@
+"""From data to scales: statistics, ranges and affine parameters, on numpy alone."""

@@ -1,0 +1,30 @@
+"""The name, type and shape that a graph declares for a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Feed: TypeAlias = Mapping[str, Array]
+Dim: TypeAlias = int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Describes one input or output of a graph.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: the numpy dtype of its elements.
+        shape: one entry a dimension: a length, the name of a free dimension, or None where unknown;
+            None for the whole shape where even the rank is unknown.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[Dim, ...] | None

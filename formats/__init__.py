@@ -1,0 +1,1 @@
+"""Reads and writes model files; nothing here quantizes."""

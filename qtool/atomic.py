@@ -1,0 +1,60 @@
+"""Writes results beside their destination and moves them into place when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qtool.errors import OutputError
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuses a destination before any work is done for it.
+
+    Raises:
+        OutputError: its folder is missing, it is a folder, or it exists and ``force`` is off.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"the output folder {path.parent} does not exist", fix=f"create it: mkdir -p {path.parent}")
+    if path.is_dir():
+        raise OutputError(f"the output {path} is a folder", fix="name a file with -o")
+    if path.exists() and not force:
+        raise OutputError(f"the output {path} exists already", fix="pass --force to replace it, or another name with -o")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"the output folder {path.parent} is not writable", fix="choose another folder with -o")
+
+
+@contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """Yields a path of the same file name in a private folder beside ``destination``.
+
+    Every file that is left in that folder when the block ends well (the file itself, external data) is
+    moved beside the destination; when it ends badly, interrupts included, nothing but the folder was touched and it goes.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise _translated(error, destination) from error
+    try:
+        yield folder / destination.name
+        # The file itself goes last: until then a reader sees the old one, or none.
+        for part in sorted(folder.iterdir(), key=lambda part: part.name == destination.name):
+            os.replace(part, destination.parent / part.name)
+    except OSError as error:
+        raise _translated(error, destination) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _translated(error: OSError, destination: Path) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk is full: {destination} was not written", fix="free some space and run again")
+    return OutputError(f"cannot write {destination}: {error.strerror or error}", fix="choose another place with -o")

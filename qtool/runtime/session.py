@@ -1,0 +1,110 @@
+"""Opens models in onnxruntime's CPU provider and runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from calib.specs import Array, TensorSpec
+from qtool.errors import RuntimeRefusal
+
+Level = Literal["none", "basic", "extended", "all"]
+
+_LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(np.object_),
+}
+
+
+class Session:
+    """Holds one model opened in onnxruntime.
+
+    Attributes:
+        inputs: what the graph wants to be fed.
+        outputs: what it returns.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 0,
+        level: Level = "all",
+        optimized_to: Path | None = None,
+    ) -> None:
+        """Opens ``model``, a path or the serialized model itself.
+
+        Args:
+            model: the file, or its bytes (under 2 GiB, no external data).
+            threads: threads inside an operator; 0 lets onnxruntime take one a core.
+            level: how far onnxruntime may rewrite the graph.
+            optimized_to: where to write the graph as onnxruntime rewrote it.
+
+        Raises:
+            RuntimeRefusal: onnxruntime does not load the model.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.graph_optimization_level = _LEVELS[level]
+        if optimized_to is not None:
+            options.optimized_model_filepath = str(optimized_to)
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own errors share no base class of their own
+            what = "the model" if isinstance(model, bytes) else str(model)
+            raise RuntimeRefusal(
+                f"onnxruntime does not load {what}: {_first_line(error)}",
+                fix="check the file with `qtool inspect`, or export it again with another opset",
+            ) from error
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
+        """Returns the named outputs (default: all) for one batch of inputs.
+
+        Raises:
+            RuntimeRefusal: onnxruntime stops while it runs the model.
+        """
+        names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+        try:
+            values = self._session.run(names, dict(feeds))
+        except Exception as error:  # see __init__
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
+            raise RuntimeRefusal(
+                f"onnxruntime stops while running the model on {shapes}: {_first_line(error)}",
+                fix="check that the data has the shapes that the model takes (`qtool inspect` shows them)",
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = None if node.shape is None else tuple(node.shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.object_)), shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

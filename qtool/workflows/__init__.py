@@ -1,0 +1,1 @@
+"""What each command does, without printing: a request goes in, a result comes out."""
