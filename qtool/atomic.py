@@ -24,7 +24,9 @@ def check_output(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"the output {path} is a folder", fix="name a file with -o")
     if path.exists() and not force:
-        raise OutputError(f"the output {path} exists already", fix="pass --force to replace it, or another name with -o")
+        raise OutputError(
+            f"the output {path} exists already", fix="pass --force to replace it, or name another with -o"
+        )
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"the output folder {path.parent} is not writable", fix="choose another folder with -o")
 
@@ -34,7 +36,7 @@ def staged(destination: Path) -> Iterator[Path]:
     """Yields a path of the same file name in a private folder beside ``destination``.
 
     Every file that is left in that folder when the block ends well (the file itself, external data) is
-    moved beside the destination; when it ends badly, interrupts included, nothing but the folder was touched and it goes.
+    moved beside the destination. When it ends badly, interrupts included, the folder goes and nothing else was touched.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.

@@ -6,7 +6,7 @@
     ├── UsageError        exit 2   an option, or a combination of options, makes no sense
     ├── InputError        exit 2   a model or data cannot be used as it is
     ├── OutputError       exit 2   a result cannot be written where it should go
-    ├── RuntimeRefusal    exit 2   onnxruntime will not load or run a model
+    ├── RuntimeRefusedError exit 2   onnxruntime will not load or run a model
     └── GateError         exit 1   everything worked, but a figure misses its gate
 
 ``formats.errors.FormatError`` and ``calib.errors.CalibError`` carry the same two fields; the command
@@ -46,7 +46,7 @@ class OutputError(QtoolError):
     """A result cannot be written where it should go."""
 
 
-class RuntimeRefusal(QtoolError):
+class RuntimeRefusedError(QtoolError):
     """The runtime, onnxruntime, will not load or run a model."""
 
 

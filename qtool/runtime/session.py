@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from calib.specs import Array, TensorSpec
-from qtool.errors import RuntimeRefusal
+from qtool.errors import RuntimeRefusedError
 
 Level = Literal["none", "basic", "extended", "all"]
 
@@ -62,7 +62,7 @@ class Session:
             optimized_to: where to write the graph as onnxruntime rewrote it.
 
         Raises:
-            RuntimeRefusal: onnxruntime does not load the model.
+            RuntimeRefusedError: onnxruntime does not load the model.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -76,7 +76,7 @@ class Session:
             )
         except Exception as error:  # onnxruntime's own errors share no base class of their own
             what = "the model" if isinstance(model, bytes) else str(model)
-            raise RuntimeRefusal(
+            raise RuntimeRefusedError(
                 f"onnxruntime does not load {what}: {_first_line(error)}",
                 fix="check the file with `qtool inspect`, or export it again with another opset",
             ) from error
@@ -87,14 +87,14 @@ class Session:
         """Returns the named outputs (default: all) for one batch of inputs.
 
         Raises:
-            RuntimeRefusal: onnxruntime stops while it runs the model.
+            RuntimeRefusedError: onnxruntime stops while it runs the model.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
         try:
             values = self._session.run(names, dict(feeds))
         except Exception as error:  # see __init__
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
-            raise RuntimeRefusal(
+            raise RuntimeRefusedError(
                 f"onnxruntime stops while running the model on {shapes}: {_first_line(error)}",
                 fix="check that the data has the shapes that the model takes (`qtool inspect` shows them)",
             ) from error
