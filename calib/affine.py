@@ -1,0 +1,121 @@
+"""Affine quantization: q = clip(round(x / scale) + zero_point, low, high), x' = (q - zero_point) * scale.
+
+This is QuantizeLinear and DequantizeLinear of the ONNX operator specification: division in float32, ties to even.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import CalibError
+from calib.granularity import Granularity, PerChannel, PerTensor
+from calib.grid import Grid
+
+# Below this a product of two scales leaves float32's normal numbers and runtimes flush it to zero.
+SMALLEST_SCALE = float(2.0**-60)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The real numbers, from ``low`` to ``high``, that a grid is laid over."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineParams:
+    """Maps real numbers onto a grid.
+
+    Attributes:
+        scale: float32, shape () or (channels,): the real distance between neighbouring integers; finite, positive.
+        zero_point: the grid's dtype, same shape: the integer that stands for 0.0.
+        grid: the integers in use.
+        granularity: whether the parameters stand for the tensor or for each channel of an axis.
+    """
+
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[Any]
+    grid: Grid
+    granularity: Granularity
+
+    @property
+    def range(self) -> Range:
+        """The real numbers that a per-tensor grid can hold."""
+        scale, zero = float(self.scale), int(self.zero_point)
+        return Range((self.grid.low - zero) * scale, (self.grid.high - zero) * scale)
+
+
+def params_from_range(span: Range, grid: Grid) -> AffineParams:
+    """Lays ``grid`` over ``span``, widened to contain zero, as one pair of parameters for the whole tensor.
+
+    Raises:
+        CalibError: an end of the range is not finite, or they are in the wrong order.
+    """
+    params = params_from_ranges(np.array([span.low]), np.array([span.high]), grid, PerTensor())
+    return AffineParams(
+        scale=params.scale.reshape(()), zero_point=params.zero_point.reshape(()), grid=grid, granularity=PerTensor()
+    )
+
+
+def params_from_ranges(
+    lows: npt.NDArray[np.floating[Any]],
+    highs: npt.NDArray[np.floating[Any]],
+    grid: Grid,
+    granularity: Granularity,
+) -> AffineParams:
+    """Lays ``grid`` over each span ``lows[c]..highs[c]``, widened to contain zero.
+
+    Zero is always exactly representable. A span of zero width (a constant zero, a dead channel) gets scale 1.
+    Scales are never below ``SMALLEST_SCALE``.
+
+    Raises:
+        CalibError: an end of a range is not finite, or they are in the wrong order.
+    """
+    low = np.minimum(lows.astype(np.float64), 0.0)
+    high = np.maximum(highs.astype(np.float64), 0.0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise CalibError("a range is not finite", fix="look for NaN and infinity in the data and the weights")
+    if (lows > highs).any():
+        raise CalibError("a range ends before it begins", fix="give the lower end first")
+    if grid.symmetric:
+        reach = np.maximum(-low, high)
+        scale = reach / (grid.high - grid.middle)
+    else:
+        scale = (high - low) / (grid.high - grid.low)
+    dead = scale == 0.0
+    scales = np.where(dead, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise CalibError("a range is too wide for a float32 scale", fix="leave this tensor float with --exclude")
+    if grid.symmetric:
+        zero_point = np.full(scales.shape, grid.middle)
+    else:
+        zero_point = np.clip(np.rint(grid.low - low / scales.astype(np.float64)), grid.low, grid.high)
+    return AffineParams(scale=scales, zero_point=zero_point.astype(grid.dtype), grid=grid, granularity=granularity)
+
+
+def quantize(values: npt.NDArray[np.floating[Any]], params: AffineParams) -> npt.NDArray[Any]:
+    """Returns the integers, of the grid's dtype and ``values``' shape, nearest to ``values``."""
+    scale, zero_point = _spread(params, values.ndim)
+    steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
+    integers: npt.NDArray[Any] = np.clip(steps, params.grid.low, params.grid.high).astype(params.grid.dtype)
+    return integers
+
+
+def dequantize(integers: npt.NDArray[Any], params: AffineParams) -> npt.NDArray[np.float32]:
+    """Returns the float32 numbers, of ``integers``' shape, that the integers stand for."""
+    scale, zero_point = _spread(params, integers.ndim)
+    return ((integers.astype(np.float64) - zero_point).astype(np.float32) * scale).astype(np.float32)
+
+
+def _spread(params: AffineParams, rank: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Shapes scale and zero point so that they broadcast along the channel axis."""
+    if isinstance(params.granularity, PerChannel):
+        shape = [1] * rank
+        shape[params.granularity.axis] = -1
+        return params.scale.reshape(shape), params.zero_point.astype(np.float64).reshape(shape)
+    return params.scale, params.zero_point.astype(np.float64)

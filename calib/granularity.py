@@ -1,0 +1,21 @@
+"""How many scales one tensor gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerChannel:
+    """One scale for each index along ``axis``."""
+
+    axis: int
+
+
+Granularity: TypeAlias = PerTensor | PerChannel

@@ -1,0 +1,75 @@
+"""The integers that a quantized tensor may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from calib.errors import CalibError
+
+_DTYPES: dict[tuple[int, bool], np.dtype[Any]] = {
+    (8, False): np.dtype(np.uint8),
+    (8, True): np.dtype(np.int8),
+    (16, False): np.dtype(np.uint16),
+    (16, True): np.dtype(np.int16),
+    (32, True): np.dtype(np.int32),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Describes a run of consecutive integers and how zero sits in it.
+
+    A symmetric signed grid leaves out its lowest integer (-128 for 8 bits), so that it reaches equally far on both
+    sides; a symmetric unsigned grid has its zero point in the middle.
+
+    Attributes:
+        bits: width of the stored integer: 8, 16, or 32 (signed and symmetric only, for biases).
+        signed: whether the stored integer is signed.
+        symmetric: whether the zero point is fixed to the middle of the grid.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses widths that no runtime stores.
+
+        Raises:
+            CalibError: there is no such grid.
+        """
+        if (self.bits, self.signed) not in _DTYPES:
+            kind = "signed" if self.signed else "unsigned"
+            raise CalibError(f"there is no {kind} grid of {self.bits} bits", fix="use 8 or 16 bits")
+        if self.bits == 32 and not self.symmetric:
+            raise CalibError("a 32-bit grid holds biases and must be symmetric", fix="use symmetric=True")
+
+    @property
+    def low(self) -> int:
+        """The lowest integer in use."""
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def high(self) -> int:
+        """The highest integer in use."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of the grid when it is symmetric."""
+        return 0 if self.signed else 1 << (self.bits - 1)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type that stores it."""
+        return _DTYPES[self.bits, self.signed]
+
+    @property
+    def name(self) -> str:
+        """Its short name, such as ``u8`` or ``s8``."""
+        return f"{'s' if self.signed else 'u'}{self.bits}"

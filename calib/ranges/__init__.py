@@ -1,0 +1,37 @@
+"""How a range is found: one method a file, each a pure function of a tensor's statistics.
+
+A new method is a new file and a line in ``RANGE_METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol, cast
+
+from calib.affine import Range
+from calib.grid import Grid
+from calib.statistics import TensorStatistics
+
+
+class RangeMethod(Protocol):
+    """Finds the range of one tensor."""
+
+    def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
+        """Returns the range that ``grid`` should be laid over; ``statistics`` has seen at least one value."""
+        ...
+
+
+RANGE_METHODS: Mapping[str, str] = {
+    "minmax": "calib.ranges.min_max:MinMax",
+    "moving-average": "calib.ranges.moving_average:MovingAverage",
+    "percentile": "calib.ranges.percentile:Percentile",
+    "entropy": "calib.ranges.entropy:Entropy",
+    "mse": "calib.ranges.mse:MeanSquaredError",
+}
+
+
+def range_method_class(name: str) -> type[RangeMethod]:
+    """Loads the class that a name in ``RANGE_METHODS`` stands for."""
+    module, _, attribute = RANGE_METHODS[name].partition(":")
+    return cast(type[RangeMethod], getattr(import_module(module), attribute))

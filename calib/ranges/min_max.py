@@ -1,0 +1,18 @@
+"""The range that clips nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calib.affine import Range
+from calib.grid import Grid
+from calib.statistics import TensorStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class MinMax:
+    """Takes the smallest and the largest value seen."""
+
+    def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
+        """Returns the exact extremes."""
+        return Range(statistics.minimum, statistics.maximum)

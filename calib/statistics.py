@@ -1,0 +1,133 @@
+"""What one pass over the data remembers of a tensor, in bounded memory and in a form that merges exactly.
+
+The histogram's bins are fixed before any data is seen: a float32's sign, exponent and eight leading mantissa bits are
+its bin, so a bin is never wider than 1/256 of the values in it. Nothing has to be re-binned while data arrives, and two
+histograms merge by adding their counts, whatever the order or the split of the batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MANTISSA_BITS = 8
+_SHIFT = 23 - MANTISSA_BITS
+_BINS_PER_SIGN = 1 << (31 - _SHIFT)
+BINS = 2 * _BINS_PER_SIGN
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Holds the occupied bins of a tensor's values, from the lowest to the highest.
+
+    Attributes:
+        low: float64, (bins,): where each bin begins.
+        high: float64, (bins,): where each bin ends; bins do not overlap.
+        counts: int64, (bins,): values seen in each.
+    """
+
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @cached_property
+    def centers(self) -> npt.NDArray[np.float64]:
+        """The middle of each bin."""
+        return (self.low + self.high) / 2.0
+
+    @cached_property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+
+@dataclass
+class TensorStatistics:
+    """Gathers one tensor's values.
+
+    Attributes:
+        minimum: the smallest value seen, exact.
+        maximum: the largest value seen, exact.
+        batches: how many batches had at least one value.
+        values: how many values passed by.
+        infinite: how many values were infinite; they are left out of everything else.
+        minimum_sum: sum over batches of each batch's smallest value.
+        maximum_sum: sum over batches of each batch's largest value.
+        minimum_square_sum: sum over batches of its square.
+        maximum_square_sum: sum over batches of its square.
+        counts: int64, (BINS,): counted values by bin.
+    """
+
+    minimum: float = np.inf
+    maximum: float = -np.inf
+    batches: int = 0
+    values: int = 0
+    infinite: int = 0
+    minimum_sum: float = 0.0
+    maximum_sum: float = 0.0
+    minimum_square_sum: float = 0.0
+    maximum_square_sum: float = 0.0
+    # Untouched pages of a fresh zeros() take no memory, so a tensor pays only for the magnitudes it has.
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, batch: npt.NDArray[np.floating[Any]], counted: npt.NDArray[np.floating[Any]]) -> bool:
+        """Takes in one batch; returns False, having taken nothing, when it holds a NaN.
+
+        Args:
+            batch: all its values, any shape: the extremes come from here.
+            counted: the part of them that goes into the histogram.
+        """
+        if batch.size == 0:
+            return True
+        low, high = float(batch.min()), float(batch.max())
+        if np.isnan(low) or np.isnan(high):
+            return False
+        if np.isinf(low) or np.isinf(high):
+            finite = batch[np.isfinite(batch)]
+            self.infinite += batch.size - finite.size
+            return self.add(finite, finite)
+        self.values += batch.size
+        self.batches += 1
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self.minimum_sum += low
+        self.maximum_sum += high
+        self.minimum_square_sum += low * low
+        self.maximum_square_sum += high * high
+        bits = np.ascontiguousarray(counted, dtype=np.float32).reshape(-1).view(np.uint32)
+        np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
+        return True
+
+    def merge(self, other: TensorStatistics) -> None:
+        """Adds what another pass saw of the same tensor."""
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+        self.batches += other.batches
+        self.values += other.values
+        self.infinite += other.infinite
+        self.minimum_sum += other.minimum_sum
+        self.maximum_sum += other.maximum_sum
+        self.minimum_square_sum += other.minimum_square_sum
+        self.maximum_square_sum += other.maximum_square_sum
+        self.counts += other.counts
+
+    def histogram(self) -> Histogram:
+        """Returns the occupied bins in order of value; the outermost end at the exact extremes."""
+        keys = np.flatnonzero(self.counts)
+        negative, positive = keys[keys >= _BINS_PER_SIGN][::-1], keys[keys < _BINS_PER_SIGN]
+        inner_negative, outer_negative = _edges(negative - _BINS_PER_SIGN)
+        inner_positive, outer_positive = _edges(positive)
+        low = np.concatenate([-outer_negative, inner_positive])
+        high = np.concatenate([-inner_negative, outer_positive])
+        counts = self.counts[np.concatenate([negative, positive])]
+        low, high = np.clip(low, self.minimum, self.maximum), np.clip(high, self.minimum, self.maximum)
+        return Histogram(low, high, counts)
+
+
+def _edges(keys: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns the magnitudes at which the bins of ``keys``, without their sign, begin and end."""
+    inner = (keys.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32).astype(np.float64)
+    outer = ((keys.astype(np.uint32) + np.uint32(1)) << np.uint32(_SHIFT)).view(np.float32).astype(np.float64)
+    return inner, outer
