@@ -1,0 +1,23 @@
+"""Graph passes that get a float model ready to be quantized, in order; each keeps what the model computes.
+
+A new pass is a new file and a line in ``PREPARE_PASSES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# What each does stands at the top of its file. The order matters: constants must be initializers before they fold, and
+# subtractions must be additions before they are looked for.
+PREPARE_PASSES: Mapping[str, str] = {
+    "inline-functions": "qtool.passes.normalize:InlineFunctions",
+    "raise-opset": "qtool.passes.raise_opset:RaiseOpset",
+    "constants-to-initializers": "qtool.passes.normalize:ConstantsToInitializers",
+    "fold-constants": "qtool.passes.fold_constants:FoldConstants",
+    "fold-weight-transposes": "qtool.passes.fold_weight_transposes:FoldWeightTransposes",
+    "arithmetic": "qtool.passes.arithmetic:CanonicalArithmetic",
+    "fold-affine": "qtool.passes.fold_affine:FoldAffine",
+    "matmul-add-to-gemm": "qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
+    "mean-to-pool": "qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
+    "tidy": "qtool.passes.normalize:Tidy",
+}

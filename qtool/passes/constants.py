@@ -1,0 +1,47 @@
+"""Reading and adding constants of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Tells whether a value is a stored tensor that no caller can override."""
+    return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
+
+
+def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """Returns the stored numbers of a constant, or None when the value is computed at run time."""
+    if value is None or not is_constant(value) or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """Stores a new constant under ``name``, or a name close to it that is free."""
+    free, count = name, 1
+    while free in graph.initializers:
+        free, count = f"{name}_{count}", count + 1
+    value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
+    value.shape = ir.Shape(array.shape)
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def integer_attribute(node: ir.Node, name: str, default: int) -> int:
+    """Returns an integer attribute, or its default where the node does not have it."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """Returns the one node that reads a value, or None when there are more, or it is a graph output."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return next(iter(uses)).node

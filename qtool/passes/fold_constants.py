@@ -1,0 +1,46 @@
+"""Computes at once what does not depend on the input, and drops operations that do nothing."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import optimizer
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules.common import (
+    add_0_rule,
+    div_by_1_rule,
+    dropout_inference_rule,
+    dropout_zero_rule,
+    fuse_pad_into_conv_rule,
+    mul_by_1_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    normalize_pad_format_conv_rule,
+    sub_0_rule,
+    transpose_transpose_rule,
+)
+
+_RULES = (
+    *mul_by_1_rule.commute(),
+    *add_0_rule.commute(),
+    sub_0_rule,
+    div_by_1_rule,
+    dropout_zero_rule,
+    dropout_inference_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    transpose_transpose_rule,
+    normalize_pad_format_conv_rule,
+    fuse_pad_into_conv_rule,
+)
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Folds constant expressions, no-ops and explicit padding, with the rules of onnxscript."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Folds what stays small; a large tensor that is made from a small one stays a computation."""
+        folded = optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewritten = RewritePass(_RULES)(model)
+        return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

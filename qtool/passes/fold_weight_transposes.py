@@ -1,0 +1,34 @@
+"""Stores weights the way their node reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.passes.constants import add_constant, constant_array, sole_consumer
+
+_READERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+
+
+class FoldWeightTransposes(ir.passes.InPlacePass):
+    """Replaces Transpose(weight), read by one node, by the transposed weight; a tied weight stays one tensor."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Folds each such Transpose."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type != "Transpose" or node.domain != "":
+                continue
+            source, target = node.inputs[0], node.outputs[0]
+            array, reader = constant_array(source), sole_consumer(target)
+            if source is None or array is None or reader is None or reader.op_type not in _READERS:
+                continue
+            if sole_consumer(source) is not node:
+                continue
+            permutation = node.attributes.get("perm")
+            order = tuple(permutation.as_ints()) if permutation is not None else tuple(reversed(range(array.ndim)))
+            folded = add_constant(model.graph, f"{source.name}_transposed", np.transpose(array, order))
+            target.replace_all_uses_with(folded)
+            model.graph.remove(node, safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified=modified)

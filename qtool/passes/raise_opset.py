@@ -1,0 +1,38 @@
+"""Raises old models to the first opset whose QuantizeLinear takes one scale a channel."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript.version_converter import ConvertVersionPass
+
+from qtool.errors import InputError
+
+LOWEST_OPSET = 13
+
+
+class RaiseOpset(ir.passes.InPlacePass):
+    """Converts models below opset 13 to 13: the smallest step, so the fewest operators change their form."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Converts when needed.
+
+        Raises:
+            InputError: an operator of the model cannot be converted.
+        """
+        opset = model.opset_imports.get("", LOWEST_OPSET)
+        if opset >= LOWEST_OPSET:
+            return ir.passes.PassResult(model, modified=False)
+        try:
+            result = ConvertVersionPass(target_version=LOWEST_OPSET, fallback=True)(model)
+        except Exception as error:  # the converter raises whatever its C++ part throws
+            raise _unconvertible(opset) from error
+        if result.model.opset_imports.get("", 0) < LOWEST_OPSET:
+            raise _unconvertible(opset)
+        return result
+
+
+def _unconvertible(opset: int) -> InputError:
+    return InputError(
+        f"the model's opset {opset} cannot be raised to {LOWEST_OPSET}, which INT8 per channel needs",
+        fix=f"export the model again with opset {LOWEST_OPSET} or newer",
+    )
