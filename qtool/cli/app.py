@@ -1,0 +1,95 @@
+"""The command line: its commands, in the order in which the main job needs them, and the one error boundary."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from qtool import __version__
+from qtool.cli.failures import report_failure
+from qtool.cli.options import debug_is_on
+
+
+class CommandGroup(typer.core.TyperGroup):
+    """Runs commands and turns every error into two lines on stderr and an exit code.
+
+    The boundary is here, not around ``app()``, so that test runners and embedders, which call the group, meet it too.
+
+    ======  =================================================================================
+    0       the command did what it was asked to do
+    1       it did, but a figure misses a gate that was set for it
+    2       it could not: the input, the options or the place to write to are to be corrected
+    3       a defect in qtool
+    130     interrupted with Ctrl-C
+    141     the reader of stdout went away
+    ======  =================================================================================
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses, runs and exits; with ``standalone_mode=False``, raises what the parser raises instead."""
+        if not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        try:
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+            code = result if isinstance(result, int) else 0
+        except Exception as error:  # noqa: BLE001 - the boundary: everything left ends here
+            code = report_failure(error, debug=False)
+        sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the chosen command; every error but the parser's own signals becomes an exit code."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(report_failure(error, debug=debug_is_on(ctx))) from error
+        return result
+
+
+app = typer.Typer(
+    name="qtool",
+    cls=CommandGroup,
+    help="Makes trained models small and fast without breaking them.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Makes trained models small and fast without breaking them."""
+    if version:
+        typer.echo(f"qtool {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _register() -> None:
+    import importlib
+    from importlib.util import find_spec
+
+    for name in ("convert", "inspect", "calibrate", "quantize", "dequantize", "report", "verify"):
+        if find_spec(f"qtool.cli.{name}"):
+            app.command()(getattr(importlib.import_module(f"qtool.cli.{name}"), name))
+
+
+_register()
+
+
+def main() -> None:
+    """Runs the command line on this process's arguments and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal with a small character set shows a "?" instead of breaking the command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()

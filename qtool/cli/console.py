@@ -1,0 +1,173 @@
+"""Puts what commands have to say on the terminal; nothing else in qtool imports rich."""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+from rich.text import Text
+
+from qtool.progress import Advance, Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+# Wide enough that a table which goes to a file or a pipe is never folded.
+_UNFOLDED_COLUMNS = 1000
+_NUMBER = re.compile(r"[<>≤≥~±+−-]?\.?\d[\d,.]*(e[+-]?\d+)?(\s?(%|x|×|[a-zA-Zµ]{1,3}(/s)?))?$", re.IGNORECASE)
+
+
+class Console:
+    """Writes results to stdout, and everything else (progress, remarks, warnings, errors) to stderr.
+
+    Colour and bars appear on a terminal only; ``NO_COLOR`` turns colour off there too.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        """Chooses what goes where.
+
+        Args:
+            json: stdout carries nothing but what ``json()`` prints; tables and text go to stderr.
+            quiet: only JSON, warnings and errors are printed.
+            debug: no bars, so that what libraries print stays readable.
+        """
+        self._quiet = quiet
+        self._stderr = _stream(stderr=True)
+        self._text = self._stderr if json else _stream(stderr=False)
+        self._bars = self._stderr.is_terminal and not quiet and not debug
+
+    def progress(self) -> Progress:
+        """Returns where workflows report their steps: bars on a terminal, only the remarks elsewhere."""
+        if self._quiet:
+            return Silent()
+        return _TerminalProgress(self._stderr, bars=self._bars)
+
+    def say(self, text: str) -> None:
+        """Prints one remark or result."""
+        if not self._quiet:
+            _print_line(self._text, Text(text))
+
+    def warn(self, text: str) -> None:
+        """Prints a warning to stderr, also when quiet."""
+        _print_line(self._stderr, Text.assemble(("warning: ", "bold yellow"), text))
+
+    def remark(self, text: str) -> None:
+        """Prints one line to stderr, also when quiet."""
+        _print_line(self._stderr, Text(text))
+
+    def fail(self, problem: str, fix: str) -> None:
+        """Prints what is wrong and how to fix it to stderr, also when quiet."""
+        _print_line(self._stderr, Text.assemble(("error: ", "bold red"), problem))
+        _print_line(self._stderr, Text.assemble(("  fix: ", "bold"), fix))
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str | None = None,
+    ) -> None:
+        """Prints ``rows`` under ``columns``; a column of numbers is set flush right."""
+        if self._quiet:
+            return
+        from rich.table import Table
+
+        cells = [[str(cell) for cell in row] for row in rows]
+        table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
+        if caption is not None:
+            table.caption = Text(caption)
+            table.caption_justify = "left"
+        for index, column in enumerate(columns):
+            values = [row[index] for row in cells if row[index]]
+            numeric = bool(values) and all(_NUMBER.match(value) for value in values)
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        self._text.print(table)
+
+    def json(self, value: Any) -> None:
+        """Prints ``value`` as one JSON document, alone, to stdout.
+
+        Raises:
+            ValueError: a number in it is infinite or not a number, which JSON does not have.
+        """
+        sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+class _TerminalProgress:
+    """Draws every open step as a bar with its rate and the time left."""
+
+    def __init__(self, console: rich.console.Console, *, bars: bool) -> None:
+        self._console = console
+        self._draws = bars
+        self._live: Bars | None = None
+        self._open_steps = 0
+
+    @contextmanager
+    def task(self, label: str, total: int | None = None) -> Iterator[Advance]:
+        """Shows a bar until the block ends."""
+        if not self._draws:
+            yield _drop
+            return
+        live = self._live
+        if live is None:
+            live = self._live = _bars(self._console)
+            live.start()
+        self._open_steps += 1
+        step = live.add_task(label, total=total)
+        try:
+            yield lambda units: live.advance(step, units)
+        finally:
+            live.remove_task(step)
+            self._open_steps -= 1
+            if self._open_steps == 0:
+                live.stop()
+                self._live = None
+
+    def note(self, message: str) -> None:
+        """Prints one line above the bars."""
+        _print_line(self._console, Text(message))
+
+
+def _stream(*, stderr: bool) -> rich.console.Console:
+    console = rich.console.Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNFOLDED_COLUMNS
+    return console
+
+
+def _bars(console: rich.console.Console) -> Bars:
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import Task as Step
+
+    class Rate(ProgressColumn):
+        """Units per second."""
+
+        def render(self, task: Step) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.1f}/s")
+
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+    )
+
+
+def _print_line(console: rich.console.Console, text: Text) -> None:
+    # soft_wrap: paths and messages stay in one piece, so that they can be copied and searched for.
+    console.print(text, soft_wrap=True)
+
+
+def _drop(units: int) -> None:
+    """Ignores the units done."""
