@@ -26,7 +26,7 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Valu
     free, count = name, 1
     while free in graph.initializers:
         free, count = f"{name}_{count}", count + 1
-    value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
+    value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
     value.shape = ir.Shape(array.shape)
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)

@@ -1,0 +1,1 @@
+"""Which tensors get Q/DQ so that a runtime runs integers: one runtime a file."""

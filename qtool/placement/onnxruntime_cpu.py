@@ -1,0 +1,297 @@
+"""Places Q/DQ so that onnxruntime's CPU provider runs integers, and so that it pays.
+
+Layers (Conv, Gemm, MatMul) are why one quantizes; every other operator runs on integers only where that saves a change
+between float and integer: an element-wise operator when most of what it reads is integer already and something behind
+it reads integers, an operator that moves values when integers go in or come out anyway. Which ones do follows from the
+largest set of nodes for which this holds all at once, found by taking away nodes until nothing changes.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from calib.granularity import Granularity, PerTensor
+from calib.grid import Grid
+from qtool.passes.constants import constant_array, is_constant, sole_consumer
+from qtool.placement.layers import OUTPUT_OF_MODEL, reason_to_skip_layer, weight_granularity
+from qtool.placement.operators import OPERATORS, Kind
+from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
+from qtool.schemes import Scheme
+from qtool.selection import Selection
+
+
+def place(graph: ir.Graph, scheme: Scheme, selection: Selection) -> Plan:
+    """Returns what to quantize in ``graph``, every node of which has a name."""
+    placement = _Placement(graph, scheme)
+    placement.choose(selection)
+    return Plan(
+        activations=placement.activations(),
+        weights=placement.weights(),
+        biases=placement.biases(),
+        integer_nodes={_name(node): node.op_type for node in graph if node in placement.integer},
+        skipped=placement.skipped(),
+    )
+
+
+class _Placement:
+    """Finds the integer nodes of one graph and reads the plan off them."""
+
+    def __init__(self, graph: ir.Graph, scheme: Scheme) -> None:
+        self.graph = graph
+        self.scheme = scheme
+        self.integer: set[ir.Node] = set()
+        self.reasons: dict[ir.Node, str] = {}
+
+    # --- which nodes
+
+    def choose(self, selection: Selection) -> None:
+        """Fills ``integer`` with the largest consistent set, and ``reasons`` for the others."""
+        for node in self.graph:
+            operator = OPERATORS.get(node.op_type) if node.domain == "" else None
+            if operator is None or operator.kind is Kind.CLAMPING:
+                continue
+            reason = selection.reason_to_skip(node) or self._reason_by_form(node, operator.kind)
+            if reason is None:
+                self.integer.add(node)
+            else:
+                self.reasons[node] = reason
+        changed = True
+        while changed:
+            changed = False
+            for node in self.graph:
+                if node in self.integer and (reason := self._reason_by_neighbours(node)) is not None:
+                    self.integer.remove(node)
+                    self.reasons[node] = reason
+                    changed = True
+
+    def _reason_by_form(self, node: ir.Node, kind: Kind) -> str | None:
+        if kind is Kind.LAYER:
+            reason = reason_to_skip_layer(node)
+            if reason is None and node.op_type == "Conv" and not self._final(node.outputs[0]).uses():
+                return OUTPUT_OF_MODEL
+            return reason
+        if any(value is None for value in self._data_inputs(node)):
+            return "an input is missing"
+        if all(is_constant(value) for value in self._data_inputs(node)):
+            return "it reads constants only"
+        if kind is Kind.MOVING:
+            return _reason_by_moving_form(node)
+        for value in self._data_inputs(node):
+            if is_constant(value) and value is not None and value.dtype != ir.DataType.FLOAT:
+                return f"it combines {value.dtype}, not float32"
+        return None
+
+    def _reason_by_neighbours(self, node: ir.Node) -> str | None:
+        kind = OPERATORS[node.op_type].kind
+        if kind is Kind.LAYER:
+            return None
+        finals = [self._final(output) for output in node.outputs]
+        if kind is Kind.MOVING:
+            if all(self._read_by_integers_only(final) for final in finals):
+                return None
+            if self._emits(node.inputs[0]) and any(self._read_by_integers(final) for final in finals):
+                return None
+            return "float nodes read what it moves"
+        emitted = [self._emits(value) for value in self._data_inputs(node) if not is_constant(value)]
+        if 2 * sum(emitted) < len(emitted):
+            return "most of what it reads comes from float nodes"
+        if not any(self._read_by_integers(final) for final in finals):
+            return "nothing behind it reads integers"
+        return None
+
+    # --- the neighbourhood of a value
+
+    def _data_inputs(self, node: ir.Node) -> list[ir.Value | None]:
+        positions = OPERATORS[node.op_type].data_inputs
+        return list(node.inputs) if positions is None else [node.inputs[i] for i in positions if i < len(node.inputs)]
+
+    def _reads_as_data(self, node: ir.Node, index: int) -> bool:
+        positions = OPERATORS[node.op_type].data_inputs
+        return positions is None or index in positions
+
+    def _final(self, value: ir.Value) -> ir.Value:
+        """Follows a value through the clamping operators that its Q will absorb."""
+        while (reader := sole_consumer(value)) is not None and self._absorbed(reader) and reader.inputs[0] is value:
+            value = reader.outputs[0]
+        return value
+
+    def _head(self, value: ir.Value) -> ir.Value:
+        """Goes back through clamping operators that are absorbed, to what made the value."""
+        while (maker := value.producer()) is not None and self._absorbed(maker):
+            source = maker.inputs[0]
+            if source is None or sole_consumer(source) is not maker:
+                break
+            value = source
+        return value
+
+    def _absorbed(self, node: ir.Node) -> bool:
+        if node.domain != "" or node.graph is not self.graph or self.scheme.activations.symmetric:
+            return False
+        if node.op_type == "Relu":
+            return True
+        if node.op_type != "Clip":
+            return False
+        bounds = [value for value in node.inputs[1:] if value is not None]
+        if not all(is_constant(value) for value in bounds):
+            return False
+        low, high = clip_bounds(node)
+        return low <= 0.0 <= high
+
+    def _emits(self, value: ir.Value | None) -> bool:
+        """Tells whether a value leaves its node as integers."""
+        if value is None:
+            return False
+        head = self._head(value)
+        maker = head.producer()
+        if maker is None or maker not in self.integer:
+            return False
+        operator = OPERATORS[maker.op_type]
+        if operator.kind is Kind.MOVING:
+            return self._emits(maker.inputs[0])
+        if operator.needs_integer_output:
+            return True
+        final = self._final(head)
+        if not self._read_by_integers_only(final):
+            return False
+        # The bias behind a MatMul is better added before rounding than after.
+        return maker.op_type != "MatMul" or all(
+            OPERATORS[use.node.op_type].kind is not Kind.ELEMENTWISE for use in final.uses()
+        )
+
+    def _read_by_integers(self, value: ir.Value) -> bool:
+        return any(use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses())
+
+    def _read_by_integers_only(self, value: ir.Value) -> bool:
+        return not value.is_graph_output() and all(
+            use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses()
+        )
+
+    # --- the plan
+
+    def activations(self) -> dict[str, ActivationPlan]:
+        """Plans every tensor that an integer node reads or leaves as integers."""
+        found: dict[ir.Value, None] = {}
+        for node in self.graph:
+            if node not in self.integer:
+                continue
+            for value in self._data_inputs(node):
+                if value is not None and not is_constant(value):
+                    found[value] = None
+            for output in node.outputs:
+                if self._emits(output) or OPERATORS[node.op_type].kind is Kind.MOVING:
+                    found[self._final(output)] = None
+        return {_value_name(value): self._activation(value) for value in found}
+
+    def _activation(self, value: ir.Value) -> ActivationPlan:
+        maker = self._head(value).producer()
+        everyone = self._emits(value) or (maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING)
+        readers = {
+            _name(use.node)
+            for use in value.uses()
+            if use.node in self.integer and self._reads_as_data(use.node, use.idx)
+        }
+        return ActivationPlan(
+            tensor=_value_name(value),
+            grid=self.scheme.activations,
+            source=_value_name(self._source(value)),
+            readers=None if everyone else frozenset(readers),
+        )
+
+    def _source(self, value: ir.Value) -> ir.Value:
+        """Goes back to where the values that are only moved around come from."""
+        maker = value.producer()
+        while maker is not None and maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING:
+            source = maker.inputs[0]
+            if source is None:
+                break
+            value, maker = source, source.producer()
+        return value
+
+    def weights(self) -> dict[str, WeightPlan]:
+        """Plans every constant that an integer node reads as data."""
+        wishes: dict[str, list[tuple[str, Grid, Granularity]]] = {}
+        for node in self.graph:
+            if node not in self.integer:
+                continue
+            is_layer = OPERATORS[node.op_type].kind is Kind.LAYER
+            for index, value in enumerate(self._data_inputs(node)):
+                if value is None or not is_constant(value):
+                    continue
+                if is_layer and index == 1:
+                    granularity = weight_granularity(node, per_channel=self.scheme.per_channel)
+                    wish = (_name(node), self.scheme.weights, granularity)
+                else:
+                    # An element-wise kernel reads both operands in one type, and so does MatMul its first.
+                    wish = (_name(node), self.scheme.activations, PerTensor())
+                wishes.setdefault(_value_name(value), []).append(wish)
+        return {tensor: _agreed(tensor, wanted) for tensor, wanted in wishes.items()}
+
+    def biases(self) -> dict[str, BiasPlan]:
+        """Plans the bias of every integer layer that has one."""
+        plans = {}
+        for node in self.graph:
+            if node not in self.integer or OPERATORS[node.op_type].kind is not Kind.LAYER or len(node.inputs) < 3:
+                continue
+            activation, weight, bias = node.inputs[:3]
+            if activation is not None and weight is not None and bias is not None:
+                plans[_name(node)] = BiasPlan(
+                    tensor=_value_name(bias),
+                    node=_name(node),
+                    activation=_value_name(activation),
+                    weight=_value_name(weight),
+                )
+        return plans
+
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Names every node that stays float although it computes floats."""
+        found = []
+        for node in ir.traversal.RecursiveGraphIterator(self.graph):
+            if node in self.integer or (node.op_type in ("Relu", "Clip") and self._is_absorbed_here(node)):
+                continue
+            if not any(output.dtype in (None, ir.DataType.FLOAT) for output in node.outputs):
+                continue
+            if node.graph is not self.graph:
+                reason = "it is inside a branch or a loop"
+            else:
+                reason = self.reasons.get(node, f"onnxruntime has no integer kernel for {node.op_type}")
+            found.append(Skipped(node=_name(node), operator=node.op_type, reason=reason))
+        return tuple(found)
+
+    def _is_absorbed_here(self, node: ir.Node) -> bool:
+        return self._absorbed(node) and self._emits(node.outputs[0])
+
+
+def clip_bounds(node: ir.Node) -> tuple[float, float]:
+    """Returns the constant bounds of a Clip; infinite where it has none."""
+    low = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+    high = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
+
+
+def _reason_by_moving_form(node: ir.Node) -> str | None:
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        if mode is not None and mode.as_string() != "nearest":
+            return f"onnxruntime resizes integers in nearest mode only, not {mode.as_string()}"
+    if node.op_type == "MaxPool" and len(node.outputs) > 1:
+        return "it returns indices as well"
+    return None
+
+
+def _agreed(tensor: str, wishes: list[tuple[str, Grid, Granularity]]) -> WeightPlan:
+    """Settles on one form for a tied tensor: where its readers differ, the one that serves them all."""
+    grids, granularities = {wish[1] for wish in wishes}, {wish[2] for wish in wishes}
+    return WeightPlan(
+        tensor=tensor,
+        grid=wishes[0][1] if len(grids) == 1 else next(wish[1] for wish in wishes if not wish[1].signed),
+        granularity=granularities.pop() if len(granularities) == 1 else PerTensor(),
+        nodes=tuple(dict.fromkeys(wish[0] for wish in wishes)),
+    )
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or ""
+
+
+def _value_name(value: ir.Value) -> str:
+    return value.name or ""

@@ -1,0 +1,132 @@
+"""The decisions that lead from a float graph to a quantized one, all made before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calib.granularity import Granularity
+from calib.grid import Grid
+from qtool.errors import InputError
+from qtool.schemes import Scheme
+from qtool.selection import Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationPlan:
+    """Quantizes a tensor that is computed at run time.
+
+    Attributes:
+        tensor: its name.
+        grid: the integers it becomes.
+        source: the tensor whose statistics and parameters it shares; itself, unless operators that only move values
+            around stand between the two.
+        readers: names of the nodes that read its dequantized form; all others keep reading the float tensor.
+            None when every reader does, the graph's output included.
+    """
+
+    tensor: str
+    grid: Grid
+    source: str
+    readers: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPlan:
+    """Stores a constant as integers.
+
+    Attributes:
+        tensor: its name.
+        grid: the integers it becomes.
+        granularity: one scale, or one a channel.
+        nodes: names of the nodes that read it.
+    """
+
+    tensor: str
+    grid: Grid
+    granularity: Granularity
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BiasPlan:
+    """Stores a bias as int32 on the scale of its node's products: scale of the input times scale of the weight.
+
+    Attributes:
+        tensor: its name.
+        node: the node that adds it.
+        activation: the node's quantized input.
+        weight: the node's quantized weight.
+    """
+
+    tensor: str
+    node: str
+    activation: str
+    weight: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Says why a node stays float.
+
+    Attributes:
+        node: its name.
+        operator: its type.
+        reason: for a person to read.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that will be quantized, and everything that will not.
+
+    Attributes:
+        activations: by tensor name, in graph order.
+        weights: by tensor name, in graph order.
+        biases: by node name, in graph order.
+        integer_nodes: operator type by name of the nodes that are to run on integers.
+        skipped: nodes that could have run on integers, with the reason why they do not.
+    """
+
+    activations: Mapping[str, ActivationPlan]
+    weights: Mapping[str, WeightPlan]
+    biases: Mapping[str, BiasPlan]
+    integer_nodes: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose statistics the plan needs, in graph order."""
+        return tuple(dict.fromkeys(activation.source for activation in self.activations.values()))
+
+
+def build_plan(model: ir.Model, scheme: Scheme, selection: Selection) -> Plan:
+    """Decides about every tensor of a prepared model, from its graph alone.
+
+    Raises:
+        InputError: the model is quantized already, or nothing in it can be quantized.
+        UsageError: a pattern of ``selection`` matches nothing.
+    """
+    from qtool.placement.onnxruntime_cpu import place
+
+    nodes = list(model.graph)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in nodes):
+        raise InputError(
+            "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
+        )
+    selection.check(nodes)
+    plan = place(model.graph, scheme, selection)
+    if not plan.integer_nodes:
+        reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in plan.skipped})
+        why = f" ({'; '.join(reasons[:3])})" if reasons else ""
+        raise InputError(
+            f"nothing in the model can be quantized{why}",
+            fix="quantize a model with Conv, Gemm or MatMul layers, or loosen --include and --exclude",
+        )
+    return plan

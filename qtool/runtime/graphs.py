@@ -1,0 +1,45 @@
+"""Opens graphs that are not files yet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool.runtime.session import Level, Session
+
+# A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
+_LARGEST_MESSAGE_BYTES = 1_800_000_000
+
+
+@contextmanager
+def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all") -> Iterator[Session]:
+    """Yields a session on ``model``; goes through a temporary file where the model is too large for one message.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load the model.
+    """
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) < (
+        _LARGEST_MESSAGE_BYTES
+    ):
+        yield Session(ir.to_proto(model).SerializeToString(), threads=threads, level=level)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        yield Session(path, threads=threads, level=level)
+
+
+@contextmanager
+def watching(model: ir.Model, tensors: Sequence[str]) -> Iterator[ir.Model]:
+    """Yields ``model`` with exactly ``tensors`` as its outputs, and gives it its own outputs back at the end."""
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    outputs = list(model.graph.outputs)
+    model.graph.outputs[:] = [values[name] for name in tensors]
+    try:
+        yield model
+    finally:
+        model.graph.outputs[:] = outputs

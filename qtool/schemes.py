@@ -1,0 +1,33 @@
+"""What a person decides about quantization, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from calib.grid import Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """Says which integers tensors become.
+
+    Attributes:
+        activations: the grid of activations, always one scale a tensor.
+        weights: the grid of weights.
+        per_channel: whether weights get one scale an output channel, where the operator can read that.
+    """
+
+    activations: Grid
+    weights: Grid
+    per_channel: bool = True
+
+
+# x86 runs u8 activations by s8 weights 1.6 to 2.4 times faster than float; s8 by s8 hardly faster than float.
+PRESETS: Mapping[str, Scheme] = {
+    "x86": Scheme(
+        activations=Grid(bits=8, signed=False, symmetric=False),
+        weights=Grid(bits=8, signed=True, symmetric=True),
+    ),
+}
+DEFAULT_PRESET = "x86"

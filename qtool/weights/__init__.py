@@ -1,0 +1,1 @@
+"""How float weights become integers: one algorithm a file."""

@@ -1,0 +1,112 @@
+"""Rounds every weight to the nearest integer of its channel's grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.affine import SMALLEST_SCALE, AffineParams, params_from_ranges, quantize
+from calib.granularity import Granularity, PerChannel
+from calib.grid import Grid
+from qtool.errors import InputError
+
+# A bias of 2^30 leaves an int32 accumulator as much room again for the products.
+_LARGEST_BIAS = 2.0**30
+# A channel without weights is its bias alone: 24 bits hold that as exactly as float32 does.
+_DEAD_CHANNEL_BIAS = 2.0**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """Holds a weight as integers.
+
+    Attributes:
+        integers: the grid's dtype, the weight's shape.
+        params: scale and zero point, one or one a channel.
+        dead_channels: channels without a weight other than zero.
+        widened_channels: channels whose scale had to grow for the bias to fit into int32.
+    """
+
+    integers: npt.NDArray[Any]
+    params: AffineParams
+    dead_channels: tuple[int, ...] = ()
+    widened_channels: tuple[int, ...] = ()
+
+
+def weight_params(
+    name: str, weight: npt.NDArray[np.floating[Any]], grid: Grid, granularity: Granularity
+) -> AffineParams:
+    """Returns the parameters whose grid spans each channel of ``weight`` from its smallest to its largest value.
+
+    Raises:
+        InputError: the weight holds NaN or infinity.
+    """
+    if not np.isfinite(weight).all():
+        raise InputError(
+            f"the weight '{name}' holds NaN or infinity", fix="mend the model, or keep its node float with --exclude"
+        )
+    if isinstance(granularity, PerChannel):
+        others = tuple(axis for axis in range(weight.ndim) if axis != granularity.axis)
+        return params_from_ranges(weight.min(axis=others), weight.max(axis=others), grid, granularity)
+    params = params_from_ranges(weight.min().reshape(1), weight.max().reshape(1), grid, granularity)
+    return replace(params, scale=params.scale.reshape(()), zero_point=params.zero_point.reshape(()))
+
+
+def round_to_nearest(
+    name: str,
+    weight: npt.NDArray[np.floating[Any]],
+    grid: Grid,
+    granularity: Granularity,
+    *,
+    bias: npt.NDArray[np.floating[Any]] | None = None,
+    input_scale: float = 1.0,
+) -> QuantizedWeight:
+    """Quantizes ``weight``, with scales that also let ``bias`` be stored as int32 on input scale times weight scale.
+
+    Args:
+        name: the tensor's name, for messages.
+        weight: any shape, float.
+        grid: the integers to use.
+        granularity: one scale, or one a channel.
+        bias: shape (channels,), or None.
+        input_scale: scale of the activations that the weight multiplies.
+
+    Raises:
+        InputError: the weight holds NaN or infinity.
+    """
+    params = weight_params(name, weight, grid, granularity)
+    dead: tuple[int, ...] = ()
+    widened: tuple[int, ...] = ()
+    if isinstance(granularity, PerChannel):
+        others = tuple(axis for axis in range(weight.ndim) if axis != granularity.axis)
+        is_dead = ~np.any(weight != 0, axis=others)
+        dead = tuple(int(channel) for channel in np.flatnonzero(is_dead))
+    else:
+        is_dead = np.asarray(not np.any(weight != 0))
+    if bias is not None:
+        largest = np.abs(bias.astype(np.float64))
+        if not isinstance(granularity, PerChannel):
+            largest = largest.max() if largest.size else np.float64(0.0)
+        scale = params.scale.astype(np.float64)
+        scale = np.where(is_dead & (largest > 0), largest / input_scale / _DEAD_CHANNEL_BIAS, scale)
+        needed = largest / input_scale / _LARGEST_BIAS
+        if isinstance(granularity, PerChannel):
+            widened = tuple(int(channel) for channel in np.flatnonzero((needed > scale) & ~is_dead))
+        scale = np.maximum(np.maximum(scale, needed), SMALLEST_SCALE)
+        params = replace(params, scale=scale.astype(np.float32))
+    return QuantizedWeight(
+        integers=quantize(weight, params), params=params, dead_channels=dead, widened_channels=widened
+    )
+
+
+def quantize_bias(
+    bias: npt.NDArray[np.floating[Any]], weight_scale: npt.NDArray[np.float32], input_scale: float
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Returns the bias as int32, shape (channels,), and its scale, that of the products it is added to."""
+    scale = (np.float32(input_scale) * weight_scale).astype(np.float32)
+    limit = 2.0**31 - 1
+    integers = np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
+    return integers, scale
