@@ -1,0 +1,1 @@
+"""One kind of data a file; ``calib.dataset.open_dataset`` picks the kind."""

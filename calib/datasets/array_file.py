@@ -1,0 +1,135 @@
+"""One ``.npz`` or ``.npy`` file whose first axis holds the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from calib.datasets.base import Remark
+from calib.datasets.batching import Chunk, Window, batches, window_for
+from calib.datasets.matching import check_dtype, check_names, check_shape, conform, only_input
+from calib.datasets.stored import StoredArray, open_npy, open_npz
+from calib.errors import CalibError
+from calib.specs import Array, TensorSpec
+
+
+class ArrayFile:
+    """Streams the rows of the arrays in one file.
+
+    An array with the rank of its input gives one sample a row. One with a rank more gives the input's whole value
+    a row (states, scalars); such rows are fed one by one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the headers of the arrays, none of their values.
+
+        Raises:
+            CalibError: the file is damaged, holds nothing, or arrays of different length.
+        """
+        self._where = path.name
+        if path.suffix.lower() == ".npy":
+            self._arrays = {"": open_npy(path)}
+        else:
+            self._arrays = open_npz(path)
+        rows = {name: array.shape[0] for name, array in self._samples().items()}
+        if not rows:
+            raise CalibError(f"{path} holds no array with a samples axis", fix="numpy.savez it with one row a sample")
+        name, count = next(iter(rows.items()))
+        for other, other_count in rows.items():
+            if other_count != count:
+                raise CalibError(
+                    f"the arrays in {path} differ in length: '{name}' has {count} rows, '{other}' {other_count}",
+                    fix="give each one row a sample; begin the names of arrays that are no inputs with '_'",
+                )
+        self._count = count
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return self._count
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Describes the arrays that may be inputs."""
+        return tuple(
+            TensorSpec(name, array.dtype, (None, *array.shape[1:])) for name, array in self._samples().items()
+        )
+
+    def array(self, name: str) -> Array | None:
+        """Loads one array whole; see ``Dataset.array``."""
+        stored = self._arrays.get(name)
+        if stored is None:
+            return None
+        if stored.shape[:1] != (self.count,):
+            raise CalibError(
+                f"{stored.label} has the shape {stored.shape}, the data {self.count} samples",
+                fix="give it one row a sample",
+            )
+        return stored.load()
+
+    def feeds(
+        self,
+        inputs: Sequence[TensorSpec],
+        *,
+        batch_size: int = 1,
+        limit: int | None = None,
+        skip: int = 0,
+        remark: Remark | None = None,
+    ) -> Iterator[dict[str, Array]]:
+        """Streams batches; see ``Dataset.feeds``."""
+        stored = self._matched(inputs)
+        whole = {spec.name for spec in inputs if _is_whole(stored[spec.name], spec)}
+        window = window_for(
+            [_as_row(spec, whole) for spec in inputs],
+            batch_size=batch_size,
+            limit=limit,
+            skip=skip,
+            count=self.count,
+            where=self._where,
+        )
+        if whole and window.batch_size > 1:
+            raise CalibError(
+                f"each row of '{min(whole)}' in {self._where} is the input's whole value, so rows cannot share a batch",
+                fix="use a batch size of 1, and give the other arrays a whole value a row as well",
+            )
+        for spec in inputs:
+            shape = stored[spec.name].shape
+            check_dtype(stored[spec.name].dtype, spec, self._where)
+            check_shape(shape[1:] if spec.name in whole else shape, spec, self._where)
+        chunks = self._chunks(inputs, stored, whole, window)
+        return batches(chunks, window, where=self._where, remark=remark)
+
+    def _samples(self) -> dict[str, StoredArray]:
+        return {name: array for name, array in self._arrays.items() if not name.startswith("_") and array.shape}
+
+    def _matched(self, inputs: Sequence[TensorSpec]) -> dict[str, StoredArray]:
+        if "" in self._arrays:
+            return {only_input(inputs, self._where).name: self._arrays[""]}
+        check_names(inputs, self._samples(), self._where)
+        return {spec.name: self._arrays[spec.name] for spec in inputs}
+
+    def _chunks(
+        self, inputs: Sequence[TensorSpec], stored: dict[str, StoredArray], whole: set[str], window: Window
+    ) -> Iterator[Chunk]:
+        rows, stop = window.batch_size, window.stop(self.count)
+        with ExitStack() as stack:
+            streams = {
+                spec.name: stack.enter_context(closing(stored[spec.name].chunks(rows, start=window.skip, stop=stop)))
+                for spec in inputs
+            }
+            for first in range(window.skip, stop, rows):
+                arrays = {}
+                for spec in inputs:
+                    value = conform(next(streams[spec.name]), spec, self._where, first)
+                    arrays[spec.name] = value[0] if spec.name in whole else value
+                yield Chunk(arrays=arrays, rows=None if whole else len(next(iter(arrays.values()))))
+
+
+def _is_whole(array: StoredArray, spec: TensorSpec) -> bool:
+    return spec.shape is not None and len(array.shape) == len(spec.shape) + 1
+
+
+def _as_row(spec: TensorSpec, whole: set[str]) -> TensorSpec:
+    """Returns the input as it is fed one row at a time: a whole value fixes no batch size."""
+    return replace(spec, shape=(None,)) if spec.name in whole else spec
