@@ -106,6 +106,7 @@ def test_the_grid_does_not_reach_a_whole_step_past_the_span(span: Range, grid: G
         assert params.range.high <= high + step
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @given(_SPANS, _GRIDS, st_numpy.arrays(np.float32, 8, elements=_REAL))
 def test_quantize_keeps_the_order_of_values(span: Range, grid: Grid, values: npt.NDArray[np.float32]) -> None:
     integers = quantize(np.sort(values), params_from_range(span, grid)).astype(np.int64)
