@@ -176,7 +176,7 @@ def _wide_pairs(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.fl
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
 
 
 def _cosine(product: float, signal: float, energy: float) -> float:

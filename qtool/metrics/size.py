@@ -1,0 +1,44 @@
+"""How much room a model takes on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool.errors import InputError
+
+
+def model_bytes(path: Path) -> int:
+    """Returns the bytes of an ONNX file and of every file its weights lie in, each counted once.
+
+    Raises:
+        InputError: it is no ONNX model, or a file with its weights is missing.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's errors share no base class over its versions
+        raise InputError(f"{path} is not an ONNX model, or is damaged", fix="export or copy it again") from error
+    total = path.stat().st_size
+    for location in sorted({os.fspath(tensor.location) for tensor in _external_tensors(model)}):
+        part = path.parent / location
+        if not part.is_file():
+            raise InputError(
+                f"{part}, which holds weights of {path.name}, does not exist",
+                fix="copy it beside the model, under this name",
+            )
+        total += part.stat().st_size
+    return total
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
