@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,9 +52,7 @@ class ArrayFile:
 
     def specs(self) -> tuple[TensorSpec, ...]:
         """Describes the arrays that may be inputs."""
-        return tuple(
-            TensorSpec(name, array.dtype, (None, *array.shape[1:])) for name, array in self._samples().items()
-        )
+        return tuple(TensorSpec(name, array.dtype, (None, *array.shape[1:])) for name, array in self._samples().items())
 
     def array(self, name: str) -> Array | None:
         """Loads one array whole; see ``Dataset.array``."""
@@ -112,18 +110,32 @@ class ArrayFile:
     def _chunks(
         self, inputs: Sequence[TensorSpec], stored: dict[str, StoredArray], whole: set[str], window: Window
     ) -> Iterator[Chunk]:
-        rows, stop = window.batch_size, window.stop(self.count)
-        with ExitStack() as stack:
-            streams = {
-                spec.name: stack.enter_context(closing(stored[spec.name].chunks(rows, start=window.skip, stop=stop)))
-                for spec in inputs
-            }
-            for first in range(window.skip, stop, rows):
-                arrays = {}
-                for spec in inputs:
-                    value = conform(next(streams[spec.name]), spec, self._where, first)
-                    arrays[spec.name] = value[0] if spec.name in whole else value
-                yield Chunk(arrays=arrays, rows=None if whole else len(next(iter(arrays.values()))))
+        stop = window.stop(self.count)
+        rows = row_chunks(stored, inputs, start=window.skip, stop=stop, rows=window.batch_size, where=self._where)
+        for chunk in rows:
+            if whole:
+                arrays = {name: value[0] if name in whole else value for name, value in chunk.arrays.items()}
+                yield Chunk(arrays=arrays, rows=None)
+            else:
+                yield chunk
+
+
+def row_chunks(
+    stored: Mapping[str, StoredArray], inputs: Sequence[TensorSpec], *, start: int, stop: int, rows: int, where: str
+) -> Iterator[Chunk]:
+    """Yields rows ``start`` to ``stop`` of the arrays side by side, ``rows`` at a time.
+
+    Raises:
+        CalibError: a file is damaged, or a value is NaN, infinite or does not fit the input's type.
+    """
+    with ExitStack() as stack:
+        streams = {
+            spec.name: stack.enter_context(closing(stored[spec.name].chunks(rows, start=start, stop=stop)))
+            for spec in inputs
+        }
+        for first in range(start, stop, rows):
+            arrays = {spec.name: conform(next(streams[spec.name]), spec, where, first) for spec in inputs}
+            yield Chunk(arrays=arrays, rows=min(rows, stop - first))
 
 
 def _is_whole(array: StoredArray, spec: TensorSpec) -> bool:

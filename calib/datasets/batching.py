@@ -94,7 +94,9 @@ def is_one_batch_axis(inputs: Sequence[TensorSpec]) -> bool:
     return len(fixed) == 0 or len(firsts) == 1
 
 
-def batches(chunks: Iterator[Chunk], window: Window, *, where: str, remark: Remark | None) -> Iterator[dict[str, Array]]:
+def batches(
+    chunks: Iterator[Chunk], window: Window, *, where: str, remark: Remark | None
+) -> Iterator[dict[str, Array]]:
     """Yields batches of ``window.batch_size``; samples of different shapes never share one.
 
     Whole feeds pass as they are and count as one sample. ``chunks`` start after ``window.skip`` and end by

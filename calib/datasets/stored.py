@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class StoredArray:
             flat = _read_values(stream, self.dtype, math.prod(self.shape), self.label)
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
-    def chunks(self, rows: int, *, start: int, stop: int) -> Iterator[Array]:
+    def chunks(self, rows: int, *, start: int, stop: int) -> Generator[Array, None, None]:
         """Yields rows ``start`` to ``stop``, ``rows`` at a time; holds no more of the array than that.
 
         Raises:
@@ -80,7 +80,7 @@ class StoredArray:
                 flat = _read_values(stream, self.dtype, count * row_values, self.label)
                 yield flat.reshape(count, *self.shape[1:])
 
-    def _strided_chunks(self, rows: int, *, start: int, stop: int) -> Iterator[Array]:
+    def _strided_chunks(self, rows: int, *, start: int, stop: int) -> Generator[Array, None, None]:
         """Yields rows that lie scattered over the file, through a memory map of the plain values on disk."""
         with reading(self.path), tempfile.TemporaryFile() as plain:
             with self.open() as stream:
@@ -190,7 +190,7 @@ def _read_values(stream: IO[bytes], dtype: np.dtype[Any], count: int, label: str
     values = np.empty(count, dtype)
     if values.nbytes == 0:
         return values
-    view = memoryview(values.view(np.uint8))
+    view = values.view(np.uint8).data
     filled = 0
     while filled < len(view):
         part = stream.read(len(view) - filled)
