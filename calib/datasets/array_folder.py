@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.datasets.array_file import row_chunks
 from calib.datasets.arranging import Arrangement, arrange
+from calib.datasets.array_file import row_chunks
 from calib.datasets.base import Remark
 from calib.datasets.batching import Chunk, Window, batches, window_for
 from calib.datasets.listing import side_array
