@@ -59,6 +59,9 @@ class TensorStatistics:
         maximum_sum: sum over batches of each batch's largest value.
         minimum_square_sum: sum over batches of its square.
         maximum_square_sum: sum over batches of its square.
+        channel_axis: the axis whose channels are summed, from the front or, negative, from the end; None for none.
+        channel_sums: float64, (channels,): sum of each channel's values; empty until a batch came.
+        channel_values: how many values of each channel were summed.
         counts: int64, (BINS,): counted values by bin.
     """
 
@@ -71,6 +74,9 @@ class TensorStatistics:
     maximum_sum: float = 0.0
     minimum_square_sum: float = 0.0
     maximum_square_sum: float = 0.0
+    channel_axis: int | None = None
+    channel_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    channel_values: int = 0
     # Untouched pages of a fresh zeros() take no memory, so a tensor pays only for the magnitudes it has.
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
@@ -101,6 +107,34 @@ class TensorStatistics:
         np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
         return True
 
+    def add_channels(self, batch: npt.NDArray[np.floating[Any]]) -> bool:
+        """Adds up each channel of a batch with the tensor's own axes.
+
+        Channels that change in number between batches have no mean: then no sums are kept, as for a tensor without
+        such an axis.
+
+        Returns:
+            Whether ``channel_axis`` still has channels.
+        """
+        axis = self.channel_axis
+        if axis is None or not -batch.ndim <= axis < batch.ndim:
+            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+            return False
+        others = tuple(other for other in range(batch.ndim) if other != axis % batch.ndim)
+        # float32 partial sums of one batch are exact enough; the long run is summed in float64.
+        sums = batch.sum(axis=others, dtype=np.float32).astype(np.float64)
+        if self.channel_values and sums.shape != self.channel_sums.shape:
+            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+            return False
+        self.channel_sums = sums if self.channel_values == 0 else self.channel_sums + sums
+        self.channel_values += batch.size // max(sums.size, 1)
+        return True
+
+    @property
+    def channel_means(self) -> npt.NDArray[np.float64] | None:
+        """The mean of each channel, float64, (channels,); None where channels were not summed."""
+        return None if self.channel_values == 0 else self.channel_sums / self.channel_values
+
     def merge(self, other: TensorStatistics) -> None:
         """Adds what another pass saw of the same tensor."""
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
@@ -112,6 +146,13 @@ class TensorStatistics:
         self.minimum_square_sum += other.minimum_square_sum
         self.maximum_square_sum += other.maximum_square_sum
         self.counts += other.counts
+        if self.channel_axis == other.channel_axis and self.channel_values == 0:
+            self.channel_sums, self.channel_values = other.channel_sums.copy(), other.channel_values
+        elif self.channel_axis == other.channel_axis and self.channel_sums.shape == other.channel_sums.shape:
+            self.channel_sums = self.channel_sums + other.channel_sums
+            self.channel_values += other.channel_values
+        elif other.values:
+            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
 
     def histogram(self) -> Histogram:
         """Returns the occupied bins in order of value; the outermost end at the exact extremes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -12,6 +13,8 @@ from calib.grid import Grid
 from qtool.errors import InputError
 from qtool.schemes import Scheme
 from qtool.selection import Selection
+
+NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class Plan:
         biases: by node name, in graph order.
         integer_nodes: operator type by name of the nodes that are to run on integers.
         skipped: nodes that could have run on integers, with the reason why they do not.
+        channel_axes: by name of the tensors that layers read, the axis of the channels that weights multiply.
     """
 
     activations: Mapping[str, ActivationPlan]
@@ -99,15 +103,25 @@ class Plan:
     biases: Mapping[str, BiasPlan]
     integer_nodes: Mapping[str, str]
     skipped: tuple[Skipped, ...]
+    channel_axes: Mapping[str, int]
 
     @property
     def observed(self) -> tuple[str, ...]:
         """The tensors whose statistics the plan needs, in graph order."""
-        return tuple(dict.fromkeys(activation.source for activation in self.activations.values()))
+        sources = (activation.source for activation in self.activations.values())
+        return tuple(dict.fromkeys([*sources, *self.channel_axes]))
 
 
-def build_plan(model: ir.Model, scheme: Scheme, selection: Selection) -> Plan:
+def build_plan(
+    model: ir.Model, scheme: Scheme, selection: Selection, *, unfit: Mapping[str, str] = NOTHING_UNFIT
+) -> Plan:
     """Decides about every tensor of a prepared model, from its graph alone.
+
+    Args:
+        model: as ``prepare`` leaves it.
+        scheme: which integers tensors become.
+        selection: which nodes may be quantized.
+        unfit: tensors that data has shown to be unfit for integers, each with the reason.
 
     Raises:
         InputError: the model is quantized already, or nothing in it can be quantized.
@@ -121,7 +135,7 @@ def build_plan(model: ir.Model, scheme: Scheme, selection: Selection) -> Plan:
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
         )
     selection.check(nodes)
-    plan = place(model.graph, scheme, selection)
+    plan = place(model.graph, scheme, selection, unfit)
     if not plan.integer_nodes:
         reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in plan.skipped})
         why = f" ({'; '.join(reasons[:3])})" if reasons else ""

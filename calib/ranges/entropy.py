@@ -13,6 +13,8 @@ from calib.grid import Grid
 from calib.statistics import Histogram, TensorStatistics
 
 _CANDIDATES = 128
+# The histogram's bin of exact zeros also holds what is below float32's smallest normal number.
+_TINY = 1.5e-38
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class Entropy:
         if low == high:
             return Range(statistics.minimum, statistics.maximum)
         edges = np.linspace(low, high, self.bins + 1)
-        counts = _spread_evenly(statistics.histogram(), edges)
+        counts = _spread_evenly(_without_zeros(statistics.histogram()), edges)
+        if not counts.any():
+            return Range(low, high)
         reach = max(-low, high)
         levels = grid.high - grid.low + 1
         best, best_divergence = Range(low, high), np.inf
@@ -55,6 +59,12 @@ class Entropy:
             if divergence < best_divergence:
                 best, best_divergence = Range(float(edges[first]), float(edges[last])), divergence
         return best
+
+
+def _without_zeros(histogram: Histogram) -> Histogram:
+    """Leaves out exact zeros: every grid holds them exactly, and the peak of a ReLU would outweigh all the rest."""
+    is_zero = (np.abs(histogram.low) < _TINY) & (np.abs(histogram.high) < _TINY)
+    return Histogram(histogram.low, histogram.high, np.where(is_zero, 0, histogram.counts))
 
 
 def _spread_evenly(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

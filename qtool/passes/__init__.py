@@ -20,4 +20,5 @@ PREPARE_PASSES: Mapping[str, str] = {
     "matmul-add-to-gemm": "qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
     "mean-to-pool": "qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
     "tidy": "qtool.passes.normalize:Tidy",
+    "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }

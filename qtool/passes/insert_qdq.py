@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.affine import AffineParams
@@ -79,7 +80,7 @@ def _insert_weight(graph: ir.Graph, value: ir.Value, weight: QuantizedWeight, re
 
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, params: AffineParams) -> None:
-    name = value.name
+    name = plan.tensor
     uses = [
         use
         for use in value.uses()
@@ -89,7 +90,8 @@ def _insert_pair(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, params:
     zero_point = _shared_constant(graph, f"{plan.source}_zero_point", params.zero_point)
     quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_QuantizeLinear")
     quantized = quantize.outputs[0]
-    quantized.name, quantized.shape, quantized.dtype = f"{name}_quantized", value.shape, zero_point.dtype
+    quantized.name, quantized.shape = f"{name}_quantized", value.shape
+    quantized.dtype = ir.DataType.from_numpy(params.zero_point.dtype)
     dequantize = ir.node("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_DequantizeLinear")
     _describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
     maker = value.producer()
@@ -112,7 +114,7 @@ def _is_data(node: ir.Node, index: int) -> bool:
     return positions is None or index in positions
 
 
-def _shared_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def _shared_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     existing = graph.initializers.get(name)
     return add_constant(graph, name, array) if existing is None else existing
 

@@ -8,6 +8,8 @@ largest set of nodes for which this holds all at once, found by taking away node
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from calib.granularity import Granularity, PerTensor
@@ -20,9 +22,12 @@ from qtool.schemes import Scheme
 from qtool.selection import Selection
 
 
-def place(graph: ir.Graph, scheme: Scheme, selection: Selection) -> Plan:
-    """Returns what to quantize in ``graph``, every node of which has a name."""
-    placement = _Placement(graph, scheme)
+def place(graph: ir.Graph, scheme: Scheme, selection: Selection, unfit: Mapping[str, str]) -> Plan:
+    """Returns what to quantize in ``graph``, every node of which has a name.
+
+    ``unfit`` gives the reasons of tensors that must stay float.
+    """
+    placement = _Placement(graph, scheme, unfit)
     placement.choose(selection)
     return Plan(
         activations=placement.activations(),
@@ -30,15 +35,17 @@ def place(graph: ir.Graph, scheme: Scheme, selection: Selection) -> Plan:
         biases=placement.biases(),
         integer_nodes={_name(node): node.op_type for node in graph if node in placement.integer},
         skipped=placement.skipped(),
+        channel_axes=placement.channel_axes(),
     )
 
 
 class _Placement:
     """Finds the integer nodes of one graph and reads the plan off them."""
 
-    def __init__(self, graph: ir.Graph, scheme: Scheme) -> None:
+    def __init__(self, graph: ir.Graph, scheme: Scheme, unfit: Mapping[str, str]) -> None:
         self.graph = graph
         self.scheme = scheme
+        self.unfit = unfit
         self.integer: set[ir.Node] = set()
         self.reasons: dict[ir.Node, str] = {}
 
@@ -50,7 +57,11 @@ class _Placement:
             operator = OPERATORS.get(node.op_type) if node.domain == "" else None
             if operator is None or operator.kind is Kind.CLAMPING:
                 continue
-            reason = selection.reason_to_skip(node) or self._reason_by_form(node, operator.kind)
+            reason = (
+                selection.reason_to_skip(node)
+                or self._reason_by_form(node, operator.kind)
+                or self._reason_by_values(node)
+            )
             if reason is None:
                 self.integer.add(node)
             else:
@@ -79,6 +90,12 @@ class _Placement:
         for value in self._data_inputs(node):
             if is_constant(value) and value is not None and value.dtype != ir.DataType.FLOAT:
                 return f"it combines {value.dtype}, not float32"
+        return None
+
+    def _reason_by_values(self, node: ir.Node) -> str | None:
+        for value in [*self._data_inputs(node), *(self._final(output) for output in node.outputs)]:
+            if value is not None and value.name in self.unfit:
+                return f"'{value.name}' {self.unfit[value.name]}"
         return None
 
     def _reason_by_neighbours(self, node: ir.Node) -> str | None:
@@ -241,6 +258,16 @@ class _Placement:
                     weight=_value_name(weight),
                 )
         return plans
+
+    def channel_axes(self) -> dict[str, int]:
+        """Returns, for every tensor that meets the weights of an integer layer, the axis that they multiply."""
+        axes: dict[str, int] = {}
+        for node in self.graph:
+            if node in self.integer and OPERATORS[node.op_type].kind is Kind.LAYER and is_constant(node.inputs[1]):
+                source = node.inputs[0]
+                if source is not None and not is_constant(source):
+                    axes.setdefault(_value_name(source), 1 if node.op_type == "Conv" else -1)
+        return axes
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Names every node that stays float although it computes floats."""

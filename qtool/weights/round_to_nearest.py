@@ -87,9 +87,8 @@ def round_to_nearest(
     else:
         is_dead = np.asarray(not np.any(weight != 0))
     if bias is not None:
-        largest = np.abs(bias.astype(np.float64))
-        if not isinstance(granularity, PerChannel):
-            largest = largest.max() if largest.size else np.float64(0.0)
+        magnitudes = np.abs(bias.astype(np.float64))
+        largest = magnitudes if isinstance(granularity, PerChannel) else np.asarray(magnitudes.max(initial=0.0))
         scale = params.scale.astype(np.float64)
         scale = np.where(is_dead & (largest > 0), largest / input_scale / _DEAD_CHANNEL_BIAS, scale)
         needed = largest / input_scale / _LARGEST_BIAS
