@@ -56,8 +56,9 @@ def collect(
 ) -> Collected:
     """Runs every batch once and gathers the statistics of ``tensors``.
 
-    Holds one batch at a time. Tensors named in ``channel_axes`` also get the sum of each channel along that axis. The histogram counts about ``COUNTED_VALUES`` values a sample of each tensor, evenly
-    spaced, or with ``exact`` every value.
+    Holds one batch at a time. The histogram counts about ``COUNTED_VALUES`` values a sample of each tensor, evenly
+    spaced, or with ``exact`` every value. Tensors named in ``channel_axes`` also get the sum of each channel along
+    that axis.
 
     Raises:
         CalibError: there was no data, or a tensor holds NaN.

@@ -41,7 +41,7 @@ def measure_memory(model: Path, feeds: Mapping[str, Array], *, threads: int = 0)
     with tempfile.TemporaryDirectory() as folder:
         batch = Path(folder) / "batch.npz"
         # Positions, not names: a name may hold what no file name can.
-        np.savez(batch, **{f"input{place}": value for place, value in enumerate(feeds.values())})
+        np.savez(batch, *feeds.values())
         task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads}
         done = subprocess.run(
             # -P: what lies in the working folder is no part of the search path.

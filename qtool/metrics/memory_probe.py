@@ -53,7 +53,7 @@ def _windows_peak() -> int | None:
 def _main() -> None:
     task = json.loads(sys.argv[1])
     with np.load(task["batch"]) as batch:
-        feeds = {name: batch[f"input{place}"] for place, name in enumerate(task["inputs"])}
+        feeds = {name: batch[f"arr_{place}"] for place, name in enumerate(task["inputs"])}
     before = peak_bytes()
     Session(Path(task["model"]), threads=task["threads"]).run(feeds)
     sys.stdout.write(json.dumps({"before": before, "peak": peak_bytes()}))
