@@ -23,7 +23,7 @@ class ExplicitBias(ir.passes.InPlacePass):
             if len(node.inputs) > 2 and node.inputs[2] is not None:
                 continue
             axis = 0 if node.op_type == "Conv" or integer_attribute(node, "transB", 0) else 1
-            channels = int(weight.shape[axis])
+            channels = weight.shape.numpy()[axis]
             node.resize_inputs(3)
             bias = add_constant(model.graph, f"{node.name}_zero_bias", np.zeros(channels, np.float32))
             node.replace_input_with(2, bias)

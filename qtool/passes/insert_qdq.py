@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -124,5 +125,5 @@ def _describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:
 
 
 def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    if not value.uses() and not value.is_graph_output() and value.name in graph.initializers:
-        del graph.initializers[value.name]
+    if not value.uses() and not value.is_graph_output() and value.name is not None:
+        graph.initializers.pop(value.name, None)

@@ -94,8 +94,9 @@ class _Placement:
 
     def _reason_by_values(self, node: ir.Node) -> str | None:
         for value in [*self._data_inputs(node), *(self._final(output) for output in node.outputs)]:
-            if value is not None and value.name in self.unfit:
-                return f"'{value.name}' {self.unfit[value.name]}"
+            reason = None if value is None else self.unfit.get(_value_name(value))
+            if value is not None and reason is not None:
+                return f"'{value.name}' {reason}"
         return None
 
     def _reason_by_neighbours(self, node: ir.Node) -> str | None:

@@ -1,8 +1,8 @@
 """Moves biases by what rounding the weights does to a layer's mean output.
 
-A layer whose weights W became W' computes W'x + b instead of Wx + b: on average it is off by (W' - W) E[x], which a new
-bias b + (W - W') E[x] takes back, at no cost at run time. Source: M. Nagel et al., Data-Free Quantization Through Weight
-Equalization and Bias Correction (ICCV 2019), section 4.2, with E[x] measured on data.
+A layer whose weights W became W' computes W'x + b instead of Wx + b: on average it is off by (W' - W) E[x], which a
+new bias b + (W - W') E[x] takes back, at no cost at run time. Source: M. Nagel et al., Data-Free Quantization Through
+Weight Equalization and Bias Correction (ICCV 2019), section 4.2, with E[x] measured on data.
 """
 
 from __future__ import annotations
