@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules.common import (
@@ -42,5 +43,6 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds what stays small; a large tensor that is made from a small one stays a computation."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
-        rewritten = RewritePass(_RULES)(model)
+        # The rules put an Identity in the place of what does nothing.
+        rewritten = ir.passes.Sequential(RewritePass(_RULES), common.IdentityEliminationPass())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -41,7 +41,7 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
     source = node.inputs[0]
-    pool = ir.node("GlobalAveragePool", [source], name=f"{node.name}_pool")
+    pool = ir.node("GlobalAveragePool", [source], name=node.name and f"{node.name}_pool")
     if integer_attribute(node, "keepdims", 1):
         replace_node(graph, node, pool)
         return

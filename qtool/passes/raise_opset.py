@@ -8,6 +8,8 @@ from onnxscript.version_converter import ConvertVersionPass
 from qtool.errors import InputError
 
 LOWEST_OPSET = 13
+# The file format that belongs to it; formats before 4 want every initializer among the inputs.
+_LOWEST_IR_VERSION = 7
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -28,6 +30,7 @@ class RaiseOpset(ir.passes.InPlacePass):
             raise _unconvertible(opset) from error
         if result.model.opset_imports.get("", 0) < LOWEST_OPSET:
             raise _unconvertible(opset)
+        result.model.ir_version = max(result.model.ir_version, _LOWEST_IR_VERSION)
         return result
 
 
