@@ -1,0 +1,54 @@
+# make demo    the main job on a real model: convert, calibrate, quantize, report
+# make test    the test suite
+# make lint    style, formatting and types
+# make bench   qtool beside onnxruntime's own quantizer: make bench MODELS=folder
+# make clean   removes what these made
+#
+# The first of them makes a virtual environment in .venv; PYTHON names the interpreter to make it with.
+
+PYTHON ?=
+VENV ?= .venv
+MODELS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := qtool calib formats samples benchmarks tests
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)
+	$(BIN)/python samples/01_main_job.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check $(SOURCES)
+	$(BIN)/python -m ruff format --check $(SOURCES)
+	$(BIN)/python -m mypy
+
+bench: $(STAMP)
+	@test -n "$(MODELS)" || { echo "say which models: make bench MODELS=folder"; exit 2; }
+	$(BIN)/python benchmarks/compare.py "$(MODELS)" --rival
+
+# The environment is made anew when what it should hold changes: no package of an older list stays behind.
+$(STAMP): pyproject.toml constraints.txt
+	@python=""; \
+	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python="$$candidate"; break; \
+	  elif test -n "$(PYTHON)"; then \
+	    break; \
+	  fi; \
+	done; \
+	if test -z "$$python"; then \
+	  echo "needs Python 3.11 or newer with venv: make PYTHON=/path/to/python3.12 (Debian: apt install python3-venv)"; \
+	  exit 2; \
+	fi; \
+	echo "making $(VENV) with $$python" && "$$python" -m venv --clear "$(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf "$(VENV)" demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
