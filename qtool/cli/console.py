@@ -32,8 +32,8 @@ class Console:
         """Chooses what goes where.
 
         Args:
-            json: stdout carries nothing but what ``json()`` prints; tables and text go to stderr.
-            quiet: only JSON, warnings and errors are printed.
+            json: stdout carries nothing but what ``json()`` and ``document()`` print; tables and text go to stderr.
+            quiet: only JSON, documents, warnings and errors are printed.
             debug: no bars, so that what libraries print stays readable.
         """
         self._quiet = quiet
@@ -96,7 +96,11 @@ class Console:
         Raises:
             ValueError: a number in it is infinite or not a number, which JSON does not have.
         """
-        sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.document(json_module.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def document(self, text: str) -> None:
+        """Prints ``text`` as it is, alone, to stdout, also when quiet."""
+        sys.stdout.write(text)
         sys.stdout.flush()
 
 

@@ -1,0 +1,168 @@
+"""The command that compares a quantized model with its float model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.options import (
+    DebugOption,
+    EvalDataOption,
+    ForceOption,
+    JsonOption,
+    LimitOption,
+    OutputDirOption,
+    PreprocessOption,
+    QuietOption,
+    ThreadsOption,
+)
+from qtool.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """The models and the data to report on."""
+
+    float_model: Path
+    quantized_model: Path
+    data: str
+
+
+def report(
+    float_model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FLOAT", help="The float model, .onnx. Default: that of the newest run.", show_default=False
+        ),
+    ] = None,
+    quantized_model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="QUANTIZED", help="The quantized model, .onnx. Default: that of the newest run.", show_default=False
+        ),
+    ] = None,
+    data: EvalDataOption = None,
+    preprocess: PreprocessOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="NAME", help="Array of class indices. Default: '_label', if any.", show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, help="Samples a run. Default: what the models fix, or 16.", show_default=False
+        ),
+    ] = None,
+    limit: LimitOption = None,
+    threads: ThreadsOption = 0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which both models are timed.")] = 25,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="CONDITION",
+            help="Exit with 1 if this holds, such as 'top1_drop > 0.5' or 'speedup < 1.3'; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the report as Markdown, alone, on stdout.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the report there too, .json or .md.", show_default=False
+        ),
+    ] = None,
+    output_dir: OutputDirOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compares a quantized model with its float model: outputs, accuracy, time, size and memory.
+
+    Without models, it reports on the newest run of `qtool quantize` in the output folder.
+    """
+    import json as json_module
+
+    from calib.datasets.images import Preprocess
+    from qtool.atomic import check_output, staged
+    from qtool.report.gates import enforce, parse_gate
+    from qtool.report.json import to_json
+    from qtool.report.markdown import to_markdown
+    from qtool.report.table import tables
+    from qtool.workflows.report import ReportRequest, compare
+
+    if json and markdown:
+        raise UsageError("--json and --markdown exclude each other", fix="choose one, and -o FILE for the other")
+    gates = tuple(parse_gate(text) for text in fail_if or ())
+    if output is not None:
+        _check_suffix(output)
+        check_output(output, force=force)
+    console = Console(json=json or markdown, quiet=quiet, debug=debug)
+    chosen = _choose(float_model, quantized_model, data, output_dir or Path())
+    request = ReportRequest(
+        float_model=chosen.float_model,
+        quantized_model=chosen.quantized_model,
+        data=chosen.data,
+        preprocess=None if preprocess is None else Preprocess.parse(preprocess),
+        labels=labels,
+        batch_size=batch_size,
+        limit=limit,
+        threads=threads,
+        rounds=rounds,
+        latency=not no_latency,
+        gates=gates,
+    )
+    result = compare(request, console.progress())
+    if output is not None:
+        as_json = json_module.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with staged(output) as part:
+            part.write_text(as_json if output.suffix == ".json" else to_markdown(result), encoding="utf-8")
+    if json:
+        console.json(to_json(result))
+    elif markdown:
+        console.document(to_markdown(result))
+    else:
+        for table in tables(result):
+            console.table(table.title, table.columns, table.rows, table.caption)
+    enforce(result, gates)
+
+
+def _check_suffix(output: Path) -> None:
+    if output.suffix not in (".json", ".md"):
+        raise UsageError(
+            f"the name of {output} does not say what to write there", fix="end it in .json or .md: -o report.json"
+        )
+
+
+def _choose(float_model: Path | None, quantized_model: Path | None, data: str | None, folder: Path) -> _Chosen:
+    """Takes what was given, and the rest from the newest manifest in ``folder``."""
+    if float_model is not None and quantized_model is None:
+        raise UsageError(
+            "only one model is given", fix="name both, float model first: qtool report FLOAT.onnx QUANTIZED.onnx"
+        )
+    if float_model is None or quantized_model is None:
+        from qtool.manifest import newest_manifest
+
+        manifest = newest_manifest(folder)
+        if manifest is None:
+            raise UsageError(
+                f"no model is given, and no run of `qtool quantize` has left its manifest in {folder.resolve()}",
+                fix="name both models: qtool report FLOAT.onnx QUANTIZED.onnx --data DATA",
+            )
+        float_model, quantized_model = float_model or manifest.float_model, quantized_model or manifest.quantized_model
+        data = data or manifest.data
+    if data is None:
+        raise UsageError(
+            "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
+        )
+    return _Chosen(float_model=float_model, quantized_model=quantized_model, data=data)

@@ -1,0 +1,1 @@
+"""What is known about a quantized model beside its float model, and the forms in which it is told."""
