@@ -22,15 +22,20 @@ def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all") -> It
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) < (
-        _LARGEST_MESSAGE_BYTES
-    ):
-        yield Session(ir.to_proto(model).SerializeToString(), threads=threads, level=level)
+    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as source:
+        yield Session(source, threads=threads, level=level)
+
+
+@contextmanager
+def saved(model: ir.Model, folder: Path) -> Iterator[Path | bytes]:
+    """Yields ``model`` in the form a session takes: as bytes, or where it is too large for that, as a file."""
+    constants = (value.const_value for value in model.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in constants if tensor is not None) < _LARGEST_MESSAGE_BYTES:
+        yield ir.to_proto(model).SerializeToString()
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
-        yield Session(path, threads=threads, level=level)
+    path = folder / "model.onnx"
+    ir.save(model, path, external_data="model.onnx.data")
+    yield path
 
 
 @contextmanager
