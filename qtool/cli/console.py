@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Wide enough that a table which goes to a file or a pipe is never folded.
 _UNFOLDED_COLUMNS = 1000
-_NUMBER = re.compile(r"[<>≤≥~±+−-]?\.?\d[\d,.]*(e[+-]?\d+)?(\s?(%|x|×|[a-zA-Zµ]{1,3}(/s)?))?$", re.IGNORECASE)
+# A number with its unit, and perhaps its range in brackets: 12, 1.3e-05, 97.90 %, 8,000 /s, 1.62x (1.60 to 1.65).
+_NUMBER = re.compile(r"[<>≤≥~±+−-]?\.?\d[\d,.]*(e[+-]?\d+)?(\s?(%|×|[a-zµ]{0,7}(/s)?))?( \(.*\))?$", re.IGNORECASE)
 
 
 class Console:

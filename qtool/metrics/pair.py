@@ -91,7 +91,7 @@ def _common(spec: TensorSpec, other: TensorSpec) -> TensorSpec:
         return spec if other.shape is None else other
     if len(spec.shape) != len(other.shape) or any(map(_clash, spec.shape, other.shape)):
         raise InputError(
-            f"the input '{spec.name}' has the shape {spec.shape} in the float model, {other.shape} in the quantized one",
+            f"the input '{spec.name}' is {spec.shape} in the float model, {other.shape} in the quantized one",
             fix="compare models that take the same data",
         )
     shape = tuple(

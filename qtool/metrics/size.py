@@ -15,12 +15,16 @@ def model_bytes(path: Path) -> int:
     """Returns the bytes of an ONNX file and of every file its weights lie in, each counted once.
 
     Raises:
-        InputError: it is no ONNX model, or a file with its weights is missing.
+        InputError: it does not exist, is no ONNX model, or a file with its weights is missing.
     """
+    if not path.is_file():
+        raise InputError(f"there is no model at {path}", fix="check the path")
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf's errors share no base class over its versions
-        raise InputError(f"{path} is not an ONNX model, or is damaged", fix="export or copy it again") from error
+        raise InputError(
+            f"{path} is not an ONNX model, or is damaged", fix="give an .onnx file, such as `qtool convert` makes"
+        ) from error
     total = path.stat().st_size
     for location in sorted({os.fspath(tensor.location) for tensor in _external_tensors(model)}):
         part = path.parent / location

@@ -17,6 +17,8 @@ from qtool.report.model import ModelReport, Report
 Need: TypeAlias = Literal["labels", "latency"]
 Value: TypeAlias = float | None
 
+_PERCENT_DIGITS = 9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
@@ -71,10 +73,10 @@ def _accuracy(model: Callable[[Report], ModelReport], top: Literal["top1", "top5
     return read
 
 
-def _difference(left: Callable[[Report], Value], right: Callable[[Report], Value]) -> Callable[[Report], Value]:
+def _drop(left: Callable[[Report], Value], right: Callable[[Report], Value]) -> Callable[[Report], Value]:
     def read(report: Report) -> Value:
         a, b = left(report), right(report)
-        return None if a is None or b is None else a - b
+        return None if a is None or b is None else round(a - b, _PERCENT_DIGITS)
 
     return read
 
@@ -120,7 +122,8 @@ def _speedup(which: Literal["median", "low", "high"]) -> Callable[[Report], Valu
 
 
 def _percent(share: float | None) -> Value:
-    return None if share is None else 100 * share
+    # Rounded far below what matters, so that a drop of 5 samples in 1000 is 0.5 and not 0.5000000000000004.
+    return None if share is None else round(100 * share, _PERCENT_DIGITS)
 
 
 def _float(report: Report) -> ModelReport:
@@ -168,10 +171,10 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "top1": _labelled(_TOP1, "%", "top-1 accuracy of the quantized model"),
     "top1_float": _labelled(_TOP1_FLOAT, "%", "top-1 accuracy of the float model"),
-    "top1_drop": _labelled(_difference(_TOP1_FLOAT, _TOP1), "points", "top-1 accuracy lost, in percentage points"),
+    "top1_drop": _labelled(_drop(_TOP1_FLOAT, _TOP1), "points", "top-1 accuracy lost, in percentage points"),
     "top5": _labelled(_TOP5, "%", "top-5 accuracy of the quantized model"),
     "top5_float": _labelled(_TOP5_FLOAT, "%", "top-5 accuracy of the float model"),
-    "top5_drop": _labelled(_difference(_TOP5_FLOAT, _TOP5), "points", "top-5 accuracy lost, in percentage points"),
+    "top5_drop": _labelled(_drop(_TOP5_FLOAT, _TOP5), "points", "top-5 accuracy lost, in percentage points"),
     "latency_ms": _timed(_latency(_quantized, "median"), "ms", "median time of one sample, quantized model"),
     "latency_float_ms": _timed(_latency(_float, "median"), "ms", "median time of one sample, float model"),
     "latency_p95_ms": _timed(_latency(_quantized, "p95"), "ms", "95th percentile of that time, quantized model"),
