@@ -2,9 +2,9 @@
 
 Run: python samples/train_mnist_cnn.py MNIST.npz [FOLDER]
 
-MNIST.npz holds ``train_image`` and ``test_image``, uint8 (digits, 28, 28), with ``train_label`` and ``test_label``. Into
-FOLDER (default: beside this script) it writes ``mnist_cnn.pth`` (the state dict), ``digits_calib.npz`` and
-``digits_eval.npz``. Seeded: the same machine and versions make the same weights. Takes a minute or two on two cores.
+MNIST.npz holds ``train_image`` and ``test_image``, uint8 (digits, 28, 28), with ``train_label`` and ``test_label``.
+Into FOLDER (default: beside this script) it writes ``mnist_cnn.pth`` (the state dict), ``digits_calib.npz`` and
+``digits_eval.npz``. Seeded: the same machine and versions make the same weights. Takes about a minute on two cores.
 """
 
 from __future__ import annotations
