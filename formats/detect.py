@@ -1,0 +1,202 @@
+"""Tells what a file is by its content; never unpickles anything and never trusts the suffix."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats import protobuf, safetensors_header
+from formats.errors import FormatError
+
+_HEAD_BYTES = 4096
+# The magic number of torch.save before version 1.6, pickled as a long of ten bytes.
+_LEGACY_TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+_KNOWN_KINDS = "use an .onnx file, a .pth or .pt checkpoint with tensors only, or a .safetensors file"
+
+# Fields of ModelProto, onnx.proto: numbers and wire types.
+_IR_VERSION, _PRODUCER_NAME, _GRAPH = 1, 2, 7
+_MODEL_FIELDS = {
+    1: protobuf.VARINT,
+    2: protobuf.BYTES,
+    3: protobuf.BYTES,
+    4: protobuf.BYTES,
+    5: protobuf.VARINT,
+    6: protobuf.BYTES,
+    7: protobuf.BYTES,
+    8: protobuf.BYTES,
+    14: protobuf.BYTES,
+    20: protobuf.BYTES,
+    25: protobuf.BYTES,
+    26: protobuf.BYTES,
+}
+_GRAPH_NODE = 1
+_LONGEST_NAME_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Says what a file is.
+
+    Attributes:
+        format: the key in ``formats.registry.FORMATS``.
+        detail: the same in words, such as ``"ONNX, IR version 8"``.
+    """
+
+    format: str
+    detail: str
+
+
+def detect(path: Path) -> Detection:
+    """Returns what ``path`` holds.
+
+    Raises:
+        FormatError: there is no such file, it is a folder, empty, cut short, or nothing that can be read as a model.
+    """
+    _check_is_file(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise FormatError(f"{path} is empty", fix="save or download the model again")
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head.startswith(b"PK"):
+        return _detect_zip(path)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return _detect_pickle(path, head)
+    if safetensors_header.announced_header_bytes(head) is not None:
+        count = len(safetensors_header.read_header(path).tensors)
+        return Detection("safetensors", f"safetensors with {count} tensors")
+    found = _detect_onnx(path, size)
+    if found is not None:
+        return found
+    raise _unknown(path, head)
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(
+            child.name for child in path.iterdir() if child.suffix in (".onnx", ".pth", ".pt", ".safetensors")
+        )
+        if (path / "saved_model.pb").exists():
+            raise FormatError(f"{path} is a TensorFlow SavedModel, which cannot be read", fix=_KNOWN_KINDS)
+        fix = f"name the file in it, such as {path / inside[0]}" if inside else "name a model file"
+        raise FormatError(f"{path} is a folder, not a model file", fix=fix)
+    if path.exists():
+        return
+    if not path.parent.is_dir():
+        raise FormatError(f"there is no file {path}: its folder does not exist either", fix="check the path")
+    near = difflib.get_close_matches(path.name, sorted(child.name for child in path.parent.iterdir()), n=1)
+    fix = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    raise FormatError(f"there is no file {path}", fix=fix)
+
+
+def _detect_zip(path: Path) -> Detection:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise FormatError(
+            f"{path} begins like a torch checkpoint (a zip file) but is damaged or cut short",
+            fix="save or download it again",
+        ) from error
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise FormatError(
+            f"{path} is a zip file that holds '{twice[0]}' twice, so readers disagree about it",
+            fix="save it again with torch.save",
+        )
+    root = names[0].split("/")[0] if names else ""
+    inside = {name.removeprefix(f"{root}/") for name in names}
+    if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
+        raise _other(path, "a TorchScript program (torch.jit.save)", "save the weights: torch.save(m.state_dict(), …)")
+    if "archive_format" in inside or any(name.startswith("models/") for name in inside):
+        raise _other(path, "an exported program (torch.export.save)", "save the weights of the module it came from")
+    if "data.pkl" in inside:
+        return Detection("torch", "torch checkpoint")
+    if names and all(name.endswith(".npy") for name in names):
+        raise _other(path, "an .npz file of numpy arrays, so data and not a model", _KNOWN_KINDS)
+    if "model.weights.h5" in names:
+        raise _other(path, "a Keras model", _KNOWN_KINDS)
+    raise _other(path, "a zip file without a model in it", _KNOWN_KINDS)
+
+
+def _detect_pickle(path: Path, head: bytes) -> Detection:
+    if _LEGACY_TORCH_MAGIC in head[:32]:
+        return Detection("torch", "torch checkpoint of the format before torch 1.6")
+    raise _other(
+        path,
+        "a Python pickle that torch.save did not write (or its first bytes are missing)",
+        "load it where you trust it, then torch.save a dictionary of tensors",
+    )
+
+
+def _detect_onnx(path: Path, size: int) -> Detection | None:
+    """Returns None when the bytes are no ONNX model at all."""
+    ir_version: int | None = None
+    graph: protobuf.Field | None = None
+    with path.open("rb") as stream:
+        try:
+            for field in protobuf.fields(stream, 0, size):
+                if _MODEL_FIELDS.get(field.number) != field.wire_type or not _plausible(field):
+                    return None
+                if field.number == _IR_VERSION:
+                    ir_version = field.value
+                if field.number == _GRAPH:
+                    graph = field
+            if ir_version is None:
+                return None
+            nodes = graph is not None and any(
+                field.number == _GRAPH_NODE for field in protobuf.fields(stream, graph.start, graph.end)
+            )
+        except protobuf.WireError as error:
+            if ir_version is None or not error.cut_short:
+                return None
+            raise FormatError(
+                f"{path} begins like an ONNX model but is cut short after {size:,} bytes",
+                fix="save or download it again",
+            ) from error
+    if not nodes:
+        raise FormatError(
+            f"{path} reads like an ONNX model without a single operator, so it is damaged or of another kind",
+            fix="export the model again",
+        )
+    return Detection("onnx", f"ONNX, IR version {ir_version}")
+
+
+def _plausible(field: protobuf.Field) -> bool:
+    if field.number == _IR_VERSION:
+        return 1 <= field.value <= 99
+    # A TensorFlow SavedModel has the same numbers, and its whole graph in the place of the producer's name.
+    return field.number != _PRODUCER_NAME or field.end - field.start <= _LONGEST_NAME_BYTES
+
+
+def _unknown(path: Path, head: bytes) -> FormatError:
+    if head.startswith(b"\x89HDF"):
+        return _other(path, "an HDF5 file (Keras or other)", _KNOWN_KINDS)
+    if head.startswith(b"\x1f\x8b"):
+        return _other(path, "compressed with gzip", "unpack it first: gunzip, or tar xzf")
+    if head.startswith(b"\x08\x01\x12"):
+        return _other(path, "a TensorFlow SavedModel", _KNOWN_KINDS)
+    text = _as_text(head)
+    if text is None:
+        return _other(path, f"no model file of a known kind (it begins with {head[:8].hex(' ')})", _KNOWN_KINDS)
+    if text.startswith("version https://git-lfs"):
+        return _other(path, "a Git LFS pointer instead of the file itself", "fetch the file: git lfs pull")
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        return _other(path, "an HTML page, as a failed download leaves it", "download the model again")
+    line = text.strip().splitlines()[0][:40] if text.strip() else ""
+    return _other(path, f"a text file that begins with '{line}'", _KNOWN_KINDS)
+
+
+def _as_text(head: bytes) -> str | None:
+    # The last character may be cut in the middle.
+    text = head.decode("utf-8", errors="ignore")
+    damaged = len(head) - len(text.encode("utf-8")) > 3
+    printable = all(character.isprintable() or character in "\r\n\t\f" for character in text)
+    return None if damaged or not printable else text
+
+
+def _other(path: Path, kind: str, fix: str) -> FormatError:
+    return FormatError(f"{path} is {kind}", fix=fix)

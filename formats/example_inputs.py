@@ -1,0 +1,111 @@
+"""Makes example inputs for a program: from real data where there is some, otherwise from a seeded generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.errors import FormatError
+
+_SEED = 20240229
+# Two samples: exporters take a length of 1 for a constant.
+_BATCH = 2
+# Free lengths that most networks accept: multiples of 32, each its own, so that none is taken for another.
+_FIRST_LENGTH, _LENGTH_STEP = 64, 32
+
+Array: TypeAlias = npt.NDArray[Any]
+Feeds: TypeAlias = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """Describes an input of a program.
+
+    Attributes:
+        name: its name in the graph.
+        dims: one entry an axis: its length, or the name of a free one.
+        dtype: its element type.
+    """
+
+    name: str
+    dims: tuple[int | str, ...]
+    dtype: np.dtype[Any]
+
+
+def free_dims(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """Returns the names of the free dimensions, in the order in which they appear."""
+    return tuple(dict.fromkeys(dim for spec in inputs for dim in spec.dims if isinstance(dim, str)))
+
+
+def leading_dims(inputs: Sequence[InputSpec]) -> frozenset[str]:
+    """Returns the names of free first dimensions, which count samples."""
+    return frozenset(spec.dims[0] for spec in inputs if spec.dims and isinstance(spec.dims[0], str))
+
+
+def first_sizes(inputs: Sequence[InputSpec], real: Feeds | None) -> dict[str, int]:
+    """Chooses a length of 2 or more for each free dimension: 2 samples, and otherwise the data's or 64 and up.
+
+    Raises:
+        FormatError: the data has another rank, or another length in a fixed dimension, than an input.
+    """
+    sizes: dict[str, int] = {}
+    leading = leading_dims(inputs)
+    for spec in inputs:
+        shape = _checked_shape(spec, real)
+        for axis, dim in enumerate(spec.dims):
+            if isinstance(dim, int) or dim in sizes:
+                continue
+            length = None if shape is None or dim in leading else shape[axis]
+            if dim in leading:
+                sizes[dim] = _BATCH
+            elif length is not None and length > 1:
+                sizes[dim] = length
+            else:
+                sizes[dim] = _FIRST_LENGTH + _LENGTH_STEP * sum(name not in leading for name in sizes)
+    return sizes
+
+
+def make_feeds(inputs: Sequence[InputSpec], sizes: Mapping[str, int], real: Feeds | None) -> dict[str, Array]:
+    """Returns one array an input, with ``sizes`` in the free dimensions.
+
+    Real data is repeated or cut to the sizes. Without it, floats are normal with a standard deviation of 1, integers
+    and booleans alternate between 1 and 0, which any table, mask and index accepts.
+    """
+    generator = np.random.default_rng(_SEED)
+    feeds: dict[str, Array] = {}
+    for spec in inputs:
+        shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+        if real is not None and spec.name in real:
+            feeds[spec.name] = _fitted(real[spec.name], shape).astype(spec.dtype)
+        elif spec.dtype.kind == "f":
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        else:
+            count = int(np.prod(shape))
+            feeds[spec.name] = ((np.arange(count) + 1) % 2).reshape(shape).astype(spec.dtype)
+    return feeds
+
+
+def _checked_shape(spec: InputSpec, real: Feeds | None) -> tuple[int, ...] | None:
+    if real is None or spec.name not in real:
+        return None
+    shape = real[spec.name].shape
+    fits = len(shape) == len(spec.dims) and 0 not in shape
+    # The first axis of the data counts samples: it is cut or repeated to what the input takes.
+    if not fits or any(isinstance(dim, int) and dim != shape[axis] for axis, dim in enumerate(spec.dims) if axis):
+        written = ",".join(str(dim) for dim in spec.dims)
+        raise FormatError(
+            f"the data for input '{spec.name}' has the shape {shape}, its declared shape is {written}",
+            fix=f"let --input-shape {spec.name}=… agree with the data, or store the data in that shape",
+        )
+    return shape
+
+
+def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
+    for axis, length in enumerate(shape):
+        if array.shape[axis] != length:
+            array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
+    return array

@@ -1,0 +1,89 @@
+"""Checks where ONNX models say that their weights are, before anything is read from there.
+
+Source: https://onnx.ai/onnx/repo-docs/ExternalData.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Is what a tensor says about its place.
+
+    Attributes:
+        tensor: its name.
+        location: the file, relative to the model.
+        offset: where its bytes begin there.
+        length: how many bytes it says it has there; None where it says nothing.
+        nbytes: how many its shape and element type need.
+    """
+
+    tensor: str
+    location: str
+    offset: int
+    length: int | None
+    nbytes: int
+
+
+def claim_from_entries(tensor: str, entries: Mapping[str, str], nbytes: int) -> Claim:
+    """Returns the claim in a tensor's ``external_data`` entries.
+
+    Raises:
+        FormatError: an entry is missing or is no number.
+    """
+    try:
+        offset = int(entries.get("offset") or 0)
+        length = int(entries["length"]) if entries.get("length") else None
+    except ValueError as error:
+        raise _refused(tensor, "gives no number as its place in the data file") from error
+    return Claim(tensor=tensor, location=entries.get("location", ""), offset=offset, length=length, nbytes=nbytes)
+
+
+def check_claim(claim: Claim, model: Path) -> Path:
+    """Returns the data file, if it lies where the model may point: beside the model or below.
+
+    A link may lead elsewhere only into the folder where the model's own link leads, as in the cache of Hugging Face.
+
+    Raises:
+        FormatError: the location leads elsewhere, there is no such file, or it is too short.
+    """
+    location = claim.location
+    if not location:
+        raise _refused(claim.tensor, "does not say in which file its data is")
+    parts = location.split("/")
+    if "\0" in location or "\\" in location or ":" in parts[0] or location.startswith("/") or ".." in parts:
+        raise _refused(claim.tensor, f"points outside of the model's folder: {location!r}")
+    path = model.parent / location
+    real = path.resolve()
+    allowed = (model.parent.resolve(), model.resolve().parent)
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise _refused(claim.tensor, f"points outside of the model's folder through a link: {location!r}")
+    if not path.exists():
+        raise FormatError(
+            f"the data file {path} of {model} is missing (tensor '{claim.tensor}' is in it)",
+            fix="copy it next to the model, under the same name",
+        )
+    if not path.is_file():
+        raise _refused(claim.tensor, f"points at something that is no file: {location!r}")
+    if claim.length is not None and claim.length != claim.nbytes:
+        raise _refused(claim.tensor, f"claims {claim.length:,} bytes where its shape needs {claim.nbytes:,}")
+    size = path.stat().st_size
+    if claim.offset < 0 or claim.offset + claim.nbytes > size:
+        raise FormatError(
+            f"the data file {path} has {size:,} bytes, but tensor '{claim.tensor}' of {model} ends at byte "
+            f"{claim.offset + claim.nbytes:,}",
+            fix="it was cut short, or belongs to another model: copy it again",
+        )
+    return path
+
+
+def _refused(tensor: str, reason: str) -> FormatError:
+    return FormatError(
+        f"tensor '{tensor}' {reason}", fix="do not use this file unless you trust it; export the model again"
+    )

@@ -1,0 +1,94 @@
+"""Puts weights into a module, or says which of them do not belong there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from formats.errors import FormatError
+
+if TYPE_CHECKING:
+    import torch
+
+_LONGEST_LIST = 3
+
+
+def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory: str) -> str | None:
+    """Copies every tensor to its place in ``module``.
+
+    A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped.
+
+    Args:
+        module: what receives the tensors.
+        tensors: the weights by name.
+        factory: what built the module, for errors.
+
+    Returns:
+        The prefix that was dropped, or None.
+
+    Raises:
+        FormatError: keys are missing or left over, or a shape is another one.
+    """
+    wanted = module.state_dict()
+    prefix = _shared_prefix(tensors, wanted)
+    if prefix is not None:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    reshaped = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    # What has the wrong shape is left out here, so that one report names everything.
+    result = module.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if name not in wanted or tensor.shape == wanted[name].shape},
+        strict=False,
+    )
+    absent = [name for name in result.missing_keys if name not in tensors]
+    missing = _without_tied(absent, wanted, tensors)
+    if missing or result.unexpected_keys or reshaped:
+        raise _misfit(factory, missing, result.unexpected_keys, reshaped)
+    return prefix
+
+
+def _shared_prefix(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
+    if not tensors or any(name in wanted for name in tensors):
+        return None
+    head = next(iter(tensors)).split(".")
+    for count in range(1, len(head)):
+        prefix = ".".join(head[:count]) + "."
+        if all(name.startswith(prefix) and name.removeprefix(prefix) in wanted for name in tensors):
+            return prefix
+    return None
+
+
+def _without_tied(
+    missing: Sequence[str], wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Drops keys whose tensor is in memory another name of one that was given."""
+    given = {wanted[name].data_ptr() for name in tensors if name in wanted and wanted[name].numel()}
+    return [name for name in missing if name not in wanted or wanted[name].data_ptr() not in given]
+
+
+def _misfit(factory: str, missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> FormatError:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({_listed([_with_nearest(name, unexpected) for name in missing])})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected ({_listed([_with_nearest(name, missing) for name in unexpected])})")
+    if reshaped:
+        parts.append(f"{len(reshaped)} of another shape ({_listed(reshaped)})")
+    fix = "name the factory, with its --model-kwargs, that the weights were trained with"
+    if reshaped and not missing and not unexpected:
+        fix = "give the sizes of the trained module with --model-kwargs"
+    return FormatError(f"the weights do not fit {factory}: {', '.join(parts)}", fix=fix)
+
+
+def _with_nearest(name: str, others: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+    return f"{name}, nearest {near[0]}" if near else name
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = "; ".join(names[:_LONGEST_LIST])
+    return shown if len(names) <= _LONGEST_LIST else f"{shown}; and {len(names) - _LONGEST_LIST} more"

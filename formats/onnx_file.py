@@ -1,0 +1,168 @@
+"""Reads and writes ``.onnx`` files; raw protobuf stays in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import onnx
+import onnx_ir as ir
+
+from formats.errors import FormatError
+from formats.external_data import check_claim, claim_from_entries
+from formats.onnx_outline import read_outline
+
+# A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
+LARGEST_MESSAGE_BYTES = 1_800_000_000
+
+
+class OnnxFile:
+    """Stores programs as ``.onnx``, with the weights of large ones in a second file."""
+
+    holds: ClassVar[Literal["graph"]] = "graph"
+    suffix: ClassVar[str] = ".onnx"
+
+    def __init__(self, *, largest_message_bytes: int = LARGEST_MESSAGE_BYTES) -> None:
+        """Sets from which size on weights go into a second file."""
+        self._largest_message_bytes = largest_message_bytes
+
+    def read(self, path: Path) -> ir.Model:
+        """Reads the model; weights in external files stay there until they are used.
+
+        Raises:
+            FormatError: the file is damaged, or its weights are said to be where they must not or cannot be.
+        """
+        try:
+            model = onnx.load(path, format="protobuf", load_external_data=False)
+        except Exception as error:  # protobuf's errors differ between its implementations
+            raise _damaged(path, "") from error
+        return _checked(model, path)
+
+    def read_outline(self, path: Path) -> ir.Model:
+        """Reads the model without the values of its large tensors, wherever they are stored.
+
+        Raises:
+            FormatError: as ``read``.
+        """
+        try:
+            model = read_outline(path)
+        except Exception as error:  # as in read
+            raise _damaged(path, "") from error
+        return _checked(model, path)
+
+    def write(self, model: ir.Model, path: Path) -> None:
+        """Writes the model; with more than about 1.8 GB of weights, these go to ``<name>.data`` beside it."""
+        if weights_nbytes(model) > self._largest_message_bytes:
+            ir.save(model, path, external_data=f"{path.name}.data")
+            return
+        with _in_memory(model):
+            ir.save(model, path)
+
+    def check(self, path: Path) -> None:
+        """Runs the checker of the onnx package over a file.
+
+        Raises:
+            FormatError: the model breaks the ONNX standard.
+        """
+        try:
+            onnx.checker.check_model(str(path))
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise _damaged(path, f": {_first_line(error)}") from error
+
+
+def weights_nbytes(model: ir.Model) -> int:
+    """Returns the bytes of all initializers, subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def load_weights(model: ir.Model) -> ir.Model:
+    """Reads what lies in external files into memory, unless it is more than one message holds; returns ``model``."""
+    if weights_nbytes(model) <= LARGEST_MESSAGE_BYTES:
+        ir.external_data.load_to_model(model)
+    return model
+
+
+@contextmanager
+def _in_memory(model: ir.Model) -> Iterator[None]:
+    """Holds copies in the place of external tensors until the block ends."""
+    external = [
+        (value, value.const_value)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    try:
+        ir.external_data.load_to_model(model)
+        yield
+    finally:
+        for value, tensor in external:
+            value.const_value = tensor
+
+
+def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # the deserializer raises whatever the damage leads to
+        raise _damaged(path, f": {_first_line(error)}") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    if any(dim < 0 for dim in tensor.dims):
+        raise FormatError(f"tensor '{tensor.name}' has the shape {tuple(tensor.dims)}", fix="export the model again")
+    try:
+        bits = round(ir.DataType(tensor.data_type).itemsize * 8)
+    except (ValueError, TypeError) as error:
+        raise FormatError(
+            f"tensor '{tensor.name}' has the element type {tensor.data_type}, which cannot be external",
+            fix="export the model again",
+        ) from error
+    return -(-math.prod(int(dim) for dim in tensor.dims) * bits // 8)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yields every tensor of the model: initializers and attributes, in subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _graph_tensors(attribute.g)
+            for graph in attribute.graphs:
+                yield from _graph_tensors(graph)
+
+
+def _damaged(path: Path, reason: str) -> FormatError:
+    return FormatError(f"{path} is a damaged ONNX model{reason}", fix="export or download it again")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,85 @@
+"""Reads an ONNX model without its weights: large tensors become references into the model file itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import onnx
+
+from formats import protobuf
+
+# Smaller tensors are read: shape inference needs the values of shapes, axes and the like.
+_SMALLEST_LEFT_OUT_BYTES = 1024
+# Fields of ModelProto, GraphProto and TensorProto, onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_RAW_DATA = 9
+
+
+def read_outline(path: Path) -> onnx.ModelProto:
+    """Parses the model in ``path``, which ``formats.detect`` has checked; its large initializers stay in the file.
+
+    Each of them refers to its own bytes as external data in the model file, so that whoever wants the values can
+    still read them. Data that is external already stays so.
+
+    Raises:
+        google.protobuf.message.DecodeError: the model is damaged.
+        WireError: the model is damaged.
+    """
+    model = onnx.ModelProto()
+    graphs: list[protobuf.Field] = []
+    with path.open("rb") as stream:
+        for field in protobuf.fields(stream, 0, path.stat().st_size):
+            if field.number == _MODEL_GRAPH:
+                graphs.append(field)
+            else:
+                model.MergeFromString(_encoded(stream, field))
+        for graph in graphs:
+            _read_graph(model.graph, stream, graph, path.name)
+    return model
+
+
+def _read_graph(graph: onnx.GraphProto, stream: IO[bytes], whole: protobuf.Field, location: str) -> None:
+    rest = bytearray()
+    for field in list(protobuf.fields(stream, whole.start, whole.end)):
+        if field.number == _GRAPH_INITIALIZER and field.end - field.start >= _SMALLEST_LEFT_OUT_BYTES:
+            _read_tensor(graph.initializer.add(), stream, field, location)
+        elif field.number == _GRAPH_INITIALIZER:
+            graph.initializer.add().ParseFromString(_content(stream, field))
+        else:
+            rest += _encoded(stream, field)
+    graph.MergeFromString(bytes(rest))
+
+
+def _read_tensor(tensor: onnx.TensorProto, stream: IO[bytes], whole: protobuf.Field, location: str) -> None:
+    for field in list(protobuf.fields(stream, whole.start, whole.end)):
+        if field.number != _TENSOR_RAW_DATA or field.end - field.start < _SMALLEST_LEFT_OUT_BYTES:
+            tensor.MergeFromString(_encoded(stream, field))
+            continue
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        place = {"location": location, "offset": field.start, "length": field.end - field.start}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+
+def _content(stream: IO[bytes], field: protobuf.Field) -> bytes:
+    stream.seek(field.start)
+    return stream.read(field.end - field.start)
+
+
+def _encoded(stream: IO[bytes], field: protobuf.Field) -> bytes:
+    """Returns the field with the tag, and the length where it has one, that stand before its content."""
+    head = _varint(field.number << 3 | field.wire_type)
+    if field.wire_type == protobuf.BYTES:
+        head += _varint(field.end - field.start)
+    return head + _content(stream, field)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,0 +1,32 @@
+"""Names every format; a new one is a new file and a line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from formats.base import GraphFormat, WeightsFormat
+
+FORMATS: dict[str, str] = {
+    "onnx": "formats.onnx_file:OnnxFile",
+    "torch": "formats.torch_checkpoint:TorchCheckpoint",
+    "safetensors": "formats.safetensors_file:SafetensorsFile",
+}
+
+
+def load(name: str) -> GraphFormat | WeightsFormat:
+    """Returns the format called ``name``; what it needs is imported now and not before.
+
+    The attribute ``holds`` tells the two kinds apart.
+
+    Raises:
+        FormatError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise FormatError(f"there is no format '{name}'", fix=f"use one of: {', '.join(FORMATS)}")
+    module, _, attribute = FORMATS[name].partition(":")
+    found: GraphFormat | WeightsFormat = getattr(import_module(module), attribute)()
+    return found

@@ -1,0 +1,307 @@
+"""Turns torch modules into ONNX graphs with torch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch.utils import _pytree as pytree
+
+from formats.errors import FormatError
+from formats.example_inputs import Array, Feeds, InputSpec
+
+# Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
+EXPORTER_OPSETS = range(18, 24)
+_CHATTERING_LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+# Names which weight a constant was computed from; everything else that the exporter notes is about its own run.
+_KEPT_METADATA = "pkg.onnxscript.optimizer.folded_from"
+_STATIC_DIM = re.compile(r"static shape of (\d+) for dimension inputs\['([^']+)'\]\.shape\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """Describes a parameter of a module's forward method.
+
+    Attributes:
+        name: its name.
+        required: whether it has no default.
+    """
+
+    name: str
+    required: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundInput:
+    """Joins an input of the graph with the parameter that receives it.
+
+    Attributes:
+        parameter: the parameter of forward.
+        spec: the input.
+    """
+
+    parameter: str
+    spec: InputSpec
+
+
+def parameters(module: torch.nn.Module) -> tuple[Parameter, ...]:
+    """Returns the parameters of the module's forward method that can be given by name."""
+    return tuple(
+        Parameter(name=parameter.name, required=parameter.default is parameter.empty)
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
+
+
+def bind(
+    module: torch.nn.Module,
+    *,
+    shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+    dtypes: Mapping[str, np.dtype[Any]] | None = None,
+    feeds: Feeds | None = None,
+    data_shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+) -> tuple[BoundInput, ...]:
+    """Decides which input of the graph goes to which parameter of the module's forward method.
+
+    Names are those of the parameters; where there is one required parameter and one input, the input keeps its own
+    name, and an empty name stands for it. Without ``shapes`` they are those of the data; arrays that no parameter
+    asks for, such as labels, are left aside.
+
+    Args:
+        module: the module.
+        shapes: the shape of each input, as the person gave it.
+        dtypes: element types; those of ``feeds`` otherwise (floats become float32), and float32 without either.
+        feeds: real data by input name.
+        data_shapes: shapes of the data, with names for what varies; the first dimension of ``feeds`` otherwise.
+
+    Raises:
+        FormatError: a required parameter gets nothing, or a name belongs to no parameter.
+    """
+    offered = parameters(module)
+    if shapes:
+        pairs = _paired_by_name(offered, list(shapes))
+        if feeds:
+            _check_data(pairs, feeds)
+    elif feeds:
+        pairs = _paired_with_data(offered, feeds)
+        shapes = {name: ("batch", *array.shape[1:]) for name, array in feeds.items()} | dict(data_shapes or {})
+    else:
+        names = [parameter.name for parameter in offered if parameter.required]
+        raise FormatError(
+            f"the shapes of the module's inputs are not known (its forward takes {', '.join(names) or 'nothing'})",
+            fix=f"pass --input-shape {names[0] if names else 'x'}=batch,3,224,224 or --calib-data",
+        )
+    return tuple(
+        BoundInput(
+            parameter=parameter,
+            spec=InputSpec(name=name or parameter, dims=shapes[name], dtype=_dtype(name, feeds or {}, dtypes or {})),
+        )
+        for parameter, name in pairs.items()
+    )
+
+
+def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> list[Array]:
+    """Returns what the module gives for ``feeds``: its tensors, in the order of the graph's outputs.
+
+    Raises:
+        FormatError: the module fails.
+    """
+    try:
+        with torch.no_grad(), _quiet():
+            result = module(**_tensors(inputs, feeds))
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign code raises what it likes
+        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+        raise FormatError(
+            f"the module fails on {shapes}: {_first_line(error)}",
+            fix="correct --input-shape (a type can follow it: ids=batch,seq:int64), or pass real --calib-data",
+        ) from error
+    flat, _ = pytree.tree_flatten(result)
+    outputs = [value for value in flat if isinstance(value, torch.Tensor)]
+    if not outputs:
+        raise FormatError("the module returns no tensor", fix="let its forward return its outputs")
+    return [_array(value) for value in outputs]
+
+
+def export(
+    module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds, *, opset: int | None = None
+) -> ir.Model:
+    """Exports the module, in evaluation mode, as a graph with free dimensions where the inputs have them.
+
+    Args:
+        module: the module.
+        inputs: the graph's inputs, from ``bind``.
+        feeds: an example, with lengths of 2 or more in free dimensions.
+        opset: 18 to 23; None leaves the choice to torch.
+
+    Raises:
+        FormatError: the module cannot be exported, or a free dimension is fixed by its code.
+    """
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                (),
+                kwargs=_tensors(inputs, feeds),
+                input_names=[bound.spec.name for bound in inputs],
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes={
+                    bound.parameter: {axis: dim for axis, dim in enumerate(bound.spec.dims) if isinstance(dim, str)}
+                    for bound in inputs
+                },
+                external_data=False,
+                verbose=False,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.export and the code it traces raise nearly anything
+        raise _not_exported(error, inputs) from error
+    if program is None:
+        raise FormatError("torch.onnx.export gave no graph", fix="export the model with another version of torch")
+    model: ir.Model = program.model
+    _strip_notes(model)
+    return model
+
+
+def _paired_by_name(offered: Sequence[Parameter], names: Sequence[str]) -> dict[str, str]:
+    known = [parameter.name for parameter in offered]
+    required = [parameter.name for parameter in offered if parameter.required]
+    if len(names) == 1 and names[0] not in known and len(required or offered) == 1:
+        return {(required or [parameter.name for parameter in offered])[0]: names[0]}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise FormatError(
+                f"the module's forward has no parameter '{name}' (it takes {', '.join(known)})",
+                fix=f"write --input-shape {near[0]}=…" if near else "check the module's forward",
+            )
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise FormatError(
+            f"the module's forward needs {', '.join(missing)} too", fix=f"add --input-shape {missing[0]}=…"
+        )
+    return {parameter.name: parameter.name for parameter in offered if parameter.name in names}
+
+
+def _check_data(pairs: Mapping[str, str], feeds: Feeds) -> None:
+    for parameter, name in pairs.items():
+        if name not in feeds and "" not in feeds:
+            raise _no_array(name or parameter, feeds)
+
+
+def _paired_with_data(offered: Sequence[Parameter], feeds: Feeds) -> dict[str, str]:
+    by_name = {parameter.name: parameter.name for parameter in offered if parameter.name in feeds}
+    required = [parameter.name for parameter in offered if parameter.required]
+    if by_name and all(name in by_name for name in required):
+        return by_name
+    # One parameter: the only array, or the only one that is no row of labels, is meant for it.
+    candidates = list(feeds)
+    if len(candidates) > 1:
+        candidates = [name for name, array in feeds.items() if array.ndim > 1 and not name.startswith("_")]
+    if len(required) == 1 and len(candidates) == 1:
+        return {required[0]: candidates[0]}
+    raise _no_array(next((name for name in required if name not in by_name), offered[0].name), feeds)
+
+
+def _no_array(name: str, feeds: Feeds) -> FormatError:
+    near = difflib.get_close_matches(name, list(feeds), n=1, cutoff=0.0)[0]
+    return FormatError(
+        f"the data has no array '{name}' for the module's forward (it has {', '.join(feeds)})",
+        fix=f"rename '{near}' to '{name}'",
+    )
+
+
+def _dtype(name: str, feeds: Feeds, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    if name in dtypes:
+        return dtypes[name]
+    if name in feeds and feeds[name].dtype.kind != "f":
+        return feeds[name].dtype
+    return np.dtype(np.float32)
+
+
+def _tensors(inputs: Sequence[BoundInput], feeds: Feeds) -> dict[str, torch.Tensor]:
+    return {bound.parameter: torch.from_numpy(np.ascontiguousarray(feeds[bound.spec.name])) for bound in inputs}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    plain = tensor.detach().cpu()
+    # numpy has no bfloat16; the comparison needs the values only.
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallows what torch prints, warns and logs: it is about torch's own steps, and stdout is for results."""
+    loggers = [logging.getLogger(name) for name in _CHATTERING_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _strip_notes(model: ir.Model) -> None:
+    """Removes stack traces, paths and other notes, so that the same module gives the same bytes on any machine."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        graph.metadata_props.clear()
+        graph.doc_string = None
+    for node in model.graph.all_nodes():
+        _keep_origin(node.metadata_props)
+        node.doc_string = None
+        for value in node.outputs:
+            _keep_origin(value.metadata_props)
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        _keep_origin(value.metadata_props)
+    model.metadata_props.clear()
+
+
+def _keep_origin(notes: dict[str, str]) -> None:
+    for key in [key for key in notes if key != _KEPT_METADATA]:
+        del notes[key]
+
+
+def _not_exported(error: Exception, inputs: Sequence[BoundInput]) -> FormatError:
+    dims = {bound.parameter: bound.spec for bound in inputs}
+    static = _STATIC_DIM.search(str(error))
+    if static is not None and static[2] in dims:
+        spec = dims[static[2]]
+        name = spec.dims[int(static[3])]
+        fixed = ",".join(static[1] if dim == name else str(dim) for dim in spec.dims)
+        return FormatError(
+            f"the module's code fixes the free dimension '{name}' of input '{spec.name}' to the example's {static[1]}",
+            fix=f"give it a length, as in --input-shape {spec.name}={fixed}, or change the code",
+        )
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return FormatError(
+        f"torch cannot export the module: {_first_line(cause)}",
+        fix="make its forward traceable (no data-dependent branches); --debug shows where it stops",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
