@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,17 @@ class CommandGroup(typer.core.TyperGroup):
         except Exception as error:  # noqa: BLE001 - the boundary: everything left ends here
             code = report_failure(error, debug=False)
         sys.exit(code)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command and gives it the settings of the working folder; asking for help needs none."""
+        if not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
+            from qtool.cli.settings import defaults
+
+            functions = {
+                command.callback.__name__: command.callback for command in app.registered_commands if command.callback
+            }
+            ctx.default_map = defaults(Path(), functions)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command; every error but the parser's own signals becomes an exit code."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,8 @@ class _Chosen:
     float_model: Path
     quantized_model: Path
     data: str
+    preprocess: str | None
+    is_calibration_data: bool = False
 
 
 def report(
@@ -108,12 +110,14 @@ def report(
         _check_suffix(output)
         check_output(output, force=force)
     console = Console(json=json or markdown, quiet=quiet, debug=debug)
-    chosen = _choose(float_model, quantized_model, data, output_dir or Path())
+    chosen = _choose(float_model, quantized_model, data, preprocess, output_dir or Path())
+    if chosen.is_calibration_data:
+        console.warn(f"{chosen.data} is what the model was calibrated on: new data may show less favourable figures")
     request = ReportRequest(
         float_model=chosen.float_model,
         quantized_model=chosen.quantized_model,
         data=chosen.data,
-        preprocess=None if preprocess is None else Preprocess.parse(preprocess),
+        preprocess=None if chosen.preprocess is None else Preprocess.parse(chosen.preprocess),
         labels=labels,
         batch_size=batch_size,
         limit=limit,
@@ -144,25 +148,29 @@ def _check_suffix(output: Path) -> None:
         )
 
 
-def _choose(float_model: Path | None, quantized_model: Path | None, data: str | None, folder: Path) -> _Chosen:
+def _choose(
+    float_model: Path | None, quantized_model: Path | None, data: str | None, preprocess: str | None, folder: Path
+) -> _Chosen:
     """Takes what was given, and the rest from the newest manifest in ``folder``."""
-    if float_model is not None and quantized_model is None:
+    if float_model is not None and quantized_model is not None:
+        if data is None:
+            raise UsageError(
+                "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
+            )
+        return _Chosen(float_model=float_model, quantized_model=quantized_model, data=data, preprocess=preprocess)
+    if float_model is not None or quantized_model is not None:
         raise UsageError(
             "only one model is given", fix="name both, float model first: qtool report FLOAT.onnx QUANTIZED.onnx"
         )
-    if float_model is None or quantized_model is None:
-        from qtool.manifest import newest_manifest
+    from qtool.manifest import newest_manifest
 
-        manifest = newest_manifest(folder)
-        if manifest is None:
-            raise UsageError(
-                f"no model is given, and no run of `qtool quantize` has left its manifest in {folder.resolve()}",
-                fix="name both models: qtool report FLOAT.onnx QUANTIZED.onnx --data DATA",
-            )
-        float_model, quantized_model = float_model or manifest.float_model, quantized_model or manifest.quantized_model
-        data = data or manifest.data
-    if data is None:
+    manifest = newest_manifest(folder)
+    if manifest is None:
         raise UsageError(
-            "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
+            f"no model is given, and no run of `qtool quantize` has left its manifest in {folder.resolve()}",
+            fix="name both models: qtool report FLOAT.onnx QUANTIZED.onnx --data DATA",
         )
-    return _Chosen(float_model=float_model, quantized_model=quantized_model, data=data)
+    if data is None and manifest.data is not None:
+        data, preprocess = manifest.data, preprocess or manifest.options.get("preprocess")
+    chosen = _choose(manifest.float_model.path, manifest.quantized_model.path, data, preprocess, folder)
+    return replace(chosen, is_calibration_data=chosen.data == manifest.data)
