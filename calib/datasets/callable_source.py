@@ -50,12 +50,11 @@ class CallableSource:
         Raises:
             CalibError: the function fails, or does not yield arrays.
         """
-        first = next(iter(self._steps()), None)
-        arrays = {} if first is None else self._arrays(first, None, 0)
+        first = next(self._steps(), None)
+        named = {} if first is None else self._named(first, None, 0)
+        arrays = {name: self._array(name, value, 0) for name, value in named.items() if not name.startswith("_")}
         return tuple(
-            TensorSpec(name, value.dtype, (None, *value.shape[1:]))
-            for name, value in arrays.items()
-            if value.ndim and not name.startswith("_")
+            TensorSpec(name, value.dtype, (None, *value.shape[1:])) for name, value in arrays.items() if value.ndim
         )
 
     def array(self, name: str) -> Array | None:
@@ -66,12 +65,12 @@ class CallableSource:
         """
         parts: list[Array] = []
         for number, step in enumerate(self._steps()):
-            arrays = self._arrays(step, None, number)
-            if name not in arrays:
+            named = self._named(step, None, number)
+            if name not in named:
                 if not parts:
                     return None
                 raise CalibError(f"{self._where} gives no '{name}' at step {number}", fix="yield it at every step")
-            parts.append(np.atleast_1d(arrays[name]))
+            parts.append(np.atleast_1d(self._array(name, named[name], number)))
         return np.concatenate(parts) if parts else None
 
     def feeds(
@@ -93,8 +92,9 @@ class CallableSource:
         sample = 0
         for number, step in enumerate(self._steps()):
             where = f"step {number} of {self._where}"
-            arrays = self._arrays(step, inputs, number)
-            check_names(inputs, arrays, where)
+            named = self._named(step, inputs, number)
+            check_names(inputs, named, where)
+            arrays = {spec.name: self._array(spec.name, named[spec.name], number) for spec in inputs}
             for spec in inputs:
                 check_dtype(arrays[spec.name].dtype, spec, where)
             shapes = {name: value.shape for name, value in arrays.items()}
@@ -121,22 +121,30 @@ class CallableSource:
                 raise self._failed(error) from error
             yield step
 
-    def _arrays(self, step: Any, inputs: Sequence[TensorSpec] | None, number: int) -> dict[str, Array]:
-        if not isinstance(step, Mapping):
-            if isinstance(step, tuple | list | str | bytes) or not hasattr(step, "__array__"):
-                raise CalibError(
-                    f"{self._where} yields a {type(step).__name__} at step {number}",
-                    fix="yield a dictionary: {'input name': array}",
-                )
-            step = {"" if inputs is None else only_input(inputs, self._where).name: step}
-        arrays = {str(name): np.asarray(value) for name, value in step.items()}
-        for name, value in arrays.items():
-            if value.dtype.hasobject and not all(isinstance(item, str) for item in value.flat):
-                raise CalibError(
-                    f"'{name}' of {self._where} at step {number} is no array of numbers",
-                    fix="make it one with numpy.asarray(values, dtype='float32')",
-                )
-        return arrays
+    def _named(self, step: Any, inputs: Sequence[TensorSpec] | None, number: int) -> Mapping[str, Any]:
+        if isinstance(step, Mapping):
+            return {str(name): value for name, value in step.items()}
+        if isinstance(step, tuple | list | str | bytes) or not hasattr(step, "__array__"):
+            raise CalibError(
+                f"{self._where} yields a {type(step).__name__} at step {number}",
+                fix="yield a dictionary: {'input name': array}",
+            )
+        return {"" if inputs is None else only_input(inputs, self._where).name: step}
+
+    def _array(self, name: str, value: Any, number: int) -> Array:
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, torch tensors that need a gradient
+            raise self._no_array(name, number) from error
+        if array.dtype.hasobject and not all(isinstance(item, str) for item in array.flat):
+            raise self._no_array(name, number)
+        return array
+
+    def _no_array(self, name: str, number: int) -> CalibError:
+        return CalibError(
+            f"'{name}' of {self._where} at step {number} is no array of numbers",
+            fix="make it one with numpy.asarray(values, dtype='float32')",
+        )
 
     def _failed(self, error: Exception) -> CalibError:
         reason = " ".join(str(error).split())
