@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calib.grid import Grid
 
@@ -22,6 +22,12 @@ class Scheme:
     weights: Grid
     per_channel: bool = True
 
+    @property
+    def description(self) -> str:
+        """The scheme in words, such as ``u8 asymmetric activations, s8 symmetric per-channel weights``."""
+        spread = "per-channel" if self.per_channel else "per-tensor"
+        return f"{_described(self.activations)} activations, {_described(self.weights)} {spread} weights"
+
 
 # x86 runs u8 activations by s8 weights 1.6 to 2.4 times faster than float; s8 by s8 hardly faster than float.
 PRESETS: Mapping[str, Scheme] = {
@@ -31,3 +37,12 @@ PRESETS: Mapping[str, Scheme] = {
     ),
 }
 DEFAULT_PRESET = "x86"
+
+
+def symmetric_activations(scheme: Scheme) -> Scheme:
+    """Returns ``scheme`` with the zero point of activations in the middle of their grid."""
+    return replace(scheme, activations=replace(scheme.activations, symmetric=True))
+
+
+def _described(grid: Grid) -> str:
+    return f"{grid.name[0]}{grid.bits} {'symmetric' if grid.symmetric else 'asymmetric'}"

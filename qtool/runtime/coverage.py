@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def _is_quantizable(node: ir.Node) -> bool:
     return any(maker is not None and not is_constant(maker.inputs[0]) for maker in makers)
 
 
-def _node_coverage(node: ir.Node, makers: dict[str | None, ir.Node], quantized: set[str | None]) -> NodeCoverage:
+def _node_coverage(node: ir.Node, makers: Mapping[str, ir.Node], quantized: set[str | None]) -> NodeCoverage:
     kernel = _kernel(node, makers, quantized)
     return NodeCoverage(
         node=node.name or "",
@@ -139,9 +139,9 @@ def _node_coverage(node: ir.Node, makers: dict[str | None, ir.Node], quantized: 
     )
 
 
-def _kernel(node: ir.Node, makers: dict[str | None, ir.Node], quantized: set[str | None]) -> str | None:
+def _kernel(node: ir.Node, makers: Mapping[str, ir.Node], quantized: set[str | None]) -> str | None:
     names = [name for output in node.outputs for name in _names_behind(output)]
-    found = [makers[name] for name in names if name in makers]
+    found = [makers[name] for name in names if name is not None and name in makers]
     for maker in found:
         if maker.op_type.startswith(_KERNELS):
             return maker.op_type

@@ -1,0 +1,61 @@
+"""Tells models and files apart by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx_ir as ir
+
+_CHUNK_BYTES = 1 << 20
+
+
+def graph_fingerprint(model: ir.Model) -> str:
+    """Returns the SHA-256, in hex, of a graph's operators, their wiring and every stored number.
+
+    Names of the model, its producer and its metadata do not count. Weights are hashed one at a time.
+    """
+    digest = hashlib.sha256()
+
+    def put(*parts: object) -> None:
+        digest.update("\x1f".join(str(part) for part in parts).encode() + b"\x1e")
+
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        put("node", node.domain, node.op_type, node.name, *(value.name if value else "" for value in node.inputs))
+        put("out", *(value.name for value in node.outputs))
+        for name in sorted(node.attributes):
+            attribute = node.attributes[name]
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                continue  # its nodes come by themselves
+            is_tensor = attribute.type == ir.AttributeType.TENSOR
+            put("attribute", name, attribute.as_tensor().tobytes() if is_tensor else attribute.value)
+    for name in sorted(model.graph.initializers):
+        tensor = model.graph.initializers[name].const_value
+        if tensor is not None:
+            put("weight", name, tensor.dtype, tuple(tensor.shape))
+            digest.update(tensor.tobytes())
+    put("interface", *(value.name for value in (*model.graph.inputs, *model.graph.outputs)))
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def data_sha256(source: str) -> str | None:
+    """Returns the SHA-256 of a data file, or of the names and bytes of a folder's files; None for a function."""
+    path = Path(source)
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
+        if entry.is_file():
+            digest.update(f"{entry.relative_to(path).as_posix()}\x1f{file_sha256(entry)}\x1e".encode())
+    return digest.hexdigest()

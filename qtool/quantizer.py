@@ -1,0 +1,130 @@
+"""Turns a prepared float graph, a plan and statistics into a QDQ graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.affine import AffineParams, params_from_range
+from calib.ranges import RangeMethod
+from calib.statistics import TensorStatistics
+from qtool.errors import InputError
+from qtool.passes.constants import constant_array
+from qtool.passes.insert_qdq import insert_qdq
+from qtool.plan import Plan
+from qtool.weights.bias_correction import correct_biases
+from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
+
+# No activation of a working model is that large; what is, stands for minus infinity in a mask.
+_LARGEST_ACTIVATION = 1e8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a person should know about tensors that were quantized.
+
+    Attributes:
+        constant: activations that had one value only.
+        dead_channels: by weight, the channels that are all zero.
+        widened_channels: by weight, the channels whose scale grew for the bias to fit into int32.
+        corrected: by layer, the largest shift of a channel's mean that its new bias takes back.
+    """
+
+    constant: tuple[str, ...]
+    dead_channels: Mapping[str, tuple[int, ...]]
+    widened_channels: Mapping[str, tuple[int, ...]]
+    corrected: Mapping[str, float]
+
+
+def unfit_tensors(statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
+    """Returns the tensors that must stay float, each with the reason that its values give."""
+    unfit = {}
+    for name, seen in statistics.items():
+        if seen.infinite:
+            unfit[name] = f"holds {seen.infinite} infinite values"
+        elif seen.batches == 0:
+            unfit[name] = "was not reached by the data"
+        elif max(-seen.minimum, seen.maximum) > _LARGEST_ACTIVATION:
+            largest = seen.minimum if -seen.minimum > seen.maximum else seen.maximum
+            unfit[name] = f"reaches {largest:.3g}, as masks do"
+    return unfit
+
+
+def activation_params(
+    plan: Plan, statistics: Mapping[str, TensorStatistics], method: RangeMethod
+) -> dict[str, AffineParams]:
+    """Returns the parameters of every source in ``plan``, by tensor name.
+
+    Raises:
+        InputError: a tensor has no statistics.
+    """
+    params: dict[str, AffineParams] = {}
+    for activation in plan.activations.values():
+        source = activation.source
+        if source in params:
+            continue
+        seen = statistics.get(source)
+        if seen is None:
+            raise InputError(
+                f"the statistics know nothing of the tensor '{source}'",
+                fix="calibrate again, or give --calib-data instead of --calib-stats",
+            )
+        params[source] = params_from_range(method.span(seen, activation.grid), activation.grid)
+    return params
+
+
+def quantize_graph(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, TensorStatistics],
+    method: RangeMethod,
+    *,
+    bias_correction: bool,
+) -> Findings:
+    """Quantizes ``model``, as ``prepare`` leaves it, in place.
+
+    Args:
+        model: the float model.
+        plan: what to quantize.
+        statistics: by tensor name.
+        method: finds the ranges of activations.
+        bias_correction: whether biases take back what rounding the weights does to the layers' means.
+
+    Raises:
+        InputError: a weight holds NaN or infinity, or a tensor has no statistics.
+    """
+    activations = activation_params(plan, statistics, method)
+    weights = _quantized_weights(model, plan, activations)
+    corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
+    insert_qdq(model, plan, activations, weights)
+    return Findings(
+        constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),
+        dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
+        widened_channels={name: weight.widened_channels for name, weight in weights.items() if weight.widened_channels},
+        corrected=corrected,
+    )
+
+
+def _quantized_weights(
+    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams]
+) -> dict[str, QuantizedWeight]:
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    # A bias is stored in units of input scale times weight scale: this is how many of them, before the weight's part.
+    bias_units: dict[str, npt.NDArray[np.float64]] = {}
+    for bias in plan.biases.values():
+        stored = constant_array(values[bias.tensor])
+        if stored is not None:
+            input_scale = float(activations[plan.activations[bias.activation].source].scale)
+            units = np.abs(stored.reshape(-1).astype(np.float64)) / input_scale
+            bias_units[bias.weight] = np.maximum(units, bias_units.get(bias.weight, 0.0))
+    weights = {}
+    for name, weight in plan.weights.items():
+        array = constant_array(values[name])
+        if array is None:
+            raise AssertionError(f"the plan takes {name} for a weight")
+        weights[name] = round_to_nearest(name, array, weight.grid, weight.granularity, bias=bias_units.get(name))
+    return weights

@@ -1,0 +1,239 @@
+"""Runs a float model over data once and keeps the statistics of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calib.collect import Collected, collect
+from calib.dataset import open_dataset
+from calib.datasets.base import Dataset
+from calib.datasets.images import Preprocess
+from calib.statistics_file import write_statistics
+from qtool.atomic import check_output, staged
+from qtool.fingerprint import data_sha256, graph_fingerprint
+from qtool.plan import Plan, build_plan
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph, watching
+from qtool.schemes import DEFAULT_PRESET, PRESETS, symmetric_activations
+from qtool.selection import Selection
+from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.model_source import ModelSource
+from qtool.workflows.prepare import prepare
+
+STATISTICS_SUFFIX = ".stats.npz"
+# Below this, ranges say more about the samples than about the model.
+_FEW_SAMPLES = 8
+NOTHING_HELD_BACK = HoldBack()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRequest:
+    """Which samples to use.
+
+    Attributes:
+        source: as ``open_dataset`` takes it.
+        preprocess: how images become arrays.
+        batch_size: samples a run.
+        limit: use only the first so many samples.
+    """
+
+    source: str
+    preprocess: Preprocess | None = None
+    batch_size: int = 1
+    limit: int | None = None
+
+    def open(self) -> Dataset:
+        """Opens the data.
+
+        Raises:
+            CalibError: there is none, or it is damaged.
+        """
+        return open_dataset(self.source, preprocess=self.preprocess)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateRequest:
+    """What to calibrate.
+
+    Attributes:
+        source: the float model.
+        data: the samples.
+        output: the statistics file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        exact: whether histograms count every value.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether an existing output may be replaced.
+    """
+
+    source: ModelSource
+    data: DataRequest
+    output: Path | None = None
+    output_dir: Path | None = None
+    exact: bool = False
+    threads: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSeen:
+    """What the data did to one tensor.
+
+    Attributes:
+        tensor: its name.
+        batches: batches in which it had a value.
+        values: how many values it had.
+        minimum: the smallest; None when it had none.
+        maximum: the largest; None when it had none.
+        infinite: how many values were infinite.
+    """
+
+    tensor: str
+    batches: int
+    values: int
+    minimum: float | None
+    maximum: float | None
+    infinite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateReport:
+    """What a calibration found.
+
+    Attributes:
+        output: the statistics file.
+        samples: samples seen.
+        batches: batches seen.
+        tensors: what they did to each tensor.
+        unreached: tensors that never had a value.
+    """
+
+    output: Path
+    samples: int
+    batches: int
+    tensors: tuple[TensorSeen, ...]
+    unreached: tuple[str, ...]
+
+
+def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
+    """Runs the model over the data once and writes one file from which every range method can work.
+
+    Raises:
+        QtoolError: the model, the data or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    folder = request.output_dir or request.source.path.parent
+    output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
+    check_output(output, force=request.force)
+    dataset = request.data.open()
+    model = prepare(request.source.load(progress, dataset=dataset))
+    watched = watched_tensors(model)
+    collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
+    origin = statistics_origin(model, request.data.source)
+    with staged(output) as path:
+        write_statistics(path, collected, origin)
+    return CalibrateReport(
+        output=output,
+        samples=collected.samples,
+        batches=collected.batches,
+        tensors=tuple(
+            TensorSeen(
+                tensor=name,
+                batches=seen.batches,
+                values=seen.values,
+                minimum=seen.minimum if seen.batches else None,
+                maximum=seen.maximum if seen.batches else None,
+                infinite=seen.infinite,
+            )
+            for name, seen in collected.statistics.items()
+        ),
+        unreached=collected.unreached,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """The tensors to watch.
+
+    Attributes:
+        tensors: their names.
+        channel_axes: the axis whose channels are summed, for those that layers read.
+    """
+
+    tensors: tuple[str, ...]
+    channel_axes: Mapping[str, int]
+
+    @staticmethod
+    def by(*plans: Plan) -> Watched:
+        """Returns what all of ``plans`` need."""
+        return Watched(
+            tensors=tuple(dict.fromkeys(chain.from_iterable(plan.observed for plan in plans))),
+            channel_axes={name: axis for plan in plans for name, axis in plan.channel_axes.items()},
+        )
+
+
+def watched_tensors(model: ir.Model) -> Watched:
+    """Returns the tensors that any scheme may want to know about, for a prepared model."""
+    scheme = PRESETS[DEFAULT_PRESET]
+    return Watched.by(
+        build_plan(model, scheme, Selection()), build_plan(model, symmetric_activations(scheme), Selection())
+    )
+
+
+def gather(
+    model: ir.Model,
+    watched: Watched,
+    dataset: Dataset,
+    data: DataRequest,
+    progress: Progress,
+    *,
+    hold_back: HoldBack = NOTHING_HELD_BACK,
+    exact: bool = False,
+    threads: int = 0,
+) -> Collected:
+    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside.
+
+    Raises:
+        CalibError: the data does not fit the model, or a tensor holds NaN.
+    """
+    total = available(dataset, data)
+    with watching(model, watched.tensors) as graph, open_graph(graph, threads=threads) as session:
+        feeds = dataset.feeds(session.inputs, batch_size=data.batch_size, limit=data.limit, remark=progress.note)
+        with progress.task("calibrating", total) as advance:
+            collected = collect(
+                session,
+                hold_back.used(feeds),
+                watched.tensors,
+                channel_axes=watched.channel_axes,
+                exact=exact,
+                advance=advance,
+            )
+    if collected.samples < _FEW_SAMPLES:
+        progress.note(f"only {collected.samples} samples: ranges need a few dozen that look like real use")
+    return collected
+
+
+def available(dataset: Dataset, data: DataRequest) -> int | None:
+    """Returns how many samples there are to use, where that is known."""
+    if dataset.count is None:
+        return None
+    return dataset.count if data.limit is None else min(dataset.count, data.limit)
+
+
+def batches_of(model: ir.Model, dataset: Dataset, data: DataRequest) -> int | None:
+    """Returns how many batches the data makes, where that is known."""
+    total = available(dataset, data)
+    firsts = [value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)]
+    fixed = max((dim for dim in firsts if isinstance(dim, int)), default=1)
+    return None if total is None else total // max(fixed, data.batch_size)
+
+
+def statistics_origin(model: ir.Model, data: str) -> dict[str, str]:
+    """Returns what tells which model and data statistics belong to."""
+    digest = data_sha256(data)
+    return {"model": graph_fingerprint(model), **({} if digest is None else {"data": digest})}

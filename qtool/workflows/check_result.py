@@ -1,0 +1,101 @@
+"""Runs a quantized model beside the float model it was made from, before it counts as a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calib.datasets.base import Dataset
+from calib.specs import Feed, TensorSpec
+from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.errors import InputError
+from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.runtime.graphs import open_graph
+from qtool.runtime.session import Session
+from qtool.workflows.calibrate import DataRequest
+from qtool.workflows.hold_back import HoldBack
+
+# Without batches held back, so many of the others show at least that the result is no noise.
+_FEW = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSamples:
+    """Where the samples for the comparison come from.
+
+    Attributes:
+        dataset: the calibration data.
+        data: how it is used.
+        hold_back: the part of it that the calibration left alone.
+    """
+
+    dataset: Dataset
+    data: DataRequest
+    hold_back: HoldBack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How close two models are.
+
+    Attributes:
+        fidelity: by output.
+        samples: what they were compared on, in words.
+    """
+
+    fidelity: tuple[OutputFidelity, ...]
+    samples: str
+
+
+def compare_with_float(
+    original: ir.Model, quantized: Path, samples: CheckSamples | None, *, threads: int = 0
+) -> Comparison:
+    """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run the quantized model.
+        InputError: its outputs are not finite where those of the float model are.
+    """
+    meter = FidelityMeter()
+    with open_graph(original, threads=threads) as float_session:
+        quantized_session = Session(quantized, threads=threads)
+        seen = 0
+        for feed in _feeds(float_session.inputs, samples):
+            meter.add(float_session.run(feed), quantized_session.run(feed))
+            first = next(iter(feed.values()))
+            seen += int(first.shape[0]) if first.ndim else 1
+    results = meter.results()
+    for output in results:
+        if output.non_finite:
+            raise InputError(
+                f"the quantized model's output '{output.name}' has {output.non_finite} values that are not finite",
+                fix="keep the layers before it float with --exclude, or try another --method",
+            )
+    return Comparison(fidelity=results, samples=_in_words(samples, seen))
+
+
+def _feeds(inputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
+    if samples is None:
+        specs = [_input_spec(spec) for spec in inputs]
+        yield make_feeds(specs, first_sizes(specs, None), None)
+        return
+    data = samples.data
+    feeds = samples.dataset.feeds(inputs, batch_size=data.batch_size, limit=data.limit)
+    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
+
+
+def _input_spec(spec: TensorSpec) -> InputSpec:
+    """Returns an input in the form the example maker takes; an unknown dimension is a free one of its own."""
+    dims = tuple(f"{spec.name}_{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ()))
+    return InputSpec(name=spec.name, dims=dims, dtype=spec.dtype)
+
+
+def _in_words(samples: CheckSamples | None, seen: int) -> str:
+    if samples is None:
+        return "random inputs, which tell little"
+    plural = "" if seen == 1 else "s"
+    return f"{seen} sample{plural} held back" if samples.hold_back.every else f"{seen} calibration sample{plural}"

@@ -1,0 +1,221 @@
+"""Quantizes a model and checks the result before anyone sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calib.collect import Collected
+from calib.ranges import RangeMethod
+from calib.statistics_file import StoredStatistics, read_statistics
+from qtool.atomic import check_output, staged
+from qtool.errors import InputError, OutputError, UsageError
+from qtool.fingerprint import file_sha256, graph_fingerprint
+from qtool.manifest import manifest_path, write_manifest
+from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.size import model_bytes
+from qtool.plan import Plan, build_plan
+from qtool.progress import Progress
+from qtool.quantizer import Findings, quantize_graph, unfit_tensors
+from qtool.runtime.coverage import Coverage, integer_coverage
+from qtool.schemes import Scheme
+from qtool.selection import Selection
+from qtool.workflows.calibrate import DataRequest, Watched, batches_of, gather
+from qtool.workflows.check_result import CheckSamples, compare_with_float
+from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.model_source import ModelSource, write_graph
+from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize_record import manifest_of
+
+QUANTIZED_SUFFIX = ".int8.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRequest:
+    """What to quantize, and how.
+
+    Attributes:
+        source: the float model.
+        data: calibration samples; or
+        statistics: a file of ``calibrate`` on the same model.
+        scheme: which integers tensors become.
+        method: finds the ranges of activations.
+        method_name: its name in ``RANGE_METHODS``.
+        selection: which nodes may be quantized.
+        bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        output: the file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether existing outputs may be replaced.
+    """
+
+    source: ModelSource
+    data: DataRequest | None
+    statistics: Path | None
+    scheme: Scheme
+    method: RangeMethod
+    method_name: str
+    selection: Selection = field(default_factory=Selection)
+    bias_correction: bool = True
+    output: Path | None = None
+    output_dir: Path | None = None
+    threads: int = 0
+    force: bool = False
+
+    @property
+    def destination(self) -> Path:
+        """Where the quantized model goes."""
+        if self.output is not None:
+            return self.output
+        return (self.output_dir or self.source.path.parent) / f"{self.source.stem}{QUANTIZED_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeReport:
+    """What a quantization did.
+
+    Attributes:
+        output: the quantized model.
+        manifest: the record beside it.
+        float_model: the float model to compare it with; made on the way where the source is no ONNX file.
+        plan: what was quantized, and what was not.
+        coverage: what onnxruntime runs on integers.
+        findings: constant tensors, dead channels, corrected biases.
+        fidelity: how close each output stays to the float model's.
+        compared_on: the samples that ``fidelity`` comes from, in words.
+        samples: samples that shaped the ranges.
+        float_bytes: size of the float model on disk.
+        quantized_bytes: size of the quantized model on disk.
+    """
+
+    output: Path
+    manifest: Path
+    float_model: Path
+    plan: Plan
+    coverage: Coverage
+    findings: Findings
+    fidelity: tuple[OutputFidelity, ...]
+    compared_on: str
+    samples: int
+    float_bytes: int
+    quantized_bytes: int
+
+
+def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
+    """Returns what ``quantize`` would do, without data, and writes nothing.
+
+    Raises:
+        QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
+        FormatError: the model file cannot be read.
+    """
+    dataset = None if request.data is None else request.data.open()
+    model = prepare(request.source.load(progress, dataset=dataset))
+    return build_plan(model, request.scheme, request.selection)
+
+
+def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
+    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+
+    Raises:
+        UsageError: there are neither data nor statistics, or both.
+        QtoolError: the model, the statistics or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    _check_request(request)
+    output = request.destination
+    stored = None if request.statistics is None else read_statistics(request.statistics)
+    dataset = None if request.data is None else request.data.open()
+    original = request.source.load(progress, dataset=dataset)
+    with staged(output) as path:
+        float_model, float_file = request.source.path, request.source.path
+        if not request.source.is_graph:
+            float_model = output.with_name(f"{request.source.stem}.onnx")
+            float_file = path.with_name(float_model.name)
+            _write_float(original, float_model, float_file, force=request.force)
+        model = prepare(original.clone())
+        plan = build_plan(model, request.scheme, request.selection)
+        if dataset is not None and request.data is not None:
+            hold_back = HoldBack.of(batches_of(original, dataset, request.data))
+            collected = gather(
+                model,
+                Watched.by(plan),
+                dataset,
+                request.data,
+                progress,
+                hold_back=hold_back,
+                threads=request.threads,
+            )
+            samples = CheckSamples(dataset=dataset, data=request.data, hold_back=hold_back)
+        else:
+            collected = _checked_statistics(stored, model, request.statistics)
+            samples = None
+        plan = _fitted_plan(model, plan, collected, request)
+        findings = quantize_graph(
+            model, plan, collected.statistics, request.method, bias_correction=request.bias_correction
+        )
+        write_graph(model, path)
+        progress.note("checking the result in onnxruntime")
+        coverage = integer_coverage(model)
+        comparison = compare_with_float(original, path, samples, threads=request.threads)
+        report = QuantizeReport(
+            output=output,
+            manifest=manifest_path(output),
+            float_model=float_model,
+            plan=plan,
+            coverage=coverage,
+            findings=findings,
+            fidelity=comparison.fidelity,
+            compared_on=comparison.samples,
+            samples=collected.samples,
+            float_bytes=model_bytes(float_file),
+            quantized_bytes=model_bytes(path),
+        )
+        manifest = manifest_of(request, report, float_file=float_file, quantized_file=path)
+        write_manifest(manifest_path(path), manifest, home=output.parent)
+    return report
+
+
+def _check_request(request: QuantizeRequest) -> None:
+    """Refuses what cannot work before anything is read."""
+    if request.data is None and request.statistics is None:
+        raise UsageError(
+            "there is nothing to calibrate on",
+            fix="pass --calib-data DATA, or --calib-stats FILE of an earlier `qtool calibrate`",
+        )
+    if request.data is not None and request.statistics is not None:
+        raise UsageError("both --calib-data and --calib-stats are given", fix="leave one of them out")
+    output = request.destination
+    if output.suffix != ".onnx":
+        raise UsageError(f"the output {output} does not end in .onnx", fix="quantized models are ONNX: -o name.onnx")
+    if output.resolve() == request.source.path.resolve():
+        raise UsageError("the output is the input", fix="name another file with -o")
+    check_output(output, force=request.force)
+
+
+def _write_float(original: ir.Model, destination: Path, path: Path, *, force: bool) -> None:
+    """Writes the float graph that was made on the way; one that stands there already must be the same."""
+    write_graph(original, path)
+    if destination.exists() and not force and file_sha256(destination) != file_sha256(path):
+        raise OutputError(
+            f"the float model made on the way differs from the {destination} that exists",
+            fix="pass --force to replace it, or name an output in another folder with -o",
+        )
+
+
+def _checked_statistics(stored: StoredStatistics | None, model: ir.Model, path: Path | None) -> Collected:
+    if stored is None or stored.origin.get("model") != graph_fingerprint(model):
+        raise InputError(
+            f"the statistics in {path} are of another model",
+            fix="calibrate this model again with `qtool calibrate`",
+        )
+    return stored.collected
+
+
+def _fitted_plan(model: ir.Model, plan: Plan, collected: Collected, request: QuantizeRequest) -> Plan:
+    """Plans again without the tensors that the data has shown to be unfit."""
+    needed = {activation.source for activation in plan.activations.values()}
+    unfit = {name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed}
+    return build_plan(model, request.scheme, request.selection, unfit=unfit) if unfit else plan

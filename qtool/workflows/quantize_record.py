@@ -1,0 +1,85 @@
+"""Puts a quantization into its manifest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtool.fingerprint import data_sha256, file_sha256
+from qtool.manifest import FileRecord, Manifest
+from qtool.report.surroundings import versions
+
+if TYPE_CHECKING:
+    from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
+
+
+def manifest_of(
+    request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
+) -> Manifest:
+    """Returns the record of one run; the two files are where the models lie while it is written."""
+    inputs = {"model": _record(request.source.path, request.source.path)}
+    if request.data is not None:
+        source = request.data.source
+        path = Path(source)
+        size = path.stat().st_size if path.is_file() else None
+        inputs["calib_data"] = FileRecord(path=path, sha256=data_sha256(source), bytes=size)
+    if request.statistics is not None:
+        inputs["calib_stats"] = _record(request.statistics, request.statistics)
+    return Manifest(
+        command="quantize",
+        float_model=_record(report.float_model, float_file),
+        quantized_model=_record(report.output, quantized_file),
+        inputs=inputs,
+        options=_options(request),
+        versions=versions(),
+        quantized=_quantized(report),
+        figures=_figures(report),
+    )
+
+
+def _record(path: Path, now: Path) -> FileRecord:
+    return FileRecord(path=path, sha256=file_sha256(now), bytes=now.stat().st_size)
+
+
+def _options(request: QuantizeRequest) -> dict[str, Any]:
+    data = request.data
+    return {
+        "scheme": request.scheme.description,
+        "method": {"name": request.method_name, **_fields(request.method)},
+        "include": list(request.selection.include),
+        "exclude": list(request.selection.exclude),
+        "bias_correction": request.bias_correction,
+        "batch_size": None if data is None else data.batch_size,
+        "limit": None if data is None else data.limit,
+        "preprocess": None if data is None or data.preprocess is None else str(data.preprocess),
+        "threads": request.threads,
+    }
+
+
+def _fields(method: Any) -> dict[str, Any]:
+    return {name: getattr(method, name) for name in getattr(method, "__dataclass_fields__", ())}
+
+
+def _quantized(report: QuantizeReport) -> dict[str, Any]:
+    return {
+        "activations": len(report.plan.activations),
+        "weights": len(report.plan.weights),
+        "integer_nodes": report.coverage.integer,
+        "quantizable_nodes": report.coverage.total,
+        "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
+        "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+    }
+
+
+def _figures(report: QuantizeReport) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {
+        "float_bytes": float(report.float_bytes),
+        "quantized_bytes": float(report.quantized_bytes),
+        "samples": float(report.samples),
+    }
+    for output in report.fidelity:
+        sqnr = output.sqnr_db
+        figures[f"sqnr_db:{output.name}"] = sqnr if sqnr is not None and math.isfinite(sqnr) else None
+    return figures
