@@ -468,3 +468,25 @@ def test_a_float_convolution_with_a_pair_on_one_side_stays_float(tmp_path: Path,
     y = pattern.node("Conv", pattern.pair(x) if side == "before" else x, w)
     pattern.output(pattern.pair(y) if side == "after" else y)
     assert pattern.kernels(tmp_path) == {"Conv": 1}
+
+
+@pytest.mark.parametrize("clamped", [True, False])
+def test_onnxruntime_rounds_the_weights_of_a_float_transposed_convolution_between_pairs(
+    tmp_path: Path, clamped: bool
+) -> None:
+    # Nothing is won by that: it has no integer kernel, and its weights are dequantized in every run.
+    pattern = Pattern()
+    x = pattern.pair(pattern.input(1, 4, 7, 7))
+    y = pattern.node("ConvTranspose", x, pattern.constant(np.ones((4, 2, 2, 2), np.float32)))
+    y = pattern.node("Relu", y) if clamped else y
+    pattern.output(pattern.pair(y, zero_point=0))
+    optimized = pattern.optimized(tmp_path)
+    assert optimized["ConvTranspose"] == 1
+    assert optimized["DequantizeLinear"] == 3
+
+
+def test_a_float_matmul_between_pairs_keeps_its_weights(tmp_path: Path) -> None:
+    pattern = Pattern()
+    x = pattern.pair(pattern.input(5, 6))
+    pattern.output(pattern.pair(pattern.node("MatMul", x, pattern.constant(np.ones((6, 3), np.float32)))))
+    assert pattern.optimized(tmp_path) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "MatMul": 1}

@@ -1,0 +1,445 @@
+"""The quantized graph loads, runs on integers, and computes what quantization by hand computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from calib.grid import Grid
+from qtool.runtime.session import Session
+from qtool.schemes import PRESETS, Scheme
+
+Arrays = Callable[..., npt.NDArray[np.float32]]
+Prepared = Callable[..., ir.Model]
+Quantized = Callable[..., ir.Model]
+Feed = dict[str, npt.NDArray[Any]]
+
+
+@pytest.fixture
+def residual(prepared: Prepared, random_array: Arrays) -> ir.Model:
+    return prepared(
+        """g (float[N,3,8,8] x) => (float[N,5] y) {
+            a = Conv <pads = [1,1,1,1]> (x, w1, b1)
+            b = Relu (a)
+            c = Conv <pads = [1,1,1,1]> (b, w2)
+            d = Add (c, b)
+            e = Clip (d, low, high)
+            f = MaxPool <kernel_shape = [2,2], strides = [2,2]> (e)
+            g = GlobalAveragePool (f)
+            h = Flatten (g)
+            y = Gemm <transB = 1> (h, w3, b3)
+        }""",
+        w1=random_array(4, 3, 3, 3),
+        b1=random_array(4),
+        w2=random_array(4, 4, 3, 3),
+        low=np.float32(0.0),
+        high=np.float32(6.0),
+        w3=random_array(5, 4),
+        b3=random_array(5),
+    )
+
+
+@pytest.fixture
+def image_feeds() -> list[Feed]:
+    rng = np.random.default_rng(5)
+    return [{"x": rng.normal(0.0, 1.0, (2, 3, 8, 8)).astype(np.float32)} for _ in range(8)]
+
+
+def _run(model: ir.Model | onnx.ModelProto, feed: Feed, level: Any = "none") -> Feed:
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    return Session(proto.SerializeToString(), threads=1, level=level).run(feed)
+
+
+def _kernels(model: ir.Model, folder: Path) -> Counter[str]:
+    path = folder / "optimized.onnx"
+    Session(ir.to_proto(model).SerializeToString(), threads=1, level="extended", optimized_to=path)
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def _signal_to_noise_db(signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    return float(10 * np.log10(np.sum(signal.astype(np.float64) ** 2) / np.sum((signal - other) ** 2.0)))
+
+
+def _stored(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in ir.to_proto(model).graph.initializer}
+
+
+def test_the_quantized_graph_is_valid_and_keeps_its_interface(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+) -> None:
+    before = ir.to_proto(residual)
+    after = ir.to_proto(quantized(residual, image_feeds))
+    onnx.checker.check_model(after, full_check=True)
+    assert [str(value) for value in after.graph.input] == [str(value) for value in before.graph.input]
+    assert [str(value) for value in after.graph.output] == [str(value) for value in before.graph.output]
+    names = [node.name for node in after.graph.node]
+    assert len(set(names)) == len(names)
+
+
+def test_a_residual_network_runs_on_integer_kernels_only(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed], tmp_path: Path
+) -> None:
+    assert _kernels(quantized(residual, image_feeds), tmp_path) == {
+        "QuantizeLinear": 1,
+        "QLinearConv": 2,
+        "QLinearAdd": 1,
+        "MaxPool": 1,
+        "QLinearGlobalAveragePool": 1,
+        "Flatten": 1,
+        "QGemm": 1,
+    }
+
+
+def test_the_quantized_graph_stays_near_the_float_one(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+) -> None:
+    expected = np.concatenate([_run(residual, feed)["y"] for feed in image_feeds])
+    model = quantized(residual, image_feeds)
+    for level in ("none", "all"):
+        got = np.concatenate([_run(model, feed, level)["y"] for feed in image_feeds])
+        assert _signal_to_noise_db(expected, got) > 30.0, level
+
+
+def test_the_quantized_graph_agrees_with_the_onnx_reference(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+) -> None:
+    model = ir.to_proto(quantized(residual, image_feeds))
+    # The reference knows Q and DQ since opset 19; nothing else in this graph has changed its meaning since 17.
+    model.opset_import[0].version, model.ir_version = 21, 10
+    reference = ReferenceEvaluator(model)
+    for feed in image_feeds[:2]:
+        (expected,) = reference.run(None, feed)
+        np.testing.assert_allclose(_run(model, feed)["y"], expected, atol=0.02)
+
+
+def test_only_integers_are_stored_of_the_weights(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+) -> None:
+    floats = {name: array for name, array in _stored(residual).items() if array.dtype == np.float32 and array.ndim > 1}
+    stored = _stored(quantized(residual, image_feeds))
+    assert floats.keys().isdisjoint(stored)
+    assert sorted(array.shape for array in stored.values() if array.dtype == np.int8 and array.ndim > 1) == sorted(
+        array.shape for array in floats.values()
+    )
+    assert all(array.ndim <= 1 for array in stored.values() if array.dtype == np.float32)
+
+
+def test_every_scale_is_finite_and_positive(residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]) -> None:
+    model = quantized(residual, image_feeds)
+    stored = _stored(model)
+    scales = [node.inputs[1].name for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert scales
+    for name in scales:
+        assert np.isfinite(stored[name]).all()
+        assert (stored[name] > 0).all()
+
+
+def test_a_fully_connected_network_computes_what_numpy_computes(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized
+) -> None:
+    w1, b1, w2, b2 = random_array(6, 8), random_array(8), random_array(4, 8), random_array(4)
+    model = prepared(
+        """g (float[N,6] x) => (float[N,4] y) {
+            a = Gemm (x, w1, b1)
+            r = Relu (a)
+            y = Gemm <transB = 1> (r, w2, b2)
+        }""",
+        w1=w1,
+        b1=b1,
+        w2=w2,
+        b2=b2,
+    )
+    rng = np.random.default_rng(2)
+    data = rng.normal(0.0, 1.0, (64, 6)).astype(np.float32)
+
+    # All of it written out: asymmetric u8 activations over their extremes, symmetric s8 weights for each output.
+    def fake(values: npt.NDArray[Any], low: float, high: float) -> tuple[npt.NDArray[Any], float]:
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = float(np.float32((high - low) / 255.0))
+        zero = np.rint(-low / scale)
+        return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale, scale
+
+    def fake_weight(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        scales = np.abs(values).max(axis=0, keepdims=True) / 127.0
+        return np.rint(values / scales) * scales, scales[0]
+
+    hidden = np.maximum(data @ w1 + b1, 0.0)
+    x, x_scale = fake(data, float(data.min()), float(data.max()))
+    q1, s1 = fake_weight(w1)
+    bias1 = np.rint(b1 / (x_scale * s1)) * (x_scale * s1)
+    h, h_scale = fake(np.maximum(x @ q1 + bias1, 0.0), 0.0, float(hidden.max()))
+    q2, s2 = fake_weight(w2.T)
+    bias2 = np.rint(b2 / (h_scale * s2)) * (h_scale * s2)
+    expected = h @ q2 + bias2
+
+    graph = quantized(model, [{"x": data}])
+    # One step of the hidden layer may fall to the other side of a tie.
+    step = h_scale * float(np.abs(q2).max())
+    for level in ("none", "all"):
+        got = _run(graph, {"x": data}, level)["y"]
+        assert np.abs(got - expected).max() <= step + 1e-5
+        assert np.mean(np.abs(got - expected) < 1e-4) > 0.9
+
+
+def test_biases_are_int32_on_the_exact_scale_of_the_products(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+) -> None:
+    model = quantized(residual, image_feeds)
+    stored = _stored(model)
+    checked = 0
+    for node in model.graph:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        source, weight, bias = (value.producer() for value in node.inputs)
+        assert stored[bias.inputs[0].name].dtype == np.int32
+        products = stored[source.inputs[1].name] * stored[weight.inputs[1].name]
+        assert np.array_equal(stored[bias.inputs[1].name], products.astype(np.float32))
+        checked += 1
+    assert checked == 3
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
+def test_every_kind_of_weights_loads_and_stays_near_the_float_model(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed], per_channel: bool, symmetric: bool, signed: bool
+) -> None:
+    expected = _run(residual, image_feeds[0])["y"]
+    scheme = Scheme(
+        activations=PRESETS["x86"].activations,
+        weights=Grid(bits=8, signed=signed, symmetric=symmetric),
+        per_channel=per_channel,
+    )
+    model = quantized(residual, image_feeds, scheme=scheme)
+    for level in ("none", "all"):
+        assert _signal_to_noise_db(expected, _run(model, image_feeds[0], level)["y"]) > 25.0
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_signed_activations_load_and_stay_near_the_float_model(
+    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed], symmetric: bool
+) -> None:
+    expected = _run(residual, image_feeds[0])["y"]
+    scheme = Scheme(
+        activations=Grid(bits=8, signed=True, symmetric=symmetric),
+        weights=PRESETS["x86"].weights,
+    )
+    model = quantized(residual, image_feeds, scheme=scheme)
+    for level in ("none", "all"):
+        assert _signal_to_noise_db(expected, _run(model, image_feeds[0], level)["y"]) > 25.0
+
+
+def test_tied_weights_are_stored_once(prepared: Prepared, random_array: Arrays, quantized: Quantized) -> None:
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y) {
+            a = Conv (x, w)
+            b = Conv (a, w)
+            y = Tanh (b)
+        }""",
+        w=random_array(4, 4, 1),
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    assert [array.shape for array in _stored(graph).values() if array.dtype == np.int8] == [(4, 4, 1), (4,)]
+    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+
+
+def test_a_weight_that_a_float_node_reads_too_stays_right(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized
+) -> None:
+    model = prepared(
+        """g (int64[N,T] ids) => (float[N,T,7] y) {
+            e = Gather (table, ids)
+            h = Tanh (e)
+            back = Transpose <perm = [1,0]> (table)
+            y = MatMul (h, back)
+        }""",
+        table=random_array(7, 5),
+    )
+    feed = {"ids": np.array([[0, 3, 6], [5, 5, 1]], np.int64)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+
+
+def test_an_excluded_convolution_between_integer_layers_really_stays_float(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
+) -> None:
+    # onnxruntime quantizes a float Conv itself, one scale for all channels, when there are pairs on both its sides.
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y) {
+            a = Conv (x, w1)
+            b = Conv (a, w2)
+            c = Conv (b, w3)
+            y = Tanh (c)
+        }""",
+        w1=random_array(4, 4, 1),
+        w2=random_array(4, 4, 1, seed=1),
+        w3=random_array(4, 4, 1, seed=2),
+    )
+    graph = quantized(model, [{"x": random_array(2, 4, 8, seed=3)}], exclude=("/b/Conv",))
+    kernels = _kernels(graph, tmp_path)
+    assert kernels["Conv"] == 1
+    assert kernels["QLinearConv"] == 2
+
+
+def test_a_transposed_convolution_between_integer_layers_keeps_its_float_weights(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
+) -> None:
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y) {
+            a = Conv (x, w1)
+            b = ConvTranspose (a, w2)
+            r = Relu (b)
+            c = Conv (r, w3)
+            y = Tanh (c)
+        }""",
+        w1=random_array(4, 4, 1),
+        w2=random_array(4, 4, 1, seed=1),
+        w3=random_array(4, 4, 1, seed=2),
+    )
+    graph = quantized(model, [{"x": random_array(2, 4, 8, seed=3)}])
+    optimized = tmp_path / "optimized.onnx"
+    Session(ir.to_proto(graph).SerializeToString(), threads=1, level="extended", optimized_to=optimized)
+    proto = onnx.load(optimized)
+    (node,) = [node for node in proto.graph.node if node.op_type == "ConvTranspose"]
+    assert node.input[1] in {tensor.name for tensor in proto.graph.initializer}
+
+
+def test_an_integer_tensor_that_is_an_output_too_is_given_out_in_float(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
+) -> None:
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] a, float[N,4,8] y) {
+            a = Conv (x, w1)
+            b = Conv (a, w2)
+            y = Tanh (b)
+        }""",
+        w1=random_array(4, 4, 1),
+        w2=random_array(4, 4, 1, seed=1),
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    expected = _run(model, feed)
+    graph = quantized(model, [feed])
+    got = _run(graph, feed, "all")
+    assert list(got) == ["a", "y"]
+    for name, values in expected.items():
+        assert got[name].dtype == np.float32
+        assert _signal_to_noise_db(values, got[name]) > 25.0
+    assert _kernels(graph, tmp_path)["QLinearConv"] == 2
+
+
+def test_branches_read_the_same_values_as_before(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized
+) -> None:
+    model = prepared(
+        """g (float[N,4,8] x, bool go) => (float[N,4,8] y) {
+            a = Conv (x, w)
+            b = Conv (a, w)
+            y = If (go) <
+                then_branch = yes () => (float[N,4,8] t) { t = Conv (b, w) },
+                else_branch = no () => (float[N,4,8] e) { e = Sigmoid (a) }
+            >
+        }""",
+        w=random_array(4, 4, 1),
+    )
+    feeds = [{"x": random_array(2, 4, 8, seed=3), "go": np.array(go)} for go in (True, False)]
+    expected = [_run(model, feed)["y"] for feed in feeds]
+    graph = quantized(model, feeds)
+    for feed, values in zip(feeds, expected, strict=True):
+        assert _signal_to_noise_db(values, _run(graph, feed, "all")["y"]) > 20.0
+
+
+@pytest.mark.parametrize("taken", ["a_scale", "a_zero_point", "a_quantized", "w_scale", "w_quantized"])
+def test_names_that_the_model_uses_itself_are_left_to_it(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, taken: str
+) -> None:
+    model = prepared(
+        f"""g (float[N,4,8] x) => (float[N,4,8] y) {{
+            a = Conv (x, w)
+            b = Conv (a, w)
+            c = Tanh (b)
+            y = Mul (c, {taken})
+        }}""",
+        w=random_array(4, 4, 1),
+        **{taken: np.array(3.0, np.float32)},
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+
+
+@pytest.mark.parametrize("taken", ["a_scale", "a_quantized", "a_dequantized", "w_quantized", "w_dequantized"])
+def test_names_of_computed_values_are_left_to_the_model(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, taken: str
+) -> None:
+    model = prepared(
+        f"""g (float[N,4,8] x) => (float[N,4,8] y) {{
+            a = Conv (x, w)
+            {taken} = Conv (a, w)
+            y = Tanh ({taken})
+        }}""",
+        w=random_array(4, 4, 1),
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+
+
+def test_constant_and_dead_activations_give_a_model_that_runs(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized
+) -> None:
+    w1 = random_array(4, 4, 1)
+    w1[1] = 0.0
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y) {
+            a = Conv (x, w1, b1)
+            r = Relu (a)
+            b = Conv (r, w2)
+            y = Tanh (b)
+        }""",
+        w1=w1,
+        b1=np.array([0.3, 2.0, -0.1, 0.0], np.float32),
+        w2=np.zeros((4, 4, 1), np.float32),
+    )
+    feed = {"x": np.zeros((2, 4, 8), np.float32)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    for level in ("none", "all"):
+        np.testing.assert_allclose(_run(graph, feed, level)["y"], expected, atol=1e-6)
+
+
+def test_a_large_bias_on_a_small_weight_survives(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized
+) -> None:
+    w = random_array(4, 4, 1)
+    w[2] *= np.float32(1e-9)
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y) {
+            a = Conv (x, w, b)
+            r = Relu (a)
+            c = Conv (r, v)
+            y = Tanh (c)
+        }""",
+        w=w,
+        b=np.array([0.1, -0.2, 50.0, 0.0], np.float32),
+        v=random_array(4, 4, 1, seed=9) * np.float32(0.02),
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    expected = _run(model, feed)["y"]
+    graph = quantized(model, [feed])
+    for level in ("none", "all"):
+        assert _signal_to_noise_db(expected, _run(graph, feed, level)["y"]) > 25.0
