@@ -66,8 +66,8 @@ def detect(path: Path) -> Detection:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _detect_pickle(path, head)
     if safetensors_header.announced_header_bytes(head) is not None:
-        count = len(safetensors_header.read_header(path).tensors)
-        return Detection("safetensors", f"safetensors with {count} tensors")
+        safetensors_header.read_header(path)
+        return Detection("safetensors", "safetensors")
     found = _detect_onnx(path, size)
     if found is not None:
         return found

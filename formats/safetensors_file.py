@@ -72,7 +72,7 @@ class SafetensorsFile:
         for name, first in _stored_ties(metadata.pop(_TIED_KEY, "{}")).items():
             if name in tensors and first in tensors and _same(tensors[name], tensors[first]):
                 tensors[name] = tensors[first]
-        return Weights(tensors=tensors, metadata=metadata, source="safetensors")
+        return Weights(tensors=tensors, metadata=metadata, source=f"{len(tensors)} tensors")
 
     def write(self, weights: Weights, path: Path) -> None:
         """Writes one tensor after the other; the same weights give the same bytes.

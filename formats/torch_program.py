@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +16,10 @@ from torch.utils import _pytree as pytree
 
 from formats.errors import FormatError
 from formats.example_inputs import Array, Feeds, InputSpec
+from formats.library_noise import quiet_libraries
 
 # Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
 EXPORTER_OPSETS = range(18, 24)
-_CHATTERING_LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 # Names which weight a constant was computed from; everything else that the exporter notes is about its own run.
 _KEPT_METADATA = "pkg.onnxscript.optimizer.folded_from"
 _STATIC_DIM = re.compile(r"static shape of (\d+) for dimension inputs\['([^']+)'\]\.shape\[(\d+)\]")
@@ -118,7 +114,7 @@ def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> 
         FormatError: the module fails.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_libraries():
             result = module(**_tensors(inputs, feeds))
     except MemoryError:
         raise
@@ -150,7 +146,7 @@ def export(
         FormatError: the module cannot be exported, or a free dimension is fixed by its code.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_libraries():
             program = torch.onnx.export(
                 module,
                 (),
@@ -240,26 +236,6 @@ def _array(tensor: torch.Tensor) -> Array:
     plain = tensor.detach().cpu()
     # numpy has no bfloat16; the comparison needs the values only.
     return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallows what torch prints, warns and logs: it is about torch's own steps, and stdout is for results."""
-    loggers = [logging.getLogger(name) for name in _CHATTERING_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _strip_notes(model: ir.Model) -> None:

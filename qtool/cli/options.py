@@ -28,6 +28,14 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 ModelArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .pth, .pt or .safetensors.", show_default=False)
 ]
+OptionalModelArgument: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="Model file: .onnx, .pth, .pt or .safetensors. Default: `model` in qtool.toml.",
+        show_default=False,
+    ),
+]
 OutputOption: TypeAlias = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write the result.", show_default=False)
 ]

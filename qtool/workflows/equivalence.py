@@ -1,0 +1,191 @@
+"""Compares a converted program with the one it came from, on the same inputs and at several sizes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from calib.specs import Array, Feed
+from formats.errors import FormatError
+from formats.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
+from qtool.errors import InputError, RuntimeRefusedError
+from qtool.progress import Progress
+
+Reference: TypeAlias = Callable[[Feed], Sequence[Array]]
+Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
+
+# Float32 programs that compute the same thing differ by 1e-6 to 1e-4 of their largest output.
+LARGEST_RELATIVE_DIFFERENCE = 1e-3
+_SECOND_SAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDifference:
+    """Says how far one output is from the reference.
+
+    Attributes:
+        output: its name in the converted graph.
+        absolute: the largest difference of two values; for outputs that are no floats too.
+        relative: the same, divided by the reference's largest value; for integers and booleans, the share of
+            values that differ.
+    """
+
+    output: str
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Is one run of both programs.
+
+    Attributes:
+        sizes: the lengths of the free dimensions.
+        data: ``"real"`` or ``"random"``.
+        outputs: the differences, one an output.
+    """
+
+    sizes: Mapping[str, int]
+    data: str
+    outputs: tuple[OutputDifference, ...]
+
+    @property
+    def absolute(self) -> float:
+        """The largest absolute difference of all outputs."""
+        return max(output.absolute for output in self.outputs)
+
+    @property
+    def relative(self) -> float:
+        """The largest relative difference of all outputs."""
+        return max(output.relative for output in self.outputs)
+
+
+def compare_programs(
+    inputs: Sequence[InputSpec],
+    real: Feed | None,
+    *,
+    reference: Reference,
+    converted: Converted,
+    progress: Progress,
+) -> tuple[Comparison, ...]:
+    """Runs both programs at a first size of the free dimensions, at a second one, and on a single sample.
+
+    Raises:
+        InputError: an output is another one than the reference's by more than one thousandth of its largest value.
+        FormatError: the reference, a torch module, does not run.
+        RuntimeRefusedError: a program does not run in onnxruntime.
+    """
+    comparisons = []
+    with progress.task("comparing") as advance:
+        for sizes, feeds, expected in _runs(inputs, real, reference, progress):
+            result = converted(feeds)
+            comparison = Comparison(
+                sizes=sizes, data="random" if real is None else "real", outputs=_differences(expected, result)
+            )
+            _check(comparison)
+            comparisons.append(comparison)
+            advance(1)
+    return tuple(comparisons)
+
+
+def _runs(
+    inputs: Sequence[InputSpec], real: Feed | None, reference: Reference, progress: Progress
+) -> Iterator[tuple[dict[str, int], dict[str, Array], Sequence[Array]]]:
+    first = first_sizes(inputs, real)
+    feeds = make_feeds(inputs, first, real)
+    yield first, feeds, reference(feeds)
+    if not free_dims(inputs):
+        return
+    leading = leading_dims(inputs)
+    for sizes in _second_sizes(first, leading):
+        feeds = make_feeds(inputs, sizes, real)
+        # What the program itself does not take, such as a sequence longer than its positions, is no test.
+        with contextlib.suppress(FormatError, RuntimeRefusedError):
+            expected = reference(feeds)
+            break
+    else:
+        names = ", ".join(name for name in first if name not in leading)
+        progress.note(f"{names} compared at one length only: the model itself fails at others")
+        sizes = {name: _SECOND_SAMPLES if name in leading else length for name, length in first.items()}
+        feeds = make_feeds(inputs, sizes, real)
+        expected = reference(feeds)
+    yield sizes, feeds, expected
+    if leading:
+        single = {name: 1 if name in leading else length for name, length in first.items()}
+        feeds = make_feeds(inputs, single, real)
+        yield single, feeds, reference(feeds)
+
+
+def _second_sizes(first: Mapping[str, int], leading: frozenset[str]) -> Iterator[dict[str, int]]:
+    changes: tuple[Callable[[int], int], ...] = (_doubled, _halved, _increased)
+    for change in changes:
+        yield {name: _SECOND_SAMPLES if name in leading else change(length) for name, length in first.items()}
+        if leading.issuperset(first):
+            return
+
+
+def _doubled(length: int) -> int:
+    return length * 2
+
+
+def _halved(length: int) -> int:
+    return max(2, length // 2)
+
+
+def _increased(length: int) -> int:
+    return length + 1
+
+
+def _differences(expected: Sequence[Array], result: Mapping[str, Array]) -> tuple[OutputDifference, ...]:
+    if len(expected) != len(result):
+        raise InputError(
+            f"the converted graph has {len(result)} outputs, the model {len(expected)}",
+            fix="let the model return its tensors only, each once",
+        )
+    return tuple(
+        _difference(name, reference, value) for reference, (name, value) in zip(expected, result.items(), strict=True)
+    )
+
+
+def _difference(name: str, expected: Array, value: Array) -> OutputDifference:
+    # A module that squeezes a single sample has one axis less than the graph, with the same values.
+    if expected.size != value.size:
+        raise InputError(
+            f"output '{name}' of the converted graph has the shape {value.shape}, the model's {expected.shape}",
+            fix="give --input-shape without names for dimensions that the model's code fixes",
+        )
+    if expected.size == 0:
+        return OutputDifference(output=name, absolute=0.0, relative=0.0)
+    left, right = expected.reshape(-1).astype(np.float64), value.reshape(-1).astype(np.float64)
+    finite = np.isfinite(left)
+    if not finite.any():
+        raise InputError(
+            f"output '{name}' of the model has no finite value",
+            fix="check the weights, and pass real inputs with --calib-data",
+        )
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(right[finite]).all():
+        raise InputError(
+            f"output '{name}' of the converted graph is NaN or infinite where the model's is not",
+            fix="pass real inputs with --calib-data, or convert with another --opset",
+        )
+    distance = np.abs(left[finite] - right[finite])
+    if expected.dtype.kind != "f":
+        relative = float(np.mean(distance != 0))
+    else:
+        relative = float(distance.max() / max(np.abs(left[finite]).max(), np.finfo(np.float32).tiny))
+    return OutputDifference(output=name, absolute=float(distance.max()), relative=relative)
+
+
+def _check(comparison: Comparison) -> None:
+    for output in comparison.outputs:
+        if output.relative > LARGEST_RELATIVE_DIFFERENCE:
+            at = ", ".join(f"{name}={length}" for name, length in comparison.sizes.items())
+            raise InputError(
+                f"the converted graph is wrong: output '{output.output}' differs from the model's by "
+                f"{output.absolute:.3g}, {output.relative:.2%} of its largest value{f', with {at}' if at else ''}",
+                fix="convert with another --opset, or give lengths instead of names in --input-shape",
+            )

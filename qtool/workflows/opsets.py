@@ -1,0 +1,69 @@
+"""Moves graphs to another version of the ONNX operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from formats.library_noise import quiet_libraries
+from qtool.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Before 7, operators broadcast in ways that the converter does not know.
+_LOWEST_OPSET = 7
+
+
+def to_opset(model: ir.Model, opset: int) -> ir.Model:
+    """Returns the graph with the operators of ``opset``; ``model`` itself may be changed on the way.
+
+    Raises:
+        UsageError: there is no such opset.
+        InputError: an operator of the graph has no form in it.
+    """
+    import onnx
+    from onnxscript.version_converter import ConvertVersionPass
+
+    newest = onnx.defs.onnx_opset_version()
+    if not _LOWEST_OPSET <= opset <= newest:
+        raise UsageError(f"there is no way to opset {opset}", fix=f"choose one from {_LOWEST_OPSET} to {newest}")
+    have = model.opset_imports.get("", newest)
+    if have == opset:
+        return model
+    try:
+        with quiet_libraries():
+            result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
+    except Exception as error:  # the converter raises whatever its C++ part throws
+        raise _unconvertible(have, opset, str(error)) from error
+    if result.opset_imports.get("", 0) != opset:
+        raise _unconvertible(have, opset, "")
+    if opset < have:
+        _drop_newer_attributes(result, have, opset)
+    return result
+
+
+def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
+    """Removes attributes that the older operators lack, which the converter leaves behind, where they change nothing."""
+    import onnx
+
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, ""):
+            continue
+        try:
+            old = onnx.defs.get_schema(node.op_type, opset, "")
+            new = onnx.defs.get_schema(node.op_type, have, "")
+        except onnx.defs.SchemaError as error:
+            raise _unconvertible(have, opset, f"{node.op_type} is newer than that") from error
+        for name in [name for name in node.attributes if name not in old.attributes]:
+            default = new.attributes[name].default_value if name in new.attributes else None
+            if default is None or onnx.helper.get_attribute_value(default) != node.attributes[name].value:
+                raise _unconvertible(have, opset, f"{node.op_type} '{node.name}' needs its attribute {name}")
+            del node.attributes[name]
+
+
+def _unconvertible(have: int, opset: int, reason: str) -> InputError:
+    lines = reason.strip().splitlines()
+    return InputError(
+        f"the graph cannot go from opset {have} to {opset}{': ' + lines[-1] if lines else ''}",
+        fix="choose an opset nearer to its own, or convert from the .pth again",
+    )

@@ -1,0 +1,122 @@
+"""Makes a graph of weights and the code that they belong to, and checks it against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calib.specs import Feed
+from formats.architecture import Architecture, building
+from formats.base import Weights
+from formats.example_inputs import first_sizes, make_feeds
+from formats.fitting import fit
+from qtool.errors import UsageError
+from qtool.progress import Progress
+from qtool.workflows.equivalence import Comparison, compare_programs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputDescription:
+    """Gathers what is known about a module's inputs.
+
+    Attributes:
+        shapes: the shape of each input, with names for free dimensions; None where the data tells.
+        dtypes: element types that the data does not tell.
+        feeds: real data, some samples of each array.
+        data_shapes: shapes of the data, with names for what varies.
+    """
+
+    shapes: Mapping[str, tuple[int | str, ...]] | None = None
+    dtypes: Mapping[str, np.dtype[Any]] | None = None
+    feeds: Feed | None = None
+    data_shapes: Mapping[str, tuple[int | str, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedGraph:
+    """Is a graph that computes what its torch module does.
+
+    Attributes:
+        model: the graph.
+        comparisons: the proof.
+    """
+
+    model: ir.Model
+    comparisons: tuple[Comparison, ...]
+
+
+def import_weights(
+    weights: Weights,
+    path: Path,
+    *,
+    architecture: Architecture | None,
+    inputs: InputDescription,
+    opset: int | None,
+    progress: Progress,
+) -> ImportedGraph:
+    """Builds the module, puts the weights into it, exports it and compares the graph with it.
+
+    Args:
+        weights: the weights.
+        path: the file that they are from, for errors.
+        architecture: what builds the module.
+        inputs: what is known about its inputs.
+        opset: the graph's opset; None for the exporter's choice.
+        progress: receives the steps.
+
+    Raises:
+        UsageError: there is no architecture.
+        FormatError: the code, the weights and the inputs do not fit together, or torch cannot export the module.
+        InputError: the graph computes something else than the module.
+        RuntimeRefusedError: onnxruntime does not load the graph.
+    """
+    if architecture is None:
+        raise UsageError(
+            f"{path} holds weights without the module that they belong to ({weights.source})",
+            fix="name what builds it: --model pkg.module:factory or --model file.py:factory",
+        )
+    with building(architecture) as module:
+        prefix = fit(module, weights.tensors, factory=architecture.factory)
+        if prefix is not None:
+            progress.note(f"dropped '{prefix}' before every weight's name")
+        return _exported(module, inputs, opset, progress)
+
+
+def _exported(module: Any, inputs: InputDescription, opset: int | None, progress: Progress) -> ImportedGraph:
+    from formats import torch_program
+    from qtool.runtime.graphs import open_graph
+    from qtool.workflows.opsets import to_opset
+
+    bound = torch_program.bind(
+        module,
+        shapes=inputs.shapes,
+        dtypes=inputs.dtypes,
+        feeds=inputs.feeds,
+        data_shapes=inputs.data_shapes,
+    )
+    specs = [one.spec for one in bound]
+    # Images and bare arrays have no name of their own: they are the only input.
+    real = None if inputs.feeds is None else {name or specs[0].name: array for name, array in inputs.feeds.items()}
+    feeds = make_feeds(specs, first_sizes(specs, real), real)
+    torch_program.run(module, bound, feeds)  # the module's own errors are clearer than those of its export
+    with progress.task("exporting with torch"):
+        asked = opset if opset in torch_program.EXPORTER_OPSETS else None
+        model = torch_program.export(module, bound, feeds, opset=asked)
+    if opset is not None:
+        model = to_opset(model, opset)
+    with open_graph(model) as session:
+        comparisons = compare_programs(
+            specs,
+            real,
+            reference=lambda feed: torch_program.run(module, bound, feed),
+            converted=session.run,
+            progress=progress,
+        )
+    return ImportedGraph(model=model, comparisons=comparisons)
