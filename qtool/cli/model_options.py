@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from formats.architecture import Architecture
+    from qtool.workflows.model_source import ModelSource
 
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -39,6 +40,20 @@ def model_path(model: Path | None) -> Path:
     if model is None:
         raise UsageError("no model is named", fix="name the file, or set `model` in qtool.toml")
     return model
+
+
+def model_source(path: Path, factory: str | None, kwargs: str | None, shapes: list[str] | None) -> ModelSource:
+    """Reads ``--model``, ``--model-kwargs`` and ``--input-shape`` for the model file that they belong to.
+
+    Raises:
+        UsageError: one of them is malformed.
+    """
+    from qtool.workflows.model_source import ModelSource
+
+    given = input_shapes(shapes)
+    return ModelSource(
+        path=path, architecture=architecture(factory, kwargs), input_shapes=given.dims, input_dtypes=given.dtypes
+    )
 
 
 def architecture(factory: str | None, kwargs: str | None) -> Architecture | None:

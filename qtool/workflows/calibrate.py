@@ -37,13 +37,13 @@ class DataRequest:
 
     Attributes:
         source: as ``open_dataset`` takes it.
-        preprocess: how images become arrays.
+        preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
         batch_size: samples a run.
         limit: use only the first so many samples.
     """
 
     source: str
-    preprocess: Preprocess | None = None
+    preprocess: str | None = None
     batch_size: int = 1
     limit: int | None = None
 
@@ -51,9 +51,10 @@ class DataRequest:
         """Opens the data.
 
         Raises:
-            CalibError: there is none, or it is damaged.
+            CalibError: there is none, it is damaged, or the preprocessing makes no sense.
         """
-        return open_dataset(self.source, preprocess=self.preprocess)
+        preprocess = None if self.preprocess is None else Preprocess.parse(self.preprocess)
+        return open_dataset(self.source, preprocess=preprocess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calib.specs import Feed
 from formats import registry
@@ -19,6 +19,7 @@ from qtool.workflows.equivalence import Comparison, compare_programs
 from qtool.workflows.torch_import import ImportedGraph, InputDescription, import_weights
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
     from formats.base import Weights
@@ -30,6 +31,7 @@ def load_graph(
     *,
     architecture: Architecture | None,
     input_shapes: Mapping[str, tuple[int | str, ...]] | None,
+    input_dtypes: Mapping[str, np.dtype[Any]] | None = None,
     example: ExampleData | None = None,
     progress: Progress,
 ) -> ir.Model:
@@ -41,6 +43,7 @@ def load_graph(
         path: the model file.
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions.
+        input_dtypes: element types of inputs, where data does not tell.
         example: real data; its shapes count where ``input_shapes`` is None.
         progress: receives the steps.
 
@@ -60,6 +63,7 @@ def load_graph(
         architecture=architecture,
         inputs=InputDescription(
             shapes=input_shapes,
+            dtypes=input_dtypes,
             feeds=None if example is None else example.feeds,
             data_shapes=None if example is None else example.shapes,
         ),

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from calib.datasets.base import Dataset
 from formats.architecture import Architecture
 from formats.detect import detect
 from formats.onnx_file import OnnxFile
+from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.workflows.convert import load_graph
 from qtool.workflows.example_data import example_data
@@ -25,11 +28,13 @@ class ModelSource:
         path: the model file.
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions; None where data tells.
+        input_dtypes: element types of inputs, where data does not tell.
     """
 
     path: Path
     architecture: Architecture | None = None
     input_shapes: Mapping[str, tuple[int | str, ...]] | None = None
+    input_dtypes: Mapping[str, np.dtype[Any]] | None = None
 
     @property
     def is_graph(self) -> bool:
@@ -54,14 +59,19 @@ class ModelSource:
 
         Raises:
             FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.
-            UsageError: weights came without an architecture.
+            UsageError: weights came without an architecture, or a graph with one.
             InputError: the exported graph computes something else than torch.
         """
+        if self.is_graph and (self.architecture is not None or self.input_shapes is not None):
+            raise UsageError(
+                f"{self.path} is a graph already: --model and --input-shape say nothing about it", fix="drop them"
+            )
         example = None if dataset is None or self.is_graph else example_data(dataset)
         return load_graph(
             self.path,
             architecture=self.architecture,
             input_shapes=self.input_shapes,
+            input_dtypes=self.input_dtypes,
             example=example,
             progress=progress,
         )

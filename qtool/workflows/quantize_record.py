@@ -53,7 +53,7 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
         "bias_correction": request.bias_correction,
         "batch_size": None if data is None else data.batch_size,
         "limit": None if data is None else data.limit,
-        "preprocess": None if data is None or data.preprocess is None else str(data.preprocess),
+        "preprocess": None if data is None else data.preprocess,
         "threads": request.threads,
     }
 

@@ -1,0 +1,112 @@
+"""``qtool calibrate``: one pass over the data, one statistics file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.model_options import model_path, model_source
+from qtool.cli.options import (
+    BatchSizeOption,
+    CalibDataOption,
+    DebugOption,
+    FactoryKwargsOption,
+    FactoryOption,
+    ForceOption,
+    InputShapeOption,
+    JsonOption,
+    LimitOption,
+    OptionalModelArgument,
+    OutputDirOption,
+    OutputOption,
+    PreprocessOption,
+    QuietOption,
+    ThreadsOption,
+)
+from qtool.errors import UsageError
+
+
+def calibrate(
+    model: OptionalModelArgument = None,
+    calib_data: CalibDataOption = None,
+    output: OutputOption = None,
+    output_dir: OutputDirOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = 1,
+    limit: LimitOption = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Count every value in the histograms, not thousands a sample; slower.")
+    ] = False,
+    factory: FactoryOption = None,
+    model_kwargs: FactoryKwargsOption = None,
+    input_shape: InputShapeOption = None,
+    threads: ThreadsOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Runs a float model over data once and writes statistics from which every range method can work."""
+    from qtool.workflows.calibrate import CalibrateRequest, DataRequest
+    from qtool.workflows.calibrate import calibrate as run
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    path = model_path(model)
+    if calib_data is None:
+        raise UsageError(
+            "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
+        )
+    report = run(
+        CalibrateRequest(
+            source=model_source(path, factory, model_kwargs, input_shape),
+            data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            output=output,
+            output_dir=output_dir,
+            exact=exact,
+            threads=threads,
+            force=force,
+        ),
+        console.progress(),
+    )
+    for name in report.unreached:
+        console.warn(f"the tensor '{name}' was never reached: it has no range, and stays float")
+    if json:
+        console.json(_as_json(report))
+        return
+    console.table(
+        "Calibrated",
+        ("tensor", "batches", "values", "smallest", "largest"),
+        [
+            (seen.tensor, seen.batches, f"{seen.values:,}", _number(seen.minimum), _number(seen.maximum))
+            for seen in report.tensors
+        ],
+        f"{report.samples} samples in {report.batches} batches",
+    )
+    console.say(f"wrote {report.output}")
+
+
+def _number(value: float | None) -> str:
+    return "never" if value is None else f"{value:.4g}"
+
+
+def _as_json(report: Any) -> dict[str, object]:
+    return {
+        "schema": "qtool.calibrate/1",
+        "output": str(report.output),
+        "samples": report.samples,
+        "batches": report.batches,
+        "unreached": list(report.unreached),
+        "tensors": [
+            {
+                "tensor": seen.tensor,
+                "batches": seen.batches,
+                "values": seen.values,
+                "minimum": seen.minimum,
+                "maximum": seen.maximum,
+                "infinite": seen.infinite,
+            }
+            for seen in report.tensors
+        ],
+    }

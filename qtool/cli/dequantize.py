@@ -1,0 +1,54 @@
+"""``qtool dequantize``: back to a float model."""
+
+from __future__ import annotations
+
+from qtool.cli.console import Console
+from qtool.cli.options import (
+    DebugOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    OutputDirOption,
+    OutputOption,
+    QuietOption,
+)
+
+
+def dequantize(
+    model: ModelArgument,
+    output: OutputOption = None,
+    output_dir: OutputDirOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Turns a quantized model into a float one whose weights are the dequantized ones."""
+    from qtool.workflows.dequantize import DequantizeRequest
+    from qtool.workflows.dequantize import dequantize as run
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    report = run(DequantizeRequest(model=model, output=output, output_dir=output_dir, force=force), console.progress())
+    if json:
+        console.json(
+            {
+                "schema": "qtool.dequantize/1",
+                "output": str(report.output),
+                "removed_nodes": report.removed,
+                "quantized_bytes": report.quantized_bytes,
+                "float_bytes": report.float_bytes,
+                "largest_difference": {
+                    fidelity.name: asdict(fidelity)["max_abs_error"] for fidelity in report.fidelity
+                },
+            }
+        )
+        return
+    for fidelity in report.fidelity:
+        difference = "unknown" if fidelity.max_abs_error is None else f"{fidelity.max_abs_error:.3g}"
+        console.say(
+            f"largest difference of '{fidelity.name}': {difference}, on random inputs that exceed calibrated ranges"
+        )
+    console.say(
+        f"wrote {report.output}: {report.float_bytes:,} bytes, without {report.removed} Q/DQ nodes; "
+        f"the quantized model has {report.quantized_bytes:,}"
+    )

@@ -1,0 +1,170 @@
+"""``qtool quantize``: static post-training INT8 in QDQ form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.model_options import model_path, model_source
+from qtool.cli.options import (
+    BatchSizeOption,
+    CalibDataOption,
+    DebugOption,
+    FactoryKwargsOption,
+    FactoryOption,
+    ForceOption,
+    InputShapeOption,
+    JsonOption,
+    LimitOption,
+    OptionalModelArgument,
+    OutputDirOption,
+    OutputOption,
+    PreprocessOption,
+    QuietOption,
+    ThreadsOption,
+)
+from qtool.cli.quantize_options import IntegerType, Method, MethodOptions, SchemeOptions
+
+
+def quantize(
+    context: typer.Context,
+    model: OptionalModelArgument = None,
+    calib_data: CalibDataOption = None,
+    calib_stats: Annotated[
+        Path | None,
+        typer.Option(
+            "--calib-stats",
+            metavar="FILE",
+            help="Statistics of `qtool calibrate`, instead of data.",
+            show_default=False,
+        ),
+    ] = None,
+    output: OutputOption = None,
+    output_dir: OutputDirOption = None,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-tensor", help="One weight scale an output channel, or one a tensor.")
+    ] = True,
+    weights_symmetric: Annotated[
+        bool, typer.Option("--weights-symmetric/--weights-asymmetric", help="Zero point of weights fixed, or free.")
+    ] = True,
+    activations_symmetric: Annotated[
+        bool,
+        typer.Option(
+            "--activations-symmetric/--activations-asymmetric", help="Zero point of activations fixed, or free."
+        ),
+    ] = False,
+    activation_type: Annotated[
+        IntegerType, typer.Option("--activation-type", help="Integers of activations; x86 runs u8 fastest.")
+    ] = IntegerType.U8,
+    weight_type: Annotated[IntegerType, typer.Option("--weight-type", help="Integers of weights.")] = IntegerType.S8,
+    method: Annotated[Method, typer.Option("--method", help="How ranges of activations are found.")] = Method.MINMAX,
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            "--percentile", help="percentile: percent of the values to keep. Default: 99.99.", show_default=False
+        ),
+    ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option(
+            "--spread", help="moving-average: standard deviations to add at each end. Default: 0.", show_default=False
+        ),
+    ] = None,
+    entropy_bins: Annotated[
+        int | None,
+        typer.Option("--entropy-bins", help="entropy: bins to search in. Default: 2048.", show_default=False),
+    ] = None,
+    mse_candidates: Annotated[
+        int | None,
+        typer.Option("--mse-candidates", help="mse: positions tried for each end. Default: 40.", show_default=False),
+    ] = None,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(
+            "--bias-correction/--no-bias-correction", help="Let biases take back what rounding weights does to means."
+        ),
+    ] = True,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="PATTERN",
+            help="Quantize only nodes of this name or operator: Conv, /head/*, re:layer[0-3].*; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="PATTERN",
+            help="Keep nodes of this name or operator float; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = 1,
+    limit: LimitOption = None,
+    factory: FactoryOption = None,
+    model_kwargs: FactoryKwargsOption = None,
+    input_shape: InputShapeOption = None,
+    threads: ThreadsOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing and write nothing.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Quantizes a model to INT8 and checks the result in onnxruntime before it is put in place."""
+    from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
+    from qtool.selection import Selection
+    from qtool.workflows.calibrate import DataRequest
+    from qtool.workflows.quantize import QuantizeRequest, plan_quantization
+    from qtool.workflows.quantize import quantize as run
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    methods = MethodOptions(
+        percentile=percentile, spread=spread, entropy_bins=entropy_bins, mse_candidates=mse_candidates
+    )
+    schemes = SchemeOptions(
+        per_channel=per_channel,
+        weights_symmetric=weights_symmetric,
+        activations_symmetric=activations_symmetric,
+        activation_type=activation_type,
+        weight_type=weight_type,
+    )
+    data = None
+    source = context.get_parameter_source("calib_data")
+    in_settings_only = source is not None and source.name == "DEFAULT_MAP"
+    # Statistics on the command line win over data in the settings file.
+    if calib_data is not None and not (calib_stats is not None and in_settings_only):
+        data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+    request = QuantizeRequest(
+        source=model_source(model_path(model), factory, model_kwargs, input_shape),
+        data=data,
+        statistics=calib_stats,
+        scheme=schemes.scheme(),
+        method=methods.range_method(method),
+        method_name=method.value,
+        selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+        bias_correction=bias_correction,
+        output=output,
+        output_dir=output_dir,
+        threads=threads,
+        force=force,
+    )
+    if dry_run:
+        plan = plan_quantization(request, console.progress())
+        if json:
+            console.json(plan_as_json(plan, request.scheme))
+        else:
+            show_plan(console, plan, request.scheme)
+        return
+    report = run(request, console.progress())
+    if json:
+        console.json(report_as_json(report, request))
+    else:
+        show_report(console, report, request)

@@ -1,0 +1,209 @@
+"""Lays out what ``qtool quantize`` planned or did, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from calib.granularity import PerChannel
+from qtool.cli.console import Console
+from qtool.plan import Plan
+from qtool.runtime.coverage import Coverage
+from qtool.schemes import Scheme
+from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
+
+# Below this a classifier usually changes its mind often enough to be noticed.
+_POOR_SQNR_DB = 10.0
+# Outputs this small are silence, and their noise is too.
+_NEGLIGIBLE_ERROR = 1e-3
+_NAMES_SHOWN = 3
+
+
+def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
+    """Prints every tensor with its scheme, and every node that stays float with its reason."""
+    rows = [(row["tensor"], row["kind"], row["type"], row["granularity"], row["note"]) for row in _tensors(plan)]
+    console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, scheme.description)
+    if plan.skipped:
+        console.table(
+            "Nodes that stay float",
+            ("node", "operator", "reason"),
+            [(skip.node, skip.operator, skip.reason) for skip in plan.skipped],
+        )
+    counts = Counter(plan.integer_nodes.values())
+    console.say("to run on integers: " + ", ".join(f"{count} {operator}" for operator, count in counts.items()))
+
+
+def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
+    """Returns the plan as values for JSON."""
+    return {
+        "schema": "qtool.plan/1",
+        "scheme": scheme.description,
+        "tensors": _tensors(plan),
+        "integer_nodes": [{"node": node, "operator": operator} for node, operator in plan.integer_nodes.items()],
+        "float_nodes": [asdict(skip) for skip in plan.skipped],
+    }
+
+
+def show_report(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
+    """Prints what was done, how close the result is, and what to look at."""
+    show_coverage(console, report.coverage)
+    skipped = Counter((skip.operator, skip.reason) for skip in report.plan.skipped)
+    if skipped:
+        console.table(
+            "Stays float",
+            ("operator", "nodes", "reason"),
+            [(operator, count, reason) for (operator, reason), count in skipped.most_common()],
+        )
+    console.table(
+        "Compared with the float model",
+        ("output", "SQNR in dB", "cosine", "largest error", "same class"),
+        [
+            (
+                output.name,
+                _decimal(output.sqnr_db, 2),
+                _decimal(output.cosine, 5),
+                "" if output.max_abs_error is None else f"{output.max_abs_error:.3g}",
+                "" if output.top1_agreement is None else f"{output.top1_agreement:.1%}",
+            )
+            for output in report.fidelity
+        ],
+        f"{request.scheme.description}; {request.method_name} of {report.samples} samples; "
+        f"compared on {report.compared_on}",
+    )
+    for remark in _remarks(report):
+        console.say(remark)
+    for output in report.fidelity:
+        sqnr, error = output.sqnr_db, output.max_abs_error
+        if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
+            console.warn(f"'{output.name}' is far from the float model: try another --method, or --exclude some nodes")
+    ratio = report.quantized_bytes / report.float_bytes
+    console.say(
+        f"wrote {report.output}: {report.quantized_bytes:,} bytes, {ratio:.0%} of {report.float_model.name}; "
+        f"and {report.manifest.name}"
+    )
+
+
+def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:
+    """Returns the report as values for JSON; numbers that are not finite become null."""
+    return {
+        "schema": "qtool.quantize/1",
+        "output": str(report.output),
+        "manifest": str(report.manifest),
+        "float_model": str(report.float_model),
+        "scheme": request.scheme.description,
+        "method": request.method_name,
+        "samples": report.samples,
+        "compared_on": report.compared_on,
+        "float_bytes": report.float_bytes,
+        "quantized_bytes": report.quantized_bytes,
+        "coverage": coverage_as_json(report.coverage),
+        "outputs": [{key: _finite(value) for key, value in asdict(output).items()} for output in report.fidelity],
+        "constant_tensors": list(report.findings.constant),
+        "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
+        "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
+        "corrected_biases": dict(report.findings.corrected),
+        "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+    }
+
+
+def show_coverage(console: Console, coverage: Coverage) -> None:
+    """Prints how many nodes of each operator run on integers, and why the others do not."""
+    console.table(
+        "Runs on integers in onnxruntime",
+        ("operator", "on integers", "of"),
+        [(row.operator, row.integer, row.total) for row in coverage.by_operator()],
+        f"{coverage.integer} of {coverage.total} quantizable nodes ({coverage.share:.1%})",
+    )
+    if coverage.misses:
+        console.table(
+            "Quantizable, but float",
+            ("node", "operator", "reason"),
+            [(node.node, node.operator, node.reason or "") for node in coverage.misses],
+        )
+
+
+def coverage_as_json(coverage: Coverage) -> dict[str, object]:
+    """Returns the coverage as values for JSON."""
+    return {
+        "integer_nodes": coverage.integer,
+        "quantizable_nodes": coverage.total,
+        "share": coverage.share,
+        "operators": [asdict(row) for row in coverage.by_operator()],
+        "misses": [{"node": node.node, "operator": node.operator, "reason": node.reason} for node in coverage.misses],
+    }
+
+
+def _tensors(plan: Plan) -> list[dict[str, str]]:
+    rows = [
+        {
+            "tensor": activation.tensor,
+            "kind": "activation",
+            "type": activation.grid.name,
+            "granularity": "per-tensor",
+            "note": "" if activation.source == activation.tensor else f"same scale as {activation.source}",
+        }
+        for activation in plan.activations.values()
+    ]
+    for weight in plan.weights.values():
+        granularity = weight.granularity
+        rows.append(
+            {
+                "tensor": weight.tensor,
+                "kind": "weight",
+                "type": weight.grid.name,
+                "granularity": f"per-channel, axis {granularity.axis}"
+                if isinstance(granularity, PerChannel)
+                else "per-tensor",
+                "note": "" if len(weight.nodes) == 1 else f"shared by {len(weight.nodes)} nodes",
+            }
+        )
+    rows += [
+        {
+            "tensor": bias.tensor,
+            "kind": "bias",
+            "type": "s32",
+            "granularity": "that of the weight",
+            "note": f"scale of {bias.activation} times scale of {bias.weight}",
+        }
+        for bias in plan.biases.values()
+    ]
+    return rows
+
+
+def _remarks(report: QuantizeReport) -> list[str]:
+    findings = report.findings
+    remarks = []
+    if findings.constant:
+        remarks.append(f"constant for every sample: {_some(findings.constant)}")
+    if findings.dead_channels:
+        remarks.append(f"channels whose weights are all zero: {_channels(findings.dead_channels)}")
+    if findings.widened_channels:
+        remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
+    if findings.corrected:
+        worst = max(findings.corrected, key=lambda name: findings.corrected[name])
+        remarks.append(
+            f"corrected the biases of {len(findings.corrected)} layers, by up to "
+            f"{findings.corrected[worst]:.3g} in {worst}"
+        )
+    return remarks
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def _channels(by_tensor: Mapping[str, tuple[int, ...]]) -> str:
+    return _some(tuple(f"{name} ({len(channels)})" for name, channels in by_tensor.items()))
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return "identical" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""Turns a quantized model back into a float one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from formats.onnx_file import OnnxFile, load_weights
+from qtool.atomic import check_output, staged
+from qtool.errors import InputError, UsageError
+from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.size import model_bytes
+from qtool.passes.remove_qdq import RemoveQdq
+from qtool.progress import Progress
+from qtool.workflows.check_result import compare_with_float
+from qtool.workflows.model_source import write_graph
+from qtool.workflows.verify import onnx_path
+
+FLOAT_SUFFIX = ".float.onnx"
+# Operators that are integer arithmetic themselves; there is no float operator hidden behind them to go back to.
+_INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DequantizeRequest:
+    """What to turn back.
+
+    Attributes:
+        model: the quantized model, in QDQ form.
+        output: the file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        force: whether an existing output may be replaced.
+    """
+
+    model: Path
+    output: Path | None = None
+    output_dir: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DequantizeReport:
+    """What came of it.
+
+    Attributes:
+        output: the float model.
+        removed: QuantizeLinear and DequantizeLinear nodes that are gone.
+        fidelity: how close the quantized model is to the float one, on random inputs.
+        quantized_bytes: size of the quantized model on disk.
+        float_bytes: size of the float model on disk.
+    """
+
+    output: Path
+    removed: int
+    fidelity: tuple[OutputFidelity, ...]
+    quantized_bytes: int
+    float_bytes: int
+
+
+def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeReport:
+    """Writes a float model without Q/DQ nodes whose weights are the dequantized ones.
+
+    Raises:
+        FormatError: the file cannot be read.
+        InputError: the model is not quantized, or not in QDQ form.
+        OutputError: the output cannot be written.
+        RuntimeRefusedError: onnxruntime does not load or run one of the models.
+    """
+    folder = request.output_dir or request.model.parent
+    stem = request.model.stem.removesuffix(".int8")
+    output = request.output or folder / f"{stem}{FLOAT_SUFFIX}"
+    if output.resolve() == request.model.resolve():
+        raise UsageError("the output is the input", fix="name another file with -o")
+    check_output(output, force=request.force)
+    model = load_weights(OnnxFile().read(onnx_path(request.model)))
+    before = _pairs(model)
+    _check_form(model, request.model, before)
+    RemoveQdq()(model)
+    left = _pairs(model)
+    if left:
+        raise InputError(
+            f"'{left[0].name}' cannot be undone: its scale or zero point is computed at run time",
+            fix="only static quantization in QDQ form can be turned back",
+        )
+    with staged(output) as path:
+        write_graph(model, path)
+        progress.note("comparing the two models in onnxruntime")
+        comparison = compare_with_float(model, request.model, None)
+        return DequantizeReport(
+            output=output,
+            removed=len(before),
+            fidelity=comparison.fidelity,
+            quantized_bytes=model_bytes(request.model),
+            float_bytes=model_bytes(path),
+        )
+
+
+def _pairs(model: ir.Model) -> list[ir.Node]:
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return [node for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+
+
+def _check_form(model: ir.Model, path: Path, pairs: list[ir.Node]) -> None:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type.startswith(_INTEGER_OPERATORS):
+            raise InputError(
+                f"{path} is quantized with integer operators such as {node.op_type}, not in QDQ form",
+                fix="start from the float model that it was made from",
+            )
+    if not pairs:
+        raise InputError(f"{path} is not quantized", fix="give a model that `qtool quantize` wrote")
