@@ -140,8 +140,16 @@ class _TerminalProgress:
         _print_line(self._console, Text(message))
 
 
+class _Stream(rich.console.Console):
+    """A rich console that leaves it to the error boundary what happens when its reader goes away."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises instead of exiting with 1, which is the code of a missed gate."""
+        raise BrokenPipeError
+
+
 def _stream(*, stderr: bool) -> rich.console.Console:
-    console = rich.console.Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Stream(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _UNFOLDED_COLUMNS
     return console

@@ -37,9 +37,7 @@ def dequantize(
                 "removed_nodes": report.removed,
                 "quantized_bytes": report.quantized_bytes,
                 "float_bytes": report.float_bytes,
-                "largest_difference": {
-                    fidelity.name: asdict(fidelity)["max_abs_error"] for fidelity in report.fidelity
-                },
+                "largest_difference": {output.name: output.max_abs_error for output in report.fidelity},
             }
         )
         return

@@ -8,6 +8,8 @@ import sys
 import traceback
 from dataclasses import dataclass
 
+import typer
+
 from calib.errors import CalibError
 from formats.errors import FormatError
 from qtool.cli.console import Console
@@ -43,8 +45,8 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     console = Console()
-    if isinstance(error, KeyboardInterrupt):
-        console.remark("interrupted; nothing was written")
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        console.remark("interrupted; nothing half-written is left behind")
         return _INTERRUPTED
     failure = describe(error)
     console.fail(failure.problem, failure.fix)

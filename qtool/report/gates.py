@@ -51,7 +51,7 @@ class Gate:
         return self.figure if self.output is None else f"{self.figure}[{self.output}]"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.operator} {self.limit:.15g}"
+        return f"{self.name} {self.operator} {str(self.limit).removesuffix('.0')}"
 
     def trips(self, value: float) -> bool:
         """Tells whether ``value`` fails the report; NaN always does."""
