@@ -30,6 +30,8 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     have = model.opset_imports.get("", newest)
     if have == opset:
         return model
+    if opset < have:
+        _check_operators(model, have, opset)
     try:
         with quiet_libraries():
             result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
@@ -42,18 +44,35 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     return result
 
 
-def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
-    """Removes attributes that the older operators lack, which the converter leaves behind, where they change nothing."""
+def _check_operators(model: ir.Model, have: int, opset: int) -> None:
+    """Names an operator that the older opset does not have; the converter itself keeps its reasons to its log."""
     import onnx
 
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, ""):
             continue
-        try:
-            old = onnx.defs.get_schema(node.op_type, opset, "")
-            new = onnx.defs.get_schema(node.op_type, have, "")
-        except onnx.defs.SchemaError as error:
-            raise _unconvertible(have, opset, f"{node.op_type} is newer than that") from error
+        if not onnx.defs.has(node.op_type, opset, ""):
+            raise InputError(
+                f"the graph cannot go from opset {have} to {opset}, which has no {node.op_type}",
+                fix=f"choose opset {_first_opset(node.op_type, have)} or newer",
+            )
+
+
+def _first_opset(op_type: str, newest: int) -> int:
+    import onnx
+
+    return next(opset for opset in range(1, newest + 1) if onnx.defs.has(op_type, opset, ""))
+
+
+def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
+    """Removes what the converter leaves behind: attributes that the older operators lack, if they change nothing."""
+    import onnx
+
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, opset, ""):
+            continue
+        old = onnx.defs.get_schema(node.op_type, opset, "")
+        new = onnx.defs.get_schema(node.op_type, have, "")
         for name in [name for name in node.attributes if name not in old.attributes]:
             default = new.attributes[name].default_value if name in new.attributes else None
             if default is None or onnx.helper.get_attribute_value(default) != node.attributes[name].value:

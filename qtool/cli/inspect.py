@@ -1,0 +1,98 @@
+"""``qtool inspect``: what is in a model file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.model_options import input_shapes, model_path
+from qtool.cli.options import DebugOption, InputShapeOption, JsonOption, OptionalModelArgument, QuietOption
+
+
+def inspect(
+    model: OptionalModelArgument = None,
+    input_shape: InputShapeOption = None,
+    largest: Annotated[int, typer.Option("--largest", min=0, help="How many of the largest tensors to name.")] = 10,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tells what a model is: inputs, operators, parameters, work, and how much of it is quantized."""
+    from qtool.workflows.inspect import inspect_model
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    report = inspect_model(model_path(model), input_shapes=input_shapes(input_shape).dims, largest=largest)
+    if json:
+        console.json({**asdict(report), "path": str(report.path)})
+        return
+    _show(console, report)
+
+
+def _show(console: Console, report: Any) -> None:
+    rows: list[tuple[str, object]] = [
+        ("kind", report.kind),
+        ("size", f"{report.nbytes:,} bytes" + "".join(f" + {name}" for name in report.data_files)),
+        ("parameters", f"{report.parameters:,} in {report.tensors} tensors"),
+    ]
+    if report.graph is not None:
+        rows += _graph_rows(report.graph)
+    rows += [("metadata", f"{key} = {value[:80]}") for key, value in report.metadata.items()]
+    console.table(str(report.path), ("", ""), rows)
+    if report.graph is not None:
+        console.table("Operators", ("operator", "nodes"), list(report.graph.operators.items()))
+    console.table(
+        "Parameters by type",
+        ("type", "tensors", "parameters", "bytes"),
+        [(name, facts.tensors, f"{facts.parameters:,}", f"{facts.nbytes:,}") for name, facts in report.dtypes.items()],
+    )
+    if report.largest:
+        console.table(
+            "Largest tensors",
+            ("tensor", "type", "shape", "bytes"),
+            [
+                (tensor.name, tensor.dtype, " × ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}")
+                for tensor in report.largest
+            ],
+        )
+
+
+def _graph_rows(graph: Any) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        ("producer", graph.producer or "not named"),
+        ("opset", ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items())),
+        *(("input", text) for text in graph.inputs),
+        *(("output", text) for text in graph.outputs),
+        ("multiply-adds", _work(graph.multiply_adds)),
+    ]
+    quantization = graph.quantization
+    if not (quantization.quantize_nodes or quantization.dequantize_nodes or quantization.integer_nodes):
+        return [*rows, ("quantized", "no")]
+    return [
+        *rows,
+        (
+            "quantized",
+            f"{quantization.quantized_layers} of {quantization.layers} layers, "
+            f"{_share(quantization.quantized_parameters, quantization.weight_parameters)} of the weights, "
+            f"{_share(graph.multiply_adds.quantized, graph.multiply_adds.total)} of the multiply-adds",
+        ),
+        (
+            "quantizing nodes",
+            f"{quantization.quantize_nodes} QuantizeLinear, {quantization.dequantize_nodes} DequantizeLinear, "
+            f"{quantization.integer_nodes} of integer type",
+        ),
+    ]
+
+
+def _work(work: Any) -> str:
+    assumed = ", ".join(f"{name}={length}" for name, length in work.assumed.items())
+    text = f"{work.total:,} in {work.known_nodes} nodes{f' ({assumed})' if assumed else ''}"
+    if work.unknown_nodes:
+        text += f"; {work.unknown_nodes} nodes of unknown shape (give lengths with --input-shape)"
+    return text
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "none"
