@@ -80,14 +80,9 @@ def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, .
     """
     graph_inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     lengths = _lengths(graph_inputs, input_shapes or {})
-    for value in graph_inputs:
+    for value in (*graph_inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
         if value.shape is not None:
             value.shape = ir.Shape([_length(dim, lengths) for dim in value.shape])
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            # What the exporter noted with free dimensions would win over what follows from the lengths.
-            if value.shape is not None and not value.shape.is_static():
-                value.shape = None
     with quiet_libraries():
         if model.functions:
             common.InlinePass()(model)
@@ -192,8 +187,9 @@ def _lengths(graph_inputs: Sequence[ir.Value], input_shapes: Mapping[str, tuple[
     return lengths
 
 
-def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | ir.SymbolicDim:
-    return dim if isinstance(dim, int) or dim.value is None else lengths.get(dim.value, dim)
+def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | None:
+    # Another name, or a formula of the exporter's, is left to shape inference.
+    return dim if isinstance(dim, int) else lengths.get(dim.value or "")
 
 
 def _layers(model: ir.Model) -> Iterator[ir.Node]:
