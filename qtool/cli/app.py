@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,9 @@ import typer.core
 from qtool import __version__
 from qtool.cli.failures import report_failure
 from qtool.cli.options import debug_is_on
+
+# Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
+COMMANDS = ("convert", "inspect", "calibrate", "quantize", "dequantize", "report", "verify")
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -31,7 +35,7 @@ class CommandGroup(typer.core.TyperGroup):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Parses, runs and exits; with ``standalone_mode=False``, raises what the parser raises instead."""
+        """Parses, runs and exits; with ``standalone_mode=False``, returns the exit code instead."""
         if not kwargs.get("standalone_mode", True):
             return super().main(*args, **kwargs)
         try:
@@ -86,16 +90,8 @@ def start(
         typer.echo(context.get_help())
 
 
-def _register() -> None:
-    import importlib
-    from importlib.util import find_spec
-
-    for name in ("convert", "inspect", "calibrate", "quantize", "dequantize", "report", "verify"):
-        if find_spec(f"qtool.cli.{name}"):
-            app.command()(getattr(importlib.import_module(f"qtool.cli.{name}"), name))
-
-
-_register()
+for _name in COMMANDS:
+    app.command()(getattr(import_module(f"qtool.cli.{_name}"), _name))
 
 
 def main() -> None:
