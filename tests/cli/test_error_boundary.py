@@ -145,9 +145,8 @@ def test_version_and_bare_call_are_0() -> None:
     assert "report" in result.stdout
 
 
-def test_embedders_get_the_parsers_own_exceptions() -> None:
-    with pytest.raises(Exception, match="reprot"):
-        app(["reprot"], standalone_mode=False)
+def test_embedders_get_the_exit_code_and_keep_their_process() -> None:
+    assert app(["reprot"], standalone_mode=False) == 2
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -28,7 +28,6 @@ class Pair:
     data: Path
     x: np.ndarray
     weights: np.ndarray
-    coarse: np.ndarray
     label: np.ndarray
 
 
@@ -42,7 +41,7 @@ def _classifier(weights: np.ndarray, *, quantized: bool, rows: str | int = "batc
         nodes = [helper.make_node("DequantizeLinear", ["stored", "scale"], ["weights"])]
     else:
         stored, nodes = [numpy_helper.from_array(weights, "weights")], []
-    nodes.append(helper.make_node("Gemm", ["x", "weights"], ["logits"]))
+    nodes.append(helper.make_node("MatMul", ["x", "weights"], ["logits"]))
     graph = helper.make_graph(
         nodes,
         "classifier",
@@ -75,7 +74,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         data=folder / "eval.npz",
         x=x,
         weights=weights,
-        coarse=(np.rint(weights * 4) / 4).astype(np.float32),
         label=label,
     )
 
