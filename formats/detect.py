@@ -191,11 +191,13 @@ def _unknown(path: Path, head: bytes) -> FormatError:
 
 
 def _as_text(head: bytes) -> str | None:
-    # The last character may be cut in the middle.
-    text = head.decode("utf-8", errors="ignore")
-    damaged = len(head) - len(text.encode("utf-8")) > 3
-    printable = all(character.isprintable() or character in "\r\n\t\f" for character in text)
-    return None if damaged or not printable else text
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start == 0 or error.reason != "unexpected end of data":
+            return None
+        text = head[: error.start].decode("utf-8")  # the head's last character is cut
+    return text if all(character.isprintable() or character in "\r\n\t\f" for character in text) else None
 
 
 def _other(path: Path, kind: str, fix: str) -> FormatError:

@@ -15,7 +15,7 @@ from formats.errors import FormatError
 from formats.state_dicts import find_state_dict
 from formats.tied import ties
 
-_UNSUPPORTED_GLOBAL = re.compile(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL )?([\w.]+\.[\w.]+)")
+_UNSUPPORTED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 # Modules that no model needs and every attack uses.
 _HOSTILE = frozenset({"os", "posix", "nt", "subprocess", "sys", "builtins", "shutil", "socket", "runpy", "importlib"})
 
@@ -48,7 +48,13 @@ class TorchCheckpoint:
             state[name] = state[tied[name]] if name in tied else tensor.detach().clone()
         # Through a stream: given a path, torch would store its name in the file.
         with path.open("wb") as stream:
-            torch.save(state, stream)
+            try:
+                torch.save(state, stream)
+            except RuntimeError as error:
+                # torch reports a full disk as a defect of its own; the cause says what happened.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
 
 
 def _load(path: Path) -> Any:
@@ -86,8 +92,8 @@ def _refused(path: Path, globals_: list[str]) -> FormatError:
         )
     return FormatError(
         f"{path} holds Python objects, not only tensors ({shown}), and opening those runs their code",
-        fix="where you trust the file, save the weights alone: "
-        f"torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), 'weights.pth'), then pass --model",
+        fix="where you trust the file, load it with torch.load(…, weights_only=False), save its state_dict() alone "
+        "with torch.save, and name what builds the module with --model",
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
@@ -23,8 +24,6 @@ _KERNELS = (
     "DynamicQuantize",
     "ConvInteger",
 )
-# Behind a layer its Q may come after an activation that the kernel absorbs.
-_ABSORBED = ("Relu", "Clip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,20 +97,21 @@ class Coverage:
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the graph that it would run.
 
-    Quantizable are Conv, Gemm and MatMul, and operators with an integer kernel all of whose inputs are dequantized.
+    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, and operators with an integer
+    kernel all of whose inputs are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
+    common.NameFixPass()(model)
     with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as path:
         optimized_path = Path(folder) / "optimized.onnx"
         # At a higher level layouts change too, and with them the names by which nodes are found again.
         Session(path, level="extended", optimized_to=optimized_path)
         optimized = ir.load(optimized_path)
-        makers = {output.name: node for node in optimized.graph for output in node.outputs if output.name}
-        quantizers = [node for node in (*model.graph, *optimized.graph) if node.op_type == "QuantizeLinear"]
-        quantized = {node.outputs[0].name for node in quantizers}
-        nodes = tuple(_node_coverage(node, makers, quantized) for node in model.graph if _is_quantizable(node))
+        # A fused kernel keeps the name of the node that it replaces.
+        kept = {node.name: node for node in optimized.graph if node.name}
+        nodes = tuple(_node_coverage(node, kept) for node in model.graph if _is_quantizable(node))
     return Coverage(nodes=nodes)
 
 
@@ -129,8 +129,8 @@ def _is_quantizable(node: ir.Node) -> bool:
     return any(maker is not None and not is_constant(maker.inputs[0]) for maker in makers)
 
 
-def _node_coverage(node: ir.Node, makers: Mapping[str, ir.Node], quantized: set[str | None]) -> NodeCoverage:
-    kernel = _kernel(node, makers, quantized)
+def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
+    kernel = _kernel(node, kept)
     return NodeCoverage(
         node=node.name or "",
         operator=node.op_type,
@@ -139,27 +139,24 @@ def _node_coverage(node: ir.Node, makers: Mapping[str, ir.Node], quantized: set[
     )
 
 
-def _kernel(node: ir.Node, makers: Mapping[str, ir.Node], quantized: set[str | None]) -> str | None:
-    names = [name for output in node.outputs for name in _names_behind(output)]
-    found = [makers[name] for name in names if name is not None and name in makers]
-    for maker in found:
-        if maker.op_type.startswith(_KERNELS):
-            return maker.op_type
-        reads_integers = any(value is not None and value.name in quantized for value in maker.inputs)
-        gives_integers = all(output.name in quantized for output in maker.outputs)
-        if maker.op_type == node.op_type and (reads_integers or gives_integers):
-            return f"{maker.op_type} on integers"
-    # A node that only renames its values (a Reshape to the same shape) is gone altogether.
-    if not found and OPERATORS[node.op_type].kind is Kind.MOVING:
-        return "removed"
+def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
+    found = kept.get(node.name or "")
+    if found is None:
+        # A node that only renames its values, such as a Reshape to the same shape, is gone altogether.
+        return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None
+    if found.op_type.startswith(_KERNELS):
+        return found.op_type
+    if found.op_type == node.op_type and _holds_integers(found.inputs[0]):
+        return f"{found.op_type} on integers"
     return None
 
 
-def _names_behind(value: ir.Value) -> Iterator[str | None]:
-    """Yields the names under which a fused kernel may give out ``value``."""
-    yield value.name
-    for use in value.uses():
-        if use.node.op_type == "QuantizeLinear":
-            yield use.node.outputs[0].name
-        elif use.node.op_type in _ABSORBED and use.idx == 0:
-            yield from _names_behind(use.node.outputs[0])
+def _holds_integers(value: ir.Value | None) -> bool:
+    """Tells whether a value of the optimized graph is made of quantized integers."""
+    maker = None if value is None else value.producer()
+    if maker is None:
+        return False
+    if maker.op_type == "QuantizeLinear" or maker.op_type.startswith("QLinear"):
+        return True
+    operator = OPERATORS.get(maker.op_type)
+    return operator is not None and operator.kind is Kind.MOVING and _holds_integers(maker.inputs[0])

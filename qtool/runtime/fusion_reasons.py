@@ -67,6 +67,8 @@ def _output_reason(node: ir.Node) -> str | None:
 
 
 def _unknown(node: ir.Node) -> str:
+    if _stored_type(node.inputs[0]) == ir.DataType.INT8:
+        return "on x86, onnxruntime has no kernel for s8 activations that it cannot rewrite as u8"
     return f"this onnxruntime does not fuse {node.op_type} here"
 
 
