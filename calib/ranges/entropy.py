@@ -28,7 +28,7 @@ class Entropy:
         bins: how many even bins the values are spread over before the search.
     """
 
-    bins: int = 2048
+    bins: int = 1024
 
     def __post_init__(self) -> None:
         """Refuses fewer bins than a grid has integers.

@@ -75,7 +75,7 @@ def quantize(
     ] = None,
     entropy_bins: Annotated[
         int | None,
-        typer.Option("--entropy-bins", help="entropy: bins to search in. Default: 2048.", show_default=False),
+        typer.Option("--entropy-bins", help="entropy: bins to search in. Default: 1024.", show_default=False),
     ] = None,
     mse_candidates: Annotated[
         int | None,
