@@ -26,6 +26,8 @@ from qtool.report.surroundings import machine, versions
 
 _USUAL_LABELS = "_label"
 _USUAL_BATCH_SIZE = 16
+# Batches take long and vary little; their times have no confidence interval to narrow.
+_MOST_BATCH_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class ReportRequest:
         batch_size: samples a run; None takes what the models fix, or 16.
         limit: use only the first so many samples.
         threads: threads inside an operator; 0 is one a core.
-        rounds: rounds of the latency measurement.
+        rounds: rounds of the latency measurement; throughput takes 10 of them at most.
         latency: whether to measure it.
         gates: what the report will be judged by; those that cannot be judged are refused before anything runs.
     """
@@ -181,9 +183,10 @@ def _stream(
 
 def _time(pair: SessionPair, seen: _Seen, rounds: int, progress: Progress) -> _Timing:
     alike = _rows(seen.sample) == _rows(seen.batch)
-    with progress.task("timing in turns", rounds if alike else 2 * rounds) as advance:
+    batch_rounds = min(rounds, _MOST_BATCH_ROUNDS)
+    with progress.task("timing in turns", rounds if alike else rounds + batch_rounds) as advance:
         sample = interleaved_times(pair.timed(seen.sample), rounds=rounds, advance=advance)
-        batch = sample if alike else interleaved_times(pair.timed(seen.batch), rounds=rounds, advance=advance)
+        batch = sample if alike else interleaved_times(pair.timed(seen.batch), rounds=batch_rounds, advance=advance)
     return _Timing(sample=sample, batch=batch)
 
 

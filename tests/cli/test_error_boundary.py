@@ -177,8 +177,11 @@ def test_a_pipe_that_closes_early_ends_the_command_quietly(tmp_path: Path) -> No
         "sys.argv = ['qtool', 'report', 'a.onnx', 'b.onnx', '--data', 'd']\n"
         "main()\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, **pipes) as process:  # type: ignore[call-overload]
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         process.stdin.close()  # from here on it prints
         said = process.stderr.read()
