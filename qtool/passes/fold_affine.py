@@ -40,6 +40,9 @@ def _fold_follower(graph: ir.Graph, layer: ir.Node) -> bool:
         return False
     if layer.op_type == "Gemm" and _float_attribute(layer, "beta", 1.0) != 1.0:
         return False
+    # A Gemm may add something else to each row.
+    if biases is not None and biases.size not in (1, biases.shape[-1]):
+        return False
     channels = _output_channels(layer, weights)
     affine = _affine_of(follower, output, rank=2 if layer.op_type == "Gemm" else weights.ndim, channels=channels)
     if affine is None:

@@ -12,4 +12,4 @@ class MatMulAddToGemm(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Joins every pair whose input is known to have two dimensions."""
-        return RewritePass([matmul_add_to_gemm_rule])(model)
+        return RewritePass(matmul_add_to_gemm_rule.commute())(model)
