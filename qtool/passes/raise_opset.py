@@ -10,6 +10,7 @@ from qtool.errors import InputError
 LOWEST_OPSET = 13
 # The file format that belongs to it; formats before 4 want every initializer among the inputs.
 _LOWEST_IR_VERSION = 7
+_FIRST_OPSET_WITH_RESIZE_MODES = 11
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -31,7 +32,19 @@ class RaiseOpset(ir.passes.InPlacePass):
         if result.model.opset_imports.get("", 0) < LOWEST_OPSET:
             raise _unconvertible(opset)
         result.model.ir_version = max(result.model.ir_version, _LOWEST_IR_VERSION)
+        if opset < _FIRST_OPSET_WITH_RESIZE_MODES:
+            _keep_resizing(result.model)
         return result
+
+
+def _keep_resizing(model: ir.Model) -> None:
+    """Names the coordinates that Upsample and Resize had before opset 11; the converter leaves the newer default."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Resize" and node.domain == "":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
 
 
 def _unconvertible(opset: int) -> InputError:
