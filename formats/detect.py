@@ -192,11 +192,11 @@ def _unknown(path: Path, head: bytes) -> FormatError:
 
 def _as_text(head: bytes) -> str | None:
     try:
-        text = head.decode("utf-8")
+        text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start == 0 or error.reason != "unexpected end of data":
             return None
-        text = head[: error.start].decode("utf-8")  # the head's last character is cut
+        text = head[: error.start].decode("utf-8-sig")  # the head's last character is cut
     return text if all(character.isprintable() or character in "\r\n\t\f" for character in text) else None
 
 

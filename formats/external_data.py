@@ -46,7 +46,7 @@ def claim_from_entries(tensor: str, entries: Mapping[str, str], nbytes: int) -> 
 
 
 def check_claim(claim: Claim, model: Path) -> Path:
-    """Returns the data file, if it lies where the model may point: beside the model or below.
+    """Returns the data file, links resolved, if it lies where the model may point: beside the model or below.
 
     A link may lead elsewhere only into the folder where the model's own link leads, as in the cache of Hugging Face.
 
@@ -80,7 +80,7 @@ def check_claim(claim: Claim, model: Path) -> Path:
             f"{claim.offset + claim.nbytes:,}",
             fix="it was cut short, or belongs to another model: copy it again",
         )
-    return path
+    return real
 
 
 def _refused(tensor: str, reason: str) -> FormatError:

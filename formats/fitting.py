@@ -46,8 +46,9 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
     )
     absent = [name for name in result.missing_keys if name not in tensors]
     missing = _without_tied(absent, wanted, tensors)
-    if missing or result.unexpected_keys or reshaped:
-        raise _misfit(factory, missing, result.unexpected_keys, reshaped)
+    unexpected = [name for name in tensors if name in set(result.unexpected_keys)]
+    if missing or unexpected or reshaped:
+        raise _misfit(factory, missing, unexpected, reshaped)
     return prefix
 
 

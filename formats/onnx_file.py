@@ -108,16 +108,39 @@ def _in_memory(model: ir.Model) -> Iterator[None]:
 
 
 def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path)
+    folder = _resolve_external(proto, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # the deserializer raises whatever the damage leads to
         raise _damaged(path, f": {_first_line(error)}") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    ir.external_data.set_base_dir(model.graph, folder)
     return model
+
+
+def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:
+    """Checks every external tensor, and returns the folder that their locations are relative to.
+
+    Where the model is a link into a folder with its data, as in the cache of Hugging Face, that is the real folder,
+    and the locations become the real names: onnx-ir itself follows no links.
+    """
+    external = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    real = []
+    for tensor in external:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        real.append(check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path))
+    folder = path.parent.resolve()
+    if all(file.is_relative_to(folder) for file in real):
+        return path.parent
+    folder = path.resolve().parent
+    for tensor, file in zip(external, real, strict=True):
+        if not file.is_relative_to(folder):
+            raise FormatError(
+                f"the data of {path} is partly behind links and partly not", fix="copy the model and its data out"
+            )
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = file.relative_to(folder).as_posix()
+    return folder
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
