@@ -1,0 +1,61 @@
+"""The benchmarks measure what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
+
+Python = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one model, as the benchmarks want it."""
+    folder, samples = tmp_path_factory.mktemp("models") / "digits", root / "samples"
+    folder.mkdir()
+    factory, shape = f"{samples / 'mnist_cnn.py'}:build", "image=batch,1,28,28"
+    convert = ("convert", str(samples / "mnist_cnn.pth"), "--model", factory, "--input-shape", shape)
+    made = CliRunner().invoke(app, [*convert, "-o", str(folder / "fp32.onnx")])
+    assert made.exit_code == 0, made.output
+    for part, count in (("calib", 40), ("eval", 500)):
+        with np.load(samples / f"digits_{part}.npz") as file:
+            np.savez(folder / f"{part}.npz", **{name: file[name][:count] for name in file.files})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["compare", "calibration", "onnxruntime_static", "plain_inference"])
+def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
+    result = python(str(root / "benchmarks" / f"{name}.py"), "--help")
+    assert result.returncode == 0, result.stderr
+    assert "usage" in result.stdout
+
+
+def test_models_are_judged_beside_the_float_model(root: Path, digits: Path, python: Python) -> None:
+    compare = (str(root / "benchmarks" / "compare.py"), str(digits.parent), "--rounds", "2")
+    result = python(*compare, "--rival", "--json", "--variant", "plain=", "--variant", "broken=--method nonsense")
+    rows = {row["made_by"]: row for row in json.loads(result.stdout)}
+    found = {name: row["judgement"] for name, row in rows.items()}
+    assert list(rows) == ["float", "plain", "broken", "onnxruntime minmax"]
+    assert found["plain"]["sqnr_db"] > 30
+    assert found["plain"]["accuracy"] > 0.98
+    assert found["float"]["speedup"] == 1
+    assert rows["plain"]["size_mb"] < 0.4 * rows["float"]["size_mb"]
+    assert "nonsense" in found["broken"]["error"]
+    assert result.returncode == 1
+
+
+def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Python) -> None:
+    calibration = (str(root / "benchmarks" / "calibration.py"), str(digits / "fp32.onnx"), str(digits / "calib.npz"))
+    result = python(*calibration, "--rounds", "1", "--times", "2", "--json")
+    found = json.loads(result.stdout)
+    assert set(found["ratios"]) == {"qtool calibrate"}
+    assert found["plain_seconds"] > 0
+    assert list(found["peak_mb"]) == ["40", "80"]
