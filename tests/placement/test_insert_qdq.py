@@ -317,6 +317,25 @@ def test_a_transposed_convolution_between_integer_layers_keeps_its_float_weights
     assert node.input[1] in {tensor.name for tensor in proto.graph.initializer}
 
 
+@pytest.mark.parametrize("first", ["MatMul (x, w1)", "Gemm (x, w1)"])
+def test_a_product_read_by_integer_and_float_nodes_runs_on_integers(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path, first: str
+) -> None:
+    # onnxruntime fuses it when all read it in float or all read it quantized, but not when some do and some do not.
+    model = prepared(
+        f"""g (float[N,4] x) => (float[N,4] y, float[N,4] z) {{
+            a = {first}
+            y = MatMul (a, w2)
+            z = Tanh (a)
+        }}""",
+        w1=random_array(4, 4),
+        w2=random_array(4, 4, seed=1),
+    )
+    graph = quantized(model, [{"x": random_array(5, 4, seed=3)}])
+    kernels = _kernels(graph, tmp_path)
+    assert kernels["MatMul"] == kernels["Gemm"] == 0
+
+
 def test_an_integer_tensor_that_is_an_output_too_is_given_out_in_float(
     prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
 ) -> None:

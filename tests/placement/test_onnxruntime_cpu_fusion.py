@@ -261,6 +261,16 @@ def test_matmul_of_two_activations_runs_on_integers(tmp_path: Path, quantized_ou
     assert pattern.kernels(tmp_path) == {expected: 1}
 
 
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+def test_a_float_reader_beside_a_quantized_one_keeps_a_product_float(tmp_path: Path, operator: str) -> None:
+    pattern = Pattern()
+    x = pattern.pair(pattern.input(5, 6))
+    y = pattern.node(operator, x, pattern.weight(6, 3, axis=1))
+    pattern.output(pattern.pair(y))
+    pattern.output(pattern.node("Tanh", y))
+    assert pattern.kernels(tmp_path) == {operator: 1, "Tanh": 1}
+
+
 def test_matmul_weights_with_scales_on_the_first_axis_do_not_run(tmp_path: Path) -> None:
     pattern = Pattern()
     x = pattern.pair(pattern.input(5, 6))
