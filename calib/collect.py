@@ -96,7 +96,7 @@ def _batch_size(feed: Feed) -> int:
 
 def _step(size: int, *, limit: int) -> int:
     """Returns a prime step, so that it does not fall in with the rows or channels of the tensor."""
-    step = -(-size // limit)
+    step = max(-(-size // limit), 1)
     while step > 1 and any(step % divisor == 0 for divisor in range(2, int(step**0.5) + 1)):
         step += 1
     return step

@@ -15,6 +15,7 @@ from calib.statistics import TensorStatistics
 from qtool.errors import InputError
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
+from qtool.passes.keep_float import KeepFloatLayers
 from qtool.plan import Plan
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
@@ -101,6 +102,7 @@ def quantize_graph(
     weights = _quantized_weights(model, plan, activations)
     corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
+    KeepFloatLayers()(model)
     return Findings(
         constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),
         dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},

@@ -28,6 +28,9 @@ class RemoveQdq(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.domain == "" and node.op_type == "DequantizeLinear":
                 modified = self._remove(model.graph, node) or modified
+            elif node.domain == "" and node.op_type == "Sum" and len(node.inputs) == 1 and node.inputs[0] is not None:
+                # It did nothing but keep a layer float.
+                _replace(model.graph, node.outputs[0], node.inputs[0])
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 

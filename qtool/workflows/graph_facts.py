@@ -63,10 +63,10 @@ def tensors(model: ir.Model) -> list[TensorFacts]:
     return [_facts(name, tensor) for name, tensor in _stored(model)]
 
 
-def data_files(model: ir.Model, path: Path) -> tuple[str, ...]:
-    """Names the files beside ``path`` that hold its tensors."""
-    places = {str(tensor.location) for _, tensor in _stored(model) if isinstance(tensor, ir.ExternalTensor)}
-    return tuple(sorted(places - {path.name}))
+def data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Returns the files beside ``path`` that hold its tensors, links resolved."""
+    places = {Path(tensor.path).resolve() for _, tensor in _stored(model) if isinstance(tensor, ir.ExternalTensor)}
+    return tuple(sorted(places - {path.resolve()}))
 
 
 def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, ...]] | None) -> dict[str, int]:

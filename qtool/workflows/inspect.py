@@ -113,7 +113,7 @@ def _report(
     tensors: Iterable[TensorFacts],
     largest: int,
     *,
-    data_files: tuple[str, ...] = (),
+    data_files: tuple[Path, ...] = (),
     metadata: Mapping[str, str] | None = None,
     graph: GraphFacts | None = None,
 ) -> InspectReport:
@@ -129,8 +129,8 @@ def _report(
     return InspectReport(
         path=path,
         kind=kind,
-        nbytes=sum(file.stat().st_size for file in (path, *(path.parent / name for name in data_files))),
-        data_files=data_files,
+        nbytes=sum(file.stat().st_size for file in (path, *data_files)),
+        data_files=tuple(file.name for file in data_files),
         tensors=len(ordered),
         parameters=sum(tensor.elements for tensor in ordered),
         dtypes=dict(sorted(dtypes.items(), key=lambda item: (-item[1].nbytes, item[0]))),

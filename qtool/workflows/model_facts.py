@@ -120,7 +120,7 @@ class InspectReport:
         path: the file.
         kind: what it is, in words.
         nbytes: its size, data files beside it included.
-        data_files: those files.
+        data_files: the names of those files.
         tensors: how many tensors it stores.
         parameters: how many values they have.
         dtypes: the same by element type, the largest first.

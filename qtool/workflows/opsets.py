@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from formats.library_noise import quiet_libraries
@@ -33,15 +36,38 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     if opset < have:
         _check_operators(model, have, opset)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), _logged_reasons() as reasons:
             result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
     except Exception as error:  # the converter raises whatever its C++ part throws
         raise _unconvertible(have, opset, str(error)) from error
     if result.opset_imports.get("", 0) != opset:
-        raise _unconvertible(have, opset, "")
+        raise _unconvertible(have, opset, reasons[-1] if reasons else "")
     if opset < have:
         _drop_newer_attributes(result, have, opset)
     return result
+
+
+@contextmanager
+def _logged_reasons() -> Iterator[list[str]]:
+    """Gathers why the converter gave up: it tells its log, and returns the graph as it was."""
+    reasons: list[str] = []
+
+    class Gather(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1]:
+                reasons.append(str(record.exc_info[1]))
+
+    logger, handler = logging.getLogger("onnxscript.version_converter"), Gather()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _check_operators(model: ir.Model, have: int, opset: int) -> None:
@@ -81,8 +107,9 @@ def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
 
 
 def _unconvertible(have: int, opset: int, reason: str) -> InputError:
-    lines = reason.strip().splitlines()
+    # The C++ part puts the place in its own source before what it has to say.
+    said = reason.strip().splitlines()[-1].rpartition("failed: ")[2] if reason.strip() else ""
     return InputError(
-        f"the graph cannot go from opset {have} to {opset}{': ' + lines[-1] if lines else ''}",
-        fix="choose an opset nearer to its own, or convert from the .pth again",
+        f"the graph cannot go from opset {have} to {opset}{': ' + said if said else ''}",
+        fix="choose an opset nearer to its own",
     )

@@ -1,0 +1,368 @@
+"""``qtool quantize`` on a small network, from the command line to what onnxruntime computes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from calib.ranges import RANGE_METHODS
+from qtool.cli.quantize_options import Method
+from qtool.runtime.session import Session
+
+
+def _initializers(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
+    noise = float(((reference - other).astype(np.float64) ** 2).sum())
+    return float(10 * np.log10(float((reference.astype(np.float64) ** 2).sum()) / noise))
+
+
+def _logits(path: Path, images: np.ndarray) -> np.ndarray:
+    return Session(path).run({"image": images})["logits"]
+
+
+def test_the_result_is_small_and_close_and_runs_on_integers(
+    run: Any, model: Path, data: Path, make_images: Callable[..., np.ndarray]
+) -> None:
+    outcome = run("quantize", model, "--calib-data", data, "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    quantized = model.with_name("net.int8.onnx")
+    assert report["output"] == str(quantized)
+    assert report["coverage"]["integer_nodes"] == report["coverage"]["quantizable_nodes"] == 7
+    fresh = make_images(64, seed=9)
+    assert _sqnr_db(_logits(model, fresh), _logits(quantized, fresh)) > 25
+    assert report["outputs"][0]["sqnr_db"] > 25
+    stored = _initializers(quantized)
+    assert not [name for name, array in stored.items() if array.dtype == np.float32 and array.size > 16]
+
+
+def test_people_see_tables_on_stdout(run: Any, model: Path, data: Path) -> None:
+    outcome = run("quantize", model, "--calib-data", data)
+    assert outcome.code == 0
+    for expected in ("Runs on integers", "7 of 7", "SQNR", "36 samples", "4 samples held back", "net.manifest.json"):
+        assert expected.replace("net.manifest", "net.int8.manifest") in outcome.out
+
+
+def test_batchnorm_is_folded_and_an_old_opset_raised(run: Any, save_model: Any, data: Path) -> None:
+    generator = np.random.default_rng(0)
+    path = save_model(
+        "old.onnx",
+        """old (float[1,3,16,16] image) => (float[1,8,14,14] out)
+        {
+            c = Conv (image, w)
+            n = BatchNormalization (c, scale, shift, mean, variance)
+            r = Relu (n)
+            d = Conv (r, v)
+            out = Relu (d)
+        }""",
+        opset=9,
+        w=generator.normal(0, 0.3, (8, 3, 3, 3)).astype(np.float32),
+        v=generator.normal(0, 0.3, (8, 8, 1, 1)).astype(np.float32),
+        scale=generator.uniform(0.5, 2, 8).astype(np.float32),
+        shift=generator.normal(0, 0.2, 8).astype(np.float32),
+        mean=generator.normal(0, 0.2, 8).astype(np.float32),
+        variance=generator.uniform(0.5, 2, 8).astype(np.float32),
+    )
+    outcome = run("quantize", path, "--calib-data", data, "--json")
+    assert outcome.code == 0, outcome.err
+    written = onnx.load(path.with_name("old.int8.onnx"))
+    assert written.opset_import[0].version >= 13
+    assert "BatchNormalization" not in [node.op_type for node in written.graph.node]
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+
+
+def test_weights_get_one_scale_a_channel_or_one_a_tensor(run: Any, model: Path, data: Path) -> None:
+    assert run("quantize", model, "--calib-data", data, "--per-channel", "-o", "channel.onnx").code == 0
+    assert run("quantize", model, "--calib-data", data, "--per-tensor", "-o", "tensor.onnx").code == 0
+    assert _initializers(Path("channel.onnx"))["w1_scale"].shape == (16,)
+    assert _initializers(Path("tensor.onnx"))["w1_scale"].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "activation", "weight"),
+    [
+        ((), np.uint8, np.int8),
+        (("--weights-asymmetric",), np.uint8, np.int8),
+        (("--weight-type", "u8", "--weights-asymmetric"), np.uint8, np.uint8),
+        (("--activation-type", "s8"), np.int8, np.int8),
+        (("--activation-type", "s8", "--activations-symmetric"), np.int8, np.int8),
+        (("--activations-symmetric",), np.uint8, np.int8),
+    ],
+)
+def test_each_scheme_stores_the_integers_it_says(
+    run: Any, model: Path, data: Path, options: tuple[str, ...], activation: type, weight: type
+) -> None:
+    outcome = run("quantize", model, "--calib-data", data, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    stored = _initializers(model.with_name("net.int8.onnx"))
+    assert stored["image_zero_point"].dtype == activation
+    assert stored["w1_quantized"].dtype == weight
+    assert stored["w1_zero_point"].any() == ("--weights-asymmetric" in options)
+    if "--activations-symmetric" in options:
+        assert int(stored["image_zero_point"]) == (0 if activation is np.int8 else 128)
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+
+
+def test_every_registered_method_has_its_name_on_the_command_line() -> None:
+    assert [method.value for method in Method] == list(RANGE_METHODS)
+
+
+@pytest.mark.parametrize("method", list(RANGE_METHODS))
+def test_every_method_gives_a_usable_model(run: Any, model: Path, data: Path, method: str) -> None:
+    outcome = run("quantize", model, "--calib-data", data, "--method", method, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["outputs"][0]["sqnr_db"] > 12
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("percentile", "--percentile", "95"),
+        ("moving-average", "--spread", "3"),
+        ("entropy", "--entropy-bins", "512"),
+        ("mse", "--mse-candidates", "3"),
+    ],
+)
+def test_each_method_parameter_has_an_effect(
+    run: Any, model: Path, data: Path, method: str, option: str, value: str
+) -> None:
+    assert run("quantize", model, "--calib-data", data, "--method", method, "-o", "plain.onnx").code == 0
+    assert run("quantize", model, "--calib-data", data, "--method", method, option, value, "-o", "set.onnx").code == 0
+    plain, given = _initializers(Path("plain.onnx")), _initializers(Path("set.onnx"))
+    scales = [name for name, array in plain.items() if name.endswith("_scale") and array.shape == ()]
+    assert any(plain[name] != given[name] for name in scales)
+    other = "minmax"
+    refused = run("quantize", model, "--calib-data", data, "--method", other, option, value, "-o", "no.onnx")
+    assert refused.code == 2
+    assert f"{option} says nothing to the method {other}" in refused.err
+
+
+def test_bias_correction_brings_the_means_back(run: Any, model: Path, data: Path) -> None:
+    images = np.load(data)["image"]
+    float_mean = _logits(model, images).mean(axis=0)
+    shifts = {}
+    for option in ("--bias-correction", "--no-bias-correction"):
+        assert (
+            run("quantize", model, "--calib-data", data, option, "--per-tensor", "-o", "out.onnx", "--force").code == 0
+        )
+        shifts[option] = np.abs(_logits(Path("out.onnx"), images).mean(axis=0) - float_mean).max()
+    assert shifts["--bias-correction"] < 0.6 * shifts["--no-bias-correction"]
+
+
+@pytest.mark.parametrize("pattern", ["/c2/Conv", "/c2/*", "re:/c[2]/Conv"])
+def test_excluded_nodes_stay_float(run: Any, model: Path, data: Path, pattern: str) -> None:
+    outcome = run("quantize", model, "--calib-data", data, "--exclude", pattern, "--json")
+    assert outcome.code == 0, outcome.err
+    skipped = {entry["node"]: entry["reason"] for entry in outcome.json["float_nodes"]}
+    assert skipped["/c2/Conv"] == f"--exclude '{pattern}' matches it"
+    assert "w2_quantized" not in _initializers(model.with_name("net.int8.onnx"))
+
+
+def test_only_included_operators_are_quantized(run: Any, model: Path, data: Path) -> None:
+    outcome = run("quantize", model, "--calib-data", data, "--include", "Gemm", "--json")
+    assert outcome.code == 0, outcome.err
+    stored = _initializers(model.with_name("net.int8.onnx"))
+    assert [name for name in stored if name.endswith("_quantized") and name.startswith("w")] == ["w4_quantized"]
+
+
+@pytest.mark.parametrize("option", ["--include", "--exclude"])
+def test_a_pattern_that_matches_nothing_is_an_error(run: Any, model: Path, data: Path, option: str) -> None:
+    outcome = run("quantize", model, "--calib-data", data, option, "/c2/Konv")
+    assert outcome.code == 2
+    assert f"{option} '/c2/Konv' matches no node" in outcome.err
+    assert "did you mean '/c2/Conv'?" in outcome.err
+
+
+def test_a_dry_run_shows_every_tensor_and_writes_nothing(run: Any, model: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    outcome = run("quantize", model, "--dry-run", "--exclude", "Gemm", "--json")
+    assert outcome.code == 0, outcome.err
+    plan = outcome.json
+    kinds = {entry["tensor"]: (entry["kind"], entry["type"]) for entry in plan["tensors"]}
+    assert kinds["image"] == ("activation", "u8")
+    assert kinds["w1"] == ("weight", "s8")
+    assert kinds["b1"] == ("bias", "s32")
+    assert "logits" not in kinds
+    assert [entry["node"] for entry in plan["float_nodes"] if entry["operator"] == "Gemm"] == ["/logits/Gemm"]
+    assert sorted(tmp_path.iterdir()) == before
+    table = run("quantize", model, "--dry-run")
+    assert "per-channel, axis 0" in table.out
+
+
+def test_statistics_give_what_the_same_data_gives(
+    run: Any, model: Path, tmp_path: Path, make_images: Callable[..., np.ndarray]
+) -> None:
+    # So few samples that none is held back.
+    np.savez(tmp_path / "few.npz", image=make_images(9))
+    assert run("calibrate", model, "--calib-data", "few.npz", "-o", "few.stats.npz").code == 0
+    assert run("quantize", model, "--calib-data", "few.npz", "--method", "mse", "-o", "data.onnx").code == 0
+    assert run("quantize", model, "--calib-stats", "few.stats.npz", "--method", "mse", "-o", "stats.onnx").code == 0
+    assert Path("data.onnx").read_bytes() == Path("stats.onnx").read_bytes()
+
+
+def test_statistics_serve_every_scheme(run: Any, model: Path, data: Path) -> None:
+    assert run("calibrate", model, "--calib-data", data).code == 0
+    for options in ((), ("--activations-symmetric",), ("--exclude", "Flatten"), ("--exclude", "Add")):
+        outcome = run("quantize", model, "--calib-stats", "net.stats.npz", *options, "--force", "--json")
+        assert outcome.code == 0, outcome.err
+        assert outcome.json["outputs"][0]["sqnr_db"] > 15
+
+
+def test_the_same_run_writes_the_same_bytes(run: Any, model: Path, data: Path) -> None:
+    digests = []
+    for _ in range(2):
+        assert run("quantize", model, "--calib-data", data, "--method", "percentile", "--force").code == 0
+        written = [model.with_name("net.int8.onnx"), model.with_name("net.int8.manifest.json")]
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in written])
+    assert digests[0] == digests[1]
+
+
+def test_tied_weights_stay_one_tensor(run: Any, save_model: Any, data: Path) -> None:
+    generator = np.random.default_rng(2)
+    path = save_model(
+        "tied.onnx",
+        """tied (float[n,3,16,16] image) => (float[n,3,16,16] out)
+        {
+            a = Conv <pads = [1,1,1,1]> (image, w)
+            r = Relu (a)
+            b = Conv <pads = [1,1,1,1]> (r, w)
+            s = Relu (b)
+            c = Conv <pads = [1,1,1,1]> (s, w)
+            out = Sigmoid (c)
+        }""",
+        w=generator.normal(0, 0.2, (3, 3, 3, 3)).astype(np.float32),
+    )
+    outcome = run("quantize", path, "--calib-data", data, "--json")
+    assert outcome.code == 0, outcome.err
+    stored = _initializers(path.with_name("tied.int8.onnx"))
+    assert [name for name, array in stored.items() if array.shape == (3, 3, 3, 3)] == ["w_quantized"]
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+
+
+def test_dead_channels_and_constant_tensors_are_named_and_their_scales_finite(
+    run: Any, save_model: Any, weights: dict[str, np.ndarray], network_text: str, data: Path
+) -> None:
+    weights["w1"][3] = 0.0
+    weights["b1"][3] = 0.7
+    weights["w3"][:] = 0.0
+    weights["b3"][:] = 0.0
+    path = save_model("dead.onnx", network_text, **weights)
+    outcome = run("quantize", path, "--calib-data", data, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["dead_channels"]["w1"] == [3]
+    assert outcome.json["dead_channels"]["w3"] == list(range(16))
+    assert outcome.json["constant_tensors"] == ["c3"]
+    for name, array in _initializers(path.with_name("dead.int8.onnx")).items():
+        if name.endswith("_scale"):
+            assert np.isfinite(array).all()
+            assert (array > 0).all()
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+
+
+def test_a_tensor_with_mask_values_stays_float(run: Any, save_model: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    path = save_model(
+        "masked.onnx",
+        """masked (float[n,8] x, float[n,8] mask) => (float[n,4] out)
+        {
+            a = MatMul (x, w)
+            m = Add (a, mask)
+            b = MatMul (m, v)
+            p = Softmax (b)
+            out = MatMul (p, u)
+        }""",
+        w=generator.normal(0, 0.5, (8, 8)).astype(np.float32),
+        v=np.abs(generator.normal(0, 0.5, (8, 8))).astype(np.float32),
+        u=generator.normal(0, 0.5, (8, 4)).astype(np.float32),
+    )
+    mask = np.where(np.arange(8) % 4 == 3, np.float32(-1e9), np.float32(0)) * np.ones((20, 1), np.float32)
+    np.savez(tmp_path / "m.npz", x=generator.normal(0, 1, (20, 8)).astype(np.float32), mask=mask)
+    outcome = run("quantize", path, "--calib-data", "m.npz", "--json")
+    assert outcome.code == 0, outcome.err
+    reasons = {entry["node"]: entry["reason"] for entry in outcome.json["float_nodes"]}
+    assert reasons["/b/MatMul"] == "'m' reaches -1e+09, as masks do"
+    assert "/a/MatMul" not in reasons
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+
+
+def test_samples_of_any_length_calibrate_a_sequence_model(run: Any, save_model: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(4)
+    path = save_model(
+        "sequence.onnx",
+        """sequence (float[n,t,8] x) => (float[n,t,6] out)
+        {
+            a = MatMul (x, w)
+            b = Add (a, c)
+            r = Relu (b)
+            out = MatMul (r, v)
+        }""",
+        w=generator.normal(0, 0.5, (8, 16)).astype(np.float32),
+        c=generator.normal(0, 0.2, 16).astype(np.float32),
+        v=generator.normal(0, 0.5, (16, 6)).astype(np.float32),
+    )
+    folder = tmp_path / "sequences"
+    folder.mkdir()
+    for number in range(12):
+        np.savez(folder / f"{number}.npz", x=generator.normal(0, 1, (1, 3 + number, 8)).astype(np.float32))
+    outcome = run("quantize", path, "--calib-data", folder, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["samples"] == 11
+    assert outcome.json["outputs"][0]["sqnr_db"] > 25
+
+
+def test_a_state_dict_is_quantized_in_one_go(run: Any, tmp_path: Path, data: Path) -> None:
+    import torch
+
+    code = (
+        "import torch\n"
+        "def net(width=8):\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.BatchNorm2d(width), torch.nn.ReLU(),\n"
+        "        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 5))\n"
+    )
+    (tmp_path / "arch.py").write_text(code)
+    scope: dict[str, Any] = {}
+    exec(compile(code, "arch.py", "exec"), scope)
+    torch.manual_seed(0)
+    torch.save(scope["net"](12).state_dict(), tmp_path / "net.pth")
+    arguments = ("--model", "arch.py:net", "--model-kwargs", '{"width": 12}', "--calib-data", data)
+    outcome = run("quantize", "net.pth", *arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
+    assert outcome.json["float_model"] == "net.onnx"
+    with np.load(data) as arrays:
+        images = arrays["image"]
+    module = scope["net"](12)
+    module.load_state_dict(torch.load("net.pth", weights_only=True))
+    with torch.no_grad():
+        expected = module.eval()(torch.from_numpy(images)).numpy()
+    session = Session(Path("net.int8.onnx"))
+    (result,) = session.run({session.inputs[0].name: images}).values()
+    assert _sqnr_db(expected, result) > 20
+    # The float model that stands there already is the same, so a second run may pass over it.
+    assert run("quantize", "net.pth", *arguments, "-o", "again.onnx").code == 0
+
+
+def test_settings_make_the_short_commands_work(run: Any, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "qtool.toml").write_text(
+        'model = "net.onnx"\ncalib_data = "calib.npz"\neval_data = "calib.npz"\noutput_dir = "results"\n'
+        '[quantize]\nmethod = "mse"\nexclude = ["/c2/*"]\n[report]\nrounds = 2\n'
+    )
+    outcome = run("quantize", "--per-channel", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["method"] == "mse"
+    assert "/c2/Conv" in [entry["node"] for entry in outcome.json["float_nodes"]]
+    assert (tmp_path / "results" / "net.int8.onnx").is_file()
+    report = run("report", "--json")
+    assert report.code == 0, report.err
+    assert report.json["figures"]["sqnr_db"] > 20

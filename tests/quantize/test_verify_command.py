@@ -1,0 +1,102 @@
+"""``qtool verify``: what really runs on integers, and why the rest does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+
+def test_a_quantized_model_runs_on_integers(run: Any, model: Path, data: Path) -> None:
+    assert run("quantize", model, "--calib-data", data).code == 0
+    outcome = run("verify", "net.int8.onnx", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["integer_nodes"] == outcome.json["quantizable_nodes"] == 7
+    assert {row["operator"]: row["integer"] for row in outcome.json["operators"]} == {
+        "Conv": 3,
+        "Add": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "Gemm": 1,
+    }
+    assert "7 of 7 quantizable nodes" in run("verify", "net.int8.onnx").out
+
+
+def test_a_float_model_has_its_reasons(run: Any, model: Path) -> None:
+    outcome = run("verify", model, "--json")
+    assert outcome.code == 0
+    assert outcome.json["integer_nodes"] == 0
+    reasons = {miss["node"]: miss["reason"] for miss in outcome.json["misses"]}
+    assert reasons["/c1/Conv"] == "its input 'image' comes from the model's input"
+
+
+def test_a_coverage_gate_exits_with_one(run: Any, model: Path, data: Path) -> None:
+    assert run("quantize", model, "--calib-data", data, "--exclude", "/c2/Conv").code == 0
+    assert run("verify", "net.int8.onnx", "--min-coverage", "0.5").code == 0
+    outcome = run("verify", "net.int8.onnx", "--min-coverage", "0.95")
+    assert outcome.code == 1
+    assert "of the quantizable nodes run on integers" in outcome.err
+    assert "/c2/Conv" in outcome.out
+
+
+def _with_conv_as_output(model: onnx.ModelProto) -> None:
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    value = onnx.helper.make_tensor_value_info(convolution.output[0], onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(value)
+
+
+def _with_float_bias(model: onnx.ModelProto) -> None:
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(16, np.float32), "float_bias"))
+    convolution.input[2] = "float_bias"
+
+
+def _with_float_reader(model: onnx.ModelProto) -> None:
+    relu = next(node for node in model.graph.node if node.op_type == "Relu" and "r3" in node.name)
+    model.graph.node.append(onnx.helper.make_node("Tanh", [relu.output[0]], ["t"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, None))
+
+
+def _with_float_weight(model: onnx.ModelProto) -> None:
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((10, 16), np.float32), "float_weight"))
+    gemm.input[1] = "float_weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "operator", "reason"),
+    [
+        (_with_conv_as_output, "Conv", "is an output of the model"),
+        (_with_float_reader, "Add", "is read in float by Tanh"),
+        (_with_float_weight, "Gemm", "its weights 'float_weight' are float"),
+    ],
+)
+def test_each_miss_names_its_cause(run: Any, model: Path, data: Path, change: Any, operator: str, reason: str) -> None:
+    assert run("quantize", model, "--calib-data", data).code == 0
+    changed = onnx.load("net.int8.onnx")
+    change(changed)
+    onnx.save(changed, "changed.onnx")
+    outcome = run("verify", "changed.onnx", "--json")
+    assert outcome.code == 0, outcome.err
+    misses = [miss["reason"] for miss in outcome.json["misses"] if miss["operator"] == operator]
+    assert any(reason in miss for miss in misses), outcome.json["misses"]
+
+
+def test_a_model_without_layers_is_an_error(run: Any, save_model: Any) -> None:
+    path = save_model("plain.onnx", "plain (float[n,8] x) => (float[n,8] out) { out = Tanh (x) }")
+    outcome = run("verify", path)
+    assert outcome.code == 2
+    assert "no node that could run on integers" in outcome.err
+
+
+def test_weights_without_a_graph_are_an_error(run: Any, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"w": torch.ones(2)}, tmp_path / "net.pth")
+    outcome = run("verify", "net.pth")
+    assert outcome.code == 2
+    assert "not an ONNX graph" in outcome.err
+    assert "qtool convert" in outcome.err
