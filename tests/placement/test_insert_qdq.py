@@ -336,6 +336,40 @@ def test_a_product_read_by_integer_and_float_nodes_runs_on_integers(
     assert kernels["MatMul"] == kernels["Gemm"] == 0
 
 
+@pytest.mark.parametrize(
+    "mover",
+    [
+        "m = MaxPool <kernel_shape = [3], pads = [1,1]> (a)",
+        "m = Transpose <perm = [0,2,1]> (a)",
+        "m = Gather <axis = 1> (a, order)",
+        "m = Slice (a, zero, four, one)",
+    ],
+)
+def test_a_relu_behind_moved_values_leaves_them_integers(
+    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path, mover: str
+) -> None:
+    model = prepared(
+        f"""g (float[N,4,4] x) => (float[N,4,4] y) {{
+            a = Conv (x, w1)
+            {mover}
+            r = Relu (m)
+            b = Conv (r, w2)
+            y = Tanh (b)
+        }}""",
+        w1=random_array(4, 4, 1),
+        w2=random_array(4, 4, 1, seed=1),
+        order=np.array([2, 0, 3, 1], np.int64),
+        zero=np.array([0], np.int64),
+        four=np.array([4], np.int64),
+        one=np.array([1], np.int64),
+    )
+    graph = quantized(model, [{"x": random_array(2, 4, 4, seed=3)}])
+    kernels = _kernels(graph, tmp_path)
+    assert kernels["QLinearConv"] == 2
+    # One Q where the input comes in and one DQ before Tanh: nothing turns to float and back in between.
+    assert (kernels["QuantizeLinear"], kernels["DequantizeLinear"]) == (1, 1)
+
+
 def test_an_integer_tensor_that_is_an_output_too_is_given_out_in_float(
     prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
 ) -> None:
