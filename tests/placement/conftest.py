@@ -11,16 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.affine import AffineParams, params_from_range
 from calib.ranges.min_max import MinMax
 from calib.statistics import TensorStatistics
-from qtool.passes.constants import constant_array
-from qtool.passes.insert_qdq import insert_qdq
 from qtool.plan import Plan, build_plan
+from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.schemes import PRESETS, Scheme
 from qtool.selection import Selection
-from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.workflows.prepare import prepare
 
 Prepared: TypeAlias = Callable[..., ir.Model]
@@ -64,40 +61,19 @@ def quantized() -> Quantized:
         exclude: tuple[str, ...] = (),
     ) -> ir.Model:
         plan = build_plan(model, scheme, Selection(exclude=exclude))
-        activations = _activation_params(model, plan, feeds)
-        return insert_qdq(model, plan, activations, _weights(model, plan, activations))
+        quantize_graph(model, plan, _statistics(model, plan, feeds), MinMax(), bias_correction=False)
+        return model
 
     return make
 
 
-def _activation_params(
-    model: ir.Model, plan: Plan, feeds: list[dict[str, npt.NDArray[Any]]]
-) -> dict[str, AffineParams]:
-    grids = {activation.source: activation.grid for activation in plan.activations.values()}
-    statistics = {name: TensorStatistics() for name in grids}
+def _statistics(model: ir.Model, plan: Plan, feeds: list[dict[str, npt.NDArray[Any]]]) -> dict[str, TensorStatistics]:
+    statistics = {name: TensorStatistics() for name in plan.observed}
     inputs = {value.name for value in model.graph.inputs}
-    with watching(model, [name for name in grids if name not in inputs]) as watched, open_graph(watched) as session:
+    computed = [name for name in plan.observed if name not in inputs]
+    with watching(model, computed) as watched, open_graph(watched) as session:
         for feed in feeds:
             for name, value in {**feed, **session.run(feed)}.items():
                 if name in statistics:
                     statistics[name].add(value, value)
-    return {name: params_from_range(MinMax().span(statistics[name], grid), grid) for name, grid in grids.items()}
-
-
-def _weights(model: ir.Model, plan: Plan, activations: dict[str, AffineParams]) -> dict[str, QuantizedWeight]:
-    by_weight = {bias.weight: bias for bias in plan.biases.values()}
-    found = {}
-    for tensor, weight in plan.weights.items():
-        bias = by_weight.get(tensor)
-        array = constant_array(model.graph.initializers[tensor])
-        assert array is not None
-        source = None if bias is None else activations[plan.activations[bias.activation].source]
-        found[tensor] = round_to_nearest(
-            tensor,
-            array,
-            weight.grid,
-            weight.granularity,
-            bias=None if bias is None else constant_array(model.graph.initializers[bias.tensor]),
-            input_scale=1.0 if source is None else float(source.scale),
-        )
-    return found
+    return statistics

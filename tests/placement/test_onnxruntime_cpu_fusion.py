@@ -500,3 +500,14 @@ def test_a_float_matmul_between_pairs_keeps_its_weights(tmp_path: Path) -> None:
     x = pattern.pair(pattern.input(5, 6))
     pattern.output(pattern.pair(pattern.node("MatMul", x, pattern.constant(np.ones((6, 3), np.float32)))))
     assert pattern.optimized(tmp_path) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "MatMul": 1}
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
+@pytest.mark.parametrize("level", ["extended", "all"])
+def test_a_sum_of_one_tensor_keeps_a_layer_between_pairs_float(tmp_path: Path, operator: str, level: Level) -> None:
+    pattern = Pattern()
+    x = pattern.pair(pattern.input(5, 6) if operator == "Gemm" else pattern.input(1, 4, 7, 7))
+    w = pattern.constant(np.ones((6, 3) if operator == "Gemm" else (4, 4, 2, 2), np.float32))
+    pattern.output(pattern.pair(pattern.node("Sum", pattern.node(operator, x, w))))
+    optimized = pattern.optimized(tmp_path, level)
+    assert optimized == {"QuantizeLinear": 2, "DequantizeLinear": 2, operator: 1, "Sum": 1}
