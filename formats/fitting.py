@@ -46,7 +46,9 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
     )
     absent = [name for name in result.missing_keys if name not in tensors]
     missing = _without_tied(absent, wanted, tensors)
-    unexpected = [name for name in tensors if name in set(result.unexpected_keys)]
+    # Buffers that the module computes itself, such as position ids, were stored by older versions of its code.
+    own = {name for name, buffer in module.named_buffers() if name in tensors and buffer.shape == tensors[name].shape}
+    unexpected = [name for name in tensors if name in set(result.unexpected_keys) - own]
     if missing or unexpected or reshaped:
         raise _misfit(factory, missing, unexpected, reshaped)
     return prefix

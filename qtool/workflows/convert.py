@@ -98,7 +98,8 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         _check_fit(weights, request.architecture)
     with staged(output) as path, progress.task(f"writing {output.name}"):
         target.write(weights, path)
-    return _report(request, detection, output, tensors=len(weights.tensors), kind=weights.source)
+        nbytes = _folder_bytes(path.parent)
+    return _report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
 
 
 def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: bool) -> None:
@@ -209,11 +210,13 @@ def _write_graph(
     with staged(output) as path, progress.task(f"writing {output.name}"):
         file.write(graph.model, path)
         file.check(path)
+        nbytes = _folder_bytes(path.parent)
     values = graph.model.graph
     return _report(
         request,
         detection,
         output,
+        nbytes,
         kind=kind,
         opset=graph.model.opset_imports.get(""),
         inputs=tuple(_described(value) for value in values.inputs if value.name not in values.initializers),
@@ -226,6 +229,7 @@ def _report(
     request: ConvertRequest,
     detection: Detection,
     output: Path,
+    nbytes: int,
     *,
     kind: str | None = None,
     opset: int | None = None,
@@ -234,13 +238,12 @@ def _report(
     tensors: int | None = None,
     comparisons: tuple[Comparison, ...] = (),
 ) -> ConvertReport:
-    data = output.with_name(f"{output.name}.data")
     return ConvertReport(
         source=request.source,
         source_kind=detection.detail if kind is None else f"{detection.detail}, {kind}",
         source_bytes=request.source.stat().st_size,
         output=output,
-        output_bytes=output.stat().st_size + (data.stat().st_size if opset is not None and data.exists() else 0),
+        output_bytes=nbytes,
         target=request.target,
         opset=opset,
         inputs=inputs,
@@ -248,6 +251,11 @@ def _report(
         tensors=tensors,
         comparisons=comparisons,
     )
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Sums up the files of a staged result: the model, and its data where that is a second file."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _described(value: ir.Value) -> str:

@@ -110,6 +110,7 @@ class Tied(torch.nn.Module):
         self.head = torch.nn.Linear(3, 4, bias=False)
         self.head.weight = self.embed.weight
         self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("positions", torch.arange(4), persistent=False)
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -143,6 +144,12 @@ def test_a_prefix_of_every_key_is_dropped_and_told() -> None:
 def test_old_checkpoints_without_batch_counters_fit() -> None:
     weights = state()
     del weights["norm.num_batches_tracked"]
+    fit(Tied(), weights, factory="x:y")
+
+
+def test_a_buffer_that_the_module_computes_itself_may_be_given() -> None:
+    weights = state() | {"positions": torch.arange(4)}
+    weights["head.weight"] = weights["embed.weight"]
     fit(Tied(), weights, factory="x:y")
 
 
