@@ -91,10 +91,7 @@ class ImageFolder:
 
     def _chunks(self, spec: TensorSpec, preprocess: Preprocess, window: Window) -> Iterator[Chunk]:
         for path in self._files[window.skip : window.stop(self.count)]:
-            pixels = preprocess.load(path)
-            if spec.dtype.kind in "iu":
-                pixels = np.rint(pixels)
-            yield Chunk(arrays={spec.name: pixels[None].astype(spec.dtype)}, rows=1)
+            yield Chunk(arrays={spec.name: preprocess.load(path)[None].astype(spec.dtype)}, rows=1)
 
 
 def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:

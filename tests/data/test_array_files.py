@@ -194,6 +194,12 @@ def test_a_row_may_be_the_whole_value_of_an_input(tmp_path: Path, floats: Floats
     assert feeds[2]["x"].shape == (1, 5)
 
 
+def test_rows_that_are_whole_values_share_no_batch(tmp_path: Path, floats: Floats, refuses: Any) -> None:
+    np.savez(tmp_path / "data.npz", state=np.zeros((4, 2, 1, 3), "f4"), x=np.ones((4, 1, 5), "f4"))
+    with refuses("each row of 'state' in data.npz is the input's whole value", fix="batch size of 1"):
+        open_dataset(str(tmp_path / "data.npz")).feeds([floats("state", 2, 1, 3), floats("x", "n", 5)], batch_size=2)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_storage_does_not_change_the_values(tmp_path: Path, floats: Floats, compressed: bool, order: Any) -> None:

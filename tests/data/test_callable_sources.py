@@ -148,6 +148,7 @@ def test_a_module_that_cannot_be_imported_says_why(
         ("def feeds(path): ...", "raises TypeError", "takes no arguments"),
         ("def feeds():\n    return 3", "raises TypeError", "returns or yields"),
         ("def feeds():\n    yield from ()", "has no samples", "a few dozen"),
+        ("def feeds():\n    yield {'x': np.zeros((0, 2), 'f4')}", "has no samples", "a few dozen"),
         ("def feeds():\n    yield (1, 2)", "yields a tuple at step 0", "{'input name': array}"),
         ("def feeds():\n    yield {'y': [[1.0, 2.0]]}", "no array 'x' in step 0", "rename 'y' to 'x'"),
         ("def feeds():\n    yield {'x': [[1.0]]}", "axis 1 is 1 instead of 2", "dimension left free"),
