@@ -510,4 +510,5 @@ def test_a_sum_of_one_tensor_keeps_a_layer_between_pairs_float(tmp_path: Path, o
     w = pattern.constant(np.ones((6, 3) if operator == "Gemm" else (4, 4, 2, 2), np.float32))
     pattern.output(pattern.pair(pattern.node("Sum", pattern.node(operator, x, w))))
     optimized = pattern.optimized(tmp_path, level)
-    assert optimized == {"QuantizeLinear": 2, "DequantizeLinear": 2, operator: 1, "Sum": 1}
+    assert (optimized[operator], optimized["Sum"]) == (1, 1)
+    assert (optimized["QuantizeLinear"], optimized["DequantizeLinear"]) == (2, 2)
