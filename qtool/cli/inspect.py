@@ -10,6 +10,7 @@ import typer
 from qtool.cli.console import Console
 from qtool.cli.model_options import input_shapes, model_path
 from qtool.cli.options import DebugOption, InputShapeOption, JsonOption, OptionalModelArgument, QuietOption
+from qtool.errors import UsageError
 
 
 def inspect(
@@ -24,7 +25,12 @@ def inspect(
     from qtool.workflows.inspect import inspect_model
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    report = inspect_model(model_path(model), input_shapes=input_shapes(input_shape).dims, largest=largest)
+    shapes = input_shapes(input_shape)
+    if shapes.dtypes:
+        raise UsageError(
+            "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
+        )
+    report = inspect_model(model_path(model), input_shapes=shapes.dims, largest=largest)
     if json:
         console.json({**asdict(report), "path": str(report.path)})
         return

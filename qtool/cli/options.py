@@ -98,7 +98,7 @@ InputShapeOption: TypeAlias = Annotated[
     typer.Option(
         "--input-shape",
         metavar="NAME=DIMS",
-        help="Shape of an input, such as image=batch,3,224,224; repeat for more inputs.",
+        help="Shape of an input: image=batch,3,224,224, or ids=batch,length:int64 with a type; repeat for more inputs.",
         show_default=False,
     ),
 ]

@@ -43,7 +43,7 @@ def load_graph(
         path: the model file.
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions.
-        input_dtypes: element types of inputs, where data does not tell.
+        input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data; its shapes count where ``input_shapes`` is None.
         progress: receives the steps.
 
