@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from qtool.errors import InputError
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
 from qtool.passes.keep_float import KeepFloatLayers
+from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
@@ -55,6 +56,28 @@ def unfit_tensors(statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
     return unfit
 
 
+def with_moved_tensors(
+    model: ir.Model, plan: Plan, statistics: Mapping[str, TensorStatistics]
+) -> dict[str, TensorStatistics]:
+    """Adds statistics for tensors whose values only come, moved around, from tensors that have some.
+
+    Statistics that were gathered for one selection of nodes serve another one so.
+    """
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    found = dict(statistics)
+    for name in plan.observed:
+        value = values[name]
+        while (value.name or "") not in statistics and (maker := value.producer()) is not None:
+            operator = OPERATORS.get(maker.op_type)
+            if operator is None or operator.kind is not Kind.MOVING or maker.inputs[0] is None:
+                break
+            value = maker.inputs[0]
+        if value.name is not None and value.name in statistics and name not in found:
+            # Channels may have moved to another axis.
+            found[name] = replace(statistics[value.name], channel_axis=None, channel_values=0)
+    return found
+
+
 def activation_params(
     plan: Plan, statistics: Mapping[str, TensorStatistics], method: RangeMethod
 ) -> dict[str, AffineParams]:
@@ -72,7 +95,7 @@ def activation_params(
         if seen is None:
             raise InputError(
                 f"the statistics know nothing of the tensor '{source}'",
-                fix="calibrate again, or give --calib-data instead of --calib-stats",
+                fix="calibrate again with the same --activations-symmetric, or give --calib-data instead",
             )
         params[source] = params_from_range(method.span(seen, activation.grid), activation.grid)
     return params
@@ -98,6 +121,7 @@ def quantize_graph(
     Raises:
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
+    statistics = with_moved_tensors(model, plan, statistics)
     activations = activation_params(plan, statistics, method)
     weights = _quantized_weights(model, plan, activations)
     corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}

@@ -36,6 +36,13 @@ def calibrate(
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = 1,
     limit: LimitOption = None,
+    activations_symmetric: Annotated[
+        bool,
+        typer.Option(
+            "--activations-symmetric/--activations-asymmetric",
+            help="The zero point of activations that the statistics are for: fixed, or free.",
+        ),
+    ] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Count every value in the histograms, not thousands a sample; slower.")
     ] = False,
@@ -64,6 +71,7 @@ def calibrate(
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             output=output,
             output_dir=output_dir,
+            activations_symmetric=activations_symmetric,
             exact=exact,
             threads=threads,
             force=force,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import onnx_ir as ir
@@ -66,6 +65,7 @@ class CalibrateRequest:
         data: the samples.
         output: the statistics file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
+        activations_symmetric: whether the statistics are for symmetric activations, which cannot absorb ReLUs.
         exact: whether histograms count every value.
         threads: threads inside an operator; 0 is one a core.
         force: whether an existing output may be replaced.
@@ -75,6 +75,7 @@ class CalibrateRequest:
     data: DataRequest
     output: Path | None = None
     output_dir: Path | None = None
+    activations_symmetric: bool = False
     exact: bool = False
     threads: int = 0
     force: bool = False
@@ -133,7 +134,10 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     check_output(output, force=request.force)
     dataset = request.data.open()
     model = prepare(request.source.load(progress, dataset=dataset))
-    watched = watched_tensors(model)
+    scheme = PRESETS[DEFAULT_PRESET]
+    if request.activations_symmetric:
+        scheme = symmetric_activations(scheme)
+    watched = Watched.by(build_plan(model, scheme, Selection()))
     collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
     origin = statistics_origin(model, request.data.source)
     with staged(output) as path:
@@ -170,20 +174,9 @@ class Watched:
     channel_axes: Mapping[str, int]
 
     @staticmethod
-    def by(*plans: Plan) -> Watched:
-        """Returns what all of ``plans`` need."""
-        return Watched(
-            tensors=tuple(dict.fromkeys(chain.from_iterable(plan.observed for plan in plans))),
-            channel_axes={name: axis for plan in plans for name, axis in plan.channel_axes.items()},
-        )
-
-
-def watched_tensors(model: ir.Model) -> Watched:
-    """Returns the tensors that any scheme may want to know about, for a prepared model."""
-    scheme = PRESETS[DEFAULT_PRESET]
-    return Watched.by(
-        build_plan(model, scheme, Selection()), build_plan(model, symmetric_activations(scheme), Selection())
-    )
+    def by(plan: Plan) -> Watched:
+        """Returns what ``plan`` needs."""
+        return Watched(tensors=plan.observed, channel_axes=plan.channel_axes)
 
 
 def gather(

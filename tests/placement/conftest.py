@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from calib.ranges.min_max import MinMax
 from calib.statistics import TensorStatistics
 from qtool.plan import Plan, build_plan
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Level, Session
 from qtool.schemes import PRESETS, Scheme
 from qtool.selection import Selection
 from qtool.workflows.prepare import prepare
 
 Prepared: TypeAlias = Callable[..., ir.Model]
 Quantized: TypeAlias = Callable[..., ir.Model]
+
+
+_U8, _S8 = np.dtype(np.uint8), np.dtype(np.int8)
+_ENDS = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @pytest.fixture
@@ -77,3 +85,85 @@ def _statistics(model: ir.Model, plan: Plan, feeds: list[dict[str, npt.NDArray[A
                 if name in statistics:
                     statistics[name].add(value, value)
     return statistics
+
+
+class Pattern:
+    """Builds a graph of Q/DQ pairs node by node; every method returns the name of a tensor."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def _new(self, stem: str) -> str:
+        return f"{stem}_{len(self.nodes) + len(self.initializers)}"
+
+    def constant(self, array: npt.NDArray[Any] | np.generic) -> str:
+        name = self._new("constant")
+        self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def input(self, *shape: int | str) -> str:
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        return self.nodes_of(operator, *inputs, outputs=1, **attributes)[0]
+
+    def nodes_of(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        name = self._new(operator)
+        names = [f"{name}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(operator, inputs, names, name=name, **attributes))
+        return names
+
+    def pair(self, tensor: str, *, scale: float = 0.05, zero_point: int = 128, dtype: np.dtype[Any] = _U8) -> str:
+        """Q then DQ."""
+        parameters = self.constant(np.float32(scale)), self.constant(np.array(zero_point, dtype))
+        quantized = self.node("QuantizeLinear", tensor, *parameters)
+        return self.node("DequantizeLinear", quantized, *parameters)
+
+    def weight(self, *shape: int, axis: int | None = None, dtype: np.dtype[Any] = _S8, zero_point: int = 0) -> str:
+        """DQ of stored integers, with one scale or one an index along ``axis``."""
+        rng = np.random.default_rng(sum(shape))
+        low = 0 if dtype == _U8 else -127
+        integers = self.constant(rng.integers(low, low + 255, shape).astype(dtype))
+        if axis is None:
+            parameters = self.constant(np.float32(0.01)), self.constant(np.array(zero_point, dtype))
+            return self.node("DequantizeLinear", integers, *parameters)
+        scales = self.constant(np.linspace(0.01, 0.02, shape[axis], dtype=np.float32))
+        zeros = self.constant(np.full(shape[axis], zero_point, dtype))
+        return self.node("DequantizeLinear", integers, scales, zeros, axis=axis)
+
+    def bias(self, channels: int, *, input_scale: float = 0.05, per_channel: bool = True) -> str:
+        """DQ of int32 on the scale of the products, without a zero point."""
+        integers = self.constant(np.arange(channels, dtype=np.int32) * 50)
+        if not per_channel:
+            return self.node("DequantizeLinear", integers, self.constant(np.float32(input_scale * 0.01)))
+        scales = np.float32(input_scale) * np.linspace(0.01, 0.02, channels, dtype=np.float32)
+        return self.node("DequantizeLinear", integers, self.constant(scales.astype(np.float32)), axis=0)
+
+    def output(self, tensor: str) -> None:
+        self.outputs.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+
+    def model(self) -> bytes:
+        graph = helper.make_graph(self.nodes, "pattern", self.inputs, self.outputs, self.initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+        return bytes(model.SerializeToString())
+
+    def optimized(self, folder: Path, level: Level = "extended") -> Counter[str]:
+        """Returns the operators that are left once onnxruntime has rewritten the graph."""
+        path = folder / "optimized.onnx"
+        Session(self.model(), threads=1, level=level, optimized_to=path)
+        return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+    def kernels(self, folder: Path, level: Level = "extended") -> dict[str, int]:
+        """As ``optimized``, without the Q and DQ at the ends."""
+        return {name: n for name, n in self.optimized(folder, level).items() if name not in _ENDS}
+
+
+@pytest.fixture
+def pattern() -> Pattern:
+    """An empty graph to build a Q/DQ pattern in."""
+    return Pattern()

@@ -210,12 +210,22 @@ def test_statistics_give_what_the_same_data_gives(
     assert Path("data.onnx").read_bytes() == Path("stats.onnx").read_bytes()
 
 
-def test_statistics_serve_every_scheme(run: Any, model: Path, data: Path) -> None:
+def test_statistics_serve_other_selections_and_types(run: Any, model: Path, data: Path) -> None:
     assert run("calibrate", model, "--calib-data", data).code == 0
-    for options in ((), ("--activations-symmetric",), ("--exclude", "Flatten"), ("--exclude", "Add")):
+    for options in ((), ("--activation-type", "s8"), ("--exclude", "Flatten"), ("--exclude", "Add")):
         outcome = run("quantize", model, "--calib-stats", "net.stats.npz", *options, "--force", "--json")
         assert outcome.code == 0, outcome.err
         assert outcome.json["outputs"][0]["sqnr_db"] > 15
+
+
+def test_symmetric_activations_need_statistics_of_their_own(run: Any, model: Path, data: Path) -> None:
+    assert run("calibrate", model, "--calib-data", data).code == 0
+    outcome = run("quantize", model, "--calib-stats", "net.stats.npz", "--activations-symmetric")
+    assert outcome.code == 2
+    assert "know nothing of the tensor 'c1'" in outcome.err
+    assert "--activations-symmetric" in outcome.err
+    assert run("calibrate", model, "--calib-data", data, "--activations-symmetric", "--force").code == 0
+    assert run("quantize", model, "--calib-stats", "net.stats.npz", "--activations-symmetric").code == 0
 
 
 def test_the_same_run_writes_the_same_bytes(run: Any, model: Path, data: Path) -> None:

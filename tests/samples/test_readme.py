@@ -31,6 +31,7 @@ def _section(readme: str, title: str) -> str:
 
 def test_the_commands_run_as_they_stand(readme: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
+    (clone / "demo-output").mkdir()
     tasks = readme[readme.index("\n## Tasks") : readme.index("\n## Data")]
     ran = []
     for language, text in _blocks(tasks):
@@ -46,6 +47,7 @@ def test_the_commands_run_as_they_stand(readme: str, clone: Path, monkeypatch: p
             assert result.exit_code == expected, f"{line}\n{result.output}"
             ran.append(command[0])
     assert set(ran) == set(COMMANDS)
+    assert {path.name for path in clone.iterdir()} == {"samples", "demo-output", "qtool.toml"}
 
 
 def test_the_settings_are_toml(readme: str) -> None:
