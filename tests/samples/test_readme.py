@@ -6,14 +6,17 @@ import importlib
 import re
 import shlex
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from calib.datasets.images import PRESETS, Preprocess
 from calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
+from qtool.cli.quantize import quantize
 from qtool.cli.settings import parameters
 from qtool.report.figures import FIGURES
 
@@ -70,6 +73,17 @@ def test_every_option_of_a_command_is_described(readme: str, command: str) -> No
         shared |= {"--spread", "--percentile", "--entropy-bins", "--mse-candidates"}
     assert not options - own - shared
     assert not own - options, "described, but not there"
+
+
+def test_the_defaults_of_methods_are_those_of_their_options(readme: str) -> None:
+    section = _section(readme, "### `qtool quantize")
+    hints = typing.get_type_hints(quantize, include_extras=True).values()
+    options = [info for hint in hints for info in typing.get_args(hint)[1:] if isinstance(info, OptionInfo)]
+    found = {info.default: re.search(r"Default: ([\d.]+)\.", info.help or "") for info in options}
+    defaults = {name: match[1] for name, match in found.items() if match}
+    assert len(defaults) >= 4
+    for name, value in defaults.items():
+        assert re.search(rf"`{name}`[^|]*; default {re.escape(value)} ", section), name
 
 
 def test_every_figure_is_described(readme: str) -> None:
