@@ -48,7 +48,9 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
 
 
 def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
-    arrays, images = sample_files(folder, ARRAY_SUFFIXES), sample_files(folder, IMAGE_SUFFIXES)
+    files = sample_files(folder, ARRAY_SUFFIXES | IMAGE_SUFFIXES)
+    arrays = [path for path in files if path.suffix.lower() in ARRAY_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if arrays and images:
         raise CalibError(
             f"{folder} holds both arrays ({arrays[0].name}) and images ({images[0].name})",

@@ -62,7 +62,7 @@ class Preprocess:
                 raise CalibError(f"{key}={_listed(values)} divides by zero or scales to zero", fix="use other numbers")
         if not self.mean or not all(map(math.isfinite, self.mean)):
             raise CalibError(f"mean={_listed(self.mean)} is no number", fix="use finite numbers")
-        wanted = {None: (1, 3), "gray": (1,)}.get(self.channels, (1, 3))
+        wanted = (1,) if self.channels == "gray" else (1, 3)
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in wanted:
                 raise CalibError(
