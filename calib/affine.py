@@ -88,7 +88,8 @@ def params_from_ranges(
     else:
         scale = (high - low) / (grid.high - grid.low)
     dead = scale == 0.0
-    scales = np.where(dead, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        scales = np.where(dead, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
     if not np.isfinite(scales).all():
         raise CalibError("a range is too wide for a float32 scale", fix="leave this tensor float with --exclude")
     if grid.symmetric:
@@ -101,7 +102,8 @@ def params_from_ranges(
 def quantize(values: npt.NDArray[np.floating[Any]], params: AffineParams) -> npt.NDArray[Any]:
     """Returns the integers, of the grid's dtype and ``values``' shape, nearest to ``values``."""
     scale, zero_point = _spread(params, values.ndim)
-    steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
+    with np.errstate(over="ignore"):  # infinitely many steps away is outside of every grid
+        steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
     integers: npt.NDArray[Any] = np.clip(steps, params.grid.low, params.grid.high).astype(params.grid.dtype)
     return integers
 

@@ -73,7 +73,8 @@ def collect(
             flat = array.reshape(-1)
             step = 1 if exact else _step(flat.size, limit=COUNTED_VALUES * size)
             seen, infinite = statistics[name], statistics[name].infinite
-            if not seen.add(flat, flat[::step]):
+            in_rows = array.ndim > 0 and array.shape[0] == size
+            if not seen.add(flat, flat[::step], samples=size if in_rows else 1):
                 raise CalibError(
                     f"the tensor '{name}' is NaN for batch {batches} of the data",
                     fix="run the float model on this batch and mend it, or take the batch out of the data",

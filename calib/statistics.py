@@ -55,10 +55,12 @@ class TensorStatistics:
         batches: how many batches had at least one value.
         values: how many values passed by.
         infinite: how many values were infinite; they are left out of everything else.
-        minimum_sum: sum over batches of each batch's smallest value.
-        maximum_sum: sum over batches of each batch's largest value.
-        minimum_square_sum: sum over batches of its square.
-        maximum_square_sum: sum over batches of its square.
+        extremes: how many smallest and largest values were summed: one a sample where the first axis holds the
+            samples, otherwise one a batch.
+        minimum_sum: sum of the smallest values.
+        maximum_sum: sum of the largest values.
+        minimum_square_sum: sum of their squares.
+        maximum_square_sum: sum of their squares.
         channel_axis: the axis whose channels are summed, from the front or, negative, from the end; None for none.
         channel_sums: float64, (channels,): sum of each channel's values; empty until a batch came.
         channel_values: how many values of each channel were summed.
@@ -70,6 +72,7 @@ class TensorStatistics:
     batches: int = 0
     values: int = 0
     infinite: int = 0
+    extremes: int = 0
     minimum_sum: float = 0.0
     maximum_sum: float = 0.0
     minimum_square_sum: float = 0.0
@@ -80,29 +83,39 @@ class TensorStatistics:
     # Untouched pages of a fresh zeros() take no memory, so a tensor pays only for the magnitudes it has.
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
-    def add(self, batch: npt.NDArray[np.floating[Any]], counted: npt.NDArray[np.floating[Any]]) -> bool:
+    def add(
+        self,
+        batch: npt.NDArray[np.floating[Any]],
+        counted: npt.NDArray[np.floating[Any]],
+        *,
+        samples: int = 1,
+    ) -> bool:
         """Takes in one batch; returns False, having taken nothing, when it holds a NaN.
 
         Args:
             batch: all its values, any shape: the extremes come from here.
             counted: the part of them that goes into the histogram.
+            samples: how many samples lie one after the other in ``batch``.
         """
         if batch.size == 0:
             return True
-        low, high = float(batch.min()), float(batch.max())
+        rows = batch.reshape(samples, -1)
+        lows, highs = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
+        low, high = float(lows.min()), float(highs.max())
         if np.isnan(low) or np.isnan(high):
             return False
         if np.isinf(low) or np.isinf(high):
             finite = batch[np.isfinite(batch)]
             self.infinite += batch.size - finite.size
-            return self.add(finite, finite)
+            return self.add(finite, counted[np.isfinite(counted)])
         self.values += batch.size
         self.batches += 1
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.minimum_sum += low
-        self.maximum_sum += high
-        self.minimum_square_sum += low * low
-        self.maximum_square_sum += high * high
+        self.extremes += samples
+        self.minimum_sum += float(lows.sum())
+        self.maximum_sum += float(highs.sum())
+        self.minimum_square_sum += float((lows * lows).sum())
+        self.maximum_square_sum += float((highs * highs).sum())
         bits = np.ascontiguousarray(counted, dtype=np.float32).reshape(-1).view(np.uint32)
         np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
         return True
@@ -141,6 +154,7 @@ class TensorStatistics:
         self.batches += other.batches
         self.values += other.values
         self.infinite += other.infinite
+        self.extremes += other.extremes
         self.minimum_sum += other.minimum_sum
         self.maximum_sum += other.maximum_sum
         self.minimum_square_sum += other.minimum_square_sum

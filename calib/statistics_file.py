@@ -30,6 +30,7 @@ _NUMBERS = (
     "batches",
     "values",
     "infinite",
+    "extremes",
     "minimum_sum",
     "maximum_sum",
     "minimum_square_sum",

@@ -19,6 +19,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "fold-affine": "qtool.passes.fold_affine:FoldAffine",
     "matmul-add-to-gemm": "qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
     "mean-to-pool": "qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
+    "hoist-clamps": "qtool.passes.hoist_clamps:HoistClamps",
     "tidy": "qtool.passes.normalize:Tidy",
     "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }

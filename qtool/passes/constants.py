@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qtool.passes.names import Names
+
 
 def is_constant(value: ir.Value | None) -> bool:
     """Tells whether a value is a stored tensor that no caller can override."""
@@ -21,11 +23,16 @@ def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return value.const_value.numpy()
 
 
-def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    """Stores a new constant under ``name``, or a name close to it that is free."""
-    free, count = name, 1
-    while free in graph.initializers:
-        free, count = f"{name}_{count}", count + 1
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, names: Names | None = None) -> ir.Value:
+    """Stores a new constant under ``name``, or a name close to it that is free.
+
+    Args:
+        graph: where to store it.
+        name: what it should be called.
+        array: its values.
+        names: the names in use, where the caller keeps them; they are gathered anew otherwise.
+    """
+    free = (names or Names(graph)).free(name)
     value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
     value.shape = ir.Shape(array.shape)
     value.dtype = ir.DataType.from_numpy(array.dtype)

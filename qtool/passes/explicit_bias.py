@@ -27,5 +27,7 @@ class ExplicitBias(ir.passes.InPlacePass):
             node.resize_inputs(3)
             bias = add_constant(model.graph, f"{node.name}_zero_bias", np.zeros(channels, np.float32))
             node.replace_input_with(2, bias)
+            # Without a bias it had no effect.
+            node.attributes.pop("beta", None)
             modified = True
         return ir.passes.PassResult(model, modified)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calib.affine import AffineParams
 from calib.granularity import PerChannel
 from qtool.passes.constants import add_constant, constant_array
+from qtool.passes.names import Names
 from qtool.placement.operators import OPERATORS
 from qtool.plan import ActivationPlan, Plan
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
@@ -28,102 +29,116 @@ def insert_qdq(
         activations: parameters by the name of every ``source`` in the plan.
         weights: integers by the name of every weight in the plan.
     """
-    graph = model.graph
-    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    nodes = {node.name: node for node in graph}
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    nodes = {node.name: node for node in model.graph}
+    writer = _Writer(model.graph)
     for node_name, bias in plan.biases.items():
-        weight = weights[bias.weight]
         source = plan.activations[bias.activation].source
-        _insert_bias(graph, nodes[node_name], float(activations[source].scale), weight)
+        writer.bias(nodes[node_name], float(activations[source].scale), weights[bias.weight])
     for tensor, weight_plan in plan.weights.items():
-        _insert_weight(graph, values[tensor], weights[tensor], frozenset(weight_plan.nodes))
+        writer.weight(values[tensor], weights[tensor], frozenset(weight_plan.nodes))
     for tensor, activation in plan.activations.items():
-        _insert_pair(graph, values[tensor], activation, activations[activation.source])
+        writer.pair(values[tensor], activation, activations[activation.source])
     return model
 
 
-def _insert_bias(graph: ir.Graph, node: ir.Node, input_scale: float, weight: QuantizedWeight) -> None:
-    value = node.inputs[2]
-    array = constant_array(value)
-    if value is None or array is None:
-        raise AssertionError("the placement plans constant biases only")
-    per_channel = isinstance(weight.params.granularity, PerChannel)
-    channels = weight.params.scale.size if per_channel else None
-    flat = array.reshape(-1) if channels is None else np.broadcast_to(array.reshape(-1), (channels,))
-    integers, scale = quantize_bias(flat, weight.params.scale, input_scale)
-    name = f"{node.name}_bias"
-    inputs = [add_constant(graph, f"{name}_quantized", integers), add_constant(graph, f"{name}_scale", scale)]
-    dequantize = ir.node(
-        "DequantizeLinear", inputs, {"axis": 0} if per_channel else None, name=f"{name}_DequantizeLinear"
-    )
-    _describe(dequantize.outputs[0], f"{name}_dequantized", ir.Shape(integers.shape))
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(2, dequantize.outputs[0])
-    _drop_unused(graph, value)
+class _Writer:
+    """Adds nodes and constants to one graph, under names that are free in it."""
 
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._names = Names(graph)
+        self._order = {node: position for position, node in enumerate(graph)}
+        self._shared: dict[str, tuple[ir.Value, ir.Value]] = {}
 
-def _insert_weight(graph: ir.Graph, value: ir.Value, weight: QuantizedWeight, readers: frozenset[str]) -> None:
-    uses = [use for use in value.uses() if use.node.name in readers and _is_data(use.node, use.idx)]
-    inputs = [
-        add_constant(graph, f"{value.name}_quantized", weight.integers),
-        add_constant(graph, f"{value.name}_scale", weight.params.scale),
-        add_constant(graph, f"{value.name}_zero_point", weight.params.zero_point),
-    ]
-    granularity = weight.params.granularity
-    axis = {"axis": granularity.axis} if isinstance(granularity, PerChannel) else None
-    dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{value.name}_DequantizeLinear")
-    _describe(dequantize.outputs[0], f"{value.name}_dequantized", value.shape)
-    first = min((use.node for use in uses), key=list(graph).index)
-    graph.insert_before(first, dequantize)
-    for use in uses:
-        use.node.replace_input_with(use.idx, dequantize.outputs[0])
-    _drop_unused(graph, value)
+    def bias(self, node: ir.Node, input_scale: float, weight: QuantizedWeight) -> None:
+        """Stores the bias of ``node`` as int32 on the scale of its products."""
+        value = node.inputs[2]
+        array = constant_array(value)
+        if value is None or array is None:
+            raise AssertionError("the placement plans constant biases only")
+        per_channel = isinstance(weight.params.granularity, PerChannel)
+        flat = array.reshape(-1)
+        if per_channel:
+            flat = np.broadcast_to(flat, (weight.params.scale.size,))
+        integers, scale = quantize_bias(flat, weight.params.scale, input_scale)
+        name = f"{node.name}_bias"
+        inputs = [self._constant(f"{name}_quantized", integers), self._constant(f"{name}_scale", scale)]
+        axis = {"axis": 0} if per_channel else None
+        dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{name}_DequantizeLinear")
+        self._describe(dequantize.outputs[0], f"{name}_dequantized", ir.Shape(integers.shape))
+        self._graph.insert_before(node, dequantize)
+        node.replace_input_with(2, dequantize.outputs[0])
+        self._drop_unused(value)
 
+    def weight(self, value: ir.Value, weight: QuantizedWeight, readers: frozenset[str]) -> None:
+        """Lets ``readers`` read the integers of a constant instead of its floats."""
+        uses = [use for use in value.uses() if use.node.name in readers and _is_data(use.node, use.idx)]
+        inputs = [
+            self._constant(f"{value.name}_quantized", weight.integers),
+            self._constant(f"{value.name}_scale", weight.params.scale),
+            self._constant(f"{value.name}_zero_point", weight.params.zero_point),
+        ]
+        granularity = weight.params.granularity
+        axis = {"axis": granularity.axis} if isinstance(granularity, PerChannel) else None
+        dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{value.name}_DequantizeLinear")
+        self._describe(dequantize.outputs[0], f"{value.name}_dequantized", value.shape)
+        first = min((use.node for use in uses), key=lambda node: self._order[node])
+        self._graph.insert_before(first, dequantize)
+        for use in uses:
+            use.node.replace_input_with(use.idx, dequantize.outputs[0])
+        self._drop_unused(value)
 
-def _insert_pair(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, params: AffineParams) -> None:
-    name = plan.tensor
-    uses = [
-        use
-        for use in value.uses()
-        if plan.readers is None or (use.node.name in plan.readers and _is_data(use.node, use.idx))
-    ]
-    scale = _shared_constant(graph, f"{plan.source}_scale", params.scale)
-    zero_point = _shared_constant(graph, f"{plan.source}_zero_point", params.zero_point)
-    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_QuantizeLinear")
-    quantized = quantize.outputs[0]
-    quantized.name, quantized.shape = f"{name}_quantized", value.shape
-    quantized.dtype = ir.DataType.from_numpy(params.zero_point.dtype)
-    dequantize = ir.node("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_DequantizeLinear")
-    _describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
-    maker = value.producer()
-    if maker is None:
-        graph.insert_before(graph[0], [quantize, dequantize])
-    else:
-        graph.insert_after(maker, [quantize, dequantize])
-    for use in uses:
-        use.node.replace_input_with(use.idx, dequantize.outputs[0])
-    if plan.readers is None and value.is_graph_output():
-        # The model's output keeps its name and stays float: it is read after DequantizeLinear.
-        position = list(graph.outputs).index(value)
-        value.name = f"{name}_before_quantization"
-        dequantize.outputs[0].name = name
-        graph.outputs[position] = dequantize.outputs[0]
+    def pair(self, value: ir.Value, plan: ActivationPlan, params: AffineParams) -> None:
+        """Puts QuantizeLinear and DequantizeLinear between a value and those of its readers that the plan names."""
+        name = plan.tensor
+        uses = [
+            use
+            for use in value.uses()
+            if plan.readers is None or (use.node.name in plan.readers and _is_data(use.node, use.idx))
+        ]
+        scale, zero_point = self._shared_params(plan.source, params)
+        quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_QuantizeLinear")
+        quantized = quantize.outputs[0]
+        quantized.name, quantized.shape = self._names.free(f"{name}_quantized"), value.shape
+        quantized.dtype = ir.DataType.from_numpy(params.zero_point.dtype)
+        dequantize = ir.node("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_DequantizeLinear")
+        self._describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
+        maker = value.producer()
+        if maker is None:
+            self._graph.insert_before(self._graph[0], [quantize, dequantize])
+        else:
+            self._graph.insert_after(maker, [quantize, dequantize])
+        for use in uses:
+            use.node.replace_input_with(use.idx, dequantize.outputs[0])
+        if plan.readers is None and value.is_graph_output():
+            # The model's output keeps its name and stays float: it is read after DequantizeLinear.
+            value.name = self._names.free(f"{name}_before_quantization")
+            dequantize.outputs[0].name = name
+            for position, output in enumerate(self._graph.outputs):
+                if output is value:
+                    self._graph.outputs[position] = dequantize.outputs[0]
+
+    def _shared_params(self, source: str, params: AffineParams) -> tuple[ir.Value, ir.Value]:
+        """Returns the scale and zero point that every tensor with this source reads."""
+        if source not in self._shared:
+            self._shared[source] = (
+                self._constant(f"{source}_scale", params.scale),
+                self._constant(f"{source}_zero_point", params.zero_point),
+            )
+        return self._shared[source]
+
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        return add_constant(self._graph, name, array, names=self._names)
+
+    def _describe(self, value: ir.Value, name: str, shape: ir.Shape | None) -> None:
+        value.name, value.shape, value.dtype = self._names.free(name), shape, ir.DataType.FLOAT
+
+    def _drop_unused(self, value: ir.Value) -> None:
+        if not value.uses() and not value.is_graph_output() and value.name is not None:
+            self._graph.initializers.pop(value.name, None)
 
 
 def _is_data(node: ir.Node, index: int) -> bool:
     positions = OPERATORS[node.op_type].data_inputs
     return positions is None or index in positions
-
-
-def _shared_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    existing = graph.initializers.get(name)
-    return add_constant(graph, name, array) if existing is None else existing
-
-
-def _describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:
-    value.name, value.shape, value.dtype = name, shape, ir.DataType.FLOAT
-
-
-def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    if not value.uses() and not value.is_graph_output() and value.name is not None:
-        graph.initializers.pop(value.name, None)

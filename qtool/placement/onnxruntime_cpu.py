@@ -129,6 +129,9 @@ class _Placement:
 
     def _final(self, value: ir.Value) -> ir.Value:
         """Follows a value through the clamping operators that its Q will absorb."""
+        maker = value.producer()
+        if maker is not None and maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING:
+            return value  # its Q must have the parameters of its input, which know of no clamp
         while (reader := sole_consumer(value)) is not None and self._absorbed(reader) and reader.inputs[0] is value:
             value = reader.outputs[0]
         return value
@@ -202,7 +205,9 @@ class _Placement:
 
     def _activation(self, value: ir.Value) -> ActivationPlan:
         maker = self._head(value).producer()
-        everyone = self._emits(value) or (maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING)
+        # An integer kernel gives out integers or floats, not both: with any integer reader, all read the same pair.
+        everyone = maker in self.integer and OPERATORS[maker.op_type].kind in (Kind.LAYER, Kind.MOVING)
+        everyone = everyone or self._emits(value)
         readers = {
             _name(use.node)
             for use in value.uses()

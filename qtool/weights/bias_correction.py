@@ -93,6 +93,6 @@ def _bias_place(node: ir.Node, channels: int) -> tuple[ir.Node, int, npt.NDArray
         reader, index = node, 2
     bias = constant_array(reader.inputs[index]) if len(reader.inputs) > index else None
     # A constant that adds something else to each row is no bias of the channels.
-    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (channels,)):
+    if bias is None or not (bias.size == 1 or (bias.size == channels and bias.shape[-1] == channels)):
         return None
     return reader, index, np.broadcast_to(bias.reshape(-1).astype(np.float64), (channels,))
