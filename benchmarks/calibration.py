@@ -1,11 +1,11 @@
 """Measures what calibration costs: its time against plain float inference, and whether its memory grows with the data.
 
-Run: python benchmarks/calibration.py MODEL.onnx DATA.npz [--rounds 3] [--times 10] [--method NAME ...] [--json]
+Run: python benchmarks/calibration.py MODEL.onnx DATA.npz [--rounds 3] [--times 10] [--json]
 
-Every round runs, in turns, plain inference of all samples one by one, ``qtool calibrate``, and for each method all of
-``qtool quantize --calib-data``, each in a process of its own. The ratios set the whole time of the commands, start-up
-included, against the bare runs of plain inference, its start-up left out. Then the memory of one calibration is set
-against that of another on so many times as many samples (the same ones repeated).
+The pass is timed in one process against plain inference of the same samples one by one, in turns; a method's figure is
+the pass and the ranges of all tensors together. ``qtool calibrate`` is timed as a whole, start-up included, against the
+same plain inference as a whole. Then the memory of one calibration is set against that of another on so many times as
+many samples (the same ones repeated).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from processes import Finished, run
 
 PLAIN_SCRIPT = Path(__file__).with_name("plain_inference.py")
-METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
+PASS_SCRIPT = Path(__file__).with_name("calibration_pass.py")
 
 
 def main() -> None:
@@ -33,42 +33,59 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=10, help="how many times as many samples for the memory")
-    parser.add_argument("--method", action="append", choices=METHODS, help="quantize with it as well; repeatable")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = _timed(arguments, Path(scratch)) | _weighed(arguments, Path(scratch))
+        found = _timed_pass(arguments) | _timed_command(arguments, Path(scratch)) | _weighed(arguments, Path(scratch))
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"{'plain inference, bare runs':<34}{found['plain_seconds']:8.2f} s")
     for name, seconds in found["seconds"].items():
-        print(f"{name:<34}{seconds:8.2f} s {found['ratios'][name]:8.2f} x")
+        ratio = found["ratios"].get(name)
+        print(f"{name:<34}{seconds:8.2f} s{'' if ratio is None else f'{ratio:8.2f} x'}")
+    for name, seconds in found["command_seconds"].items():
+        ratio = f"{found['command_ratio']:8.2f} x" if name == "qtool calibrate" else ""
+        print(f"{f'{name}, whole process':<34}{seconds:8.2f} s{ratio}")
     for count, peak in found["peak_mb"].items():
         print(f"{f'peak memory, {count} samples':<34}{'-' if peak is None else f'{peak:8.0f}'} MB")
 
 
-def _timed(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    qtool = (sys.executable, "-m", "qtool")
-    tail = ("--calib-data", str(arguments.data), "--threads", arguments.threads, "--quiet", "--force", "-o")
-    commands = {"qtool calibrate": (*qtool, "calibrate", arguments.model, *tail, str(scratch / "model.stats.npz"))}
-    for method in arguments.method or ():
-        command = (*qtool, "quantize", arguments.model, "--method", method, *tail, str(scratch / "model.onnx"))
-        commands[f"qtool quantize --method {method}"] = command
-    plain_command = (sys.executable, str(PLAIN_SCRIPT), arguments.model, str(arguments.data))
-    plain: list[float] = []
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(arguments.rounds):
-        plain.append(float(_succeeded((*plain_command, "--threads", arguments.threads)).output))
-        for name, command in commands.items():
-            seconds[name].append(_succeeded(command).seconds)
-    ratios = {name: median(a / b for a, b in zip(taken, plain, strict=True)) for name, taken in seconds.items()}
+def _timed_pass(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = ("--rounds", str(arguments.rounds), "--threads", arguments.threads)
+    finished = _succeeded((sys.executable, str(PASS_SCRIPT), arguments.model, str(arguments.data), *options))
+    rounds: dict[str, list[float]] = json.loads(finished.output)
+    plain, passes = rounds.pop("plain"), rounds.pop("pass")
+    taken = {"pass": passes}
+    for method, seconds in rounds.items():
+        taken[f"pass and ranges, {method}"] = [a + b for a, b in zip(passes, seconds, strict=True)]
     return {
-        "plain_seconds": median(plain),
-        "seconds": {name: median(taken) for name, taken in seconds.items()},
-        "ratios": ratios,
+        "seconds": {"plain inference": median(plain)} | {name: median(seconds) for name, seconds in taken.items()},
+        "ratios": {name: _ratio(seconds, plain) for name, seconds in taken.items()},
     }
+
+
+def _timed_command(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    plain, calibrate = [], []
+    for _ in range(arguments.rounds):
+        tail = (arguments.model, str(arguments.data), "--threads", arguments.threads)
+        plain.append(_succeeded((sys.executable, str(PLAIN_SCRIPT), *tail)).seconds)
+        calibrate.append(_calibrated(arguments, arguments.data, scratch).seconds)
+    return {
+        "command_seconds": {"plain inference": median(plain), "qtool calibrate": median(calibrate)},
+        "command_ratio": _ratio(calibrate, plain),
+    }
+
+
+def _ratio(taken: Sequence[float], plain: Sequence[float]) -> float:
+    return median(a / b for a, b in zip(taken, plain, strict=True))
+
+
+def _calibrated(arguments: argparse.Namespace, data: Path, scratch: Path) -> Finished:
+    options = ("--threads", arguments.threads, "--quiet", "--force", "-o", str(scratch / "model.stats.npz"))
+    return _succeeded(
+        (sys.executable, "-m", "qtool", "calibrate", arguments.model, "--calib-data", str(data), *options)
+    )
 
 
 def _weighed(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -77,12 +94,8 @@ def _weighed(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     count = len(next(iter(arrays.values())))
     many = scratch / "many.npz"
     np.savez(many, **{name: np.concatenate([values] * arguments.times) for name, values in arrays.items()})
-    peaks = {}
-    for samples, data in ((count, arguments.data), (count * arguments.times, many)):
-        options = ("--threads", arguments.threads, "--quiet", "--force", "-o", str(scratch / "model.stats.npz"))
-        command = (sys.executable, "-m", "qtool", "calibrate", arguments.model, "--calib-data", str(data), *options)
-        peaks[samples] = _succeeded(command).peak_mb
-    return {"peak_mb": peaks}
+    runs = ((count, arguments.data), (count * arguments.times, many))
+    return {"peak_mb": {samples: _calibrated(arguments, data, scratch).peak_mb for samples, data in runs}}
 
 
 def _succeeded(command: Sequence[str]) -> Finished:

@@ -1,12 +1,11 @@
 """Runs a float model over samples one by one, and does nothing with the results: what ``calibration.py`` compares with.
 
-Run: python benchmarks/plain_inference.py MODEL.onnx DATA.npz [--threads N]; prints the seconds that the runs took.
+Run: python benchmarks/plain_inference.py MODEL.onnx DATA.npz [--threads N].
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
 import onnxruntime as ort
@@ -24,10 +23,8 @@ def main() -> None:
     session = ort.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])
     with np.load(arguments.data) as file:
         arrays = {name: file[name] for name in file.files if not name.startswith("_")}
-    start = time.perf_counter()
     for index in range(len(next(iter(arrays.values())))):
         session.run(None, {name: values[index : index + 1] for name, values in arrays.items()})
-    print(time.perf_counter() - start)
 
 
 if __name__ == "__main__":

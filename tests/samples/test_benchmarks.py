@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
 
 Python = Callable[..., CompletedProcess[str]]
@@ -31,7 +32,9 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["compare", "calibration", "onnxruntime_static", "plain_inference"])
+@pytest.mark.parametrize(
+    "name", ["compare", "calibration", "calibration_pass", "onnxruntime_static", "plain_inference"]
+)
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
     result = python(str(root / "benchmarks" / f"{name}.py"), "--help")
     assert result.returncode == 0, result.stderr
@@ -56,6 +59,7 @@ def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Pyth
     calibration = (str(root / "benchmarks" / "calibration.py"), str(digits / "fp32.onnx"), str(digits / "calib.npz"))
     result = python(*calibration, "--rounds", "1", "--times", "2", "--json")
     found = json.loads(result.stdout)
-    assert set(found["ratios"]) == {"qtool calibrate"}
-    assert found["plain_seconds"] > 0
+    assert {"pass", *(f"pass and ranges, {method}" for method in RANGE_METHODS)} == set(found["ratios"])
+    assert all(ratio > 1 for ratio in found["ratios"].values())
+    assert found["command_ratio"] > 0
     assert list(found["peak_mb"]) == ["40", "80"]
