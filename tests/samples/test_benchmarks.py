@@ -60,6 +60,6 @@ def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Pyth
     result = python(*calibration, "--rounds", "1", "--times", "2", "--json")
     found = json.loads(result.stdout)
     assert {"pass", *(f"pass and ranges, {method}" for method in RANGE_METHODS)} == set(found["ratios"])
-    assert all(ratio > 1 for ratio in found["ratios"].values())
+    assert all(ratio > 0 for ratio in found["ratios"].values())
     assert found["command_ratio"] > 0
     assert list(found["peak_mb"]) == ["40", "80"]
