@@ -7,6 +7,7 @@ histograms merge by adding their counts, whatever the order or the split of the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -99,23 +100,25 @@ class TensorStatistics:
         """
         if batch.size == 0:
             return True
-        rows = batch.reshape(samples, -1)
-        lows, highs = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-        low, high = float(lows.min()), float(highs.max())
-        if np.isnan(low) or np.isnan(high):
+        if samples == 1:
+            lows, highs = [float(batch.min())], [float(batch.max())]
+        else:
+            rows = batch.reshape(samples, -1)
+            lows, highs = rows.min(axis=1).tolist(), rows.max(axis=1).tolist()
+        if any(map(math.isnan, lows)):
             return False
-        if np.isinf(low) or np.isinf(high):
+        if not all(map(math.isfinite, lows + highs)):
             finite = batch[np.isfinite(batch)]
             self.infinite += batch.size - finite.size
             return self.add(finite, counted[np.isfinite(counted)])
         self.values += batch.size
         self.batches += 1
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self.minimum, self.maximum = min(self.minimum, *lows), max(self.maximum, *highs)
         self.extremes += samples
-        self.minimum_sum += float(lows.sum())
-        self.maximum_sum += float(highs.sum())
-        self.minimum_square_sum += float((lows * lows).sum())
-        self.maximum_square_sum += float((highs * highs).sum())
+        self.minimum_sum += sum(lows)
+        self.maximum_sum += sum(highs)
+        self.minimum_square_sum += sum(low * low for low in lows)
+        self.maximum_square_sum += sum(high * high for high in highs)
         bits = np.ascontiguousarray(counted, dtype=np.float32).reshape(-1).view(np.uint32)
         np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
         return True
@@ -133,9 +136,7 @@ class TensorStatistics:
         if axis is None or not -batch.ndim <= axis < batch.ndim:
             self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
             return False
-        others = tuple(other for other in range(batch.ndim) if other != axis % batch.ndim)
-        # float32 partial sums of one batch are exact enough; the long run is summed in float64.
-        sums = batch.sum(axis=others, dtype=np.float32).astype(np.float64)
+        sums = _channel_sums(batch, axis % batch.ndim)
         if self.channel_values and sums.shape != self.channel_sums.shape:
             self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
             return False
@@ -179,6 +180,18 @@ class TensorStatistics:
         counts = self.counts[np.concatenate([negative, positive])]
         low, high = np.clip(low, self.minimum, self.maximum), np.clip(high, self.minimum, self.maximum)
         return Histogram(low, high, counts)
+
+
+def _channel_sums(batch: npt.NDArray[np.floating[Any]], axis: int) -> npt.NDArray[np.float64]:
+    """Returns the sum of each channel along ``axis``, float64, (channels,).
+
+    Runs of values are summed in float32 by einsum, which is several times faster than numpy's own sum and, unlike a
+    matrix product, starts no threads beside those of the runtime. The runs are summed in float64.
+    """
+    blocks = batch.reshape(int(np.prod(batch.shape[:axis])), batch.shape[axis], -1)
+    runs = np.einsum("bcx->bc", blocks) if blocks.shape[2] > 1 else np.einsum("bcx->cx", blocks).T
+    sums: npt.NDArray[np.float64] = runs.sum(axis=0, dtype=np.float64)
+    return sums
 
 
 def _edges(keys: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -34,7 +34,7 @@ def calibrate(
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
     preprocess: PreprocessOption = None,
-    batch_size: BatchSizeOption = 1,
+    batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
     activations_symmetric: Annotated[
         bool,
@@ -56,8 +56,9 @@ def calibrate(
     debug: DebugOption = False,
 ) -> None:
     """Runs a float model over data once and writes statistics from which every range method can work."""
-    from qtool.workflows.calibrate import CalibrateRequest, DataRequest
+    from qtool.workflows.calibrate import CalibrateRequest
     from qtool.workflows.calibrate import calibrate as run
+    from qtool.workflows.data_request import DataRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)

@@ -72,7 +72,15 @@ PreprocessOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-BatchSizeOption: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a run.")]
+BatchSizeOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Samples a run. Default: 4 where the model and the data allow it, otherwise 1.",
+        show_default=False,
+    ),
+]
 LimitOption: TypeAlias = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use only the first so many samples.", show_default=False)
 ]

@@ -106,7 +106,7 @@ def quantize(
         ),
     ] = None,
     preprocess: PreprocessOption = None,
-    batch_size: BatchSizeOption = 1,
+    batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
@@ -121,7 +121,7 @@ def quantize(
     """Quantizes a model to INT8 and checks the result in onnxruntime before it is put in place."""
     from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
     from qtool.selection import Selection
-    from qtool.workflows.calibrate import DataRequest
+    from qtool.workflows.data_request import DataRequest
     from qtool.workflows.quantize import QuantizeRequest, plan_quantization
     from qtool.workflows.quantize import quantize as run
 

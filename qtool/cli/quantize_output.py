@@ -74,7 +74,7 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
     )
     for remark in _remarks(report):
         console.say(remark)
-    for output in report.fidelity:
+    for output in report.fidelity if report.compared_on_data else ():
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
             console.warn(f"'{output.name}' is far from the float model: try another --method, or --exclude some nodes")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,20 +91,66 @@ class Session:
             RuntimeRefusedError: onnxruntime stops while it runs the model.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
-        try:
+        with _running(feeds):
             values = self._session.run(names, dict(feeds))
-        except Exception as error:  # see __init__
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
-            raise RuntimeRefusedError(
-                f"onnxruntime stops while running the model on {shapes}: {_first_line(error)}",
-                fix="check that the data has the shapes that the model takes (`qtool inspect` shows them)",
-            ) from error
         return dict(zip(names, values, strict=True))
+
+    def run_uncopied(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Returns the named outputs as read-only views of onnxruntime's own memory, where it has them as numbers.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime stops while it runs the model.
+        """
+        with _running(feeds):
+            if any(feed.dtype.kind not in "fiu" for feed in feeds.values()):
+                return list(self._session.run(list(outputs), dict(feeds)))
+            bound = {
+                name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in feeds.items()
+            }
+            values = self._session.run_with_ort_values(list(outputs), bound)
+            return [_view(value) for value in values]
+
+
+class Watcher:
+    """Runs a session for someone who only looks at the outputs: they are not copied, and cannot be written to."""
+
+    def __init__(self, session: Session) -> None:
+        """Watches every output of ``session``."""
+        self._session = session
+        self._names = [spec.name for spec in session.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns every output for one batch of inputs.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime stops while it runs the model.
+        """
+        values = self._session.run_uncopied(feeds, self._names)
+        return dict(zip(self._names, values, strict=True))
 
 
 def _spec(node: Any) -> TensorSpec:
     shape = None if node.shape is None else tuple(node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.object_)), shape)
+
+
+def _view(value: Any) -> Array:
+    if value.data_type() == "tensor(float)" and hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    copied: Array = value.numpy()
+    return copied
+
+
+@contextmanager
+def _running(feeds: Mapping[str, Array]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's own errors share no base class of their own
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
+        raise RuntimeRefusedError(
+            f"onnxruntime stops while running the model on {shapes}: {_first_line(error)}",
+            fix="check that the data has the shapes that the model takes (`qtool inspect` shows them)",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from calib.collect import Collected, collect
-from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
-from calib.datasets.images import Preprocess
+from calib.specs import TensorSpec
 from calib.statistics_file import write_statistics
 from qtool.atomic import check_output, staged
 from qtool.fingerprint import data_sha256, graph_fingerprint
 from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Watcher
 from qtool.schemes import DEFAULT_PRESET, PRESETS, symmetric_activations
 from qtool.selection import Selection
+from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.prepare import prepare
@@ -28,32 +30,6 @@ STATISTICS_SUFFIX = ".stats.npz"
 # Below this, ranges say more about the samples than about the model.
 _FEW_SAMPLES = 8
 NOTHING_HELD_BACK = HoldBack()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataRequest:
-    """Which samples to use.
-
-    Attributes:
-        source: as ``open_dataset`` takes it.
-        preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
-        batch_size: samples a run.
-        limit: use only the first so many samples.
-    """
-
-    source: str
-    preprocess: str | None = None
-    batch_size: int = 1
-    limit: int | None = None
-
-    def open(self) -> Dataset:
-        """Opens the data.
-
-        Raises:
-            CalibError: there is none, it is damaged, or the preprocessing makes no sense.
-        """
-        preprocess = None if self.preprocess is None else Preprocess.parse(self.preprocess)
-        return open_dataset(self.source, preprocess=preprocess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +171,13 @@ def gather(
     Raises:
         CalibError: the data does not fit the model, or a tensor holds NaN.
     """
-    total = available(dataset, data)
+    total = data.available(dataset)
+    outputs = specs_of(model.graph.outputs)
     with watching(model, watched.tensors) as graph, open_graph(graph, threads=threads) as session:
-        feeds = dataset.feeds(session.inputs, batch_size=data.batch_size, limit=data.limit, remark=progress.note)
+        feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
         with progress.task("calibrating", total) as advance:
             collected = collect(
-                session,
+                Watcher(session),
                 hold_back.used(feeds),
                 watched.tensors,
                 channel_axes=watched.channel_axes,
@@ -212,19 +189,16 @@ def gather(
     return collected
 
 
-def available(dataset: Dataset, data: DataRequest) -> int | None:
-    """Returns how many samples there are to use, where that is known."""
-    if dataset.count is None:
-        return None
-    return dataset.count if data.limit is None else min(dataset.count, data.limit)
-
-
-def batches_of(model: ir.Model, dataset: Dataset, data: DataRequest) -> int | None:
-    """Returns how many batches the data makes, where that is known."""
-    total = available(dataset, data)
-    firsts = [value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)]
-    fixed = max((dim for dim in firsts if isinstance(dim, int)), default=1)
-    return None if total is None else total // max(fixed, data.batch_size)
+def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Describes inputs or outputs of a graph."""
+    specs = []
+    for value in values:
+        shape = None
+        if value.shape is not None:
+            shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        specs.append(TensorSpec(value.name or "", dtype, shape))
+    return tuple(specs)
 
 
 def statistics_origin(model: ir.Model, data: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from qtool.errors import InputError
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
-from qtool.workflows.calibrate import DataRequest
+from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 
 # Without batches held back, so many of the others show at least that the result is no noise.
@@ -45,10 +45,12 @@ class Comparison:
     Attributes:
         fidelity: by output.
         samples: what they were compared on, in words.
+        on_data: whether that was real data.
     """
 
     fidelity: tuple[OutputFidelity, ...]
     samples: str
+    on_data: bool
 
 
 def compare_with_float(
@@ -64,7 +66,7 @@ def compare_with_float(
     with open_graph(original, threads=threads) as float_session:
         quantized_session = Session(quantized, threads=threads)
         seen = 0
-        for feed in _feeds(float_session.inputs, samples):
+        for feed in _feeds(float_session.inputs, float_session.outputs, samples):
             meter.add(float_session.run(feed), quantized_session.run(feed))
             first = next(iter(feed.values()))
             seen += int(first.shape[0]) if first.ndim else 1
@@ -75,16 +77,15 @@ def compare_with_float(
                 f"the quantized model's output '{output.name}' has {output.non_finite} values that are not finite",
                 fix="keep the layers before it float with --exclude, or try another --method",
             )
-    return Comparison(fidelity=results, samples=_in_words(samples, seen))
+    return Comparison(fidelity=results, samples=_in_words(samples, seen), on_data=samples is not None)
 
 
-def _feeds(inputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
+def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
     if samples is None:
         specs = [_input_spec(spec) for spec in inputs]
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
-    data = samples.data
-    feeds = samples.dataset.feeds(inputs, batch_size=data.batch_size, limit=data.limit)
+    feeds = samples.data.feeds(samples.dataset, inputs, outputs)
     yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
 
 

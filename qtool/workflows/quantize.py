@@ -22,8 +22,9 @@ from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.coverage import Coverage, integer_coverage
 from qtool.schemes import Scheme
 from qtool.selection import Selection
-from qtool.workflows.calibrate import DataRequest, Watched, batches_of, gather
+from qtool.workflows.calibrate import Watched, gather, specs_of
 from qtool.workflows.check_result import CheckSamples, compare_with_float
+from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
@@ -85,6 +86,7 @@ class QuantizeReport:
         findings: constant tensors, dead channels, corrected biases.
         fidelity: how close each output stays to the float model's.
         compared_on: the samples that ``fidelity`` comes from, in words.
+        compared_on_data: whether they are real data.
         samples: samples that shaped the ranges.
         float_bytes: size of the float model on disk.
         quantized_bytes: size of the quantized model on disk.
@@ -98,6 +100,7 @@ class QuantizeReport:
     findings: Findings
     fidelity: tuple[OutputFidelity, ...]
     compared_on: str
+    compared_on_data: bool
     samples: int
     float_bytes: int
     quantized_bytes: int
@@ -138,7 +141,8 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         model = prepare(original.clone())
         plan = build_plan(model, request.scheme, request.selection)
         if dataset is not None and request.data is not None:
-            hold_back = HoldBack.of(batches_of(original, dataset, request.data))
+            inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
+            hold_back = HoldBack.of(request.data.batches(dataset, inputs, outputs))
             collected = gather(
                 model,
                 Watched.by(plan),
@@ -169,6 +173,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             findings=findings,
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
+            compared_on_data=comparison.on_data,
             samples=collected.samples,
             float_bytes=model_bytes(float_file),
             quantized_bytes=model_bytes(path),

@@ -32,6 +32,7 @@ _REFUSED: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "mse": ({"candidates": 1}, {"candidates": 0}, {"candidates": -5}),
 }
 
+
 def _two_sided(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     return rng.normal(0.3, 1.0, (24, 1000)).astype(np.float32)
 

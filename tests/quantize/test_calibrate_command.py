@@ -20,17 +20,18 @@ def test_every_tensor_has_its_exact_extremes(run: Any, model: Path, data: Path) 
     assert seen["image"]["minimum"] == float(images.min())
     assert seen["image"]["maximum"] == float(images.max())
     assert seen["image"]["values"] == images.size
-    assert outcome.json["samples"] == outcome.json["batches"] == 40
+    assert outcome.json["samples"] == 40
+    assert outcome.json["batches"] == 10
     assert outcome.json["unreached"] == []
     assert Path(outcome.json["output"]).name == "net.stats.npz"
 
 
-@pytest.mark.parametrize("batch_size", [7, 40])
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_the_batch_size_changes_no_extreme(run: Any, model: Path, data: Path, batch_size: int) -> None:
-    one = run("calibrate", model, "--calib-data", data, "-o", "one.npz", "--json").json
+    usual = run("calibrate", model, "--calib-data", data, "-o", "few.npz", "--json").json
     many = run("calibrate", model, "--calib-data", data, "--batch-size", batch_size, "-o", "many.npz", "--json").json
     assert many["batches"] == -(-40 // batch_size)
-    for before, after in zip(one["tensors"], many["tensors"], strict=True):
+    for before, after in zip(usual["tensors"], many["tensors"], strict=True):
         assert after["values"] == before["values"]
         assert after["minimum"] == pytest.approx(before["minimum"], abs=1e-5)
         assert after["maximum"] == pytest.approx(before["maximum"], abs=1e-5)

@@ -1,0 +1,87 @@
+"""Which samples a workflow runs a model on, and how many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from calib.dataset import open_dataset
+from calib.datasets.base import Dataset, Remark
+from calib.datasets.images import Preprocess
+from calib.errors import CalibError
+from calib.specs import Feed, TensorSpec
+
+# A few samples at once make better use of the processor, and take little memory beside the model.
+_USUAL_BATCH_SIZE = 4
+# A free first dimension of such a name counts steps of one sample, not samples.
+_NO_BATCH_NAMES = ("seq", "time", "len", "frame", "step")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRequest:
+    """Which samples to use.
+
+    Attributes:
+        source: as ``open_dataset`` takes it.
+        preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
+        batch_size: samples a run; None for a few where the model and the data allow it, and 1 elsewhere.
+        limit: use only the first so many samples.
+    """
+
+    source: str
+    preprocess: str | None = None
+    batch_size: int | None = None
+    limit: int | None = None
+
+    def open(self) -> Dataset:
+        """Opens the data.
+
+        Raises:
+            CalibError: there is none, it is damaged, or the preprocessing makes no sense.
+        """
+        preprocess = None if self.preprocess is None else Preprocess.parse(self.preprocess)
+        return open_dataset(self.source, preprocess=preprocess)
+
+    def available(self, dataset: Dataset) -> int | None:
+        """Returns how many samples there are to use, where that is known."""
+        if dataset.count is None:
+            return None
+        return dataset.count if self.limit is None else min(dataset.count, self.limit)
+
+    def batches(self, dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int | None:
+        """Returns about how many batches the samples make, where that is known."""
+        total = self.available(dataset)
+        firsts = [spec.shape[0] for spec in inputs if spec.shape]
+        fixed = max((dim for dim in firsts if isinstance(dim, int)), default=1)
+        return None if total is None else total // max(fixed, self._size(inputs, outputs))
+
+    def feeds(
+        self,
+        dataset: Dataset,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        remark: Remark | None = None,
+    ) -> Iterator[Feed]:
+        """Streams the samples in batches for a model with these inputs and outputs.
+
+        Raises:
+            CalibError: the data does not fit the inputs.
+        """
+        size = self._size(inputs, outputs)
+        if self.batch_size is None and size > 1:
+            try:
+                return dataset.feeds(inputs, batch_size=size, limit=self.limit, remark=remark)
+            except CalibError:
+                size = 1  # samples that cannot share a batch; what else is wrong comes out below
+        return dataset.feeds(inputs, batch_size=size, limit=self.limit, remark=remark)
+
+    def _size(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
+        if self.batch_size is not None:
+            return self.batch_size
+        firsts = {spec.shape[0] if spec.shape else 0 for spec in (*inputs, *outputs)}
+        if len(firsts) != 1:
+            return 1
+        (first,) = firsts
+        if not isinstance(first, str) or any(part in first.lower() for part in _NO_BATCH_NAMES):
+            return 1
+        return _USUAL_BATCH_SIZE
