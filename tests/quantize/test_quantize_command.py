@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from onnx import numpy_helper
 
-from calib.ranges import RANGE_METHODS
-from qtool.cli.quantize_options import Method
 from qtool.runtime.session import Session
 
 
@@ -79,108 +76,6 @@ def test_batchnorm_is_folded_and_an_old_opset_raised(run: Any, save_model: Any, 
     assert written.opset_import[0].version >= 13
     assert "BatchNormalization" not in [node.op_type for node in written.graph.node]
     assert outcome.json["outputs"][0]["sqnr_db"] > 20
-
-
-def test_weights_get_one_scale_a_channel_or_one_a_tensor(run: Any, model: Path, data: Path) -> None:
-    assert run("quantize", model, "--calib-data", data, "--per-channel", "-o", "channel.onnx").code == 0
-    assert run("quantize", model, "--calib-data", data, "--per-tensor", "-o", "tensor.onnx").code == 0
-    assert _initializers(Path("channel.onnx"))["w1_scale"].shape == (16,)
-    assert _initializers(Path("tensor.onnx"))["w1_scale"].shape == ()
-
-
-@pytest.mark.parametrize(
-    ("options", "activation", "weight"),
-    [
-        ((), np.uint8, np.int8),
-        (("--weights-asymmetric",), np.uint8, np.int8),
-        (("--weight-type", "u8", "--weights-asymmetric"), np.uint8, np.uint8),
-        (("--activation-type", "s8"), np.int8, np.int8),
-        (("--activation-type", "s8", "--activations-symmetric"), np.int8, np.int8),
-        (("--activations-symmetric",), np.uint8, np.int8),
-    ],
-)
-def test_each_scheme_stores_the_integers_it_says(
-    run: Any, model: Path, data: Path, options: tuple[str, ...], activation: type, weight: type
-) -> None:
-    outcome = run("quantize", model, "--calib-data", data, *options, "--json")
-    assert outcome.code == 0, outcome.err
-    stored = _initializers(model.with_name("net.int8.onnx"))
-    assert stored["image_zero_point"].dtype == activation
-    assert stored["w1_quantized"].dtype == weight
-    assert stored["w1_zero_point"].any() == ("--weights-asymmetric" in options)
-    if "--activations-symmetric" in options:
-        assert int(stored["image_zero_point"]) == (0 if activation is np.int8 else 128)
-    assert outcome.json["outputs"][0]["sqnr_db"] > 20
-
-
-def test_every_registered_method_has_its_name_on_the_command_line() -> None:
-    assert [method.value for method in Method] == list(RANGE_METHODS)
-
-
-@pytest.mark.parametrize("method", list(RANGE_METHODS))
-def test_every_method_gives_a_usable_model(run: Any, model: Path, data: Path, method: str) -> None:
-    outcome = run("quantize", model, "--calib-data", data, "--method", method, "--json")
-    assert outcome.code == 0, outcome.err
-    assert outcome.json["outputs"][0]["sqnr_db"] > 12
-
-
-@pytest.mark.parametrize(
-    ("method", "option", "value"),
-    [
-        ("percentile", "--percentile", "95"),
-        ("moving-average", "--spread", "3"),
-        ("entropy", "--entropy-bins", "512"),
-        ("mse", "--mse-candidates", "3"),
-    ],
-)
-def test_each_method_parameter_has_an_effect(
-    run: Any, model: Path, data: Path, method: str, option: str, value: str
-) -> None:
-    assert run("quantize", model, "--calib-data", data, "--method", method, "-o", "plain.onnx").code == 0
-    assert run("quantize", model, "--calib-data", data, "--method", method, option, value, "-o", "set.onnx").code == 0
-    plain, given = _initializers(Path("plain.onnx")), _initializers(Path("set.onnx"))
-    scales = [name for name, array in plain.items() if name.endswith("_scale") and array.shape == ()]
-    assert any(plain[name] != given[name] for name in scales)
-    other = "minmax"
-    refused = run("quantize", model, "--calib-data", data, "--method", other, option, value, "-o", "no.onnx")
-    assert refused.code == 2
-    assert f"{option} says nothing to the method {other}" in refused.err
-
-
-def test_bias_correction_brings_the_means_back(run: Any, model: Path, data: Path) -> None:
-    images = np.load(data)["image"]
-    float_mean = _logits(model, images).mean(axis=0)
-    shifts = {}
-    for option in ("--bias-correction", "--no-bias-correction"):
-        assert (
-            run("quantize", model, "--calib-data", data, option, "--per-tensor", "-o", "out.onnx", "--force").code == 0
-        )
-        shifts[option] = np.abs(_logits(Path("out.onnx"), images).mean(axis=0) - float_mean).max()
-    assert shifts["--bias-correction"] < 0.6 * shifts["--no-bias-correction"]
-
-
-@pytest.mark.parametrize("pattern", ["/c2/Conv", "/c2/*", "re:/c[2]/Conv"])
-def test_excluded_nodes_stay_float(run: Any, model: Path, data: Path, pattern: str) -> None:
-    outcome = run("quantize", model, "--calib-data", data, "--exclude", pattern, "--json")
-    assert outcome.code == 0, outcome.err
-    skipped = {entry["node"]: entry["reason"] for entry in outcome.json["float_nodes"]}
-    assert skipped["/c2/Conv"] == f"--exclude '{pattern}' matches it"
-    assert "w2_quantized" not in _initializers(model.with_name("net.int8.onnx"))
-
-
-def test_only_included_operators_are_quantized(run: Any, model: Path, data: Path) -> None:
-    outcome = run("quantize", model, "--calib-data", data, "--include", "Gemm", "--json")
-    assert outcome.code == 0, outcome.err
-    stored = _initializers(model.with_name("net.int8.onnx"))
-    assert [name for name in stored if name.endswith("_quantized") and name.startswith("w")] == ["w4_quantized"]
-
-
-@pytest.mark.parametrize("option", ["--include", "--exclude"])
-def test_a_pattern_that_matches_nothing_is_an_error(run: Any, model: Path, data: Path, option: str) -> None:
-    outcome = run("quantize", model, "--calib-data", data, option, "/c2/Konv")
-    assert outcome.code == 2
-    assert f"{option} '/c2/Konv' matches no node" in outcome.err
-    assert "did you mean '/c2/Conv'?" in outcome.err
 
 
 def test_a_dry_run_shows_every_tensor_and_writes_nothing(run: Any, model: Path, tmp_path: Path) -> None:
