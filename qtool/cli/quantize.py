@@ -30,7 +30,6 @@ from qtool.cli.quantize_options import IntegerType, Method, MethodOptions, Schem
 
 
 def quantize(
-    context: typer.Context,
     model: OptionalModelArgument = None,
     calib_data: CalibDataOption = None,
     calib_stats: Annotated[
@@ -38,7 +37,7 @@ def quantize(
         typer.Option(
             "--calib-stats",
             metavar="FILE",
-            help="Statistics of `qtool calibrate`, instead of data.",
+            help="Statistics of `qtool calibrate`: no pass over the data, which then only serves to compare.",
             show_default=False,
         ),
     ] = None,
@@ -137,10 +136,7 @@ def quantize(
         weight_type=weight_type,
     )
     data = None
-    source = context.get_parameter_source("calib_data")
-    in_settings_only = source is not None and source.name == "DEFAULT_MAP"
-    # Statistics on the command line win over data in the settings file.
-    if calib_data is not None and not (calib_stats is not None and in_settings_only):
+    if calib_data is not None:
         data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
     request = QuantizeRequest(
         source=model_source(model_path(model), factory, model_kwargs, input_shape),

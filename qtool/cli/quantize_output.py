@@ -56,6 +56,20 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
             ("operator", "nodes", "reason"),
             [(operator, count, reason) for (operator, reason), count in skipped.most_common()],
         )
+    if report.compared_on_data:
+        _show_fidelity(console, report, request)
+    else:
+        console.say("runs on random inputs; give --calib-data as well to compare it with the float model on real ones")
+    for remark in _remarks(report):
+        console.say(remark)
+    ratio = report.quantized_bytes / report.float_bytes
+    console.say(
+        f"wrote {report.output}: {report.quantized_bytes:,} bytes, {ratio:.0%} of {report.float_model.name}; "
+        f"and {report.manifest.name}"
+    )
+
+
+def _show_fidelity(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
     console.table(
         "Compared with the float model",
         ("output", "SQNR in dB", "cosine", "largest error", "same class"),
@@ -72,17 +86,10 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
         f"{request.scheme.description}; {request.method_name} of {report.samples} samples; "
         f"compared on {report.compared_on}",
     )
-    for remark in _remarks(report):
-        console.say(remark)
-    for output in report.fidelity if report.compared_on_data else ():
+    for output in report.fidelity:
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
             console.warn(f"'{output.name}' is far from the float model: try another --method, or --exclude some nodes")
-    ratio = report.quantized_bytes / report.float_bytes
-    console.say(
-        f"wrote {report.output}: {report.quantized_bytes:,} bytes, {ratio:.0%} of {report.float_model.name}; "
-        f"and {report.manifest.name}"
-    )
 
 
 def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:

@@ -39,8 +39,8 @@ class QuantizeRequest:
 
     Attributes:
         source: the float model.
-        data: calibration samples; or
-        statistics: a file of ``calibrate`` on the same model.
+        data: calibration samples; with ``statistics`` as well, samples to compare the result on.
+        statistics: a file of ``calibrate`` on the same model, in place of a pass over the data.
         scheme: which integers tensors become.
         method: finds the ranges of activations.
         method_name: its name in ``RANGE_METHODS``.
@@ -122,7 +122,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
 
     Raises:
-        UsageError: there are neither data nor statistics, or both.
+        UsageError: there are neither data nor statistics.
         QtoolError: the model, the statistics or the output cannot be used; see the subclasses.
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
@@ -140,22 +140,17 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             _write_float(original, float_model, float_file, force=request.force)
         model = prepare(original.clone())
         plan = build_plan(model, request.scheme, request.selection)
+        samples = None
         if dataset is not None and request.data is not None:
             inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
-            hold_back = HoldBack.of(request.data.batches(dataset, inputs, outputs))
-            collected = gather(
-                model,
-                Watched.by(plan),
-                dataset,
-                request.data,
-                progress,
-                hold_back=hold_back,
-                threads=request.threads,
-            )
+            # Statistics have seen all of the data already: nothing can be held back from them.
+            batches = request.data.batches(dataset, inputs, outputs) if stored is None else 0
+            hold_back = HoldBack.of(batches)
             samples = CheckSamples(dataset=dataset, data=request.data, hold_back=hold_back)
-        else:
+        if stored is not None:
             collected = _checked_statistics(stored, model, request.statistics)
-            samples = None
+        else:
+            collected = _gathered(model, plan, samples, request, progress)
         plan = _fitted_plan(model, plan, collected, request)
         findings = quantize_graph(
             model, plan, collected.statistics, request.method, bias_correction=request.bias_correction
@@ -190,8 +185,6 @@ def _check_request(request: QuantizeRequest) -> None:
             "there is nothing to calibrate on",
             fix="pass --calib-data DATA, or --calib-stats FILE of an earlier `qtool calibrate`",
         )
-    if request.data is not None and request.statistics is not None:
-        raise UsageError("both --calib-data and --calib-stats are given", fix="leave one of them out")
     output = request.destination
     if output.suffix != ".onnx":
         raise UsageError(f"the output {output} does not end in .onnx", fix="quantized models are ONNX: -o name.onnx")
@@ -210,8 +203,24 @@ def _write_float(original: ir.Model, destination: Path, path: Path, *, force: bo
         )
 
 
-def _checked_statistics(stored: StoredStatistics | None, model: ir.Model, path: Path | None) -> Collected:
-    if stored is None or stored.origin.get("model") != graph_fingerprint(model):
+def _gathered(
+    model: ir.Model, plan: Plan, samples: CheckSamples | None, request: QuantizeRequest, progress: Progress
+) -> Collected:
+    if samples is None:
+        raise AssertionError("a request has data or statistics")
+    return gather(
+        model,
+        Watched.by(plan),
+        samples.dataset,
+        samples.data,
+        progress,
+        hold_back=samples.hold_back,
+        threads=request.threads,
+    )
+
+
+def _checked_statistics(stored: StoredStatistics, model: ir.Model, path: Path | None) -> Collected:
+    if stored.origin.get("model") != graph_fingerprint(model):
         raise InputError(
             f"the statistics in {path} are of another model",
             fix="calibrate this model again with `qtool calibrate`",

@@ -105,6 +105,20 @@ def test_statistics_give_what_the_same_data_gives(
     assert Path("data.onnx").read_bytes() == Path("stats.onnx").read_bytes()
 
 
+def test_data_beside_statistics_is_what_the_result_is_compared_on(run: Any, model: Path, data: Path) -> None:
+    assert run("calibrate", model, "--calib-data", data).code == 0
+    alone = run("quantize", model, "--calib-stats", "net.stats.npz", "-o", "alone.onnx")
+    assert alone.code == 0, alone.err
+    assert "runs on random inputs" in alone.out
+    assert "SQNR" not in alone.out
+    both = run("quantize", model, "--calib-stats", "net.stats.npz", "--calib-data", data, "-o", "both.onnx", "--json")
+    assert both.code == 0, both.err
+    assert both.json["samples"] == 40
+    assert "calibration samples" in both.json["compared_on"]
+    assert both.json["outputs"][0]["sqnr_db"] > 25
+    assert Path("alone.onnx").read_bytes() == Path("both.onnx").read_bytes()
+
+
 def test_statistics_serve_other_selections_and_types(run: Any, model: Path, data: Path) -> None:
     assert run("calibrate", model, "--calib-data", data).code == 0
     for options in ((), ("--activation-type", "s8"), ("--exclude", "Flatten"), ("--exclude", "Add")):

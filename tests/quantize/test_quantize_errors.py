@@ -56,10 +56,6 @@ def test_neither_data_nor_statistics(run: Any, model: Path) -> None:
     _refused(run("quantize", model), "nothing to calibrate on", "--calib-data")
 
 
-def test_both_data_and_statistics(run: Any, model: Path, data: Path) -> None:
-    _refused(run("quantize", model, "--calib-data", data, "--calib-stats", "x.npz"), "both", "leave one")
-
-
 def test_missing_data(run: Any, model: Path, data: Path) -> None:
     _refused(run("quantize", model, "--calib-data", "calip.npz"), "no data at calip.npz", "did you mean calib.npz")
 
