@@ -12,7 +12,10 @@ from calib.errors import CalibError
 from calib.grid import Grid
 from calib.statistics import Histogram, TensorStatistics
 
-_CANDIDATES = 128
+# Thresholds tried in each of two rounds, the second around the best of the first.
+_CANDIDATES, _ROUNDS = 24, 2
+# A bin is a peak when it holds so many times as much as the median of so many bins on each side and itself.
+_PEAK, _AROUND = 3.0, 6
 # The histogram's bin of exact zeros also holds what is below float32's smallest normal number.
 _TINY = 1.5e-38
 
@@ -45,26 +48,43 @@ class Entropy:
         if low == high:
             return Range(statistics.minimum, statistics.maximum)
         edges = np.linspace(low, high, self.bins + 1)
-        counts = _spread_evenly(_without_zeros(statistics.histogram()), edges)
+        counts = _without_peaks(_spread_evenly(_without_zeros(statistics.histogram()), edges))
         if not counts.any():
             return Range(low, high)
         reach = max(-low, high)
         levels = grid.high - grid.low + 1
-        best, best_divergence = Range(low, high), np.inf
-        # From the widest to the narrowest, so that of equals the one that clips least is kept.
-        for threshold in np.linspace(reach, reach * levels / self.bins, _CANDIDATES):
-            first = int(np.searchsorted(edges, max(low, -threshold), side="right")) - 1
-            last = int(np.searchsorted(edges, min(high, threshold), side="left"))
-            divergence = _divergence(counts, first, last, levels)
-            if divergence < best_divergence:
-                best, best_divergence = Range(float(edges[first]), float(edges[last])), divergence
-        return best
+        best = (float(np.inf), 0, self.bins)
+        center = reach
+        narrowest, widest = reach * levels / self.bins, reach
+        for _ in range(_ROUNDS):
+            # From the widest to the narrowest, so that of equals the one that clips least is kept.
+            thresholds = np.linspace(widest, narrowest, _CANDIDATES)
+            for threshold in thresholds:
+                first = int(np.searchsorted(edges, max(low, -threshold), side="right")) - 1
+                last = int(np.searchsorted(edges, min(high, threshold), side="left"))
+                divergence = _divergence(counts, first, last, levels)
+                if divergence < best[0]:
+                    best, center = (divergence, first, last), threshold
+            spacing = thresholds[0] - thresholds[1]
+            narrowest, widest = max(center - spacing, narrowest), min(center + spacing, widest)
+        return Range(float(edges[best[1]]), float(edges[best[2]]))
 
 
 def _without_zeros(histogram: Histogram) -> Histogram:
     """Leaves out exact zeros: every grid holds them exactly, and the peak of a ReLU would outweigh all the rest."""
     is_zero = (np.abs(histogram.low) < _TINY) & (np.abs(histogram.high) < _TINY)
     return Histogram(histogram.low, histogram.high, np.where(is_zero, 0, histogram.counts))
+
+
+def _without_peaks(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Cuts single bins that stand out of their surroundings.
+
+    One value that comes again and again, such as that of a uniform background, needs no resolution, but spread over a
+    whole step it would look like much information lost.
+    """
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(counts, _AROUND, mode="edge"), 2 * _AROUND + 1)
+    usual = np.median(around, axis=1)
+    return np.where(usual > 0, np.minimum(counts, _PEAK * usual), counts)
 
 
 def _spread_evenly(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
