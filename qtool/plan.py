@@ -15,6 +15,7 @@ from qtool.schemes import Scheme
 from qtool.selection import Selection
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
+NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,12 @@ class Plan:
 
 
 def build_plan(
-    model: ir.Model, scheme: Scheme, selection: Selection, *, unfit: Mapping[str, str] = NOTHING_UNFIT
+    model: ir.Model,
+    scheme: Scheme,
+    selection: Selection,
+    *,
+    unfit: Mapping[str, str] = NOTHING_UNFIT,
+    kept_float: Mapping[str, str] = NOTHING_KEPT,
 ) -> Plan:
     """Decides about every tensor of a prepared model, from its graph alone.
 
@@ -122,6 +128,7 @@ def build_plan(
         scheme: which integers tensors become.
         selection: which nodes may be quantized.
         unfit: tensors that data has shown to be unfit for integers, each with the reason.
+        kept_float: by exact name, nodes that a search keeps float, each with the reason.
 
     Raises:
         InputError: the model is quantized already, or nothing in it can be quantized.
@@ -135,7 +142,7 @@ def build_plan(
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
         )
     selection.check(nodes)
-    plan = place(model.graph, scheme, selection, unfit)
+    plan = place(model.graph, scheme, selection, unfit, kept_float)
     if not plan.integer_nodes:
         reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in plan.skipped})
         why = f" ({'; '.join(reasons[:3])})" if reasons else ""

@@ -22,12 +22,14 @@ from qtool.schemes import Scheme
 from qtool.selection import Selection
 
 
-def place(graph: ir.Graph, scheme: Scheme, selection: Selection, unfit: Mapping[str, str]) -> Plan:
+def place(
+    graph: ir.Graph, scheme: Scheme, selection: Selection, unfit: Mapping[str, str], kept_float: Mapping[str, str]
+) -> Plan:
     """Returns what to quantize in ``graph``, every node of which has a name.
 
-    ``unfit`` gives the reasons of tensors that must stay float.
+    ``unfit`` gives the reasons of tensors that must stay float, ``kept_float`` those of nodes.
     """
-    placement = _Placement(graph, scheme, unfit)
+    placement = _Placement(graph, scheme, unfit, kept_float)
     placement.choose(selection)
     return Plan(
         activations=placement.activations(),
@@ -42,10 +44,13 @@ def place(graph: ir.Graph, scheme: Scheme, selection: Selection, unfit: Mapping[
 class _Placement:
     """Finds the integer nodes of one graph and reads the plan off them."""
 
-    def __init__(self, graph: ir.Graph, scheme: Scheme, unfit: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph: ir.Graph, scheme: Scheme, unfit: Mapping[str, str], kept_float: Mapping[str, str]
+    ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.unfit = unfit
+        self.kept_float = kept_float
         self.integer: set[ir.Node] = set()
         self.reasons: dict[ir.Node, str] = {}
 
@@ -59,6 +64,7 @@ class _Placement:
                 continue
             reason = (
                 selection.reason_to_skip(node)
+                or self.kept_float.get(_name(node))
                 or self._reason_by_form(node, operator.kind)
                 or self._reason_by_values(node)
             )
