@@ -46,12 +46,14 @@ class WeightPlan:
         grid: the integers it becomes.
         granularity: one scale, or one a channel.
         nodes: names of the nodes that read it.
+        largest_pair: what two neighbouring integers of one sign may add up to in a kernel's sum; None for everything.
     """
 
     tensor: str
     grid: Grid
     granularity: Granularity
     nodes: tuple[str, ...]
+    largest_pair: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ def build_plan(
         InputError: the model is quantized already, or nothing in it can be quantized.
         UsageError: a pattern of ``selection`` matches nothing.
     """
-    from qtool.placement.onnxruntime_cpu import place
+    from qtool.placement import placement_of
 
     nodes = list(model.graph)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in nodes):
@@ -142,7 +144,7 @@ def build_plan(
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
         )
     selection.check(nodes)
-    plan = place(model.graph, scheme, selection, unfit, kept_float)
+    plan = placement_of(scheme.placement)(model.graph, scheme, selection, unfit, kept_float)
     if not plan.integer_nodes:
         reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in plan.skipped})
         why = f" ({'; '.join(reasons[:3])})" if reasons else ""

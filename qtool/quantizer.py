@@ -20,6 +20,7 @@ from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
+from qtool.weights.saturation import orders_of, without_saturation
 
 # No activation of a working model is that large; what is, stands for minus infinity in a mask.
 _LARGEST_ACTIVATION = 1e8
@@ -33,12 +34,14 @@ class Findings:
         constant: activations that had one value only.
         dead_channels: by weight, the channels that are all zero.
         widened_channels: by weight, the channels whose scale grew for the bias to fit into int32.
+        reduced_channels: by weight, the channels that use less of the grid, for sums of 16 bits to hold their products.
         corrected: by layer, the largest shift of a channel's mean that its new bias takes back.
     """
 
     constant: tuple[str, ...]
     dead_channels: Mapping[str, tuple[int, ...]]
     widened_channels: Mapping[str, tuple[int, ...]]
+    reduced_channels: Mapping[str, tuple[int, ...]]
     corrected: Mapping[str, float]
 
 
@@ -131,6 +134,7 @@ def quantize_graph(
         constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),
         dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
         widened_channels={name: weight.widened_channels for name, weight in weights.items() if weight.widened_channels},
+        reduced_channels={name: weight.reduced_channels for name, weight in weights.items() if weight.reduced_channels},
         corrected=corrected,
     )
 
@@ -152,5 +156,7 @@ def _quantized_weights(
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        weights[name] = round_to_nearest(name, array, weight.grid, weight.granularity, bias=bias_units.get(name))
+        rounded = round_to_nearest(name, array, weight.grid, weight.granularity, bias=bias_units.get(name))
+        orders = orders_of(values[name], weight.nodes)
+        weights[name] = without_saturation(rounded, array, orders, weight.largest_pair)
     return weights

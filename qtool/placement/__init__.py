@@ -1,1 +1,28 @@
 """Which tensors get Q/DQ so that a runtime runs integers: one runtime a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from qtool.plan import Plan
+    from qtool.schemes import Scheme
+    from qtool.selection import Selection
+
+    Place: TypeAlias = Callable[[ir.Graph, Scheme, Selection, Mapping[str, str], Mapping[str, str]], Plan]
+
+PLACEMENTS: Mapping[str, str] = {
+    "onnxruntime-cpu": "qtool.placement.onnxruntime_cpu:place",
+    "layer-inputs": "qtool.placement.layer_inputs:place",
+}
+
+
+def placement_of(name: str) -> Place:
+    """Returns the function that plans where Q/DQ go, by its key in ``PLACEMENTS``."""
+    module, _, function = PLACEMENTS[name].partition(":")
+    place: Place = getattr(import_module(module), function)
+    return place

@@ -34,7 +34,7 @@ def place(
     return Plan(
         activations=placement.activations(),
         weights=placement.weights(),
-        biases=placement.biases(),
+        biases=placement.biases() if scheme.integer_biases else {},
         integer_nodes={_name(node): node.op_type for node in graph if node in placement.integer},
         skipped=placement.skipped(),
         channel_axes=placement.channel_axes(),
@@ -253,7 +253,7 @@ class _Placement:
                     # An element-wise kernel reads both operands in one type, and so does MatMul its first.
                     wish = (_name(node), self.scheme.activations, PerTensor())
                 wishes.setdefault(_value_name(value), []).append(wish)
-        return {tensor: _agreed(tensor, wanted) for tensor, wanted in wishes.items()}
+        return {tensor: agreed_weight(tensor, wanted, self.scheme) for tensor, wanted in wishes.items()}
 
     def biases(self) -> dict[str, BiasPlan]:
         """Plans the bias of every integer layer that has one."""
@@ -317,7 +317,7 @@ def _reason_by_moving_form(node: ir.Node) -> str | None:
     return None
 
 
-def _agreed(tensor: str, wishes: list[tuple[str, Grid, Granularity]]) -> WeightPlan:
+def agreed_weight(tensor: str, wishes: list[tuple[str, Grid, Granularity]], scheme: Scheme) -> WeightPlan:
     """Settles on one form for a tied tensor: where its readers differ, the one that serves them all."""
     grids, granularities = {wish[1] for wish in wishes}, {wish[2] for wish in wishes}
     return WeightPlan(
@@ -325,6 +325,7 @@ def _agreed(tensor: str, wishes: list[tuple[str, Grid, Granularity]]) -> WeightP
         grid=wishes[0][1] if len(grids) == 1 else next(wish[1] for wish in wishes if not wish[1].signed),
         granularity=granularities.pop() if len(granularities) == 1 else PerTensor(),
         nodes=tuple(dict.fromkeys(wish[0] for wish in wishes)),
+        largest_pair=scheme.largest_pair,
     )
 
 

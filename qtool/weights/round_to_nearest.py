@@ -28,12 +28,14 @@ class QuantizedWeight:
         params: scale and zero point, one or one a channel.
         dead_channels: channels without a weight other than zero.
         widened_channels: channels whose scale had to grow for the bias to fit into int32.
+        reduced_channels: channels that use less of the grid, so that sums of 16 bits hold their products.
     """
 
     integers: npt.NDArray[Any]
     params: AffineParams
     dead_channels: tuple[int, ...] = ()
     widened_channels: tuple[int, ...] = ()
+    reduced_channels: tuple[int, ...] = ()
 
 
 def weight_params(

@@ -1,4 +1,4 @@
-"""Every preset is a scheme that onnxruntime has integer kernels for."""
+"""Every preset is a scheme that its machine has integer kernels for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from onnx import numpy_helper, parser
 from calib.affine import Range, params_from_range
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
+from qtool.placement import PLACEMENTS
 from qtool.plan import build_plan
 from qtool.runtime.session import Session
 from qtool.schemes import DEFAULT_PRESET, PRESETS
@@ -56,6 +57,12 @@ def test_grids_are_of_eight_bits_and_differ_from_what_has_no_kernel(name: str) -
     assert not (scheme.activations.signed and not scheme.weights.signed)
 
 
+def test_presets_are_called_what_they_say() -> None:
+    assert [scheme.target for scheme in PRESETS.values()] == list(PRESETS)
+    assert len({scheme.machine for scheme in PRESETS.values()}) == len(PRESETS)
+    assert all(scheme.placement in PLACEMENTS for scheme in PRESETS.values())
+
+
 def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path) -> None:
     model = _model()
     plan = build_plan(model, PRESETS[name], Selection())
@@ -72,7 +79,13 @@ def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path
     quantized = ir.to_proto(insert_qdq(model, plan, activations, weights))
     path = tmp_path / "optimized.onnx"
     session = Session(quantized.SerializeToString(), threads=1, level="extended", optimized_to=path)
-    kernels = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert (kernels["QLinearConv"], kernels["QGemm"]) == (1, 1)
+    if PRESETS[name].placement == "onnxruntime-cpu":
+        kernels = Counter(node.op_type for node in onnx.load(path).graph.node)
+        assert (kernels["QLinearConv"], kernels["QGemm"]) == (1, 1)
+    else:
+        # Kernels of other machines are not here to be seen; they start from what layers read.
+        makers = {output: node.op_type for node in quantized.graph.node for output in node.output}
+        layers = [node for node in quantized.graph.node if node.op_type in ("Conv", "Gemm")]
+        assert [[makers.get(source) for source in node.input[:2]] for node in layers] == [["DequantizeLinear"] * 2] * 2
     result = session.run({"x": np.ones((2, 3, 8, 8), np.float32)})["y"]
     assert np.isfinite(result).all()

@@ -1,0 +1,208 @@
+"""Keeps weights from overflowing 16-bit sums.
+
+On x86 without VNNI, integer kernels multiply eight bits with VPMADDUBSW, which adds the products of two neighbours,
+u8 x s8, in a saturating int16 (Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW). Activations
+reach 255, so nothing can saturate where no two neighbouring weights of one sign add up to more than 32767 / 255, which
+is 128; weights of opposite signs never do. Kernels pair weights along the sum of a layer: onnxruntime's lay those of a
+convolution out with the channel running fastest, and take two at a time. Here every weight counts as the neighbour of
+the one before it and of the one behind it, so that the proof holds from whichever weight a kernel begins to pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.affine import dequantize, quantize
+from calib.granularity import PerChannel
+from qtool.passes.constants import integer_attribute
+from qtool.weights.round_to_nearest import QuantizedWeight
+
+LARGEST_ACTIVATION = 255
+# Steps between the scale that clips the most and the one that clips nothing; more find nothing better.
+_CANDIDATES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOrder:
+    """Says in which order a layer's kernel sums up products.
+
+    Attributes:
+        axes: the weight's axes, those of the output first, those that are summed over last.
+        summed: how many of them are summed over.
+    """
+
+    axes: tuple[int, ...]
+    summed: int
+
+    def rows(self, integers: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """Returns the weights, (outputs, products in one sum), as the kernel meets them."""
+        ordered = integers.transpose(self.axes)
+        outputs = int(np.prod(ordered.shape[: ordered.ndim - self.summed]))
+        return ordered.reshape(outputs, -1).astype(np.int32)
+
+    def restored(self, rows: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+        """Returns what ``rows`` was made of, in the weight's own ``shape``."""
+        ordered = rows.reshape([shape[axis] for axis in self.axes])
+        return ordered.transpose(np.argsort(self.axes))
+
+
+@dataclass(frozen=True, slots=True)
+class PairSums:
+    """The sums of neighbours furthest from zero, int32, (outputs,) each.
+
+    Attributes:
+        lowest: over neighbours below zero; 0 where there are none.
+        highest: over neighbours above zero; 0 where there are none.
+    """
+
+    lowest: npt.NDArray[np.int32]
+    highest: npt.NDArray[np.int32]
+
+    @property
+    def worst(self) -> npt.NDArray[np.int32]:
+        """The larger distance from zero."""
+        return np.maximum(-self.lowest, self.highest)
+
+
+def kernel_order(operator: str, rank: int, *, transposed: bool = False) -> KernelOrder:
+    """Returns the order for the weight, of ``rank`` axes, of a Conv, Gemm or MatMul.
+
+    ``transposed`` is a Gemm's transB. Source for Conv: onnxruntime reorders its filters to (K1, .., Kn, C, M).
+    """
+    if operator == "Conv":
+        return KernelOrder((0, *range(2, rank), 1), rank - 1)
+    if transposed:
+        return KernelOrder((0, 1), 1)
+    return KernelOrder((*range(rank - 2), rank - 1, rank - 2), 1)
+
+
+def orders_of(value: ir.Value, readers: Collection[str]) -> tuple[KernelOrder, ...]:
+    """Returns the orders in which the layers among ``readers``, by name, sum up a weight's products."""
+    found: dict[KernelOrder, None] = {}
+    for use in value.uses():
+        node = use.node
+        if use.idx == 1 and node.name in readers and node.op_type in ("Conv", "Gemm", "MatMul") and value.shape:
+            transposed = node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))
+            found[kernel_order(node.op_type, len(value.shape), transposed=transposed)] = None
+    return tuple(found)
+
+
+def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:
+    """Returns what neighbouring weights add up to; a kernel pads a lone weight with zero."""
+    rows = np.pad(order.rows(integers), ((0, 0), (0, 1)))
+    above, below = np.maximum(rows, 0), np.minimum(rows, 0)
+    return PairSums(
+        lowest=(below[:, :-1] + below[:, 1:]).min(axis=1, initial=0),
+        highest=(above[:, :-1] + above[:, 1:]).max(axis=1, initial=0),
+    )
+
+
+def without_saturation(
+    weight: QuantizedWeight,
+    original: npt.NDArray[np.floating[Any]],
+    orders: Sequence[KernelOrder],
+    largest_pair: int | None,
+) -> QuantizedWeight:
+    """Changes a weight where, and only where, neighbours could overflow.
+
+    Each scale under which some do is widened as far as loses least: between leaving it, and moving each pair that is
+    too large towards zero, and widening it until no pair is too large.
+
+    Args:
+        weight: the integers, and what they stand for.
+        original: the float weights.
+        orders: how the kernels of its layers pair them.
+        largest_pair: what two neighbours of one sign may add up to; None for everything.
+    """
+    if largest_pair is None or not weight.params.grid.signed or not orders:
+        return weight
+    excess = _excess(weight, orders, largest_pair)
+    reduced = np.flatnonzero(excess > 1.0)
+    if not reduced.size:
+        return weight
+    best, least = weight, np.full(excess.shape, np.inf)
+    for step in np.linspace(0.0, 1.0, _CANDIDATES):
+        candidate = _limited(_rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
+        loss = _loss(candidate, original)
+        best = _merged(best, candidate, loss < least)
+        least = np.minimum(loss, least)
+    changed = tuple(int(channel) for channel in reduced)
+    return replace(_merged(weight, best, excess > 1.0), reduced_channels=changed)
+
+
+def _excess(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> npt.NDArray[np.float64]:
+    """Returns for each scale by what factor its worst pair is too large, 1 where it is not: (scales,)."""
+    worst = np.zeros(weight.integers.shape, np.int32)
+    for order in orders:
+        sums = pair_sums(weight.integers, order).worst
+        rows = np.broadcast_to(sums[:, None], order.rows(weight.integers).shape)
+        worst = np.maximum(worst, order.restored(rows, weight.integers.shape))
+    highest = worst.max(axis=_others(weight), initial=0).reshape(-1).astype(np.float64)
+    excess: npt.NDArray[np.float64] = np.maximum(highest / largest_pair, 1.0)
+    return excess
+
+
+def _rescaled(
+    weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]], factors: npt.NDArray[np.float64]
+) -> QuantizedWeight:
+    """Rounds anew to scales that are wider by ``factors``; what keeps its scale keeps its integers."""
+    params = weight.params
+    shape = params.scale.shape
+    scale = (params.scale.reshape(-1) * factors).astype(np.float32).reshape(shape)
+    zero_point = np.rint(params.zero_point.reshape(-1) / factors).astype(params.zero_point.dtype).reshape(shape)
+    wider = replace(params, scale=scale, zero_point=zero_point)
+    fresh = replace(weight, params=wider, integers=quantize(original, wider))
+    return _merged(weight, fresh, factors > 1.0)
+
+
+def _limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> QuantizedWeight:
+    """Moves every pair that is too large towards zero, both its weights by the same amount where they can."""
+    integers = weight.integers
+    for order in orders:
+        rows = order.rows(integers)
+        for first in (0, 1):
+            left, right = rows[:, first:-1:2], rows[:, first + 1 :: 2]
+            over = np.abs(left + right) - largest_pair
+            # Opposite signs take away from each other, and one weight alone is at most 128.
+            over = np.where((over > 0) & (np.sign(left) == np.sign(right)), over, 0)
+            from_left = np.minimum(np.abs(left), (over + (np.abs(left) > np.abs(right))) // 2)
+            from_right = np.minimum(np.abs(right), over - from_left)
+            sign = np.sign(left)
+            left -= sign * (over - from_right)
+            right -= sign * from_right
+        integers = order.restored(rows, integers.shape).astype(weight.integers.dtype)
+    return replace(weight, integers=integers)
+
+
+def _loss(weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Returns the square error under each scale, (scales,)."""
+    error = dequantize(weight.integers, weight.params).astype(np.float64) - original
+    loss: npt.NDArray[np.float64] = np.square(error).sum(axis=_others(weight)).reshape(-1)
+    return loss
+
+
+def _merged(old: QuantizedWeight, new: QuantizedWeight, choice: npt.NDArray[np.bool_]) -> QuantizedWeight:
+    """Takes from ``new`` what stands under the scales of ``choice``, (scales,), and from ``old`` the rest."""
+    shape = old.params.scale.shape
+    params = replace(
+        old.params,
+        scale=np.where(choice.reshape(shape), new.params.scale, old.params.scale),
+        zero_point=np.where(choice.reshape(shape), new.params.zero_point, old.params.zero_point),
+    )
+    granularity = old.params.granularity
+    spread = [1] * old.integers.ndim
+    if isinstance(granularity, PerChannel):
+        spread[granularity.axis] = -1
+    return replace(old, params=params, integers=np.where(choice.reshape(spread), new.integers, old.integers))
+
+
+def _others(weight: QuantizedWeight) -> tuple[int, ...]:
+    granularity = weight.params.granularity
+    kept = granularity.axis if isinstance(granularity, PerChannel) else None
+    return tuple(axis for axis in range(weight.integers.ndim) if axis != kept)

@@ -1,0 +1,195 @@
+"""Proves, layer by layer, that a model cannot overflow the 16-bit sums of a machine, or finds where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from formats.onnx_file import OnnxFile, load_weights
+from qtool.errors import GateError
+from qtool.passes.constants import constant_array, integer_attribute
+from qtool.schemes import Scheme
+from qtool.weights.saturation import LARGEST_ACTIVATION, kernel_order, pair_sums
+from qtool.workflows.verify import onnx_path
+
+# Layers of QDQ graphs, whose weight comes from a DequantizeLinear, and the operator whose kernel runs them.
+_LAYERS = ("Conv", "Gemm", "MatMul")
+# Operators that read integers themselves: where their weight stands, and the layer that they are.
+_INTEGER_OPERATORS: Mapping[str, tuple[int, str]] = {
+    "QLinearConv": (3, "Conv"),
+    "ConvInteger": (1, "Conv"),
+    "QLinearMatMul": (3, "MatMul"),
+    "MatMulInteger": (1, "MatMul"),
+    "MatMulIntegerToFloat": (1, "MatMul"),
+    "DynamicQuantizeMatMul": (1, "MatMul"),
+    "QGemm": (3, "Gemm"),
+}
+_MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+_INT16_LOW, _INT16_HIGH = -32768, 32767
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProof:
+    """What is known of one layer.
+
+    Attributes:
+        node: its name.
+        operator: its type.
+        weight: the tensor of its weights.
+        lowest: the smallest sum of two products that any input can cause; None where the weights are not known.
+        highest: the largest one.
+        unsafe_channels: output channels that can overflow.
+        channels: output channels.
+        reason: why nothing is proven, or needs to be; None where the sums say it.
+        safe: whether no input can overflow it.
+    """
+
+    node: str
+    operator: str
+    weight: str
+    lowest: int | None
+    highest: int | None
+    unsafe_channels: int
+    channels: int
+    reason: str | None
+    safe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaturationProof:
+    """What is known of a model.
+
+    Attributes:
+        target: the machine's name among the presets.
+        machine: the same in words.
+        low: the smallest sum that the machine holds; None where sums have 32 bits.
+        high: the largest one.
+        layers: every layer that multiplies integers, in graph order.
+    """
+
+    target: str
+    machine: str
+    low: int | None
+    high: int | None
+    layers: tuple[LayerProof, ...]
+
+    @property
+    def safe(self) -> bool:
+        """Whether no layer can overflow."""
+        return all(layer.safe for layer in self.layers)
+
+
+def prove(model: Path, scheme: Scheme) -> SaturationProof:
+    """Reads the integer weights of a quantized model and holds the worst that they can do against the machine.
+
+    Args:
+        model: an ONNX file, quantized by whatever tool.
+        scheme: the preset of the machine.
+
+    Raises:
+        FormatError: the file cannot be read.
+        InputError: the file is no ONNX graph.
+    """
+    graph = load_weights(OnnxFile().read(onnx_path(model)))
+    common.NameFixPass()(graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    limited = scheme.largest_pair is not None
+    layers = []
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        found = _integer_weight(node)
+        if found is not None:
+            layers.append(_proof(node, *found, limited=limited))
+    return SaturationProof(
+        target=scheme.target,
+        machine=scheme.machine,
+        low=_INT16_LOW if limited else None,
+        high=_INT16_HIGH if limited else None,
+        layers=tuple(layers),
+    )
+
+
+def check_saturation(proof: SaturationProof) -> None:
+    """Holds the proof against its gate.
+
+    Raises:
+        GateError: some layer can overflow.
+    """
+    unsafe = [layer for layer in proof.layers if not layer.safe]
+    if unsafe:
+        raise GateError(
+            f"{len(unsafe)} of {len(proof.layers)} integer layers can overflow on {proof.machine}, "
+            f"'{unsafe[0].node}' first",
+            fix=f"quantize the float model again with --target {proof.target}",
+        )
+
+
+def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
+    """Returns the layer that a node is, its integer weights, and whether these lie as the layer reads them.
+
+    None for nodes that do not multiply integers.
+    """
+    if node.op_type in _INTEGER_OPERATORS:
+        position, operator = _INTEGER_OPERATORS[node.op_type]
+        weight = node.inputs[position] if position < len(node.inputs) else None
+        return None if weight is None or _dtype(weight) not in _BYTES else (operator, weight, True)
+    if node.domain != "" or node.op_type not in _LAYERS or len(node.inputs) < 2 or _quantized(node.inputs[0]) is None:
+        return None
+    value, direct = node.inputs[1], True
+    while value is not None and (maker := value.producer()) is not None and maker.op_type in _MOVING:
+        value, direct = maker.inputs[0], False
+    weight = _quantized(value)
+    # Wider or narrower integers have no integer kernel: such a layer computes floats.
+    return None if weight is None or _dtype(weight) not in _BYTES else (node.op_type, weight, direct)
+
+
+def _quantized(value: ir.Value | None) -> ir.Value | None:
+    """Returns the integers that a value is dequantized from."""
+    maker = None if value is None else value.producer()
+    return maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+
+def _dtype(value: ir.Value) -> ir.DataType | None:
+    """Returns the type of integers; where the model does not state it, that of the zero point they are made with."""
+    maker = value.producer()
+    if maker is None or value.dtype is not None:
+        return value.dtype
+    zero_point = maker.inputs[2] if maker.op_type == "QuantizeLinear" and len(maker.inputs) > 2 else None
+    return ir.DataType.UINT8 if zero_point is None else zero_point.dtype
+
+
+def _proof(node: ir.Node, operator: str, weight: ir.Value, direct: bool, *, limited: bool) -> LayerProof:
+    integers = constant_array(weight)
+    safe, reason = True, None
+    lowest = highest = None
+    unsafe = channels = 0
+    if _dtype(weight) == ir.DataType.UINT8:
+        reason = "u8 by u8 is multiplied in 16 bits and added in 32"
+    elif integers is None:
+        safe, reason = not limited, "its second factor is computed at run time, in s8"
+    elif not direct:
+        safe, reason = not limited, "its weights are moved around on their way to it"
+    else:
+        transposed = operator == "Gemm" and bool(integer_attribute(node, "transB", 0))
+        sums = pair_sums(integers, kernel_order(operator, integers.ndim, transposed=transposed))
+        lowest = int(sums.lowest.min(initial=0)) * LARGEST_ACTIVATION
+        highest = int(sums.highest.max(initial=0)) * LARGEST_ACTIVATION
+        channels = sums.worst.size
+        over = (sums.highest * LARGEST_ACTIVATION > _INT16_HIGH) | (sums.lowest * LARGEST_ACTIVATION < _INT16_LOW)
+        unsafe = int(over.sum()) if limited else 0
+        safe = unsafe == 0
+    return LayerProof(
+        node=node.name or "",
+        operator=node.op_type,
+        weight=weight.name or "",
+        lowest=lowest,
+        highest=highest,
+        unsafe_channels=unsafe,
+        channels=channels,
+        reason=reason,
+        safe=safe,
+    )
