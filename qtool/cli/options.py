@@ -111,6 +111,13 @@ InputShapeOption: TypeAlias = Annotated[
     ),
 ]
 
+# The presets of qtool.schemes, whose import costs more than `--help` may take; a test compares the two.
+TARGETS = ("x86", "x86-avx2", "arm", "tensorrt", "qnn", "openvino")
+TargetOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help=f"Machine to run on: {', '.join(TARGETS)}.", show_default=False),
+]
+
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone, on stdout.")]
 QuietOption: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only JSON, warnings and errors.")]
 DebugOption: TypeAlias = Annotated[
