@@ -7,6 +7,8 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from calib.datasets.base import Remark
 from calib.datasets.batching import Chunk, Window, batches, window_for
 from calib.datasets.matching import check_dtype, check_names, check_shape, conform, only_input
@@ -114,7 +116,9 @@ class ArrayFile:
         rows = row_chunks(stored, inputs, start=window.skip, stop=stop, rows=window.batch_size, where=self._where)
         for chunk in rows:
             if whole:
-                arrays = {name: value[0] if name in whole else value for name, value in chunk.arrays.items()}
+                arrays = {
+                    name: np.asarray(value[0]) if name in whole else value for name, value in chunk.arrays.items()
+                }
                 yield Chunk(arrays=arrays, rows=None)
             else:
                 yield chunk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules.common import (
@@ -20,6 +19,8 @@ from onnxscript.rewriter.rules.common import (
     sub_0_rule,
     transpose_transpose_rule,
 )
+
+from qtool.passes.remove_identities import RemoveIdentities
 
 _RULES = (
     *mul_by_1_rule.commute(),
@@ -44,5 +45,5 @@ class FoldConstants(ir.passes.InPlacePass):
         """Folds what stays small; a large tensor that is made from a small one stays a computation."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
         # The rules put an Identity in the place of what does nothing.
-        rewritten = ir.passes.Sequential(RewritePass(_RULES), common.IdentityEliminationPass())(model)
+        rewritten = ir.passes.Sequential(RewritePass(_RULES), RemoveIdentities())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qtool.passes.remove_identities import RemoveIdentities
+
 
 class InlineFunctions(ir.passes.InPlacePass):
     """Replaces calls of model-local functions by their bodies."""
@@ -22,7 +24,7 @@ class ConstantsToInitializers(ir.passes.InPlacePass):
         return ir.passes.Sequential(
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.RemoveInitializersFromInputsPass(),
-            common.IdentityEliminationPass(),
+            RemoveIdentities(),
         )(model)
 
 
