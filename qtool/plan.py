@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import onnx_ir as ir
 
 from calib.granularity import Granularity
 from calib.grid import Grid
-from qtool.errors import InputError
-from qtool.schemes import Scheme
+from qtool.errors import InputError, UsageError
+from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import Selection
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
+NO_LOWEST: Mapping[str, float] = MappingProxyType({})
 NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
 
 
@@ -89,6 +90,24 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicPlan:
+    """The layers that quantize their activations as they run.
+
+    Attributes:
+        weights: by tensor name, in graph order.
+        integer_nodes: operator type by name of the layers, in graph order.
+        skipped: layers that stay as they are, with the reason why.
+    """
+
+    weights: Mapping[str, WeightPlan]
+    integer_nodes: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
+
+
+NOTHING_DYNAMIC = DynamicPlan(weights=MappingProxyType({}), integer_nodes=MappingProxyType({}), skipped=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that will be quantized, and everything that will not.
 
@@ -98,7 +117,9 @@ class Plan:
         biases: by node name, in graph order.
         integer_nodes: operator type by name of the nodes that are to run on integers.
         skipped: nodes that could have run on integers, with the reason why they do not.
+        lowest: by name of tensors that gates read, the value below which all are as good as it.
         channel_axes: by name of the tensors that layers read, the axis of the channels that weights multiply.
+        dynamic: layers that quantize their activations as they run; none of the above is about them.
     """
 
     activations: Mapping[str, ActivationPlan]
@@ -107,6 +128,8 @@ class Plan:
     integer_nodes: Mapping[str, str]
     skipped: tuple[Skipped, ...]
     channel_axes: Mapping[str, int]
+    lowest: Mapping[str, float] = NO_LOWEST
+    dynamic: DynamicPlan = NOTHING_DYNAMIC
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -134,22 +157,84 @@ def build_plan(
 
     Raises:
         InputError: the model is quantized already, or nothing in it can be quantized.
-        UsageError: a pattern of ``selection`` matches nothing.
+        UsageError: a pattern of ``selection`` matches nothing, or leaves nothing to calibrate.
     """
     from qtool.placement import placement_of
 
-    nodes = list(model.graph)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in nodes):
-        raise InputError(
-            "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
-        )
-    selection.check(nodes)
-    plan = placement_of(scheme.placement)(model.graph, scheme, selection, unfit, kept_float)
+    _check_float(model)
+    selection.check(list(model.graph))
+    dynamic = _chosen_dynamic(model, scheme, selection, kept_float) if selection.dynamic else NOTHING_DYNAMIC
+    kept = {**dict.fromkeys(dynamic.integer_nodes, "its activations are quantized as it runs"), **kept_float}
+    plan = placement_of(scheme.placement)(model.graph, scheme, selection, unfit, kept)
+    if dynamic.integer_nodes:
+        skipped = tuple(skip for skip in plan.skipped if skip.node not in dynamic.integer_nodes)
+        plan = replace(plan, skipped=skipped, dynamic=dynamic)
     if not plan.integer_nodes:
-        reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in plan.skipped})
-        why = f" ({'; '.join(reasons[:3])})" if reasons else ""
+        if dynamic.integer_nodes:
+            raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
         raise InputError(
-            f"nothing in the model can be quantized{why}",
+            f"nothing in the model can be quantized{_in_short(plan.skipped)}",
             fix="quantize a model with Conv, Gemm or MatMul layers, or loosen --include and --exclude",
         )
     return plan
+
+
+def build_dynamic_plan(model: ir.Model, scheme: DynamicScheme, selection: Selection) -> DynamicPlan:
+    """Decides which layers of a prepared model quantize their activations as they run, from its graph alone.
+
+    Raises:
+        InputError: the model is quantized already, or nothing in it can be quantized in this way.
+        UsageError: a pattern of ``selection`` matches nothing.
+    """
+    from qtool.placement.dynamic import place_dynamic
+
+    _check_float(model)
+    selection.check(list(model.graph))
+    plan = place_dynamic(model.graph, scheme, selection.reason_to_skip)
+    if not plan.integer_nodes:
+        raise InputError(
+            f"nothing in the model can be quantized dynamically{_in_short(plan.skipped)}",
+            fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",
+        )
+    return plan
+
+
+def _chosen_dynamic(
+    model: ir.Model, scheme: Scheme, selection: Selection, kept_float: Mapping[str, str]
+) -> DynamicPlan:
+    """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
+    from qtool.placement.dynamic import place_dynamic
+
+    def reason_to_skip(node: ir.Node) -> str | None:
+        weight = node.inputs[1]
+        sharing = [node] if weight is None else [use.node for use in weight.uses()]
+        wanted = any(selection.wants_dynamic(reader) for reader in sharing)
+        if not wanted:
+            return "no --dynamic pattern matches it"
+        return kept_float.get(node.name or "") or selection.reason_to_skip(node)
+
+    wish = DynamicScheme(weights=scheme.weights, per_channel=scheme.per_channel)
+    plan = place_dynamic(model.graph, wish, reason_to_skip)
+    if not plan.integer_nodes and not kept_float:
+        wanted = {node.name for node in model.graph if selection.wants_dynamic(node)}
+        skipped = tuple(skip for skip in plan.skipped if skip.node in wanted)
+        raise UsageError(
+            f"no node that --dynamic matches can be quantized dynamically{_in_short(skipped)}",
+            fix="name MatMul or Gemm layers with stored weights, or drop --dynamic",
+        )
+    return plan
+
+
+def _check_float(model: ir.Model) -> None:
+    """Refuses a model that has integer arithmetic in it."""
+    quantized = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
+    if any(node.op_type in quantized for node in model.graph):
+        raise InputError(
+            "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"
+        )
+
+
+def _in_short(skipped: tuple[Skipped, ...]) -> str:
+    """Gives the first few reasons, in brackets."""
+    reasons = sorted({f"{skip.operator}: {skip.reason}" for skip in skipped})
+    return f" ({'; '.join(reasons[:3])})" if reasons else ""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calib.affine import AffineParams, params_from_range
 from calib.ranges import RangeMethod
 from calib.statistics import TensorStatistics
+from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
@@ -100,6 +101,8 @@ def activation_params(
                 f"the statistics know nothing of the tensor '{source}'",
                 fix="calibrate again with the same --activations-symmetric, or give --calib-data instead",
             )
+        if source in plan.lowest:
+            seen = seen.above(plan.lowest[source])
         params[source] = params_from_range(method.span(seen, activation.grid), activation.grid)
     return params
 
@@ -129,6 +132,7 @@ def quantize_graph(
     weights = _quantized_weights(model, plan, activations)
     corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
+    weights |= quantize_dynamically(model, plan.dynamic)
     KeepFloatLayers()(model)
     return Findings(
         constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),

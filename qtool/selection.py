@@ -20,10 +20,12 @@ class Selection:
     Attributes:
         include: when there are any, only nodes that meet one of them are quantized.
         exclude: nodes that meet one of these stay float.
+        dynamic: layers that meet one of these quantize their activations as they run, in an otherwise static model.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
     def check(self, nodes: Sequence[ir.Node]) -> None:
         """Refuses patterns that meet nothing, since a misspelt exclusion would go unnoticed.
@@ -32,12 +34,20 @@ class Selection:
             UsageError: a pattern meets no node, or is no regular expression.
         """
         known = sorted({node.op_type for node in nodes} | {node.name for node in nodes if node.name})
-        for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
+        for option, patterns in (
+            ("--include", self.include),
+            ("--exclude", self.exclude),
+            ("--dynamic", self.dynamic),
+        ):
             for pattern in patterns:
                 if not any(_meets(pattern, node) for node in nodes):
                     near = get_close_matches(pattern, known, n=1)
                     fix = f"did you mean '{near[0]}'?" if near else "`qtool inspect` lists operators and node names"
                     raise UsageError(f"{option} '{pattern}' matches no node of the model", fix=fix)
+
+    def wants_dynamic(self, node: ir.Node) -> bool:
+        """Tells whether a pattern asks for a node to quantize its activations as it runs."""
+        return any(_meets(pattern, node) for pattern in self.dynamic)
 
     def reason_to_skip(self, node: ir.Node) -> str | None:
         """Returns why the person's patterns keep a node float, or None when they do not."""

@@ -1,4 +1,4 @@
-"""``qtool quantize``: static post-training INT8 in QDQ form."""
+"""``qtool quantize``: post-training INT8, static in QDQ form or dynamic."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ from qtool.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from qtool.cli.quantize_options import IntegerType, Method, MethodOptions, SchemeOptions
+from qtool.cli.quantize_options import (
+    IntegerType,
+    Method,
+    MethodOptions,
+    SchemeName,
+    SchemeOptions,
+    dynamic_scheme,
+)
 
 
 def quantize(
+    context: typer.Context,
     model: OptionalModelArgument = None,
     calib_data: CalibDataOption = None,
     calib_stats: Annotated[
@@ -43,6 +51,13 @@ def quantize(
     ] = None,
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
+    scheme: Annotated[
+        SchemeName,
+        typer.Option(
+            "--scheme",
+            help="static: ranges of activations are fixed, from data. dynamic: MatMul and Gemm find them as they run.",
+        ),
+    ] = SchemeName.STATIC,
     per_channel: Annotated[
         bool, typer.Option("--per-channel/--per-tensor", help="One weight scale an output channel, or one a tensor.")
     ] = True,
@@ -104,6 +119,15 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dynamic",
+            metavar="PATTERN",
+            help="static: let MatMul and Gemm of this name or operator find their ranges as they run; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
@@ -125,6 +149,30 @@ def quantize(
     from qtool.workflows.quantize import quantize as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    source = model_source(model_path(model), factory, model_kwargs, input_shape)
+    data = None
+    if calib_data is not None:
+        data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+    patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
+    selection = Selection(**{name: tuple(given or ()) for name, given in patterns.items()})
+    if scheme is SchemeName.DYNAMIC:
+        from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
+        from qtool.workflows.quantize_dynamic import DynamicRequest
+
+        refuse_static_options(context)
+        weights = dynamic_scheme(weight_type, symmetric=weights_symmetric, per_channel=per_channel)
+        asked = DynamicRequest(
+            source=source,
+            data=data,
+            scheme=weights,
+            selection=selection,
+            output=output,
+            output_dir=output_dir,
+            threads=threads,
+            force=force,
+        )
+        run_dynamic(console, asked, json=json, dry_run=dry_run)
+        return
     methods = MethodOptions(
         percentile=percentile, spread=spread, entropy_bins=entropy_bins, mse_candidates=mse_candidates
     )
@@ -135,17 +183,14 @@ def quantize(
         activation_type=activation_type,
         weight_type=weight_type,
     )
-    data = None
-    if calib_data is not None:
-        data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
     request = QuantizeRequest(
-        source=model_source(model_path(model), factory, model_kwargs, input_shape),
+        source=source,
         data=data,
         statistics=calib_stats,
         scheme=schemes.scheme(),
         method=methods.range_method(method),
         method_name=method.value,
-        selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+        selection=selection,
         bias_correction=bias_correction,
         output=output,
         output_dir=output_dir,

@@ -10,7 +10,7 @@ from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from calib.ranges import RangeMethod
-    from qtool.schemes import Scheme
+    from qtool.schemes import DynamicScheme, Scheme
 
 
 class Method(StrEnum):
@@ -21,6 +21,13 @@ class Method(StrEnum):
     PERCENTILE = "percentile"
     ENTROPY = "entropy"
     MSE = "mse"
+
+
+class SchemeName(StrEnum):
+    """When activations get their ranges."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
 
 
 class IntegerType(StrEnum):
@@ -106,3 +113,12 @@ class SchemeOptions:
             weights=Grid(bits=8, signed=self.weight_type is IntegerType.S8, symmetric=self.weights_symmetric),
             per_channel=self.per_channel,
         )
+
+
+def dynamic_scheme(weight_type: IntegerType, *, symmetric: bool, per_channel: bool) -> DynamicScheme:
+    """Returns the scheme of a model whose activations are quantized as it runs."""
+    from calib.grid import Grid
+    from qtool.schemes import DynamicScheme
+
+    signed = weight_type is IntegerType.S8
+    return DynamicScheme(weights=Grid(bits=8, signed=signed, symmetric=symmetric), per_channel=per_channel)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
 
 from calib.granularity import PerChannel
 from qtool.cli.console import Console
-from qtool.plan import Plan
+from qtool.metrics.fidelity import OutputFidelity
+from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
 from qtool.schemes import Scheme
 from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
@@ -21,17 +24,36 @@ _NEGLIGIBLE_ERROR = 1e-3
 _NAMES_SHOWN = 3
 
 
+class Written(Protocol):
+    """What every report on a written model says."""
+
+    @property
+    def output(self) -> Path:
+        """The quantized model."""
+
+    @property
+    def manifest(self) -> Path:
+        """The record beside it."""
+
+    @property
+    def float_model(self) -> Path:
+        """The float model that it was made from."""
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of the float model on disk."""
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Size of the quantized model on disk."""
+
+
 def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
     """Prints every tensor with its scheme, and every node that stays float with its reason."""
     rows = [(row["tensor"], row["kind"], row["type"], row["granularity"], row["note"]) for row in _tensors(plan)]
     console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, scheme.description)
-    if plan.skipped:
-        console.table(
-            "Nodes that stay float",
-            ("node", "operator", "reason"),
-            [(skip.node, skip.operator, skip.reason) for skip in plan.skipped],
-        )
-    counts = Counter(plan.integer_nodes.values())
+    show_skipped(console, plan.skipped)
+    counts = Counter([*plan.integer_nodes.values(), *plan.dynamic.integer_nodes.values()])
     console.say("to run on integers: " + ", ".join(f"{count} {operator}" for operator, count in counts.items()))
 
 
@@ -41,7 +63,11 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
         "schema": "qtool.plan/1",
         "scheme": scheme.description,
         "tensors": _tensors(plan),
-        "integer_nodes": [{"node": node, "operator": operator} for node, operator in plan.integer_nodes.items()],
+        "integer_nodes": [
+            {"node": node, "operator": operator}
+            for node, operator in (*plan.integer_nodes.items(), *plan.dynamic.integer_nodes.items())
+        ],
+        "dynamic_nodes": list(plan.dynamic.integer_nodes),
         "float_nodes": [asdict(skip) for skip in plan.skipped],
     }
 
@@ -49,19 +75,35 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
 def show_report(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
     """Prints what was done, how close the result is, and what to look at."""
     show_coverage(console, report.coverage)
-    skipped = Counter((skip.operator, skip.reason) for skip in report.plan.skipped)
-    if skipped:
-        console.table(
-            "Stays float",
-            ("operator", "nodes", "reason"),
-            [(operator, count, reason) for (operator, reason), count in skipped.most_common()],
-        )
+    show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:
-        _show_fidelity(console, report, request)
+        caption = (
+            f"{request.scheme.description}; {request.method_name} of {report.samples} samples; "
+            f"compared on {report.compared_on}"
+        )
+        show_fidelity(console, report.fidelity, caption, advice="try another --method, or --exclude some nodes")
     else:
         console.say("runs on random inputs; give --calib-data as well to compare it with the float model on real ones")
     for remark in _remarks(report):
         console.say(remark)
+    show_written(console, report)
+
+
+def show_skipped(console: Console, skipped: Sequence[Skipped], *, counted: bool = False) -> None:
+    """Prints the nodes that stay float, each with its reason; or only how many there are for each."""
+    if not skipped:
+        return
+    if counted:
+        counts = Counter((skip.operator, skip.reason) for skip in skipped)
+        rows = [(operator, count, reason) for (operator, reason), count in counts.most_common()]
+        console.table("Stays float", ("operator", "nodes", "reason"), rows)
+    else:
+        lines = [(skip.node, skip.operator, skip.reason) for skip in skipped]
+        console.table("Nodes that stay float", ("node", "operator", "reason"), lines)
+
+
+def show_written(console: Console, report: Written) -> None:
+    """Prints what was written, and how large it is."""
     ratio = report.quantized_bytes / report.float_bytes
     console.say(
         f"wrote {report.output}: {report.quantized_bytes:,} bytes, {ratio:.0%} of {report.float_model.name}; "
@@ -69,7 +111,8 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
     )
 
 
-def _show_fidelity(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
+def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: str, *, advice: str) -> None:
+    """Prints how close each output stays to the float model's, and ``advice`` where one is far from it."""
     console.table(
         "Compared with the float model",
         ("output", "SQNR in dB", "cosine", "largest error", "same class"),
@@ -81,15 +124,14 @@ def _show_fidelity(console: Console, report: QuantizeReport, request: QuantizeRe
                 "" if output.max_abs_error is None else f"{output.max_abs_error:.3g}",
                 "" if output.top1_agreement is None else f"{output.top1_agreement:.1%}",
             )
-            for output in report.fidelity
+            for output in outputs
         ],
-        f"{request.scheme.description}; {request.method_name} of {report.samples} samples; "
-        f"compared on {report.compared_on}",
+        caption,
     )
-    for output in report.fidelity:
+    for output in outputs:
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
-            console.warn(f"'{output.name}' is far from the float model: try another --method, or --exclude some nodes")
+            console.warn(f"'{output.name}' is far from the float model: {advice}")
 
 
 def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:
@@ -106,13 +148,19 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,
         "coverage": coverage_as_json(report.coverage),
-        "outputs": [{key: _finite(value) for key, value in asdict(output).items()} for output in report.fidelity],
+        "outputs": fidelity_as_json(report.fidelity),
         "constant_tensors": list(report.findings.constant),
         "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
         "corrected_biases": dict(report.findings.corrected),
+        "dynamic_nodes": list(report.plan.dynamic.integer_nodes),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }
+
+
+def fidelity_as_json(outputs: Sequence[OutputFidelity]) -> list[dict[str, object]]:
+    """Returns how close each output is as values for JSON."""
+    return [{key: _finite(value) for key, value in asdict(output).items()} for output in outputs]
 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
@@ -153,19 +201,7 @@ def _tensors(plan: Plan) -> list[dict[str, str]]:
         }
         for activation in plan.activations.values()
     ]
-    for weight in plan.weights.values():
-        granularity = weight.granularity
-        rows.append(
-            {
-                "tensor": weight.tensor,
-                "kind": "weight",
-                "type": weight.grid.name,
-                "granularity": f"per-channel, axis {granularity.axis}"
-                if isinstance(granularity, PerChannel)
-                else "per-tensor",
-                "note": "" if len(weight.nodes) == 1 else f"shared by {len(weight.nodes)} nodes",
-            }
-        )
+    rows += weight_rows(plan.weights)
     rows += [
         {
             "tensor": bias.tensor,
@@ -176,7 +212,31 @@ def _tensors(plan: Plan) -> list[dict[str, str]]:
         }
         for bias in plan.biases.values()
     ]
+    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized as it runs")
+
+
+def weight_rows(weights: Mapping[str, WeightPlan], *, remark: str = "") -> list[dict[str, str]]:
+    """Returns one row a weight, with ``remark`` in its note."""
+    rows = []
+    for weight in weights.values():
+        granularity = weight.granularity
+        spread = f"per-channel, axis {granularity.axis}" if isinstance(granularity, PerChannel) else "per-tensor"
+        sharing = "" if len(weight.nodes) == 1 else f"shared by {len(weight.nodes)} nodes"
+        rows.append(
+            {
+                "tensor": weight.tensor,
+                "kind": "weight",
+                "type": weight.grid.name,
+                "granularity": spread,
+                "note": ", ".join(part for part in (sharing, remark) if part),
+            }
+        )
     return rows
+
+
+def dead_channels_remark(channels: Mapping[str, tuple[int, ...]]) -> str:
+    """Names the weights that have channels of zeros."""
+    return f"channels whose weights are all zero: {_channels(channels)}"
 
 
 def _remarks(report: QuantizeReport) -> list[str]:
@@ -185,7 +245,7 @@ def _remarks(report: QuantizeReport) -> list[str]:
     if findings.constant:
         remarks.append(f"constant for every sample: {_some(findings.constant)}")
     if findings.dead_channels:
-        remarks.append(f"channels whose weights are all zero: {_channels(findings.dead_channels)}")
+        remarks.append(dead_channels_remark(findings.dead_channels))
     if findings.widened_channels:
         remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
     if findings.corrected:

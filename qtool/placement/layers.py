@@ -31,8 +31,32 @@ def weight_granularity(node: ir.Node, *, per_channel: bool) -> Granularity:
     return PerChannel(1) if len(weight.shape) == 2 else PerTensor()
 
 
+def weight_reason(node: ir.Node) -> str | None:
+    """Returns why the second input of a node is no weight that can be stored as integers, or None when it is."""
+    weight = node.inputs[1]
+    if not is_constant(weight) or weight is None:
+        return "its weights are computed at run time"
+    if weight.dtype != ir.DataType.FLOAT:
+        return f"its weights are {weight.dtype}; integer kernels start from float32"
+    return None
+
+
+def product_reason(node: ir.Node) -> str | None:
+    """Returns why the product that a Gemm or MatMul computes has no integer kernel, or None when it has one."""
+    if node.op_type == "MatMul":
+        return _matmul(node)
+    if integer_attribute(node, "transA", 0):
+        return "it transposes its activations (transA=1)"
+    for name in ("alpha", "beta"):
+        attribute = node.attributes.get(name)
+        needed = name == "alpha" or _has_input(node, 2)
+        if attribute is not None and needed and attribute.as_float() != 1.0:
+            return f"its {name} is {attribute.as_float():g}; only 1 has an integer kernel"
+    return None
+
+
 def _conv(node: ir.Node) -> str | None:
-    weights = _weight_reason(node)
+    weights = weight_reason(node)
     if weights is not None:
         return weights
     if _has_input(node, 2) and not is_constant(node.inputs[2]):
@@ -41,16 +65,9 @@ def _conv(node: ir.Node) -> str | None:
 
 
 def _gemm(node: ir.Node) -> str | None:
-    weights = _weight_reason(node)
-    if weights is not None:
-        return weights
-    if integer_attribute(node, "transA", 0):
-        return "it transposes its activations (transA=1)"
-    for name in ("alpha", "beta"):
-        attribute = node.attributes.get(name)
-        needed = name == "alpha" or _has_input(node, 2)
-        if attribute is not None and needed and attribute.as_float() != 1.0:
-            return f"its {name} is {attribute.as_float():g}; only 1 has an integer kernel"
+    reason = weight_reason(node) or product_reason(node)
+    if reason is not None:
+        return reason
     if not _has_input(node, 2):
         return None
     bias = constant_array(node.inputs[2])
@@ -71,15 +88,6 @@ def _matmul(node: ir.Node) -> str | None:
             return "it multiplies by a vector"
         if value.dtype not in (None, ir.DataType.FLOAT):
             return f"it multiplies {value.dtype}, not float32"
-    return None
-
-
-def _weight_reason(node: ir.Node) -> str | None:
-    weight = node.inputs[1]
-    if not is_constant(weight) or weight is None:
-        return "its weights are computed at run time"
-    if weight.dtype != ir.DataType.FLOAT:
-        return f"its weights are {weight.dtype}; integer kernels start from float32"
     return None
 
 

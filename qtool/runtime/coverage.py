@@ -24,6 +24,8 @@ _KERNELS = (
     "DynamicQuantize",
     "ConvInteger",
 )
+# Layers whose activations are quantized as they run.
+_INTEGER_LAYERS = ("MatMulInteger", "ConvInteger")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +99,9 @@ class Coverage:
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the graph that it would run.
 
-    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, and operators with an integer
-    kernel all of whose inputs are dequantized.
+    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, their integer forms that models
+    hold whose activations are quantized as they run, and operators with an integer kernel all of whose inputs are
+    dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
@@ -116,6 +119,8 @@ def integer_coverage(model: ir.Model) -> Coverage:
 
 
 def _is_quantizable(node: ir.Node) -> bool:
+    if node.domain == "" and node.op_type in _INTEGER_LAYERS:
+        return True
     operator = OPERATORS.get(node.op_type) if node.domain == "" else None
     if operator is None or operator.kind is Kind.CLAMPING:
         return False
@@ -141,6 +146,9 @@ def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
 
 def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     found = kept.get(node.name or "")
+    if node.op_type in _INTEGER_LAYERS:
+        # Alone or as part of a larger kernel; one is gone only where two are the same.
+        return "removed" if found is None else found.op_type
     if found is None:
         # A node that only renames its values, such as a Reshape to the same shape, is gone altogether.
         return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None

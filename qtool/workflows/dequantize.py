@@ -12,6 +12,7 @@ from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
+from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
 from qtool.progress import Progress
 from qtool.workflows.check_result import compare_with_float
@@ -21,6 +22,7 @@ from qtool.workflows.verify import onnx_path
 FLOAT_SUFFIX = ".float.onnx"
 # Operators that are integer arithmetic themselves; there is no float operator hidden behind them to go back to.
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class DequantizeRequest:
     """What to turn back.
 
     Attributes:
-        model: the quantized model, in QDQ form.
+        model: the quantized model, in QDQ form, or with layers that quantize their activations as they run.
         output: the file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
         force: whether an existing output may be replaced.
@@ -46,7 +48,7 @@ class DequantizeReport:
 
     Attributes:
         output: the float model.
-        removed: QuantizeLinear and DequantizeLinear nodes that are gone.
+        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes that are gone.
         fidelity: how close the quantized model is to the float one, on random inputs.
         quantized_bytes: size of the quantized model on disk.
         float_bytes: size of the float model on disk.
@@ -75,10 +77,11 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
         raise UsageError("the output is the input", fix="name another file with -o")
     check_output(output, force=request.force)
     model = load_weights(OnnxFile().read(onnx_path(request.model)))
-    before = _pairs(model)
+    before = _conversions(model)
+    RemoveDynamic()(model)
     _check_form(model, request.model, before)
     RemoveQdq()(model)
-    left = _pairs(model)
+    left = _conversions(model)
     if left:
         raise InputError(
             f"'{left[0].name}' cannot be undone: its scale or zero point is computed at run time",
@@ -97,17 +100,17 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
         )
 
 
-def _pairs(model: ir.Model) -> list[ir.Node]:
+def _conversions(model: ir.Model) -> list[ir.Node]:
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    return [node for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return [node for node in nodes if node.op_type in _CONVERSIONS]
 
 
-def _check_form(model: ir.Model, path: Path, pairs: list[ir.Node]) -> None:
+def _check_form(model: ir.Model, path: Path, conversions: list[ir.Node]) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type.startswith(_INTEGER_OPERATORS):
             raise InputError(
-                f"{path} is quantized with integer operators such as {node.op_type}, not in QDQ form",
+                f"{path} is quantized with integer operators such as {node.op_type}, which have no float form",
                 fix="start from the float model that it was made from",
             )
-    if not pairs:
+    if not conversions:
         raise InputError(f"{path} is not quantized", fix="give a model that `qtool quantize` wrote")

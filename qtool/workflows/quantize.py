@@ -10,9 +10,9 @@ import onnx_ir as ir
 from calib.collect import Collected
 from calib.ranges import RangeMethod
 from calib.statistics_file import StoredStatistics, read_statistics
-from qtool.atomic import check_output, staged
-from qtool.errors import InputError, OutputError, UsageError
-from qtool.fingerprint import file_sha256, graph_fingerprint
+from qtool.atomic import staged
+from qtool.errors import InputError, UsageError
+from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
@@ -28,9 +28,8 @@ from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import manifest_of
-
-QUANTIZED_SUFFIX = ".int8.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +67,7 @@ class QuantizeRequest:
     @property
     def destination(self) -> Path:
         """Where the quantized model goes."""
-        if self.output is not None:
-            return self.output
-        return (self.output_dir or self.source.path.parent) / f"{self.source.stem}{QUANTIZED_SUFFIX}"
+        return destination(self.source, self.output, self.output_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +130,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
     with staged(output) as path:
-        float_model, float_file = request.source.path, request.source.path
-        if not request.source.is_graph:
-            float_model = output.with_name(f"{request.source.stem}.onnx")
-            float_file = path.with_name(float_model.name)
-            _write_float(original, float_model, float_file, force=request.force)
+        floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone())
         plan = build_plan(model, request.scheme, request.selection)
         samples = None
@@ -162,7 +155,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),
-            float_model=float_model,
+            float_model=floats.path,
             plan=plan,
             coverage=coverage,
             findings=findings,
@@ -170,10 +163,10 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
             samples=collected.samples,
-            float_bytes=model_bytes(float_file),
+            float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
         )
-        manifest = manifest_of(request, report, float_file=float_file, quantized_file=path)
+        manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
 
@@ -185,22 +178,7 @@ def _check_request(request: QuantizeRequest) -> None:
             "there is nothing to calibrate on",
             fix="pass --calib-data DATA, or --calib-stats FILE of an earlier `qtool calibrate`",
         )
-    output = request.destination
-    if output.suffix != ".onnx":
-        raise UsageError(f"the output {output} does not end in .onnx", fix="quantized models are ONNX: -o name.onnx")
-    if output.resolve() == request.source.path.resolve():
-        raise UsageError("the output is the input", fix="name another file with -o")
-    check_output(output, force=request.force)
-
-
-def _write_float(original: ir.Model, destination: Path, path: Path, *, force: bool) -> None:
-    """Writes the float graph that was made on the way; one that stands there already must be the same."""
-    write_graph(original, path)
-    if destination.exists() and not force and file_sha256(destination) != file_sha256(path):
-        raise OutputError(
-            f"the float model made on the way differs from the {destination} that exists",
-            fix="pass --force to replace it, or name an output in another folder with -o",
-        )
+    check_destination(request.destination, request.source, force=request.force)
 
 
 def _gathered(

@@ -19,18 +19,15 @@ def manifest_of(
     request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
 ) -> Manifest:
     """Returns the record of one run; the two files are where the models lie while it is written."""
-    inputs = {"model": _record(request.source.path, request.source.path)}
+    inputs = {"model": file_record(request.source.path, request.source.path)}
     if request.data is not None:
-        source = request.data.source
-        path = Path(source)
-        size = path.stat().st_size if path.is_file() else None
-        inputs["calib_data"] = FileRecord(path=path, sha256=data_sha256(source), bytes=size)
+        inputs["calib_data"] = data_record(request.data.source)
     if request.statistics is not None:
-        inputs["calib_stats"] = _record(request.statistics, request.statistics)
+        inputs["calib_stats"] = file_record(request.statistics, request.statistics)
     return Manifest(
         command="quantize",
-        float_model=_record(report.float_model, float_file),
-        quantized_model=_record(report.output, quantized_file),
+        float_model=file_record(report.float_model, float_file),
+        quantized_model=file_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
         versions=versions(),
@@ -39,8 +36,15 @@ def manifest_of(
     )
 
 
-def _record(path: Path, now: Path) -> FileRecord:
+def file_record(path: Path, now: Path) -> FileRecord:
+    """Returns the record of the file that will stand at ``path`` and lies at ``now``."""
     return FileRecord(path=path, sha256=file_sha256(now), bytes=now.stat().st_size)
+
+
+def data_record(source: str) -> FileRecord:
+    """Returns the record of samples, given as ``open_dataset`` takes them."""
+    path = Path(source)
+    return FileRecord(path=path, sha256=data_sha256(source), bytes=path.stat().st_size if path.is_file() else None)
 
 
 def _options(request: QuantizeRequest) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
         "method": {"name": request.method_name, **_fields(request.method)},
         "include": list(request.selection.include),
         "exclude": list(request.selection.exclude),
+        "dynamic": list(request.selection.dynamic),
         "bias_correction": request.bias_correction,
         "batch_size": None if data is None else data.batch_size,
         "limit": None if data is None else data.limit,
@@ -65,7 +70,8 @@ def _fields(method: Any) -> dict[str, Any]:
 def _quantized(report: QuantizeReport) -> dict[str, Any]:
     return {
         "activations": len(report.plan.activations),
-        "weights": len(report.plan.weights),
+        "weights": len(report.plan.weights) + len(report.plan.dynamic.weights),
+        "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
         "integer_nodes": report.coverage.integer,
         "quantizable_nodes": report.coverage.total,
         "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},

@@ -1,0 +1,126 @@
+"""``qtool quantize --scheme dynamic``: which options it takes, and what it shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.quantize_output import (
+    coverage_as_json,
+    dead_channels_remark,
+    fidelity_as_json,
+    show_coverage,
+    show_fidelity,
+    show_skipped,
+    show_written,
+    weight_rows,
+)
+from qtool.errors import UsageError
+from qtool.plan import DynamicPlan
+from qtool.workflows.quantize_dynamic import DynamicReport, DynamicRequest, plan_dynamic, quantize_dynamic
+
+# The parameters of the command that mean something here; whatever else is given is refused.
+_UNDERSTOOD = frozenset(
+    {
+        *("model", "calib_data", "output", "output_dir", "scheme", "per_channel", "weights_symmetric", "weight_type"),
+        *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
+        *("threads", "dry_run", "force", "json", "quiet", "debug", "help"),
+    }
+)
+
+
+def refuse_static_options(context: typer.Context) -> None:
+    """Refuses options that say nothing to the dynamic scheme.
+
+    Those from a settings file count only where the file chooses the scheme as well.
+
+    Raises:
+        UsageError: one is given.
+    """
+    binding = {"COMMANDLINE"}
+    if _source(context, "scheme") == "DEFAULT_MAP":
+        binding.add("DEFAULT_MAP")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in _UNDERSTOOD and _source(context, name) in binding:
+            negated = context.params.get(name) is False and parameter.secondary_opts
+            option = (parameter.secondary_opts if negated else parameter.opts)[0]
+            raise UsageError(
+                f"{option} says nothing to the scheme dynamic", fix=f"drop {option}, or use --scheme static"
+            )
+
+
+def run_dynamic(console: Console, request: DynamicRequest, *, json: bool, dry_run: bool) -> None:
+    """Plans or quantizes, and shows what came of it."""
+    if dry_run:
+        plan = plan_dynamic(request, console.progress())
+        if json:
+            console.json(_plan_as_json(plan, request))
+        else:
+            _show_plan(console, plan, request)
+        return
+    report = quantize_dynamic(request, console.progress())
+    if json:
+        console.json(_report_as_json(report, request))
+    else:
+        _show_report(console, report, request)
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return None if source is None else source.name
+
+
+def _show_plan(console: Console, plan: DynamicPlan, request: DynamicRequest) -> None:
+    rows = [tuple(row.values()) for row in weight_rows(plan.weights)]
+    console.table(
+        "Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, request.scheme.description
+    )
+    show_skipped(console, plan.skipped)
+    counts = Counter(plan.integer_nodes.values())
+    console.say("to run on integers: " + ", ".join(f"{count} {operator}" for operator, count in counts.items()))
+
+
+def _plan_as_json(plan: DynamicPlan, request: DynamicRequest) -> dict[str, object]:
+    return {
+        "schema": "qtool.plan/1",
+        "scheme": request.scheme.description,
+        "tensors": weight_rows(plan.weights),
+        "integer_nodes": [{"node": node, "operator": operator} for node, operator in plan.integer_nodes.items()],
+        "dynamic_nodes": list(plan.integer_nodes),
+        "float_nodes": [asdict(skip) for skip in plan.skipped],
+    }
+
+
+def _show_report(console: Console, report: DynamicReport, request: DynamicRequest) -> None:
+    show_coverage(console, report.coverage)
+    show_skipped(console, report.plan.skipped, counted=True)
+    if report.compared_on_data:
+        caption = f"{request.scheme.description}; compared on {report.compared_on}"
+        show_fidelity(console, report.fidelity, caption, advice="try --scheme static, or --exclude some nodes")
+    else:
+        console.say("runs on random inputs; give --calib-data to compare it with the float model on real ones")
+    if report.dead_channels:
+        console.say(dead_channels_remark(report.dead_channels))
+    show_written(console, report)
+
+
+def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str, object]:
+    return {
+        "schema": "qtool.quantize/1",
+        "output": str(report.output),
+        "manifest": str(report.manifest),
+        "float_model": str(report.float_model),
+        "scheme": request.scheme.description,
+        "compared_on": report.compared_on,
+        "float_bytes": report.float_bytes,
+        "quantized_bytes": report.quantized_bytes,
+        "coverage": coverage_as_json(report.coverage),
+        "outputs": fidelity_as_json(report.fidelity),
+        "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
+        "dynamic_nodes": list(report.plan.integer_nodes),
+        "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+    }

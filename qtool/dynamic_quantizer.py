@@ -1,0 +1,27 @@
+"""Turns layers of a prepared float graph into ones that quantize their activations as they run."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qtool.passes.constants import constant_array
+from qtool.passes.insert_dynamic import insert_dynamic
+from qtool.plan import DynamicPlan
+from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
+
+
+def quantize_dynamically(model: ir.Model, plan: DynamicPlan) -> dict[str, QuantizedWeight]:
+    """Quantizes the layers of ``plan`` in place, and returns their weights by name.
+
+    Raises:
+        InputError: a weight holds NaN or infinity.
+    """
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    weights = {}
+    for name, weight in plan.weights.items():
+        array = constant_array(values[name])
+        if array is None:
+            raise AssertionError(f"the plan takes {name} for a weight")
+        weights[name] = round_to_nearest(name, array, weight.grid, weight.granularity)
+    insert_dynamic(model, plan, weights)
+    return weights

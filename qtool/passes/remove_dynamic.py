@@ -1,0 +1,105 @@
+"""Takes layers that quantize their activations as they run out of a graph: they become products of floats again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qtool.passes.constants import add_constant, constant_array, is_constant, sole_consumer
+from qtool.passes.names import Names
+
+
+class RemoveDynamic(ir.passes.InPlacePass):
+    """Replaces DynamicQuantizeLinear → MatMulInteger → Cast → Mul by MatMul with the dequantized weights.
+
+    It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does. Integer weights that several
+    layers share become one float tensor.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replaces every layer of that form; what is left is still MatMulInteger."""
+        remover = _Remover(model.graph)
+        modified = False
+        for node in list(model.graph):
+            if node.domain == "" and node.op_type == "MatMulInteger":
+                modified = remover.replace(node) or modified
+        common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified)
+
+
+class _Remover:
+    """Replaces layers of one graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._names = Names(graph)
+        self._floats: dict[tuple[ir.Value | None, ...], ir.Value] = {}
+
+    def replace(self, product: ir.Node) -> bool:
+        """Turns one layer back; returns whether it has the form for that."""
+        quantize = None if product.inputs[0] is None else product.inputs[0].producer()
+        if quantize is None or quantize.op_type != "DynamicQuantizeLinear":
+            return False
+        cast = sole_consumer(product.outputs[0])
+        result = None if cast is None or cast.op_type != "Cast" else sole_consumer(cast.outputs[0])
+        if cast is None or result is None or result.op_type != "Mul":
+            return False
+        weight_scale = _weight_scale(result, cast.outputs[0], quantize.outputs[1])
+        weight = None if weight_scale is None else self._weight(product, weight_scale)
+        if weight is None:
+            return False
+        matmul = ir.node("MatMul", [quantize.inputs[0], weight], name=product.name)
+        ir.convenience.replace_nodes_and_values(
+            self._graph, product, [product, cast, result], [matmul], result.outputs, matmul.outputs
+        )
+        return True
+
+    def _weight(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
+        """Returns the floats that a layer's integers stand for."""
+        stored = product.inputs[1]
+        zero = product.inputs[3] if len(product.inputs) > 3 else None
+        turn = None if stored is None else stored.producer()
+        if turn is not None and turn.op_type == "Transpose":
+            stored = turn.inputs[0]
+        if stored is None or not is_constant(stored) or (zero is not None and not is_constant(zero)):
+            return None
+        key = (stored, scale, zero)
+        if key not in self._floats:
+            floats = _dequantized(constant_array(stored), constant_array(scale), constant_array(zero))
+            name = (stored.name or "constant").removesuffix("_quantized")
+            self._floats[key] = add_constant(self._graph, name, floats, names=self._names)
+        if turn is None:
+            return self._floats[key]
+        node = ir.node("Transpose", [self._floats[key]], turn.attributes, name=f"{product.name}_Transpose")
+        node.outputs[0].name = self._names.free(f"{product.name}_weight")
+        self._graph.insert_before(product, node)
+        return node.outputs[0]
+
+
+def _weight_scale(result: ir.Node, cast: ir.Value, input_scale: ir.Value) -> ir.Value | None:
+    """Returns the stored scale in ``cast * (input_scale * stored)``, whose factors may stand in any order."""
+    scales = _other_factor(result, cast)
+    maker = None if scales is None else scales.producer()
+    stored = None if maker is None or maker.op_type != "Mul" else _other_factor(maker, input_scale)
+    return stored if is_constant(stored) else None
+
+
+def _other_factor(product: ir.Node, factor: ir.Value) -> ir.Value | None:
+    first, second = product.inputs
+    if first is factor:
+        return second
+    return first if second is factor else None
+
+
+def _dequantized(
+    integers: npt.NDArray[Any] | None, scale: npt.NDArray[Any] | None, zero: npt.NDArray[Any] | None
+) -> npt.NDArray[np.float32]:
+    """Computes (q - zero_point) * scale in float32; one scale, or one a column, which is the last axis."""
+    if integers is None or scale is None:
+        raise AssertionError("only constants come here")
+    steps = integers.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
+    return np.asarray(steps * scale, np.float32)

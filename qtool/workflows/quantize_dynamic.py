@@ -1,0 +1,186 @@
+"""Quantizes the layers of a model that can quantize their activations as they run; this takes no calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtool.atomic import staged
+from qtool.dynamic_quantizer import quantize_dynamically
+from qtool.manifest import Manifest, manifest_path, write_manifest
+from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.size import model_bytes
+from qtool.plan import DynamicPlan, build_dynamic_plan
+from qtool.progress import Progress
+from qtool.report.surroundings import versions
+from qtool.runtime.coverage import Coverage, integer_coverage
+from qtool.schemes import DynamicScheme
+from qtool.selection import Selection
+from qtool.workflows.check_result import CheckSamples, compare_with_float
+from qtool.workflows.data_request import DataRequest
+from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.model_source import ModelSource, write_graph
+from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize_files import check_destination, destination, float_model
+from qtool.workflows.quantize_record import data_record, file_record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicRequest:
+    """What to quantize, and how.
+
+    Attributes:
+        source: the float model.
+        data: samples to compare the result on; None for random inputs.
+        scheme: which integers weights become.
+        selection: which nodes may be quantized.
+        output: the file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether existing outputs may be replaced.
+    """
+
+    source: ModelSource
+    data: DataRequest | None
+    scheme: DynamicScheme
+    selection: Selection = field(default_factory=Selection)
+    output: Path | None = None
+    output_dir: Path | None = None
+    threads: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicReport:
+    """What a quantization did.
+
+    Attributes:
+        output: the quantized model.
+        manifest: the record beside it.
+        float_model: the float model to compare it with; made on the way where the source is no ONNX file.
+        plan: what was quantized, and what was not.
+        coverage: what onnxruntime runs on integers.
+        dead_channels: by weight, the channels that are all zero.
+        fidelity: how close each output stays to the float model's.
+        compared_on: the samples that ``fidelity`` comes from, in words.
+        compared_on_data: whether they are real data.
+        float_bytes: size of the float model on disk.
+        quantized_bytes: size of the quantized model on disk.
+    """
+
+    output: Path
+    manifest: Path
+    float_model: Path
+    plan: DynamicPlan
+    coverage: Coverage
+    dead_channels: Mapping[str, tuple[int, ...]]
+    fidelity: tuple[OutputFidelity, ...]
+    compared_on: str
+    compared_on_data: bool
+    float_bytes: int
+    quantized_bytes: int
+
+
+def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
+    """Returns what ``quantize_dynamic`` would do, and writes nothing.
+
+    Raises:
+        QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
+        FormatError: the model file cannot be read.
+    """
+    dataset = None if request.data is None else request.data.open()
+    model = prepare(request.source.load(progress, dataset=dataset))
+    return build_dynamic_plan(model, request.scheme, request.selection)
+
+
+def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicReport:
+    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+
+    Raises:
+        QtoolError: the model or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    output = destination(request.source, request.output, request.output_dir)
+    check_destination(output, request.source, force=request.force)
+    dataset = None if request.data is None else request.data.open()
+    original = request.source.load(progress, dataset=dataset)
+    samples = None
+    if dataset is not None and request.data is not None:
+        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack())
+    with staged(output) as path:
+        floats = float_model(original, request.source, output, path, force=request.force)
+        model = prepare(original.clone())
+        plan = build_dynamic_plan(model, request.scheme, request.selection)
+        weights = quantize_dynamically(model, plan)
+        write_graph(model, path)
+        progress.note("checking the result in onnxruntime")
+        coverage = integer_coverage(model)
+        comparison = compare_with_float(original, path, samples, threads=request.threads)
+        report = DynamicReport(
+            output=output,
+            manifest=manifest_path(output),
+            float_model=floats.path,
+            plan=plan,
+            coverage=coverage,
+            dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
+            fidelity=comparison.fidelity,
+            compared_on=comparison.samples,
+            compared_on_data=comparison.on_data,
+            float_bytes=model_bytes(floats.file),
+            quantized_bytes=model_bytes(path),
+        )
+        manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
+        write_manifest(manifest_path(path), manifest, home=output.parent)
+    return report
+
+
+def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
+    """Returns the record of one run; the two files are where the models lie while it is written."""
+    inputs = {"model": file_record(request.source.path, request.source.path)}
+    if request.data is not None:
+        inputs["calib_data"] = data_record(request.data.source)
+    return Manifest(
+        command="quantize",
+        float_model=file_record(report.float_model, float_file),
+        quantized_model=file_record(report.output, quantized_file),
+        inputs=inputs,
+        options=_options(request),
+        versions=versions(),
+        quantized={
+            "weights": len(report.plan.weights),
+            "dynamic_nodes": len(report.plan.integer_nodes),
+            "integer_nodes": report.coverage.integer,
+            "quantizable_nodes": report.coverage.total,
+            "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
+            "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+        },
+        figures=_figures(report),
+    )
+
+
+def _options(request: DynamicRequest) -> dict[str, Any]:
+    data = request.data
+    return {
+        "scheme": request.scheme.description,
+        "include": list(request.selection.include),
+        "exclude": list(request.selection.exclude),
+        "batch_size": None if data is None else data.batch_size,
+        "limit": None if data is None else data.limit,
+        "preprocess": None if data is None else data.preprocess,
+        "threads": request.threads,
+    }
+
+
+def _figures(report: DynamicReport) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {
+        "float_bytes": float(report.float_bytes),
+        "quantized_bytes": float(report.quantized_bytes),
+    }
+    for output in report.fidelity:
+        sqnr = output.sqnr_db
+        figures[f"sqnr_db:{output.name}"] = sqnr if sqnr is not None and math.isfinite(sqnr) else None
+    return figures
