@@ -8,7 +8,7 @@ histograms merge by adding their counts, whatever the order or the split of the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -170,6 +170,33 @@ class TensorStatistics:
             self.channel_values += other.channel_values
         elif other.values:
             self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+
+    def above(self, low: float) -> TensorStatistics:
+        """Returns what this would be had every value below ``low`` been ``low``; channel means are left out."""
+        if self.minimum >= low:
+            return self
+        histogram = self.histogram()
+        counts = self.counts.copy()
+        keys = np.concatenate(
+            [np.flatnonzero(counts[_BINS_PER_SIGN:])[::-1] + _BINS_PER_SIGN, np.flatnonzero(counts[:_BINS_PER_SIGN])]
+        )
+        moved = keys[histogram.high <= low]
+        target = int(np.float32(low).reshape(1).view(np.uint32)[0] >> np.uint32(_SHIFT))
+        total = int(counts[moved].sum())
+        counts[moved] = 0
+        counts[target] += total
+        mean = max(self.minimum_sum / max(self.extremes, 1), low)
+        return replace(
+            self,
+            minimum=low,
+            maximum=max(self.maximum, low),
+            minimum_sum=mean * self.extremes,
+            minimum_square_sum=mean * mean * self.extremes,
+            counts=counts,
+            channel_axis=None,
+            channel_sums=np.zeros(0),
+            channel_values=0,
+        )
 
     def histogram(self) -> Histogram:
         """Returns the occupied bins in order of value; the outermost end at the exact extremes."""

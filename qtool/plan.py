@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -15,7 +15,6 @@ from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import Selection
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
-NO_LOWEST: Mapping[str, float] = MappingProxyType({})
 NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
 
 
@@ -128,7 +127,7 @@ class Plan:
     integer_nodes: Mapping[str, str]
     skipped: tuple[Skipped, ...]
     channel_axes: Mapping[str, int]
-    lowest: Mapping[str, float] = NO_LOWEST
+    lowest: Mapping[str, float] = field(default_factory=dict)
     dynamic: DynamicPlan = NOTHING_DYNAMIC
 
     @property

@@ -140,5 +140,5 @@ class _Writer:
 
 
 def _is_data(node: ir.Node, index: int) -> bool:
-    positions = OPERATORS[node.op_type].data_inputs
-    return positions is None or index in positions
+    operator = OPERATORS.get(node.op_type)
+    return operator is None or operator.data_inputs is None or index in operator.data_inputs

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PLACEMENTS: Mapping[str, str] = {
     "onnxruntime-cpu": "qtool.placement.onnxruntime_cpu:place",
     "layer-inputs": "qtool.placement.layer_inputs:place",
+    "every-tensor": "qtool.placement.every_tensor:place",
 }
 
 

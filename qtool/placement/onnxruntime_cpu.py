@@ -15,6 +15,7 @@ import onnx_ir as ir
 from calib.granularity import Granularity, PerTensor
 from calib.grid import Grid
 from qtool.passes.constants import constant_array, is_constant, sole_consumer
+from qtool.placement.gates import lowest_useful_value
 from qtool.placement.layers import OUTPUT_OF_MODEL, reason_to_skip_layer, weight_granularity
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
@@ -38,6 +39,7 @@ def place(
         integer_nodes={_name(node): node.op_type for node in graph if node in placement.integer},
         skipped=placement.skipped(),
         channel_axes=placement.channel_axes(),
+        lowest=placement.lowest(),
     )
 
 
@@ -270,6 +272,16 @@ class _Placement:
                     weight=_value_name(weight),
                 )
         return plans
+
+    def lowest(self) -> dict[str, float]:
+        """Returns the lowest useful value of every quantized tensor that has one."""
+        found = {}
+        for node in self.graph:
+            for value in node.outputs if node in self.integer else ():
+                low = lowest_useful_value(value)
+                if low is not None:
+                    found[_value_name(value)] = low
+        return found
 
     def channel_axes(self) -> dict[str, int]:
         """Returns, for every tensor that meets the weights of an integer layer, the axis that they multiply."""
