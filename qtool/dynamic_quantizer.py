@@ -8,6 +8,7 @@ from qtool.passes.constants import constant_array
 from qtool.passes.insert_dynamic import insert_dynamic
 from qtool.plan import DynamicPlan
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
+from qtool.weights.saturation import orders_of, without_saturation
 
 
 def quantize_dynamically(model: ir.Model, plan: DynamicPlan) -> dict[str, QuantizedWeight]:
@@ -22,6 +23,8 @@ def quantize_dynamically(model: ir.Model, plan: DynamicPlan) -> dict[str, Quanti
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        weights[name] = round_to_nearest(name, array, weight.grid, weight.granularity)
+        rounded = round_to_nearest(name, array, weight.grid, weight.granularity)
+        orders = orders_of(values[name], weight.nodes)
+        weights[name] = without_saturation(rounded, array, orders, weight.largest_pair)
     insert_dynamic(model, plan, weights)
     return weights

@@ -204,6 +204,12 @@ def _chosen_dynamic(
     """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
     from qtool.placement.dynamic import place_dynamic
 
+    if scheme.placement != "onnxruntime-cpu":
+        raise UsageError(
+            f"--dynamic is for onnxruntime's CPU provider, not for {scheme.machine}",
+            fix="drop --dynamic, or quantize for another target",
+        )
+
     def reason_to_skip(node: ir.Node) -> str | None:
         weight = node.inputs[1]
         sharing = [node] if weight is None else [use.node for use in weight.uses()]
@@ -212,7 +218,7 @@ def _chosen_dynamic(
             return "no --dynamic pattern matches it"
         return kept_float.get(node.name or "") or selection.reason_to_skip(node)
 
-    wish = DynamicScheme(weights=scheme.weights, per_channel=scheme.per_channel)
+    wish = DynamicScheme(weights=scheme.weights, per_channel=scheme.per_channel, largest_pair=scheme.largest_pair)
     plan = place_dynamic(model.graph, wish, reason_to_skip)
     if not plan.integer_nodes and not kept_float:
         wanted = {node.name for node in model.graph if selection.wants_dynamic(node)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from calib.grid import Grid
@@ -36,6 +36,11 @@ class Scheme:
     machine: str = "x86 with VNNI"
 
     @property
+    def for_cpu(self) -> bool:
+        """Whether it is for onnxruntime's CPU provider, whose kernels are there to be seen."""
+        return self.placement == "onnxruntime-cpu"
+
+    @property
     def description(self) -> str:
         """The scheme in words, such as ``u8 asymmetric activations, s8 symmetric per-channel weights``."""
         spread = "per-channel" if self.per_channel else "per-tensor"
@@ -51,10 +56,14 @@ class DynamicScheme:
     Attributes:
         weights: the grid of weights.
         per_channel: whether weights get one scale an output channel, where the kernel can read that.
+        largest_pair: as in ``Scheme``.
+        target: the preset that it comes from.
     """
 
     weights: Grid
     per_channel: bool = True
+    largest_pair: int | None = None
+    target: str = "x86"
 
     @property
     def description(self) -> str:
@@ -103,6 +112,7 @@ PRESETS: Mapping[str, Scheme] = {
         machine="Qualcomm NPUs through QNN",
         activations=_U8,
         weights=_S8_SYMMETRIC,
+        placement="every-tensor",
     ),
     # The preset "mixed" of NNCF: asymmetric activations, symmetric weights, float biases
     # (https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html).
@@ -132,9 +142,14 @@ def preset(name: str) -> Scheme:
     return PRESETS[name]
 
 
-def symmetric_activations(scheme: Scheme) -> Scheme:
-    """Returns ``scheme`` with the zero point of activations in the middle of their grid."""
-    return replace(scheme, activations=replace(scheme.activations, symmetric=True))
+def as_dynamic(scheme: Scheme) -> DynamicScheme:
+    """Returns what is left of ``scheme`` for activations that are quantized as the model runs."""
+    return DynamicScheme(
+        weights=scheme.weights,
+        per_channel=scheme.per_channel,
+        largest_pair=scheme.largest_pair,
+        target=scheme.target,
+    )
 
 
 def _described(grid: Grid) -> str:

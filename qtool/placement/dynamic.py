@@ -93,5 +93,6 @@ def _weights(nodes: list[ir.Node], scheme: DynamicScheme) -> dict[str, WeightPla
             grid=scheme.weights,
             granularity=wishes.pop() if len(wishes) == 1 else PerTensor(),
             nodes=tuple(node.name or "" for node in sharing),
+            largest_pair=scheme.largest_pair,
         )
     return plans
