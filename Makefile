@@ -1,14 +1,15 @@
 # make demo    the main job on a real model: convert, calibrate, quantize, report
 # make test    the test suite
 # make lint    style, formatting and types
-# make bench   qtool beside onnxruntime's own quantizer: make bench MODELS=folder
+# make bench   qtool beside other quantizers on real models, which it makes first; on your own: make bench MODELS=folder
 # make clean   removes what these made
 #
 # The first of them makes a virtual environment in .venv; PYTHON names the interpreter to make it with.
 
 PYTHON ?=
 VENV ?= .venv
-MODELS ?=
+REAL_MODELS := bench-models
+MODELS ?= $(REAL_MODELS)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -28,8 +29,11 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 bench: $(STAMP)
-	@test -n "$(MODELS)" || { echo "say which models: make bench MODELS=folder"; exit 2; }
-	$(BIN)/python benchmarks/compare.py "$(MODELS)" --rival
+ifeq ($(MODELS),$(REAL_MODELS))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	-$(BIN)/python benchmarks/real_models.py "$(MODELS)"
+endif
+	$(BIN)/python benchmarks/compare.py "$(MODELS)" --all --output "$(MODELS)/results"
 
 # The environment is made anew when what it should hold changes: no package of an older list stays behind.
 $(STAMP): pyproject.toml constraints.txt
@@ -50,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

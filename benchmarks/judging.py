@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from rows import Rows, open_session
 
 Array = npt.NDArray[Any]
 FLOAT = "float"
-# Samples a run where the model leaves the number open.
-BATCH = 16
 # Runs a turn: their mean is one measurement.
 RUNS_A_TURN = 4
+# A third axis of so many values or more holds the scores of classes, and the others the places that have a class each.
+FEWEST_SCORES = 64
 
 
 @dataclass(slots=True)
@@ -49,80 +50,77 @@ def judge(models: Mapping[str, Path], data: Path, *, threads: int, rounds: int) 
     """
     with np.load(data) as file:
         arrays = {name: file[name] for name in file.files}
-    inputs = {name: values for name, values in arrays.items() if not name.startswith("_")}
     results = {name: Judgement() for name in models}
     sessions = {}
     for name, path in models.items():
         try:
-            sessions[name] = _open(path, threads)
-            sessions[name].run(None, {key: values[: _batch(sessions[name])] for key, values in inputs.items()})
+            sessions[name] = open_session(path, threads)
+            sessions[name].run(None, Rows(sessions[name], arrays).one())
         except Exception as error:  # noqa: BLE001 - a model that does not load or run is a result
             results[name].error = " ".join(f"does not run: {error}".split())[:160]
             sessions.pop(name, None)
     if FLOAT not in sessions:
         raise RuntimeError(f"the float model {results[FLOAT].error}")
-    _judge_outputs(results, sessions, inputs, arrays.get("_label"))
-    times = _times(sessions, {name: values[:1] for name, values in inputs.items()}, rounds)
+    rows = _fitting(sessions[FLOAT], arrays)
+    _judge_outputs(results, sessions, rows, arrays.get("_label"))
+    times = _times(sessions, rows.one(), rounds)
     for name, seconds in times.items():
         results[name].median_ms = float(np.median(seconds) * 1e3)
         results[name].speedup = float(np.median(times[FLOAT] / seconds))
     return results
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _batch(session: ort.InferenceSession) -> int:
-    firsts = [node.shape[0] for node in session.get_inputs() if node.shape]
-    return next((first for first in firsts if isinstance(first, int)), BATCH)
+def _fitting(session: ort.InferenceSession, arrays: Mapping[str, Array]) -> Rows:
+    """Returns the rows in batches, or one by one where the model turns out to take no more."""
+    rows = Rows(session, arrays)
+    try:
+        session.run(None, next(rows.batches()))
+    except Exception:  # noqa: BLE001 - onnxruntime's own errors share no base class
+        rows.batch = 1
+    return rows
 
 
 def _judge_outputs(
     results: Mapping[str, Judgement],
     sessions: Mapping[str, ort.InferenceSession],
-    inputs: Mapping[str, Array],
+    rows: Rows,
     labels: Array | None,
 ) -> None:
-    """Compares first outputs batch by batch; only vectors, which are small, are kept for more."""
+    """Compares first outputs batch by batch; only what each place is taken for is kept, and vectors of unit length."""
     signal, noise = 0.0, dict.fromkeys(sessions, 0.0)
-    vectors: dict[str, list[Array]] = {name: [] for name in sessions}
-    for feed in _feeds(inputs, _batch(sessions[FLOAT])):
-        reference = sessions[FLOAT].run(None, feed)[0].astype(np.float64)
+    kept: dict[str, list[Array]] = {name: [] for name in sessions}
+    units = None
+    for feed in rows.batches():
+        outputs = {name: session.run(None, feed)[0].astype(np.float64) for name, session in sessions.items()}
+        reference = outputs[FLOAT]
+        units = _are_units(reference) if units is None else units
         signal += float(np.square(reference).sum())
-        for name, session in sessions.items():
-            output = reference if name == FLOAT else session.run(None, feed)[0].astype(np.float64)
+        for name, output in outputs.items():
             noise[name] += float(np.square(output - reference).sum())
-            if output.ndim == 2:
-                vectors[name].append(output)
-    whole = {name: np.concatenate(parts) for name, parts in vectors.items() if parts}
+            if output.ndim == 2 or (output.ndim == 3 and output.shape[2] >= FEWEST_SCORES):
+                kept[name].append(output if units else output.argmax(-1).reshape(-1))
+    chosen = {name: _chosen(parts, units=bool(units)) for name, parts in kept.items() if parts}
     for name in sessions:
-        if name != FLOAT:
-            results[name].sqnr_db = 10 * float(np.log10(signal / max(noise[name], 1e-30)))
-        if name in whole:
-            chosen = _chosen(whole[name], units=_are_units(whole[FLOAT]))
-            results[name].agreement = float((chosen == _chosen(whole[FLOAT], units=_are_units(whole[FLOAT]))).mean())
+        if not np.isfinite(noise[name]):
+            results[name].error = "its outputs are not finite"
+        elif name != FLOAT:
+            results[name].sqnr_db = 10 * float(np.log10(max(signal, 1e-30) / max(noise[name], 1e-30)))
+        if name in chosen:
+            results[name].agreement = float((chosen[name] == chosen[FLOAT]).mean())
             if labels is not None:
-                results[name].accuracy = float((whole[name].argmax(1) == labels[: len(chosen)]).mean())
-
-
-def _feeds(inputs: Mapping[str, Array], batch: int) -> Iterator[dict[str, Array]]:
-    count = len(next(iter(inputs.values())))
-    for first in range(0, count - count % batch if batch != BATCH else count, batch):
-        yield {name: values[first : first + batch] for name, values in inputs.items()}
+                results[name].accuracy = float((chosen[name] == labels[: len(chosen[name])]).mean())
 
 
 def _are_units(vectors: Array) -> bool:
-    return bool(np.abs(np.square(vectors).sum(1) - 1).max() < 1e-3)
+    return vectors.ndim == 2 and bool(np.abs(np.square(vectors).sum(1) - 1).max() < 1e-3)
 
 
-def _chosen(vectors: Array, *, units: bool) -> Array:
-    """Returns the class of each row, or for vectors of length one the row nearest to it."""
+def _chosen(parts: list[Array], *, units: bool) -> Array:
+    """Returns the class of each place, or for vectors of length one the sample nearest to it."""
+    whole = np.concatenate(parts)
     if not units:
-        return vectors.argmax(1)
-    likeness = vectors @ vectors.T
+        return whole
+    likeness = whole @ whole.T
     np.fill_diagonal(likeness, -np.inf)
     return likeness.argmax(1)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from rows import Rows, open_session
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -28,10 +28,9 @@ METHODS = {
 class SampleReader(CalibrationDataReader):
     """Gives one sample after the other."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Takes arrays of the same length, by input name."""
-        count = len(next(iter(arrays.values())))
-        self._samples = iter({name: values[i : i + 1] for name, values in arrays.items()} for i in range(count))
+    def __init__(self, rows: Rows) -> None:
+        """Takes the samples of one model."""
+        self._samples = rows.singles()
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Returns the next sample, None after the last."""
@@ -46,8 +45,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--method", choices=METHODS, default="minmax")
     arguments = parser.parse_args()
-    with np.load(arguments.calib) as file:
-        arrays = {name: file[name] for name in file.files if not name.startswith("_")}
+    rows = Rows.read(open_session(arguments.model, 1), arguments.calib)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         try:
@@ -57,7 +55,7 @@ def main() -> None:
         quantize_static(
             str(prepared),
             str(arguments.output),
-            SampleReader(arrays),
+            SampleReader(rows),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

@@ -1,30 +1,28 @@
 """Runs a float model over samples one by one, and does nothing with the results: what ``calibration.py`` compares with.
 
-Run: python benchmarks/plain_inference.py MODEL.onnx DATA.npz [--threads N].
+Run: python benchmarks/plain_inference.py MODEL.onnx DATA.npz [--threads N] [--limit N].
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import islice
+from pathlib import Path
 
-import numpy as np
-import onnxruntime as ort
+from rows import Rows, open_session
 
 
 def main() -> None:
     """Opens the model, reads the data, runs."""
     parser = argparse.ArgumentParser(description="Runs a float model over samples one by one.")
     parser.add_argument("model")
-    parser.add_argument("data")
+    parser.add_argument("data", type=Path)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="only the first so many samples")
     arguments = parser.parse_args()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = arguments.threads, 4
-    session = ort.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])
-    with np.load(arguments.data) as file:
-        arrays = {name: file[name] for name in file.files if not name.startswith("_")}
-    for index in range(len(next(iter(arrays.values())))):
-        session.run(None, {name: values[index : index + 1] for name, values in arrays.items()})
+    session = open_session(arguments.model, arguments.threads)
+    for feed in islice(Rows.read(session, arguments.data).singles(), arguments.limit):
+        session.run(None, feed)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,17 +33,22 @@ class Finished:
     @property
     def last_line(self) -> str:
         """The end of what it had to say about a failure."""
-        lines = [line for line in self.errors.splitlines() if line.strip()] or ["no message"]
+        silent = f"ended by signal {-self.code}" if self.code < 0 else "no message"
+        lines = [line for line in self.errors.splitlines() if line.strip()] or [silent]
         problem = [line for line in lines if line.startswith("error:")]
         return (problem or lines[-1:])[0][:200]
 
 
-def run(command: Sequence[str]) -> Finished:
-    """Runs ``command`` and waits for it."""
+def run(command: Sequence[str], *, limit_seconds: float | None = None) -> Finished:
+    """Runs ``command`` and waits for it; ends it after ``limit_seconds``."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        end = threading.Timer(limit_seconds or threading.TIMEOUT_MAX, process.kill)
+        end.daemon = True
+        end.start()
         peak = _wait(process)
+        end.cancel()
         seconds = time.perf_counter() - start
         texts = []
         for stream in (output, errors):

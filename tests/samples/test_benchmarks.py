@@ -8,7 +8,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
 from calib.ranges import RANGE_METHODS
@@ -33,7 +35,7 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["compare", "calibration", "calibration_pass", "onnxruntime_static", "plain_inference"]
+    "name", ["compare", "calibration", "calibration_pass", "onnxruntime_static", "plain_inference", "real_models"]
 )
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
     result = python(str(root / "benchmarks" / f"{name}.py"), "--help")
@@ -53,6 +55,31 @@ def test_models_are_judged_beside_the_float_model(root: Path, digits: Path, pyth
     assert rows["plain"]["size_mb"] < 0.4 * rows["float"]["size_mb"]
     assert "nonsense" in found["broken"]["error"]
     assert result.returncode == 1
+
+
+def test_rows_that_are_whole_values_are_fed_one_by_one(root: Path, tmp_path: Path, python: Python) -> None:
+    folder = tmp_path / "models" / "stateful"
+    folder.mkdir(parents=True)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,8] sound, float[2,1,8] state, int64 rate) => (float[1,8] y, float[2,1,8] new_state)
+    <float[8,8] w> { a = MatMul (sound, w) s = ReduceSum <keepdims = 0> (state) r = Cast <to = 1> (rate)
+    b = Add (a, s) y = Mul (b, r) new_state = Identity (state) }"""
+    model, random = parser.parse_model(text), np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "w"))
+    onnx.save(model, folder / "fp32.onnx")
+    for part in ("calib", "eval"):
+        sound, state = (random.normal(size=shape).astype(np.float32) for shape in ((20, 1, 8), (20, 2, 1, 8)))
+        np.savez(folder / f"{part}.npz", sound=sound, state=state, rate=np.full(20, 2))
+    result = python(str(root / "benchmarks" / "compare.py"), str(folder), "--rounds", "1", "--rival", "--json")
+    found = {row["made_by"]: row["judgement"] for row in json.loads(result.stdout)}
+    assert found["qtool"]["sqnr_db"] > 20
+    assert found["onnxruntime minmax"]["sqnr_db"] > 20
+
+
+def test_every_real_model_says_what_it_is_fed(root: Path, python: Python) -> None:
+    lines = python(str(root / "benchmarks" / "real_models.py"), "--list").stdout.splitlines()
+    assert len(lines) >= 10
+    assert all("; from " in line for line in lines)
 
 
 def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Python) -> None:
