@@ -72,8 +72,8 @@ def test_rows_that_are_whole_values_are_fed_one_by_one(root: Path, tmp_path: Pat
         np.savez(folder / f"{part}.npz", sound=sound, state=state, rate=np.full(20, 2))
     result = python(str(root / "benchmarks" / "compare.py"), str(folder), "--rounds", "1", "--rival", "--json")
     found = {row["made_by"]: row["judgement"] for row in json.loads(result.stdout)}
-    assert found["qtool"]["sqnr_db"] > 20
-    assert found["onnxruntime minmax"]["sqnr_db"] > 20
+    assert found["qtool"]["sqnr_db"] > 15
+    assert found["onnxruntime minmax"]["sqnr_db"] > 15
 
 
 def test_every_real_model_says_what_it_is_fed(root: Path, python: Python) -> None:
