@@ -16,8 +16,8 @@ from qtool.passes.names import Names
 class RemoveDynamic(ir.passes.InPlacePass):
     """Replaces DynamicQuantizeLinear → MatMulInteger → Cast → Mul by MatMul with the dequantized weights.
 
-    It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does. Integer weights that several
-    layers share become one float tensor.
+    It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does, which also multiplies two tensors
+    that are both computed. Integer weights that several layers share become one float tensor.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -48,8 +48,8 @@ class _Remover:
         result = None if cast is None or cast.op_type != "Cast" else sole_consumer(cast.outputs[0])
         if cast is None or result is None or result.op_type != "Mul":
             return False
-        weight_scale = _weight_scale(result, cast.outputs[0], quantize.outputs[1])
-        weight = None if weight_scale is None else self._weight(product, weight_scale)
+        scale = _second_scale(result, cast.outputs[0], quantize.outputs[1])
+        weight = None if scale is None else self._second_factor(product, scale)
         if weight is None:
             return False
         matmul = ir.node("MatMul", [quantize.inputs[0], weight], name=product.name)
@@ -58,14 +58,22 @@ class _Remover:
         )
         return True
 
+    def _second_factor(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
+        """Returns the floats that the integers in a product's second place stand for."""
+        maker = scale.producer()
+        if maker is not None:
+            computed = maker.op_type == "DynamicQuantizeLinear" and product.inputs[1] is maker.outputs[0]
+            return maker.inputs[0] if computed and scale is maker.outputs[1] else None
+        return self._weight(product, scale)
+
     def _weight(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
-        """Returns the floats that a layer's integers stand for."""
         stored = product.inputs[1]
         zero = product.inputs[3] if len(product.inputs) > 3 else None
         turn = None if stored is None else stored.producer()
         if turn is not None and turn.op_type == "Transpose":
             stored = turn.inputs[0]
-        if stored is None or not is_constant(stored) or (zero is not None and not is_constant(zero)):
+        constants = (stored, scale) if zero is None else (stored, scale, zero)
+        if stored is None or not all(is_constant(value) for value in constants):
             return None
         key = (stored, scale, zero)
         if key not in self._floats:
@@ -80,12 +88,11 @@ class _Remover:
         return node.outputs[0]
 
 
-def _weight_scale(result: ir.Node, cast: ir.Value, input_scale: ir.Value) -> ir.Value | None:
-    """Returns the stored scale in ``cast * (input_scale * stored)``, whose factors may stand in any order."""
+def _second_scale(result: ir.Node, cast: ir.Value, input_scale: ir.Value) -> ir.Value | None:
+    """Returns the other scale in ``cast * (input_scale * other)``, whose factors may stand in any order."""
     scales = _other_factor(result, cast)
     maker = None if scales is None else scales.producer()
-    stored = None if maker is None or maker.op_type != "Mul" else _other_factor(maker, input_scale)
-    return stored if is_constant(stored) else None
+    return None if maker is None or maker.op_type != "Mul" else _other_factor(maker, input_scale)
 
 
 def _other_factor(product: ir.Node, factor: ir.Value) -> ir.Value | None:
