@@ -99,7 +99,7 @@ def activation_params(
         if seen is None:
             raise InputError(
                 f"the statistics know nothing of the tensor '{source}'",
-                fix="calibrate again with the same --activations-symmetric, or give --calib-data instead",
+                fix="calibrate again with the same --target and --activations-symmetric, or give --calib-data instead",
             )
         if source in plan.lowest:
             seen = seen.above(plan.lowest[source])

@@ -23,6 +23,7 @@ from qtool.cli.options import (
     OutputOption,
     PreprocessOption,
     QuietOption,
+    TargetOption,
     ThreadsOption,
 )
 from qtool.errors import UsageError
@@ -36,13 +37,15 @@ def calibrate(
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
+    target: TargetOption = None,
     activations_symmetric: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--activations-symmetric/--activations-asymmetric",
-            help="The zero point of activations that the statistics are for: fixed, or free.",
+            help="The zero point of activations that the statistics are for: fixed, or free. Default: the target's.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Count every value in the histograms, not thousands a sample; slower.")
     ] = False,
@@ -56,6 +59,7 @@ def calibrate(
     debug: DebugOption = False,
 ) -> None:
     """Runs a float model over data once and writes statistics from which every range method can work."""
+    from qtool.schemes import DEFAULT_PRESET
     from qtool.workflows.calibrate import CalibrateRequest
     from qtool.workflows.calibrate import calibrate as run
     from qtool.workflows.data_request import DataRequest
@@ -72,6 +76,7 @@ def calibrate(
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             output=output,
             output_dir=output_dir,
+            target=target or DEFAULT_PRESET,
             activations_symmetric=activations_symmetric,
             exact=exact,
             threads=threads,

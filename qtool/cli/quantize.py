@@ -24,6 +24,7 @@ from qtool.cli.options import (
     OutputOption,
     PreprocessOption,
     QuietOption,
+    TargetOption,
     ThreadsOption,
 )
 from qtool.cli.quantize_options import (
@@ -32,7 +33,6 @@ from qtool.cli.quantize_options import (
     MethodOptions,
     SchemeName,
     SchemeOptions,
-    dynamic_scheme,
 )
 
 
@@ -51,6 +51,7 @@ def quantize(
     ] = None,
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
+    target: TargetOption = None,
     scheme: Annotated[
         SchemeName,
         typer.Option(
@@ -59,21 +60,37 @@ def quantize(
         ),
     ] = SchemeName.STATIC,
     per_channel: Annotated[
-        bool, typer.Option("--per-channel/--per-tensor", help="One weight scale an output channel, or one a tensor.")
-    ] = True,
-    weights_symmetric: Annotated[
-        bool, typer.Option("--weights-symmetric/--weights-asymmetric", help="Zero point of weights fixed, or free.")
-    ] = True,
-    activations_symmetric: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--activations-symmetric/--activations-asymmetric", help="Zero point of activations fixed, or free."
+            "--per-channel/--per-tensor",
+            help="One weight scale an output channel, or one a tensor. Default: the target's.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
+    weights_symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--weights-symmetric/--weights-asymmetric",
+            help="Zero point of weights fixed, or free. Default: the target's.",
+            show_default=False,
+        ),
+    ] = None,
+    activations_symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--activations-symmetric/--activations-asymmetric",
+            help="Zero point of activations fixed, or free. Default: the target's.",
+            show_default=False,
+        ),
+    ] = None,
     activation_type: Annotated[
-        IntegerType, typer.Option("--activation-type", help="Integers of activations; x86 runs u8 fastest.")
-    ] = IntegerType.U8,
-    weight_type: Annotated[IntegerType, typer.Option("--weight-type", help="Integers of weights.")] = IntegerType.S8,
+        IntegerType | None,
+        typer.Option("--activation-type", help="Integers of activations. Default: the target's.", show_default=False),
+    ] = None,
+    weight_type: Annotated[
+        IntegerType | None,
+        typer.Option("--weight-type", help="Integers of weights. Default: the target's.", show_default=False),
+    ] = None,
     method: Annotated[Method, typer.Option("--method", help="How ranges of activations are found.")] = Method.MINMAX,
     percentile: Annotated[
         float | None,
@@ -143,6 +160,7 @@ def quantize(
 ) -> None:
     """Quantizes a model to INT8 and checks the result in onnxruntime before it is put in place."""
     from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
+    from qtool.schemes import as_dynamic
     from qtool.selection import Selection
     from qtool.workflows.data_request import DataRequest
     from qtool.workflows.quantize import QuantizeRequest, plan_quantization
@@ -155,16 +173,24 @@ def quantize(
         data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
     patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
     selection = Selection(**{name: tuple(given or ()) for name, given in patterns.items()})
+    schemes = SchemeOptions(
+        target=target,
+        per_channel=per_channel,
+        weights_symmetric=weights_symmetric,
+        activations_symmetric=activations_symmetric,
+        activation_type=activation_type,
+        weight_type=weight_type,
+    )
+    integers = schemes.scheme(dynamic=scheme is SchemeName.DYNAMIC)
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
         from qtool.workflows.quantize_dynamic import DynamicRequest
 
         refuse_static_options(context)
-        weights = dynamic_scheme(weight_type, symmetric=weights_symmetric, per_channel=per_channel)
         asked = DynamicRequest(
             source=source,
             data=data,
-            scheme=weights,
+            scheme=as_dynamic(integers),
             selection=selection,
             output=output,
             output_dir=output_dir,
@@ -176,18 +202,11 @@ def quantize(
     methods = MethodOptions(
         percentile=percentile, spread=spread, entropy_bins=entropy_bins, mse_candidates=mse_candidates
     )
-    schemes = SchemeOptions(
-        per_channel=per_channel,
-        weights_symmetric=weights_symmetric,
-        activations_symmetric=activations_symmetric,
-        activation_type=activation_type,
-        weight_type=weight_type,
-    )
     request = QuantizeRequest(
         source=source,
         data=data,
         statistics=calib_stats,
-        scheme=schemes.scheme(),
+        scheme=integers,
         method=methods.range_method(method),
         method_name=method.value,
         selection=selection,

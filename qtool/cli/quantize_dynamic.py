@@ -25,7 +25,8 @@ from qtool.workflows.quantize_dynamic import DynamicReport, DynamicRequest, plan
 # The parameters of the command that mean something here; whatever else is given is refused.
 _UNDERSTOOD = frozenset(
     {
-        *("model", "calib_data", "output", "output_dir", "scheme", "per_channel", "weights_symmetric", "weight_type"),
+        *("model", "calib_data", "output", "output_dir", "target", "scheme", "per_channel", "weights_symmetric"),
+        "weight_type",
         *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
         *("threads", "dry_run", "force", "json", "quiet", "debug", "help"),
     }
@@ -87,6 +88,7 @@ def _show_plan(console: Console, plan: DynamicPlan, request: DynamicRequest) -> 
 def _plan_as_json(plan: DynamicPlan, request: DynamicRequest) -> dict[str, object]:
     return {
         "schema": "qtool.plan/1",
+        "target": request.scheme.target,
         "scheme": request.scheme.description,
         "tensors": weight_rows(plan.weights),
         "integer_nodes": [{"node": node, "operator": operator} for node, operator in plan.integer_nodes.items()],
@@ -114,6 +116,7 @@ def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str,
         "output": str(report.output),
         "manifest": str(report.manifest),
         "float_model": str(report.float_model),
+        "target": request.scheme.target,
         "scheme": request.scheme.description,
         "compared_on": report.compared_on,
         "float_bytes": report.float_bytes,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
+    from calib.grid import Grid
     from calib.ranges import RangeMethod
-    from qtool.schemes import DynamicScheme, Scheme
+    from qtool.schemes import Scheme
 
 
 class Method(StrEnum):
@@ -84,41 +85,48 @@ class MethodOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeOptions:
-    """What the options say about integers."""
+    """What the options say about integers; None where they leave it to the target."""
 
-    per_channel: bool
-    weights_symmetric: bool
-    activations_symmetric: bool
-    activation_type: IntegerType
-    weight_type: IntegerType
+    target: str | None
+    per_channel: bool | None
+    weights_symmetric: bool | None
+    activations_symmetric: bool | None
+    activation_type: IntegerType | None
+    weight_type: IntegerType | None
 
-    def scheme(self) -> Scheme:
-        """Returns the scheme.
+    def scheme(self, *, dynamic: bool) -> Scheme:
+        """Returns the target's scheme with what the options change in it.
+
+        ``dynamic`` tells whether activations are to be quantized as the model runs.
 
         Raises:
-            UsageError: onnxruntime has no kernel for the combination.
+            UsageError: there is no such target, or it has no kernel for the combination.
         """
-        from calib.grid import Grid
-        from qtool.schemes import Scheme
+        from qtool.schemes import DEFAULT_PRESET, preset
 
-        if self.activation_type is IntegerType.S8 and self.weight_type is IntegerType.U8:
+        target = preset(self.target or DEFAULT_PRESET)
+        if dynamic and not target.for_cpu:
             raise UsageError(
-                "onnxruntime has no kernel for s8 activations with u8 weights",
+                f"--scheme dynamic is for onnxruntime's CPU provider, not for {target.machine}",
+                fix="use --scheme static, or the target of a CPU",
+            )
+        scheme = replace(
+            target,
+            activations=_changed(target.activations, self.activation_type, self.activations_symmetric),
+            weights=_changed(target.weights, self.weight_type, self.weights_symmetric),
+            per_channel=target.per_channel if self.per_channel is None else self.per_channel,
+        )
+        if scheme.activations.signed and not scheme.weights.signed:
+            raise UsageError(
+                f"{target.machine} has no kernel for s8 activations with u8 weights",
                 fix="use --weight-type s8, or --activation-type u8",
             )
-        return Scheme(
-            activations=Grid(
-                bits=8, signed=self.activation_type is IntegerType.S8, symmetric=self.activations_symmetric
-            ),
-            weights=Grid(bits=8, signed=self.weight_type is IntegerType.S8, symmetric=self.weights_symmetric),
-            per_channel=self.per_channel,
-        )
+        return scheme
 
 
-def dynamic_scheme(weight_type: IntegerType, *, symmetric: bool, per_channel: bool) -> DynamicScheme:
-    """Returns the scheme of a model whose activations are quantized as it runs."""
-    from calib.grid import Grid
-    from qtool.schemes import DynamicScheme
-
-    signed = weight_type is IntegerType.S8
-    return DynamicScheme(weights=Grid(bits=8, signed=signed, symmetric=symmetric), per_channel=per_channel)
+def _changed(grid: Grid, kind: IntegerType | None, symmetric: bool | None) -> Grid:
+    return replace(
+        grid,
+        signed=grid.signed if kind is None else kind is IntegerType.S8,
+        symmetric=grid.symmetric if symmetric is None else symmetric,
+    )

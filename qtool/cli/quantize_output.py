@@ -51,7 +51,8 @@ class Written(Protocol):
 def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
     """Prints every tensor with its scheme, and every node that stays float with its reason."""
     rows = [(row["tensor"], row["kind"], row["type"], row["granularity"], row["note"]) for row in _tensors(plan)]
-    console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, scheme.description)
+    caption = f"{scheme.description}, for {scheme.machine}"
+    console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, caption)
     show_skipped(console, plan.skipped)
     counts = Counter([*plan.integer_nodes.values(), *plan.dynamic.integer_nodes.values()])
     console.say("to run on integers: " + ", ".join(f"{count} {operator}" for operator, count in counts.items()))
@@ -61,6 +62,7 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
     """Returns the plan as values for JSON."""
     return {
         "schema": "qtool.plan/1",
+        "target": scheme.target,
         "scheme": scheme.description,
         "tensors": _tensors(plan),
         "integer_nodes": [
@@ -75,6 +77,8 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
 def show_report(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
     """Prints what was done, how close the result is, and what to look at."""
     show_coverage(console, report.coverage)
+    if not request.scheme.for_cpu:
+        console.say(f"this is what the CPU makes of it; {request.scheme.machine} chooses kernels of its own")
     show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:
         caption = (
@@ -141,6 +145,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "output": str(report.output),
         "manifest": str(report.manifest),
         "float_model": str(report.float_model),
+        "target": request.scheme.target,
         "scheme": request.scheme.description,
         "method": request.method_name,
         "samples": report.samples,
@@ -152,6 +157,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "constant_tensors": list(report.findings.constant),
         "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
+        "reduced_channels": {name: list(channels) for name, channels in report.findings.reduced_channels.items()},
         "corrected_biases": dict(report.findings.corrected),
         "dynamic_nodes": list(report.plan.dynamic.integer_nodes),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
@@ -248,6 +254,8 @@ def _remarks(report: QuantizeReport) -> list[str]:
         remarks.append(dead_channels_remark(findings.dead_channels))
     if findings.widened_channels:
         remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
+    if findings.reduced_channels:
+        remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
     if findings.corrected:
         worst = max(findings.corrected, key=lambda name: findings.corrected[name])
         remarks.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.schemes import DEFAULT_PRESET, PRESETS, symmetric_activations
+from qtool.schemes import DEFAULT_PRESET, preset
 from qtool.selection import Selection
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
@@ -41,7 +41,9 @@ class CalibrateRequest:
         data: the samples.
         output: the statistics file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
-        activations_symmetric: whether the statistics are for symmetric activations, which cannot absorb ReLUs.
+        target: the preset that the statistics are for.
+        activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for what the
+            preset says.
         exact: whether histograms count every value.
         threads: threads inside an operator; 0 is one a core.
         force: whether an existing output may be replaced.
@@ -51,7 +53,8 @@ class CalibrateRequest:
     data: DataRequest
     output: Path | None = None
     output_dir: Path | None = None
-    activations_symmetric: bool = False
+    target: str = DEFAULT_PRESET
+    activations_symmetric: bool | None = None
     exact: bool = False
     threads: int = 0
     force: bool = False
@@ -108,11 +111,11 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     folder = request.output_dir or request.source.path.parent
     output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
     check_output(output, force=request.force)
+    scheme = preset(request.target)
     dataset = request.data.open()
     model = prepare(request.source.load(progress, dataset=dataset))
-    scheme = PRESETS[DEFAULT_PRESET]
-    if request.activations_symmetric:
-        scheme = symmetric_activations(scheme)
+    if request.activations_symmetric is not None:
+        scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
     watched = Watched.by(build_plan(model, scheme, Selection()))
     collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
     origin = statistics_origin(model, request.data.source)

@@ -165,6 +165,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
 def _options(request: DynamicRequest) -> dict[str, Any]:
     data = request.data
     return {
+        "target": request.scheme.target,
         "scheme": request.scheme.description,
         "include": list(request.selection.include),
         "exclude": list(request.selection.exclude),

@@ -50,6 +50,7 @@ def data_record(source: str) -> FileRecord:
 def _options(request: QuantizeRequest) -> dict[str, Any]:
     data = request.data
     return {
+        "target": request.scheme.target,
         "scheme": request.scheme.description,
         "method": {"name": request.method_name, **_fields(request.method)},
         "include": list(request.selection.include),
