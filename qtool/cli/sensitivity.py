@@ -1,0 +1,118 @@
+"""``qtool sensitivity``: which layers suffer from being quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.model_options import model_path, model_source
+from qtool.cli.options import (
+    BatchSizeOption,
+    CalibDataOption,
+    DebugOption,
+    FactoryKwargsOption,
+    FactoryOption,
+    ForceOption,
+    InputShapeOption,
+    JsonOption,
+    LimitOption,
+    OptionalModelArgument,
+    OutputOption,
+    PreprocessOption,
+    QuietOption,
+    TargetOption,
+    ThreadsOption,
+)
+from qtool.cli.quantize_options import Method, MethodOptions
+from qtool.errors import UsageError
+
+
+def sensitivity(
+    model: OptionalModelArgument = None,
+    calib_data: CalibDataOption = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="About how many samples to judge by.")] = 8,
+    worst: Annotated[int, typer.Option("--worst", min=1, help="How many layers to show; files hold all of them.")] = 20,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw them as a picture, such as layers.png.", show_default=False),
+    ] = None,
+    output: OutputOption = None,
+    target: TargetOption = None,
+    method: Annotated[Method, typer.Option("--method", help="How ranges of activations are found.")] = Method.MINMAX,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include", metavar="PATTERN", help="Only nodes of this name or operator; repeatable.", show_default=False
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="PATTERN", help="None of this name or operator; repeatable.", show_default=False
+        ),
+    ] = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = None,
+    limit: LimitOption = None,
+    factory: FactoryOption = None,
+    model_kwargs: FactoryKwargsOption = None,
+    input_shape: InputShapeOption = None,
+    threads: ThreadsOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Quantizes one layer at a time and ranks the layers by the noise that they put into the outputs."""
+    from qtool.schemes import DEFAULT_PRESET, preset
+    from qtool.selection import Selection
+    from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.sensitivity import SensitivityRequest, in_decibels
+    from qtool.workflows.sensitivity import sensitivity as run
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    path = model_path(model)
+    if calib_data is None:
+        raise UsageError("there is no data to judge by", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
+    ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
+    report = run(
+        SensitivityRequest(
+            source=model_source(path, factory, model_kwargs, input_shape),
+            data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            scheme=preset(target or DEFAULT_PRESET),
+            method=ranges.range_method(method),
+            selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+            samples=samples,
+            output=output,
+            plot=plot,
+            worst=worst,
+            threads=threads,
+            force=force,
+        ),
+        console.progress(),
+    )
+    if json:
+        console.json(report.as_json())
+        return
+    console.table(
+        "Noise at the outputs, one layer at a time on integers",
+        ("layer", "operator", "SQNR alone", "share of noise", "nodes"),
+        [
+            (
+                layer.group.layer,
+                layer.group.operator,
+                in_decibels(layer.sqnr_db),
+                f"{layer.share:.1%}",
+                len(layer.group.nodes),
+            )
+            for layer in report.layers[:worst]
+        ],
+        f"the worst {min(worst, len(report.layers))} of {len(report.layers)} layers, with the operators behind them; "
+        f"{in_decibels(report.sqnr_db)} with all of them on integers; {report.samples} samples",
+    )
+    for file in (output, plot):
+        if file is not None:
+            console.say(f"wrote {file}")

@@ -1,0 +1,50 @@
+"""Quantizes one prepared model in many ways, from statistics that were gathered once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calib.ranges import RangeMethod
+from calib.statistics import TensorStatistics
+from qtool.plan import build_plan
+from qtool.quantizer import quantize_graph
+from qtool.schemes import Scheme
+from qtool.search.variant import Variant
+from qtool.selection import Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticVariants:
+    """Makes variants of a model that differ in the nodes that stay float.
+
+    Attributes:
+        model: the float model, as ``prepare`` leaves it; it stays so.
+        scheme: which integers tensors become.
+        selection: which nodes may be quantized at all.
+        unfit: tensors that must stay float, each with the reason.
+        statistics: by tensor name, of every tensor that the fullest plan needs.
+        method: finds the ranges of activations.
+        bias_correction: whether biases take back what rounding the weights does to the layers' means.
+    """
+
+    model: ir.Model
+    scheme: Scheme
+    selection: Selection
+    unfit: Mapping[str, str]
+    statistics: Mapping[str, TensorStatistics]
+    method: RangeMethod
+    bias_correction: bool = True
+
+    def __call__(self, kept_float: Mapping[str, str]) -> Variant:
+        """Returns a new variant in which the named nodes stay float, each for the reason given.
+
+        Raises:
+            InputError: nothing is left to quantize, or a weight holds NaN or infinity.
+        """
+        model = self.model.clone()
+        plan = build_plan(model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float)
+        quantize_graph(model, plan, self.statistics, self.method, bias_correction=self.bias_correction)
+        return Variant(model, plan)
