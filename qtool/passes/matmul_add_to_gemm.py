@@ -1,17 +1,18 @@
-"""Joins MatMul and the bias behind it, where the activations are matrices, so that the bias can be an integer too."""
+"""Joins MatMul and the bias behind it, where the activations are matrices, so that the bias can be an integer too.
+
+What is added at run time, such as a residual, is no bias, and no integer kernel would take it. onnxruntime joins it to
+a MatMul of matrices all the same, which then runs in float; a Gemm it leaves alone.
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.passes.constants import constant_array, sole_consumer
+from qtool.passes.constants import constant_array, is_constant, sole_consumer
 
 
 class MatMulAddToGemm(ir.passes.InPlacePass):
-    """Writes MatMul(x, W) + b as Gemm(x, W, b), for matrices x and W and a constant b with one number a column.
-
-    What is computed at run time, such as a residual, is no bias: no integer kernel would take it.
-    """
+    """Writes MatMul(x, W) + b, of matrices, as Gemm(x, W, b), or as Gemm(x, W) + b where b is no constant row."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Joins every such pair."""
@@ -29,14 +30,19 @@ def _join(graph: ir.Graph, matmul: ir.Node) -> bool:
         return False
     bias = adder.inputs[1 if adder.inputs[0] is product else 0]
     array, columns = constant_array(bias), _columns(matmul)
-    if array is None or columns is None or array.shape not in ((columns,), (1, columns)):
+    if columns is None:
         return False
-    gemm = ir.node("Gemm", [*matmul.inputs, bias], name=matmul.name)
-    result, output = gemm.outputs[0], adder.outputs[0]
+    if array is not None and array.shape in ((columns,), (1, columns)):
+        gemm, replaced = ir.node("Gemm", [*matmul.inputs, bias], name=matmul.name), [adder, matmul]
+    elif is_constant(matmul.inputs[1]):
+        gemm, replaced = ir.node("Gemm", matmul.inputs, name=matmul.name), [matmul]
+    else:
+        return False
+    result, output = gemm.outputs[0], replaced[0].outputs[0]
     result.name, result.type, result.shape = output.name, output.type, output.shape
-    graph.insert_before(adder, gemm)
+    graph.insert_before(replaced[0], gemm)
     output.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove([adder, matmul], safe=True)
+    graph.remove(replaced, safe=True)
     return True
 
 
