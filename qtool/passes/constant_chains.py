@@ -45,6 +45,17 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, npt.NDArray[np.float32]] 
     return None
 
 
+def is_normalized(value: ir.Value) -> bool:
+    """Tells whether a value comes from a division by something computed, perhaps scaled and shifted already.
+
+    Such a spelled-out normalization is one fast operator for the runtime as long as it keeps its form.
+    """
+    maker = value.producer()
+    while maker is not None and (found := constant_operand(maker)) is not None:
+        maker = found[0].producer()
+    return maker is not None and maker.op_type in ("Div", "LayerNormalization", "SkipLayerNormalization")
+
+
 def _join(graph: ir.Graph, second: ir.Node) -> bool:
     """Makes two like operations one."""
     found = constant_operand(second)
@@ -73,6 +84,8 @@ def _swap(graph: ir.Graph, add: ir.Node) -> bool:
         return False
     inner = constant_operand(mul)
     if inner is None or sole_consumer(found[0]) is not add or found[1].size > inner[1].size:
+        return False
+    if is_normalized(inner[0]):
         return False
     if (np.abs(inner[1]) < _SMALLEST_FACTOR).any():
         return False

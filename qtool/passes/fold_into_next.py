@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.passes.constant_chains import constant_operand
+from qtool.passes.constant_chains import constant_operand, is_normalized
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
 
 
@@ -31,6 +31,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     if found is None or output.is_graph_output() or not output.uses():
         return False
     source, constant = found
+    if is_normalized(source):
+        return False
     layers = []
     for use in output.uses():
         channels = _input_channels(use.node) if use.idx == 0 and use.node.graph is graph else None
