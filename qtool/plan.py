@@ -144,6 +144,7 @@ def build_plan(
     *,
     unfit: Mapping[str, str] = NOTHING_UNFIT,
     kept_float: Mapping[str, str] = NOTHING_KEPT,
+    may_be_empty: bool = False,
 ) -> Plan:
     """Decides about every tensor of a prepared model, from its graph alone.
 
@@ -153,9 +154,10 @@ def build_plan(
         selection: which nodes may be quantized.
         unfit: tensors that data has shown to be unfit for integers, each with the reason.
         kept_float: by exact name, nodes that a search keeps float, each with the reason.
+        may_be_empty: whether a plan that quantizes nothing is a result.
 
     Raises:
-        InputError: the model is quantized already, or nothing in it can be quantized.
+        InputError: the model is quantized already, or nothing in it can be quantized and the plan may not be empty.
         UsageError: a pattern of ``selection`` matches nothing, or leaves nothing to calibrate.
     """
     from qtool.placement import placement_of
@@ -171,6 +173,8 @@ def build_plan(
     if not plan.integer_nodes:
         if dynamic.integer_nodes:
             raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
+        if may_be_empty:
+            return plan
         raise InputError(
             f"nothing in the model can be quantized{_in_short(plan.skipped)}",
             fix="quantize a model with Conv, Gemm or MatMul layers, or loosen --include and --exclude",

@@ -17,7 +17,7 @@ from calib.grid import Grid
 from qtool.passes.constants import constant_array, is_constant, sole_consumer
 from qtool.placement.layers import reason_to_skip_layer, weight_granularity
 from qtool.placement.onnxruntime_cpu import agreed_weight, clip_bounds
-from qtool.placement.operators import OPERATORS, Kind
+from qtool.placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
 from qtool.selection import Selection
@@ -69,7 +69,7 @@ class _Placement:
     def choose(self, selection: Selection, unfit: Mapping[str, str], kept_float: Mapping[str, str]) -> None:
         """Fills ``integer``, and ``skipped`` with every other node that computes floats."""
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
-            if not any(output.dtype in (None, ir.DataType.FLOAT) for output in node.outputs):
+            if not any(output.dtype in FLOAT_TYPES for output in node.outputs):
                 continue
             reason = "it is inside a branch or a loop" if node.graph is not self.graph else None
             reason = reason or kept_float.get(_name(node)) or selection.reason_to_skip(node)

@@ -17,7 +17,7 @@ from calib.grid import Grid
 from qtool.passes.constants import constant_array, is_constant, sole_consumer
 from qtool.placement.gates import lowest_useful_value
 from qtool.placement.layers import OUTPUT_OF_MODEL, reason_to_skip_layer, weight_granularity
-from qtool.placement.operators import OPERATORS, Kind
+from qtool.placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
 from qtool.selection import Selection
@@ -299,7 +299,7 @@ class _Placement:
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
             if node in self.integer or (node.op_type in ("Relu", "Clip") and self._is_absorbed_here(node)):
                 continue
-            if not any(output.dtype in (None, ir.DataType.FLOAT) for output in node.outputs):
+            if not any(output.dtype in FLOAT_TYPES for output in node.outputs):
                 continue
             if node.graph is not self.graph:
                 reason = "it is inside a branch or a loop"

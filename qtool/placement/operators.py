@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import onnx_ir as ir
+
+# None is a type that shape inference did not find.
+FLOAT_TYPES = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 
 class Kind(Enum):
     """How an operator can take part in integer arithmetic."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from calib.specs import Array, TensorSpec
+from formats.onnx_outline import read_outline
 from qtool.errors import RuntimeRefusedError
 
 Level = Literal["none", "basic", "extended", "all"]
@@ -53,6 +56,7 @@ class Session:
         threads: int = 0,
         level: Level = "all",
         optimized_to: Path | None = None,
+        profile_to: Path | None = None,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -61,6 +65,7 @@ class Session:
             threads: threads inside an operator; 0 lets onnxruntime take one a core.
             level: how far onnxruntime may rewrite the graph.
             optimized_to: where to write the graph as onnxruntime rewrote it.
+            profile_to: where to write how long every kernel runs; the file's name begins so.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -71,6 +76,9 @@ class Session:
         options.graph_optimization_level = _LEVELS[level]
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
@@ -81,7 +89,7 @@ class Session:
                 f"onnxruntime does not load {what}: {_first_line(error)}",
                 fix="check the file with `qtool inspect`, or export it again with another opset",
             ) from error
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.inputs = _with_ranks(tuple(_spec(node) for node in self._session.get_inputs()), model)
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
@@ -94,6 +102,10 @@ class Session:
         with _running(feeds):
             values = self._session.run(names, dict(feeds))
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Returns the file with the times of every kernel so far; only for a session that was opened to profile."""
+        return Path(self._session.end_profiling())
 
     def run_uncopied(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Returns the named outputs as read-only views of onnxruntime's own memory, where it has them as numbers.
@@ -132,6 +144,15 @@ class Watcher:
 def _spec(node: Any) -> TensorSpec:
     shape = None if node.shape is None else tuple(node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.object_)), shape)
+
+
+def _with_ranks(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
+    """Tells inputs of unknown rank from scalars; onnxruntime gives both no dimensions."""
+    if all(spec.shape for spec in inputs):
+        return inputs
+    proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_outline(model)
+    unknown = {value.name for value in proto.graph.input if not value.type.tensor_type.HasField("shape")}
+    return tuple(replace(spec, shape=None) if spec.name in unknown else spec for spec in inputs)
 
 
 def _view(value: Any) -> Array:

@@ -169,11 +169,13 @@ def gather(
     exact: bool = False,
     threads: int = 0,
 ) -> Collected:
-    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside.
+    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside; not at all to watch nothing.
 
     Raises:
         CalibError: the data does not fit the model, or a tensor holds NaN.
     """
+    if not watched.tensors:
+        return Collected(statistics={}, samples=0, batches=0)
     total = data.available(dataset)
     outputs = specs_of(model.graph.outputs)
     with watching(model, watched.tensors) as graph, open_graph(graph, threads=threads) as session:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from calib.dataset import open_dataset
 from calib.datasets.base import Dataset, Remark
 from calib.datasets.images import Preprocess
+from calib.datasets.zero_states import split_inputs
 from calib.errors import CalibError
 from calib.specs import Feed, TensorSpec
 
@@ -62,18 +63,21 @@ class DataRequest:
         outputs: Sequence[TensorSpec],
         remark: Remark | None = None,
     ) -> Iterator[Feed]:
-        """Streams the samples in batches for a model with these inputs and outputs.
+        """Streams the samples in batches for a model with these inputs and outputs; states that are missing are zeros.
 
         Raises:
             CalibError: the data does not fit the inputs.
         """
         size = self._size(inputs, outputs)
+        fed = split_inputs(dataset, inputs, outputs)
+        if fed.zeros and remark is not None:
+            remark(fed.remark)
         if self.batch_size is None and size > 1:
             try:
-                return dataset.feeds(inputs, batch_size=size, limit=self.limit, remark=remark)
+                return fed.filled(dataset.feeds(fed.given, batch_size=size, limit=self.limit, remark=remark))
             except CalibError:
                 size = 1  # samples that cannot share a batch; what else is wrong comes out below
-        return dataset.feeds(inputs, batch_size=size, limit=self.limit, remark=remark)
+        return fed.filled(dataset.feeds(fed.given, batch_size=size, limit=self.limit, remark=remark))
 
     def _size(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
         if self.batch_size is not None:

@@ -1,0 +1,90 @@
+"""Feeds zeros to the states of recurrent models that the data does not hold, as at the start of a sequence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.datasets.base import Dataset
+from calib.specs import Array, Dim, Feed, TensorSpec
+
+# A state comes out of the model again, under a name like its own or one of these.
+_STATE_NAMES = re.compile(r"state|hidden|cell|cache|past|memory|carry|(^|[_./])[hc](_?(0|in|n|prev))?($|[_./])", re.I)
+# A free dimension of such a name counts the steps so far, of which there are none.
+_PAST_NAMES = re.compile("past|cache", re.I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fed:
+    """Splits the inputs of a model by where their values come from.
+
+    Attributes:
+        given: those that the data holds, or should hold.
+        zeros: states that it does not hold.
+    """
+
+    given: tuple[TensorSpec, ...]
+    zeros: tuple[TensorSpec, ...]
+
+    @property
+    def remark(self) -> str:
+        """Says which inputs are fed zeros."""
+        names = ", ".join(f"'{spec.name}'" for spec in self.zeros)
+        return f"no array {names} in the data: fed zeros, as at the start of a sequence"
+
+    def filled(self, feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
+        """Adds the zeros to every feed."""
+        for feed in feeds:
+            lengths = {
+                dim: feed[spec.name].shape[axis]
+                for spec in self.given
+                for axis, dim in enumerate(spec.shape or ())
+                if isinstance(dim, str)
+            }
+            yield {**feed, **{spec.name: _zeros(spec, lengths) for spec in self.zeros}}
+
+
+def split_inputs(dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Fed:
+    """Finds the states that ``dataset`` does not hold; where it holds arrays that no input takes, there are none.
+
+    Such an array is more likely meant for an input that has another name, which is for the person to tell.
+    """
+    stored = {spec.name for spec in dataset.specs() if not spec.name.startswith("_")}
+    names = {spec.name for spec in inputs}
+    missing = [spec for spec in inputs if spec.name not in stored and _is_state(spec, outputs)]
+    others = [spec for spec in inputs if spec not in missing]
+    is_spare = bool(stored - names) if stored != {""} else len(others) != 1
+    if not stored or is_spare or not others:
+        return Fed(given=tuple(inputs), zeros=())
+    return Fed(given=tuple(others), zeros=tuple(missing))
+
+
+def _is_state(spec: TensorSpec, outputs: Sequence[TensorSpec]) -> bool:
+    return any(
+        output.dtype == spec.dtype
+        and _alike(spec.shape, output.shape)
+        and (_STATE_NAMES.search(spec.name) is not None or (len(spec.name) > 1 and spec.name in output.name))
+        for output in outputs
+    )
+
+
+def _alike(first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> bool:
+    if first is None or second is None or len(first) != len(second):
+        return False
+    pairs = zip(first, second, strict=True)
+    return all(one == other or not (isinstance(one, int) and isinstance(other, int)) for one, other in pairs)
+
+
+def _zeros(spec: TensorSpec, lengths: dict[str, int]) -> Array:
+    shape = []
+    for dim in spec.shape or ():
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif dim is None:
+            shape.append(1)
+        else:
+            shape.append(lengths.get(dim, 0 if _PAST_NAMES.search(dim) else 1))
+    return np.zeros(shape, spec.dtype)
