@@ -55,6 +55,9 @@ def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
     console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, caption)
     show_skipped(console, plan.skipped)
     counts = Counter([*plan.integer_nodes.values(), *plan.dynamic.integer_nodes.values()])
+    if not counts:
+        console.warn("nothing in the model can be quantized")
+        return
     console.say("to run on integers: " + ", ".join(f"{count} {operator}" for operator, count in counts.items()))
 
 
@@ -90,6 +93,8 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
         console.say("runs on random inputs; give --calib-data as well to compare it with the float model on real ones")
     for remark in _remarks(report):
         console.say(remark)
+    if not (report.plan.integer_nodes or report.plan.dynamic.integer_nodes):
+        console.warn("nothing in the model can be quantized: the result computes in float, no faster than before")
     show_written(console, report)
 
 

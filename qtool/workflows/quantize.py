@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
-from qtool.plan import Plan, build_plan
+from qtool.plan import NOTHING_KEPT, NOTHING_UNFIT, Plan, build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.coverage import Coverage, integer_coverage
@@ -112,7 +113,7 @@ def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
     """
     dataset = None if request.data is None else request.data.open()
     model = prepare(request.source.load(progress, dataset=dataset))
-    return build_plan(model, request.scheme, request.selection)
+    return _plan(model, request)
 
 
 def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
@@ -132,7 +133,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone())
-        plan = build_plan(model, request.scheme, request.selection)
+        plan = _plan(model, request)
         samples = None
         if dataset is not None and request.data is not None:
             inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
@@ -169,6 +170,19 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
+
+
+def _plan(
+    model: ir.Model,
+    request: QuantizeRequest,
+    unfit: Mapping[str, str] = NOTHING_UNFIT,
+    kept_float: Mapping[str, str] = NOTHING_KEPT,
+) -> Plan:
+    """Plans; a model in which nothing can be quantized stays float, but a person's patterns must leave something."""
+    chosen = bool(request.selection.include or request.selection.exclude)
+    return build_plan(
+        model, request.scheme, request.selection, unfit=unfit, kept_float=kept_float, may_be_empty=not chosen
+    )
 
 
 def _check_request(request: QuantizeRequest) -> None:
@@ -210,4 +224,4 @@ def _fitted_plan(model: ir.Model, plan: Plan, collected: Collected, request: Qua
     """Plans again without the tensors that the data has shown to be unfit."""
     needed = {activation.source for activation in plan.activations.values()}
     unfit = {name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed}
-    return build_plan(model, request.scheme, request.selection, unfit=unfit) if unfit else plan
+    return _plan(model, request, unfit) if unfit else plan
