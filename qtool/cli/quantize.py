@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.goal_options import (
+    MaxDropOption,
+    MinAgreementOption,
+    MinSqnrOption,
+    TimeBudgetOption,
+    check_goal,
+    goal_of,
+    show_mixed,
+)
 from qtool.cli.model_options import model_path, model_source
 from qtool.cli.options import (
     BatchSizeOption,
@@ -145,6 +154,10 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    min_sqnr: MinSqnrOption = None,
+    min_agreement: MinAgreementOption = None,
+    max_drop: MaxDropOption = None,
+    time_budget: TimeBudgetOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
@@ -211,6 +224,8 @@ def quantize(
         method_name=method.value,
         selection=selection,
         bias_correction=bias_correction,
+        goal=goal_of(min_sqnr, min_agreement, max_drop),
+        time_budget_s=time_budget,
         output=output,
         output_dir=output_dir,
         threads=threads,
@@ -228,3 +243,6 @@ def quantize(
         console.json(report_as_json(report, request))
     else:
         show_report(console, report, request)
+        if report.mixed is not None:
+            show_mixed(console, report.mixed)
+    check_goal(report.mixed)

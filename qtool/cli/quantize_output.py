@@ -11,6 +11,7 @@ from typing import Protocol
 
 from calib.granularity import PerChannel
 from qtool.cli.console import Console
+from qtool.cli.goal_options import mixed_as_json
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
@@ -165,6 +166,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "reduced_channels": {name: list(channels) for name, channels in report.findings.reduced_channels.items()},
         "corrected_biases": dict(report.findings.corrected),
         "dynamic_nodes": list(report.plan.dynamic.integer_nodes),
+        "mixed_precision": mixed_as_json(report.mixed),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calib.specs import Feed
+from calib.specs import Array, Feed
 from qtool.errors import InputError
+from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.runtime.graphs import open_graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a quantized model is worth beside the float model.
+
+    Attributes:
+        sqnr_db: as ``worst_sqnr_db`` defines it.
+        agreement: as ``worst_agreement`` defines it.
+        top1_drop: top-1 accuracy that the float model has and this one has not, as a share of the samples, negative
+            where this one is better; None without labels.
+    """
+
+    sqnr_db: float
+    agreement: float | None
+    top1_drop: float | None
 
 
 class OutputJudge:
@@ -20,17 +38,20 @@ class OutputJudge:
         samples: how many samples it judges by.
     """
 
-    def __init__(self, original: ir.Model, feeds: Sequence[Feed], *, threads: int = 0) -> None:
+    def __init__(
+        self, original: ir.Model, feeds: Sequence[Feed], *, labels: Array | None = None, threads: int = 0
+    ) -> None:
         """Runs the float model once.
 
         Args:
             original: the float model.
             feeds: batches of samples, held as long as the judge lives.
+            labels: one class index a sample, in the order of the samples.
             threads: threads inside an operator; 0 is one a core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
-            InputError: there are no samples.
+            InputError: there are no samples, or the labels do not fit the outputs.
         """
         if not feeds:
             raise InputError("there are no samples to judge by", fix="give data with at least one sample")
@@ -39,6 +60,29 @@ class OutputJudge:
         with open_graph(original, threads=threads) as session:
             self._expected = tuple(session.run(feed) for feed in self._feeds)
         self.samples = sum(_rows(feed) for feed in self._feeds)
+        self._labels = labels
+        self._scores = None if labels is None else _scores_output(self._expected[0])
+        self._float_top1 = self._top1(self._expected)
+
+    def assess(self, model: ir.Model) -> Assessment:
+        """Measures everything there is to measure in one run of ``model``, which is left as it is.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            InputError: the model lacks an output.
+        """
+        with open_graph(model, threads=self._threads) as session:
+            given = [session.run(feed) for feed in self._feeds]
+        meter = FidelityMeter()
+        for expected, got in zip(self._expected, given, strict=True):
+            meter.add(expected, got)
+        outputs = meter.results()
+        top1 = self._top1(given)
+        return Assessment(
+            sqnr_db=worst_sqnr_db(outputs),
+            agreement=worst_agreement(outputs),
+            top1_drop=None if top1 is None or self._float_top1 is None else self._float_top1 - top1,
+        )
 
     def fidelity(self, model: ir.Model) -> tuple[OutputFidelity, ...]:
         """Compares every output of ``model``, which is left as it is, with the float model's.
@@ -69,6 +113,14 @@ class OutputJudge:
         """
         return worst_agreement(self.fidelity(model))
 
+    def _top1(self, given: Sequence[Feed]) -> float | None:
+        if self._labels is None or self._scores is None:
+            return None
+        meter = AccuracyMeter(self._labels)
+        for outputs in given:
+            meter.add(outputs[self._scores])
+        return meter.result().top1
+
 
 def worst_sqnr_db(outputs: Sequence[OutputFidelity]) -> float:
     """Returns the SQNR of the worst output in dB: infinite when all are the same, minus infinite when one is unusable.
@@ -93,6 +145,17 @@ def _output_db(output: OutputFidelity) -> float:
     if output.equal_share is None or output.equal_share == 1.0:
         return math.inf
     return -10.0 * math.log10(1.0 - output.equal_share)
+
+
+def _scores_output(outputs: Feed) -> str:
+    """Returns the first output that looks like one score a class."""
+    for name, value in outputs.items():
+        if value.ndim == 2 and value.shape[1] >= 2 and value.dtype.kind == "f":
+            return name
+    raise InputError(
+        "there are labels, but the model has no float output of the shape (samples, classes)",
+        fix="use --min-sqnr instead of --max-drop",
+    )
 
 
 def _rows(feed: Feed) -> int:

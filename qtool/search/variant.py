@@ -28,9 +28,5 @@ class Quantize(Protocol):
     """Quantizes always the same float model, from the same statistics."""
 
     def __call__(self, kept_float: Mapping[str, str]) -> Variant:
-        """Returns a new variant in which the named nodes stay float, each for the reason given.
-
-        Raises:
-            InputError: nothing is left to quantize.
-        """
+        """Returns a new variant in which the named nodes stay float, each for the reason given."""
         ...

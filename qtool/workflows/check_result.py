@@ -37,6 +37,11 @@ class CheckSamples:
     data: DataRequest
     hold_back: HoldBack
 
+    def feeds(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Iterator[Feed]:
+        """Yields batches for a model with these inputs and outputs: those held back, or failing that the first few."""
+        feeds = self.data.feeds(self.dataset, inputs, outputs)
+        return self.hold_back.aside(feeds) if self.hold_back.every else islice(feeds, _FEW)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -85,8 +90,7 @@ def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples:
         specs = [_input_spec(spec) for spec in inputs]
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
-    feeds = samples.data.feeds(samples.dataset, inputs, outputs)
-    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
+    yield from samples.feeds(inputs, outputs)
 
 
 def _input_spec(spec: TensorSpec) -> InputSpec:

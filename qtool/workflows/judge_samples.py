@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from calib.specs import Feed
 
@@ -10,7 +11,20 @@ from calib.specs import Feed
 _LARGEST_BYTES = 256 << 20
 
 
-def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None) -> list[Feed]:
+@dataclass(frozen=True, slots=True)
+class ChosenSamples:
+    """Holds some samples.
+
+    Attributes:
+        feeds: the batches that they are in.
+        rows: their numbers in the data, from 0.
+    """
+
+    feeds: tuple[Feed, ...]
+    rows: tuple[int, ...]
+
+
+def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None) -> ChosenSamples:
     """Returns batches with about ``samples`` samples in all, at least one batch.
 
     They are as far apart as the data allows, since data often comes sorted; the first ones, where nobody knows how many
@@ -23,19 +37,20 @@ def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None
     """
     step = 1.0 if available is None else max(1.0, available / samples)
     chosen: list[Feed] = []
-    taken = size = gone = 0
+    rows: list[int] = []
+    size = gone = 0
     for feed in feeds:
-        rows = _rows(feed)
-        if gone >= taken * step:
+        count = _rows(feed)
+        if gone >= len(rows) * step:
             size += sum(array.nbytes for array in feed.values())
             if chosen and size > _LARGEST_BYTES:
                 break
             chosen.append(feed)
-            taken += rows
-        gone += rows
-        if taken >= samples:
+            rows.extend(range(gone, gone + count))
+        gone += count
+        if len(rows) >= samples:
             break
-    return chosen
+    return ChosenSamples(tuple(chosen), tuple(rows))
 
 
 def _rows(feed: Feed) -> int:

@@ -22,15 +22,18 @@ from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.coverage import Coverage, integer_coverage
 from qtool.schemes import Scheme
+from qtool.search.goal import Goal
 from qtool.selection import Selection
 from qtool.workflows.calibrate import Watched, gather, specs_of
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.mixed_precision import GoalSeeker, MixedPrecision
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import manifest_of
+from qtool.workflows.static_variants import StaticVariants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class QuantizeRequest:
         method_name: its name in ``RANGE_METHODS``.
         selection: which nodes may be quantized.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        goal: what to reach by keeping layers float; None for integers everywhere.
+        time_budget_s: seconds after which the search for these layers ends with the best so far.
         output: the file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
         threads: threads inside an operator; 0 is one a core.
@@ -60,6 +65,8 @@ class QuantizeRequest:
     method_name: str
     selection: Selection = field(default_factory=Selection)
     bias_correction: bool = True
+    goal: Goal | None = None
+    time_budget_s: float | None = None
     output: Path | None = None
     output_dir: Path | None = None
     threads: int = 0
@@ -88,6 +95,7 @@ class QuantizeReport:
         samples: samples that shaped the ranges.
         float_bytes: size of the float model on disk.
         quantized_bytes: size of the quantized model on disk.
+        mixed: what became of the goal, where there was one.
     """
 
     output: Path
@@ -102,6 +110,7 @@ class QuantizeReport:
     samples: int
     float_bytes: int
     quantized_bytes: int
+    mixed: MixedPrecision | None = None
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
@@ -145,7 +154,13 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             collected = _checked_statistics(stored, model, request.statistics)
         else:
             collected = _gathered(model, plan, samples, request, progress)
-        plan = _fitted_plan(model, plan, collected, request)
+        variants = _variants(model, plan, collected, request)
+        seeker, found = None, None
+        if request.goal is not None and samples is not None:
+            seeker = GoalSeeker(original, request.goal, samples, threads=request.threads)
+            found = seeker.seek(model, variants, progress, budget_s=request.time_budget_s)
+        kept = {} if found is None else found.kept_float
+        plan = _plan(model, request, variants.unfit, kept)
         findings = quantize_graph(
             model, plan, collected.statistics, request.method, bias_correction=request.bias_correction
         )
@@ -166,6 +181,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             samples=collected.samples,
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
+            mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         write_manifest(manifest_path(path), manifest, home=output.parent)
@@ -191,6 +207,13 @@ def _check_request(request: QuantizeRequest) -> None:
         raise UsageError(
             "there is nothing to calibrate on",
             fix="pass --calib-data DATA, or --calib-stats FILE of an earlier `qtool calibrate`",
+        )
+    if request.goal is not None and request.data is None:
+        raise UsageError(f"{request.goal.description} needs samples to judge by", fix="pass --calib-data DATA as well")
+    if request.time_budget_s is not None and request.goal is None:
+        raise UsageError(
+            "--time-budget limits a search, and there is none",
+            fix="add --min-sqnr, --min-agreement or --max-drop, or drop it",
         )
     check_destination(request.destination, request.source, force=request.force)
 
@@ -220,8 +243,15 @@ def _checked_statistics(stored: StoredStatistics, model: ir.Model, path: Path | 
     return stored.collected
 
 
-def _fitted_plan(model: ir.Model, plan: Plan, collected: Collected, request: QuantizeRequest) -> Plan:
-    """Plans again without the tensors that the data has shown to be unfit."""
+def _variants(model: ir.Model, plan: Plan, collected: Collected, request: QuantizeRequest) -> StaticVariants:
+    """Returns what quantizes ``model`` without the tensors that the data has shown to be unfit."""
     needed = {activation.source for activation in plan.activations.values()}
-    unfit = {name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed}
-    return _plan(model, request, unfit) if unfit else plan
+    return StaticVariants(
+        model=model.clone(),
+        scheme=request.scheme,
+        selection=request.selection,
+        unfit={name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed},
+        statistics=collected.statistics,
+        method=request.method,
+        bias_correction=request.bias_correction,
+    )

@@ -117,12 +117,12 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         statistics=collected.statistics,
         method=request.method,
     )
-    feeds = spread_batches(
+    chosen = spread_batches(
         request.data.feeds(dataset, specs_of(original.graph.inputs), specs_of(original.graph.outputs)),
         samples=request.samples,
         available=request.data.available(dataset),
     )
-    judge = OutputJudge(original, feeds, threads=request.threads)
+    judge = OutputJudge(original, chosen.feeds, threads=request.threads)
     everything = variants({})
     groups = node_groups(model, everything.plan)
     with progress.task("quantizing one layer at a time", len(groups)) as advance:

@@ -42,9 +42,11 @@ class StaticVariants:
         """Returns a new variant in which the named nodes stay float, each for the reason given.
 
         Raises:
-            InputError: nothing is left to quantize, or a weight holds NaN or infinity.
+            InputError: a weight holds NaN or infinity.
         """
         model = self.model.clone()
-        plan = build_plan(model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float)
+        plan = build_plan(
+            model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True
+        )
         quantize_graph(model, plan, self.statistics, self.method, bias_correction=self.bias_correction)
         return Variant(model, plan)

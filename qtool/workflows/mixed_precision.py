@@ -1,0 +1,231 @@
+"""Keeps layers float until a quantized model reaches its goal, and tells what that cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.specs import Array, Feed
+from qtool.errors import UsageError
+from qtool.metrics.latency import interleaved_times, paired_ratio
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph
+from qtool.search.goal import Goal
+from qtool.search.layer_cost import layer_costs
+from qtool.search.mixed_precision import Candidate, MixedPrecisionSearch
+from qtool.search.node_groups import node_groups
+from qtool.search.output_judge import Assessment, OutputJudge
+from qtool.search.sensitivity import rank_layers
+from qtool.search.variant import Quantize
+from qtool.workflows.calibrate import specs_of
+from qtool.workflows.check_result import CheckSamples
+from qtool.workflows.judge_samples import ChosenSamples, spread_batches
+
+_LABELS = "_label"
+_RANKING_SAMPLES = 8
+# One sample more or less is less than half a percent of so many.
+_SAMPLES_OF_CLASSES = 256
+_TIMING_ROUNDS = 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatLayers:
+    """The outcome of a search, before the model is quantized for good.
+
+    Attributes:
+        choice: the layers to keep float.
+        plain: what integers everywhere reach.
+        kept_float: the nodes to keep float, each with the reason.
+        tried: how many choices were tried.
+        stopped: why the search ended early, in words; None when it did not.
+    """
+
+    choice: Candidate
+    plain: Candidate
+    kept_float: dict[str, str]
+    tried: int
+    stopped: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPrecision:
+    """What became of a goal.
+
+    Attributes:
+        goal: what was to be reached.
+        met: whether it was.
+        reached: what the model is worth.
+        plain: what it would be worth with integers everywhere.
+        layers: the layers that stay float, the most rewarding first.
+        nodes: how many nodes that are.
+        samples: how many samples it was judged by.
+        tried: how many choices of layers were tried.
+        stopped: why the search ended early, in words; None when it did not.
+        speedup: how many times faster than float the model is.
+        plain_speedup: how many times faster it would be with integers everywhere.
+    """
+
+    goal: Goal
+    met: bool
+    reached: Assessment
+    plain: Assessment
+    layers: tuple[str, ...]
+    nodes: int
+    samples: int
+    tried: int
+    stopped: str | None
+    speedup: float
+    plain_speedup: float
+
+
+class GoalSeeker:
+    """Seeks a goal for one model."""
+
+    def __init__(self, original: ir.Model, goal: Goal, samples: CheckSamples, *, threads: int = 0) -> None:
+        """Runs the float model on the samples to judge by.
+
+        Goals about classes take many samples from all over the data; others take those that the result will be
+        compared on.
+
+        Raises:
+            UsageError: the goal is about labels, and the data has none.
+            InputError: the labels do not fit the model.
+            CalibError: the data does not fit the model.
+        """
+        self._original = original
+        self._goal = goal
+        self._threads = threads
+        inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
+        labels = _labels(samples) if goal.max_drop is not None else None
+        available = samples.data.available(samples.dataset)
+
+        def spread(count: int) -> ChosenSamples:
+            feeds = samples.data.feeds(samples.dataset, inputs, outputs)
+            return spread_batches(feeds, samples=count, available=available)
+
+        if goal.needs_classes:
+            chosen = spread(_SAMPLES_OF_CLASSES)
+            feeds: Sequence[Feed] = chosen.feeds
+            labels = None if labels is None else labels[np.array(chosen.rows)]
+        else:
+            feeds = tuple(samples.feeds(inputs, outputs))
+        self._judge = OutputJudge(original, feeds, labels=labels, threads=threads)
+        _check_classes(goal, self._judge.assess(original))
+        self._ranking_judge = OutputJudge(original, spread(_RANKING_SAMPLES).feeds, threads=threads)
+        self._feed = feeds[0]
+
+    def seek(
+        self, model: ir.Model, quantize: Quantize, progress: Progress, *, budget_s: float | None = None
+    ) -> FloatLayers:
+        """Searches the layers to keep float.
+
+        Args:
+            model: the prepared float model.
+            quantize: makes variants of it.
+            progress: receives the steps.
+            budget_s: seconds after which the best so far is returned; so does an interrupt.
+        """
+        end = math.inf if budget_s is None else time.monotonic() + budget_s
+        with progress.task("trying which layers to keep float") as advance:
+            search = MixedPrecisionSearch(quantize, self._judge, self._goal, advance=advance)
+            plain = search.best
+            stopped = None
+            try:
+                self._run(search, model, quantize, progress, end)
+                if not search.best.met and time.monotonic() >= end:
+                    stopped = f"the time of {budget_s:g} s was up"
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+        if stopped is not None:
+            progress.note(f"{stopped}: going on with the best of {search.tried} choices of float layers")
+        return FloatLayers(
+            choice=search.best,
+            plain=plain,
+            kept_float=search.best.kept_float(self._goal),
+            tried=search.tried,
+            stopped=stopped,
+        )
+
+    def conclude(self, found: FloatLayers, result: ir.Model, quantize: Quantize, progress: Progress) -> MixedPrecision:
+        """Measures what the model that came of a search is worth, and how fast it is.
+
+        Args:
+            found: the outcome of the search.
+            result: the model quantized with it.
+            quantize: makes the variant with integers everywhere, to compare with.
+            progress: receives the steps.
+        """
+        reached = self._judge.assess(result)
+        rivals = [self._original, result] if not found.choice.layers else [self._original, result, quantize({}).model]
+        speedups = self._speedups(rivals, progress)
+        return MixedPrecision(
+            goal=self._goal,
+            met=self._goal.margin(reached) >= 0.0,
+            reached=reached,
+            plain=found.plain.assessment,
+            layers=tuple(layer.group.layer for layer in found.choice.layers),
+            nodes=len(found.kept_float),
+            samples=self._judge.samples,
+            tried=found.tried,
+            stopped=found.stopped,
+            speedup=speedups[0],
+            plain_speedup=speedups[-1],
+        )
+
+    def _run(
+        self, search: MixedPrecisionSearch, model: ir.Model, quantize: Quantize, progress: Progress, end: float
+    ) -> None:
+        def is_over() -> bool:
+            return time.monotonic() >= end
+
+        if search.best.met or is_over():
+            return
+        everything = quantize({})
+        groups = node_groups(model, everything.plan)
+        with progress.task("quantizing one layer at a time", len(groups)) as advance:
+            ranked = rank_layers(quantize, groups, self._ranking_judge, advance=advance, stop=is_over)
+        if is_over():
+            return
+        costs = layer_costs(model, everything.model, groups, self._feed, threads=self._threads)
+        search.run(ranked, costs, stop=is_over)
+
+    def _speedups(self, models: Sequence[ir.Model], progress: Progress) -> list[float]:
+        first, *others = models
+        with progress.task("timing in turns", _TIMING_ROUNDS * len(others)) as advance:
+            speedups = []
+            for other in others:
+                with (
+                    open_graph(first, threads=self._threads) as base,
+                    open_graph(other, threads=self._threads) as rival,
+                ):
+                    times = interleaved_times(
+                        (partial(base.run, self._feed), partial(rival.run, self._feed)),
+                        rounds=_TIMING_ROUNDS,
+                        advance=advance,
+                    )
+                speedups.append(paired_ratio(*times).median)
+        return speedups
+
+
+def _labels(samples: CheckSamples) -> Array:
+    labels = samples.dataset.array(_LABELS)
+    if labels is None:
+        raise UsageError(
+            f"--max-drop needs labels, and {samples.data.source} has none",
+            fix=f"store one class index a sample as '{_LABELS}', or use --min-agreement, which needs none",
+        )
+    return labels
+
+
+def _check_classes(goal: Goal, own: Assessment) -> None:
+    if goal.min_agreement is not None and own.agreement is None:
+        raise UsageError(
+            "--min-agreement needs classes, and no output of the model has the shape (samples, classes)",
+            fix="use --min-sqnr instead",
+        )
