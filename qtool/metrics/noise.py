@@ -1,0 +1,39 @@
+"""How much noise a change puts into a model's outputs, in sums that any number of batches adds to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from calib.specs import Array
+
+
+class NoiseMeter:
+    """Adds up signal and noise of every float output."""
+
+    def __init__(self) -> None:
+        """Starts with nothing seen."""
+        self._signal: dict[str, float] = {}
+        self._noise: dict[str, float] = {}
+
+    def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+        """Takes in the outputs for one batch; outputs that are no floats are left aside."""
+        for name, reference in expected.items():
+            if reference.dtype.kind != "f":
+                continue
+            a = reference.reshape(-1).astype(np.float64)
+            b = got[name].reshape(-1).astype(np.float64)
+            finite = np.isfinite(a)
+            self._signal[name] = self._signal.get(name, 0.0) + float(np.square(a[finite]).sum())
+            noise = float(np.square(a[finite] - b[finite]).sum()) if a.shape == b.shape else np.inf
+            self._noise[name] = self._noise.get(name, 0.0) + noise
+
+    def worst(self) -> float:
+        """Returns noise over signal of the worst output; 10^(-SQNR/10) with the SQNR in dB."""
+        ratios = [
+            noise / self._signal[name] if self._signal[name] > 0 else (0.0 if noise == 0 else np.inf)
+            for name, noise in self._noise.items()
+        ]
+        worst = max(ratios, default=0.0)
+        return float(np.inf) if np.isnan(worst) else worst

@@ -1,0 +1,146 @@
+"""Chooses each activation's range among the methods' proposals, by what it does to the model's outputs.
+
+The error of the tensor itself is a poor judge: a clipped outlier may carry a whole class, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calib.affine import AffineParams, params_from_range
+from calib.grid import Grid
+from calib.ranges import RangeMethod
+from calib.ranges.entropy import Entropy
+from calib.ranges.min_max import MinMax
+from calib.ranges.moving_average import MovingAverage
+from calib.ranges.mse import MeanSquaredError
+from calib.ranges.percentile import Percentile
+from calib.specs import Feed
+from calib.statistics import TensorStatistics
+from qtool.plan import Plan
+from qtool.progress import Advance, Progress
+from qtool.search.switches import SwitchedModel, switched
+
+# In the order of preference among equals.
+CANDIDATES: Mapping[str, RangeMethod] = {
+    "minmax": MinMax(),
+    "moving-average": MovingAverage(),
+    "mse": MeanSquaredError(),
+    "percentile 99.999": Percentile(0.99999),
+    "percentile 99.99": Percentile(0.9999),
+    "percentile 99.9": Percentile(0.999),
+    "entropy": Entropy(),
+}
+# Tensors that make up less of all noise than this keep the method that suits most.
+_NEGLIGIBLE_SHARE = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeChoice:
+    """The ranges that were chosen.
+
+    Attributes:
+        params: by source.
+        methods: the name of the method that proposed it, by source.
+        noise: noise over signal of the worst output with all activations quantized so, and nothing else.
+        runs: how many times the samples went through the model.
+    """
+
+    params: Mapping[str, AffineParams]
+    methods: Mapping[str, str]
+    noise: float
+    runs: int
+
+
+def choose_ranges(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, TensorStatistics],
+    feeds: Sequence[Feed],
+    progress: Progress,
+    *,
+    threads: int = 0,
+) -> RangeChoice:
+    """Tries the proposals for one tensor at a time, the rest left float, and then all together.
+
+    Args:
+        model: a prepared float model; left as it is.
+        plan: what will be quantized.
+        statistics: of every source, limited to its useful values.
+        feeds: a few batches to judge by.
+        progress: receives the steps.
+        threads: threads inside an operator; 0 is one a core.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run the model.
+    """
+    grids = {activation.source: activation.grid for activation in plan.activations.values()}
+    proposals = {source: _proposals(statistics[source], grid) for source, grid in grids.items()}
+    with switched(model, plan, feeds, threads=threads) as runner:
+        search = _Search(runner, proposals)
+        with progress.task("choosing ranges", len(proposals)) as advance:
+            search.each_alone(advance)
+        with progress.task("comparing methods", len(CANDIDATES) + 1) as advance:
+            return search.all_together(advance)
+
+
+def _proposals(seen: TensorStatistics, grid: Grid) -> dict[str, AffineParams]:
+    """Returns what each method makes of a tensor, without those that another one has proposed already."""
+    found: dict[str, AffineParams] = {}
+    known: set[tuple[float, int]] = set()
+    for name, method in CANDIDATES.items():
+        params = params_from_range(method.span(seen, grid), grid)
+        key = (float(f"{float(params.scale):.2e}"), int(params.zero_point))
+        if key not in known:
+            known.add(key)
+            found[name] = params
+    return found
+
+
+class _Search:
+    """Keeps what was tried."""
+
+    def __init__(self, runner: SwitchedModel, proposals: Mapping[str, Mapping[str, AffineParams]]) -> None:
+        self._runner = runner
+        self._proposals = proposals
+        self._chosen: dict[str, str] = {}
+        self._runs = 1
+
+    def each_alone(self, advance: Advance) -> None:
+        """Finds the best proposal for each tensor while all others are float."""
+        alone = {}
+        for source, options in self._proposals.items():
+            first = next(iter(options))
+            alone[source] = self._noise({source: options[first]})
+            self._chosen[source] = first
+        total = sum(noise for noise in alone.values() if noise != float("inf"))
+        for source, options in self._proposals.items():
+            if alone[source] >= _NEGLIGIBLE_SHARE * total:
+                noises = {self._chosen[source]: alone[source]}
+                for name in list(options)[1:]:
+                    noises[name] = self._noise({source: options[name]})
+                self._chosen[source] = min(noises, key=lambda name: noises[name])
+            advance(1)
+
+    def all_together(self, advance: Advance) -> RangeChoice:
+        """Sets the choices beside those of each method for all tensors, and returns the best."""
+        best, best_noise = self._chosen, self._noise(self._params(self._chosen))
+        for name in CANDIDATES:
+            uniform = {
+                source: name if name in options else next(iter(options)) for source, options in self._proposals.items()
+            }
+            noise = self._noise(self._params(uniform))
+            if noise < best_noise:
+                best, best_noise = uniform, noise
+            advance(1)
+        return RangeChoice(params=self._params(best), methods=best, noise=best_noise, runs=self._runs)
+
+    def _params(self, names: Mapping[str, str]) -> dict[str, AffineParams]:
+        return {source: self._proposals[source][name] for source, name in names.items()}
+
+    def _noise(self, params: Mapping[str, AffineParams]) -> float:
+        self._runs += 1
+        return self._runner.noise(params)
