@@ -1,22 +1,27 @@
-"""Lays out the proof that a model fits its target, for people and for programs."""
+"""Lays out whether a model fits its target, for people and for programs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from qtool.cli.console import Console
-from qtool.workflows.saturation_proof import LayerProof, SaturationProof
+from qtool.workflows.saturation_proof import LayerProof
+from qtool.workflows.target_check import TargetReport
 
 
-def show_proof(console: Console, proof: SaturationProof) -> None:
-    """Prints for every layer the worst that its weights can do, beside what the machine holds."""
+def show_target(console: Console, report: TargetReport) -> None:
+    """Prints what the target does not take, and for every layer the worst sums beside those it holds."""
+    if report.misfits:
+        rows = [(misfit.tensor, misfit.problem) for misfit in report.misfits]
+        console.table(f"Not for {report.machine}", ("tensor", "problem"), rows)
+    proof = report.proof
     unsafe = sum(not layer.safe for layer in proof.layers)
     verdict = f"{unsafe} of {len(proof.layers)} integer layers can overflow" if unsafe else "no layer can overflow"
     if proof.low is None:
-        console.say(f"{proof.machine}: {verdict}, sums have 32 bits")
+        console.say(f"{report.machine}: {verdict}, sums have 32 bits")
         return
     console.table(
-        f"Sums of two products on {proof.machine}",
+        f"Sums of two products on {report.machine}",
         ("layer", "operator", "lowest", "highest", "unsafe channels", "safe"),
         [
             (
@@ -33,15 +38,18 @@ def show_proof(console: Console, proof: SaturationProof) -> None:
     )
 
 
-def proof_as_json(proof: SaturationProof) -> dict[str, object]:
-    """Returns the proof as values for JSON."""
+def target_as_json(report: TargetReport) -> dict[str, object]:
+    """Returns the report as values for JSON."""
+    proof = report.proof
     return {
-        "target": proof.target,
-        "machine": proof.machine,
-        "low": proof.low,
-        "high": proof.high,
-        "safe": proof.safe,
-        "layers": [asdict(layer) for layer in proof.layers],
+        "target": report.target,
+        "misfits": [asdict(misfit) for misfit in report.misfits],
+        "saturation": {
+            "low": proof.low,
+            "high": proof.high,
+            "safe": proof.safe,
+            "layers": [asdict(layer) for layer in proof.layers],
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""``qtool verify``: how much of a model really runs on integers, and whether it is safe on its target."""
+"""``qtool verify``: how much of a model really runs on integers, and whether it fits its target."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def verify(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows which nodes onnxruntime runs on integers, and with --target whether a machine can overflow its sums."""
+    """Shows which nodes onnxruntime runs on integers, and with --target whether a machine takes the model as it is."""
     from qtool.cli.quantize_output import coverage_as_json, show_coverage
-    from qtool.cli.target_output import proof_as_json, show_proof
+    from qtool.cli.target_output import show_target, target_as_json
     from qtool.schemes import preset
-    from qtool.workflows.saturation_proof import check_saturation, prove
+    from qtool.workflows.target_check import check_gate, check_target
     from qtool.workflows.verify import check_coverage
     from qtool.workflows.verify import verify as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     machine = None if target is None else preset(target)
     report = run(model)
-    proof = None if machine is None else prove(model, machine)
+    fit = None if machine is None else check_target(model, machine)
     if json:
         found: dict[str, object] = {
             "schema": "qtool.verify/1",
@@ -46,12 +46,12 @@ def verify(
             "onnxruntime": report.onnxruntime,
             **coverage_as_json(report.coverage),
         }
-        console.json(found if proof is None else {**found, "saturation": proof_as_json(proof)})
+        console.json(found if fit is None else {**found, **target_as_json(fit)})
     else:
         show_coverage(console, report.coverage)
-        if proof is not None:
-            show_proof(console, proof)
+        if fit is not None:
+            show_target(console, fit)
     if min_coverage is not None:
         check_coverage(report, min_coverage)
-    if proof is not None:
-        check_saturation(proof)
+    if fit is not None:
+        check_gate(fit)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
-from formats.onnx_file import OnnxFile, load_weights
-from qtool.errors import GateError
 from qtool.passes.constants import constant_array, integer_attribute
 from qtool.schemes import Scheme
 from qtool.weights.saturation import LARGEST_ACTIVATION, kernel_order, pair_sums
-from qtool.workflows.verify import onnx_path
 
 # Layers of QDQ graphs, whose weight comes from a DequantizeLinear, and the operator whose kernel runs them.
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -65,15 +60,11 @@ class SaturationProof:
     """What is known of a model.
 
     Attributes:
-        target: the machine's name among the presets.
-        machine: the same in words.
         low: the smallest sum that the machine holds; None where sums have 32 bits.
         high: the largest one.
         layers: every layer that multiplies integers, in graph order.
     """
 
-    target: str
-    machine: str
     low: int | None
     high: int | None
     layers: tuple[LayerProof, ...]
@@ -84,48 +75,24 @@ class SaturationProof:
         return all(layer.safe for layer in self.layers)
 
 
-def prove(model: Path, scheme: Scheme) -> SaturationProof:
+def prove(model: ir.Model, scheme: Scheme) -> SaturationProof:
     """Reads the integer weights of a quantized model and holds the worst that they can do against the machine.
 
     Args:
-        model: an ONNX file, quantized by whatever tool.
+        model: quantized by whatever tool; its constants are initializers, its nodes have names.
         scheme: the preset of the machine.
-
-    Raises:
-        FormatError: the file cannot be read.
-        InputError: the file is no ONNX graph.
     """
-    graph = load_weights(OnnxFile().read(onnx_path(model)))
-    common.NameFixPass()(graph)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     limited = scheme.largest_pair is not None
     layers = []
-    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         found = _integer_weight(node)
         if found is not None:
             layers.append(_proof(node, *found, limited=limited))
     return SaturationProof(
-        target=scheme.target,
-        machine=scheme.machine,
         low=_INT16_LOW if limited else None,
         high=_INT16_HIGH if limited else None,
         layers=tuple(layers),
     )
-
-
-def check_saturation(proof: SaturationProof) -> None:
-    """Holds the proof against its gate.
-
-    Raises:
-        GateError: some layer can overflow.
-    """
-    unsafe = [layer for layer in proof.layers if not layer.safe]
-    if unsafe:
-        raise GateError(
-            f"{len(unsafe)} of {len(proof.layers)} integer layers can overflow on {proof.machine}, "
-            f"'{unsafe[0].node}' first",
-            fix=f"quantize the float model again with --target {proof.target}",
-        )
 
 
 def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:

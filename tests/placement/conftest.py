@@ -79,6 +79,8 @@ def _statistics(model: ir.Model, plan: Plan, feeds: list[dict[str, npt.NDArray[A
     statistics = {name: TensorStatistics() for name in plan.observed}
     inputs = {value.name for value in model.graph.inputs}
     computed = [name for name in plan.observed if name not in inputs]
+    # A session without outputs does not run, and the plan may look at the model's inputs alone.
+    computed = computed or [value.name or "" for value in model.graph.outputs]
     with watching(model, computed) as watched, open_graph(watched) as session:
         for feed in feeds:
             for name, value in {**feed, **session.run(feed)}.items():

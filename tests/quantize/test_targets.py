@@ -93,7 +93,8 @@ def test_an_npu_gets_pairs_around_everything(run: Any, save_model: Any, tmp_path
     path = save_model(
         "attention.onnx",
         """g (float[batch,6,8] x) => (float[batch,6,8] y) {
-            q = MatMul (x, w)
+            product = MatMul (x, w)
+            q = Add (product, c0)
             h = Tanh (q)
             p = Softmax <axis = -1> (h)
             c = Cast <to = 10> (p)
@@ -102,6 +103,7 @@ def test_an_npu_gets_pairs_around_everything(run: Any, save_model: Any, tmp_path
             y = Sub (n, k)
         }""",
         w=rng.normal(0, 0.4, (8, 8)).astype(np.float32),
+        c0=rng.normal(0, 0.4, 8).astype(np.float32),
         s=np.ones(8, np.float32),
         b=rng.normal(0, 1, 8).astype(np.float32),
         k=np.array([0.5], np.float32),
@@ -208,6 +210,24 @@ def test_only_channels_that_could_overflow_are_reduced(
     changed = [channel for channel in range(16) if wide["w3_scale"][channel] != safe["w3_scale"][channel]]
     assert changed == [5]
     assert np.array_equal(np.delete(wide["w3_quantized"], 5, 0), np.delete(safe["w3_quantized"], 5, 0))
+
+
+def test_a_target_that_wants_s8_around_zero_refuses_the_rest(run: Any, model: Path, data: Path) -> None:
+    for target, code in (("x86", 1), ("arm", 1), ("tensorrt", 0)):
+        assert run("quantize", model, "--calib-data", data, "--target", target, "-o", f"{target}.onnx").code == 0
+        outcome = run("verify", f"{target}.onnx", "--target", "tensorrt", "--json")
+        assert outcome.code == code
+        problems = {misfit["problem"] for misfit in outcome.json["misfits"]}
+        assert (
+            problems
+            == {
+                "x86": {"it is UINT8, not INT8", "it is INT32, not INT8"},
+                "arm": {"its zero point is not 0", "it is INT32, not INT8"},
+                "tensorrt": set(),
+            }[target]
+        )
+        assert ("does not take" in outcome.err) == bool(code)
+    assert "it is UINT8, not INT8" in run("verify", "x86.onnx", "--target", "tensorrt").out
 
 
 def test_unsigned_weights_cannot_overflow(run: Any, model: Path, data: Path) -> None:
