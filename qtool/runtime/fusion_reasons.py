@@ -8,12 +8,19 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qtool.passes.constants import is_constant
-from qtool.placement.operators import OPERATORS
+from qtool.placement.operators import FLOAT_TYPES, OPERATORS
 
 
 def reason_for_float(node: ir.Node) -> str:
     """Returns the first condition for an integer kernel that ``node`` misses."""
-    return _input_reason(node) or _type_reason(node) or _output_reason(node) or _unknown(node)
+    return _precision_reason(node) or _input_reason(node) or _type_reason(node) or _output_reason(node) or _unknown(node)
+
+
+def _precision_reason(node: ir.Node) -> str | None:
+    for value in node.inputs[:2]:
+        if value is not None and value.dtype in FLOAT_TYPES and value.dtype not in (None, ir.DataType.FLOAT):
+            return f"it computes {value.dtype}; integer kernels start from float32"
+    return None
 
 
 def _input_reason(node: ir.Node) -> str | None:
