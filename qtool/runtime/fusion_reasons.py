@@ -13,7 +13,8 @@ from qtool.placement.operators import FLOAT_TYPES, OPERATORS
 
 def reason_for_float(node: ir.Node) -> str:
     """Returns the first condition for an integer kernel that ``node`` misses."""
-    return _precision_reason(node) or _input_reason(node) or _type_reason(node) or _output_reason(node) or _unknown(node)
+    known = _precision_reason(node) or _input_reason(node) or _type_reason(node) or _output_reason(node)
+    return known or _unknown(node)
 
 
 def _precision_reason(node: ir.Node) -> str | None:

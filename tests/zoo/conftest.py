@@ -1,6 +1,6 @@
 """Small graphs, one for each oddity that models come with, and data that fits them.
 
-A graph is a text file whose first lines say, behind a ``#``, what is odd, how close to float the result has to stay, and
+A graph is a text file whose first lines say, behind a ``#``, what is odd, how close to float the result has to be, and
 which inputs the data leaves out. Weights that it declares without values get random ones.
 """
 

@@ -1,4 +1,4 @@
-"""Every model quantizes: what cannot be quantized stays float, with its reason, and the result runs as the model did."""
+"""Every model quantizes: what cannot be quantized stays float, with its reason, and the result runs as before."""
 
 from __future__ import annotations
 
