@@ -17,6 +17,7 @@ from qtool.errors import InputError
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
 from qtool.passes.keep_float import KeepFloatLayers
+from qtool.placement.clamped_ranges import within_clamps
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.weights.bias_correction import correct_biases
@@ -128,7 +129,7 @@ def quantize_graph(
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
     statistics = with_moved_tensors(model, plan, statistics)
-    activations = activation_params(plan, statistics, method)
+    activations = within_clamps(model, plan, activation_params(plan, statistics, method))
     weights = _quantized_weights(model, plan, activations)
     corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)

@@ -30,6 +30,24 @@ def test_an_odd_model_quantizes(name: str, read: Read, make_data: Feeds, tmp_pat
     _check_reasons(onnx.load(tmp_path / "int8.onnx"), report)
 
 
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("clamped_on_both_sides", {"Conv": 2}),
+        ("residual_of_matrices", {"Gemm": 2}),
+        ("branch_captures", {"Conv": 2}),
+        ("channels_last", {"Conv": 2}),
+    ],
+)
+def test_layers_among_oddities_run_on_integers(
+    name: str, operators: dict[str, int], read: Read, make_data: Feeds, tmp_path: Path
+) -> None:
+    oddity = read(name)
+    report = _quantized(oddity.model, make_data(oddity.model, oddity.left_out), tmp_path)
+    found = {row["operator"]: row["integer"] for row in report["coverage"]["operators"]}
+    assert found.items() >= operators.items()
+
+
 def test_inputs_without_a_rank(read: Read, make_data: Feeds, tmp_path: Path) -> None:
     oddity = read("several_inputs_and_outputs")
     data = make_data(oddity.model, oddity.left_out)
