@@ -37,11 +37,6 @@ class CheckSamples:
     data: DataRequest
     hold_back: HoldBack
 
-    def feeds(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Iterator[Feed]:
-        """Yields batches for a model with these inputs and outputs: those held back, or failing that the first few."""
-        feeds = self.data.feeds(self.dataset, inputs, outputs)
-        return self.hold_back.aside(feeds) if self.hold_back.every else islice(feeds, _FEW)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -90,7 +85,8 @@ def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples:
         specs = [_input_spec(spec) for spec in inputs]
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
-    yield from samples.feeds(inputs, outputs)
+    feeds = samples.data.feeds(samples.dataset, inputs, outputs)
+    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
 
 
 def _input_spec(spec: TensorSpec) -> InputSpec:

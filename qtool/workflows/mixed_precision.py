@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
+from calib.specs import Array
 from qtool.errors import UsageError
 from qtool.metrics.latency import interleaved_times, paired_ratio
 from qtool.progress import Progress
@@ -29,6 +29,8 @@ from qtool.workflows.judge_samples import ChosenSamples, spread_batches
 
 _LABELS = "_label"
 _RANKING_SAMPLES = 8
+# A few samples held back would let one odd image decide.
+_SAMPLES_OF_NOISE = 16
 # One sample more or less is less than half a percent of so many.
 _SAMPLES_OF_CLASSES = 256
 _TIMING_ROUNDS = 11
@@ -90,8 +92,7 @@ class GoalSeeker:
     def __init__(self, original: ir.Model, goal: Goal, samples: CheckSamples, *, threads: int = 0) -> None:
         """Runs the float model on the samples to judge by.
 
-        Goals about classes take many samples from all over the data; others take those that the result will be
-        compared on.
+        They come from all over the data; goals about classes take many, since each sample counts for one.
 
         Raises:
             UsageError: the goal is about labels, and the data has none.
@@ -109,16 +110,12 @@ class GoalSeeker:
             feeds = samples.data.feeds(samples.dataset, inputs, outputs)
             return spread_batches(feeds, samples=count, available=available)
 
-        if goal.needs_classes:
-            chosen = spread(_SAMPLES_OF_CLASSES)
-            feeds: Sequence[Feed] = chosen.feeds
-            labels = None if labels is None else labels[np.array(chosen.rows)]
-        else:
-            feeds = tuple(samples.feeds(inputs, outputs))
-        self._judge = OutputJudge(original, feeds, labels=labels, threads=threads)
+        chosen = spread(_SAMPLES_OF_CLASSES if goal.needs_classes else _SAMPLES_OF_NOISE)
+        labels = None if labels is None else labels[np.array(chosen.rows)]
+        self._judge = OutputJudge(original, chosen.feeds, labels=labels, threads=threads)
         _check_classes(goal, self._judge.assess(original))
         self._ranking_judge = OutputJudge(original, spread(_RANKING_SAMPLES).feeds, threads=threads)
-        self._feed = feeds[0]
+        self._feed = chosen.feeds[0]
 
     def seek(
         self, model: ir.Model, quantize: Quantize, progress: Progress, *, budget_s: float | None = None
