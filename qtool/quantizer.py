@@ -20,12 +20,15 @@ from qtool.passes.keep_float import KeepFloatLayers
 from qtool.placement.clamped_ranges import within_clamps
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
+from qtool.refinement import Refinement
 from qtool.weights.bias_correction import correct_biases
+from qtool.weights.error_feedback import round_with_feedback
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import orders_of, without_saturation
 
 # No activation of a working model is that large; what is, stands for minus infinity in a mask.
 _LARGEST_ACTIVATION = 1e8
+NO_REFINEMENT = Refinement()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,24 @@ def with_moved_tensors(
     return found
 
 
+def useful_statistics(plan: Plan, statistics: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+    """Returns the statistics of every source in ``plan``, without what gates make no difference of.
+
+    Raises:
+        InputError: a tensor has no statistics.
+    """
+    found = {}
+    for source in dict.fromkeys(activation.source for activation in plan.activations.values()):
+        seen = statistics.get(source)
+        if seen is None:
+            raise InputError(
+                f"the statistics know nothing of the tensor '{source}'",
+                fix="calibrate again with the same --activations-symmetric, or give --calib-data instead",
+            )
+        found[source] = seen.above(plan.lowest[source]) if source in plan.lowest else seen
+    return found
+
+
 def activation_params(
     plan: Plan, statistics: Mapping[str, TensorStatistics], method: RangeMethod
 ) -> dict[str, AffineParams]:
@@ -91,20 +112,12 @@ def activation_params(
     Raises:
         InputError: a tensor has no statistics.
     """
+    seen = useful_statistics(plan, statistics)
     params: dict[str, AffineParams] = {}
     for activation in plan.activations.values():
-        source = activation.source
-        if source in params:
-            continue
-        seen = statistics.get(source)
-        if seen is None:
-            raise InputError(
-                f"the statistics know nothing of the tensor '{source}'",
-                fix="calibrate again with the same --target and --activations-symmetric, or give --calib-data instead",
-            )
-        if source in plan.lowest:
-            seen = seen.above(plan.lowest[source])
-        params[source] = params_from_range(method.span(seen, activation.grid), activation.grid)
+        if activation.source not in params:
+            span = method.span(seen[activation.source], activation.grid)
+            params[activation.source] = params_from_range(span, activation.grid)
     return params
 
 
@@ -115,6 +128,7 @@ def quantize_graph(
     method: RangeMethod,
     *,
     bias_correction: bool,
+    refinement: Refinement = NO_REFINEMENT,
 ) -> Findings:
     """Quantizes ``model``, as ``prepare`` leaves it, in place.
 
@@ -124,13 +138,16 @@ def quantize_graph(
         statistics: by tensor name.
         method: finds the ranges of activations.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        refinement: what a search has found out.
 
     Raises:
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
     statistics = with_moved_tensors(model, plan, statistics)
-    activations = within_clamps(model, plan, activation_params(plan, statistics, method))
-    weights = _quantized_weights(model, plan, activations)
+    plain = activation_params(plan, statistics, method)
+    chosen = {source: refinement.ranges.get(source, params) for source, params in plain.items()}
+    activations = within_clamps(model, plan, chosen)
+    weights = _quantized_weights(model, plan, activations, refinement)
     corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
     weights |= quantize_dynamically(model, plan.dynamic)
@@ -145,7 +162,7 @@ def quantize_graph(
 
 
 def _quantized_weights(
-    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams]
+    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], refinement: Refinement
 ) -> dict[str, QuantizedWeight]:
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     # A bias is stored in units of input scale times weight scale: this is how many of them, before the weight's part.
@@ -162,6 +179,9 @@ def _quantized_weights(
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
         rounded = round_to_nearest(name, array, weight.grid, weight.granularity, bias=bias_units.get(name))
+        layer = refinement.layers.get(name)
+        if layer is not None and layer.node in refinement.moments:
+            rounded = round_with_feedback(array, rounded, layer, refinement.moments[layer.node])
         orders = orders_of(values[name], weight.nodes)
         weights[name] = without_saturation(rounded, array, orders, weight.largest_pair)
     return weights

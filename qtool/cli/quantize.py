@@ -37,6 +37,7 @@ from qtool.cli.options import (
     ThreadsOption,
 )
 from qtool.cli.quantize_options import (
+    EffortName,
     IntegerType,
     Method,
     MethodOptions,
@@ -100,7 +101,13 @@ def quantize(
         IntegerType | None,
         typer.Option("--weight-type", help="Integers of weights. Default: the target's.", show_default=False),
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="How ranges of activations are found.")] = Method.MINMAX,
+    effort: Annotated[
+        EffortName, typer.Option("--effort", help="How much time goes into the quality of the result.")
+    ] = EffortName.BALANCED,
+    method: Annotated[
+        Method,
+        typer.Option("--method", help="How ranges of activations are found; auto chooses for each by the outputs."),
+    ] = Method.AUTO,
     percentile: Annotated[
         float | None,
         typer.Option(
@@ -127,6 +134,22 @@ def quantize(
             "--bias-correction/--no-bias-correction", help="Let biases take back what rounding weights does to means."
         ),
     ] = True,
+    smoothing: Annotated[
+        bool | None,
+        typer.Option(
+            "--smoothing/--no-smoothing",
+            help="Move outlier channels of activations into weights. Default: not with --effort fast.",
+            show_default=False,
+        ),
+    ] = None,
+    error_feedback: Annotated[
+        bool | None,
+        typer.Option(
+            "--error-feedback/--no-error-feedback",
+            help="Round weights so that products, not weights, are off by least. Default: not with --effort fast.",
+            show_default=False,
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -178,6 +201,7 @@ def quantize(
     from qtool.workflows.data_request import DataRequest
     from qtool.workflows.quantize import QuantizeRequest, plan_quantization
     from qtool.workflows.quantize import quantize as run
+    from qtool.workflows.refine import Effort, searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape)
@@ -224,6 +248,12 @@ def quantize(
         method_name=method.value,
         selection=selection,
         bias_correction=bias_correction,
+        searches=searches(
+            Effort(effort.value),
+            ranges=method is Method.AUTO,
+            smoothing=smoothing,
+            error_feedback=error_feedback,
+        ),
         goal=goal_of(min_sqnr, min_agreement, max_drop),
         time_budget_s=time_budget,
         output=output,

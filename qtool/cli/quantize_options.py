@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 class Method(StrEnum):
-    """The range methods by name."""
+    """The range methods by name, and the choice among them."""
 
+    AUTO = "auto"
     MINMAX = "minmax"
     MOVING_AVERAGE = "moving-average"
     PERCENTILE = "percentile"
@@ -29,6 +30,14 @@ class SchemeName(StrEnum):
 
     STATIC = "static"
     DYNAMIC = "dynamic"
+
+
+class EffortName(StrEnum):
+    """How much time goes into the quality of a result."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
 
 
 class IntegerType(StrEnum):
@@ -72,7 +81,7 @@ class MethodOptions:
                     f"{option} says nothing to the method {name.value}",
                     fix=f"add --method {owner.value}, or drop {option}",
                 )
-        if name is Method.MINMAX:
+        if name in (Method.AUTO, Method.MINMAX):
             return MinMax()
         if name is Method.MOVING_AVERAGE:
             return MovingAverage() if self.spread is None else MovingAverage(self.spread)

@@ -154,6 +154,9 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "target": request.scheme.target,
         "scheme": request.scheme.description,
         "method": request.method_name,
+        "chosen_methods": dict(report.methods),
+        "smoothed_tensors": list(report.smoothed),
+        "error_feedback_layers": list(report.guided),
         "samples": report.samples,
         "compared_on": report.compared_on,
         "float_bytes": report.float_bytes,
@@ -263,6 +266,13 @@ def _remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
     if findings.reduced_channels:
         remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
+    if report.smoothed:
+        remarks.append(f"moved outlier channels into the weights behind {len(report.smoothed)} tensors")
+    if report.methods:
+        chosen = Counter(report.methods.values()).most_common()
+        remarks.append("ranges by " + ", ".join(f"{method} ({count})" for method, count in chosen))
+    if report.guided:
+        remarks.append(f"rounded the weights of {len(report.guided)} layers with error feedback")
     if findings.corrected:
         worst = max(findings.corrected, key=lambda name: findings.corrected[name])
         remarks.append(

@@ -107,6 +107,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
             spread = scale.reshape(1, -1) if transposed else scale.reshape(-1, 1)
             scaled = (array.astype(np.float64) * spread).astype(np.float32)
             node.replace_input_with(1, add_constant(graph, f"{weight.name}_smoothed", scaled, names=names))
+            graph.initializers.pop(weight.name or "", None)
         if not _into_normalization(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
             product = ir.node("Mul", [value, inverse], name=f"{value.name}_smoothing_Mul")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,6 +33,7 @@ from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import manifest_of
+from qtool.workflows.refine import NO_SEARCHES, Searches, refine, smooth_model
 from qtool.workflows.static_variants import StaticVariants
 
 
@@ -49,6 +50,7 @@ class QuantizeRequest:
         method_name: its name in ``RANGE_METHODS``.
         selection: which nodes may be quantized.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        searches: what else is looked for; nothing where there are no samples.
         goal: what to reach by keeping layers float; None for integers everywhere.
         time_budget_s: seconds after which the search for these layers ends with the best so far.
         output: the file to write; None names it after the model.
@@ -65,6 +67,7 @@ class QuantizeRequest:
     method_name: str
     selection: Selection = field(default_factory=Selection)
     bias_correction: bool = True
+    searches: Searches = NO_SEARCHES
     goal: Goal | None = None
     time_budget_s: float | None = None
     output: Path | None = None
@@ -89,6 +92,9 @@ class QuantizeReport:
         plan: what was quantized, and what was not.
         coverage: what onnxruntime runs on integers.
         findings: constant tensors, dead channels, corrected biases.
+        smoothed: tensors whose outlier channels were moved into weights.
+        methods: by activation, the method that gave its range, where that was chosen one by one.
+        guided: layers whose weights were rounded with error feedback.
         fidelity: how close each output stays to the float model's.
         compared_on: the samples that ``fidelity`` comes from, in words.
         compared_on_data: whether they are real data.
@@ -104,6 +110,9 @@ class QuantizeReport:
     plan: Plan
     coverage: Coverage
     findings: Findings
+    smoothed: tuple[str, ...]
+    methods: Mapping[str, str]
+    guided: tuple[str, ...]
     fidelity: tuple[OutputFidelity, ...]
     compared_on: str
     compared_on_data: bool
@@ -150,11 +159,26 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             batches = request.data.batches(dataset, inputs, outputs) if stored is None else 0
             hold_back = HoldBack.of(batches)
             samples = CheckSamples(dataset=dataset, data=request.data, hold_back=hold_back)
+        smoothed: tuple[str, ...] = ()
+        if samples is not None and stored is None and request.searches.smoothing:
+            smoothed = smooth_model(model, plan, samples, request.searches, progress, threads=request.threads)
+            plan = _plan(model, request)
         if stored is not None:
             collected = _checked_statistics(stored, model, request.statistics)
         else:
             collected = _gathered(model, plan, samples, request, progress)
         variants = _variants(model, plan, collected, request)
+        if samples is not None:
+            refinement = refine(
+                model,
+                _plan(model, request, variants.unfit),
+                collected.statistics,
+                samples,
+                request.searches,
+                progress,
+                threads=request.threads,
+            )
+            variants = replace(variants, refinement=refinement)
         seeker, found = None, None
         if request.goal is not None and samples is not None:
             seeker = GoalSeeker(original, request.goal, samples, threads=request.threads)
@@ -162,7 +186,12 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         kept = {} if found is None else found.kept_float
         plan = _plan(model, request, variants.unfit, kept)
         findings = quantize_graph(
-            model, plan, collected.statistics, request.method, bias_correction=request.bias_correction
+            model,
+            plan,
+            collected.statistics,
+            request.method,
+            bias_correction=request.bias_correction,
+            refinement=variants.refinement,
         )
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
@@ -175,6 +204,9 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             plan=plan,
             coverage=coverage,
             findings=findings,
+            smoothed=smoothed,
+            methods=variants.refinement.methods,
+            guided=tuple(variants.refinement.moments),
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from calib.ranges import RangeMethod
 from calib.statistics import TensorStatistics
 from qtool.plan import build_plan
-from qtool.quantizer import quantize_graph
+from qtool.quantizer import NO_REFINEMENT, quantize_graph
+from qtool.refinement import Refinement
 from qtool.schemes import Scheme
 from qtool.search.variant import Variant
 from qtool.selection import Selection
@@ -28,6 +29,7 @@ class StaticVariants:
         statistics: by tensor name, of every tensor that the fullest plan needs.
         method: finds the ranges of activations.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        refinement: what a search has found out.
     """
 
     model: ir.Model
@@ -37,6 +39,7 @@ class StaticVariants:
     statistics: Mapping[str, TensorStatistics]
     method: RangeMethod
     bias_correction: bool = True
+    refinement: Refinement = NO_REFINEMENT
 
     def __call__(self, kept_float: Mapping[str, str]) -> Variant:
         """Returns a new variant in which the named nodes stay float, each for the reason given.
@@ -48,5 +51,12 @@ class StaticVariants:
         plan = build_plan(
             model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True
         )
-        quantize_graph(model, plan, self.statistics, self.method, bias_correction=self.bias_correction)
+        quantize_graph(
+            model,
+            plan,
+            self.statistics,
+            self.method,
+            bias_correction=self.bias_correction,
+            refinement=self.refinement,
+        )
         return Variant(model, plan)
