@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from judging import FLOAT, Judgement, judge
+from judgement import FLOAT, Judgement
 from processes import Finished, run
 from quantizers import METHODS, Quantizer, onnxruntime, qtool, qtool_variants, rivals
 
+JUDGE_SCRIPT = Path(__file__).with_name("judging.py")
 PROBE_SCRIPT = Path(__file__).with_name("plain_inference.py")
 FILES = ("fp32.onnx", "calib.npz", "eval.npz")
 COLUMNS = ("model", "made by", "SQNR dB", "agree %", "top-1 %", "ms", "speedup", "MB", "made in s", "peak MB")
@@ -124,7 +125,12 @@ def _made(folder: Path, output: Path, quantizers: Mapping[str, Quantizer], limit
 def _judged(folder: Path, made: Mapping[str, Made], *, threads: int, rounds: int) -> list[Row]:
     paths = {FLOAT: folder / "fp32.onnx"}
     paths |= {name: result.path for name, result in made.items() if result.error is None}
-    judgements = judge(paths, folder / "eval.npz", threads=threads, rounds=rounds)
+    options = ("--threads", str(threads), "--rounds", str(rounds))
+    models = (f"{name}={path}" for name, path in paths.items())
+    finished = run((sys.executable, str(JUDGE_SCRIPT), str(folder / "eval.npz"), *models, *options))
+    if finished.code:
+        sys.exit(f"{folder.name}: {finished.last_line}")
+    judgements = {name: Judgement(**found) for name, found in json.loads(finished.output).items()}
     judgements |= {name: Judgement(error=result.error) for name, result in made.items() if result.error is not None}
     return [
         Row(

@@ -1,45 +1,49 @@
-"""Judges models beside their float model, all in one run, with code of its own: none of qtool's takes part."""
+"""Judges models beside their float model, all in one run, with code of its own: none of qtool's takes part.
+
+Run: python benchmarks/judging.py EVAL.npz NAME=MODEL.onnx ... [--threads 2] [--rounds 25]; one of them is ``float``.
+
+Prints JSON. ``compare.py`` runs it in a process of its own, so that what the models take there is not taken for what
+the quantizers take, which are measured as children of that process.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from judgement import FLOAT, Judgement
 from rows import Rows, open_session
 
 Array = npt.NDArray[Any]
-FLOAT = "float"
 # Runs a turn: their mean is one measurement.
 RUNS_A_TURN = 4
 # A third axis of so many values or more holds the scores of classes, and the others the places that have a class each.
 FEWEST_SCORES = 64
 
 
-@dataclass(slots=True)
-class Judgement:
-    """What was found out about one model.
-
-    Attributes:
-        sqnr_db: signal over error power of the first output, 10 log10(sum x^2 / sum (x - y)^2).
-        agreement: share of samples for which it chooses the same class, or for unit vectors the same nearest neighbour.
-        accuracy: share of right classes, where there are labels.
-        median_ms: median time of one sample.
-        speedup: median over rounds of the float model's time over this one's in the same round.
-        error: why there is nothing else.
-    """
-
-    sqnr_db: float | None = None
-    agreement: float | None = None
-    accuracy: float | None = None
-    median_ms: float | None = None
-    speedup: float | None = None
-    error: str | None = None
+def main() -> None:
+    """Judges and prints."""
+    parser = argparse.ArgumentParser(description="Judges models beside their float model.")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=25)
+    arguments = parser.parse_args()
+    models = {name: Path(path) for name, _, path in (text.partition("=") for text in arguments.models)}
+    try:
+        found = judge(models, arguments.data, threads=arguments.threads, rounds=arguments.rounds)
+    except (KeyError, RuntimeError) as error:
+        sys.exit(str(error))
+    print(json.dumps({name: asdict(one) for name, one in found.items()}))
 
 
 def judge(models: Mapping[str, Path], data: Path, *, threads: int, rounds: int) -> dict[str, Judgement]:
@@ -139,3 +143,7 @@ def _times(
                 sessions[name].run(None, feed)
             times[name].append((time.perf_counter() - start) / RUNS_A_TURN)
     return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -161,11 +161,13 @@ def build_plan(
         UsageError: a pattern of ``selection`` matches nothing, or leaves nothing to calibrate.
     """
     from qtool.placement import placement_of
+    from qtool.placement.logarithms import layers_before_logarithms
 
     _check_float(model)
     selection.check(list(model.graph))
     dynamic = _chosen_dynamic(model, scheme, selection, kept_float) if selection.dynamic else NOTHING_DYNAMIC
-    kept = {**dict.fromkeys(dynamic.integer_nodes, "its activations are quantized as it runs"), **kept_float}
+    kept = dict.fromkeys(dynamic.integer_nodes, "its activations are quantized as it runs")
+    kept = {**layers_before_logarithms(model.graph), **kept, **kept_float}
     plan = placement_of(scheme.placement)(model.graph, scheme, selection, unfit, kept)
     if dynamic.integer_nodes:
         skipped = tuple(skip for skip in plan.skipped if skip.node not in dynamic.integer_nodes)
