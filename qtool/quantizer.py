@@ -98,7 +98,7 @@ def useful_statistics(plan: Plan, statistics: Mapping[str, TensorStatistics]) ->
         if seen is None:
             raise InputError(
                 f"the statistics know nothing of the tensor '{source}'",
-                fix="calibrate again with the same --activations-symmetric, or give --calib-data instead",
+                fix="calibrate again with the same --target and --activations-symmetric, or give --calib-data instead",
             )
         found[source] = seen.above(plan.lowest[source]) if source in plan.lowest else seen
     return found

@@ -141,5 +141,5 @@ def _input(graph: ir.Graph, name: str, dtype: ir.DataType) -> ir.Value:
 
 
 def _is_data(node: ir.Node, index: int) -> bool:
-    positions = OPERATORS[node.op_type].data_inputs
-    return positions is None or index in positions
+    operator = OPERATORS.get(node.op_type)
+    return operator is None or operator.data_inputs is None or index in operator.data_inputs

@@ -168,7 +168,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         else:
             collected = _gathered(model, plan, samples, request, progress)
         variants = _variants(model, plan, collected, request)
-        if samples is not None:
+        if samples is not None and stored is None:
             refinement = refine(
                 model,
                 _plan(model, request, variants.unfit),

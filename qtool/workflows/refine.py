@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Feed
@@ -86,7 +87,12 @@ def smooth_model(
         progress.task("looking for outlier channels"),
     ):
         reach = channel_reach(Watcher(session), feeds)
-    fitting = [tensor for tensor in tensors if len(reach.get(tensor.tensor, ())) == len(tensor.reach)]
+    # What is not finite is named by the calibration that follows.
+    fitting = [
+        tensor
+        for tensor in tensors
+        if len(reach.get(tensor.tensor, ())) == len(tensor.reach) and np.isfinite(reach[tensor.tensor]).all()
+    ]
     factors = {
         tensor.tensor: smoothing_factors(reach[tensor.tensor], tensor.reach, _SMOOTHING_STRENGTH) for tensor in fitting
     }
