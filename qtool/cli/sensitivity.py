@@ -84,6 +84,7 @@ def sensitivity(
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             scheme=preset(target or DEFAULT_PRESET),
             method=ranges.range_method(method),
+            chosen_ranges=method is Method.AUTO,
             selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
             samples=samples,
             output=output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calib.ranges import RangeMethod
@@ -20,10 +20,13 @@ from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import Selection
 from qtool.workflows.calibrate import Watched, gather, specs_of
+from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.data_request import DataRequest
+from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.judge_samples import spread_batches
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.prepare import prepare
+from qtool.workflows.refine import Effort, refine, searches
 from qtool.workflows.static_variants import StaticVariants
 
 _COLUMNS = ("rank", "layer", "operator", "sqnr_db", "noise_share", "nodes")
@@ -39,6 +42,7 @@ class SensitivityRequest:
         scheme: which integers tensors become.
         method: finds the ranges of activations.
         selection: which nodes may be quantized.
+        chosen_ranges: whether each range is chosen among all methods, as ``quantize`` does by default.
         samples: about how many samples to judge by.
         output: a .json or .csv file to write as well.
         plot: a picture to draw as well.
@@ -52,6 +56,7 @@ class SensitivityRequest:
     scheme: Scheme
     method: RangeMethod
     selection: Selection = field(default_factory=Selection)
+    chosen_ranges: bool = False
     samples: int = 8
     output: Path | None = None
     plot: Path | None = None
@@ -117,6 +122,12 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         statistics=collected.statistics,
         method=request.method,
     )
+    if request.chosen_ranges:
+        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack())
+        wanted = searches(Effort.BALANCED, ranges=True, smoothing=False, error_feedback=False)
+        plan = build_plan(model, request.scheme, request.selection, unfit=variants.unfit)
+        found = refine(model, plan, collected.statistics, samples, wanted, progress, threads=request.threads)
+        variants = replace(variants, refinement=found)
     chosen = spread_batches(
         request.data.feeds(dataset, specs_of(original.graph.inputs), specs_of(original.graph.outputs)),
         samples=request.samples,

@@ -80,6 +80,16 @@ def test_excluded_layers_are_not_ranked(run: Callable[..., Any], model: Path, da
     assert layers[0]["sqnr_db"] > 20
 
 
+@pytest.mark.parametrize("method", ["auto", "mse"])
+def test_ranges_come_from_the_method_asked_for(
+    run: Callable[..., Any], model: Path, data: Path, bad: str, method: str
+) -> None:
+    plain = run("sensitivity", model, "--calib-data", data, "--json").json
+    other = run("sensitivity", model, "--calib-data", data, "--method", method, "--json").json
+    assert other["layers"][0]["layer"] == bad
+    assert [layer["sqnr_db"] for layer in other["layers"]] != [layer["sqnr_db"] for layer in plain["layers"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
