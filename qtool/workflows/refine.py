@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,9 @@ from qtool.workflows.check_result import CheckSamples
 
 # Below 0.6 the weights of sentence encoders suffer more than their activations gain, and above 0.8 again.
 _SMOOTHING_STRENGTH = 0.7
+
+# A tensor's range is judged by no fewer of its values, as far as there are any.
+_FEWEST_VALUES = 4096
 
 
 class Effort(StrEnum):
@@ -119,7 +123,8 @@ def refine(
     count = _batches(model, samples)
     if wanted.ranges and plan.activations:
         full = useful_statistics(plan, with_moved_tensors(model, plan, statistics))
-        feeds = list(_some(_feeds(model, samples), wanted.judged, count))
+        judged = max(wanted.judged, _fewest_batches(full))
+        feeds = list(_some(_feeds(model, samples), judged, count))
         choice = choose_ranges(model, plan, full, feeds, progress, threads=threads)
         refinement = Refinement(ranges=choice.params, methods=choice.methods)
     layers = layer_inputs(model, plan) if wanted.error_feedback else ()
@@ -149,6 +154,15 @@ def _feeds(model: ir.Model, samples: CheckSamples) -> Iterator[Feed]:
 def _batches(model: ir.Model, samples: CheckSamples) -> int | None:
     inputs, outputs = specs_of(model.graph.inputs), specs_of(model.graph.outputs)
     return samples.data.batches(samples.dataset, inputs, outputs)
+
+
+def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
+    """Returns how many batches it takes until some thousands of values judge each tensor on average; more cost little.
+
+    Few values of small tensors say nothing about the ranges of others.
+    """
+    sizes = [seen.values / seen.batches for seen in statistics.values() if seen.batches]
+    return math.ceil(_FEWEST_VALUES * len(sizes) / max(sum(sizes), 1.0))
 
 
 def _some(feeds: Iterable[Feed], wanted: int, available: int | None) -> Iterator[Feed]:
