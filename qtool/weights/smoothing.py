@@ -1,8 +1,9 @@
 """Moves the difficulty of quantizing from activations with outlier channels into the weights behind them.
 
-(X / s) (s W) = X W for any factors s, one a channel of X. With s_j = max|X_j|^a / max|W_j|^(1 - a) the channels of X
-by s reach about equally far, so that one scale serves them all, and the weights take up what that leaves. Source: G.
-Xiao et al., SmoothQuant (ICML 2023), equation 4.
+(X / s) (s W) = X W for any factors s, one a channel of X: a few channels of a transformer reach a hundred times as far
+as the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al., Smooth-
+Quant (ICML 2023), equation 3. Its factors (equation 4) scale every channel; here only outliers are scaled, since weights of
+one scale an output suffer from each factor.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from qtool.passes.constants import add_constant, constant_array, integer_attribu
 from qtool.passes.names import Names
 from qtool.plan import Plan
 
+# A channel is an outlier when it reaches so many times as far as the median channel.
+_TOLERANCE = 3.0
 # Channels that hardly ever leave zero would ask for factors without bound.
 _LEAST_REACH = 1e-5
 _LARGEST_FACTOR = 1e4
@@ -32,35 +35,35 @@ class Smoothable:
     Attributes:
         tensor: its name.
         layers: names of the MatMul and Gemm nodes that would read the scaled form.
-        reach: largest magnitude of each channel's weights over all ``layers``, float64, (channels,).
+        channels: how many channels it has, along its last axis.
     """
 
     tensor: str
     layers: tuple[str, ...]
-    reach: npt.NDArray[np.float64]
+    channels: int
 
 
 def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
     """Finds the float tensors that integer MatMul and Gemm layers with stored weights of their own read."""
-    found: dict[str, list[tuple[str, npt.NDArray[np.float64]]]] = {}
+    found: dict[str, list[tuple[str, int]]] = {}
     for node in model.graph:
         source = node.inputs[0] if node.inputs else None
         if node.name not in plan.integer_nodes or node.op_type not in ("MatMul", "Gemm") or source is None:
             continue
-        weights = _rows(node)
+        channels = _input_channels(node)
         # Integers that come from an integer kernel are not to be scaled on their way.
         activation = plan.activations.get(source.name or "")
-        if weights is None or activation is None or activation.source != source.name or activation.readers is None:
+        if channels is None or activation is None or activation.source != source.name or activation.readers is None:
             continue
-        found.setdefault(source.name or "", []).append((node.name or "", np.abs(weights).max(axis=1)))
+        found.setdefault(source.name or "", []).append((node.name or "", channels))
     return tuple(
         Smoothable(
             tensor=tensor,
             layers=tuple(name for name, _ in readers),
-            reach=np.max([reach for _, reach in readers], axis=0),
+            channels=readers[0][1],
         )
         for tensor, readers in found.items()
-        if len({len(reach) for _, reach in readers}) == 1
+        if len({channels for _, channels in readers}) == 1
     )
 
 
@@ -74,19 +77,17 @@ def channel_reach(runner: Runner, feeds: Iterable[Feed]) -> dict[str, npt.NDArra
     return reach
 
 
-def smoothing_factors(
-    activations: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], strength: float
-) -> npt.NDArray[np.float64]:
-    """Returns s, float64, (channels,), geometric mean 1: what activations are divided by and weights multiplied with.
+def smoothing_factors(reach: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns s, float64, (channels,), at least 1: what activations are divided by and weights multiplied with.
+
+    Channels that reach further than a few times the median channel are brought down to that; all others stay as they
+    are, and with them the weights that need no help.
 
     Args:
-        activations: largest magnitude of each channel.
-        weights: largest magnitude of each channel's weights.
-        strength: the exponent a, from 0 (nothing moves but what balances weights) to 1 (activations become flat).
+        reach: largest magnitude of each channel of the activations.
     """
-    factors = np.maximum(activations, _LEAST_REACH) ** strength / np.maximum(weights, _LEAST_REACH) ** (1.0 - strength)
-    factors /= np.exp(np.log(factors).mean())
-    return np.clip(factors, 1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+    usual = _TOLERANCE * max(float(np.median(reach)), _LEAST_REACH)
+    return np.clip(reach / usual, 1.0, _LARGEST_FACTOR)
 
 
 def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str, npt.NDArray[np.float64]]) -> None:
@@ -142,11 +143,11 @@ def _into_normalization(
     return True
 
 
-def _rows(node: ir.Node) -> npt.NDArray[np.float64] | None:
-    """Returns the weights of a layer with its input channels as rows; None where they are not its own."""
+def _input_channels(node: ir.Node) -> int | None:
+    """Returns how many input channels a layer's weights have; None where the weights are not its own."""
     value = node.inputs[1]
     array = constant_array(value)
     if value is None or array is None or array.ndim != 2 or array.dtype != np.float32 or len(value.uses()) != 1:
         return None
     transposed = node.op_type == "Gemm" and integer_attribute(node, "transB", 0)
-    return (array.T if transposed else array).astype(np.float64)
+    return int(array.shape[1 if transposed else 0])

@@ -24,9 +24,6 @@ from qtool.weights.smoothing import channel_reach, smooth, smoothable_tensors, s
 from qtool.workflows.calibrate import specs_of
 from qtool.workflows.check_result import CheckSamples
 
-# Below 0.6 the weights of sentence encoders suffer more than their activations gain, and above 0.8 again.
-_SMOOTHING_STRENGTH = 0.7
-
 # A tensor's range is judged by no fewer of its values, as far as there are any.
 _FEWEST_VALUES = 4096
 
@@ -91,15 +88,16 @@ def smooth_model(
         progress.task("looking for outlier channels"),
     ):
         reach = channel_reach(Watcher(session), feeds)
-    # What is not finite is named by the calibration that follows.
-    fitting = [
-        tensor
-        for tensor in tensors
-        if len(reach.get(tensor.tensor, ())) == len(tensor.reach) and np.isfinite(reach[tensor.tensor]).all()
-    ]
-    factors = {
-        tensor.tensor: smoothing_factors(reach[tensor.tensor], tensor.reach, _SMOOTHING_STRENGTH) for tensor in fitting
-    }
+    fitting, factors = [], {}
+    for tensor in tensors:
+        seen = reach.get(tensor.tensor)
+        # What is not finite is named by the calibration that follows.
+        if seen is None or len(seen) != tensor.channels or not np.isfinite(seen).all():
+            continue
+        found = smoothing_factors(seen)
+        if (found > 1.0).any():
+            fitting.append(tensor)
+            factors[tensor.tensor] = found
     smooth(model, fitting, factors)
     return tuple(tensor.tensor for tensor in fitting)
 
