@@ -1,0 +1,101 @@
+"""Rounding with error feedback, and the moments of layers' inputs that guide it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import numpy_helper, parser
+
+from calib.affine import dequantize
+from calib.granularity import PerChannel
+from calib.grid import Grid
+from qtool.plan import build_plan
+from qtool.schemes import PRESETS
+from qtool.selection import Selection
+from qtool.weights.error_feedback import output_noise, round_with_feedback
+from qtool.weights.input_moments import LayerInput, gather_moments, layer_inputs
+from qtool.weights.round_to_nearest import round_to_nearest
+from qtool.workflows.prepare import prepare
+
+
+class _Given:
+    """A runner that returns what it was fed."""
+
+    def run(self, feeds: Any) -> Any:
+        return feeds
+
+
+def _layer(text: str, **tensors: np.ndarray) -> tuple[ir.Model, LayerInput]:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
+    model = prepare(ir.from_proto(proto))
+    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], Selection()))
+    return model, layer
+
+
+def _correlated(rows: int, columns: int) -> np.ndarray:
+    generator = np.random.default_rng(3)
+    mixing = generator.normal(0, 1, (4, columns))
+    return (generator.normal(0, 1, (rows, 4)) @ mixing + 0.1 * generator.normal(0, 1, (rows, columns))).astype(
+        np.float32
+    )
+
+
+def test_products_are_off_by_less_than_after_rounding_to_nearest() -> None:
+    inputs = _correlated(200, 24)
+    weight = np.random.default_rng(1).normal(0, 1, (24, 10)).astype(np.float32)
+    _, layer = _layer("g (float[n,24] x) => (float[n,10] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
+    grid = Grid(bits=8, signed=True, symmetric=True)
+    nearest = round_to_nearest("w", weight, grid, PerChannel(1))
+    moments = gather_moments(_Given(), [{layer.tensor: inputs}], [layer])[layer.node]
+    guided = round_with_feedback(weight, nearest, layer, moments)
+
+    def products_off_by(rounded: Any) -> float:
+        change = inputs.astype(np.float64) @ (dequantize(rounded.integers, rounded.params) - weight)
+        return float(np.square(change).sum())
+
+    assert products_off_by(guided) < 0.3 * products_off_by(nearest)
+    assert output_noise(weight, guided, layer, moments) == pytest.approx(products_off_by(guided), rel=1e-3)
+    np.testing.assert_array_equal(guided.params.scale, nearest.params.scale)
+    assert guided.integers.dtype == np.int8
+    assert guided.integers.min() >= grid.low
+    assert guided.integers.max() <= grid.high
+
+
+def test_inputs_that_were_never_seen_leave_rounding_to_nearest() -> None:
+    weight = np.random.default_rng(1).normal(0, 1, (6, 4)).astype(np.float32)
+    _, layer = _layer("g (float[n,6] x) => (float[n,4] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
+    nearest = round_to_nearest("w", weight, Grid(bits=8, signed=True, symmetric=True), PerChannel(1))
+    guided = round_with_feedback(weight, nearest, layer, np.zeros((1, 6, 6)))
+    np.testing.assert_array_equal(guided.integers, nearest.integers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes", "options"),
+    [
+        ((6, 4, 3, 3), "pads = [1,1,1,1]", {"padding": 1}),
+        ((6, 4, 3, 3), "strides = [2,2]", {"stride": 2}),
+        ((4, 1, 3, 3), "group = 4, pads = [1,1,1,1]", {"padding": 1, "groups": 4}),
+        ((6, 2, 3, 3), "group = 2, dilations = [2,2]", {"dilation": 2, "groups": 2}),
+        ((6, 4, 1, 1), "kernel_shape = [1,1]", {}),
+    ],
+)
+def test_the_moments_of_a_convolution_are_those_of_its_patches(
+    shape: tuple[int, ...], attributes: str, options: dict[str, int]
+) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.normal(0, 0.4, shape).astype(np.float32)
+    images = generator.normal(0, 1, (2, 4, 7, 7)).astype(np.float32)
+    text = f"g (float[n,4,7,7] x) => (float[n,{shape[0]},h,v] y) {{ c = Conv <{attributes}> (x, w)\n y = Relu (c) }}"
+    # A second reader behind the first keeps the layer from being an output of the model.
+    _, layer = _layer(text.replace("y = Relu (c)", "r = Relu (c)\n y = Tanh (r)"), w=weight)
+    moments = gather_moments(_Given(), [{layer.tensor: images}], [layer])[layer.node]
+    expected = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(weight), **options).numpy()
+    # sum over positions of (w x)^2 is w H w^T.
+    rows = weight.reshape(layer.groups, shape[0] // layer.groups, -1).astype(np.float64)
+    energy = np.einsum("goi,gij,goj->go", rows, moments, rows).reshape(-1)
+    np.testing.assert_allclose(energy, np.square(expected.astype(np.float64)).sum(axis=(0, 2, 3)), rtol=1e-4)

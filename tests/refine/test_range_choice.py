@@ -1,0 +1,93 @@
+"""Ranges judged by what they do to the outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+
+from calib.affine import AffineParams, dequantize, params_from_range, quantize
+from calib.ranges.min_max import MinMax
+from calib.statistics import TensorStatistics
+from qtool.metrics.noise import NoiseMeter
+from qtool.plan import Plan, build_plan
+from qtool.progress import Silent
+from qtool.runtime.graphs import open_graph
+from qtool.schemes import PRESETS
+from qtool.search.range_choice import choose_ranges
+from qtool.search.switches import switched
+from qtool.selection import Selection
+from qtool.workflows.prepare import prepare
+
+
+def _model() -> tuple[ir.Model, Plan]:
+    generator = np.random.default_rng(0)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,16] x) => (float[n,4] y)'
+        "{ a = MatMul (x, w)\n t = Tanh (a)\n y = MatMul (t, v) }"
+    )
+    tensors = {"w": generator.normal(0, 0.5, (16, 8)), "v": generator.normal(0, 1, (8, 4))}
+    # The last input means nothing to the model, whatever it holds.
+    tensors["w"][15] = 0.0
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in tensors.items()
+    )
+    model = prepare(ir.from_proto(proto))
+    return model, build_plan(model, PRESETS["x86"], Selection())
+
+
+def _feeds() -> list[dict[str, np.ndarray]]:
+    x = np.random.default_rng(2).normal(0, 1, (64, 16)).astype(np.float32)
+    x[5, 15] = 300.0
+    return [{"x": x[:32]}, {"x": x[32:]}]
+
+
+def _statistics(model: ir.Model, plan: Plan) -> dict[str, TensorStatistics]:
+    found = {name: TensorStatistics() for name in plan.observed}
+    for feed in _feeds():
+        found["x"].add(feed["x"], feed["x"])
+    values = np.random.default_rng(3).uniform(-1, 1, (64, 8)).astype(np.float32)
+    found["t"].add(values, values)
+    return found
+
+
+def _minmax(model: ir.Model, plan: Plan) -> AffineParams:
+    grid = plan.activations["x"].grid
+    return params_from_range(MinMax().span(_statistics(model, plan)["x"], grid), grid)
+
+
+def test_a_switch_does_what_quantizing_that_tensor_does() -> None:
+    model, plan = _model()
+    params = params_from_range(
+        MinMax().span(_statistics(model, plan)["x"], plan.activations["x"].grid), plan.activations["x"].grid
+    )
+    meter = NoiseMeter()
+    with open_graph(model) as session:
+        for feed in _feeds():
+            rounded = dequantize(quantize(feed["x"], params), params)
+            meter.add(session.run(feed), session.run({"x": rounded}))
+    with switched(model, plan, _feeds()) as runner:
+        assert runner.sources == ("x", "t")
+        assert runner.noise({}) == 0.0
+        assert runner.noise({"x": params}) == pytest.approx(meter.worst(), rel=1e-3)
+
+
+def test_an_outlier_that_means_nothing_is_clipped() -> None:
+    model, plan = _model()
+    before = ir.to_proto(model).SerializeToString()
+    choice = choose_ranges(model, plan, _statistics(model, plan), _feeds(), Silent())
+    assert choice.methods["x"] != "minmax"
+    assert choice.params["x"].range.high < 100
+    minmax = params_from_range(
+        MinMax().span(_statistics(model, plan)["x"], plan.activations["x"].grid), plan.activations["x"].grid
+    )
+    with switched(model, plan, _feeds()) as runner:
+        assert choice.noise < 0.1 * runner.noise({"x": minmax})
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_an_output_that_is_no_number_is_infinitely_noisy() -> None:
+    meter = NoiseMeter()
+    meter.add({"y": np.ones(3, np.float32)}, {"y": np.array([1, np.nan, 1], np.float32)})
+    assert meter.worst() == np.inf
