@@ -1,9 +1,9 @@
 """Moves the difficulty of quantizing from activations with outlier channels into the weights behind them.
 
 (X / s) (s W) = X W for any factors s, one a channel of X: a few channels of a transformer reach a hundred times as far
-as the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al., Smooth-
-Quant (ICML 2023), equation 3. Its factors (equation 4) scale every channel; here only outliers are scaled, since weights of
-one scale an output suffer from each factor.
+as the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al.,
+SmoothQuant (ICML 2023), equation 3. Its factors (equation 4) scale every channel; here only outliers are scaled, since
+the weights of an output, which share one scale, suffer from each factor.
 """
 
 from __future__ import annotations
