@@ -14,7 +14,7 @@ from calib.grid import Grid
 from qtool.errors import InputError
 
 # A bias of 2^30 leaves an int32 accumulator as much room again for the products.
-_LARGEST_BIAS = 2.0**30
+LARGEST_BIAS = 2.0**30
 # A channel without weights is its bias alone: 24 bits hold that as exactly as float32 does.
 _DEAD_CHANNEL_BIAS = 2.0**24
 
@@ -93,7 +93,7 @@ def round_to_nearest(
         largest = magnitudes if isinstance(granularity, PerChannel) else np.asarray(magnitudes.max(initial=0.0))
         scale = params.scale.astype(np.float64)
         scale = np.where(is_dead & (largest > 0), largest / input_scale / _DEAD_CHANNEL_BIAS, scale)
-        needed = largest / input_scale / _LARGEST_BIAS
+        needed = largest / input_scale / LARGEST_BIAS
         if isinstance(granularity, PerChannel):
             widened = tuple(int(channel) for channel in np.flatnonzero((needed > scale) & ~is_dead))
         scale = np.maximum(np.maximum(scale, needed), SMALLEST_SCALE)

@@ -1,0 +1,303 @@
+"""Scales the channels of activations, so that one step for all of them costs the least in the layers that read them.
+
+Channels that reach less far than the widest use a part of the tensor's grid only. Scaled up, they lose less to it, but
+the weights that read them shrink, and share their scale with those of channels that stay. Source of the rewriting: M.
+Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1. That
+paper equalizes the ranges of weights; here each output of a layer has its own scale, and factors are chosen by the
+noise that both kinds of rounding make at the outputs of the layers that read, a step D adding D^2 / 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.collect import Runner
+from calib.granularity import PerTensor
+from calib.grid import Grid
+from calib.specs import Feed
+from qtool.passes.constants import add_constant, constant_array, is_constant
+from qtool.passes.names import Names
+from qtool.plan import Plan
+from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, offset_shape, stored_weight
+
+Floats = npt.NDArray[np.float64]
+
+# Channels that hardly ever leave zero would ask for factors without bound.
+_LARGEST_FACTOR = 64.0
+# Unseen data may reach so many times as far in a channel as the data did.
+_HEADROOM = 1.5
+# What is predicted to gain less is within the error of the prediction.
+_LEAST_GAIN = 0.05
+# Parts of the widest channel's reach that all channels are scaled towards, and how far they go.
+_REACHES = (1.0, 0.7, 0.5, 0.35, 0.25)
+_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+_ROUNDS = 6
+
+
+@dataclass(slots=True)
+class ChannelStatistics:
+    """What the channels of one tensor hold; all arrays are float64, (channels,).
+
+    Attributes:
+        lows: the smallest values, at most 0.
+        highs: the largest values, at least 0.
+        squares: sums of squares.
+        others: how many values were not zero.
+        count: how many values there were in each channel.
+    """
+
+    lows: Floats
+    highs: Floats
+    squares: Floats
+    others: Floats
+    count: int = 0
+
+    @staticmethod
+    def of(channels: int) -> ChannelStatistics:
+        """Returns what is known before anything was seen."""
+        return ChannelStatistics(np.zeros(channels), np.zeros(channels), np.zeros(channels), np.zeros(channels))
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Takes in ``rows``, (channels, values)."""
+        self.lows = np.minimum(self.lows, rows.min(axis=1, initial=0.0))
+        self.highs = np.maximum(self.highs, rows.max(axis=1, initial=0.0))
+        self.squares = self.squares + np.einsum("cv,cv->c", rows, rows).astype(np.float64)
+        self.others = self.others + np.count_nonzero(rows, axis=1)
+        self.count += rows.shape[1]
+
+    @property
+    def reach(self) -> Floats:
+        """The largest magnitudes."""
+        return np.maximum(-self.lows, self.highs)
+
+
+def watched_tensors(regions: Iterable[ScalingRegion], plan: Plan) -> tuple[str, ...]:
+    """Returns the tensors whose channels must be known, each once."""
+    names = [name for region in regions for name in region.axes if name in plan.activations or name in region.bounds]
+    read = [name for region in regions for name in region.readers.values()]
+    return tuple(dict.fromkeys([*names, *read]))
+
+
+def gather_channels(
+    runner: Runner, feeds: Iterable[Feed], regions: Sequence[ScalingRegion]
+) -> dict[str, ChannelStatistics]:
+    """Returns statistics of the channels of every tensor that ``runner`` gives out."""
+    places = {name: (axis, region.channels) for region in regions for name, axis in region.axes.items()}
+    found: dict[str, ChannelStatistics] = {}
+    for feed in feeds:
+        for name, value in runner.run(feed).items():
+            axis, channels = places[name]
+            rows = np.moveaxis(value, axis, 0).reshape(channels, -1)
+            found.setdefault(name, ChannelStatistics.of(channels)).add(rows)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    """A tensor of a region that is rounded: the numbers its step follows from."""
+
+    lows: Floats
+    highs: Floats
+    grid: Grid
+
+    def step(self, factors: Floats) -> float:
+        low, high = float((self.lows * factors).min()), float((self.highs * factors).max())
+        if self.grid.symmetric:
+            return 2.0 * max(-low, high) / (self.grid.high - self.grid.low)
+        return (high - low) / (self.grid.high - self.grid.low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """An integer layer that reads a region.
+
+    Attributes:
+        sources: the tensors whose rounding it sees.
+        powers: mean squares of its input, (channels,).
+        filled: part of its input's values that are not zero, (channels,).
+        gains: sum of squared weights that read a channel, (channels,).
+        largest: largest weight, (groups, outputs of a group, inputs of a group).
+        kernel: weights from an input to an output.
+        signal: mean square of its outputs, summed, were its inputs independent.
+        shared_scale: whether one scale is for all outputs.
+    """
+
+    sources: tuple[_Tensor, ...]
+    powers: Floats
+    filled: Floats
+    gains: Floats
+    largest: Floats
+    kernel: int
+    signal: float
+    steps: int
+    shared_scale: bool
+
+    def activation_power(self, factors: Floats) -> Floats:
+        """Returns the mean squared rounding error of each channel of its input, scaled."""
+        noise = sum(source.step(factors) ** 2 for source in self.sources) / 12.0
+        return np.minimum(noise * self.filled, factors**2 * self.powers)
+
+    def weight_power(self, factors: Floats) -> Floats:
+        """Returns, for each channel, the squared rounding errors of the weights that read it, summed."""
+        groups, _, inputs = self.largest.shape
+        reach = (self.largest / factors.reshape(groups, 1, inputs)).max(axis=2)
+        if self.shared_scale:
+            reach = np.full_like(reach, reach.max())
+        errors = self.kernel * (2.0 * reach / self.steps) ** 2 / 12.0
+        return np.repeat(errors.sum(axis=1), inputs)
+
+    def noise(self, factors: Floats) -> float:
+        """Returns noise over signal at its outputs."""
+        activations = self.activation_power(factors) * self.gains / factors**2
+        weights = self.weight_power(factors) * factors**2 * self.powers
+        return float((activations + weights).sum()) / self.signal
+
+
+def equalizing_factors(
+    model: ir.Model, plan: Plan, region: ScalingRegion, seen: Mapping[str, ChannelStatistics]
+) -> Floats | None:
+    """Returns s, float64, (channels,), by which a region is multiplied; None where nothing is to be gained."""
+    if not set(watched_tensors([region], plan)) <= set(seen):
+        return None
+    readers = _readers(model, plan, region, seen)
+    tensors = {id(tensor): tensor for reader in readers for tensor in reader.sources}.values()
+    if not tensors:
+        return None
+    caps, fixed = np.full(region.channels, _LARGEST_FACTOR), np.zeros(region.channels, bool)
+    for name, bound in region.bounds.items():
+        reach = seen[name].highs
+        caps = np.minimum(caps, _lifted(bound / np.maximum(reach, bound / _LARGEST_FACTOR)))
+        fixed |= reach >= bound * (1 - 1e-4)
+    ones = np.ones(region.channels)
+    before = sum(reader.noise(ones) for reader in readers)
+    best, least = None, (1.0 - _LEAST_GAIN) * before
+    for candidate in _candidates(readers, list(tensors), caps, fixed):
+        noise = sum(reader.noise(candidate) for reader in readers)
+        if noise < least:
+            best, least = candidate, noise
+    return best
+
+
+def _lifted(factors: Floats) -> Floats:
+    """Returns factors that leave room above what was seen, where they lift a channel: other data reaches further."""
+    return np.where(factors > 1.0, np.maximum(factors / _HEADROOM, 1.0), factors)
+
+
+def _candidates(
+    readers: Sequence[_Reader], tensors: Sequence[_Tensor], caps: Floats, fixed: npt.NDArray[np.bool_]
+) -> Iterable[Floats]:
+    """Yields factors to try: towards equal reach, part of the way, and where both kinds of noise balance."""
+
+    def bounded(factors: Floats, most: Floats) -> Floats:
+        kept = np.clip(np.minimum(factors, most), 1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        return np.where(fixed, 1.0, kept)
+
+    reaches = [np.maximum(-tensor.lows, tensor.highs) for tensor in tensors]
+    for part in _REACHES:
+        limits = [part * reach.max() / np.maximum(reach, reach.max() / _LARGEST_FACTOR**2) for reach in reaches]
+        most = np.minimum(_lifted(np.min(limits, axis=0)), caps)
+        for exponent in _EXPONENTS:
+            yield bounded(most**exponent, caps)
+        factors = bounded(np.minimum(most, 1.0), caps)
+        for _ in range(_ROUNDS):
+            wanted = sum(reader.activation_power(factors) * reader.gains / reader.signal for reader in readers)
+            against = sum(reader.weight_power(factors) * reader.powers / reader.signal for reader in readers)
+            balance = np.where(against > 0, wanted / np.maximum(against, 1e-300), np.inf) ** 0.25
+            factors = bounded(np.minimum(balance, most), caps)
+            yield factors
+
+
+def _readers(
+    model: ir.Model, plan: Plan, region: ScalingRegion, seen: Mapping[str, ChannelStatistics]
+) -> list[_Reader]:
+    nodes = {node.name: node for node in model.graph if node.name in region.readers}
+    tensors = {
+        name: _Tensor(lows=seen[name].lows, highs=seen[name].highs, grid=plan.activations[name].grid)
+        for name in region.axes
+        if name in plan.activations and plan.activations[name].source == name
+    }
+    sources: dict[str, tuple[_Tensor, ...]] = {}
+    for name in region.axes:
+        above = [source for parent in region.parents[name] for source in sources.get(parent, ())]
+        own = [tensors[name]] if name in tensors else []
+        sources[name] = tuple({id(source): source for source in (*above, *own)}.values())
+    found = []
+    for name, read in region.readers.items():
+        node = nodes[name]
+        weight = plan.weights.get((node.inputs[1] or node.outputs[0]).name or "")
+        if name not in plan.integer_nodes or weight is None or read not in plan.activations:
+            continue
+        matrix = layer_matrix(node, stored_weight(node)).astype(np.float64)
+        gains = np.square(matrix).sum(axis=(1, 3)).reshape(-1)
+        channels = seen[read]
+        powers = channels.squares / max(channels.count, 1)
+        signal = float((gains * powers).sum())
+        if signal > 0.0 and sources[read]:
+            found.append(
+                _Reader(
+                    sources=sources[read],
+                    powers=powers,
+                    filled=channels.others / max(channels.count, 1),
+                    gains=gains,
+                    largest=np.abs(matrix).max(axis=3),
+                    kernel=matrix.shape[3],
+                    signal=signal,
+                    steps=weight.grid.high - weight.grid.low,
+                    shared_scale=isinstance(weight.granularity, PerTensor),
+                )
+            )
+    return found
+
+
+def equalize(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Floats]]) -> None:
+    """Multiplies each region's tensors by its factors, in place; ``model`` computes the same."""
+    nodes = {node.name: node for node in model.graph}
+    names = Names(model.graph)
+    for region, scale in factors:
+        for name in region.makers:
+            _scale_outputs(model.graph, nodes[name], scale, names)
+        for name in region.readers:
+            node = nodes[name]
+            weight = stored_weight(node).astype(np.float64, order="C")
+            matrix = layer_matrix(node, weight)
+            groups, _, inputs, _ = matrix.shape
+            _store(node, weight, matrix, 1.0 / scale.reshape(groups, 1, inputs, 1))
+        for name in region.offsets:
+            node = nodes[name]
+            index = next(index for index, value in enumerate(node.inputs) if is_constant(value))
+            shape = offset_shape(node.outputs[0], region.axes[node.outputs[0].name or ""], region.channels)
+            _replace_constant(model.graph, node, index, scale.reshape(shape or -1), names)
+
+
+def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: Floats, names: Names) -> None:
+    weight = stored_weight(node).astype(np.float64, order="C")
+    matrix = layer_matrix(node, weight)
+    groups, outputs, _, _ = matrix.shape
+    _store(node, weight, matrix, scale.reshape(groups, outputs, 1, 1))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        _replace_constant(graph, node, 2, scale, names)
+
+
+def _store(node: ir.Node, weight: Floats, matrix: Floats, factors: Floats) -> None:
+    """Multiplies ``matrix``, a view of ``weight``, and stores it as the layer's weights, which nothing else reads."""
+    matrix *= factors
+    value = node.inputs[1]
+    if value is not None:
+        value.const_value = ir.tensor(weight.astype(np.float32), name=value.name)
+
+
+def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, names: Names) -> None:
+    """Multiplies the constant at ``index``; others may read it too, so it gets a name of its own."""
+    value = node.inputs[index]
+    array = constant_array(value)
+    if value is None or array is None:
+        raise AssertionError(f"{node.name} was taken for an addition of a constant")
+    scaled = (array.astype(np.float64) * factors).astype(np.float32)
+    node.replace_input_with(index, add_constant(graph, f"{value.name}_equalized", scaled, names=names))
+    if not value.uses():
+        graph.initializers.pop(value.name or "", None)

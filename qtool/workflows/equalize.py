@@ -1,0 +1,42 @@
+"""Scales the channels of a model's activations against the layers around them, guided by data."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qtool.plan import Plan
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Watcher
+from qtool.weights.equalization import equalize, equalizing_factors, gather_channels, watched_tensors
+from qtool.weights.scaling_regions import scaling_regions
+from qtool.workflows.check_result import CheckSamples
+from qtool.workflows.refine import Searches, _batches, _feeds, _some
+
+
+def equalize_model(
+    model: ir.Model, plan: Plan, samples: CheckSamples, wanted: Searches, progress: Progress, *, threads: int = 0
+) -> tuple[str, ...]:
+    """Scales channels of a prepared model, in place, where rounding is predicted to lose less then.
+
+    Returns:
+        The names of the tensors that were equalized, in graph order.
+    """
+    regions = [region for region in scaling_regions(model) if not plan.activations.keys().isdisjoint(region.axes)]
+    if not regions:
+        return ()
+    feeds = _some(_feeds(model, samples), wanted.seen, _batches(model, samples))
+    with (
+        watching(model, watched_tensors(regions, plan)) as graph,
+        open_graph(graph, threads=threads) as session,
+        progress.task("comparing channels"),
+    ):
+        seen = gather_channels(Watcher(session), feeds, regions)
+    chosen = []
+    for region in regions:
+        factors = equalizing_factors(model, plan, region, seen)
+        if factors is not None:
+            chosen.append((region, factors))
+    equalize(model, chosen)
+    names = {name for region, _ in chosen for name in region.axes}
+    return tuple(name for name in plan.activations if name in names)
