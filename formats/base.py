@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from formats.trust import NO_TRUST, Trust
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
+
+    from formats.example_inputs import InputSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,23 +24,25 @@ class Weights:
         tensors: the tensors by name, on the CPU; tied ones share their memory.
         metadata: free text that was stored along with them.
         source: where in the file they were, in words, such as ``"state dict under 'model'"``.
+        module: the program that they belong to, where the file holds it too.
+        inputs: what the program takes, where the file says it.
     """
 
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str]
     source: str
+    module: torch.nn.Module | None = None
+    inputs: tuple[InputSpec, ...] = ()
 
 
-class GraphFormat(Protocol):
-    """Stores whole programs.
+class GraphSource(Protocol):
+    """Reads whole programs.
 
     Attributes:
         holds: tells this kind of format from the other one.
-        suffix: what file names of it end with.
     """
 
     holds: ClassVar[Literal["graph"]]
-    suffix: ClassVar[str]
 
     def read(self, path: Path) -> ir.Model:
         """Reads the program; large tensors stay in the file until they are used.
@@ -45,6 +51,16 @@ class GraphFormat(Protocol):
             FormatError: the file is not of this format, damaged, or unsafe to read.
         """
         ...
+
+
+class GraphFormat(GraphSource, Protocol):
+    """Reads and writes whole programs.
+
+    Attributes:
+        suffix: what file names of it end with.
+    """
+
+    suffix: ClassVar[str]
 
     def write(self, model: ir.Model, path: Path) -> None:
         """Writes the program, with files beside it where one file is not enough.
@@ -55,24 +71,32 @@ class GraphFormat(Protocol):
         ...
 
 
-class WeightsFormat(Protocol):
-    """Stores tensors by name.
+class WeightsSource(Protocol):
+    """Reads tensors by name, and the torch module that they belong to where the file holds it.
 
     Attributes:
         holds: tells this kind of format from the other one.
-        suffix: what file names of it end with.
     """
 
     holds: ClassVar[Literal["weights"]]
-    suffix: ClassVar[str]
 
-    def read(self, path: Path) -> Weights:
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
         """Reads the tensors; where the format allows it they stay in the file until they are used.
 
         Raises:
-            FormatError: the file is not of this format, damaged, or unsafe to read.
+            FormatError: the file is not of this format, damaged, or would do more than ``trust`` allows.
         """
         ...
+
+
+class WeightsFormat(WeightsSource, Protocol):
+    """Reads and writes tensors by name.
+
+    Attributes:
+        suffix: what file names of it end with.
+    """
+
+    suffix: ClassVar[str]
 
     def write(self, weights: Weights, path: Path) -> None:
         """Writes the tensors: the same bytes for the same weights.

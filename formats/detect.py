@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats import protobuf, safetensors_header
+from formats import protobuf, safetensors_header, tensorflow_kinds
 from formats.errors import FormatError
+from formats.torch_zip import ZipKind, recognize
+from formats.zip_layout import open_zip, zip_defects
 
 _HEAD_BYTES = 4096
 # The magic number of torch.save before version 1.6, pickled as a long of ten bytes.
 _LEGACY_TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-_KNOWN_KINDS = "use an .onnx file, a .pth or .pt checkpoint with tensors only, or a .safetensors file"
+_KNOWN_KINDS = (
+    "use an .onnx file, a .pth or .pt checkpoint, a .safetensors file, or a TensorFlow SavedModel, graph or Keras file"
+)
 
 # Fields of ModelProto, onnx.proto: numbers and wire types.
 _IR_VERSION, _PRODUCER_NAME, _GRAPH = 1, 2, 7
@@ -55,12 +57,10 @@ def detect(path: Path) -> Detection:
     Raises:
         FormatError: there is no such file, it is a folder, empty, cut short, or nothing that can be read as a model.
     """
-    _check_is_file(path)
+    if tensorflow_kinds.is_saved_model(path):
+        return Detection(tensorflow_kinds.SAVED_MODEL, "TensorFlow SavedModel")
+    head = read_head(path)
     size = path.stat().st_size
-    if size == 0:
-        raise FormatError(f"{path} is empty", fix="save or download the model again")
-    with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
     if head.startswith(b"PK"):
         return _detect_zip(path)
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -71,7 +71,30 @@ def detect(path: Path) -> Detection:
     found = _detect_onnx(path, size)
     if found is not None:
         return found
+    if tensorflow_kinds.is_graph_def(path, size):
+        return Detection(tensorflow_kinds.GRAPH_DEF, "frozen TensorFlow graph")
+    if head.startswith(tensorflow_kinds.HDF5_HEAD) and tensorflow_kinds.is_keras_h5(path):
+        return Detection(tensorflow_kinds.KERAS_H5, "Keras model in HDF5")
     raise _unknown(path, head)
+
+
+def read_head(path: Path) -> bytes:
+    """Returns the first bytes of a file, a few thousand.
+
+    Raises:
+        FormatError: there is no such file, it is a folder, or empty.
+    """
+    _check_is_file(path)
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if not head:
+        raise FormatError(f"{path} is empty", fix="save or download the model again")
+    return head
+
+
+def is_legacy_checkpoint(head: bytes) -> bool:
+    """Tells whether a file that begins with ``head`` was written by torch.save before torch 1.6."""
+    return _LEGACY_TORCH_MAGIC in head[:32]
 
 
 def _check_is_file(path: Path) -> None:
@@ -79,8 +102,6 @@ def _check_is_file(path: Path) -> None:
         inside = sorted(
             child.name for child in path.iterdir() if child.suffix in (".onnx", ".pth", ".pt", ".safetensors")
         )
-        if (path / "saved_model.pb").exists():
-            raise FormatError(f"{path} is a TensorFlow SavedModel, which cannot be read", fix=_KNOWN_KINDS)
         fix = f"name the file in it, such as {path / inside[0]}" if inside else "name a model file"
         raise FormatError(f"{path} is a folder, not a model file", fix=fix)
     if path.exists():
@@ -93,37 +114,30 @@ def _check_is_file(path: Path) -> None:
 
 
 def _detect_zip(path: Path) -> Detection:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    with open_zip(path) as archive, path.open("rb") as stream:
+        names = archive.namelist()
+        defects = zip_defects(archive, stream, path.stat().st_size)
+    if defects:
         raise FormatError(
-            f"{path} begins like a torch checkpoint (a zip file) but is damaged or cut short",
-            fix="save or download it again",
-        ) from error
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise FormatError(
-            f"{path} is a zip file that holds '{twice[0]}' twice, so readers disagree about it",
-            fix="save it again with torch.save",
+            f"'{defects[0].member}' in the zip file {path} {defects[0].reason}",
+            fix="do not use this file unless you trust it; save it again with torch.save",
         )
-    root = names[0].split("/")[0] if names else ""
-    inside = {name.removeprefix(f"{root}/") for name in names}
-    if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
+    found = recognize(names)
+    if found.kind is ZipKind.TORCHSCRIPT:
         raise _other(path, "a TorchScript program (torch.jit.save)", "save the weights: torch.save(m.state_dict(), …)")
-    if "archive_format" in inside or any(name.startswith("models/") for name in inside):
+    if found.kind is ZipKind.EXPORTED:
         raise _other(path, "an exported program (torch.export.save)", "save the weights of the module it came from")
-    if "data.pkl" in inside:
+    if found.kind is ZipKind.CHECKPOINT:
         return Detection("torch", "torch checkpoint")
     if names and all(name.endswith(".npy") for name in names):
         raise _other(path, "an .npz file of numpy arrays, so data and not a model", _KNOWN_KINDS)
-    if "model.weights.h5" in names:
-        raise _other(path, "a Keras model", _KNOWN_KINDS)
+    if {"config.json", "model.weights.h5"} <= set(names):
+        return Detection(tensorflow_kinds.KERAS, "Keras model")
     raise _other(path, "a zip file without a model in it", _KNOWN_KINDS)
 
 
 def _detect_pickle(path: Path, head: bytes) -> Detection:
-    if _LEGACY_TORCH_MAGIC in head[:32]:
+    if is_legacy_checkpoint(head):
         return Detection("torch", "torch checkpoint of the format before torch 1.6")
     raise _other(
         path,
@@ -173,12 +187,18 @@ def _plausible(field: protobuf.Field) -> bool:
 
 
 def _unknown(path: Path, head: bytes) -> FormatError:
-    if head.startswith(b"\x89HDF"):
-        return _other(path, "an HDF5 file (Keras or other)", _KNOWN_KINDS)
+    if head.startswith(tensorflow_kinds.HDF5_HEAD):
+        return _other(
+            path,
+            "an HDF5 file without the layers of a Keras model, so weights alone or other data",
+            "save the whole model: model.save('model.keras')",
+        )
+    if head[4:8] == b"TFL3":
+        return _other(path, "a TensorFlow Lite model", "convert the SavedModel or Keras file that it was made from")
     if head.startswith(b"\x1f\x8b"):
         return _other(path, "compressed with gzip", "unpack it first: gunzip, or tar xzf")
     if head.startswith(b"\x08\x01\x12"):
-        return _other(path, "a TensorFlow SavedModel", _KNOWN_KINDS)
+        return _other(path, "the graph of a TensorFlow SavedModel", f"name its folder: {path.parent}")
     text = _as_text(head)
     if text is None:
         return _other(path, f"no model file of a known kind (it begins with {head[:8].hex(' ')})", _KNOWN_KINDS)

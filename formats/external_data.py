@@ -12,6 +12,10 @@ from pathlib import Path
 from formats.errors import FormatError
 
 
+class OutsideError(FormatError):
+    """A tensor is said to be where the model must not point."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Is what a tensor says about its place.
@@ -51,26 +55,33 @@ def check_claim(claim: Claim, model: Path) -> Path:
     A link may lead elsewhere only into the folder where the model's own link leads, as in the cache of Hugging Face.
 
     Raises:
-        FormatError: the location leads elsewhere, there is no such file, or it is too short.
+        FormatError: there is no such file, or it is too short.
+        OutsideError: the location leads elsewhere, to no file, or to one that has other names too.
     """
     location = claim.location
     if not location:
         raise _refused(claim.tensor, "does not say in which file its data is")
     parts = location.split("/")
     if "\0" in location or "\\" in location or ":" in parts[0] or location.startswith("/") or ".." in parts:
-        raise _refused(claim.tensor, f"points outside of the model's folder: {location!r}")
+        raise _outside(claim.tensor, f"points outside of the model's folder: {location!r}")
     path = model.parent / location
     real = path.resolve()
     allowed = (model.parent.resolve(), model.resolve().parent)
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise _refused(claim.tensor, f"points outside of the model's folder through a link: {location!r}")
+        raise _outside(claim.tensor, f"points outside of the model's folder through a link: {location!r}")
     if not path.exists():
         raise FormatError(
             f"the data file {path} of {model} is missing (tensor '{claim.tensor}' is in it)",
             fix="copy it next to the model, under the same name",
         )
     if not path.is_file():
-        raise _refused(claim.tensor, f"points at something that is no file: {location!r}")
+        raise _outside(claim.tensor, f"points at something that is no file: {location!r}")
+    # The model's own file is what the person named, whatever other names it has.
+    if path.stat().st_nlink > 1 and real != model.resolve():
+        raise OutsideError(
+            f"tensor '{claim.tensor}' points at a file with several names, of which some may lie outside: {location!r}",
+            fix=f"where you trust it, make it a file of its own: cp {location} copy && mv copy {location}",
+        )
     if claim.length is not None and claim.length != claim.nbytes:
         raise _refused(claim.tensor, f"claims {claim.length:,} bytes where its shape needs {claim.nbytes:,}")
     size = path.stat().st_size
@@ -81,6 +92,12 @@ def check_claim(claim: Claim, model: Path) -> Path:
             fix="it was cut short, or belongs to another model: copy it again",
         )
     return real
+
+
+def _outside(tensor: str, reason: str) -> OutsideError:
+    return OutsideError(
+        f"tensor '{tensor}' {reason}", fix="do not use this file unless you trust it; export the model again"
+    )
 
 
 def _refused(tensor: str, reason: str) -> FormatError:

@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 
 from formats.errors import FormatError
-from formats.external_data import check_claim, claim_from_entries
+from formats.external_data import OutsideError, check_claim, claim_from_entries
+from formats.findings import AuditNotes, Risk
 from formats.onnx_outline import read_outline
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
@@ -35,11 +36,7 @@ class OnnxFile:
         Raises:
             FormatError: the file is damaged, or its weights are said to be where they must not or cannot be.
         """
-        try:
-            model = onnx.load(path, format="protobuf", load_external_data=False)
-        except Exception as error:  # protobuf's errors differ between its implementations
-            raise _damaged(path, "") from error
-        return _checked(model, path)
+        return _checked(_parsed(path), path)
 
     def read_outline(self, path: Path) -> ir.Model:
         """Reads the model without the values of its large tensors, wherever they are stored.
@@ -71,6 +68,23 @@ class OnnxFile:
             onnx.checker.check_model(str(path))
         except (onnx.checker.ValidationError, ValueError) as error:
             raise _damaged(path, f": {_first_line(error)}") from error
+
+
+def audit_external_data(path: Path, notes: AuditNotes) -> None:
+    """Notes where the model in ``path`` says that its weights are, and what is wrong with that.
+
+    Raises:
+        FormatError: the model is damaged.
+    """
+    for tensor in _external_tensors(_parsed(path)):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        notes.files.append(entries.get("location", ""))
+        try:
+            check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path)
+        except OutsideError as error:
+            notes.add(Risk.REACHES_OUTSIDE, tensor.name, error.problem)
+        except FormatError as error:
+            notes.add(Risk.INCONSISTENT, tensor.name, error.problem)
 
 
 def weights_nbytes(model: ir.Model) -> int:
@@ -107,6 +121,13 @@ def _in_memory(model: ir.Model) -> Iterator[None]:
             value.const_value = tensor
 
 
+def _parsed(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf's errors differ between its implementations
+        raise _damaged(path, "") from error
+
+
 def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
     folder = _resolve_external(proto, path)
     try:
@@ -123,7 +144,7 @@ def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:
     Where the model is a link into a folder with its data, as in the cache of Hugging Face, that is the real folder,
     and the locations become the real names: onnx-ir itself follows no links.
     """
-    external = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    external = _external_tensors(proto)
     real = []
     for tensor in external:
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -141,6 +162,10 @@ def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:
             if entry.key == "location":
                 entry.value = file.relative_to(folder).as_posix()
     return folder
+
+
+def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:

@@ -19,6 +19,7 @@ from formats.base import Weights
 from formats.errors import FormatError
 from formats.safetensors_header import PREFIX_BYTES, read_header
 from formats.tied import ties
+from formats.trust import NO_TRUST, Trust
 
 _TIED_KEY = "tied"
 _DTYPES: Mapping[torch.dtype, str] = {
@@ -54,8 +55,8 @@ class SafetensorsFile:
     holds: ClassVar[Literal["weights"]] = "weights"
     suffix: ClassVar[str] = ".safetensors"
 
-    def read(self, path: Path) -> Weights:
-        """Maps the tensors; they stay in the file until they are used.
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
+        """Maps the tensors; they stay in the file until they are used. There is nothing in it that could be run.
 
         Raises:
             FormatError: the file is damaged or holds no tensors.

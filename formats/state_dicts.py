@@ -44,10 +44,12 @@ class StateDict:
     Attributes:
         tensors: the tensors.
         source: where they were, in words.
+        module: the module itself, where that was stored.
     """
 
     tensors: Mapping[str, torch.Tensor]
     source: str
+    module: torch.nn.Module | None = None
 
 
 def find_state_dict(stored: Any, where: str) -> StateDict:
@@ -60,6 +62,12 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     Raises:
         FormatError: there is none, or nothing tells which of several it is.
     """
+    module = _stored_module(stored)
+    if module is not None:
+        # Trained in half precision, stored so, and run so nowhere but on GPUs.
+        module = module.float().eval()
+        kind = type(module).__name__
+        return StateDict(tensors=module.state_dict(), source=f"whole module {kind}", module=module)
     found, keys = _unwrapped(stored, where)
     tensors = {str(key): value.detach() for key, value in found.items() if _is_tensor(value)}
     left_out = [str(key) for key, value in found.items() if not _is_tensor(value)]
@@ -71,6 +79,15 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     if prefixes:
         source += f", prefix {' '.join(prefixes)} removed"
     return StateDict(tensors=renamed, source=source)
+
+
+def _stored_module(stored: Any) -> torch.nn.Module | None:
+    """Returns the module in a trusted file: the object itself, or the best that its dictionary names."""
+    import torch
+
+    if isinstance(stored, Mapping):
+        stored = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), torch.nn.Module)), None)
+    return stored if isinstance(stored, torch.nn.Module) else None
 
 
 def _unwrapped(stored: Any, where: str) -> tuple[Mapping[Any, Any], list[str]]:

@@ -1,23 +1,21 @@
-"""Reads and writes what torch.save stores, tensors only: nothing in the file is ever run."""
+"""Reads and writes what torch.save stores; nothing in the file is run unless it is trusted."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
+from formats.audit import is_zip, note_torch_file
 from formats.base import Weights
 from formats.errors import FormatError
+from formats.findings import AuditNotes, Risk
+from formats.library_noise import quiet_libraries
 from formats.state_dicts import find_state_dict
 from formats.tied import ties
-
-_UNSUPPORTED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-# Modules that no model needs and every attack uses.
-_HOSTILE = frozenset({"os", "posix", "nt", "subprocess", "sys", "builtins", "shutil", "socket", "runpy", "importlib"})
+from formats.trust import NO_TRUST, Trust, check_trusted
+from formats.trusted_pickle import allowing, load_trusted
 
 
 class TorchCheckpoint:
@@ -30,14 +28,14 @@ class TorchCheckpoint:
     holds: ClassVar[Literal["weights"]] = "weights"
     suffix: ClassVar[str] = ".pth"
 
-    def read(self, path: Path) -> Weights:
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
         """Reads the state dict; tensors of the zip format stay in the file until they are used.
 
         Raises:
-            FormatError: the file is damaged, holds no state dict, or needs code to be opened.
+            FormatError: the file is damaged, holds no state dict, or needs code beyond ``trust`` to be opened.
         """
-        found = find_state_dict(_load(path), str(path))
-        return Weights(tensors=found.tensors, metadata={}, source=found.source)
+        found = find_state_dict(_load(path, trust), str(path))
+        return Weights(tensors=found.tensors, metadata={}, source=found.source, module=found.module)
 
     def write(self, weights: Weights, path: Path) -> None:
         """Writes the tensors, tied ones once; the same weights give the same bytes. Metadata has no place in it."""
@@ -57,45 +55,16 @@ class TorchCheckpoint:
                 raise
 
 
-def _load(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
+def _load(path: Path, trust: Trust) -> Any:
+    notes, zipped = AuditNotes(), is_zip(path)
+    note_torch_file(path, notes)
+    check_trusted(notes, path, trust)
+    if trust.pickles and any(finding.risk is Risk.RUNS_CODE for finding in notes.findings):
+        return load_trusted(path, mmap=zipped)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except MemoryError:
+        with allowing(trust.names), quiet_libraries():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (MemoryError, FormatError):
         raise
-    except pickle.UnpicklingError as error:
-        globals_ = _unsafe_globals(path, str(error)) if zipped else _named_in(str(error))
-        if not globals_:
-            raise _damaged(path) from error
-        raise _refused(path, globals_) from error
     except Exception as error:  # a damaged pickle makes torch raise nearly anything
-        raise _damaged(path) from error
-
-
-def _unsafe_globals(path: Path, message: str) -> list[str]:
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or _named_in(message)
-    except Exception:  # noqa: BLE001 - the listing fails in as many ways as loading does
-        return _named_in(message)
-
-
-def _named_in(message: str) -> list[str]:
-    return sorted(set(_UNSUPPORTED_GLOBAL.findall(message)))
-
-
-def _refused(path: Path, globals_: list[str]) -> FormatError:
-    shown = ", ".join(globals_[:4]) + (f" and {len(globals_) - 4} more" if len(globals_) > 4 else "")
-    if any(name.split(".")[0] in _HOSTILE for name in globals_):
-        return FormatError(
-            f"{path} would run {shown} when it is opened, as an attack does; it was not opened",
-            fix="do not use this file; get the weights from where you trust them",
-        )
-    return FormatError(
-        f"{path} holds Python objects, not only tensors ({shown}), and opening those runs their code",
-        fix="where you trust the file, load it with torch.load(…, weights_only=False), save its state_dict() alone "
-        "with torch.save, and name what builds the module with --model",
-    )
-
-
-def _damaged(path: Path) -> FormatError:
-    return FormatError(f"{path} is a damaged or cut torch checkpoint", fix="save or download it again")
+        raise FormatError(f"{path} is a damaged or cut torch checkpoint", fix="save or download it again") from error

@@ -16,7 +16,7 @@ from qtool.cli.failures import report_failure
 from qtool.cli.options import debug_is_on
 
 # Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
-COMMANDS = ("convert", "inspect", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
+COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
 
 
 class CommandGroup(typer.core.TyperGroup):

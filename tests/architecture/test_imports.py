@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("convert", "inspect", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
+COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
 
 
@@ -65,7 +65,8 @@ def test_nothing_runs_code_that_a_file_brings(package_modules: Mapping[str, ast.
         for call in ast.walk(module)
         if isinstance(call, ast.Call) and _may_unpickle(call)
     ]
-    assert not wrong
+    # What a person allows is run in one place.
+    assert [place.partition(":")[0] for place in wrong] == ["formats/trusted_pickle.py"]
 
 
 def _may_unpickle(call: ast.Call) -> bool:

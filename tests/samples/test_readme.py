@@ -20,7 +20,7 @@ from qtool.cli.quantize import quantize
 from qtool.cli.settings import parameters
 from qtool.report.figures import FIGURES
 
-COMMANDS = ("convert", "inspect", "calibrate", "sensitivity", "quantize", "verify", "report", "dequantize")
+COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "verify", "report", "dequantize")
 
 
 def _blocks(readme: str) -> list[tuple[str, str]]:

@@ -1,0 +1,79 @@
+"""Says what opening a model file would run and reach, without opening it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from formats import detect as detection
+from formats.errors import FormatError
+from formats.findings import AuditNotes, FileAudit, Risk
+from formats.pickle_scan import scan_pickle
+from formats.safetensors_header import announced_header_bytes, read_header
+from formats.torch_zip_audit import audit_zip
+
+_HEAD_BYTES = 4096
+_MOST_PICKLES = 16
+_PICKLE_HEADS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+
+
+def audit(path: Path) -> FileAudit:
+    """Looks through ``path`` and returns what opening it would do; nothing in it is run or unpacked to disk.
+
+    Raises:
+        FormatError: there is no such file, it is empty or a folder, or no model file of a known kind.
+    """
+    head = detection.read_head(path)
+    notes = AuditNotes()
+    if head.startswith((b"PK", *_PICKLE_HEADS)):
+        return notes.audit(path, note_torch_file(path, notes))
+    if announced_header_bytes(head) is not None:
+        return _audited_header(path, notes)
+    found = detection.detect(path)
+    if found.format == "onnx":
+        _audit_onnx(path, notes)
+    return notes.audit(path, found.detail)
+
+
+def is_zip(path: Path) -> bool:
+    """Tells whether a file begins like a zip file, which is what torch goes by."""
+    return detection.read_head(path).startswith(b"PK")
+
+
+def note_torch_file(path: Path, notes: AuditNotes) -> str:
+    """Notes what opening a zip file or a row of pickles would do, and returns what the file is.
+
+    Raises:
+        FormatError: the zip file's directory cannot be read.
+    """
+    head = detection.read_head(path)
+    return audit_zip(path, notes) if head.startswith(b"PK") else _audit_pickles(path, head, notes)
+
+
+def _audit_pickles(path: Path, head: bytes, notes: AuditNotes) -> str:
+    """Follows one pickle after the other, as torch.save wrote them before version 1.6."""
+    legacy = detection.is_legacy_checkpoint(head)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        position = 0
+        # What follows the fifth pickle of an old checkpoint are the tensors' bytes.
+        for number in range(5 if legacy else _MOST_PICKLES):
+            scan = scan_pickle(stream, position, size)
+            notes.add_pickle(f"pickle {number + 1}", scan)
+            position = scan.end
+            if scan.problem is not None or position >= size:
+                break
+    return "torch checkpoint of the format before torch 1.6" if legacy else "Python pickle"
+
+
+def _audited_header(path: Path, notes: AuditNotes) -> FileAudit:
+    try:
+        read_header(path)
+    except FormatError as error:
+        notes.add(Risk.INCONSISTENT, "header", error.problem)
+    return notes.audit(path, "safetensors")
+
+
+def _audit_onnx(path: Path, notes: AuditNotes) -> None:
+    from formats.onnx_file import audit_external_data
+
+    audit_external_data(path, notes)

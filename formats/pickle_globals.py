@@ -1,0 +1,203 @@
+"""Tells the names that a pickle may import for tensors from those that run somebody's code."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+_REBUILD = (
+    "_rebuild_device_tensor_from_cpu_tensor",
+    "_rebuild_device_tensor_from_numpy",
+    "_rebuild_meta_tensor_no_storage",
+    "_rebuild_nested_tensor",
+    "_rebuild_parameter",
+    "_rebuild_parameter_with_state",
+    "_rebuild_qtensor",
+    "_rebuild_sparse_tensor",
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+    "_rebuild_wrapper_subclass",
+)
+_KINDS = (
+    "BFloat16",
+    "Bool",
+    "Byte",
+    "Char",
+    "ComplexDouble",
+    "ComplexFloat",
+    "Double",
+    "Float",
+    "Half",
+    "Int",
+    "Long",
+    "QInt32",
+    "QInt8",
+    "QUInt2x4",
+    "QUInt4x2",
+    "QUInt8",
+    "Short",
+)
+_DTYPES = [
+    "bfloat16",
+    "bool",
+    "complex128",
+    "complex32",
+    "complex64",
+    "float16",
+    "float32",
+    "float64",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "int16",
+    "int32",
+    "int64",
+    "int8",
+    "qint32",
+    "qint8",
+    "quint2x4",
+    "quint4x2",
+    "quint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "uint8",
+    "per_channel_affine",
+    "per_channel_affine_float_qparams",
+    "per_channel_symmetric",
+    "per_tensor_affine",
+    "per_tensor_symmetric",
+]
+
+# All that tensors, their containers and their types take. torch's own reader with weights_only=True knows them too.
+TENSOR_GLOBALS: frozenset[str] = frozenset(
+    {
+        "_codecs.encode",
+        "builtins.bytearray",
+        "builtins.complex",
+        "builtins.set",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.Tensor",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+        "torch.storage.TypedStorage",
+        "torch.storage.UntypedStorage",
+        *(f"torch._utils.{name}" for name in _REBUILD),
+        *(f"torch.{kind}Storage" for kind in _KINDS),
+        *(f"torch.{name}" for name in _DTYPES),
+    }
+)
+# What Python 2 called them.
+_OLD_NAMES = {"__builtin__": "builtins"}
+# No model needs any of these, and attacks use them: they run commands or code, or lead to something that does.
+_ATTACK_MODULES = frozenset(
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "builtins",
+        "shutil",
+        "socket",
+        "runpy",
+        "importlib",
+        "pty",
+        "ctypes",
+        "_ctypes",
+        "pickle",
+        "_pickle",
+        "cPickle",
+        "marshal",
+        "webbrowser",
+        "code",
+        "codeop",
+        "pdb",
+        "bdb",
+        "timeit",
+        "trace",
+        "profile",
+        "cProfile",
+        "asyncio",
+        "multiprocessing",
+        "threading",
+        "commands",
+        "popen2",
+        "urllib",
+        "http",
+        "httplib",
+        "requests",
+        "ftplib",
+        "smtplib",
+        "telnetlib",
+        "pip",
+        "pydoc",
+        "idlelib",
+        "ensurepip",
+        "venv",
+        "signal",
+        "platform",
+        "operator",
+        "functools",
+        "types",
+        "inspect",
+        "linecache",
+        "fileinput",
+        "tempfile",
+        "pathlib",
+        "io",
+        "zipimport",
+        "imp",
+        "pkgutil",
+        "doctest",
+        "sqlite3",
+        "dill",
+        "cloudpickle",
+        "joblib",
+    ]
+)
+_ATTACK_NAMES = frozenset(
+    [
+        "system",
+        "popen",
+        "exec",
+        "eval",
+        "execfile",
+        "compile",
+        "__import__",
+        "getattr",
+        "setattr",
+        "runstring",
+        "load_url",
+    ]
+)
+
+
+class Meaning(StrEnum):
+    """Is what importing a name means."""
+
+    TENSOR = "makes tensors"
+    OBJECT = "runs the code of a class"
+    ATTACK = "runs commands or code of the file's choice"
+
+
+def full_name(module: str, name: str) -> str:
+    """Returns the two parts of a global as one name, in today's words."""
+    return f"{_OLD_NAMES.get(module, module)}.{name}"
+
+
+def meaning(name: str) -> Meaning:
+    """Says what it means that a pickle imports ``name``, as ``full_name`` writes it."""
+    if name in TENSOR_GLOBALS:
+        return Meaning.TENSOR
+    parts = name.split(".")
+    # Names may lead through modules: torch.serialization.os.system is os.system.
+    if parts[0] in _ATTACK_MODULES or _ATTACK_NAMES & set(parts) or {"os", "subprocess", "sys"} & set(parts):
+        return Meaning.ATTACK
+    return Meaning.OBJECT

@@ -1,0 +1,34 @@
+"""Finds out what opening a model file would do, and holds it against the wish that it does nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from formats.audit import audit
+from formats.findings import FileAudit
+from qtool.errors import GateError
+
+
+def audit_model(path: Path) -> FileAudit:
+    """Looks through a model file without opening it as one.
+
+    Raises:
+        FormatError: there is no such file, or it is no model file of a known kind.
+    """
+    return audit(path)
+
+
+def check_safe(report: FileAudit) -> None:
+    """Passes when nothing in the file runs code, reaches outside of its folder or contradicts itself.
+
+    Raises:
+        GateError: something does.
+    """
+    if not report.findings:
+        return
+    first = report.findings[0]
+    more = f", and {len(report.findings) - 1} more" if len(report.findings) > 1 else ""
+    raise GateError(
+        f"{report.path} is not safe to open: {first.where} {first.what}{more}",
+        fix="get the weights as .safetensors, or open it only where you trust who made it",
+    )
