@@ -37,7 +37,7 @@ def correct_biases(
             change = _mean_change(node, tensor, weights[tensor], statistics)
             if change is None:
                 continue
-            place = _bias_place(node, change.size)
+            place = bias_place(node, change.size)
             if place is None:
                 continue
             reader, index, bias = place
@@ -85,7 +85,7 @@ def _applied(
     return None if means.size != matrix.shape[0] else means @ matrix
 
 
-def _bias_place(node: ir.Node, channels: int) -> tuple[ir.Node, int, npt.NDArray[Any]] | None:
+def bias_place(node: ir.Node, channels: int) -> tuple[ir.Node, int, npt.NDArray[Any]] | None:
     """Returns the node and position that hold a layer's bias, with the bias spread over its channels."""
     if node.op_type == "MatMul":
         reader = sole_consumer(node.outputs[0])
