@@ -44,6 +44,21 @@ def convert(
     calib_data: CalibDataOption = None,
     preprocess: PreprocessOption = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.", show_default=False)] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inputs", metavar="NODES", help="TensorFlow graphs: nodes to feed, with commas.", show_default=False
+        ),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--outputs", metavar="NODES", help="TensorFlow graphs: nodes to read, with commas.", show_default=False
+        ),
+    ] = None,
+    nchw: Annotated[
+        bool, typer.Option("--nchw", help="TensorFlow models: let the channels of image inputs come first.")
+    ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -52,6 +67,7 @@ def convert(
     """Converts a model, and compares the result with the original on real or random inputs."""
     from qtool.workflows.conversion import ConvertRequest, Target
     from qtool.workflows.convert import convert as run
+    from qtool.workflows.tensorflow_import import TensorFlowOptions
 
     console = Console(json=json, quiet=quiet, debug=debug)
     shapes = input_shapes(input_shape)
@@ -67,6 +83,7 @@ def convert(
             calib_data=calib_data,
             preprocess=preprocess,
             opset=opset,
+            tensorflow=TensorFlowOptions(inputs=_names(inputs), outputs=_names(outputs), channels_first=nchw),
             force=force,
         ),
         console.progress(),
@@ -75,6 +92,10 @@ def convert(
         console.json(_as_json(report))
     else:
         _show(console, report)
+
+
+def _names(texts: list[str] | None) -> tuple[str, ...]:
+    return tuple(name.strip() for text in texts or () for name in text.split(",") if name.strip())
 
 
 def _show(console: Console, report: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from formats.architecture import Architecture
 from qtool.workflows.equivalence import Comparison
+from qtool.workflows.tensorflow_import import TensorFlowOptions
 
 
 class Target(StrEnum):
@@ -44,6 +45,7 @@ class ConvertRequest:
         calib_data: real data to compare on.
         preprocess: how images in it become arrays.
         opset: the ONNX opset of the result.
+        tensorflow: which part of a TensorFlow model to take, and in which layout.
         force: whether an existing result is replaced.
     """
 
@@ -57,6 +59,7 @@ class ConvertRequest:
     calib_data: str | None = None
     preprocess: str | None = None
     opset: int | None = None
+    tensorflow: TensorFlowOptions = field(default_factory=TensorFlowOptions)
     force: bool = False
 
 

@@ -11,11 +11,13 @@ from formats import registry
 from formats.architecture import Architecture
 from formats.detect import Detection, detect
 from formats.example_inputs import InputSpec
+from formats.tensorflow_kinds import TENSORFLOW_FORMATS
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.progress import Progress
 from qtool.workflows.conversion import TARGET_FORMATS, ConvertReport, ConvertRequest, Target
 from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.tensorflow_import import TensorFlowOptions, import_tensorflow
 from qtool.workflows.torch_import import ImportedGraph, InputDescription, import_weights
 
 if TYPE_CHECKING:
@@ -52,7 +54,22 @@ def load_graph(
         UsageError: weights came without an architecture.
         InputError: the exported graph computes something else than torch.
     """
-    found = registry.load(detect(path).format)
+    detection = detect(path)
+    if detection.format in TENSORFLOW_FORMATS:
+        imported = import_tensorflow(
+            path,
+            detection.format,
+            options=TensorFlowOptions(),
+            inputs=InputDescription(
+                shapes=input_shapes, dtypes=input_dtypes, feeds=None if example is None else example.feeds
+            ),
+            opset=None,
+            progress=progress,
+        )
+        worst = max(comparison.relative for comparison in imported.comparisons)
+        progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
+        return imported.model
+    found = registry.load(detection.format)
     if found.holds == "graph":
         from formats.onnx_file import load_weights
 
@@ -85,6 +102,13 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         OutputError: the result cannot be written.
     """
     detection = detect(request.source)
+    if detection.format in TENSORFLOW_FORMATS:
+        return _from_tensorflow(request, detection, progress)
+    if request.tensorflow != TensorFlowOptions():
+        raise UsageError(
+            f"--inputs, --outputs and --nchw say nothing about {detection.detail}",
+            fix="give them for TensorFlow models",
+        )
     found = registry.load(detection.format)
     target = registry.load(TARGET_FORMATS[request.target])
     _check_options(request, detection, is_graph=found.holds == "graph")
@@ -100,6 +124,29 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         target.write(weights, path)
         nbytes = _folder_bytes(path.parent)
     return _report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
+
+
+def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Progress) -> ConvertReport:
+    if request.target is not Target.ONNX:
+        raise InputError(
+            f"{request.source} is a TensorFlow model, and no torch module belongs to it",
+            fix="give --to onnx, which is the only form that it can take",
+        )
+    if request.architecture is not None:
+        raise UsageError(f"--model says nothing about {detection.detail}: it holds its layers", fix="drop --model")
+    output = _output(request, detection, registry.load(TARGET_FORMATS[Target.ONNX]).suffix)
+    data = _data(request)
+    imported = import_tensorflow(
+        request.source,
+        detection.format,
+        options=request.tensorflow,
+        inputs=InputDescription(
+            shapes=request.input_shapes, dtypes=request.input_dtypes, feeds=None if data is None else data.feeds
+        ),
+        opset=request.opset,
+        progress=progress,
+    )
+    return _write_graph(request, detection, imported, output, progress)
 
 
 def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: bool) -> None:
@@ -241,7 +288,7 @@ def _report(
     return ConvertReport(
         source=request.source,
         source_kind=detection.detail if kind is None else f"{detection.detail}, {kind}",
-        source_bytes=request.source.stat().st_size,
+        source_bytes=_bytes(request.source),
         output=output,
         output_bytes=nbytes,
         target=request.target,
@@ -251,6 +298,12 @@ def _report(
         tensors=tensors,
         comparisons=comparisons,
     )
+
+
+def _bytes(source: Path) -> int:
+    if source.is_file():
+        return source.stat().st_size
+    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -45,6 +46,15 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     if opset < have:
         _drop_newer_attributes(result, have, opset)
     return result
+
+
+def unknown_operators(model: ir.Model) -> dict[str, int]:
+    """Counts the nodes whose operator the ONNX standard does not have, by operator."""
+    import onnx
+
+    version = model.opset_imports.get("", onnx.defs.onnx_opset_version())
+    kinds = Counter(node.op_type for node in model.graph.all_nodes() if not node.domain)
+    return {kind: count for kind, count in sorted(kinds.items()) if not onnx.defs.has(kind, version, "")}
 
 
 @contextmanager

@@ -106,7 +106,6 @@ def test_zip_files_without_a_state_dict_are_told_apart(tmp_path: Path) -> None:
         "TorchScript": ["m/data.pkl", "m/constants.pkl", "m/code/x.py"],
         "exported program": ["m/archive_format", "m/models/model.json"],
         "without a model": ["readme.txt"],
-        "Keras": ["config.json", "model.weights.h5"],
     }.items():
         path = tmp_path / f"{name}.pt"
         with zipfile.ZipFile(path, "w") as archive:
