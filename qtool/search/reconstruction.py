@@ -1,0 +1,222 @@
+"""Walks through a quantized model, and fits each layer to what the float model gives out at the same place.
+
+Every layer reads what the layers before it, quantized already, really give it. Its integers and its bias are chosen so
+that its output comes closest to that of the float layer, which takes back part of the noise it is fed. Sources:
+``compensated_rounding`` for the integers; M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
+Correction (ICCV 2019), section 4.2 and appendix D, for biases that are corrected one layer after another, on data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.affine import AffineParams
+from calib.specs import Feed
+from qtool.passes.constants import add_constant, constant_array
+from qtool.passes.insert_qdq import insert_qdq
+from qtool.passes.keep_float import KeepFloatLayers
+from qtool.plan import Plan
+from qtool.progress import Progress
+from qtool.search.stretches import Stretches
+from qtool.weights.bias_correction import bias_place
+from qtool.weights.input_moments import LayerInput, layer_inputs
+from qtool.weights.layer_fit import LayerFit, LayerTask, fit_layer
+from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
+from qtool.weights.saturation import orders_of
+
+# Positions of each layer that are looked at, over all batches; more take memory and time, and show little.
+_MOST_POSITIONS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """What a walk found; layers that it left as they were are missing.
+
+    Attributes:
+        weights: new integers, by weight.
+        biases: new biases, float32, (output channels,), by layer.
+        fits: what became of each layer that was looked at, by layer.
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    biases: Mapping[str, npt.NDArray[np.float32]]
+    fits: Mapping[str, LayerFit]
+
+
+def never() -> bool:
+    """Returns False: nothing ends the walk early."""
+    return False
+
+
+def reconstruct(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, AffineParams],
+    weights: Mapping[str, QuantizedWeight],
+    feeds: Sequence[Feed],
+    progress: Progress,
+    *,
+    rounding: bool = True,
+    biases: bool = True,
+    threads: int = 0,
+    stop: Callable[[], bool] = never,
+) -> Reconstruction:
+    """Fits the layers of ``model`` in graph order; everything passed in is left as it is.
+
+    Holds the inputs and what crosses one place of the graph, for all of ``feeds``, float and quantized.
+
+    Args:
+        model: the prepared float model, its biases not corrected.
+        plan: what is quantized in it.
+        activations: parameters by source, as they will be.
+        weights: the integers to start from, by weight.
+        feeds: some dozens of samples, in batches.
+        progress: receives the steps.
+        rounding: whether integers may change.
+        biases: whether biases may change.
+        threads: threads inside an operator; 0 is one a core.
+        stop: asked before each layer; True ends the walk with what it has.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
+    """
+    layers = layer_inputs(model, plan)
+    walk = _Walk(model, plan, activations, weights, layers, feeds, threads)
+    with progress.task("fitting layers", len(layers)) as advance:
+        for layer in layers:
+            if stop():
+                break
+            walk.visit(layer, rounding=rounding, biases=biases)
+            advance(1)
+    return Reconstruction(weights=walk.weights, biases=walk.biases, fits=walk.fits)
+
+
+def set_biases(model: ir.Model, biases: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Gives layers of a float model, by name, new biases, (output channels,), in place."""
+    for node in list(model.graph):
+        bias = biases.get(node.name or "")
+        place = None if bias is None else bias_place(node, bias.size)
+        if bias is not None and place is not None:
+            reader, index, _ = place
+            reader.replace_input_with(index, add_constant(model.graph, f"{node.name}_fitted_bias", bias))
+
+
+class _Walk:
+    """Stands in the float model and in the quantized one, at the same layer."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: Plan,
+        activations: Mapping[str, AffineParams],
+        weights: Mapping[str, QuantizedWeight],
+        layers: Sequence[LayerInput],
+        feeds: Sequence[Feed],
+        threads: int,
+    ) -> None:
+        quantized = model.clone()
+        insert_qdq(quantized, plan, activations, weights)
+        KeepFloatLayers()(quantized)
+        self._plan = plan
+        self._activations = activations
+        self._given = weights
+        self._graph = quantized.graph
+        self._float_nodes = {node.name: node for node in model.graph}
+        self._nodes = {node.name: node for node in quantized.graph}
+        cuts = [layer.node for layer in layers]
+        self._float = Stretches(model, cuts, feeds, threads=threads)
+        # Stretches begin behind DequantizeLinear, so that whole kernels for integers do not come about anyway.
+        self._quantized = Stretches(quantized, cuts, feeds, threads=threads, level="basic")
+        self.weights: dict[str, QuantizedWeight] = {}
+        self.biases: dict[str, npt.NDArray[np.float32]] = {}
+        self.fits: dict[str, LayerFit] = {}
+
+    def visit(self, layer: LayerInput, *, rounding: bool, biases: bool) -> None:
+        """Goes on to ``layer`` and fits it."""
+        self._float.advance()
+        self._quantized.advance()
+        node, original = self._nodes[layer.node], self._float_nodes[layer.node]
+        values, array = original.inputs[1], constant_array(original.inputs[1])
+        source = node.inputs[0]
+        if values is None or array is None or source is None:
+            raise AssertionError(f"{layer.node} is a layer with stored weights")
+        weight_plan = self._plan.weights[layer.weight]
+        task = LayerTask(
+            layer=layer,
+            weight=array,
+            rounded=self._given[layer.weight],
+            orders=orders_of(values, weight_plan.nodes),
+            largest_pair=weight_plan.largest_pair,
+            wanted=_columns(layer, [batch[layer.tensor] for batch in self._float.held]),
+            given=_columns(layer, [batch[source.name or ""] for batch in self._quantized.held]),
+            moves_bias=biases and self._has_bias(original, array.shape[layer.output_axis]),
+        )
+        fit = fit_layer(task, rounding=rounding)
+        self.fits[layer.node] = fit
+        if fit.weight is not None:
+            self.weights[layer.weight] = fit.weight
+            self._store_weight(node, fit.weight)
+        if fit.bias_change is not None or fit.weight is not None:
+            weight = task.rounded if fit.weight is None else fit.weight
+            self._store_bias(node, original, weight, fit.bias_change)
+
+    def _has_bias(self, original: ir.Node, channels: int) -> bool:
+        place = bias_place(original, channels)
+        if place is None:
+            return False
+        stored = place[0].inputs[place[1]]
+        # An Add on integers has its constant on a grid of its own.
+        return stored is None or stored.name not in self._plan.weights
+
+    def _store_weight(self, node: ir.Node, weight: QuantizedWeight) -> None:
+        value = node.inputs[1]
+        dequantize = None if value is None else value.producer()
+        if dequantize is None:
+            raise AssertionError(f"{node.name} reads integers")
+        for index, array in enumerate((weight.integers, weight.params.scale, weight.params.zero_point)):
+            _store(dequantize.inputs[index], array)
+
+    def _store_bias(
+        self, node: ir.Node, original: ir.Node, weight: QuantizedWeight, change: npt.NDArray[np.float64] | None
+    ) -> None:
+        """Stores the bias with its change; on integers, its scale follows that of the weight."""
+        name = node.name or ""
+        place = bias_place(original, weight.params.scale.size if change is None else change.size)
+        if place is None:
+            return
+        reader, index, stored = place
+        bias = (stored if change is None else stored + change).astype(np.float32)
+        if change is not None:
+            self.biases[name] = bias
+        target, planned = self._nodes[reader.name], self._plan.biases.get(name)
+        if planned is None:
+            target.replace_input_with(index, add_constant(self._graph, f"{name}_fitted_bias", bias))
+            return
+        value = target.inputs[index]
+        dequantize = None if value is None else value.producer()
+        if dequantize is None:
+            raise AssertionError(f"the bias of {name} is stored as integers")
+        scale = float(self._activations[self._plan.activations[planned.activation].source].scale)
+        integers, product_scale = quantize_bias(bias, weight.params.scale, scale)
+        _store(dequantize.inputs[0], integers)
+        _store(dequantize.inputs[1], product_scale)
+
+
+def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
+    if value is None or value.const_value is None:
+        raise AssertionError("what DequantizeLinear reads of a constant is stored")
+    shape = value.const_value.shape.numpy()
+    value.const_value = ir.tensor(np.asarray(array, order="C").reshape(shape), name=value.name)
+
+
+def _columns(layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
+    columns = [layer.columns(value) for value in values]
+    every = max(-(-sum(part.shape[2] for part in columns) // _MOST_POSITIONS), 1)
+    return np.concatenate([part[:, :, ::every] for part in columns], axis=2)

@@ -1,0 +1,168 @@
+"""Fits one layer, its integers and its bias, to the outputs that the float layer has at the same positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.affine import dequantize
+from qtool.weights.compensated_rounding import Floats, PairedMoments, Samples, Steps, best_target, fitted, rounded_steps
+from qtool.weights.input_moments import LayerInput
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import KernelOrder, without_saturation
+
+# Every so many-th block of positions judges what the others propose.
+_HELD_BACK = 4
+_BLOCKS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTask:
+    """One layer, and what it meets.
+
+    Attributes:
+        layer: how its weight meets its input.
+        weight: the float weight.
+        rounded: its integers so far.
+        orders: how kernels sum up its products.
+        largest_pair: what two neighbouring integers may add up to; None for everything.
+        wanted: the float layer's inputs, (groups, inputs, positions).
+        given: the inputs that it really gets, at the same positions.
+        moves_bias: whether it has a bias that may change.
+    """
+
+    layer: LayerInput
+    weight: npt.NDArray[np.float32]
+    rounded: QuantizedWeight
+    orders: Sequence[KernelOrder]
+    largest_pair: int | None
+    wanted: Samples
+    given: Samples
+    moves_bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFit:
+    """What became of a layer.
+
+    Attributes:
+        weight: its new integers; None where the old ones stay.
+        bias_change: what its bias changes by, float64, (output channels,); None where it stays.
+        noise_before: noise over signal of its output, before its activation function, on positions held back.
+        noise_after: the same after the fit.
+    """
+
+    weight: QuantizedWeight | None
+    bias_change: npt.NDArray[np.float64] | None
+    noise_before: float
+    noise_after: float
+
+
+def fit_layer(task: LayerTask, *, rounding: bool) -> LayerFit:
+    """Returns integers with less noise on positions held back, where they have, and the bias that goes with them."""
+    problem = _Problem(task)
+    before = problem.noise(task.rounded, np.zeros(problem.outputs))
+    weight = problem.better_rounding() if rounding and task.given.shape[2] >= _BLOCKS else None
+    final = task.rounded if weight is None else weight
+    change = problem.mean_error(final) if task.moves_bias else None
+    after = problem.noise(final, np.zeros(problem.outputs) if change is None else change)
+    return LayerFit(weight=weight, bias_change=change, noise_before=before, noise_after=after)
+
+
+class _Problem:
+    """Holds what is computed once of a task.
+
+    Attributes:
+        outputs: how many output channels there are.
+    """
+
+    def __init__(self, task: LayerTask) -> None:
+        self._task = task
+        self._original = self._matrix(task.weight)
+        self.outputs = self._original.shape[0] * self._original.shape[1]
+        count = task.given.shape[2]
+        blocks = np.arange(count) * _BLOCKS // max(count, 1)
+        self._wanted_means, self._given_means = _block_means(task.wanted, blocks), _block_means(task.given, blocks)
+        # A bias takes back any mean, so that the weights need not.
+        shift = np.float32(task.moves_bias)
+        wanted = task.wanted - shift * self._wanted_means.mean(axis=2, keepdims=True)
+        given = task.given - shift * self._given_means.mean(axis=2, keepdims=True)
+        aside = blocks % _HELD_BACK == _HELD_BACK - 1
+        self._seen = PairedMoments.of(wanted[:, :, ~aside], given[:, :, ~aside])
+        self._held_back = PairedMoments.of(wanted[:, :, aside], given[:, :, aside])
+        self._everywhere = self._seen.joined(self._held_back, share=float(aside.mean()))
+        self._signal = max(self._held_back.signal(self._original), float(np.finfo(np.float32).tiny))
+
+    def better_rounding(self) -> QuantizedWeight | None:
+        """Returns other integers, or None where they do no better on what was held back."""
+        shrinkage = best_target(self._original, self._seen, self._held_back)
+        trial = self._rounded(self._seen, shrinkage)
+        if self._centred_noise(trial) >= self._centred_noise(self._task.rounded):
+            return None
+        return self._rounded(self._everywhere, shrinkage)
+
+    def mean_error(self, weight: QuantizedWeight) -> Floats:
+        """Returns what the outputs lack on average, (output channels,), as far as it stands out of its own uncertainty.
+
+        Each block of positions gives one estimate; the positive part of 1 - variance / square shrinks their mean, as
+        James and Stein (1961) do.
+        """
+        lacking = self._lacking_means(weight)
+        mean = lacking.mean(axis=1)
+        variance = lacking.var(axis=1, ddof=1) / lacking.shape[1] if lacking.shape[1] > 1 else np.square(mean)
+        shrunk: Floats = mean * np.maximum(1.0 - variance / np.maximum(np.square(mean), np.finfo(np.float64).tiny), 0.0)
+        return shrunk
+
+    def noise(self, weight: QuantizedWeight, bias_change: Floats) -> float:
+        """Returns noise over signal on what was held back."""
+        offset = 0.0
+        if self._task.moves_bias:
+            offset = float(np.square(self._lacking_means(weight).mean(axis=1) - bias_change).sum())
+        return (self._centred_noise(weight) + offset) / self._signal
+
+    def _lacking_means(self, weight: QuantizedWeight) -> Floats:
+        """Returns W x - W' x' averaged over each block, (output channels, blocks)."""
+        changed = self._matrix(dequantize(weight.integers, weight.params))
+        lacking = self._original @ self._wanted_means - changed @ self._given_means
+        return lacking.reshape(self.outputs, -1)
+
+    def _centred_noise(self, weight: QuantizedWeight) -> float:
+        changed = self._matrix(dequantize(weight.integers, weight.params))
+        return self._held_back.noise(changed, self._original)
+
+    def _rounded(self, moments: PairedMoments, shrinkage: float | None) -> QuantizedWeight:
+        target = self._original if shrinkage is None else fitted(self._original, moments, shrinkage)
+        task, params = self._task, self._task.rounded.params
+        zero = self._spread(params.zero_point)
+        steps = Steps(size=self._spread(params.scale), low=params.grid.low - zero, high=params.grid.high - zero)
+        integers = self._restored(rounded_steps(target, moments, steps) + zero).astype(params.grid.dtype)
+        weight = replace(task.rounded, integers=integers)
+        return without_saturation(weight, self._restored(target).astype(np.float32), task.orders, task.largest_pair)
+
+    def _matrix(self, weight: npt.NDArray[np.float32]) -> Floats:
+        """Lays a weight out as (groups, outputs, inputs)."""
+        layer = self._task.layer
+        moved = np.moveaxis(weight, layer.output_axis, 0)
+        return moved.reshape(layer.groups, -1, layer.inputs).astype(np.float64)
+
+    def _restored(self, matrix: Floats) -> Floats:
+        axis = self._task.layer.output_axis
+        moved_shape = np.moveaxis(self._task.weight, axis, 0).shape
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved_shape), 0, axis))
+
+    def _spread(self, values: npt.NDArray[Any]) -> Floats:
+        """Returns one value an output, (groups, outputs, 1)."""
+        groups = self._original.shape[0]
+        return np.broadcast_to(values.reshape(-1).astype(np.float64), (self.outputs,)).reshape(groups, -1, 1)
+
+
+def _block_means(samples: Samples, blocks: npt.NDArray[np.int64]) -> Samples:
+    """Returns the mean of each block of positions, (groups, inputs, blocks)."""
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    sums = np.add.reduceat(samples, starts, axis=2)
+    means: Samples = (sums / np.diff(starts, append=samples.shape[2])).astype(np.float32)
+    return means
