@@ -22,9 +22,8 @@ from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.refinement import Refinement
 from qtool.weights.bias_correction import correct_biases
-from qtool.weights.error_feedback import round_with_feedback
-from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.weights.saturation import orders_of, without_saturation
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import orders_of
 
 # No activation of a working model is that large; what is, stands for minus infinity in a mask.
 _LARGEST_ACTIVATION = 1e8
@@ -178,10 +177,6 @@ def _quantized_weights(
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        rounded = round_to_nearest(name, array, weight.grid, weight.granularity, bias=bias_units.get(name))
-        layer = refinement.layers.get(name)
-        if layer is not None and layer.node in refinement.moments:
-            rounded = round_with_feedback(array, rounded, layer, refinement.moments[layer.node])
         orders = orders_of(values[name], weight.nodes)
-        weights[name] = without_saturation(rounded, array, orders, weight.largest_pair)
+        weights[name] = refinement.rounding(array, weight, bias=bias_units.get(name), orders=orders)
     return weights

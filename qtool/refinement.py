@@ -1,4 +1,4 @@
-"""What a search over the data adds to a plain quantization: chosen ranges, and the moments that guide rounding."""
+"""What a search over the data adds to a plain quantization: chosen ranges, and rounding that knows what layers read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from calib.affine import AffineParams
-from qtool.weights.input_moments import LayerInput, Moments
+from qtool.weights.rounding import WeightRounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +16,9 @@ class Refinement:
     Attributes:
         ranges: parameters of activations by source, in place of those of the range method.
         methods: by source, the name of the method that proposed them.
-        layers: how layers meet their inputs, by weight.
-        moments: second moments of the layers' inputs, by node.
+        rounding: turns weights into integers.
     """
 
     ranges: Mapping[str, AffineParams] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
-    layers: Mapping[str, LayerInput] = field(default_factory=dict)
-    moments: Moments = field(default_factory=dict)
+    rounding: WeightRounding = field(default_factory=WeightRounding)

@@ -206,7 +206,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             findings=findings,
             smoothed=smoothed,
             methods=variants.refinement.methods,
-            guided=tuple(variants.refinement.moments),
+            guided=variants.refinement.rounding.guided,
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,

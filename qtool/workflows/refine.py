@@ -20,6 +20,7 @@ from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.search.range_choice import choose_ranges
 from qtool.weights.input_moments import gather_moments, layer_inputs, moments_tensors
+from qtool.weights.rounding import WeightRounding
 from qtool.weights.smoothing import channel_reach, smooth, smoothable_tensors, smoothing_factors
 from qtool.workflows.calibrate import specs_of
 from qtool.workflows.check_result import CheckSamples
@@ -138,8 +139,7 @@ def refine(
     return Refinement(
         ranges=refinement.ranges,
         methods=refinement.methods,
-        layers={layer.weight: layer for layer in layers},
-        moments=moments,
+        rounding=WeightRounding(layers, moments),
     )
 
 
