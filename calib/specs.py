@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = Mapping[str, Array]
 Dim: TypeAlias = int | str | None
+Layout: TypeAlias = Literal["nchw", "nhwc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,10 @@ class TensorSpec:
         dtype: the numpy dtype of its elements.
         shape: one entry a dimension: a length, the name of a free dimension, or None where unknown;
             None for the whole shape where even the rank is unknown.
+        layout: of an input that takes images, where its channels are; None where its shape tells, or nothing does.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
+    layout: Layout | None = None

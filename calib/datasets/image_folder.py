@@ -10,11 +10,11 @@ import numpy as np
 
 from calib.datasets.base import Remark
 from calib.datasets.batching import Chunk, Window, batches, window_for
-from calib.datasets.images import Channels, Layout, Preprocess
+from calib.datasets.images import Channels, Preprocess
 from calib.datasets.listing import side_array
 from calib.datasets.matching import described, only_input
 from calib.errors import CalibError
-from calib.specs import Array, Dim, TensorSpec
+from calib.specs import Array, Dim, Layout, TensorSpec
 
 LABELS = "_label"
 
@@ -110,7 +110,7 @@ def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:
             f"the input '{spec.name}' {described(spec)} takes no images, which have 4 axes",
             fix="store the arrays as the model takes them in an .npz",
         )
-    layout = preprocess.layout or _layout(dims)
+    layout = preprocess.layout or spec.layout or _layout(dims)
     depth, height, width = (dims[1], dims[2], dims[3]) if layout == "nchw" else (dims[3], dims[1], dims[2])
     channels = preprocess.channels or _channels(depth, spec)
     if isinstance(depth, int) and depth != (1 if channels == "gray" else 3):

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from calib.errors import CalibError
-from calib.specs import Array
+from calib.specs import Array, Layout
 
-Layout = Literal["nchw", "nhwc"]
 Channels = Literal["rgb", "bgr", "gray"]
 Filter = Literal["bilinear", "bicubic"]
 

@@ -8,14 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import input_shapes, model_path
-from qtool.cli.options import DebugOption, InputShapeOption, JsonOption, OptionalModelArgument, QuietOption
+from qtool.cli.model_options import input_shapes, model_path, trust
+from qtool.cli.options import (
+    AllowGlobalOption,
+    DebugOption,
+    InputShapeOption,
+    JsonOption,
+    OptionalModelArgument,
+    QuietOption,
+    TrustPickleOption,
+)
 from qtool.errors import UsageError
 
 
 def inspect(
     model: OptionalModelArgument = None,
     input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     largest: Annotated[int, typer.Option("--largest", min=0, help="How many of the largest tensors to name.")] = 10,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -30,7 +40,9 @@ def inspect(
         raise UsageError(
             "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
         )
-    report = inspect_model(model_path(model), input_shapes=shapes.dims, largest=largest)
+    report = inspect_model(
+        model_path(model), input_shapes=shapes.dims, largest=largest, trust=trust(trust_pickle, allow_global)
+    )
     if json:
         console.json({**asdict(report), "path": str(report.path)})
         return
@@ -41,19 +53,27 @@ def _show(console: Console, report: Any) -> None:
     rows: list[tuple[str, object]] = [
         ("kind", report.kind),
         ("size", f"{report.nbytes:,} bytes" + "".join(f" + {name}" for name in report.data_files)),
-        ("parameters", f"{report.parameters:,} in {report.tensors} tensors"),
     ]
+    if report.tensors:
+        rows.append(("parameters", f"{report.parameters:,} in {report.tensors} tensors"))
     if report.graph is not None:
         rows += _graph_rows(report.graph)
+    if report.program is not None:
+        rows += _program_rows(report.program)
     rows += [("metadata", f"{key} = {value[:80]}") for key, value in report.metadata.items()]
     console.table(str(report.path), ("", ""), rows)
-    if report.graph is not None:
-        console.table("Operators", ("operator", "nodes"), list(report.graph.operators.items()))
-    console.table(
-        "Parameters by type",
-        ("type", "tensors", "parameters", "bytes"),
-        [(name, facts.tensors, f"{facts.parameters:,}", f"{facts.nbytes:,}") for name, facts in report.dtypes.items()],
-    )
+    program = report.graph or report.program
+    if program is not None:
+        console.table("Operators", ("operator", "nodes"), list(program.operators.items()))
+    if report.tensors:
+        console.table(
+            "Parameters by type",
+            ("type", "tensors", "parameters", "bytes"),
+            [
+                (name, facts.tensors, f"{facts.parameters:,}", f"{facts.nbytes:,}")
+                for name, facts in report.dtypes.items()
+            ],
+        )
     if report.largest:
         console.table(
             "Largest tensors",
@@ -69,7 +89,7 @@ def _graph_rows(graph: Any) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("producer", graph.producer or "not named"),
         ("opset", ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items())),
-        *(("input", text) for text in graph.inputs),
+        *_input_rows(graph),
         *(("output", text) for text in graph.outputs),
         ("multiply-adds", _work(graph.multiply_adds)),
     ]
@@ -89,6 +109,23 @@ def _graph_rows(graph: Any) -> list[tuple[str, object]]:
             f"{quantization.quantize_nodes} QuantizeLinear, {quantization.dequantize_nodes} DequantizeLinear, "
             f"{quantization.integer_nodes} of integer type",
         ),
+    ]
+
+
+def _program_rows(program: Any) -> list[tuple[str, object]]:
+    return [
+        ("producer", program.producer),
+        *_input_rows(program),
+        *(("output", text) for text in program.outputs),
+        *(("note", text) for text in program.warnings),
+    ]
+
+
+def _input_rows(program: Any) -> list[tuple[str, object]]:
+    layouts = {f"{name} ": f", {layout.upper()}" for name, layout in program.layouts.items()}
+    return [
+        ("input", text + next((layout for name, layout in layouts.items() if text.startswith(name)), ""))
+        for text in program.inputs
     ]
 
 

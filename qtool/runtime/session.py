@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
 from calib.specs import Array, TensorSpec
 from formats.onnx_outline import read_outline
 from qtool.errors import RuntimeRefusedError
+from qtool.image_layout import image_layouts
 
 Level = Literal["none", "basic", "extended", "all"]
 
@@ -39,6 +41,11 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype(np.bool_),
     "tensor(string)": np.dtype(np.object_),
 }
+
+
+# Images have four axes, with the batch, and one of these lengths only in the axis of channels.
+_IMAGE_AXES = 4
+_CHANNELS = (1, 3)
 
 
 class Session:
@@ -89,7 +96,7 @@ class Session:
                 f"onnxruntime does not load {what}: {_first_line(error)}",
                 fix="check the file with `qtool inspect`, or export it again with another opset",
             ) from error
-        self.inputs = _with_ranks(tuple(_spec(node) for node in self._session.get_inputs()), model)
+        self.inputs = _with_graph_facts(tuple(_spec(node) for node in self._session.get_inputs()), model)
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
@@ -146,13 +153,25 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.object_)), shape)
 
 
-def _with_ranks(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
-    """Tells inputs of unknown rank from scalars; onnxruntime gives both no dimensions."""
-    if all(spec.shape for spec in inputs):
+def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
+    """Adds what onnxruntime does not tell and only the graph knows, where an input needs it.
+
+    That is whether an input without dimensions is a scalar or of unknown rank, and in which layout it takes images whose
+    lengths do not show it.
+    """
+    if all(spec.shape and not _hides_layout(spec.shape) for spec in inputs):
         return inputs
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_outline(model)
     unknown = {value.name for value in proto.graph.input if not value.type.tensor_type.HasField("shape")}
-    return tuple(replace(spec, shape=None) if spec.name in unknown else spec for spec in inputs)
+    layouts = image_layouts(ir.from_proto(proto))
+    return tuple(
+        replace(spec, shape=None if spec.name in unknown else spec.shape, layout=layouts.get(spec.name))
+        for spec in inputs
+    )
+
+
+def _hides_layout(shape: Sequence[int | str | None]) -> bool:
+    return len(shape) == _IMAGE_AXES and (shape[1] in _CHANNELS) == (shape[3] in _CHANNELS)
 
 
 def _view(value: Any) -> Array:

@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from formats import registry
 from formats.detect import Detection, detect
 from formats.safetensors_header import read_header
+from formats.sharded_index import read_index
+from formats.tensorflow_kinds import TENSORFLOW_FORMATS
+from formats.trust import NO_TRUST, Trust
 from qtool.errors import UsageError
-from qtool.workflows.model_facts import DtypeFacts, GraphFacts, InspectReport, TensorFacts
+from qtool.workflows.model_facts import DtypeFacts, GraphFacts, InspectReport, ProgramFacts, TensorFacts
 
 # How the safetensors format calls its element types, in the words of everyone else.
 _SAFETENSORS_DTYPES = {
@@ -23,7 +27,11 @@ _SAFETENSORS_DTYPES = {
 
 
 def inspect_model(
-    path: Path, *, input_shapes: Mapping[str, tuple[int | str, ...]] | None = None, largest: int = 10
+    path: Path,
+    *,
+    input_shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+    largest: int = 10,
+    trust: Trust = NO_TRUST,
 ) -> InspectReport:
     """Describes the model in ``path``; large tensors are not read, and torch is imported for ``.pth`` only.
 
@@ -32,6 +40,7 @@ def inspect_model(
         input_shapes: lengths for the graph's free dimensions, for counting its work; without them a free first
             dimension is one sample.
         largest: how many of the largest tensors to name.
+        trust: what the file may run when it is opened.
 
     Raises:
         FormatError: the file is missing, damaged or of no known kind.
@@ -40,6 +49,15 @@ def inspect_model(
     detection = detect(path)
     if detection.format == "onnx":
         return _inspect_onnx(path, detection, input_shapes, largest)
+    if detection.format in TENSORFLOW_FORMATS:
+        from qtool.workflows.tensorflow_facts import tensorflow_facts
+
+        if input_shapes:
+            raise UsageError(
+                "--input-shape counts the work of ONNX graphs only", fix="convert the model first, or drop it"
+            )
+        program, stored = tensorflow_facts(path, detection.format)
+        return _report(path, detection.detail, stored, largest, program=program)
     if input_shapes:
         raise UsageError(f"{path} holds weights only, so it has no inputs", fix="drop --input-shape")
     if detection.format == "safetensors":
@@ -55,13 +73,14 @@ def inspect_model(
             for name, entry in header.tensors.items()
         ]
         return _report(path, detection.detail, tensors, largest, metadata=header.metadata)
-    return _inspect_torch(path, detection, largest)
+    return _inspect_weights(path, detection, largest, trust)
 
 
-def _inspect_torch(path: Path, detection: Detection, largest: int) -> InspectReport:
-    from formats.torch_checkpoint import TorchCheckpoint
-
-    weights = TorchCheckpoint().read(path)
+def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trust) -> InspectReport:
+    found = registry.load_source(detection.format)
+    if found.holds != "weights":
+        raise UsageError(f"{path} is {detection.detail}, which cannot be inspected", fix="name a file of weights")
+    weights = found.read(path, trust)
     tensors = [
         TensorFacts(
             name=name,
@@ -72,13 +91,17 @@ def _inspect_torch(path: Path, detection: Detection, largest: int) -> InspectRep
         )
         for name, tensor in weights.tensors.items()
     ]
-    return _report(path, f"{detection.detail}, {weights.source}", tensors, largest)
+    files = tuple(read_index(path).shards) if detection.format == "sharded" else ()
+    return _report(
+        path, f"{detection.detail}, {weights.source}", tensors, largest, data_files=files, metadata=weights.metadata
+    )
 
 
 def _inspect_onnx(
     path: Path, detection: Detection, input_shapes: Mapping[str, tuple[int | str, ...]] | None, largest: int
 ) -> InspectReport:
     from formats.onnx_file import OnnxFile
+    from qtool.image_layout import image_layouts
     from qtool.workflows import graph_facts
 
     model = OnnxFile().read_outline(path)
@@ -101,6 +124,7 @@ def _inspect_onnx(
             inputs=inputs,
             outputs=outputs,
             operators=operators,
+            layouts=image_layouts(model),
             multiply_adds=graph_facts.multiply_adds(model, assumed),
             quantization=graph_facts.quantization(model, tensors),
         ),
@@ -116,6 +140,7 @@ def _report(
     data_files: tuple[Path, ...] = (),
     metadata: Mapping[str, str] | None = None,
     graph: GraphFacts | None = None,
+    program: ProgramFacts | None = None,
 ) -> InspectReport:
     ordered = sorted(tensors, key=lambda tensor: (-tensor.nbytes, tensor.name))
     dtypes: dict[str, DtypeFacts] = {}
@@ -129,7 +154,7 @@ def _report(
     return InspectReport(
         path=path,
         kind=kind,
-        nbytes=sum(file.stat().st_size for file in (path, *data_files)),
+        nbytes=sum(file.stat().st_size for file in (*_files(path), *data_files)),
         data_files=tuple(file.name for file in data_files),
         tensors=len(ordered),
         parameters=sum(tensor.elements for tensor in ordered),
@@ -137,4 +162,9 @@ def _report(
         largest=tuple(ordered[:largest]),
         metadata=metadata or {},
         graph=graph,
+        program=program,
     )
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

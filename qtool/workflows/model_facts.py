@@ -98,6 +98,7 @@ class GraphFacts:
         inputs: its inputs, as ``name dtype (dims)``.
         outputs: its outputs.
         operators: how many nodes there are of each type, the most frequent first; subgraphs included.
+        layouts: where the channels of image inputs are, by input: ``nchw`` or ``nhwc``.
         multiply_adds: the work of one run.
         quantization: how much of it is quantized.
     """
@@ -108,8 +109,30 @@ class GraphFacts:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     operators: Mapping[str, int]
+    layouts: Mapping[str, str]
     multiply_adds: MultiplyAdds
     quantization: Quantization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramFacts:
+    """Describes a program that is no ONNX graph.
+
+    Attributes:
+        producer: what wrote it.
+        inputs: its inputs, as ``name dtype (dims)``.
+        outputs: its outputs.
+        operators: how many operators or layers there are of each type, the most frequent first.
+        layouts: where the channels of image inputs are, by input: ``nchw`` or ``nhwc``.
+        warnings: what to know before it is converted.
+    """
+
+    producer: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: Mapping[str, int]
+    layouts: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +149,8 @@ class InspectReport:
         dtypes: the same by element type, the largest first.
         largest: the largest tensors, in order.
         metadata: text that was stored along.
-        graph: the program; None where the file holds weights only.
+        graph: the program; None where the file holds weights only, or a program of another kind.
+        program: the program where it is no ONNX graph.
     """
 
     path: Path
@@ -139,3 +163,4 @@ class InspectReport:
     largest: tuple[TensorFacts, ...]
     metadata: Mapping[str, str]
     graph: GraphFacts | None
+    program: ProgramFacts | None = None

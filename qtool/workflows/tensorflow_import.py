@@ -204,6 +204,10 @@ def _converted(
         file = Path(folder) / "model.onnx"
         process.convert(file, opset=_EXPORTER_OPSET, channels_first=moved, shapes=asked)
         model = OnnxFile().read(file)
+    # tf2onnx names the commit that it was built from, which releases do not know.
+    model.producer_version = (model.producer_version or "").removesuffix(" None")
+    for domain in set(model.opset_imports) - {"", *(node.domain for node in model.graph.all_nodes())}:
+        del model.opset_imports[domain]
     for location in _PASSES:
         module, _, name = location.partition(":")
         graph_pass: ir.passes.PassBase = getattr(import_module(module), name)()
