@@ -38,18 +38,16 @@ _CHANNEL_COUNTS = (1, 3, 4)
 
 
 def image_layouts(model: ir.Model) -> dict[str, Layout]:
-    """Returns the layout of each input of four axes: by what the graph does to it, or else by its lengths.
+    """Returns the layout of each input of which ``image_layout`` knows it."""
+    layouts = {value.name or "": image_layout(value) for value in model.graph.inputs if not value.is_initializer()}
+    return {name: layout for name, layout in layouts.items() if layout is not None}
 
-    Inputs of which neither tells are left out.
-    """
-    found: dict[str, Layout] = {}
-    for value in model.graph.inputs:
-        if value.name is None or value.is_initializer() or value.shape is None or len(value.shape) != _IMAGE_AXES:
-            continue
-        layout = _by_readers(value) or _by_lengths(value.shape)
-        if layout is not None:
-            found[value.name] = layout
-    return found
+
+def image_layout(value: ir.Value) -> Layout | None:
+    """Returns the layout of a value of four axes: by what the graph does to it, or else by its lengths."""
+    if value.shape is None or len(value.shape) != _IMAGE_AXES:
+        return None
+    return _by_readers(value) or _by_lengths(value.shape)
 
 
 def _by_readers(value: ir.Value) -> Layout | None:

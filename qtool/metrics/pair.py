@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calib.specs import Array, Dim, TensorSpec
@@ -97,7 +98,7 @@ def _common(spec: TensorSpec, other: TensorSpec) -> TensorSpec:
     shape = tuple(
         ours if isinstance(ours, int) else theirs for ours, theirs in zip(spec.shape, other.shape, strict=True)
     )
-    return TensorSpec(spec.name, spec.dtype, shape)
+    return replace(spec, shape=shape)
 
 
 def _clash(ours: Dim, theirs: Dim) -> bool:

@@ -156,8 +156,8 @@ def _spec(node: Any) -> TensorSpec:
 def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
     """Adds what onnxruntime does not tell and only the graph knows, where an input needs it.
 
-    That is whether an input without dimensions is a scalar or of unknown rank, and in which layout it takes images whose
-    lengths do not show it.
+    That is whether an input without dimensions is a scalar or of unknown rank, and in which layout it takes images if
+    their lengths do not show it.
     """
     if all(spec.shape and not _hides_layout(spec.shape) for spec in inputs):
         return inputs

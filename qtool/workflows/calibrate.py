@@ -15,6 +15,7 @@ from calib.specs import TensorSpec
 from calib.statistics_file import write_statistics
 from qtool.atomic import check_output, staged
 from qtool.fingerprint import data_sha256, graph_fingerprint
+from qtool.image_layout import image_layout
 from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
@@ -202,7 +203,7 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
         if value.shape is not None:
             shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-        specs.append(TensorSpec(value.name or "", dtype, shape))
+        specs.append(TensorSpec(value.name or "", dtype, shape, image_layout(value)))
     return tuple(specs)
 
 
