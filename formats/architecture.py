@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import FormatError
+from formats.model_zoos import build_from_zoo, zoo_name
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ class Architecture:
 
     Attributes:
         factory: ``pkg.module:factory`` or ``file.py:factory``; what stands there is called, or is the module itself.
+            ``timm:NAME``, ``torchvision:NAME`` and ``transformers:FOLDER`` name a model of these libraries.
         kwargs: keyword arguments for the call.
     """
 
@@ -42,6 +44,11 @@ def building(architecture: Architecture) -> Iterator[torch.nn.Module]:
     Raises:
         FormatError: there is no such code, it fails, or what it gives is no ``torch.nn.Module``.
     """
+    zoo = zoo_name(architecture.factory)
+    if zoo is not None:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield build_from_zoo(*zoo, architecture.kwargs)
+        return
     location, colon, name = architecture.factory.rpartition(":")
     if not colon or not location or not name:
         raise FormatError(

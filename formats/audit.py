@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from formats import detect as detection
 from formats.errors import FormatError
+from formats.external_data import OutsideError
 from formats.findings import AuditNotes, FileAudit, Risk
+from formats.pickle_globals import Meaning
 from formats.pickle_scan import scan_pickle
 from formats.safetensors_header import announced_header_bytes, read_header
+from formats.sharded_index import is_index, read_index
 from formats.torch_zip_audit import audit_zip
 
 _HEAD_BYTES = 4096
@@ -22,8 +26,12 @@ def audit(path: Path) -> FileAudit:
     Raises:
         FormatError: there is no such file, it is empty or a folder, or no model file of a known kind.
     """
-    head = detection.read_head(path)
     notes = AuditNotes()
+    if path.is_dir():
+        return notes.audit(path, detection.detect(path).detail)
+    head = detection.read_head(path)
+    if is_index(path, head):
+        return _audited_index(path, notes)
     if head.startswith((b"PK", *_PICKLE_HEADS)):
         return notes.audit(path, note_torch_file(path, notes))
     if announced_header_bytes(head) is not None:
@@ -71,6 +79,22 @@ def _audited_header(path: Path, notes: AuditNotes) -> FileAudit:
     except FormatError as error:
         notes.add(Risk.INCONSISTENT, "header", error.problem)
     return notes.audit(path, "safetensors")
+
+
+def _audited_index(path: Path, notes: AuditNotes) -> FileAudit:
+    """Looks through every file that the index names."""
+    try:
+        shards = list(read_index(path).shards)
+    except OutsideError as error:
+        notes.add(Risk.REACHES_OUTSIDE, path.name, error.problem)
+        shards = []
+    for shard in shards:
+        notes.files.append(shard.name)
+        found = audit(shard)
+        notes.calls += found.calls
+        notes.imports |= dict.fromkeys(found.imports, Meaning.OBJECT)
+        notes.findings += [replace(finding, where=f"{shard.name}: {finding.where}") for finding in found.findings]
+    return notes.audit(path, "sharded weights")
 
 
 def _audit_onnx(path: Path, notes: AuditNotes) -> None:

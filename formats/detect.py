@@ -8,6 +8,7 @@ from pathlib import Path
 
 from formats import protobuf, safetensors_header, tensorflow_kinds
 from formats.errors import FormatError
+from formats.sharded_index import is_index
 from formats.torch_zip import ZipKind, recognize
 from formats.zip_layout import open_zip, zip_defects
 
@@ -68,6 +69,8 @@ def detect(path: Path) -> Detection:
     if safetensors_header.announced_header_bytes(head) is not None:
         safetensors_header.read_header(path)
         return Detection("safetensors", "safetensors")
+    if is_index(path, head):
+        return Detection("sharded", "sharded weights")
     found = _detect_onnx(path, size)
     if found is not None:
         return found
@@ -124,9 +127,9 @@ def _detect_zip(path: Path) -> Detection:
         )
     found = recognize(names)
     if found.kind is ZipKind.TORCHSCRIPT:
-        raise _other(path, "a TorchScript program (torch.jit.save)", "save the weights: torch.save(m.state_dict(), …)")
+        return Detection("torchscript", "TorchScript")
     if found.kind is ZipKind.EXPORTED:
-        raise _other(path, "an exported program (torch.export.save)", "save the weights of the module it came from")
+        return Detection("exported", "torch.export file")
     if found.kind is ZipKind.CHECKPOINT:
         return Detection("torch", "torch checkpoint")
     if names and all(name.endswith(".npy") for name in names):

@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING
 from formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from formats.base import GraphFormat, WeightsFormat
+    from formats.base import GraphFormat, GraphSource, WeightsFormat, WeightsSource
 
 FORMATS: dict[str, str] = {
     "onnx": "formats.onnx_file:OnnxFile",
     "torch": "formats.torch_checkpoint:TorchCheckpoint",
     "safetensors": "formats.safetensors_file:SafetensorsFile",
 }
+# Formats that are read only.
+SOURCES: dict[str, str] = {
+    "torchscript": "formats.torchscript_file:TorchScriptFile",
+    "exported": "formats.exported_program_file:ExportedProgramFile",
+    "sharded": "formats.sharded_weights:ShardedWeights",
+}
+
+
+def load_source(name: str) -> GraphSource | WeightsSource:
+    """Returns what reads the format called ``name``, one that can be written or not; otherwise as ``load``.
+
+    Raises:
+        FormatError: there is no such format.
+    """
+    if name not in SOURCES:
+        return load(name)
+    module, _, attribute = SOURCES[name].partition(":")
+    found: GraphSource | WeightsSource = getattr(import_module(module), attribute)()
+    return found
 
 
 def load(name: str) -> GraphFormat | WeightsFormat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +11,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch.utils import _pytree as pytree
 
 from formats.errors import FormatError
 from formats.example_inputs import Array, Feeds, InputSpec
 from formats.library_noise import quiet_libraries
+from formats.torch_calls import Parameter, StoredProgram, call, names_in, parameters, tensors_in
+from formats.torchscript_file import export_script
 
 # Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
 EXPORTER_OPSETS = range(18, 24)
 # Names which weight a constant was computed from; everything else that the exporter notes is about its own run.
 _KEPT_METADATA = "pkg.onnxscript.optimizer.folded_from"
 _STATIC_DIM = re.compile(r"static shape of (\d+) for dimension inputs\['([^']+)'\]\.shape\[(\d+)\]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """Describes a parameter of a module's forward method.
-
-    Attributes:
-        name: its name.
-        required: whether it has no default.
-    """
-
-    name: str
-    required: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +36,6 @@ class BoundInput:
 
     parameter: str
     spec: InputSpec
-
-
-def parameters(module: torch.nn.Module) -> tuple[Parameter, ...]:
-    """Returns the parameters of the module's forward method that can be given by name."""
-    return tuple(
-        Parameter(name=parameter.name, required=parameter.default is parameter.empty)
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    )
 
 
 def bind(
@@ -113,26 +91,25 @@ def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> 
     Raises:
         FormatError: the module fails.
     """
-    try:
-        with torch.no_grad(), quiet_libraries():
-            result = module(**_tensors(inputs, feeds))
-    except MemoryError:
-        raise
-    except Exception as error:  # foreign code raises what it likes
-        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
-        raise FormatError(
-            f"the module fails on {shapes}: {_first_line(error)}",
-            fix="correct --input-shape (a type can follow it: ids=batch,seq:int64), or pass real --calib-data",
-        ) from error
-    flat, _ = pytree.tree_flatten(result)
-    outputs = [value for value in flat if isinstance(value, torch.Tensor)]
-    if not outputs:
-        raise FormatError("the module returns no tensor", fix="let its forward return its outputs")
-    return [_array(value) for value in outputs]
+    return [_array(value) for value in tensors_in(_result(module, inputs, feeds))]
+
+
+def output_names(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> tuple[str, ...]:
+    """Runs the module and returns the names of its outputs: the keys of a dictionary, nothing where it has none.
+
+    Raises:
+        FormatError: the module fails.
+    """
+    return names_in(_result(module, inputs, feeds))
 
 
 def export(
-    module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds, *, opset: int | None = None
+    module: torch.nn.Module,
+    inputs: Sequence[BoundInput],
+    feeds: Feeds,
+    *,
+    opset: int | None = None,
+    output_names: Sequence[str] = (),
 ) -> ir.Model:
     """Exports the module, in evaluation mode, as a graph with free dimensions where the inputs have them.
 
@@ -141,35 +118,80 @@ def export(
         inputs: the graph's inputs, from ``bind``.
         feeds: an example, with lengths of 2 or more in free dimensions.
         opset: 18 to 23; None leaves the choice to torch.
+        output_names: what to call the outputs; empty leaves the choice to torch.
 
     Raises:
         FormatError: the module cannot be exported, or a free dimension is fixed by its code.
     """
     try:
         with torch.no_grad(), quiet_libraries():
-            program = torch.onnx.export(
-                module,
-                (),
-                kwargs=_tensors(inputs, feeds),
-                input_names=[bound.spec.name for bound in inputs],
-                opset_version=opset,
-                dynamo=True,
-                dynamic_shapes={
-                    bound.parameter: {axis: dim for axis, dim in enumerate(bound.spec.dims) if isinstance(dim, str)}
-                    for bound in inputs
-                },
-                external_data=False,
-                verbose=False,
-            )
+            model = _exported(module, inputs, feeds, opset)
     except MemoryError:
         raise
     except Exception as error:  # torch.export and the code it traces raise nearly anything
         raise _not_exported(error, inputs) from error
+    _strip_notes(model)
+    _name_outputs(model, output_names)
+    return model
+
+
+def _exported(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds, opset: int | None) -> ir.Model:
+    tensors = _tensors(inputs, feeds)
+    names = [bound.spec.name for bound in inputs]
+    free = {
+        bound.parameter: {axis: dim for axis, dim in enumerate(bound.spec.dims) if isinstance(dim, str)}
+        for bound in inputs
+    }
+    stored = isinstance(module, StoredProgram)
+    if isinstance(module, StoredProgram):
+        if module.scripted:
+            axes = {bound.spec.name: free[bound.parameter] for bound in inputs}
+            return export_script(module, tensors, names, axes, opset)
+        module = module.giving(list(tensors))
+    program = torch.onnx.export(
+        module,
+        tuple(tensors.values()) if stored else (),
+        kwargs=None if stored else tensors,
+        input_names=names,
+        opset_version=opset,
+        dynamo=True,
+        dynamic_shapes={"inputs": tuple(free.values())} if stored else free,
+        external_data=False,
+        verbose=False,
+    )
     if program is None:
         raise FormatError("torch.onnx.export gave no graph", fix="export the model with another version of torch")
     model: ir.Model = program.model
-    _strip_notes(model)
     return model
+
+
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Gives the outputs their names, except where those are taken or would name one tensor twice."""
+    outputs = model.graph.outputs
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    taken |= {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    if len(names) != len(outputs) or len(set(outputs)) != len(outputs) or taken & set(names):
+        return
+    for value, name in zip(outputs, names, strict=True):
+        if value.producer() is not None:
+            value.name = name
+
+
+def _result(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> Any:
+    try:
+        with torch.no_grad(), quiet_libraries():
+            result = call(module, _tensors(inputs, feeds))
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign code raises what it likes
+        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+        raise FormatError(
+            f"the module fails on {shapes}: {_first_line(error)}",
+            fix="correct --input-shape (a type can follow it: ids=batch,seq:int64), or pass real --calib-data",
+        ) from error
+    if not tensors_in(result):
+        raise FormatError("the module returns no tensor", fix="let its forward return its outputs")
+    return result
 
 
 def _paired_by_name(offered: Sequence[Parameter], names: Sequence[str]) -> dict[str, str]:

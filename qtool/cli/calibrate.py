@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_path, model_source
+from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
+    AllowGlobalOption,
     BatchSizeOption,
     CalibDataOption,
     DebugOption,
@@ -25,6 +26,7 @@ from qtool.cli.options import (
     QuietOption,
     TargetOption,
     ThreadsOption,
+    TrustPickleOption,
 )
 from qtool.errors import UsageError
 
@@ -52,6 +54,8 @@ def calibrate(
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -72,7 +76,7 @@ def calibrate(
         )
     report = run(
         CalibrateRequest(
-            source=model_source(path, factory, model_kwargs, input_shape),
+            source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             output=output,
             output_dir=output_dir,

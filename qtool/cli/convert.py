@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import architecture, input_shapes, model_path
+from qtool.cli.model_options import architecture, input_shapes, model_path, trust
 from qtool.cli.options import (
+    AllowGlobalOption,
     CalibDataOption,
     DebugOption,
     FactoryKwargsOption,
@@ -22,6 +23,7 @@ from qtool.cli.options import (
     OutputOption,
     PreprocessOption,
     QuietOption,
+    TrustPickleOption,
 )
 
 
@@ -41,6 +43,8 @@ def convert(
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     calib_data: CalibDataOption = None,
     preprocess: PreprocessOption = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.", show_default=False)] = None,
@@ -84,6 +88,7 @@ def convert(
             preprocess=preprocess,
             opset=opset,
             tensorflow=TensorFlowOptions(inputs=_names(inputs), outputs=_names(outputs), channels_first=nchw),
+            trust=trust(trust_pickle, allow_global),
             force=force,
         ),
         console.progress(),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from formats.architecture import Architecture
+    from formats.trust import Trust
     from qtool.workflows.model_source import ModelSource
 
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -42,7 +43,25 @@ def model_path(model: Path | None) -> Path:
     return model
 
 
-def model_source(path: Path, factory: str | None, kwargs: str | None, shapes: list[str] | None) -> ModelSource:
+def trust(pickles: bool, names: list[str] | None) -> Trust:
+    """Reads ``--trust-pickle`` and ``--allow-global``.
+
+    Raises:
+        UsageError: a name has no package, or stands beside the trust in everything.
+    """
+    from formats.trust import Trust
+
+    for name in names or ():
+        if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"--allow-global {name} names no class of a package", fix="write pkg.module.Class")
+    if pickles and names:
+        raise UsageError("--trust-pickle allows what --allow-global names already", fix="give one of them")
+    return Trust(pickles=pickles, names=frozenset(names or ()))
+
+
+def model_source(
+    path: Path, factory: str | None, kwargs: str | None, shapes: list[str] | None, trusted: Trust
+) -> ModelSource:
     """Reads ``--model``, ``--model-kwargs`` and ``--input-shape`` for the model file that they belong to.
 
     Raises:
@@ -52,7 +71,11 @@ def model_source(path: Path, factory: str | None, kwargs: str | None, shapes: li
 
     given = input_shapes(shapes)
     return ModelSource(
-        path=path, architecture=architecture(factory, kwargs), input_shapes=given.dims, input_dtypes=given.dtypes
+        path=path,
+        architecture=architecture(factory, kwargs),
+        input_shapes=given.dims,
+        input_dtypes=given.dtypes,
+        trust=trusted,
     )
 
 

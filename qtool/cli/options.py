@@ -93,13 +93,26 @@ FactoryOption: TypeAlias = Annotated[
     typer.Option(
         "--model",
         metavar="FACTORY",
-        help="What builds the torch module that the weights belong to: pkg.module:factory or file.py:factory.",
+        help="What builds the torch module that the weights belong to: pkg.module:factory, file.py:factory, timm:NAME, "
+        "torchvision:NAME or transformers:FOLDER.",
         show_default=False,
     ),
 ]
 FactoryKwargsOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--model-kwargs", metavar="JSON", help="Keyword arguments for the factory.", show_default=False),
+]
+TrustPickleOption: TypeAlias = Annotated[
+    bool, typer.Option("--trust-pickle", help="Run what the model file brings: whole modules, any Python objects.")
+]
+AllowGlobalOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-global",
+        metavar="PKG.CLASS",
+        help="Let the model file use this class or function, and no other; repeatable.",
+        show_default=False,
+    ),
 ]
 InputShapeOption: TypeAlias = Annotated[
     list[str] | None,

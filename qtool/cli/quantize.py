@@ -17,8 +17,9 @@ from qtool.cli.goal_options import (
     goal_of,
     show_mixed,
 )
-from qtool.cli.model_options import model_path, model_source
+from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
+    AllowGlobalOption,
     BatchSizeOption,
     CalibDataOption,
     DebugOption,
@@ -35,6 +36,7 @@ from qtool.cli.options import (
     QuietOption,
     TargetOption,
     ThreadsOption,
+    TrustPickleOption,
 )
 from qtool.cli.quantize_options import (
     EffortName,
@@ -187,6 +189,8 @@ def quantize(
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing and write nothing.")] = False,
     force: ForceOption = False,
@@ -204,7 +208,7 @@ def quantize(
     from qtool.workflows.refine import Effort, searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    source = model_source(model_path(model), factory, model_kwargs, input_shape)
+    source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
     data = None
     if calib_data is not None:
         data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)

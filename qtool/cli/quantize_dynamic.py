@@ -28,6 +28,7 @@ _UNDERSTOOD = frozenset(
         *("model", "calib_data", "output", "output_dir", "target", "scheme", "per_channel", "weights_symmetric"),
         "weight_type",
         *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
+        *("trust_pickle", "allow_global"),
         *("threads", "dry_run", "force", "json", "quiet", "debug", "help"),
     }
 )

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_path, model_source
+from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
+    AllowGlobalOption,
     BatchSizeOption,
     CalibDataOption,
     DebugOption,
@@ -25,6 +26,7 @@ from qtool.cli.options import (
     QuietOption,
     TargetOption,
     ThreadsOption,
+    TrustPickleOption,
 )
 from qtool.cli.quantize_options import Method, MethodOptions
 from qtool.errors import UsageError
@@ -60,6 +62,8 @@ def sensitivity(
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -80,7 +84,7 @@ def sensitivity(
     ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
     report = run(
         SensitivityRequest(
-            source=model_source(path, factory, model_kwargs, input_shape),
+            source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             scheme=preset(target or DEFAULT_PRESET),
             method=ranges.range_method(method),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from formats.architecture import Architecture
+from formats.trust import NO_TRUST, Trust
 from qtool.workflows.equivalence import Comparison
 from qtool.workflows.tensorflow_import import TensorFlowOptions
 
@@ -46,6 +47,7 @@ class ConvertRequest:
         preprocess: how images in it become arrays.
         opset: the ONNX opset of the result.
         tensorflow: which part of a TensorFlow model to take, and in which layout.
+        trust: what the source may run when it is opened.
         force: whether an existing result is replaced.
     """
 
@@ -60,6 +62,7 @@ class ConvertRequest:
     preprocess: str | None = None
     opset: int | None = None
     tensorflow: TensorFlowOptions = field(default_factory=TensorFlowOptions)
+    trust: Trust = NO_TRUST
     force: bool = False
 
 

@@ -12,6 +12,7 @@ from formats.architecture import Architecture
 from formats.detect import Detection, detect
 from formats.example_inputs import InputSpec
 from formats.tensorflow_kinds import TENSORFLOW_FORMATS
+from formats.trust import NO_TRUST, Trust
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.progress import Progress
@@ -35,6 +36,7 @@ def load_graph(
     input_shapes: Mapping[str, tuple[int | str, ...]] | None,
     input_dtypes: Mapping[str, np.dtype[Any]] | None = None,
     example: ExampleData | None = None,
+    trust: Trust = NO_TRUST,
     progress: Progress,
 ) -> ir.Model:
     """Reads a model of any format as a graph; weights are exported with their module and compared with torch.
@@ -47,6 +49,7 @@ def load_graph(
         input_shapes: the shape of each input of the module, with names for free dimensions.
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data; its shapes count where ``input_shapes`` is None.
+        trust: what the file may run.
         progress: receives the steps.
 
     Raises:
@@ -69,13 +72,13 @@ def load_graph(
         worst = max(comparison.relative for comparison in imported.comparisons)
         progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
         return imported.model
-    found = registry.load(detection.format)
+    found = registry.load_source(detection.format)
     if found.holds == "graph":
         from formats.onnx_file import load_weights
 
         return load_weights(found.read(path))
     imported = import_weights(
-        found.read(path),
+        found.read(path, trust),
         path,
         architecture=architecture,
         inputs=InputDescription(
@@ -109,13 +112,13 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
             f"--inputs, --outputs and --nchw say nothing about {detection.detail}",
             fix="give them for TensorFlow models",
         )
-    found = registry.load(detection.format)
+    found = registry.load_source(detection.format)
     target = registry.load(TARGET_FORMATS[request.target])
     _check_options(request, detection, is_graph=found.holds == "graph")
     output = _output(request, detection, target.suffix)
     if found.holds == "graph":
         return _to_opset(request, detection, found.read(request.source), output, progress)
-    weights = found.read(request.source)
+    weights = found.read(request.source, request.trust)
     if target.holds == "graph":
         return _to_graph(request, detection, weights, output, progress)
     if request.architecture is not None:

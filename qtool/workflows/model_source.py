@@ -14,6 +14,7 @@ from calib.datasets.base import Dataset
 from formats.architecture import Architecture
 from formats.detect import detect
 from formats.onnx_file import OnnxFile
+from formats.trust import NO_TRUST, Trust
 from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.workflows.convert import load_graph
@@ -29,12 +30,14 @@ class ModelSource:
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions; None where data tells.
         input_dtypes: element types of inputs, where data does not tell.
+        trust: what the file may run when it is opened.
     """
 
     path: Path
     architecture: Architecture | None = None
     input_shapes: Mapping[str, tuple[int | str, ...]] | None = None
     input_dtypes: Mapping[str, np.dtype[Any]] | None = None
+    trust: Trust = NO_TRUST
 
     @property
     def is_graph(self) -> bool:
@@ -73,6 +76,7 @@ class ModelSource:
             input_shapes=self.input_shapes,
             input_dtypes=self.input_dtypes,
             example=example,
+            trust=self.trust,
             progress=progress,
         )
 

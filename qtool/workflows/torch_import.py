@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,23 +64,32 @@ def import_weights(
     """Builds the module, puts the weights into it, exports it and compares the graph with it.
 
     Args:
-        weights: the weights.
+        weights: the weights, perhaps with the module that they belong to.
         path: the file that they are from, for errors.
-        architecture: what builds the module.
+        architecture: what builds the module, in the place of one that the file holds.
         inputs: what is known about its inputs.
         opset: the graph's opset; None for the exporter's choice.
         progress: receives the steps.
 
     Raises:
-        UsageError: there is no architecture.
+        UsageError: there is neither an architecture nor a module.
         FormatError: the code, the weights and the inputs do not fit together, or torch cannot export the module.
         InputError: the graph computes something else than the module.
         RuntimeRefusedError: onnxruntime does not load the graph.
     """
+    if architecture is None and weights.module is not None:
+        if inputs.shapes is None and inputs.feeds is None and weights.inputs:
+            inputs = replace(
+                inputs,
+                shapes={spec.name: spec.dims for spec in weights.inputs},
+                dtypes={spec.name: spec.dtype for spec in weights.inputs},
+            )
+        return _exported(weights.module, inputs, opset, progress)
     if architecture is None:
         raise UsageError(
             f"{path} holds weights without the module that they belong to ({weights.source})",
-            fix="name what builds it: --model pkg.module:factory or --model file.py:factory",
+            fix="name what builds it: --model pkg.module:factory, file.py:factory, timm:NAME, torchvision:NAME or "
+            "transformers:FOLDER",
         )
     with building(architecture) as module:
         prefix = fit(module, weights.tensors, factory=architecture.factory)
@@ -105,10 +114,11 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
     # Images and bare arrays have no name of their own: they are the only input.
     real = None if inputs.feeds is None else {name or specs[0].name: array for name, array in inputs.feeds.items()}
     feeds = make_feeds(specs, first_sizes(specs, real), real)
-    torch_program.run(module, bound, feeds)  # the module's own errors are clearer than those of its export
+    # The module's own errors are clearer than those of its export.
+    names = torch_program.output_names(module, bound, feeds)
     with progress.task("exporting with torch"):
         asked = opset if opset in torch_program.EXPORTER_OPSETS else None
-        model = torch_program.export(module, bound, feeds, opset=asked)
+        model = torch_program.export(module, bound, feeds, opset=asked, output_names=names)
     if opset is not None:
         model = to_opset(model, opset)
     with open_graph(model) as session:

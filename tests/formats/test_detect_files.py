@@ -103,16 +103,21 @@ def test_zip_files_without_a_state_dict_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"\.npz file of numpy arrays"):
         detect(tmp_path / "data.npz")
     for name, members in {
-        "TorchScript": ["m/data.pkl", "m/constants.pkl", "m/code/x.py"],
-        "exported program": ["m/archive_format", "m/models/model.json"],
-        "without a model": ["readme.txt"],
+        "torchscript": ["m/data.pkl", "m/constants.pkl", "m/code/x.py"],
+        "exported": ["m/archive_format", "m/models/model.json"],
+        "torch": ["m/data.pkl"],
     }.items():
-        path = tmp_path / f"{name}.pt"
-        with zipfile.ZipFile(path, "w") as archive:
-            for member in members:
-                archive.writestr(member, b"")
-        with pytest.raises(FormatError, match=name):
-            detect(path)
+        write_zip(tmp_path / name, members)
+        assert detect(tmp_path / name).format == name
+    write_zip(tmp_path / "other.zip", ["readme.txt"])
+    with pytest.raises(FormatError, match="without a model"):
+        detect(tmp_path / "other.zip")
+
+
+def write_zip(path: Path, members: list[str]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members:
+            archive.writestr(member, b"")
 
 
 def test_a_zip_file_with_two_members_of_one_name_is_refused(tmp_path: Path) -> None:
