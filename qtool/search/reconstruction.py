@@ -30,8 +30,10 @@ from qtool.weights.layer_fit import LayerFit, LayerTask, fit_layer
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 from qtool.weights.saturation import orders_of
 
-# Positions of each layer that are looked at, over all batches; more take memory and time, and show little.
+# Positions of each layer that are looked at, over all batches, and the numbers that they hold together; more take time
+# and memory, and show little.
 _MOST_POSITIONS = 8192
+_MOST_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,5 +220,6 @@ def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
 def _columns(layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
     columns = [layer.columns(value) for value in values]
-    every = max(-(-sum(part.shape[2] for part in columns) // _MOST_POSITIONS), 1)
+    positions = sum(part.shape[2] for part in columns)
+    every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
     return np.concatenate([part[:, :, ::every] for part in columns], axis=2)

@@ -1,10 +1,10 @@
 """Fits a layer's integers to what the float layer gives out, from inputs that carry the noise of the layers before.
 
-The layers before a layer are quantized already: it reads x' where the float layer reads x. The weights T that minimize
-E |T x' - W x|^2 are W C H^-1 with H = E[x' x'^T] and C = E[x x'^T], after linear regression; they are rounded with
-error feedback under H (see ``error_feedback``), and then one integer after another is moved to where the error is least
-given all the others. Source: Y. Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration
-(ICML 2025) for the asymmetric target; K. Behdin et al., QuantEase (2023) for the coordinate descent.
+The layers before a layer are quantized already: it reads x' = x + d where the float layer reads x. The weights T that
+minimize E |T x' - W x|^2 are W - W B H^-1 with H = E[x' x'^T] and B = E[d x'^T], by linear regression; they are rounded
+with error feedback under H (see ``error_feedback``), and then one integer after another is moved to where the error is
+least given all the others. Sources: Y. Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+Calibration (ICML 2025) for the asymmetric target; K. Behdin et al., QuantEase (2023) for the coordinate descent.
 
 Some thousands of positions say little about a million of moments. Hence both are shrunk towards their diagonals, as far
 as positions that were held back favour; on the diagonals alone, each input has one factor of its own.
@@ -13,13 +13,14 @@ as positions that were held back favour; on the diagonals alone, each input has 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Samples: TypeAlias = npt.NDArray[np.float32]
+AnyFloat = TypeVar("AnyFloat", np.float32, np.float64)
 
 # How far moments are shrunk towards their diagonals; what suits best is tried out.
 _SHRINKAGE = (1.0, 0.5, 0.2, 0.05)
@@ -32,46 +33,53 @@ _BLOCK = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedMoments:
-    """Second moments of a layer's float inputs x and of the inputs x' that it really gets, float64.
+    """What positions tell about a layer with weights W that reads x' = x + d instead of x.
+
+    All of it is small where d is, so that float32 loses nothing that counts.
 
     Attributes:
-        given: E[x' x'^T], (groups, inputs, inputs).
-        mixed: E[x x'^T], (groups, inputs, inputs).
-        wanted: E[x x^T], (groups, inputs, inputs).
+        given: H = E[x' x'^T], (groups, inputs, inputs).
+        pull: W B = W E[d x'^T], (groups, outputs, inputs).
+        own_pull: the same with nothing of B but its diagonal.
+        fed: E |W d|^2, the noise that comes in from the layers before.
+        signal: E |W x|^2.
     """
 
-    given: Floats
-    mixed: Floats
-    wanted: Floats
+    given: Samples
+    pull: Samples
+    own_pull: Samples
+    fed: float
+    signal: float
 
     @staticmethod
-    def of(wanted: Samples, given: Samples) -> PairedMoments:
-        """Gathers them from positions of both, (groups, inputs, positions)."""
-        count = max(given.shape[2], 1)
+    def of(weight: Samples, given: Samples, error: Samples) -> PairedMoments:
+        """Gathers them from x' and d, (groups, inputs, positions), under W, (groups, outputs, inputs)."""
+        count = np.float32(max(given.shape[2], 1))
         turned = given.transpose(0, 2, 1)
+        through: Samples = weight @ error
         return PairedMoments(
-            given=(given @ turned).astype(np.float64) / count,
-            mixed=(wanted @ turned).astype(np.float64) / count,
-            wanted=(wanted @ wanted.transpose(0, 2, 1)).astype(np.float64) / count,
+            given=given @ turned / count,
+            pull=through @ turned / count,
+            own_pull=weight * (np.einsum("gip,gip->gi", error, given) / count)[:, None, :],
+            fed=_power(through) / float(count),
+            signal=_power(weight @ (given - error)) / float(count),
         )
 
     def joined(self, other: PairedMoments, *, share: float) -> PairedMoments:
         """Returns the moments over both; ``share``, 0 to 1, is the other's."""
+        own, others = np.float32(1.0 - share), np.float32(share)
         return PairedMoments(
-            given=(1.0 - share) * self.given + share * other.given,
-            mixed=(1.0 - share) * self.mixed + share * other.mixed,
-            wanted=(1.0 - share) * self.wanted + share * other.wanted,
+            given=own * self.given + others * other.given,
+            pull=own * self.pull + others * other.pull,
+            own_pull=own * self.own_pull + others * other.own_pull,
+            fed=(1.0 - share) * self.fed + share * other.fed,
+            signal=(1.0 - share) * self.signal + share * other.signal,
         )
 
-    def noise(self, weight: Floats, original: Floats) -> float:
-        """Returns E |T x' - W x|^2 for the weights T and W, (groups, outputs, inputs)."""
-        given = np.einsum("goi,goi->", weight @ self.given, weight)
-        mixed = np.einsum("goi,goi->", original @ self.mixed, weight)
-        return float(given - 2.0 * mixed + self.signal(original))
-
-    def signal(self, original: Floats) -> float:
-        """Returns E |W x|^2."""
-        return float(np.einsum("goi,goi->", original @ self.wanted, original))
+    def noise(self, change: Samples) -> float:
+        """Returns E |T x' - W x|^2 for weights T = W + ``change``, (groups, outputs, inputs)."""
+        slope = (change @ self.given + np.float32(2.0) * self.pull).reshape(-1)
+        return float(slope.astype(np.float64) @ change.reshape(-1).astype(np.float64)) + self.fed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,29 +97,34 @@ class Steps:
     high: Floats
 
 
-def best_target(original: Floats, seen: PairedMoments, held_back: PairedMoments) -> float | None:
-    """Returns the shrinkage under which fitted weights do best on the positions held back; None where none helps."""
-    best, least = None, held_back.noise(original, original)
+def best_fit(seen: PairedMoments, held_back: PairedMoments) -> float | None:
+    """Returns the shrinkage under which fitted weights do best on the positions held back; None where none helps.
+
+    Less shrinkage is tried as long as that helps.
+    """
+    best, least = None, held_back.fed
     for shrinkage in _SHRINKAGE:
-        noise = held_back.noise(fitted(original, seen, shrinkage), original)
-        if noise < least:
-            best, least = shrinkage, noise
+        noise = held_back.noise(fitted_change(seen, shrinkage))
+        if noise >= least:
+            break
+        best, least = shrinkage, noise
     return best
 
 
-def fitted(original: Floats, moments: PairedMoments, shrinkage: float) -> Floats:
-    """Returns the weights that fit best, (groups, outputs, inputs), with moments shrunk so far to their diagonals."""
-    given = _shrunk(moments.given, shrinkage)
-    given = given + _eye(given) * _floor(given)
-    # Solves (T - W) H = W (C - H), which leaves alone what the damping of H alone would move.
-    lacking = original @ _shrunk(moments.mixed - moments.given, shrinkage)
-    return original + np.linalg.solve(given, lacking.transpose(0, 2, 1)).transpose(0, 2, 1)
+def fitted_change(moments: PairedMoments, shrinkage: float) -> Samples:
+    """Returns T - W, (groups, outputs, inputs), for the weights T that fit best under moments shrunk that far."""
+    pull = np.float32(1.0 - shrinkage) * moments.pull + np.float32(shrinkage) * moments.own_pull
+    if shrinkage == 1.0:
+        diagonal = np.diagonal(moments.given, axis1=1, axis2=2)[:, None, :]
+        change: Samples = -pull / (diagonal + _floor(moments.given))
+    else:
+        change = -np.linalg.solve(_damped(moments.given, shrinkage), pull.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return change
 
 
 def rounded_steps(target: Floats, moments: PairedMoments, steps: Steps) -> Floats:
     """Returns whole numbers of steps for ``target``, (groups, outputs, inputs), with little E |(T' - T) x'|^2."""
-    curvature = _shrunk(moments.given, _ROUNDING_SHRINKAGE)
-    curvature = curvature + _eye(curvature) * _floor(curvature)
+    curvature = _damped(moments.given.astype(np.float64), _ROUNDING_SHRINKAGE)
     wanted = target / steps.size
     return _descended(_with_feedback(wanted, curvature, steps), wanted, curvature, steps)
 
@@ -164,16 +177,20 @@ def _descended(start_from: Floats, wanted: Floats, curvature: Floats, steps: Ste
     return done
 
 
-def _shrunk(moments: Floats, shrinkage: float) -> Floats:
-    shrunk: Floats = moments * np.where(np.eye(moments.shape[1], dtype=bool), 1.0, 1.0 - shrinkage)
-    return shrunk
+def _damped(moments: npt.NDArray[AnyFloat], shrinkage: float) -> npt.NDArray[AnyFloat]:
+    """Shrinks moments towards their diagonals, to which a small part is added."""
+    diagonal = np.eye(moments.shape[1], dtype=moments.dtype)
+    kept = diagonal * moments.dtype.type(shrinkage) + moments.dtype.type(1.0 - shrinkage)
+    damped: npt.NDArray[AnyFloat] = moments * kept + diagonal * _floor(moments)
+    return damped
 
 
-def _eye(moments: Floats) -> npt.NDArray[Any]:
-    return np.eye(moments.shape[1])
-
-
-def _floor(moments: Floats) -> Floats:
+def _floor(moments: npt.NDArray[AnyFloat]) -> npt.NDArray[AnyFloat]:
     """Returns a small part of the mean diagonal, (groups, 1, 1); above zero where an input was never seen."""
     mean = np.diagonal(moments, axis1=1, axis2=2).mean(axis=1)
-    return np.where(mean > 0.0, _DAMPING * mean, 1.0)[:, None, None]
+    return np.where(mean > 0.0, _DAMPING * mean, 1.0).astype(moments.dtype)[:, None, None]
+
+
+def _power(values: Samples) -> float:
+    flat = values.reshape(-1)
+    return float(np.square(flat, dtype=np.float64).sum())

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.affine import dequantize
-from qtool.weights.compensated_rounding import Floats, PairedMoments, Samples, Steps, best_target, fitted, rounded_steps
+from qtool.weights.compensated_rounding import (
+    Floats,
+    PairedMoments,
+    Samples,
+    Steps,
+    best_fit,
+    fitted_change,
+    rounded_steps,
+)
 from qtool.weights.input_moments import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, without_saturation
@@ -18,6 +26,8 @@ from qtool.weights.saturation import KernelOrder, without_saturation
 # Every so many-th block of positions judges what the others propose.
 _HELD_BACK = 4
 _BLOCKS = 32
+# Integers change only for this part of the noise at least; less does not outlive other positions.
+_LEAST_GAIN = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +79,7 @@ def fit_layer(task: LayerTask, *, rounding: bool) -> LayerFit:
     weight = problem.better_rounding() if rounding and task.given.shape[2] >= _BLOCKS else None
     final = task.rounded if weight is None else weight
     change = problem.mean_error(final) if task.moves_bias else None
-    after = problem.noise(final, np.zeros(problem.outputs) if change is None else change)
+    after = before if weight is None and change is None else problem.noise(final, change)
     return LayerFit(weight=weight, bias_change=change, noise_before=before, noise_after=after)
 
 
@@ -86,24 +96,28 @@ class _Problem:
         self.outputs = self._original.shape[0] * self._original.shape[1]
         count = task.given.shape[2]
         blocks = np.arange(count) * _BLOCKS // max(count, 1)
-        self._wanted_means, self._given_means = _block_means(task.wanted, blocks), _block_means(task.given, blocks)
-        # A bias takes back any mean, so that the weights need not.
-        shift = np.float32(task.moves_bias)
-        wanted = task.wanted - shift * self._wanted_means.mean(axis=2, keepdims=True)
-        given = task.given - shift * self._given_means.mean(axis=2, keepdims=True)
+        error = task.given - task.wanted
+        self._given_means, self._error_means = _block_means(task.given, blocks), _block_means(error, blocks)
+        given = task.given
+        if task.moves_bias:  # which takes back any mean, so that the weights need not
+            given = given - self._given_means.mean(axis=2, keepdims=True)
+            error -= self._error_means.mean(axis=2, keepdims=True)
         aside = blocks % _HELD_BACK == _HELD_BACK - 1
-        self._seen = PairedMoments.of(wanted[:, :, ~aside], given[:, :, ~aside])
-        self._held_back = PairedMoments.of(wanted[:, :, aside], given[:, :, aside])
-        self._everywhere = self._seen.joined(self._held_back, share=float(aside.mean()))
-        self._signal = max(self._held_back.signal(self._original), float(np.finfo(np.float32).tiny))
+        self._aside_share = float(aside.mean())
+        self._held_back = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
+        self._others = (given[:, :, ~aside], error[:, :, ~aside])
 
     def better_rounding(self) -> QuantizedWeight | None:
         """Returns other integers, or None where they do no better on what was held back."""
-        shrinkage = best_target(self._original, self._seen, self._held_back)
-        trial = self._rounded(self._seen, shrinkage)
-        if self._centred_noise(trial) >= self._centred_noise(self._task.rounded):
+        seen = PairedMoments.of(self._original, *self._others)
+        shrinkage = best_fit(seen, self._held_back)
+        fitted = self._held_back.fed if shrinkage is None else self._held_back.noise(fitted_change(seen, shrinkage))
+        now = self._centred_noise(self._task.rounded)
+        if fitted >= now * (1.0 - _LEAST_GAIN):
             return None
-        return self._rounded(self._everywhere, shrinkage)
+        if self._centred_noise(self._rounded(seen, shrinkage)) >= now * (1.0 - _LEAST_GAIN):
+            return None
+        return self._rounded(seen.joined(self._held_back, share=self._aside_share), shrinkage)
 
     def mean_error(self, weight: QuantizedWeight) -> Floats:
         """Returns what the outputs lack on average, (output channels,), as far as it stands out of its own uncertainty.
@@ -117,25 +131,29 @@ class _Problem:
         shrunk: Floats = mean * np.maximum(1.0 - variance / np.maximum(np.square(mean), np.finfo(np.float64).tiny), 0.0)
         return shrunk
 
-    def noise(self, weight: QuantizedWeight, bias_change: Floats) -> float:
-        """Returns noise over signal on what was held back."""
+    def noise(self, weight: QuantizedWeight, bias_change: Floats | None) -> float:
+        """Returns noise over signal on what was held back, the signal's mean left aside where the bias may move."""
         offset = 0.0
         if self._task.moves_bias:
-            offset = float(np.square(self._lacking_means(weight).mean(axis=1) - bias_change).sum())
-        return (self._centred_noise(weight) + offset) / self._signal
+            change = 0.0 if bias_change is None else bias_change
+            offset = float(np.square(self._lacking_means(weight).mean(axis=1) - change).sum())
+        return (self._centred_noise(weight) + offset) / max(self._held_back.signal, float(np.finfo(np.float32).tiny))
 
     def _lacking_means(self, weight: QuantizedWeight) -> Floats:
         """Returns W x - W' x' averaged over each block, (output channels, blocks)."""
-        changed = self._matrix(dequantize(weight.integers, weight.params))
-        lacking = self._original @ self._wanted_means - changed @ self._given_means
-        return lacking.reshape(self.outputs, -1)
+        lacking = -(self._change(weight) @ self._given_means + self._original @ self._error_means)
+        return lacking.reshape(self.outputs, -1).astype(np.float64)
 
     def _centred_noise(self, weight: QuantizedWeight) -> float:
-        changed = self._matrix(dequantize(weight.integers, weight.params))
-        return self._held_back.noise(changed, self._original)
+        return self._held_back.noise(self._change(weight))
+
+    def _change(self, weight: QuantizedWeight) -> Samples:
+        return self._matrix(dequantize(weight.integers, weight.params)) - self._original
 
     def _rounded(self, moments: PairedMoments, shrinkage: float | None) -> QuantizedWeight:
-        target = self._original if shrinkage is None else fitted(self._original, moments, shrinkage)
+        target = self._original.astype(np.float64)
+        if shrinkage is not None:
+            target = target + fitted_change(moments, shrinkage)
         task, params = self._task, self._task.rounded.params
         zero = self._spread(params.zero_point)
         steps = Steps(size=self._spread(params.scale), low=params.grid.low - zero, high=params.grid.high - zero)
@@ -143,11 +161,11 @@ class _Problem:
         weight = replace(task.rounded, integers=integers)
         return without_saturation(weight, self._restored(target).astype(np.float32), task.orders, task.largest_pair)
 
-    def _matrix(self, weight: npt.NDArray[np.float32]) -> Floats:
+    def _matrix(self, weight: Samples) -> Samples:
         """Lays a weight out as (groups, outputs, inputs)."""
         layer = self._task.layer
         moved = np.moveaxis(weight, layer.output_axis, 0)
-        return moved.reshape(layer.groups, -1, layer.inputs).astype(np.float64)
+        return np.ascontiguousarray(moved.reshape(layer.groups, -1, layer.inputs))
 
     def _restored(self, matrix: Floats) -> Floats:
         axis = self._task.layer.output_axis
