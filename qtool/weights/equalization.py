@@ -16,64 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.collect import Runner
 from calib.granularity import PerTensor
 from calib.grid import Grid
-from calib.specs import Feed
-from qtool.passes.constants import add_constant, constant_array, is_constant
-from qtool.passes.names import Names
 from qtool.plan import Plan
-from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, offset_shape, stored_weight
+from qtool.weights.channel_statistics import ChannelStatistics
+from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, stored_weight
 
 Floats = npt.NDArray[np.float64]
 
 # Channels that hardly ever leave zero would ask for factors without bound.
 _LARGEST_FACTOR = 64.0
-# Unseen data may reach so many times as far in a channel as the data did.
-_HEADROOM = 1.5
 # What is predicted to gain less is within the error of the prediction.
-_LEAST_GAIN = 0.05
+_LEAST_GAIN = 0.1
 # Parts of the widest channel's reach that all channels are scaled towards, and how far they go.
 _REACHES = (1.0, 0.7, 0.5, 0.35, 0.25)
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 _ROUNDS = 6
-
-
-@dataclass(slots=True)
-class ChannelStatistics:
-    """What the channels of one tensor hold; all arrays are float64, (channels,).
-
-    Attributes:
-        lows: the smallest values, at most 0.
-        highs: the largest values, at least 0.
-        squares: sums of squares.
-        others: how many values were not zero.
-        count: how many values there were in each channel.
-    """
-
-    lows: Floats
-    highs: Floats
-    squares: Floats
-    others: Floats
-    count: int = 0
-
-    @staticmethod
-    def of(channels: int) -> ChannelStatistics:
-        """Returns what is known before anything was seen."""
-        return ChannelStatistics(np.zeros(channels), np.zeros(channels), np.zeros(channels), np.zeros(channels))
-
-    def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Takes in ``rows``, (channels, values)."""
-        self.lows = np.minimum(self.lows, rows.min(axis=1, initial=0.0))
-        self.highs = np.maximum(self.highs, rows.max(axis=1, initial=0.0))
-        self.squares = self.squares + np.einsum("cv,cv->c", rows, rows).astype(np.float64)
-        self.others = self.others + np.count_nonzero(rows, axis=1)
-        self.count += rows.shape[1]
-
-    @property
-    def reach(self) -> Floats:
-        """The largest magnitudes."""
-        return np.maximum(-self.lows, self.highs)
 
 
 def watched_tensors(regions: Iterable[ScalingRegion], plan: Plan) -> tuple[str, ...]:
@@ -83,26 +41,13 @@ def watched_tensors(regions: Iterable[ScalingRegion], plan: Plan) -> tuple[str, 
     return tuple(dict.fromkeys([*names, *read]))
 
 
-def gather_channels(
-    runner: Runner, feeds: Iterable[Feed], regions: Sequence[ScalingRegion]
-) -> dict[str, ChannelStatistics]:
-    """Returns statistics of the channels of every tensor that ``runner`` gives out."""
-    places = {name: (axis, region.channels) for region in regions for name, axis in region.axes.items()}
-    found: dict[str, ChannelStatistics] = {}
-    for feed in feeds:
-        for name, value in runner.run(feed).items():
-            axis, channels = places[name]
-            rows = np.moveaxis(value, axis, 0).reshape(channels, -1)
-            found.setdefault(name, ChannelStatistics.of(channels)).add(rows)
-    return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensor:
     """A tensor of a region that is rounded: the numbers its step follows from."""
 
     lows: Floats
     highs: Floats
+    headroom: Floats
     grid: Grid
 
     def step(self, factors: Floats) -> float:
@@ -171,7 +116,7 @@ def equalizing_factors(
     caps, fixed = np.full(region.channels, _LARGEST_FACTOR), np.zeros(region.channels, bool)
     for name, bound in region.bounds.items():
         reach = seen[name].highs
-        caps = np.minimum(caps, _lifted(bound / np.maximum(reach, bound / _LARGEST_FACTOR)))
+        caps = np.minimum(caps, _lifted(bound / np.maximum(reach, bound / _LARGEST_FACTOR), seen[name].headroom))
         fixed |= reach >= bound * (1 - 1e-4)
     ones = np.ones(region.channels)
     before = sum(reader.noise(ones) for reader in readers)
@@ -183,9 +128,9 @@ def equalizing_factors(
     return best
 
 
-def _lifted(factors: Floats) -> Floats:
+def _lifted(factors: Floats, headroom: Floats) -> Floats:
     """Returns factors that leave room above what was seen, where they lift a channel: other data reaches further."""
-    return np.where(factors > 1.0, np.maximum(factors / _HEADROOM, 1.0), factors)
+    return np.where(factors > 1.0, np.maximum(factors / headroom, 1.0), factors)
 
 
 def _candidates(
@@ -200,7 +145,8 @@ def _candidates(
     reaches = [np.maximum(-tensor.lows, tensor.highs) for tensor in tensors]
     for part in _REACHES:
         limits = [part * reach.max() / np.maximum(reach, reach.max() / _LARGEST_FACTOR**2) for reach in reaches]
-        most = np.minimum(_lifted(np.min(limits, axis=0)), caps)
+        lifted = [_lifted(limit, tensor.headroom) for limit, tensor in zip(limits, tensors, strict=True)]
+        most = np.minimum(np.min(lifted, axis=0), caps)
         for exponent in _EXPONENTS:
             yield bounded(most**exponent, caps)
         factors = bounded(np.minimum(most, 1.0), caps)
@@ -217,7 +163,12 @@ def _readers(
 ) -> list[_Reader]:
     nodes = {node.name: node for node in model.graph if node.name in region.readers}
     tensors = {
-        name: _Tensor(lows=seen[name].lows, highs=seen[name].highs, grid=plan.activations[name].grid)
+        name: _Tensor(
+            lows=seen[name].lows,
+            highs=seen[name].highs,
+            headroom=seen[name].headroom,
+            grid=plan.activations[name].grid,
+        )
         for name in region.axes
         if name in plan.activations and plan.activations[name].source == name
     }
@@ -252,52 +203,3 @@ def _readers(
                 )
             )
     return found
-
-
-def equalize(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Floats]]) -> None:
-    """Multiplies each region's tensors by its factors, in place; ``model`` computes the same."""
-    nodes = {node.name: node for node in model.graph}
-    names = Names(model.graph)
-    for region, scale in factors:
-        for name in region.makers:
-            _scale_outputs(model.graph, nodes[name], scale, names)
-        for name in region.readers:
-            node = nodes[name]
-            weight = stored_weight(node).astype(np.float64, order="C")
-            matrix = layer_matrix(node, weight)
-            groups, _, inputs, _ = matrix.shape
-            _store(node, weight, matrix, 1.0 / scale.reshape(groups, 1, inputs, 1))
-        for name in region.offsets:
-            node = nodes[name]
-            index = next(index for index, value in enumerate(node.inputs) if is_constant(value))
-            shape = offset_shape(node.outputs[0], region.axes[node.outputs[0].name or ""], region.channels)
-            _replace_constant(model.graph, node, index, scale.reshape(shape or -1), names)
-
-
-def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: Floats, names: Names) -> None:
-    weight = stored_weight(node).astype(np.float64, order="C")
-    matrix = layer_matrix(node, weight)
-    groups, outputs, _, _ = matrix.shape
-    _store(node, weight, matrix, scale.reshape(groups, outputs, 1, 1))
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        _replace_constant(graph, node, 2, scale, names)
-
-
-def _store(node: ir.Node, weight: Floats, matrix: Floats, factors: Floats) -> None:
-    """Multiplies ``matrix``, a view of ``weight``, and stores it as the layer's weights, which nothing else reads."""
-    matrix *= factors
-    value = node.inputs[1]
-    if value is not None:
-        value.const_value = ir.tensor(weight.astype(np.float32), name=value.name)
-
-
-def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, names: Names) -> None:
-    """Multiplies the constant at ``index``; others may read it too, so it gets a name of its own."""
-    value = node.inputs[index]
-    array = constant_array(value)
-    if value is None or array is None:
-        raise AssertionError(f"{node.name} was taken for an addition of a constant")
-    scaled = (array.astype(np.float64) * factors).astype(np.float32)
-    node.replace_input_with(index, add_constant(graph, f"{value.name}_equalized", scaled, names=names))
-    if not value.uses():
-        graph.initializers.pop(value.name or "", None)

@@ -8,7 +8,9 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.weights.equalization import equalize, equalizing_factors, gather_channels, watched_tensors
+from qtool.weights.channel_scaling import scale_channels
+from qtool.weights.channel_statistics import gather_channels
+from qtool.weights.equalization import equalizing_factors, watched_tensors
 from qtool.weights.scaling_regions import scaling_regions
 from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.refine import Searches, _batches, _feeds, _some
@@ -37,6 +39,6 @@ def equalize_model(
         factors = equalizing_factors(model, plan, region, seen)
         if factors is not None:
             chosen.append((region, factors))
-    equalize(model, chosen)
+    scale_channels(model, chosen)
     names = {name for region, _ in chosen for name in region.axes}
     return tuple(name for name in plan.activations if name in names)

@@ -1,0 +1,64 @@
+"""Multiplies the channels of a region by factors, in the stored weights around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.passes.constants import add_constant, constant_array, is_constant
+from qtool.passes.names import Names
+from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, offset_shape, stored_weight
+
+Floats = npt.NDArray[np.float64]
+
+
+def scale_channels(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Floats]]) -> None:
+    """Multiplies each region's tensors by its factors, in place; ``model`` computes the same."""
+    nodes = {node.name: node for node in model.graph}
+    names = Names(model.graph)
+    for region, scale in factors:
+        for name in region.makers:
+            _scale_outputs(model.graph, nodes[name], scale, names)
+        for name in region.readers:
+            node = nodes[name]
+            weight = stored_weight(node).astype(np.float64, order="C")
+            matrix = layer_matrix(node, weight)
+            groups, _, inputs, _ = matrix.shape
+            _store(node, weight, matrix, 1.0 / scale.reshape(groups, 1, inputs, 1))
+        for name in region.offsets:
+            node = nodes[name]
+            index = next(index for index, value in enumerate(node.inputs) if is_constant(value))
+            shape = offset_shape(node.outputs[0], region.axes[node.outputs[0].name or ""], region.channels)
+            _replace_constant(model.graph, node, index, scale.reshape(shape or -1), names)
+
+
+def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: Floats, names: Names) -> None:
+    weight = stored_weight(node).astype(np.float64, order="C")
+    matrix = layer_matrix(node, weight)
+    groups, outputs, _, _ = matrix.shape
+    _store(node, weight, matrix, scale.reshape(groups, outputs, 1, 1))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        _replace_constant(graph, node, 2, scale, names)
+
+
+def _store(node: ir.Node, weight: Floats, matrix: Floats, factors: Floats) -> None:
+    """Multiplies ``matrix``, a view of ``weight``, and stores it as the layer's weights, which nothing else reads."""
+    matrix *= factors
+    value = node.inputs[1]
+    if value is not None:
+        value.const_value = ir.tensor(weight.astype(np.float32), name=value.name)
+
+
+def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, names: Names) -> None:
+    """Multiplies the constant at ``index``; others may read it too, so it gets a name of its own."""
+    value = node.inputs[index]
+    array = constant_array(value)
+    if value is None or array is None:
+        raise AssertionError(f"{node.name} was taken for an addition of a constant")
+    scaled = (array.astype(np.float64) * factors).astype(np.float32)
+    node.replace_input_with(index, add_constant(graph, f"{value.name}_equalized", scaled, names=names))
+    if not value.uses():
+        graph.initializers.pop(value.name or "", None)
