@@ -63,6 +63,11 @@ class ChannelStatistics:
         self.count += rows.shape[1]
 
     @property
+    def finite(self) -> bool:
+        """Whether there were values, and neither NaN nor infinity among them."""
+        return self.batches > 0 and bool(np.isfinite(self.squares).all())
+
+    @property
     def headroom(self) -> Floats:
         """How many times as far as seen each channel may reach on other data, judged by how far its batches differ."""
         seen = np.maximum(-self.lows, self.highs)

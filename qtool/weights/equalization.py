@@ -107,7 +107,8 @@ def equalizing_factors(
     model: ir.Model, plan: Plan, region: ScalingRegion, seen: Mapping[str, ChannelStatistics]
 ) -> Floats | None:
     """Returns s, float64, (channels,), by which a region is multiplied; None where nothing is to be gained."""
-    if not set(watched_tensors([region], plan)) <= set(seen):
+    watched = [seen.get(name) for name in watched_tensors([region], plan)]
+    if not all(channels is not None and channels.finite for channels in watched) or _shares_scales(plan, region):
         return None
     readers = _readers(model, plan, region, seen)
     tensors = {id(tensor): tensor for reader in readers for tensor in reader.sources}.values()
@@ -126,6 +127,13 @@ def equalizing_factors(
         if noise < least:
             best, least = candidate, noise
     return best
+
+
+def _shares_scales(plan: Plan, region: ScalingRegion) -> bool:
+    """Tells whether outputs of a layer that makes a region share a scale, so that those scaled down would lose."""
+    makers = set(region.makers)
+    weights = (weight for weight in plan.weights.values() if not makers.isdisjoint(weight.nodes))
+    return any(isinstance(weight.granularity, PerTensor) for weight in weights)
 
 
 def _lifted(factors: Floats, headroom: Floats) -> Floats:

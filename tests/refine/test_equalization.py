@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,6 +14,7 @@ from calib.ranges.min_max import MinMax
 from calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import Plan, build_plan
+from qtool.progress import Silent
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
@@ -20,8 +24,14 @@ from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.channel_statistics import gather_channels
 from qtool.weights.equalization import equalizing_factors, watched_tensors
 from qtool.weights.scaling_regions import ScalingRegion, scaling_regions
+from qtool.workflows.check_result import CheckSamples
+from qtool.workflows.data_request import DataRequest
+from qtool.workflows.equalize import equalize_model
+from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.prepare import prepare
+from qtool.workflows.refine import Effort, searches
 
+_SEARCHES = searches(Effort.FAST, ranges=False, smoothing=None, error_feedback=None)
 _TWO_CONVS = "a = Conv <pads = [1,1,1,1]> (x, w)\n b = BETWEEN\n c = Conv <group = 1> (b, v, c0)\n y = Tanh (c)"
 _DEPTHWISE = """
 a = Conv (x, w, b0)
@@ -201,6 +211,33 @@ def test_channels_that_a_clip_cuts_keep_their_factor() -> None:
     assert factors.max() > 4.0
     for reference, got in zip(expected, _outputs(model, loud), strict=True):
         np.testing.assert_allclose(got["y"], reference["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_data_that_is_not_finite_equalizes_nothing(value: float) -> None:
+    model, feeds = _model(_TWO_CONVS.replace("BETWEEN", "Relu (a)")), _feeds()
+    feeds[2]["x"][0, 0] = value
+    assert _equalized(model, feeds) == []
+
+
+def test_layers_with_one_scale_for_all_outputs_are_left_alone(tmp_path: Path) -> None:
+    model = _model(_TWO_CONVS.replace("BETWEEN", "Relu (a)"))
+    plan = build_plan(model, replace(PRESETS["x86"], per_channel=False), Selection())
+    assert equalize_model(model, plan, _samples(tmp_path), _SEARCHES, Silent()) == ()
+
+
+def test_the_workflow_names_what_it_equalized(tmp_path: Path) -> None:
+    model, feeds = _model(_RESIDUAL), _feeds()
+    expected = _outputs(model, feeds)
+    assert equalize_model(model, _plan(model), _samples(tmp_path), _SEARCHES, Silent()) == ("r", "c", "s", "p", "f")
+    for reference, got in zip(expected, _outputs(model, feeds), strict=True):
+        np.testing.assert_allclose(got["y"], reference["y"], rtol=1e-4, atol=1e-5)
+
+
+def _samples(folder: Path) -> CheckSamples:
+    np.savez(folder / "data.npz", x=np.concatenate([feed["x"] for feed in _feeds()]))
+    data = DataRequest(source=str(folder / "data.npz"))
+    return CheckSamples(dataset=data.open(), data=data, hold_back=HoldBack())
 
 
 def test_channels_that_reach_equally_far_are_left_alone() -> None:
