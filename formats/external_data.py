@@ -17,6 +17,19 @@ class OutsideError(FormatError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Says where the weights of a graph are kept.
+
+    Attributes:
+        external: whether they go into files beside the graph even if one file could hold all.
+        max_shard_bytes: the largest such file; None for one file, however large.
+    """
+
+    external: bool = False
+    max_shard_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Is what a tensor says about its place.
 

@@ -12,12 +12,17 @@ import onnx
 import onnx_ir as ir
 
 from formats.errors import FormatError
-from formats.external_data import OutsideError, check_claim, claim_from_entries
+from formats.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from formats.findings import AuditNotes, Risk
+from formats.library_noise import quiet_libraries
 from formats.onnx_outline import read_outline
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 LARGEST_MESSAGE_BYTES = 1_800_000_000
+# A thousand times as many as there are; only damage gives more.
+_LARGEST_OPSET = 25_000
+# Tensors that are held while they are written.
+_LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
 
 class OnnxFile:
@@ -50,10 +55,24 @@ class OnnxFile:
             raise _damaged(path, "") from error
         return _checked(model, path)
 
-    def write(self, model: ir.Model, path: Path) -> None:
-        """Writes the model; with more than about 1.8 GB of weights, these go to ``<name>.data`` beside it."""
-        if weights_nbytes(model) > self._largest_message_bytes:
-            ir.save(model, path, external_data=f"{path.name}.data")
+    def write(self, model: ir.Model, path: Path, storage: Storage | None = None) -> None:
+        """Writes the model; with more than about 1.8 GB of weights, these go to ``<name>.data`` beside it.
+
+        Args:
+            model: the graph.
+            path: the file.
+            storage: where weights are kept, if not as said above.
+        """
+        storage = storage or Storage()
+        if storage.external or weights_nbytes(model) > self._largest_message_bytes:
+            with quiet_libraries():  # a tensor above the limit has a file of its own, which is no news
+                ir.save(
+                    model,
+                    path,
+                    external_data=f"{path.name}.data",
+                    max_shard_size_bytes=storage.max_shard_bytes,
+                    max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES,
+                )
             return
         with _in_memory(model):
             ir.save(model, path)
@@ -131,11 +150,29 @@ def _parsed(path: Path) -> onnx.ModelProto:
 def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
     folder = _resolve_external(proto, path)
     try:
-        model = ir.from_proto(proto)
+        with quiet_libraries():
+            model = ir.from_proto(proto)
     except Exception as error:  # the deserializer raises whatever the damage leads to
         raise _damaged(path, f": {_first_line(error)}") from error
+    _check_meaning(model, path)
     ir.external_data.set_base_dir(model.graph, folder)
     return model
+
+
+def _check_meaning(model: ir.Model, path: Path) -> None:
+    """Refuses tensors without a type, and nodes with fewer inputs or outputs than their operator has."""
+    opset = model.opset_imports.get("", 1)
+    if not 1 <= opset <= _LARGEST_OPSET:
+        raise _damaged(path, f": it has the opset {opset}")
+    for value in (value for graph in model.graphs() for value in graph.initializers.values()):
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.UNDEFINED:
+            raise _damaged(path, f": tensor '{value.name}' has no element type")
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, opset):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, opset)
+        if len(node.inputs) < schema.min_input or len(node.outputs) < schema.min_output:
+            raise _damaged(path, f": {node.op_type} '{node.name}' has too few inputs or outputs")
 
 
 def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:

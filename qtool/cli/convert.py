@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,11 @@ from qtool.cli.options import (
     QuietOption,
     TrustPickleOption,
 )
+from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from formats.external_data import Storage
+    from qtool.workflows.half_precision import Precision
 
 
 class To(StrEnum):
@@ -48,6 +53,18 @@ def convert(
     calib_data: CalibDataOption = None,
     preprocess: PreprocessOption = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.", show_default=False)] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16 where its range suffices.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    half_io: Annotated[bool, typer.Option("--half-io", help="With --fp16 or --bf16: inputs and outputs too.")] = False,
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="Keep the weights of an ONNX model in a file beside it.")
+    ] = False,
+    max_shard_mb: Annotated[
+        int | None,
+        typer.Option(
+            "--max-shard-mb", min=1, help="With --external-data: several files of this size.", show_default=False
+        ),
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,6 +104,8 @@ def convert(
             calib_data=calib_data,
             preprocess=preprocess,
             opset=opset,
+            precision=_precision(fp16=fp16, bf16=bf16, half_io=half_io),
+            storage=_storage(external_data, max_shard_mb),
             tensorflow=TensorFlowOptions(inputs=_names(inputs), outputs=_names(outputs), channels_first=nchw),
             trust=trust(trust_pickle, allow_global),
             force=force,
@@ -97,6 +116,24 @@ def convert(
         console.json(_as_json(report))
     else:
         _show(console, report)
+
+
+def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
+    from qtool.workflows.half_precision import Precision
+
+    if fp16 and bf16:
+        raise UsageError("--fp16 and --bf16 exclude each other", fix="give one of them")
+    if half_io and not (fp16 or bf16):
+        raise UsageError("--half-io comes without --fp16 or --bf16", fix="give one of them, or drop --half-io")
+    return Precision(name="float16" if fp16 else "bfloat16", half_io=half_io) if fp16 or bf16 else None
+
+
+def _storage(external: bool, max_shard_mb: int | None) -> Storage:
+    from formats.external_data import Storage
+
+    if max_shard_mb is not None and not external:
+        raise UsageError("--max-shard-mb comes without --external-data", fix="give both, or neither")
+    return Storage(external=external, max_shard_bytes=None if max_shard_mb is None else max_shard_mb * 1_000_000)
 
 
 def _names(texts: list[str] | None) -> tuple[str, ...]:
@@ -114,6 +151,7 @@ def _show(console: Console, report: Any) -> None:
         rows.append(("tensors", f"{report.tensors}, copied as they are"))
     console.table("Converted", ("", ""), rows)
     if report.comparisons:
+        _show_kept(console, report)
         console.table(
             "Largest difference from the original",
             ("inputs", "sizes", "output", "absolute", "of its largest value"),
@@ -131,6 +169,21 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
+def _show_kept(console: Console, report: Any) -> None:
+    alike: dict[tuple[str, str], list[str]] = {}
+    for kept in report.kept_float:
+        alike.setdefault((kept.op_type, kept.reason), []).append(kept.node)
+    if alike:
+        console.table(
+            "Kept in float32",
+            ("node", "operator", "because"),
+            [
+                (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", op_type, reason)
+                for (op_type, reason), names in alike.items()
+            ],
+        )
+
+
 def _as_json(report: Any) -> dict[str, object]:
     return {
         "source": str(report.source),
@@ -143,6 +196,9 @@ def _as_json(report: Any) -> dict[str, object]:
         "inputs": list(report.inputs),
         "outputs": list(report.outputs),
         "tensors": report.tensors,
+        "kept_float": [
+            {"node": kept.node, "operator": kept.op_type, "reason": kept.reason} for kept in report.kept_float
+        ],
         "comparisons": [
             {
                 "data": comparison.data,

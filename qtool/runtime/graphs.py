@@ -23,7 +23,7 @@ def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all") -> It
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as source:
-        yield Session(source, threads=threads, level=level)
+        yield Session(source, threads=threads, level=level, mapped=isinstance(source, Path))
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class Session:
         level: Level = "all",
         optimized_to: Path | None = None,
         profile_to: Path | None = None,
+        mapped: bool = False,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -73,6 +74,8 @@ class Session:
             level: how far onnxruntime may rewrite the graph.
             optimized_to: where to write the graph as onnxruntime rewrote it.
             profile_to: where to write how long every kernel runs; the file's name begins so.
+            mapped: whether weights in external files stay there and are read as they are needed, which takes little
+                memory and more time; the graph is not rewritten then.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -81,6 +84,11 @@ class Session:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.graph_optimization_level = _LEVELS[level]
+        if mapped:
+            options.graph_optimization_level = _LEVELS["none"]
+            options.enable_cpu_mem_arena = False
+            # Kernels would copy their weights into an order of their own.
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
         if profile_to is not None:

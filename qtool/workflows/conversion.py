@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from formats.architecture import Architecture
+from formats.external_data import Storage
 from formats.trust import NO_TRUST, Trust
+from qtool.passes.half_precision import KeptFloat
 from qtool.workflows.equivalence import Comparison
+from qtool.workflows.half_precision import Precision
 from qtool.workflows.tensorflow_import import TensorFlowOptions
 
 
@@ -46,6 +49,8 @@ class ConvertRequest:
         calib_data: real data to compare on.
         preprocess: how images in it become arrays.
         opset: the ONNX opset of the result.
+        precision: what the graph computes in; None for float32, as it is.
+        storage: where the weights of a graph are kept.
         tensorflow: which part of a TensorFlow model to take, and in which layout.
         trust: what the source may run when it is opened.
         force: whether an existing result is replaced.
@@ -61,6 +66,8 @@ class ConvertRequest:
     calib_data: str | None = None
     preprocess: str | None = None
     opset: int | None = None
+    precision: Precision | None = None
+    storage: Storage = field(default_factory=Storage)
     tensorflow: TensorFlowOptions = field(default_factory=TensorFlowOptions)
     trust: Trust = NO_TRUST
     force: bool = False
@@ -82,6 +89,7 @@ class ConvertReport:
         outputs: its outputs.
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of both; empty where weights were copied as they are.
+        kept_float: nodes that stay float32 in a graph of half precision, with the reasons.
     """
 
     source: Path
@@ -95,3 +103,4 @@ class ConvertReport:
     outputs: tuple[str, ...] = ()
     tensors: int | None = None
     comparisons: tuple[Comparison, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()

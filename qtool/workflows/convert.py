@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.specs import Feed
 from formats import registry
 from formats.architecture import Architecture
 from formats.detect import Detection, detect
-from formats.example_inputs import InputSpec
 from formats.tensorflow_kinds import TENSORFLOW_FORMATS
 from formats.trust import NO_TRUST, Trust
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.progress import Progress
 from qtool.workflows.conversion import TARGET_FORMATS, ConvertReport, ConvertRequest, Target
-from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.conversion_result import folder_bytes, report, write_graph
 from qtool.workflows.tensorflow_import import TensorFlowOptions, import_tensorflow
 from qtool.workflows.torch_import import ImportedGraph, InputDescription, import_weights
 
@@ -117,7 +115,7 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
     _check_options(request, detection, is_graph=found.holds == "graph")
     output = _output(request, detection, target.suffix)
     if found.holds == "graph":
-        return _to_opset(request, detection, found.read(request.source), output, progress)
+        return _rewrite(request, detection, found.read(request.source), output, progress)
     weights = found.read(request.source, request.trust)
     if target.holds == "graph":
         return _to_graph(request, detection, weights, output, progress)
@@ -125,8 +123,8 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         _check_fit(weights, request.architecture)
     with staged(output) as path, progress.task(f"writing {output.name}"):
         target.write(weights, path)
-        nbytes = _folder_bytes(path.parent)
-    return _report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
+        nbytes = folder_bytes(path.parent)
+    return report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
 
 
 def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Progress) -> ConvertReport:
@@ -149,7 +147,7 @@ def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Pr
         opset=request.opset,
         progress=progress,
     )
-    return _write_graph(request, detection, imported, output, progress)
+    return write_graph(request, detection, imported, output, progress)
 
 
 def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: bool) -> None:
@@ -159,12 +157,17 @@ def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: b
             "cannot be had from it",
             fix="start from the weights that it was exported from, or give --to onnx --opset N for another opset",
         )
-    if is_graph and request.opset is None:
-        raise UsageError(f"{request.source} is ONNX already", fix="give --opset N to convert it to another opset")
+    if is_graph and request.opset is None and request.precision is None and not request.storage.external:
+        raise UsageError(
+            f"{request.source} is ONNX already",
+            fix="give --opset N for another opset, --fp16 or --bf16, or --external-data",
+        )
     graph_only = {
         "--model": request.architecture is not None and is_graph,
         "--input-shape": request.input_shapes and (is_graph or request.target is not Target.ONNX),
         "--opset": request.opset is not None and request.target is not Target.ONNX,
+        "--fp16 or --bf16": request.precision is not None and request.target is not Target.ONNX,
+        "--external-data": request.storage.external and request.target is not Target.ONNX,
     }
     for option, misplaced in graph_only.items():
         if misplaced:
@@ -178,12 +181,30 @@ def _output(request: ConvertRequest, detection: Detection, suffix: str) -> Path:
     if output is None:
         name = f"{request.source.stem}{suffix}"
         if detection.format == TARGET_FORMATS[Target.ONNX]:
-            name = f"{request.source.stem}.opset{request.opset}{suffix}"
+            name = f"{request.source.stem}.{_change(request)}{suffix}"
         output = (request.output_dir or request.source.parent) / name
     if output.exists() and output.samefile(request.source):
         raise UsageError(f"the result would replace the model {output} itself", fix="name another file with -o")
     check_output(output, force=request.force)
     return output
+
+
+def _change(request: ConvertRequest) -> str:
+    """Names what becomes of a graph that stays one."""
+    parts = [] if request.opset is None else [f"opset{request.opset}"]
+    parts += [] if request.precision is None else [request.precision.name]
+    return ".".join(parts) or "external"
+
+
+def _rewrite(
+    request: ConvertRequest, detection: Detection, model: ir.Model, output: Path, progress: Progress
+) -> ConvertReport:
+    from qtool.workflows.graph_conversion import comparison_with_source, in_opset
+
+    # It is described before it is changed, which may happen in place.
+    compare = comparison_with_source(request, model, progress)
+    converted = in_opset(model, request.opset, progress)
+    return write_graph(request, detection, ImportedGraph(model=converted), output, progress, compare=compare)
 
 
 def _to_graph(
@@ -203,120 +224,7 @@ def _to_graph(
         opset=request.opset,
         progress=progress,
     )
-    return _write_graph(request, detection, imported, output, progress, kind=weights.source)
-
-
-def _to_opset(
-    request: ConvertRequest, detection: Detection, model: ir.Model, output: Path, progress: Progress
-) -> ConvertReport:
-    from qtool.runtime.graphs import open_graph
-    from qtool.runtime.session import Session
-    from qtool.workflows.opsets import to_opset
-
-    if request.opset is None:
-        raise UsageError("no opset is given", fix="pass --opset N")
-    with progress.task(f"converting to opset {request.opset}"):
-        converted = to_opset(model, request.opset)
-    from formats.onnx_file import load_weights
-
-    original = Session(request.source)
-    specs = [
-        InputSpec(
-            name=spec.name,
-            dims=tuple(f"{spec.name}_dim{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ())),
-            dtype=spec.dtype,
-        )
-        for spec in original.inputs
-    ]
-    real: Feed | None = None
-    if request.calib_data is not None:
-        from qtool.workflows.example_data import SAMPLES, open_data
-
-        dataset = open_data(request.calib_data, request.preprocess)
-        real = next(iter(dataset.feeds(original.inputs, batch_size=SAMPLES, limit=SAMPLES)))
-    with open_graph(load_weights(converted)) as session:
-        comparisons = compare_programs(
-            specs,
-            real,
-            reference=lambda feed: list(original.run(feed).values()),
-            converted=session.run,
-            progress=progress,
-        )
-    return _write_graph(request, detection, ImportedGraph(model=converted, comparisons=comparisons), output, progress)
-
-
-def _write_graph(
-    request: ConvertRequest,
-    detection: Detection,
-    graph: ImportedGraph,
-    output: Path,
-    progress: Progress,
-    *,
-    kind: str | None = None,
-) -> ConvertReport:
-    from formats.onnx_file import OnnxFile
-
-    file = OnnxFile()
-    with staged(output) as path, progress.task(f"writing {output.name}"):
-        file.write(graph.model, path)
-        file.check(path)
-        nbytes = _folder_bytes(path.parent)
-    values = graph.model.graph
-    return _report(
-        request,
-        detection,
-        output,
-        nbytes,
-        kind=kind,
-        opset=graph.model.opset_imports.get(""),
-        inputs=tuple(_described(value) for value in values.inputs if value.name not in values.initializers),
-        outputs=tuple(_described(value) for value in values.outputs),
-        comparisons=graph.comparisons,
-    )
-
-
-def _report(
-    request: ConvertRequest,
-    detection: Detection,
-    output: Path,
-    nbytes: int,
-    *,
-    kind: str | None = None,
-    opset: int | None = None,
-    inputs: tuple[str, ...] = (),
-    outputs: tuple[str, ...] = (),
-    tensors: int | None = None,
-    comparisons: tuple[Comparison, ...] = (),
-) -> ConvertReport:
-    return ConvertReport(
-        source=request.source,
-        source_kind=detection.detail if kind is None else f"{detection.detail}, {kind}",
-        source_bytes=_bytes(request.source),
-        output=output,
-        output_bytes=nbytes,
-        target=request.target,
-        opset=opset,
-        inputs=inputs,
-        outputs=outputs,
-        tensors=tensors,
-        comparisons=comparisons,
-    )
-
-
-def _bytes(source: Path) -> int:
-    if source.is_file():
-        return source.stat().st_size
-    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Sums up the files of a staged result: the model, and its data where that is a second file."""
-    return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _described(value: ir.Value) -> str:
-    dims = "?" if value.shape is None else ", ".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
-    return f"{value.name} ({dims})"
+    return write_graph(request, detection, imported, output, progress, kind=weights.source)
 
 
 def _data(request: ConvertRequest) -> ExampleData | None:

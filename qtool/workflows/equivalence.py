@@ -71,11 +71,13 @@ def compare_programs(
     reference: Reference,
     converted: Converted,
     progress: Progress,
+    largest_relative_difference: float = LARGEST_RELATIVE_DIFFERENCE,
 ) -> tuple[Comparison, ...]:
     """Runs both programs at a first size of the free dimensions, at a second one, and on a single sample.
 
     Raises:
-        InputError: an output is another one than the reference's by more than one thousandth of its largest value.
+        InputError: an output is another one than the reference's by more than ``largest_relative_difference`` of its
+            largest value.
         FormatError: the reference, a torch module, does not run.
         RuntimeRefusedError: a program does not run in onnxruntime.
     """
@@ -86,7 +88,7 @@ def compare_programs(
             comparison = Comparison(
                 sizes=sizes, data="random" if real is None else "real", outputs=_differences(expected, result)
             )
-            _check(comparison)
+            _check(comparison, largest_relative_difference)
             comparisons.append(comparison)
             advance(1)
     return tuple(comparisons)
@@ -180,9 +182,9 @@ def _difference(name: str, expected: Array, value: Array) -> OutputDifference:
     return OutputDifference(output=name, absolute=float(distance.max()), relative=relative)
 
 
-def _check(comparison: Comparison) -> None:
+def _check(comparison: Comparison, largest_relative_difference: float) -> None:
     for output in comparison.outputs:
-        if output.relative > LARGEST_RELATIVE_DIFFERENCE:
+        if output.relative > largest_relative_difference:
             at = ", ".join(f"{name}={length}" for name, length in comparison.sizes.items())
             raise InputError(
                 f"the converted graph is wrong: output '{output.output}' differs from the model's by "

@@ -48,6 +48,25 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     return result
 
 
+def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> frozenset[str]:
+    """Returns the element types, such as ``float16``, that an operator takes or makes in a position; none if unknown.
+
+    Source: the operator definitions that come with the onnx package.
+    """
+    import onnx
+
+    if not onnx.defs.has(op_type, opset, ""):
+        return frozenset()
+    schema = onnx.defs.get_schema(op_type, opset, "")
+    formal = schema.inputs if is_input else schema.outputs
+    if not formal:
+        return frozenset()
+    # The last one stands for all that follow, where an operator takes any number.
+    name = formal[min(position, len(formal) - 1)].type_str
+    texts = next((one.allowed_type_strs for one in schema.type_constraints if one.type_param_str == name), [name])
+    return frozenset(text.removeprefix("tensor(").removesuffix(")") for text in texts)
+
+
 def unknown_operators(model: ir.Model) -> dict[str, int]:
     """Counts the nodes whose operator the ONNX standard does not have, by operator."""
     import onnx

@@ -49,7 +49,7 @@ class ImportedGraph:
     """
 
     model: ir.Model
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def import_weights(

@@ -1,0 +1,169 @@
+"""Writes converted graphs, and reports on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.specs import Feed
+from formats.detect import Detection
+from qtool.atomic import staged
+from qtool.passes.half_precision import KeptFloat
+from qtool.progress import Progress
+from qtool.workflows.conversion import ConvertReport, ConvertRequest
+from qtool.workflows.equivalence import Comparison
+from qtool.workflows.torch_import import ImportedGraph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def write_graph(
+    request: ConvertRequest,
+    detection: Detection,
+    graph: ImportedGraph,
+    output: Path,
+    progress: Progress,
+    *,
+    kind: str | None = None,
+    compare: Callable[[Path], tuple[Comparison, ...]] | None = None,
+) -> ConvertReport:
+    """Writes a graph, in the precision that is asked for, and reports on it.
+
+    Args:
+        request: what was asked for.
+        detection: what the source is.
+        graph: the graph, with the comparisons that it passed; it may be changed in place.
+        output: where to write it.
+        progress: receives the steps.
+        kind: more about the source, in words.
+        compare: compares the written file with the source, where that has not been done.
+
+    Raises:
+        InputError: the graph computes something else than the source.
+        OutputError: it cannot be written.
+    """
+    from formats.onnx_file import OnnxFile
+
+    kept: tuple[KeptFloat, ...] = ()
+    if request.precision is not None:
+        graph, kept = _in_half(request, graph, progress)
+        compare = None
+    file = OnnxFile()
+    with staged(output) as path:
+        with progress.task(f"writing {output.name}"):
+            file.write(graph.model, path, request.storage)
+            file.check(path)
+        if compare is not None:
+            graph = replace(graph, comparisons=compare(path))
+        nbytes = folder_bytes(path.parent)
+    values = graph.model.graph
+    return report(
+        request,
+        detection,
+        output,
+        nbytes,
+        kind=kind,
+        opset=graph.model.opset_imports.get(""),
+        inputs=tuple(_described(value) for value in values.inputs if value.name not in values.initializers),
+        outputs=tuple(_described(value) for value in values.outputs),
+        comparisons=graph.comparisons,
+        kept_float=kept,
+    )
+
+
+def _in_half(
+    request: ConvertRequest, graph: ImportedGraph, progress: Progress
+) -> tuple[ImportedGraph, tuple[KeptFloat, ...]]:
+    from qtool.workflows.half_precision import to_precision
+
+    if request.precision is None:
+        return graph, ()
+    half = to_precision(
+        graph.model,
+        request.precision,
+        real=real_feed(request, graph.model),
+        keep_opset=request.opset is not None,
+        progress=progress,
+    )
+    comparisons = (*graph.comparisons, *half.comparisons)
+    return replace(graph, model=half.model, comparisons=comparisons), half.kept
+
+
+def real_feed(request: ConvertRequest, model: ir.Model) -> Feed | None:
+    """Returns some samples of the data of the request, as the graph takes them; None without data.
+
+    Raises:
+        CalibError: the data does not fit the graph.
+    """
+    if request.calib_data is None:
+        return None
+    from qtool.workflows.calibrate import specs_of
+    from qtool.workflows.example_data import SAMPLES, open_data
+
+    inputs = specs_of([value for value in model.graph.inputs if not value.is_initializer()])
+    dataset = open_data(request.calib_data, request.preprocess)
+    return next(iter(dataset.feeds(inputs, batch_size=SAMPLES, limit=SAMPLES)))
+
+
+def report(
+    request: ConvertRequest,
+    detection: Detection,
+    output: Path,
+    nbytes: int,
+    *,
+    kind: str | None = None,
+    opset: int | None = None,
+    inputs: tuple[str, ...] = (),
+    outputs: tuple[str, ...] = (),
+    tensors: int | None = None,
+    comparisons: tuple[Comparison, ...] = (),
+    kept_float: tuple[KeptFloat, ...] = (),
+) -> ConvertReport:
+    """Describes a result that is written.
+
+    Args:
+        request: what was asked for.
+        detection: what the source is.
+        output: the result.
+        nbytes: its size, files beside it included.
+        kind: more about the source, in words.
+        opset: its opset, where it is a graph.
+        inputs: its inputs, described.
+        outputs: its outputs, described.
+        tensors: how many tensors it holds, where it holds weights only.
+        comparisons: runs of it beside the source.
+        kept_float: nodes that stay float32 in a graph of half precision.
+    """
+    return ConvertReport(
+        source=request.source,
+        source_kind=detection.detail if kind is None else f"{detection.detail}, {kind}",
+        source_bytes=_bytes(request.source),
+        output=output,
+        output_bytes=nbytes,
+        target=request.target,
+        opset=opset,
+        inputs=inputs,
+        outputs=outputs,
+        tensors=tensors,
+        comparisons=comparisons,
+        kept_float=kept_float,
+    )
+
+
+def _bytes(source: Path) -> int:
+    if source.is_file():
+        return source.stat().st_size
+    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Sums up the files of a staged result: the model, and its data where that is a second file."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _described(value: ir.Value) -> str:
+    dims = "?" if value.shape is None else ", ".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
+    return f"{value.name} ({dims})"

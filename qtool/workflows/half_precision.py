@@ -1,0 +1,226 @@
+"""Rewrites graphs in float16 or bfloat16, keeps float what overflows there, and compares the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.specs import Array, Feed
+from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.errors import InputError
+from qtool.passes.half_precision import (
+    HALF_DTYPES,
+    HalfName,
+    HalfPlan,
+    KeptFloat,
+    compute_in_float,
+    float_nodes,
+    plan_half,
+    to_half,
+)
+from qtool.progress import Progress
+from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.opsets import taken_types, to_opset
+
+# Rounding to 11 or 8 bits in every layer adds up to about this much of the largest output in deep networks.
+_LARGEST_RELATIVE_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bfloat16": 1.5e-1}
+_LARGEST: Mapping[HalfName, float] = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+# The first opset in which Conv and pooling take it.
+_BFLOAT16_OPSET = 22
+_WATCHED = "qtool_largest_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Says what to compute in.
+
+    Attributes:
+        name: the type.
+        half_io: whether inputs and outputs are of that type too.
+    """
+
+    name: HalfName
+    half_io: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfGraph:
+    """Is a graph in half precision.
+
+    Attributes:
+        model: the graph.
+        comparisons: runs of it beside the float graph.
+        kept: the nodes that stay float32.
+    """
+
+    model: ir.Model
+    comparisons: tuple[Comparison, ...]
+    kept: tuple[KeptFloat, ...]
+
+
+def to_precision(
+    model: ir.Model, precision: Precision, *, real: Feed | None, keep_opset: bool, progress: Progress
+) -> HalfGraph:
+    """Rewrites ``model``, in place, and compares it with what it was.
+
+    Args:
+        model: a float32 graph.
+        precision: what to compute in.
+        real: data to look for overflow and to compare on; random inputs where None.
+        keep_opset: whether the opset stays as it is even if its operators do not take the type.
+        progress: receives the steps.
+
+    Raises:
+        InputError: nothing in the graph computes in float32, or the result differs by more than rounding does.
+        RuntimeRefusedError: onnxruntime does not run the graph.
+    """
+    from qtool.runtime.graphs import open_graph
+
+    model = _prepared(model, precision, keep_opset=keep_opset)
+    specs = input_specs(model)
+    feeds = make_feeds(specs, first_sizes(specs, real), real)
+    with open_graph(model) as original, progress.task(f"converting to {precision.name}"):
+        blocked = dict(_out_of_range(model, precision.name, feeds))
+        plan = plan_half(model, HALF_DTYPES[precision.name], taken=taken_types, blocked=blocked)
+        if not plan.nodes:
+            reason = plan.kept[0].reason if plan.kept else "it has no layers of floats"
+            raise InputError(
+                f"nothing in the graph can compute in {precision.name}: {reason}",
+                fix="leave out --fp16 and --bf16, or give a newer --opset",
+            )
+        runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
+        to_half(model, plan, taken=taken_types, half_io=precision.half_io)
+        comparisons = _compared(runnable, precision.name, specs, real, original.run, progress)
+    return HalfGraph(model=model, comparisons=comparisons, kept=plan.kept)
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """Describes the graph's inputs, with a name for each free dimension."""
+    return [
+        InputSpec(
+            name=value.name or "",
+            dims=tuple(
+                dim if isinstance(dim, int) else dim.value or f"{value.name}_dim{axis}"
+                for axis, dim in enumerate(value.shape or ())
+            ),
+            dtype=np.dtype(np.float32) if value.dtype is None else np.dtype(value.dtype.numpy()),
+        )
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    ]
+
+
+def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.Model:
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from formats.library_noise import quiet_libraries
+    from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
+
+    if precision.name == "bfloat16" and not keep_opset and model.opset_imports.get("", 0) < _BFLOAT16_OPSET:
+        model = to_opset(model, _BFLOAT16_OPSET)
+    with quiet_libraries():
+        for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
+            model = graph_pass(model).model
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for node in model.graph:
+        # Operators of other domains tell nobody what they make: mostly what they take.
+        for value in node.outputs:
+            if value.dtype is None and any(one is not None and one.dtype == ir.DataType.FLOAT for one in node.inputs):
+                value.dtype = ir.DataType.FLOAT
+    return model
+
+
+def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed) -> Iterator[tuple[ir.Node, str]]:
+    """Yields nodes with weights or values that the type does not hold, and why they stay float."""
+    highest = _LARGEST[name]
+    limit = f"more than the {highest:.4g} of {name}"
+    for value in model.graph.initializers.values():
+        if value.const_value is None or value.dtype != ir.DataType.FLOAT:
+            continue
+        array = value.const_value.numpy()
+        finite = np.abs(array[np.isfinite(array)])
+        largest = float(finite.max()) if finite.size else 0.0
+        reason = None
+        if largest > highest:
+            reason = f"its constant {value.name} reaches {largest:.4g}, {limit}"
+        elif array.size == 1 and largest > 0 and float(array.astype(HALF_DTYPES[name].numpy()).reshape(-1)[0]) == 0:
+            reason = f"its constant {value.name} is {largest:.4g}, which {name} takes for zero"
+        if reason is not None:
+            yield from ((node, reason) for node, _ in value.uses())
+    if name == "bfloat16":
+        return
+    for value, largest in _largest_values(model, feeds).items():
+        if largest > highest:
+            reason = f"its value {value.name} reaches {largest:.4g}, {limit}"
+            producer = value.producer()
+            if producer is not None:
+                yield producer, reason
+            yield from ((node, reason) for node, _ in value.uses())
+
+
+def _largest_values(model: ir.Model, feeds: Feed) -> dict[ir.Value, float]:
+    """Runs the graph and returns the largest finite magnitude of each float value."""
+    from qtool.runtime.graphs import open_graph
+
+    values = [value for node in float_nodes(model) for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+    values = [value for value in values if value.name and (value.uses() or value.is_graph_output())]
+    outputs = list(model.graph.outputs)
+    added: list[ir.Node] = []
+    for number, value in enumerate(values):
+        magnitude = ir.node("Abs", [value], name=f"{_WATCHED}abs_{number}")
+        largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0}, name=f"{_WATCHED}{number}")
+        magnitude.outputs[0].name, largest.outputs[0].name = f"{_WATCHED}abs_{number}", f"{_WATCHED}{number}"
+        largest.outputs[0].dtype, largest.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([])
+        added += [magnitude, largest]
+    model.graph.extend(added)
+    model.graph.outputs[:] = [node.outputs[0] for node in added[1::2]]
+    try:
+        with open_graph(model) as session:
+            found = session.run(feeds)
+    finally:
+        model.graph.outputs[:] = outputs
+        model.graph.remove(reversed(added), safe=True)
+    return {value: float(largest) for value, largest in zip(values, found.values(), strict=True)}
+
+
+def _for_float_kernels(model: ir.Model, plan: HalfPlan) -> ir.Model:
+    """Returns what ``model`` becomes, in a form that runs on float32 kernels: onnxruntime's CPU has no others."""
+    runnable = model.clone()
+    planned = set(plan.nodes)
+    nodes = tuple(twin for node, twin in zip(model.graph, runnable.graph, strict=True) if node in planned)
+    twins = HalfPlan(dtype=plan.dtype, nodes=nodes, kept=())
+    to_half(runnable, twins, taken=taken_types, half_io=False)
+    compute_in_float(runnable, twins)
+    return runnable
+
+
+def _compared(
+    model: ir.Model,
+    name: HalfName,
+    specs: Sequence[InputSpec],
+    real: Feed | None,
+    reference: Callable[[Feed], Mapping[str, Array]],
+    progress: Progress,
+) -> tuple[Comparison, ...]:
+    from qtool.runtime.graphs import open_graph
+
+    # At higher levels the Casts that round between float kernels may go.
+    with open_graph(model, level="basic" if name == "float16" else "none") as session:
+
+        def converted(feed: Feed) -> Mapping[str, Array]:
+            result = session.run({spec.name: feed[spec.name].astype(spec.dtype) for spec in session.inputs})
+            return {
+                name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in result.items()
+            }
+
+        return compare_programs(
+            specs,
+            real,
+            reference=lambda feed: list(reference(feed).values()),
+            converted=converted,
+            progress=progress,
+            largest_relative_difference=_LARGEST_RELATIVE_DIFFERENCE[name],
+        )
