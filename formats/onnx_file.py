@@ -168,6 +168,9 @@ def _check_meaning(model: ir.Model, path: Path) -> None:
         if value.const_value is not None and value.const_value.dtype == ir.DataType.UNDEFINED:
             raise _damaged(path, f": tensor '{value.name}' has no element type")
     for node in model.graph.all_nodes():
+        # protobuf gives bytes for text that is no UTF-8.
+        if not all(isinstance(text or "", str) for text in (node.op_type, node.domain, node.name)):
+            raise _damaged(path, ": a node's name is no text")
         if node.domain or not onnx.defs.has(node.op_type, opset):
             continue
         schema = onnx.defs.get_schema(node.op_type, opset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from formats.errors import FormatError
 PREFIX_BYTES = 8
 # The limit of the reference implementation.
 LARGEST_HEADER_BYTES = 100_000_000
+
+# Those of numpy; the product of more lengths could take minutes.
+_MOST_AXES = 64
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -97,7 +101,9 @@ def read_header(path: Path) -> Header:
             raise _cut_short(path, size)
         text = prefix[PREFIX_BYTES:] + stream.read(length - 1)
     try:
-        fields = json.loads(text.decode("utf-8"))
+        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_each_once)
+    except _TwiceError as error:
+        raise _damaged(path, f"it describes '{error.args[0]}' twice") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise _damaged(path, "its header is not JSON") from error
     if not isinstance(fields, dict):
@@ -119,6 +125,17 @@ def read_header(path: Path) -> Header:
     return Header(tensors={span.name: span.entry for span in spans}, metadata=metadata)
 
 
+class _TwiceError(Exception):
+    """A name stands twice in one JSON object."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _TwiceError(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return fields
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Span:
     name: str
@@ -138,6 +155,8 @@ def _span(path: Path, name: str, entry: Any) -> _Span:
             f"tensor '{name}' in {path} has the element type {dtype}, which is not known",
             fix="store it as one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL",
         )
+    if len(shape) > _MOST_AXES:
+        raise _damaged(path, f"tensor '{name}' has {len(shape)} axes")
     if not whole or (end - start) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise _damaged(path, f"tensor '{name}' has another number of bytes than its shape")
     return _Span(name=name, start=start, end=end, entry=TensorEntry(dtype=dtype, shape=shape, nbytes=end - start))

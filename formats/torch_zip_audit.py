@@ -14,7 +14,7 @@ from formats.exported_program_audit import audit_program_json
 from formats.findings import AuditNotes, Risk
 from formats.pickle_scan import PickleScan, StoredBytes, scan_pickle
 from formats.torch_zip import TorchZip, ZipKind, recognize
-from formats.zip_layout import Defect, open_zip, read_member, zip_defects
+from formats.zip_layout import Defect, first_bytes, open_zip, read_member, zip_defects
 
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20
@@ -54,7 +54,7 @@ def _audit(
     broken = {defect.member for defect in defects}
     found = recognize(archive.namelist())
     for member in archive.infolist():
-        if member.is_dir() or member.orig_filename in broken:
+        if member.orig_filename in broken or member.is_dir():
             continue
         try:
             _audit_member(archive, member, found, prefix, notes, depth)
@@ -71,28 +71,27 @@ def _audit_member(
         notes.add(Risk.RUNS_CODE, where, "is a library of machine code")
     if found.kind is not ZipKind.OTHER and _RAW.fullmatch(name):
         return
-    with archive.open(member) as opened:
-        head = opened.read(4)
+    head = first_bytes(archive, member, len(_ZIP_HEAD))
     if head == _ZIP_HEAD:
         _audit_inner(archive, member, where, notes, depth)
     elif name.endswith((".pkl", ".debug_pkl")) or head.startswith(_PICKLE_HEADS):
-        scan = _scan(read_member(archive, member.filename, limit=_LARGEST_PICKLE_BYTES))
+        scan = _scan(read_member(archive, member, limit=_LARGEST_PICKLE_BYTES))
         if scan.problem is None or scan.foreign or name.endswith("pkl"):
             notes.add_pickle(where, scan, harmless=_SCRIPT_TYPES if found.kind is ZipKind.TORCHSCRIPT else ())
         if name == "data.pkl":
             _check_storages(archive, scan.storages, found, where, notes)
     elif found.kind is ZipKind.TORCHSCRIPT and name.startswith("code/"):
-        code = read_member(archive, member.filename, limit=_LARGEST_TEXT_BYTES)
+        code = read_member(archive, member, limit=_LARGEST_TEXT_BYTES)
         for match in dict.fromkeys(_SCRIPT_FILE_ACCESS.findall(code)):
             notes.add(Risk.REACHES_OUTSIDE, where, f"calls {b'.'.join(match).decode()}, which reads or writes files")
     elif found.kind is ZipKind.EXPORTED and name.endswith(".json"):
-        audit_program_json(read_member(archive, member.filename, limit=_LARGEST_TEXT_BYTES), where, notes)
+        audit_program_json(read_member(archive, member, limit=_LARGEST_TEXT_BYTES), where, notes)
 
 
 def _audit_inner(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, notes: AuditNotes, depth: int) -> None:
     if depth >= _DEEPEST_NESTING:
         raise FormatError("lies in too many zip files, one in the other", fix="unpack them by hand")
-    content = read_member(archive, member.filename, limit=_LARGEST_PICKLE_BYTES)
+    content = read_member(archive, member, limit=_LARGEST_PICKLE_BYTES)
     stream = io.BytesIO(content)
     with open_zip(stream, where) as inner:
         _audit(inner, stream, len(content), f"{where}:", notes, depth + 1)

@@ -73,20 +73,28 @@ def open_zip(source: Path | IO[bytes], where: str | None = None) -> zipfile.ZipF
     return archive
 
 
-def read_member(archive: zipfile.ZipFile, name: str, *, limit: int) -> bytes:
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, limit: int) -> bytes:
     """Unpacks one member.
 
     Raises:
         FormatError: it is larger than ``limit`` bytes, or damaged.
     """
-    where = f"'{name}' in {archive.filename}"
+    if member.file_size > limit:
+        raise FormatError(f"is larger than {limit:,} bytes", fix="get the model from where you trust it")
+    return first_bytes(archive, member, limit)
+
+
+def first_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -> bytes:
+    """Unpacks the first ``count`` bytes of a member.
+
+    Raises:
+        FormatError: it is damaged.
+    """
     try:
-        if archive.getinfo(name).file_size > limit:
-            raise FormatError(f"{where} is larger than {limit:,} bytes", fix="get the model from where you trust it")
-        with archive.open(name) as stream:
-            return stream.read(limit)
-    except (*_UNPACKING_ERRORS, KeyError) as error:
-        raise FormatError(f"{where} is damaged: {error}", fix="save or download it again") from error
+        with archive.open(member) as stream:
+            return stream.read(count)
+    except _UNPACKING_ERRORS as error:
+        raise FormatError(f"is damaged: {error}", fix="save or download it again") from error
 
 
 def zip_defects(archive: zipfile.ZipFile, stream: IO[bytes], size: int) -> tuple[ZipDefect, ...]:
@@ -121,6 +129,8 @@ def _member_defects(member: zipfile.ZipInfo) -> Iterator[ZipDefect]:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or name.startswith(("/", "\\")) or parts[0][1:2] == ":" or "\0" in name:
         yield ZipDefect(name, Defect.OUTSIDE, "would be unpacked outside of its folder")
+    if not name:
+        yield ZipDefect(name, Defect.LAYOUT, "a member has no name")
     if stat.S_ISLNK(member.external_attr >> 16):
         yield ZipDefect(name, Defect.OUTSIDE, "is a link")
     if member.flag_bits & _ENCRYPTED:
