@@ -65,10 +65,10 @@ class _Reader:
         sources: the tensors whose rounding it sees.
         powers: mean squares of its input, (channels,).
         filled: part of its input's values that are not zero, (channels,).
-        gains: sum of squared weights that read a channel, (channels,).
+        gains: sum of squared weights that read a channel, each times the importance of its output, (channels,).
         largest: largest weight, (groups, outputs of a group, inputs of a group).
         kernel: weights from an input to an output.
-        signal: mean square of its outputs, summed, were its inputs independent.
+        importance: what noise in its outputs counts, (groups, outputs of a group).
         shared_scale: whether one scale is for all outputs.
     """
 
@@ -78,7 +78,7 @@ class _Reader:
     gains: Floats
     largest: Floats
     kernel: int
-    signal: float
+    importance: Floats
     steps: int
     shared_scale: bool
 
@@ -88,29 +88,41 @@ class _Reader:
         return np.minimum(noise * self.filled, factors**2 * self.powers)
 
     def weight_power(self, factors: Floats) -> Floats:
-        """Returns, for each channel, the squared rounding errors of the weights that read it, summed."""
+        """Returns, for each channel, the squared rounding errors of the weights that read it, summed by importance."""
         groups, _, inputs = self.largest.shape
         reach = (self.largest / factors.reshape(groups, 1, inputs)).max(axis=2)
         if self.shared_scale:
             reach = np.full_like(reach, reach.max())
         errors = self.kernel * (2.0 * reach / self.steps) ** 2 / 12.0
-        return np.repeat(errors.sum(axis=1), inputs)
+        return np.repeat((errors * self.importance).sum(axis=1), inputs)
 
     def noise(self, factors: Floats) -> float:
-        """Returns noise over signal at its outputs."""
+        """Returns the noise at its outputs, as far as it counts."""
         activations = self.activation_power(factors) * self.gains / factors**2
         weights = self.weight_power(factors) * factors**2 * self.powers
-        return float((activations + weights).sum()) / self.signal
+        return float((activations + weights).sum())
 
 
 def equalizing_factors(
-    model: ir.Model, plan: Plan, region: ScalingRegion, seen: Mapping[str, ChannelStatistics]
+    model: ir.Model,
+    plan: Plan,
+    region: ScalingRegion,
+    seen: Mapping[str, ChannelStatistics],
+    importance: Mapping[str, Floats],
 ) -> Floats | None:
-    """Returns s, float64, (channels,), by which a region is multiplied; None where nothing is to be gained."""
+    """Returns s, float64, (channels,), by which a region is multiplied; None where nothing is to be gained.
+
+    Args:
+        model: as ``prepare`` leaves it.
+        plan: what is quantized.
+        region: the tensors.
+        seen: statistics of at least its ``watched_tensors``.
+        importance: by layer, what noise in its outputs counts, as ``output_importance`` finds it.
+    """
     watched = [seen.get(name) for name in watched_tensors([region], plan)]
     if not all(channels is not None and channels.finite for channels in watched) or _shares_scales(plan, region):
         return None
-    readers = _readers(model, plan, region, seen)
+    readers = _readers(model, plan, region, seen, importance)
     tensors = {id(tensor): tensor for reader in readers for tensor in reader.sources}.values()
     if not tensors:
         return None
@@ -159,15 +171,19 @@ def _candidates(
             yield bounded(most**exponent, caps)
         factors = bounded(np.minimum(most, 1.0), caps)
         for _ in range(_ROUNDS):
-            wanted = sum(reader.activation_power(factors) * reader.gains / reader.signal for reader in readers)
-            against = sum(reader.weight_power(factors) * reader.powers / reader.signal for reader in readers)
+            wanted = sum(reader.activation_power(factors) * reader.gains for reader in readers)
+            against = sum(reader.weight_power(factors) * reader.powers for reader in readers)
             balance = np.where(against > 0, wanted / np.maximum(against, 1e-300), np.inf) ** 0.25
             factors = bounded(np.minimum(balance, most), caps)
             yield factors
 
 
 def _readers(
-    model: ir.Model, plan: Plan, region: ScalingRegion, seen: Mapping[str, ChannelStatistics]
+    model: ir.Model,
+    plan: Plan,
+    region: ScalingRegion,
+    seen: Mapping[str, ChannelStatistics],
+    importance: Mapping[str, Floats],
 ) -> list[_Reader]:
     nodes = {node.name: node for node in model.graph if node.name in region.readers}
     tensors = {
@@ -189,23 +205,22 @@ def _readers(
     for name, read in region.readers.items():
         node = nodes[name]
         weight = plan.weights.get((node.inputs[1] or node.outputs[0]).name or "")
-        if name not in plan.integer_nodes or weight is None or read not in plan.activations:
+        if name not in plan.integer_nodes or name not in importance or weight is None or read not in plan.activations:
             continue
         matrix = layer_matrix(node, stored_weight(node)).astype(np.float64)
-        gains = np.square(matrix).sum(axis=(1, 3)).reshape(-1)
+        weights = importance[name].reshape(matrix.shape[:2])
+        gains = np.einsum("goik,go->gi", np.square(matrix), weights).reshape(-1)
         channels = seen[read]
-        powers = channels.squares / max(channels.count, 1)
-        signal = float((gains * powers).sum())
-        if signal > 0.0 and sources[read]:
+        if sources[read] and gains.any():
             found.append(
                 _Reader(
                     sources=sources[read],
-                    powers=powers,
+                    powers=channels.squares / max(channels.count, 1),
                     filled=channels.others / max(channels.count, 1),
                     gains=gains,
                     largest=np.abs(matrix).max(axis=3),
                     kernel=matrix.shape[3],
-                    signal=signal,
+                    importance=weights,
                     steps=weight.grid.high - weight.grid.low,
                     shared_scale=isinstance(weight.granularity, PerTensor),
                 )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
+from calib.specs import Feed
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
+from qtool.weights.channel_importance import output_importance
 from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.channel_statistics import gather_channels
 from qtool.weights.equalization import equalizing_factors, watched_tensors
 from qtool.weights.scaling_regions import scaling_regions
-from qtool.workflows.check_result import CheckSamples
-from qtool.workflows.refine import Searches, _batches, _feeds, _some
 
 
 def equalize_model(
-    model: ir.Model, plan: Plan, samples: CheckSamples, wanted: Searches, progress: Progress, *, threads: int = 0
+    model: ir.Model, plan: Plan, feeds: Iterable[Feed], progress: Progress, *, threads: int = 0
 ) -> tuple[str, ...]:
     """Scales channels of a prepared model, in place, where rounding is predicted to lose less then.
 
@@ -27,16 +29,16 @@ def equalize_model(
     regions = [region for region in scaling_regions(model) if not plan.activations.keys().isdisjoint(region.axes)]
     if not regions:
         return ()
-    feeds = _some(_feeds(model, samples), wanted.seen, _batches(model, samples))
     with (
         watching(model, watched_tensors(regions, plan)) as graph,
         open_graph(graph, threads=threads) as session,
         progress.task("comparing channels"),
     ):
         seen = gather_channels(Watcher(session), feeds, regions)
+    importance = output_importance(model, regions, seen)
     chosen = []
     for region in regions:
-        factors = equalizing_factors(model, plan, region, seen)
+        factors = equalizing_factors(model, plan, region, seen, importance)
         if factors is not None:
             chosen.append((region, factors))
     scale_channels(model, chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -20,18 +19,14 @@ from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import PRESETS
 from qtool.selection import Selection
+from qtool.weights.channel_importance import output_importance
 from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.channel_statistics import gather_channels
 from qtool.weights.equalization import equalizing_factors, watched_tensors
 from qtool.weights.scaling_regions import ScalingRegion, scaling_regions
-from qtool.workflows.check_result import CheckSamples
-from qtool.workflows.data_request import DataRequest
 from qtool.workflows.equalize import equalize_model
-from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.prepare import prepare
-from qtool.workflows.refine import Effort, searches
 
-_SEARCHES = searches(Effort.FAST, ranges=False, smoothing=None, error_feedback=None)
 _TWO_CONVS = "a = Conv <pads = [1,1,1,1]> (x, w)\n b = BETWEEN\n c = Conv <group = 1> (b, v, c0)\n y = Tanh (c)"
 _DEPTHWISE = """
 a = Conv (x, w, b0)
@@ -48,6 +43,14 @@ p = GlobalAveragePool (s)
 f = Flatten (p)
 g = Gemm <transB = 1> (f, last, c0)
 y = Softmax (g)
+"""
+_TRUNK = """
+a = Conv (x, w)
+r = Relu (a)
+c = Conv <pads = [1,1,1,1]> (r, square, b0)
+s = Add (r, c)
+e = Conv (s, v, c0)
+y = Tanh (e)
 """
 _MATRICES = (
     "a = MatMul (x, one)\n h = Add (a, b0)\n r = LeakyRelu <alpha = 0.1> (h)\n m = MatMul (r, two)\n y = Tanh (m)"
@@ -66,6 +69,7 @@ def _model(body: str, shape: str = "n,3,6,6") -> ir.Model:
         "slope": generator.uniform(0, 0.5, (8, 1, 1)),
         "b0": generator.normal(0, 0.3, 8),
         "c0": generator.normal(0, 0.3, 5),
+        "eye": np.eye(8).reshape(8, 8, 1, 1),
         "last": generator.normal(0, 0.5, (5, 8)),
         "one": generator.normal(0, 0.5, (3, 8)),
         "two": generator.normal(0, 0.5, (8, 5)),
@@ -109,7 +113,8 @@ def _equalized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[tupl
     plan, regions = _plan(model), scaling_regions(model)
     with watching(model, watched_tensors(regions, plan)) as graph, open_graph(graph) as session:
         seen = gather_channels(Watcher(session), feeds, regions)
-    found = [(region, equalizing_factors(model, plan, region, seen)) for region in regions]
+    importance = output_importance(model, regions, seen)
+    found = [(region, equalizing_factors(model, plan, region, seen, importance)) for region in regions]
     chosen = [(region, factors) for region, factors in found if factors is not None]
     scale_channels(model, chosen)
     return chosen
@@ -184,7 +189,7 @@ def test_weights_that_two_layers_share_are_left_alone() -> None:
     assert scaling_regions(_model(f"{body}\n {joined}")) == ()
 
 
-@pytest.mark.parametrize("body", [_TWO_CONVS.replace("BETWEEN", "Relu (a)"), _DEPTHWISE, _RESIDUAL])
+@pytest.mark.parametrize("body", [_TWO_CONVS.replace("BETWEEN", "Relu (a)"), _DEPTHWISE, _TRUNK])
 def test_chosen_factors_leave_the_float_model_and_take_noise_from_the_quantized_one(body: str) -> None:
     model, feeds = _model(body), _feeds()
     expected = _outputs(model, feeds)
@@ -220,24 +225,18 @@ def test_data_that_is_not_finite_equalizes_nothing(value: float) -> None:
     assert _equalized(model, feeds) == []
 
 
-def test_layers_with_one_scale_for_all_outputs_are_left_alone(tmp_path: Path) -> None:
+def test_layers_with_one_scale_for_all_outputs_are_left_alone() -> None:
     model = _model(_TWO_CONVS.replace("BETWEEN", "Relu (a)"))
     plan = build_plan(model, replace(PRESETS["x86"], per_channel=False), Selection())
-    assert equalize_model(model, plan, _samples(tmp_path), _SEARCHES, Silent()) == ()
+    assert equalize_model(model, plan, _feeds(), Silent()) == ()
 
 
-def test_the_workflow_names_what_it_equalized(tmp_path: Path) -> None:
+def test_the_workflow_names_what_it_equalized() -> None:
     model, feeds = _model(_RESIDUAL), _feeds()
     expected = _outputs(model, feeds)
-    assert equalize_model(model, _plan(model), _samples(tmp_path), _SEARCHES, Silent()) == ("r", "c", "s", "p", "f")
+    assert equalize_model(model, _plan(model), _feeds(), Silent()) == ("r", "c", "s", "p", "f")
     for reference, got in zip(expected, _outputs(model, feeds), strict=True):
         np.testing.assert_allclose(got["y"], reference["y"], rtol=1e-4, atol=1e-5)
-
-
-def _samples(folder: Path) -> CheckSamples:
-    np.savez(folder / "data.npz", x=np.concatenate([feed["x"] for feed in _feeds()]))
-    data = DataRequest(source=str(folder / "data.npz"))
-    return CheckSamples(dataset=data.open(), data=data, hold_back=HoldBack())
 
 
 def test_channels_that_reach_equally_far_are_left_alone() -> None:
@@ -249,3 +248,19 @@ def test_channels_that_reach_equally_far_are_left_alone() -> None:
     before = ir.to_proto(model).SerializeToString()
     assert _equalized(model, _feeds()) == []
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_noise_counts_by_what_the_layers_behind_make_of_it() -> None:
+    pooled = "e = Conv (s, eye)\n k = Relu (e)\n p = GlobalAveragePool (k)"
+    model, feeds = _model(_RESIDUAL.replace("p = GlobalAveragePool (s)", pooled)), _feeds()
+    regions = scaling_regions(model)
+    plan = _plan(model)
+    with watching(model, watched_tensors(regions, plan)) as graph, open_graph(graph) as session:
+        seen = gather_channels(Watcher(session), feeds, regions)
+    importance = output_importance(model, regions, seen)
+    nodes = {node.outputs[0].name: node.name for node in model.graph}
+    last = model.graph.initializers["last"].const_value.numpy().astype(np.float64)
+    let_by = seen["k"].others / seen["k"].count
+    expected = importance[nodes["g"]] @ np.square(last) * let_by
+    np.testing.assert_allclose(importance[nodes["e"]], expected, rtol=1e-6)
+    assert len(set(importance[nodes["g"]])) == 1
