@@ -13,28 +13,37 @@ from qtool.runtime.session import Level, Session
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 _LARGEST_MESSAGE_BYTES = 1_800_000_000
+# Tensors that are held while they are written.
+_LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
 
 @contextmanager
-def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all") -> Iterator[Session]:
+def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all", mapped: bool = False) -> Iterator[Session]:
     """Yields a session on ``model``; goes through a temporary file where the model is too large for one message.
+
+    Args:
+        model: the graph.
+        threads: threads inside an operator; 0 lets onnxruntime take one a core.
+        level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
+        mapped: whether it goes through a file in any case, and its weights stay there while it runs.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as source:
-        yield Session(source, threads=threads, level=level, mapped=isinstance(source, Path))
+    largest = 0 if mapped else _LARGEST_MESSAGE_BYTES
+    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder), largest) as source:
+        yield Session(source, threads=threads, level=level, mapped=mapped)
 
 
 @contextmanager
-def saved(model: ir.Model, folder: Path) -> Iterator[Path | bytes]:
+def saved(model: ir.Model, folder: Path, largest_message_bytes: int = _LARGEST_MESSAGE_BYTES) -> Iterator[Path | bytes]:
     """Yields ``model`` in the form a session takes: as bytes, or where it is too large for that, as a file."""
     constants = (value.const_value for value in model.graph.initializers.values())
-    if sum(tensor.nbytes for tensor in constants if tensor is not None) < _LARGEST_MESSAGE_BYTES:
+    if sum(tensor.nbytes for tensor in constants if tensor is not None) < largest_message_bytes:
         yield ir.to_proto(model).SerializeToString()
         return
     path = folder / "model.onnx"
-    ir.save(model, path, external_data="model.onnx.data")
+    ir.save(model, path, external_data="model.onnx.data", max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES)
     yield path
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from formats.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
 from qtool.errors import InputError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
@@ -82,8 +83,10 @@ def to_precision(
     model = _prepared(model, precision, keep_opset=keep_opset)
     specs = input_specs(model)
     feeds = make_feeds(specs, first_sizes(specs, real), real)
-    with open_graph(model) as original, progress.task(f"converting to {precision.name}"):
-        blocked = dict(_out_of_range(model, precision.name, feeds))
+    # The weights of large models stay in files while they run: of the original, of the result, and of what is between.
+    mapped = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
+    with open_graph(model, mapped=mapped) as original, progress.task(f"converting to {precision.name}"):
+        blocked = dict(_out_of_range(model, precision.name, feeds, mapped=mapped))
         plan = plan_half(model, HALF_DTYPES[precision.name], taken=taken_types, blocked=blocked)
         if not plan.nodes:
             reason = plan.kept[0].reason if plan.kept else "it has no layers of floats"
@@ -93,7 +96,7 @@ def to_precision(
             )
         runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
         to_half(model, plan, taken=taken_types, half_io=precision.half_io)
-        comparisons = _compared(runnable, precision.name, specs, real, original.run, progress)
+        comparisons = _compared(runnable, precision.name, specs, real, original.run, progress, mapped=mapped)
     return HalfGraph(model=model, comparisons=comparisons, kept=plan.kept)
 
 
@@ -133,7 +136,7 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     return model
 
 
-def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed) -> Iterator[tuple[ir.Node, str]]:
+def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, mapped: bool) -> Iterator[tuple[ir.Node, str]]:
     """Yields nodes with weights or values that the type does not hold, and why they stay float."""
     highest = _LARGEST[name]
     limit = f"more than the {highest:.4g} of {name}"
@@ -152,7 +155,7 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed) -> Iterator[tupl
             yield from ((node, reason) for node, _ in value.uses())
     if name == "bfloat16":
         return
-    for value, largest in _largest_values(model, feeds).items():
+    for value, largest in _largest_values(model, feeds, mapped=mapped).items():
         if largest > highest:
             reason = f"its value {value.name} reaches {largest:.4g}, {limit}"
             producer = value.producer()
@@ -161,7 +164,7 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed) -> Iterator[tupl
             yield from ((node, reason) for node, _ in value.uses())
 
 
-def _largest_values(model: ir.Model, feeds: Feed) -> dict[ir.Value, float]:
+def _largest_values(model: ir.Model, feeds: Feed, *, mapped: bool) -> dict[ir.Value, float]:
     """Runs the graph and returns the largest finite magnitude of each float value."""
     from qtool.runtime.graphs import open_graph
 
@@ -178,7 +181,7 @@ def _largest_values(model: ir.Model, feeds: Feed) -> dict[ir.Value, float]:
     model.graph.extend(added)
     model.graph.outputs[:] = [node.outputs[0] for node in added[1::2]]
     try:
-        with open_graph(model) as session:
+        with open_graph(model, mapped=mapped) as session:
             found = session.run(feeds)
     finally:
         model.graph.outputs[:] = outputs
@@ -204,11 +207,13 @@ def _compared(
     real: Feed | None,
     reference: Callable[[Feed], Mapping[str, Array]],
     progress: Progress,
+    *,
+    mapped: bool,
 ) -> tuple[Comparison, ...]:
     from qtool.runtime.graphs import open_graph
 
     # At higher levels the Casts that round between float kernels may go.
-    with open_graph(model, level="basic" if name == "float16" else "none") as session:
+    with open_graph(model, level="basic" if name == "float16" else "none", mapped=mapped) as session:
 
         def converted(feed: Feed) -> Mapping[str, Array]:
             result = session.run({spec.name: feed[spec.name].astype(spec.dtype) for spec in session.inputs})

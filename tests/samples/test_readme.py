@@ -67,8 +67,8 @@ def test_every_option_of_a_command_is_described(readme: str, command: str) -> No
         if not parameter.is_argument
         for key in (*parameter.keys, *parameter.negations)
     }
-    own = set(re.findall(r"--[a-z][a-z-]+", _section(readme, f"### `qtool {command}")))
-    shared = set(re.findall(r"--[a-z][a-z-]+", _section(readme, "## Commands")))
+    own = set(re.findall(r"--[a-z][a-z0-9-]+", _section(readme, f"### `qtool {command}")))
+    shared = set(re.findall(r"--[a-z][a-z0-9-]+", _section(readme, "## Commands")))
     if command == "quantize":
         shared |= {"--spread", "--percentile", "--entropy-bins", "--mse-candidates"}
     assert not options - own - shared
