@@ -182,9 +182,25 @@ def convert(program: Program, request: Mapping[str, Any]) -> dict[str, Any]:
         inputs_as_nchw=[by_name[name] for name in request["nchw"]] or None,
         shape_override={by_name[name]: shape for name, shape in request["shapes"].items()} or None,
         tensors_to_rename=renamed,
+        custom_op_handlers={"Erfc": (_write_erfc, [])},
     )
     Path(request["output"]).write_bytes(model.SerializeToString())
     return {}
+
+
+def _write_erfc(context: Any, node: Any, name: str, _args: Any) -> None:
+    """Writes erfc(x), which Keras puts into a Gelu and ONNX does not have, as 1 - erf(x)."""
+    import numpy as np
+    from tf2onnx import utils
+
+    value = node.input[0]
+    dtype = utils.map_onnx_to_numpy_type(context.get_dtype(value))
+    one = context.make_const(utils.make_name(f"{name}_one"), np.asarray(1, dtype))
+    erf = context.make_node("Erf", [value], name=utils.make_name(f"{name}_erf"))
+    context.copy_dtype(value, erf.output[0])
+    context.copy_shape(value, erf.output[0])
+    node.type, node.domain = "Sub", ""
+    context.replace_inputs(node, [one.output[0], erf.output[0]])
 
 
 def run(program: Program, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,31 +1,49 @@
-"""Writes what tf2onnx leaves behind in operators that ONNX has."""
+"""Removes a Transpose that tf2onnx leaves in front of reductions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.passes.arithmetic import replace_node
-from qtool.passes.constants import add_constant
-from qtool.passes.names import Names
+from qtool.passes.constants import add_constant, constant_array, integer_attribute, sole_consumer
+
+_REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"})
 
 
-class RewriteErfc(ir.passes.InPlacePass):
-    """Rewrites erfc(x), which Keras puts into a Gelu and ONNX does not have, as 1 - erf(x)."""
+class ReduceBeforeTranspose(ir.passes.InPlacePass):
+    """Reduces the axes of x itself where those of Transpose(x) are reduced and the rest stays in order.
+
+    The axes have to be an input, as in opset 18, and to go (``keepdims`` 0).
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites each such node of the graph itself."""
+        """Rewrites each Transpose that only such a reduction reads."""
         modified = False
-        names = Names(model.graph)
-        for node in [node for node in model.graph if node.op_type == "Erfc" and not node.domain]:
-            value = node.inputs[0]
-            dtype = None if value is None else value.dtype
-            one = np.asarray(1, np.float32 if dtype is None else dtype.numpy())
-            erf = ir.node("Erf", [value], name=f"{node.name}_erf")
-            erf.outputs[0].name = names.free(f"{node.outputs[0].name}_erf")
-            erf.outputs[0].type, erf.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-            model.graph.insert_before(node, erf)
-            constant = add_constant(model.graph, f"{node.outputs[0].name}_one", one, names=names)
-            replace_node(model.graph, node, ir.node("Sub", [constant, erf.outputs[0]], name=node.name))
+        for node in [node for node in model.graph if node.op_type == "Transpose" and not node.domain]:
+            reduction = sole_consumer(node.outputs[0])
+            source = node.inputs[0]
+            if reduction is None or source is None or "perm" not in node.attributes:
+                continue
+            axes = _axes_before(reduction, list(node.attributes["perm"].as_ints()))
+            if axes is None:
+                continue
+            name = f"{reduction.inputs[1].name}_moved" if reduction.inputs[1] is not None else "axes"
+            reduction.replace_input_with(0, source)
+            reduction.replace_input_with(1, add_constant(model.graph, name, np.asarray(axes, np.int64)))
+            model.graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified=modified)
+
+
+def _axes_before(reduction: ir.Node, order: Sequence[int]) -> list[int] | None:
+    """Returns the axes to reduce if the Transpose goes; None where the result would be another one."""
+    if reduction.domain or reduction.op_type not in _REDUCTIONS or len(reduction.inputs) < 2:
+        return None
+    axes = constant_array(reduction.inputs[1])
+    if axes is None or axes.size == 0 or integer_attribute(reduction, "keepdims", 1):
+        return None
+    reduced = {int(axis) % len(order) for axis in axes}
+    kept = [order[axis] for axis in range(len(order)) if axis not in reduced]
+    return sorted(order[axis] for axis in reduced) if kept == sorted(kept) else None

@@ -26,9 +26,9 @@ from qtool.workflows.torch_import import ImportedGraph, InputDescription
 _EXPORTER_OPSET = 18
 # Merge what TensorFlow's layers were taken apart into: scales of normalizations, transposes, constants.
 _PASSES = (
-    "qtool.passes.tensorflow_leftovers:RewriteErfc",
     "qtool.passes.normalize:ConstantsToInitializers",
     "qtool.passes.fold_constants:FoldConstants",
+    "qtool.passes.tensorflow_leftovers:ReduceBeforeTranspose",
     "qtool.passes.fold_weight_transposes:FoldWeightTransposes",
     "qtool.passes.arithmetic:CanonicalArithmetic",
     "qtool.passes.constant_chains:JoinConstantChains",
