@@ -86,12 +86,14 @@ def to_precision(
     # The weights of large models stay in files while they run: of the original, of the result, and of what is between.
     mapped = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
     with open_graph(model, mapped=mapped) as original, progress.task(f"converting to {precision.name}"):
-        blocked = dict(_out_of_range(model, precision.name, feeds, mapped=mapped))
+        blocked: dict[ir.Node, str] = {}
+        for node, reason in _out_of_range(model, precision.name, feeds, mapped=mapped):
+            blocked.setdefault(node, reason)
         plan = plan_half(model, HALF_DTYPES[precision.name], taken=taken_types, blocked=blocked)
         if not plan.nodes:
-            reason = plan.kept[0].reason if plan.kept else "it has no layers of floats"
+            why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
             raise InputError(
-                f"nothing in the graph can compute in {precision.name}: {reason}",
+                f"nothing in the graph can compute in {precision.name}: {why}",
                 fix="leave out --fp16 and --bf16, or give a newer --opset",
             )
         runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
@@ -170,6 +172,8 @@ def _largest_values(model: ir.Model, feeds: Feed, *, mapped: bool) -> dict[ir.Va
 
     values = [value for node in float_nodes(model) for value in node.outputs if value.dtype == ir.DataType.FLOAT]
     values = [value for value in values if value.name and (value.uses() or value.is_graph_output())]
+    if not values:
+        return {}
     outputs = list(model.graph.outputs)
     added: list[ir.Node] = []
     for number, value in enumerate(values):

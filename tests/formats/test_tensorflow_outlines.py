@@ -90,8 +90,8 @@ def frozen(tmp_path: Path) -> Path:
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "saved"
     folder.mkdir()
-    graph = graph(*layers(), constant("unused", [1000]))
-    (folder / "saved_model.pb").write_bytes(saved_model(graph, {"x": "image"}, {"y": "relu"}, IMAGE))
+    program = graph(*layers(), constant("unused", [1000]))
+    (folder / "saved_model.pb").write_bytes(saved_model(program, {"x": "image"}, {"y": "relu"}, IMAGE))
     return folder
 
 
