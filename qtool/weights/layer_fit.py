@@ -96,12 +96,14 @@ class _Problem:
         self.outputs = self._original.shape[0] * self._original.shape[1]
         count = task.given.shape[2]
         blocks = np.arange(count) * _BLOCKS // max(count, 1)
-        error = task.given - task.wanted
-        self._given_means, self._error_means = _block_means(task.given, blocks), _block_means(error, blocks)
-        given = task.given
+        weights = _position_weights(self._original @ task.wanted, spatial=bool(task.layer.kernel))
+        given, error = task.given, task.given - task.wanted
+        self._given_means = _block_means(given, blocks, weights)
+        self._error_means = _block_means(error, blocks, weights)
         if task.moves_bias:  # which takes back any mean, so that the weights need not
             given = given - self._given_means.mean(axis=2, keepdims=True)
             error -= self._error_means.mean(axis=2, keepdims=True)
+        given, error = given * np.sqrt(weights), error * np.sqrt(weights)
         aside = blocks % _HELD_BACK == _HELD_BACK - 1
         self._aside_share = float(aside.mean())
         self._held_back = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
@@ -178,9 +180,25 @@ class _Problem:
         return np.broadcast_to(values.reshape(-1).astype(np.float64), (self.outputs,)).reshape(groups, -1, 1)
 
 
-def _block_means(samples: Samples, blocks: npt.NDArray[np.int64]) -> Samples:
+def _position_weights(outputs: Samples, *, spatial: bool) -> Samples:
+    """Returns how much each position counts, float32, (positions,), 1 on average.
+
+    A few steps of a sequence may be far larger than all others, and their errors with them; the normalization behind
+    makes them all equal, so that errors count by their share of the step's own signal. Positions of a map are equal.
+    """
+    count = outputs.shape[2]
+    power = np.square(outputs).sum(axis=(0, 1))
+    median = np.median(power) if count else 0.0
+    if spatial or median == 0.0:
+        return np.ones(count, np.float32)
+    weights = np.minimum(median / np.maximum(power, np.finfo(np.float32).tiny), 1.0)
+    normalized: Samples = (weights / weights.mean()).astype(np.float32)
+    return normalized
+
+
+def _block_means(samples: Samples, blocks: npt.NDArray[np.int64], weights: Samples) -> Samples:
     """Returns the mean of each block of positions, (groups, inputs, blocks)."""
     starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-    sums = np.add.reduceat(samples, starts, axis=2)
-    means: Samples = (sums / np.diff(starts, append=samples.shape[2])).astype(np.float32)
+    sums = np.add.reduceat(samples * weights, starts, axis=2)
+    means: Samples = (sums / np.add.reduceat(weights, starts)).astype(np.float32)
     return means
