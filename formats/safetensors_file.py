@@ -6,7 +6,7 @@ Source: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,8 +17,8 @@ import torch
 
 from formats.base import Weights
 from formats.errors import FormatError
+from formats.mapped_tensors import few_at_a_time, tied_names
 from formats.safetensors_header import PREFIX_BYTES, read_header
-from formats.tied import ties
 from formats.trust import NO_TRUST, Trust
 
 _TIED_KEY = "tied"
@@ -64,15 +64,13 @@ class SafetensorsFile:
         header = read_header(path)
         if not header.tensors:
             raise FormatError(f"{path} holds no tensors", fix="save the weights again")
-        try:
-            with safetensors.safe_open(path, framework="pt") as stored:
-                tensors = {name: stored.get_tensor(name) for name in header.tensors}
-        except (safetensors.SafetensorError, AttributeError, KeyError) as error:
-            raise FormatError(f"{path} cannot be read: {error}", fix="save the weights again") from error
         metadata = dict(header.metadata)
-        for name, first in _stored_ties(metadata.pop(_TIED_KEY, "{}")).items():
-            if name in tensors and first in tensors and _same(tensors[name], tensors[first]):
-                tensors[name] = tensors[first]
+        tied = _stored_ties(metadata.pop(_TIED_KEY, "{}"))
+
+        def mapped() -> dict[str, torch.Tensor]:
+            return _mapped(path, header.tensors, tied)
+
+        tensors = few_at_a_time(mapped, path.stat().st_size)
         return Weights(tensors=tensors, metadata=metadata, source=f"{len(tensors)} tensors")
 
     def write(self, weights: Weights, path: Path) -> None:
@@ -85,7 +83,7 @@ class SafetensorsFile:
         # Wide elements first: every tensor then begins at a multiple of its element size.
         order = sorted(weights.tensors, key=lambda name: (-weights.tensors[name].element_size(), name))
         metadata = dict(weights.metadata)
-        tied = ties(weights.tensors)
+        tied = tied_names(weights.tensors)
         if tied:
             metadata[_TIED_KEY] = json.dumps(tied, sort_keys=True)
         fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -102,6 +100,18 @@ class SafetensorsFile:
             stream.write(header)
             for name in order:
                 stream.write(_bytes(weights.tensors[name]).data)
+
+
+def _mapped(path: Path, names: Iterable[str], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, AttributeError, KeyError) as error:
+        raise FormatError(f"{path} cannot be read: {error}", fix="save the weights again") from error
+    for name, first in tied.items():
+        if name in tensors and first in tensors and _same(tensors[name], tensors[first]):
+            tensors[name] = tensors[first]
+    return tensors
 
 
 def _code(name: str, tensor: torch.Tensor) -> str:

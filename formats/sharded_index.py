@@ -14,6 +14,7 @@ from pathlib import Path
 from formats.errors import FormatError
 from formats.external_data import OutsideError
 
+SHARDED_SUFFIX = ".safetensors.index.json"
 _LARGEST_INDEX_BYTES = 64 << 20
 
 
@@ -26,6 +27,11 @@ class ShardIndex:
     """
 
     shards: Mapping[Path, tuple[str, ...]]
+
+
+def weights_stem(path: Path) -> str:
+    """Returns the name of a model file without its suffix, or without the several ones of an index."""
+    return Path(path.name.removesuffix(".index.json")).stem
 
 
 def is_index(path: Path, head: bytes) -> bool:

@@ -12,8 +12,8 @@ from formats.base import Weights
 from formats.errors import FormatError
 from formats.findings import AuditNotes, Risk
 from formats.library_noise import quiet_libraries
+from formats.mapped_tensors import few_at_a_time, tied_names
 from formats.state_dicts import find_state_dict
-from formats.tied import ties
 from formats.trust import NO_TRUST, Trust, check_trusted
 from formats.trusted_pickle import allowing, load_trusted
 
@@ -35,15 +35,18 @@ class TorchCheckpoint:
             FormatError: the file is damaged, holds no state dict, or needs code beyond ``trust`` to be opened.
         """
         found = find_state_dict(_load(path, trust), str(path))
-        return Weights(tensors=found.tensors, metadata={}, source=found.source, module=found.module)
+        if found.module is None and is_zip(path):
+            tensors = few_at_a_time(lambda: find_state_dict(_load(path, trust), str(path)).tensors, path.stat().st_size)
+        else:
+            tensors = found.tensors
+        return Weights(tensors=tensors, metadata={}, source=found.source, module=found.module)
 
     def write(self, weights: Weights, path: Path) -> None:
         """Writes the tensors, tied ones once; the same weights give the same bytes. Metadata has no place in it."""
-        tied = ties(weights.tensors)
+        tied = tied_names(weights.tensors)
         state: dict[str, torch.Tensor] = {}
         for name, tensor in weights.tensors.items():
-            # torch.save stores whole storages: a view of a mapped file would take all of that file with it.
-            state[name] = state[tied[name]] if name in tied else tensor.detach().clone()
+            state[name] = state[tied[name]] if name in tied else _alone(tensor)
         # Through a stream: given a path, torch would store its name in the file.
         with path.open("wb") as stream:
             try:
@@ -53,6 +56,15 @@ class TorchCheckpoint:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
                 raise
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor without the memory around it: torch.save stores whole storages, and views are parts of one."""
+    plain = tensor.detach()
+    # One without elements may stand where another one begins, which torch takes for two types of the same data.
+    if plain.numel() and plain.layout == torch.strided and not plain.is_quantized and plain.is_contiguous():
+        return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
+    return plain.clone()
 
 
 def _load(path: Path, trust: Trust) -> Any:

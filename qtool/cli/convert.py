@@ -62,7 +62,10 @@ def convert(
     max_shard_mb: Annotated[
         int | None,
         typer.Option(
-            "--max-shard-mb", min=1, help="With --external-data: several files of this size.", show_default=False
+            "--max-shard-mb",
+            min=1,
+            help="With --external-data or --to safetensors: several files of at most this size.",
+            show_default=False,
         ),
     ] = None,
     inputs: Annotated[
@@ -105,7 +108,7 @@ def convert(
             preprocess=preprocess,
             opset=opset,
             precision=_precision(fp16=fp16, bf16=bf16, half_io=half_io),
-            storage=_storage(external_data, max_shard_mb),
+            storage=_storage(external_data, max_shard_mb, to),
             tensorflow=TensorFlowOptions(inputs=_names(inputs), outputs=_names(outputs), channels_first=nchw),
             trust=trust(trust_pickle, allow_global),
             force=force,
@@ -128,10 +131,10 @@ def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
     return Precision(name="float16" if fp16 else "bfloat16", half_io=half_io) if fp16 or bf16 else None
 
 
-def _storage(external: bool, max_shard_mb: int | None) -> Storage:
+def _storage(external: bool, max_shard_mb: int | None, to: To) -> Storage:
     from formats.external_data import Storage
 
-    if max_shard_mb is not None and not external:
+    if max_shard_mb is not None and not external and to is To.ONNX:
         raise UsageError("--max-shard-mb comes without --external-data", fix="give both, or neither")
     return Storage(external=external, max_shard_bytes=None if max_shard_mb is None else max_shard_mb * 1_000_000)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from formats import registry
 from formats.architecture import Architecture
 from formats.detect import Detection, detect
+from formats.sharded_index import SHARDED_SUFFIX, weights_stem
 from formats.tensorflow_kinds import TENSORFLOW_FORMATS
 from formats.trust import NO_TRUST, Trust
 from qtool.atomic import check_output, staged
@@ -121,8 +122,13 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         return _to_graph(request, detection, weights, output, progress)
     if request.architecture is not None:
         _check_fit(weights, request.architecture)
+    from formats.sharded_weights import write_shards
+
     with staged(output) as path, progress.task(f"writing {output.name}"):
-        target.write(weights, path)
+        if request.target is Target.SAFETENSORS and request.storage.max_shard_bytes is not None:
+            write_shards(weights, path, max_shard_bytes=request.storage.max_shard_bytes)
+        else:
+            target.write(weights, path)
         nbytes = folder_bytes(path.parent)
     return report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
 
@@ -168,6 +174,7 @@ def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: b
         "--opset": request.opset is not None and request.target is not Target.ONNX,
         "--fp16 or --bf16": request.precision is not None and request.target is not Target.ONNX,
         "--external-data": request.storage.external and request.target is not Target.ONNX,
+        "--max-shard-mb": request.storage.max_shard_bytes is not None and request.target is Target.PTH,
     }
     for option, misplaced in graph_only.items():
         if misplaced:
@@ -178,11 +185,15 @@ def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: b
 
 def _output(request: ConvertRequest, detection: Detection, suffix: str) -> Path:
     output = request.output
+    sharded = request.target is Target.SAFETENSORS and request.storage.max_shard_bytes is not None
     if output is None:
-        name = f"{request.source.stem}{suffix}"
+        stem = weights_stem(request.source)
+        name = f"{stem}{suffix}"
         if detection.format == TARGET_FORMATS[Target.ONNX]:
-            name = f"{request.source.stem}.{_change(request)}{suffix}"
+            name = f"{stem}.{_change(request)}{suffix}"
         output = (request.output_dir or request.source.parent) / name
+    if sharded:
+        output = output.with_name(f"{weights_stem(output)}{SHARDED_SUFFIX}")
     if output.exists() and output.samefile(request.source):
         raise UsageError(f"the result would replace the model {output} itself", fix="name another file with -o")
     check_output(output, force=request.force)

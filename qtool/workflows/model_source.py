@@ -14,6 +14,7 @@ from calib.datasets.base import Dataset
 from formats.architecture import Architecture
 from formats.detect import detect
 from formats.onnx_file import OnnxFile
+from formats.sharded_index import weights_stem
 from formats.trust import NO_TRUST, Trust
 from qtool.errors import UsageError
 from qtool.progress import Progress
@@ -51,7 +52,7 @@ class ModelSource:
     @property
     def stem(self) -> str:
         """The file's name without its last suffix, for naming results."""
-        return self.path.stem
+        return weights_stem(self.path)
 
     def load(self, progress: Progress, *, dataset: Dataset | None = None) -> ir.Model:
         """Reads the model as a graph; weights are exported and checked against torch.
