@@ -21,7 +21,7 @@ from qtool.placement.clamped_ranges import within_clamps
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.refinement import Refinement
-from qtool.weights.bias_correction import correct_biases
+from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import orders_of
 
@@ -120,6 +120,24 @@ def activation_params(
     return params
 
 
+def quantities(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, TensorStatistics],
+    method: RangeMethod,
+    refinement: Refinement = NO_REFINEMENT,
+) -> tuple[dict[str, AffineParams], dict[str, QuantizedWeight]]:
+    """Returns the parameters of activations by source, and the integers of weights by name; ``model`` is left as it is.
+
+    Raises:
+        InputError: a weight holds NaN or infinity, or a tensor has no statistics.
+    """
+    plain = activation_params(plan, with_moved_tensors(model, plan, statistics), method)
+    chosen = {source: refinement.ranges.get(source, params) for source, params in plain.items()}
+    activations = within_clamps(model, plan, chosen)
+    return activations, _quantized_weights(model, plan, activations, refinement)
+
+
 def quantize_graph(
     model: ir.Model,
     plan: Plan,
@@ -143,11 +161,10 @@ def quantize_graph(
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
     statistics = with_moved_tensors(model, plan, statistics)
-    plain = activation_params(plan, statistics, method)
-    chosen = {source: refinement.ranges.get(source, params) for source, params in plain.items()}
-    activations = within_clamps(model, plan, chosen)
-    weights = _quantized_weights(model, plan, activations, refinement)
-    corrected = correct_biases(model, plan, weights, statistics) if bias_correction else {}
+    activations, weights = quantities(model, plan, statistics, method, refinement)
+    fitted = {name: bias for name, bias in refinement.biases.items() if name in plan.integer_nodes}
+    set_biases(model, fitted)
+    corrected = correct_biases(model, plan, weights, statistics, given=fitted) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
     weights |= quantize_dynamically(model, plan.dynamic)
     KeepFloatLayers()(model)

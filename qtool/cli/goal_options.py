@@ -65,8 +65,8 @@ def goal_of(min_sqnr: float | None, min_agreement: str | None, max_drop: str | N
         raise UsageError(f"--min-sqnr {min_sqnr} is no number of decibels", fix="pass a number such as 20")
     goal = Goal(
         min_sqnr_db=min_sqnr,
-        min_agreement=None if min_agreement is None else _share("--min-agreement", min_agreement, example="0.95"),
-        max_drop=None if max_drop is None else _share("--max-drop", max_drop, example="0.5%"),
+        min_agreement=None if min_agreement is None else share_of("--min-agreement", min_agreement, example="0.95"),
+        max_drop=None if max_drop is None else share_of("--max-drop", max_drop, example="0.5%"),
     )
     return None if goal.is_empty else goal
 
@@ -124,7 +124,12 @@ def check_goal(mixed: MixedPrecision | None) -> None:
     )
 
 
-def _share(option: str, text: str, *, example: str) -> float:
+def share_of(option: str, text: str, *, example: str) -> float:
+    """Returns the share, 0 to 1, that ``text`` gives as a number or in percent.
+
+    Raises:
+        UsageError: it gives none.
+    """
     percent = text.strip().endswith("%")
     try:
         value = float(text.strip().removesuffix("%")) / (100.0 if percent else 1.0)

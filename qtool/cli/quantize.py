@@ -46,6 +46,17 @@ from qtool.cli.quantize_options import (
     SchemeName,
     SchemeOptions,
 )
+from qtool.cli.search_options import (
+    BiasCorrectionOption,
+    EqualizationOption,
+    ErrorFeedbackOption,
+    LayerFittingOption,
+    MaxFloatOption,
+    SmoothingOption,
+    WeightClippingOption,
+    most_float_of,
+)
+from qtool.errors import UsageError
 
 
 def quantize(
@@ -130,28 +141,13 @@ def quantize(
         int | None,
         typer.Option("--mse-candidates", help="mse: positions tried for each end. Default: 40.", show_default=False),
     ] = None,
-    bias_correction: Annotated[
-        bool,
-        typer.Option(
-            "--bias-correction/--no-bias-correction", help="Let biases take back what rounding weights does to means."
-        ),
-    ] = True,
-    smoothing: Annotated[
-        bool | None,
-        typer.Option(
-            "--smoothing/--no-smoothing",
-            help="Move outlier channels of activations into weights. Default: not with --effort fast.",
-            show_default=False,
-        ),
-    ] = None,
-    error_feedback: Annotated[
-        bool | None,
-        typer.Option(
-            "--error-feedback/--no-error-feedback",
-            help="Round weights so that products, not weights, are off by least. Default: not with --effort fast.",
-            show_default=False,
-        ),
-    ] = None,
+    bias_correction: BiasCorrectionOption = None,
+    equalization: EqualizationOption = None,
+    smoothing: SmoothingOption = None,
+    error_feedback: ErrorFeedbackOption = None,
+    weight_clipping: WeightClippingOption = None,
+    layer_fitting: LayerFittingOption = None,
+    max_float: MaxFloatOption = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -203,9 +199,9 @@ def quantize(
     from qtool.schemes import as_dynamic
     from qtool.selection import Selection
     from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.efforts import Effort, searches
     from qtool.workflows.quantize import QuantizeRequest, plan_quantization
     from qtool.workflows.quantize import quantize as run
-    from qtool.workflows.refine import Effort, searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
@@ -251,12 +247,16 @@ def quantize(
         method=methods.range_method(method),
         method_name=method.value,
         selection=selection,
-        bias_correction=bias_correction,
         searches=searches(
             Effort(effort.value),
             ranges=method is Method.AUTO,
+            equalization=equalization,
             smoothing=smoothing,
+            bias_correction=bias_correction,
+            weight_clipping=weight_clipping,
             error_feedback=error_feedback,
+            fitting=layer_fitting,
+            most_float=most_float_of(max_float),
         ),
         goal=goal_of(min_sqnr, min_agreement, max_drop),
         time_budget_s=time_budget,
@@ -265,6 +265,10 @@ def quantize(
         threads=threads,
         force=force,
     )
+    if request.goal is not None and max_float is not None:
+        raise UsageError(
+            f"--max-float and {request.goal.description} both say what stays float", fix="give only one of them"
+        )
     if dry_run:
         plan = plan_quantization(request, console.progress())
         if json:

@@ -12,6 +12,7 @@ from typing import Protocol
 from calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.goal_options import mixed_as_json
+from qtool.cli.search_options import search_as_json, search_remarks, show_search
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
@@ -94,6 +95,7 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
         console.say("runs on random inputs; give --calib-data as well to compare it with the float model on real ones")
     for remark in _remarks(report):
         console.say(remark)
+    show_search(console, report)
     if not (report.plan.integer_nodes or report.plan.dynamic.integer_nodes):
         console.warn("nothing in the model can be quantized: the result computes in float, no faster than before")
     show_written(console, report)
@@ -154,9 +156,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "target": request.scheme.target,
         "scheme": request.scheme.description,
         "method": request.method_name,
-        "chosen_methods": dict(report.methods),
-        "smoothed_tensors": list(report.smoothed),
-        "error_feedback_layers": list(report.guided),
+        **search_as_json(report),
         "samples": report.samples,
         "compared_on": report.compared_on,
         "float_bytes": report.float_bytes,
@@ -266,13 +266,7 @@ def _remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
     if findings.reduced_channels:
         remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
-    if report.smoothed:
-        remarks.append(f"moved outlier channels into the weights behind {len(report.smoothed)} tensors")
-    if report.methods:
-        chosen = Counter(report.methods.values()).most_common()
-        remarks.append("ranges by " + ", ".join(f"{method} ({count})" for method, count in chosen))
-    if report.guided:
-        remarks.append(f"rounded the weights of {len(report.guided)} layers with error feedback")
+    remarks += search_remarks(report)
     if findings.corrected:
         worst = max(findings.corrected, key=lambda name: findings.corrected[name])
         remarks.append(

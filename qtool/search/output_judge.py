@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -31,6 +32,14 @@ class Assessment:
     top1_drop: float | None
 
 
+View: TypeAlias = Callable[[ir.Model], ir.Model]
+
+
+def as_it_is(model: ir.Model) -> ir.Model:
+    """Returns ``model``."""
+    return model
+
+
 class OutputJudge:
     """Knows what the float model gives out for some samples; of its insides it keeps nothing.
 
@@ -39,7 +48,13 @@ class OutputJudge:
     """
 
     def __init__(
-        self, original: ir.Model, feeds: Sequence[Feed], *, labels: Array | None = None, threads: int = 0
+        self,
+        original: ir.Model,
+        feeds: Sequence[Feed],
+        *,
+        labels: Array | None = None,
+        view: View = as_it_is,
+        threads: int = 0,
     ) -> None:
         """Runs the float model once.
 
@@ -47,6 +62,7 @@ class OutputJudge:
             original: the float model.
             feeds: batches of samples, held as long as the judge lives.
             labels: one class index a sample, in the order of the samples.
+            view: what to make of each model before it runs.
             threads: threads inside an operator; 0 is one a core.
 
         Raises:
@@ -57,7 +73,8 @@ class OutputJudge:
             raise InputError("there are no samples to judge by", fix="give data with at least one sample")
         self._feeds = tuple(feeds)
         self._threads = threads
-        with open_graph(original, threads=threads) as session:
+        self._view = view
+        with open_graph(view(original), threads=threads) as session:
             self._expected = tuple(session.run(feed) for feed in self._feeds)
         self.samples = sum(_rows(feed) for feed in self._feeds)
         self._labels = labels
@@ -71,7 +88,7 @@ class OutputJudge:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: the model lacks an output.
         """
-        with open_graph(model, threads=self._threads) as session:
+        with open_graph(self._view(model), threads=self._threads) as session:
             given = [session.run(feed) for feed in self._feeds]
         meter = FidelityMeter()
         for expected, got in zip(self._expected, given, strict=True):
@@ -92,7 +109,7 @@ class OutputJudge:
             InputError: the model lacks an output.
         """
         meter = FidelityMeter()
-        with open_graph(model, threads=self._threads) as session:
+        with open_graph(self._view(model), threads=self._threads) as session:
             for feed, expected in zip(self._feeds, self._expected, strict=True):
                 meter.add(expected, session.run(feed))
         return meter.results()

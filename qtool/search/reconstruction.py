@@ -99,16 +99,6 @@ def reconstruct(
     return Reconstruction(weights=walk.weights, biases=walk.biases, fits=walk.fits)
 
 
-def set_biases(model: ir.Model, biases: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Gives layers of a float model, by name, new biases, (output channels,), in place."""
-    for node in list(model.graph):
-        bias = biases.get(node.name or "")
-        place = None if bias is None else bias_place(node, bias.size)
-        if bias is not None and place is not None:
-            reader, index, _ = place
-            reader.replace_input_with(index, add_constant(model.graph, f"{node.name}_fitted_bias", bias))
-
-
 class _Walk:
     """Stands in the float model and in the quantized one, at the same layer."""
 
@@ -128,6 +118,7 @@ class _Walk:
         self._plan = plan
         self._activations = activations
         self._given = weights
+        self._masks = [_mask_of(feed) for feed in feeds]
         self._graph = quantized.graph
         self._float_nodes = {node.name: node for node in model.graph}
         self._nodes = {node.name: node for node in quantized.graph}
@@ -155,8 +146,8 @@ class _Walk:
             rounded=self._given[layer.weight],
             orders=orders_of(values, weight_plan.nodes),
             largest_pair=weight_plan.largest_pair,
-            wanted=_columns(layer, [batch[layer.tensor] for batch in self._float.held]),
-            given=_columns(layer, [batch[source.name or ""] for batch in self._quantized.held]),
+            wanted=self._columns(layer, [batch[layer.tensor] for batch in self._float.held]),
+            given=self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held]),
             moves_bias=biases and self._has_bias(original, array.shape[layer.output_axis]),
         )
         fit = fit_layer(task, rounding=rounding)
@@ -167,6 +158,14 @@ class _Walk:
         if fit.bias_change is not None or fit.weight is not None:
             weight = task.rounded if fit.weight is None else fit.weight
             self._store_bias(node, original, weight, fit.bias_change)
+
+    def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
+        masks = [None] * len(values) if layer.kernel else self._masks
+        columns = [layer.columns(_filled(value, mask)) for value, mask in zip(values, masks, strict=True)]
+        positions = sum(part.shape[2] for part in columns)
+        every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
+        return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
 
     def _has_bias(self, original: ir.Node, channels: int) -> bool:
         place = bias_place(original, channels)
@@ -217,9 +216,28 @@ def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
     value.const_value = ir.tensor(np.asarray(array, order="C").reshape(shape), name=value.name)
 
 
-def _columns(layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
-    columns = [layer.columns(value) for value in values]
-    positions = sum(part.shape[2] for part in columns)
-    every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
-    return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
+def _mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
+    """Returns which steps of each sample a batch fills, bool, (samples, steps), or None where nothing tells.
+
+    A mask is an input of integers or booleans with these two axes, with ones and zeros and nothing else.
+    """
+    for array in feed.values():
+        if array.ndim == 2 and array.dtype.kind in "iub":
+            filled = np.asarray(array == 1)
+            if filled.any() and not filled.all() and np.array_equal(array, filled):
+                return filled
+    return None
+
+
+def _filled(value: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
+    """Returns the rows of ``value`` that ``mask`` keeps, where the two belong together.
+
+    What stands behind the end of a text reaches no output, and there may be more of it than of text.
+    """
+    if mask is None or value.ndim < 2:
+        return value
+    if value.ndim == 3 and value.shape[:2] == mask.shape:
+        return value[mask]
+    if value.ndim == 2 and value.shape[0] == mask.size:
+        return value[mask.reshape(-1)]
+    return value

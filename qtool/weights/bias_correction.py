@@ -7,7 +7,7 @@ Weight Equalization and Bias Correction (ICCV 2019), section 4.2, with E[x] meas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,16 @@ from qtool.weights.round_to_nearest import QuantizedWeight
 
 
 def correct_biases(
-    model: ir.Model, plan: Plan, weights: Mapping[str, QuantizedWeight], statistics: Mapping[str, TensorStatistics]
+    model: ir.Model,
+    plan: Plan,
+    weights: Mapping[str, QuantizedWeight],
+    statistics: Mapping[str, TensorStatistics],
+    *,
+    given: Collection[str] = (),
 ) -> dict[str, float]:
     """Changes the bias of every planned layer whose input has channel means; ``model`` has its float weights still.
+
+    Layers in ``given`` have biases already that were found in another way.
 
     Returns:
         By node name, the largest change of an output channel's mean that it took back.
@@ -33,6 +40,8 @@ def correct_biases(
     corrected = {}
     for tensor, weight_plan in plan.weights.items():
         for name in weight_plan.nodes:
+            if name in given:
+                continue
             node = nodes[name]
             change = _mean_change(node, tensor, weights[tensor], statistics)
             if change is None:
@@ -48,6 +57,16 @@ def correct_biases(
             reader.replace_input_with(index, value)
             corrected[name] = float(np.abs(change).max())
     return corrected
+
+
+def set_biases(model: ir.Model, biases: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Gives layers of a float model, by name, new biases, (output channels,), in place."""
+    for node in list(model.graph):
+        bias = biases.get(node.name or "")
+        place = None if bias is None else bias_place(node, bias.size)
+        if bias is not None and place is not None:
+            reader, index, _ = place
+            reader.replace_input_with(index, add_constant(model.graph, f"{node.name}_fitted_bias", bias))
 
 
 def _mean_change(

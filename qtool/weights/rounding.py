@@ -6,12 +6,13 @@ and rounding them costs more than all the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from qtool.plan import WeightPlan
+from qtool.weights.clipping import clip_channels
 from qtool.weights.error_feedback import round_with_feedback
 from qtool.weights.input_moments import LayerInput, Moments
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
@@ -22,20 +23,59 @@ class WeightRounding:
     """Rounds the weights of one float model.
 
     Attributes:
-        guided: the nodes whose weights are rounded with error feedback.
+        clips: whether scales may be narrower than a channel's largest weight.
+        feeds_back: whether rounding minimizes the error of products.
     """
 
-    def __init__(self, layers: Sequence[LayerInput] = (), moments: Moments | None = None) -> None:
-        """Rounds to nearest where there are no moments.
+    def __init__(
+        self,
+        layers: Sequence[LayerInput] = (),
+        moments: Moments | None = None,
+        *,
+        clips: bool = False,
+        feeds_back: bool = False,
+        fitted: Mapping[str, QuantizedWeight] | None = None,
+    ) -> None:
+        """Rounds to nearest where nothing else is asked for.
 
         Args:
             layers: how layers meet their inputs.
             moments: second moments of these inputs, by node.
+            clips: as the attribute.
+            feeds_back: as the attribute.
+            fitted: integers by weight that hold as long as their scales do.
         """
         self._moments = {} if moments is None else moments
         self._layers = {layer.weight: layer for layer in layers if layer.node in self._moments}
+        self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
-        self.guided = tuple(layer.node for layer in self._layers.values())
+        self._forms: dict[tuple[bool, bool], WeightRounding] = {}
+        self.clips = clips
+        self.feeds_back = feeds_back
+
+    @property
+    def guided(self) -> tuple[str, ...]:
+        """The nodes whose weights are rounded with error feedback."""
+        return tuple(layer.node for layer in self._layers.values()) if self.feeds_back else ()
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The weights whose integers were fitted."""
+        return tuple(self._fitted)
+
+    def form(self, *, clips: bool, feeds_back: bool) -> WeightRounding:
+        """Returns the same rounding with or without its parts; each form is one object, which remembers its results."""
+        key = clips, feeds_back
+        if key not in self._forms:
+            layers = tuple(self._layers.values())
+            self._forms[key] = WeightRounding(layers, self._moments, clips=clips, feeds_back=feeds_back)
+        return self._forms[key]
+
+    def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
+        """Returns the same with integers that were found otherwise."""
+        return WeightRounding(
+            tuple(self._layers.values()), self._moments, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
+        )
 
     def __call__(
         self,
@@ -62,6 +102,23 @@ class WeightRounding:
             return without_saturation(nearest, weight, orders, plan.largest_pair)
         key = (plan, tuple(orders), nearest.params.scale.tobytes())
         if key not in self._known:
-            guided = round_with_feedback(weight, nearest, layer, self._moments[layer.node])
+            guided = self._guided(weight, nearest, layer, bias)
             self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)
-        return self._known[key]
+        found = self._known[key]
+        fitted = self._fitted.get(plan.tensor)
+        return found if fitted is None or not _same_grid(fitted, found) else fitted
+
+    def _guided(
+        self,
+        weight: npt.NDArray[np.float32],
+        nearest: QuantizedWeight,
+        layer: LayerInput,
+        bias: npt.NDArray[np.float64] | None,
+    ) -> QuantizedWeight:
+        moments = self._moments[layer.node]
+        clipped = clip_channels(weight, nearest, layer, moments, bias=bias) if self.clips else nearest
+        return round_with_feedback(weight, clipped, layer, moments) if self.feeds_back else clipped
+
+
+def _same_grid(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    return np.array_equal(one.params.scale, other.params.scale)

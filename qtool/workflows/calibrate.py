@@ -207,6 +207,12 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Describes the inputs that data must fill, which leaves out those with a default, and the outputs."""
+    fed = [value for value in model.graph.inputs if not value.is_initializer()]
+    return specs_of(fed), specs_of(model.graph.outputs)
+
+
 def statistics_origin(model: ir.Model, data: str) -> dict[str, str]:
     """Returns what tells which model and data statistics belong to."""
     digest = data_sha256(data)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Array
 from qtool.errors import UsageError
-from qtool.metrics.latency import interleaved_times, paired_ratio
 from qtool.progress import Progress
-from qtool.runtime.graphs import open_graph
 from qtool.search.goal import Goal
 from qtool.search.layer_cost import layer_costs
 from qtool.search.mixed_precision import Candidate, MixedPrecisionSearch
 from qtool.search.node_groups import node_groups
 from qtool.search.output_judge import Assessment, OutputJudge
 from qtool.search.sensitivity import rank_layers
+from qtool.search.unsaturated import with_unsaturated_outputs
 from qtool.search.variant import Quantize
-from qtool.workflows.calibrate import specs_of
+from qtool.workflows.calibrate import model_specs
 from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.judge_samples import ChosenSamples, spread_batches
+from qtool.workflows.speed import speedups
 
 _LABELS = "_label"
 _RANKING_SAMPLES = 8
@@ -33,7 +31,6 @@ _RANKING_SAMPLES = 8
 _SAMPLES_OF_NOISE = 16
 # One sample more or less is less than half a percent of so many.
 _SAMPLES_OF_CLASSES = 256
-_TIMING_ROUNDS = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +99,7 @@ class GoalSeeker:
         self._original = original
         self._goal = goal
         self._threads = threads
-        inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
+        inputs, outputs = model_specs(original)
         labels = _labels(samples) if goal.max_drop is not None else None
         available = samples.data.available(samples.dataset)
 
@@ -114,7 +111,9 @@ class GoalSeeker:
         labels = None if labels is None else labels[np.array(chosen.rows)]
         self._judge = OutputJudge(original, chosen.feeds, labels=labels, threads=threads)
         _check_classes(goal, self._judge.assess(original))
-        self._ranking_judge = OutputJudge(original, spread(_RANKING_SAMPLES).feeds, threads=threads)
+        self._ranking_judge = OutputJudge(
+            original, spread(_RANKING_SAMPLES).feeds, view=with_unsaturated_outputs, threads=threads
+        )
         self._feed = chosen.feeds[0]
 
     def seek(
@@ -159,8 +158,8 @@ class GoalSeeker:
             progress: receives the steps.
         """
         reached = self._judge.assess(result)
-        rivals = [self._original, result] if not found.choice.layers else [self._original, result, quantize({}).model]
-        speedups = self._speedups(rivals, progress)
+        others = [result] if not found.choice.layers else [result, quantize({}).model]
+        measured = speedups(self._original, others, self._feed, progress, threads=self._threads)
         return MixedPrecision(
             goal=self._goal,
             met=self._goal.margin(reached) >= 0.0,
@@ -171,8 +170,8 @@ class GoalSeeker:
             samples=self._judge.samples,
             tried=found.tried,
             stopped=found.stopped,
-            speedup=speedups[0],
-            plain_speedup=speedups[-1],
+            speedup=measured[0],
+            plain_speedup=measured[-1],
         )
 
     def _run(
@@ -191,23 +190,6 @@ class GoalSeeker:
             return
         costs = layer_costs(model, everything.model, groups, self._feed, threads=self._threads)
         search.run(ranked, costs, stop=is_over)
-
-    def _speedups(self, models: Sequence[ir.Model], progress: Progress) -> list[float]:
-        first, *others = models
-        with progress.task("timing in turns", _TIMING_ROUNDS * len(others)) as advance:
-            speedups = []
-            for other in others:
-                with (
-                    open_graph(first, threads=self._threads) as base,
-                    open_graph(other, threads=self._threads) as rival,
-                ):
-                    times = interleaved_times(
-                        (partial(base.run, self._feed), partial(rival.run, self._feed)),
-                        rounds=_TIMING_ROUNDS,
-                        advance=advance,
-                    )
-                speedups.append(paired_ratio(*times).median)
-        return speedups
 
 
 def _labels(samples: CheckSamples) -> Array:

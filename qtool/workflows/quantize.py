@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,20 +20,25 @@ from qtool.metrics.size import model_bytes
 from qtool.plan import NOTHING_KEPT, NOTHING_UNFIT, Plan, build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
+from qtool.refinement import Refinement
 from qtool.runtime.coverage import Coverage, integer_coverage
 from qtool.schemes import Scheme
 from qtool.search.goal import Goal
+from qtool.search.trials import Gain
 from qtool.selection import Selection
-from qtool.workflows.calibrate import Watched, gather, specs_of
+from qtool.workflows.bargains import KeptFloat
+from qtool.workflows.calibrate import Watched, gather, model_specs
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
+from qtool.workflows.efforts import NO_SEARCHES, Searches
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.mixed_precision import GoalSeeker, MixedPrecision
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
+from qtool.workflows.quantization_search import QuantizationSearch
 from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import manifest_of
-from qtool.workflows.refine import NO_SEARCHES, Searches, refine, smooth_model
+from qtool.workflows.rewriting import Rewritten
 from qtool.workflows.static_variants import StaticVariants
 
 
@@ -49,8 +54,7 @@ class QuantizeRequest:
         method: finds the ranges of activations.
         method_name: its name in ``RANGE_METHODS``.
         selection: which nodes may be quantized.
-        bias_correction: whether biases take back what rounding the weights does to the layers' means.
-        searches: what else is looked for; nothing where there are no samples.
+        searches: what is looked for beyond one pass; without samples only what needs none.
         goal: what to reach by keeping layers float; None for integers everywhere.
         time_budget_s: seconds after which the search for these layers ends with the best so far.
         output: the file to write; None names it after the model.
@@ -66,7 +70,6 @@ class QuantizeRequest:
     method: RangeMethod
     method_name: str
     selection: Selection = field(default_factory=Selection)
-    bias_correction: bool = True
     searches: Searches = NO_SEARCHES
     goal: Goal | None = None
     time_budget_s: float | None = None
@@ -92,9 +95,10 @@ class QuantizeReport:
         plan: what was quantized, and what was not.
         coverage: what onnxruntime runs on integers.
         findings: constant tensors, dead channels, corrected biases.
-        smoothed: tensors whose outlier channels were moved into weights.
-        methods: by activation, the method that gave its range, where that was chosen one by one.
-        guided: layers whose weights were rounded with error feedback.
+        rewritten: what was changed in the float model before it was calibrated.
+        refinement: what the search found.
+        gains: what every correction that was tried did to the outputs.
+        kept_float: layers that stay float since integers save little there for what they cost; None without a search.
         fidelity: how close each output stays to the float model's.
         compared_on: the samples that ``fidelity`` comes from, in words.
         compared_on_data: whether they are real data.
@@ -102,6 +106,7 @@ class QuantizeReport:
         float_bytes: size of the float model on disk.
         quantized_bytes: size of the quantized model on disk.
         mixed: what became of the goal, where there was one.
+        speedup: how many times faster than float the model is, from a few runs in turns; None without samples.
     """
 
     output: Path
@@ -110,9 +115,10 @@ class QuantizeReport:
     plan: Plan
     coverage: Coverage
     findings: Findings
-    smoothed: tuple[str, ...]
-    methods: Mapping[str, str]
-    guided: tuple[str, ...]
+    rewritten: Rewritten
+    refinement: Refinement
+    gains: tuple[Gain, ...]
+    kept_float: KeptFloat | None
     fidelity: tuple[OutputFidelity, ...]
     compared_on: str
     compared_on_data: bool
@@ -120,6 +126,7 @@ class QuantizeReport:
     float_bytes: int
     quantized_bytes: int
     mixed: MixedPrecision | None = None
+    speedup: float | None = None
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
@@ -154,43 +161,43 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         plan = _plan(model, request)
         samples = None
         if dataset is not None and request.data is not None:
-            inputs, outputs = specs_of(original.graph.inputs), specs_of(original.graph.outputs)
+            inputs, outputs = model_specs(original)
             # Statistics have seen all of the data already: nothing can be held back from them.
             batches = request.data.batches(dataset, inputs, outputs) if stored is None else 0
             hold_back = HoldBack.of(batches)
             samples = CheckSamples(dataset=dataset, data=request.data, hold_back=hold_back)
-        smoothed: tuple[str, ...] = ()
-        if samples is not None and stored is None and request.searches.smoothing:
-            smoothed = smooth_model(model, plan, samples, request.searches, progress, threads=request.threads)
-            plan = _plan(model, request)
+        search = QuantizationSearch(
+            original,
+            request.scheme,
+            request.selection,
+            request.searches,
+            samples if stored is None else None,
+            progress,
+            threads=request.threads,
+        )
+        rewritten = search.rewritten(model)
+        model, plan = rewritten.model, _plan(rewritten.model, request)
         if stored is not None:
             collected = _checked_statistics(stored, model, request.statistics)
         else:
             collected = _gathered(model, plan, samples, request, progress)
-        variants = _variants(model, plan, collected, request)
-        if samples is not None and stored is None:
-            refinement = refine(
-                model,
-                _plan(model, request, variants.unfit),
-                collected.statistics,
-                samples,
-                request.searches,
-                progress,
-                threads=request.threads,
-            )
-            variants = replace(variants, refinement=refinement)
-        seeker, found = None, None
+        variants = search.refined(_variants(model, plan, collected, request))
+        seeker, found, bargain = None, None, None
+        kept: dict[str, str] = {}
         if request.goal is not None and samples is not None:
             seeker = GoalSeeker(original, request.goal, samples, threads=request.threads)
             found = seeker.seek(model, variants, progress, budget_s=request.time_budget_s)
-        kept = {} if found is None else found.kept_float
+            kept = found.kept_float
+        else:
+            bargain = search.bargain(model, variants, budget_s=request.time_budget_s)
+            kept = {} if bargain is None else bargain.bargain.kept_float()
         plan = _plan(model, request, variants.unfit, kept)
         findings = quantize_graph(
             model,
             plan,
             collected.statistics,
             request.method,
-            bias_correction=request.bias_correction,
+            bias_correction=variants.bias_correction,
             refinement=variants.refinement,
         )
         write_graph(model, path)
@@ -204,9 +211,10 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             plan=plan,
             coverage=coverage,
             findings=findings,
-            smoothed=smoothed,
-            methods=variants.refinement.methods,
-            guided=variants.refinement.rounding.guided,
+            rewritten=rewritten,
+            refinement=variants.refinement,
+            gains=search.gains,
+            kept_float=bargain,
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
@@ -214,6 +222,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
             mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
+            speedup=search.speedup(model),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         write_manifest(manifest_path(path), manifest, home=output.parent)
@@ -242,10 +251,10 @@ def _check_request(request: QuantizeRequest) -> None:
         )
     if request.goal is not None and request.data is None:
         raise UsageError(f"{request.goal.description} needs samples to judge by", fix="pass --calib-data DATA as well")
-    if request.time_budget_s is not None and request.goal is None:
+    if request.time_budget_s is not None and request.goal is None and not request.searches.most_float:
         raise UsageError(
-            "--time-budget limits a search, and there is none",
-            fix="add --min-sqnr, --min-agreement or --max-drop, or drop it",
+            "--time-budget limits the search for layers to keep float, and there is none",
+            fix="add --min-sqnr, --min-agreement, --max-drop or --max-float, or drop it",
         )
     check_destination(request.destination, request.source, force=request.force)
 
@@ -285,5 +294,5 @@ def _variants(model: ir.Model, plan: Plan, collected: Collected, request: Quanti
         unfit={name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed},
         statistics=collected.statistics,
         method=request.method,
-        bias_correction=request.bias_correction,
+        bias_correction=False,
     )

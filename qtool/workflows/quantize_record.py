@@ -56,7 +56,6 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
         "include": list(request.selection.include),
         "exclude": list(request.selection.exclude),
         "dynamic": list(request.selection.dynamic),
-        "bias_correction": request.bias_correction,
         "searches": asdict(request.searches),
         "goal": None if request.goal is None else asdict(request.goal),
         "time_budget_s": request.time_budget_s,

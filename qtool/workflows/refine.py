@@ -1,157 +1,154 @@
-"""Looks for a better quantization than one pass over the data gives: smoothing, chosen ranges, guided rounding."""
+"""Looks for a better quantization than one pass over the data gives: chosen ranges, new biases, guided rounding."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
 
-import numpy as np
-import onnx_ir as ir
-
-from calib.specs import Feed
 from calib.statistics import TensorStatistics
-from qtool.plan import Plan
 from qtool.progress import Progress
-from qtool.quantizer import useful_statistics, with_moved_tensors
+from qtool.quantizer import quantities, useful_statistics, with_moved_tensors
 from qtool.refinement import Refinement
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.search.range_choice import choose_ranges
-from qtool.weights.input_moments import gather_moments, layer_inputs, moments_tensors
+from qtool.search.reconstruction import reconstruct
+from qtool.search.trials import Trials
+from qtool.search.unsaturated import with_unsaturated_outputs
+from qtool.weights.input_moments import LayerInput, gather_moments, layer_inputs, moments_tensors
 from qtool.weights.rounding import WeightRounding
-from qtool.weights.smoothing import channel_reach, smooth, smoothable_tensors, smoothing_factors
-from qtool.workflows.calibrate import specs_of
-from qtool.workflows.check_result import CheckSamples
+from qtool.workflows.efforts import Searches, Use
+from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.static_variants import StaticVariants
+
+Correction: TypeAlias = Callable[[StaticVariants], StaticVariants]
 
 # A tensor's range is judged by no fewer of its values, as far as there are any.
 _FEWEST_VALUES = 4096
 
 
-class Effort(StrEnum):
-    """How much time goes into the quality of the result."""
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    BEST = "best"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Searches:
-    """What is looked for.
-
-    Attributes:
-        ranges: whether each activation's range is chosen among the methods by the outputs.
-        smoothing: whether outlier channels are moved into the weights behind them.
-        error_feedback: whether rounding minimizes the error of products instead of that of weights.
-        judged: how many batches judge ranges.
-        seen: how many batches show the layers' inputs.
-    """
-
-    ranges: bool
-    smoothing: bool
-    error_feedback: bool
-    judged: int
-    seen: int
-
-
-def searches(effort: Effort, *, ranges: bool, smoothing: bool | None, error_feedback: bool | None) -> Searches:
-    """Returns what an effort looks for; what is None follows from the effort."""
-    more = effort is not Effort.FAST
-    return Searches(
-        ranges=ranges and more,
-        smoothing=more if smoothing is None else smoothing,
-        error_feedback=more if error_feedback is None else error_feedback,
-        judged=6 if effort is Effort.BEST else 2,
-        seen=64 if effort is Effort.BEST else 12,
-    )
-
-
-NO_SEARCHES = searches(Effort.FAST, ranges=False, smoothing=None, error_feedback=None)
-
-
-def smooth_model(
-    model: ir.Model, plan: Plan, samples: CheckSamples, wanted: Searches, progress: Progress, *, threads: int = 0
-) -> tuple[str, ...]:
-    """Moves outlier channels of a prepared model into the weights behind them, in place.
-
-    Returns:
-        The names of the tensors that were smoothed.
-    """
-    tensors = smoothable_tensors(model, plan)
-    if not tensors:
-        return ()
-    feeds = _some(_feeds(model, samples), wanted.seen, _batches(model, samples))
-    with (
-        watching(model, [tensor.tensor for tensor in tensors]) as graph,
-        open_graph(graph, threads=threads) as session,
-        progress.task("looking for outlier channels"),
-    ):
-        reach = channel_reach(Watcher(session), feeds)
-    fitting, factors = [], {}
-    for tensor in tensors:
-        seen = reach.get(tensor.tensor)
-        # What is not finite is named by the calibration that follows.
-        if seen is None or len(seen) != tensor.channels or not np.isfinite(seen).all():
-            continue
-        found = smoothing_factors(seen)
-        if (found > 1.0).any():
-            fitting.append(tensor)
-            factors[tensor.tensor] = found
-    smooth(model, fitting, factors)
-    return tuple(tensor.tensor for tensor in fitting)
-
-
-def refine(
-    model: ir.Model,
-    plan: Plan,
-    statistics: Mapping[str, TensorStatistics],
-    samples: CheckSamples,
-    wanted: Searches,
-    progress: Progress,
-    *,
-    threads: int = 0,
-) -> Refinement:
-    """Chooses ranges and gathers what guides rounding, as far as ``wanted``; ``model`` is left as it is.
+def choose_among_methods(
+    variants: StaticVariants, samples: SearchSamples, wanted: Searches, progress: Progress, *, threads: int = 0
+) -> StaticVariants:
+    """Returns ``variants`` with each activation's range chosen among the methods.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    refinement = Refinement()
-    count = _batches(model, samples)
-    if wanted.ranges and plan.activations:
-        full = useful_statistics(plan, with_moved_tensors(model, plan, statistics))
-        judged = max(wanted.judged, _fewest_batches(full))
-        feeds = list(_some(_feeds(model, samples), judged, count))
-        choice = choose_ranges(model, plan, full, feeds, progress, threads=threads)
-        refinement = Refinement(ranges=choice.params, methods=choice.methods)
-    layers = layer_inputs(model, plan) if wanted.error_feedback else ()
-    if not layers:
-        return refinement
-    feeds_seen = _some(_feeds(model, samples), wanted.seen, count)
-    with (
-        watching(model, moments_tensors(layers)) as graph,
-        open_graph(graph, threads=threads) as session,
-        progress.task("learning the layers' inputs"),
-    ):
-        moments = gather_moments(Watcher(session), feeds_seen, layers)
-    return Refinement(
-        ranges=refinement.ranges,
-        methods=refinement.methods,
-        rounding=WeightRounding(layers, moments),
-    )
+    plan = variants.plan()
+    if not plan.activations:
+        return variants
+    full = useful_statistics(plan, with_moved_tensors(variants.model, plan, variants.statistics))
+    feeds = list(samples.some(max(wanted.judged_batches, _fewest_batches(full))))
+    view = with_unsaturated_outputs(variants.model)
+    choice = choose_ranges(view, plan, full, feeds, progress, threads=threads)
+    chosen = replace(variants.refinement, ranges=choice.params, methods=choice.methods)
+    return replace(variants, refinement=chosen)
 
 
-def _feeds(model: ir.Model, samples: CheckSamples) -> Iterator[Feed]:
-    with open_graph(model) as session:
-        inputs, outputs = session.inputs, session.outputs
-    return samples.hold_back.used(samples.data.feeds(samples.dataset, inputs, outputs))
+class Refiner:
+    """Finds the corrections that help; those that a person insists on are made anyway."""
+
+    def __init__(
+        self,
+        samples: SearchSamples,
+        wanted: Searches,
+        progress: Progress,
+        *,
+        trials: Trials | None,
+        threads: int = 0,
+    ) -> None:
+        """Takes where samples come from; without ``trials`` nothing is judged, and everything wanted is done."""
+        self._samples = samples
+        self._wanted = wanted
+        self._progress = progress
+        self._trials = trials
+        self._threads = threads
+
+    def refine(self, variants: StaticVariants) -> StaticVariants:
+        """Returns better variants than ``variants``, which come with plain ranges and rounding.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+        """
+        corrections = self._corrections(variants)
+        open_to_doubt: dict[str, Correction] = {}
+        for name, (use, correction) in corrections.items():
+            if use is Use.ALWAYS or (use is Use.IF_BETTER and self._trials is None):
+                variants = correction(variants)
+            elif use is Use.IF_BETTER:
+                open_to_doubt[name] = correction
+        if self._trials is not None and open_to_doubt:
+            with self._progress.task("judging corrections", 2 ** len(open_to_doubt)) as advance:
+                variants = self._trials.best(variants, open_to_doubt, advance=advance)
+        return self._with_fitted_layers(variants)
+
+    def _corrections(self, variants: StaticVariants) -> dict[str, tuple[Use, Correction]]:
+        """Returns what there is to try, by name; what takes a look at the data has taken it."""
+        wanted = self._wanted
+        corrections: dict[str, tuple[Use, Correction]] = {}
+        if wanted.ranges:
+            chosen = choose_among_methods(variants, self._samples, wanted, self._progress, threads=self._threads)
+            corrections["chosen ranges"] = Use.IF_BETTER, partial(_with_ranges, chosen.refinement)
+        layers = layer_inputs(variants.model, variants.plan())
+        if layers and not (wanted.error_feedback is Use.NEVER and wanted.weight_clipping is Use.NEVER):
+            rounding = self._guided_rounding(variants, layers)
+            corrections["weight clipping"] = wanted.weight_clipping, partial(_with_rounding, rounding, clips=True)
+            corrections["error feedback"] = wanted.error_feedback, partial(_with_rounding, rounding, feeds_back=True)
+        corrections["bias correction"] = wanted.bias_correction, _with_corrected_biases
+        return corrections
+
+    def _guided_rounding(self, variants: StaticVariants, layers: Sequence[LayerInput]) -> WeightRounding:
+        with (
+            watching(variants.model, moments_tensors(layers)) as graph,
+            open_graph(graph, threads=self._threads) as session,
+            self._progress.task("learning the layers' inputs"),
+        ):
+            moments = gather_moments(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
+        return WeightRounding(layers, moments)
+
+    def _with_fitted_layers(self, variants: StaticVariants) -> StaticVariants:
+        use = self._wanted.fitting
+        if use is Use.NEVER:
+            return variants
+        plan = variants.plan()
+        activations, weights = quantities(
+            variants.model, plan, variants.statistics, variants.method, variants.refinement
+        )
+        feeds = self._samples.spread(self._wanted.fitted_samples).feeds
+        fitted = reconstruct(variants.model, plan, activations, weights, feeds, self._progress, threads=self._threads)
+        if not fitted.weights and not fitted.biases:
+            return variants
+        refinement = replace(
+            variants.refinement,
+            rounding=variants.refinement.rounding.with_fitted(fitted.weights),
+            biases=fitted.biases,
+        )
+        changed = replace(variants, refinement=refinement)
+        if self._trials is None:
+            return changed
+        before, after = variants({}).model, changed({}).model
+        helps = self._trials.helps("layer fitting", before, after, always=use is Use.ALWAYS)
+        return changed if helps else variants
 
 
-def _batches(model: ir.Model, samples: CheckSamples) -> int | None:
-    inputs, outputs = specs_of(model.graph.inputs), specs_of(model.graph.outputs)
-    return samples.data.batches(samples.dataset, inputs, outputs)
+def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:
+    return replace(variants, refinement=replace(variants.refinement, ranges=chosen.ranges, methods=chosen.methods))
+
+
+def _with_rounding(
+    guided: WeightRounding, variants: StaticVariants, *, clips: bool = False, feeds_back: bool = False
+) -> StaticVariants:
+    known = variants.refinement.rounding
+    rounding = guided.form(clips=clips or known.clips, feeds_back=feeds_back or known.feeds_back)
+    return replace(variants, refinement=replace(variants.refinement, rounding=rounding))
+
+
+def _with_corrected_biases(variants: StaticVariants) -> StaticVariants:
+    return replace(variants, bias_correction=True)
 
 
 def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
@@ -161,15 +158,3 @@ def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
     """
     sizes = [seen.values / seen.batches for seen in statistics.values() if seen.batches]
     return math.ceil(_FEWEST_VALUES * len(sizes) / max(sum(sizes), 1.0))
-
-
-def _some(feeds: Iterable[Feed], wanted: int, available: int | None) -> Iterator[Feed]:
-    """Yields ``wanted`` batches, evenly spread where their number is known."""
-    step = 1 if available is None else max(available // wanted, 1)
-    given = 0
-    for number, feed in enumerate(feeds):
-        if number % step == 0:
-            yield feed
-            given += 1
-            if given == wanted:
-                return

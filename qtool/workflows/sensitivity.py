@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from calib.ranges import RangeMethod
@@ -19,14 +19,16 @@ from qtool.search.node_groups import node_groups
 from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import Selection
-from qtool.workflows.calibrate import Watched, gather, specs_of
+from qtool.workflows.calibrate import Watched, gather, model_specs
 from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.data_request import DataRequest
+from qtool.workflows.efforts import Effort, searches
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.judge_samples import spread_batches
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.prepare import prepare
-from qtool.workflows.refine import Effort, refine, searches
+from qtool.workflows.refine import choose_among_methods
+from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.static_variants import StaticVariants
 
 _COLUMNS = ("rank", "layer", "operator", "sqnr_db", "noise_share", "nodes")
@@ -123,13 +125,11 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack())
-        wanted = searches(Effort.BALANCED, ranges=True, smoothing=False, error_feedback=False)
-        plan = build_plan(model, request.scheme, request.selection, unfit=variants.unfit)
-        found = refine(model, plan, collected.statistics, samples, wanted, progress, threads=request.threads)
-        variants = replace(variants, refinement=found)
+        samples = SearchSamples(original, CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack()))
+        wanted = searches(Effort.BALANCED)
+        variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
     chosen = spread_batches(
-        request.data.feeds(dataset, specs_of(original.graph.inputs), specs_of(original.graph.outputs)),
+        request.data.feeds(dataset, *model_specs(original)),
         samples=request.samples,
         available=request.data.available(dataset),
     )

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from calib.ranges import RangeMethod
 from calib.statistics import TensorStatistics
-from qtool.plan import build_plan
+from qtool.plan import NOTHING_KEPT, Plan, build_plan
 from qtool.quantizer import NO_REFINEMENT, quantize_graph
 from qtool.refinement import Refinement
 from qtool.schemes import Scheme
@@ -48,9 +48,7 @@ class StaticVariants:
             InputError: a weight holds NaN or infinity.
         """
         model = self.model.clone()
-        plan = build_plan(
-            model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True
-        )
+        plan = self._planned(model, kept_float)
         quantize_graph(
             model,
             plan,
@@ -60,3 +58,12 @@ class StaticVariants:
             refinement=self.refinement,
         )
         return Variant(model, plan)
+
+    def plan(self, kept_float: Mapping[str, str] = NOTHING_KEPT) -> Plan:
+        """Returns what is quantized with the named nodes in float."""
+        return self._planned(self.model, kept_float)
+
+    def _planned(self, model: ir.Model, kept_float: Mapping[str, str]) -> Plan:
+        return build_plan(
+            model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True
+        )

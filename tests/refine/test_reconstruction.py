@@ -22,7 +22,8 @@ from qtool.plan import Plan, build_plan
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph, watching
 from qtool.schemes import PRESETS
-from qtool.search.reconstruction import Reconstruction, reconstruct, set_biases
+from qtool.search.reconstruction import Reconstruction, reconstruct
+from qtool.weights.bias_correction import set_biases
 from qtool.selection import Selection
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import orders_of, pair_sums

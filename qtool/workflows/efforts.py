@@ -1,0 +1,107 @@
+"""How much a quantization looks for, by effort and by what a person asks for by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Effort(StrEnum):
+    """How much time goes into the quality of the result."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
+
+
+class Use(StrEnum):
+    """Whether a correction is made."""
+
+    NEVER = "never"
+    IF_BETTER = "if better"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searches:
+    """What is looked for.
+
+    Attributes:
+        ranges: whether each activation's range is chosen among the methods by the outputs.
+        equalization: scaling channels of activations against the layers around them.
+        smoothing: moving outlier channels of activations into the weights behind them.
+        bias_correction: letting biases take back what rounding weights does to the layers' means.
+        weight_clipping: narrower scales of weights where products lose less then.
+        error_feedback: rounding that minimizes the error of products instead of that of weights.
+        fitting: fitting layers one after another, in the quantized model, to what the float model gives out.
+        most_float: the largest part of all multiply-adds that may stay float for accuracy, 0 to 1.
+        judged_batches: how many batches judge ranges.
+        seen_batches: how many batches show the layers' inputs.
+        judged_samples: how many samples judge corrections.
+        fitted_samples: how many samples layers are fitted on.
+    """
+
+    ranges: bool
+    equalization: Use
+    smoothing: Use
+    bias_correction: Use
+    weight_clipping: Use
+    error_feedback: Use
+    fitting: Use
+    most_float: float
+    judged_batches: int
+    seen_batches: int
+    judged_samples: int
+    fitted_samples: int
+
+    @property
+    def need_judge(self) -> bool:
+        """Whether anything is decided by the outputs."""
+        uses = (
+            self.equalization,
+            self.smoothing,
+            self.bias_correction,
+            self.weight_clipping,
+            self.error_feedback,
+            self.fitting,
+        )
+        return self.most_float > 0.0 or Use.IF_BETTER in uses
+
+
+def searches(
+    effort: Effort,
+    *,
+    ranges: bool = True,
+    equalization: bool | None = None,
+    smoothing: bool | None = None,
+    bias_correction: bool | None = None,
+    weight_clipping: bool | None = None,
+    error_feedback: bool | None = None,
+    fitting: bool | None = None,
+    most_float: float | None = None,
+) -> Searches:
+    """Returns what an effort looks for; what is None follows from the effort."""
+    fast, best = effort is Effort.FAST, effort is Effort.BEST
+
+    def use(asked: bool | None, *, usual: bool) -> Use:
+        if asked is None:
+            return Use.IF_BETTER if usual else Use.NEVER
+        return Use.ALWAYS if asked else Use.NEVER
+
+    return Searches(
+        ranges=ranges and not fast,
+        equalization=use(equalization, usual=not fast),
+        smoothing=use(smoothing, usual=not fast),
+        bias_correction=use(True if fast and bias_correction is None else bias_correction, usual=True),
+        weight_clipping=use(weight_clipping, usual=best),
+        error_feedback=use(error_feedback, usual=not fast),
+        fitting=use(fitting, usual=best),
+        most_float=(0.0 if fast else 0.15) if most_float is None else most_float,
+        judged_batches=6 if best else 2,
+        seen_batches=48 if best else 12,
+        judged_samples=64 if best else 32,
+        fitted_samples=48,
+    )
+
+
+NO_SEARCHES = searches(Effort.FAST, ranges=False)

@@ -1,0 +1,104 @@
+"""Everything that a quantization looks for beyond one pass over the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from qtool.progress import Progress
+from qtool.schemes import Scheme
+from qtool.search.output_judge import OutputJudge
+from qtool.search.trials import Gain, Trials
+from qtool.selection import Selection
+from qtool.workflows.bargains import KeptFloat, keep_bargains
+from qtool.workflows.check_result import CheckSamples
+from qtool.workflows.efforts import Searches, Use
+from qtool.workflows.refine import Refiner
+from qtool.workflows.rewriting import Rewriter, Rewritten
+from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.speed import speedups
+from qtool.workflows.static_variants import StaticVariants
+
+
+class QuantizationSearch:
+    """Searches for one model, as far as there are samples to look at."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        scheme: Scheme,
+        selection: Selection,
+        wanted: Searches,
+        samples: CheckSamples | None,
+        progress: Progress,
+        *,
+        threads: int = 0,
+    ) -> None:
+        """Runs the float model on the samples that decide, where there is something to decide.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            CalibError: the data does not fit the model.
+        """
+        self._original = original
+        self._scheme = scheme
+        self._selection = selection
+        self._wanted = wanted
+        self._progress = progress
+        self._threads = threads
+        self._samples = None if samples is None else SearchSamples(original, samples)
+        self._judge: OutputJudge | None = None
+        if self._samples is not None and wanted.need_judge:
+            self._judge = OutputJudge(original, self._samples.spread(wanted.judged_samples).feeds, threads=threads)
+        self._trials = None if self._judge is None else Trials(self._judge)
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """What every correction that was tried did to the outputs."""
+        return () if self._trials is None else tuple(self._trials.gains)
+
+    def rewritten(self, model: ir.Model) -> Rewritten:
+        """Returns a form of the prepared float model that is easier to quantize."""
+        if self._samples is None:
+            return Rewritten(model=model)
+        rewriter = Rewriter(
+            self._scheme,
+            self._selection,
+            self._samples,
+            self._wanted,
+            self._progress,
+            trials=self._trials,
+            threads=self._threads,
+        )
+        return rewriter.rewrite(model)
+
+    def refined(self, variants: StaticVariants) -> StaticVariants:
+        """Returns better variants than ``variants``, which come without any correction."""
+        if self._samples is None:
+            return replace(variants, bias_correction=self._wanted.bias_correction is not Use.NEVER)
+        refiner = Refiner(self._samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
+        return refiner.refine(variants)
+
+    def bargain(self, model: ir.Model, variants: StaticVariants, *, budget_s: float | None = None) -> KeptFloat | None:
+        """Returns the layers to keep float, found within ``budget_s`` seconds; None where nobody looks for them."""
+        if self._samples is None or self._judge is None or not self._wanted.most_float:
+            return None
+        return keep_bargains(
+            self._original,
+            model,
+            variants,
+            self._judge,
+            self._samples,
+            self._progress,
+            most=self._wanted.most_float,
+            budget_s=budget_s,
+            threads=self._threads,
+        )
+
+    def speedup(self, quantized: ir.Model) -> float | None:
+        """Returns how many times faster than float ``quantized`` is, from a few runs in turns; None without samples."""
+        if self._samples is None:
+            return None
+        feed = next(self._samples.some(1))
+        return speedups(self._original, [quantized], feed, self._progress, threads=self._threads)[0]

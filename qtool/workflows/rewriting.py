@@ -1,0 +1,111 @@
+"""Makes a float model easier to quantize before it is calibrated: equalized channels, smoothed outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from calib.collect import collect
+from calib.ranges.min_max import MinMax
+from qtool.progress import Progress
+from qtool.quantizer import unfit_tensors
+from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Watcher
+from qtool.schemes import Scheme
+from qtool.search.trials import Trials
+from qtool.selection import Selection
+from qtool.workflows.efforts import Searches, Use
+from qtool.workflows.equalize import equalize_model
+from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.smooth import smooth_model
+from qtool.workflows.static_variants import StaticVariants
+
+Rewrite = Callable[..., tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewritten:
+    """A float model with its changes.
+
+    Attributes:
+        model: the model.
+        equalized: tensors whose channels were scaled against the layers around them.
+        smoothed: tensors whose outlier channels were moved into the weights behind them.
+    """
+
+    model: ir.Model
+    equalized: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+
+
+class Rewriter:
+    """Tries changes of a prepared float model, which compute the same, with ranges from a few batches."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        selection: Selection,
+        samples: SearchSamples,
+        wanted: Searches,
+        progress: Progress,
+        *,
+        trials: Trials | None,
+        threads: int = 0,
+    ) -> None:
+        """Takes what the model will be quantized with; without ``trials`` nothing is judged."""
+        self._scheme = scheme
+        self._selection = selection
+        self._samples = samples
+        self._wanted = wanted
+        self._progress = progress
+        self._trials = trials
+        self._threads = threads
+
+    def rewrite(self, model: ir.Model) -> Rewritten:
+        """Returns a changed copy, or ``model`` where nothing helps.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            CalibError: the data does not fit the model.
+        """
+        model, equalized = self._tried("equalization", self._wanted.equalization, equalize_model, model)
+        model, smoothed = self._tried("smoothing", self._wanted.smoothing, smooth_model, model)
+        return Rewritten(model=model, equalized=equalized, smoothed=smoothed)
+
+    def _tried(self, name: str, use: Use, change: Rewrite, model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+        if use is Use.NEVER:
+            return model, ()
+        changed = model.clone()
+        plan = self._variants(changed).plan()
+        feeds = self._samples.some(self._wanted.seen_batches)
+        tensors = change(changed, plan, feeds, self._progress, threads=self._threads)
+        if not tensors:
+            return model, ()
+        if self._trials is None:
+            return changed, tensors
+        before, after = self._quantized(model), self._quantized(changed)
+        return (changed, tensors) if self._trials.helps(name, before, after, always=use is Use.ALWAYS) else (model, ())
+
+    def _quantized(self, model: ir.Model) -> ir.Model:
+        plain = self._variants(model)
+        plan = plain.plan()
+        with (
+            watching(model, plan.observed) as graph,
+            open_graph(graph, threads=self._threads) as session,
+            self._progress.task("calibrating on a few batches"),
+        ):
+            seen = collect(
+                Watcher(session),
+                self._samples.some(self._wanted.seen_batches),
+                plan.observed,
+                channel_axes=plan.channel_axes,
+            )
+        quantize = replace(plain, statistics=seen.statistics, unfit=unfit_tensors(seen.statistics))
+        return quantize({}).model
+
+    def _variants(self, model: ir.Model) -> StaticVariants:
+        return StaticVariants(
+            model=model, scheme=self._scheme, selection=self._selection, unfit={}, statistics={}, method=MinMax()
+        )

@@ -1,0 +1,33 @@
+"""Times models in turns with the float model that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import onnx_ir as ir
+
+from calib.specs import Feed
+from qtool.metrics.latency import interleaved_times, paired_ratio
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph
+
+_ROUNDS = 11
+
+
+def speedups(
+    original: ir.Model, others: Sequence[ir.Model], feed: Feed, progress: Progress, *, threads: int = 0
+) -> list[float]:
+    """Returns how many times faster than ``original`` each of ``others`` runs ``feed``, the median over some rounds.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    found = []
+    with progress.task("timing in turns", _ROUNDS * len(others)) as advance:
+        for other in others:
+            with open_graph(original, threads=threads) as base, open_graph(other, threads=threads) as rival:
+                runs = (partial(base.run, feed), partial(rival.run, feed))
+                times = interleaved_times(runs, rounds=_ROUNDS, advance=advance)
+            found.append(paired_ratio(*times).median)
+    return found
