@@ -6,27 +6,21 @@ import onnx_ir as ir
 from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules.common import (
-    add_0_rule,
-    div_by_1_rule,
     dropout_inference_rule,
     dropout_zero_rule,
     fuse_pad_into_conv_rule,
-    mul_by_1_rule,
     no_op_cast_rule,
     no_op_expand_rule,
     no_op_transpose_rule,
     normalize_pad_format_conv_rule,
-    sub_0_rule,
     transpose_transpose_rule,
 )
 
+from qtool.passes.neutral_constants import DropNeutralConstants
 from qtool.passes.remove_identities import RemoveIdentities
 
+# Those for x + 0 and x * 1 are left out: they take 1e-9 for zero.
 _RULES = (
-    *mul_by_1_rule.commute(),
-    *add_0_rule.commute(),
-    sub_0_rule,
-    div_by_1_rule,
     dropout_zero_rule,
     dropout_inference_rule,
     no_op_cast_rule,
@@ -44,6 +38,6 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds what stays small; a large tensor that is made from a small one stays a computation."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
-        # The rules put an Identity in the place of what does nothing.
-        rewritten = ir.passes.Sequential(RewritePass(_RULES), RemoveIdentities())(model)
+        # The rules put an Identity in the place of what does nothing; applying them drops constants without readers.
+        rewritten = ir.passes.Sequential(DropNeutralConstants(), RewritePass(_RULES), RemoveIdentities())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))
