@@ -13,6 +13,9 @@ from formats.pickle_globals import Meaning
 from formats.pickle_scan import scan_pickle
 from formats.safetensors_header import announced_header_bytes, read_header
 from formats.sharded_index import is_index, read_index
+from formats.tensorflow_audit import note_tensorflow
+from formats.tensorflow_kinds import TENSORFLOW_FORMATS
+from formats.torch_zip import ZipKind
 from formats.torch_zip_audit import audit_zip
 
 _HEAD_BYTES = 4096
@@ -28,17 +31,26 @@ def audit(path: Path) -> FileAudit:
     """
     notes = AuditNotes()
     if path.is_dir():
-        return notes.audit(path, detection.detect(path).detail)
+        return _audited_other(path, notes)
     head = detection.read_head(path)
     if is_index(path, head):
         return _audited_index(path, notes)
     if head.startswith((b"PK", *_PICKLE_HEADS)):
-        return notes.audit(path, note_torch_file(path, notes))
+        kind = note_torch_file(path, notes)
+        # Keras writes zip files too.
+        return _audited_other(path, notes) if kind == ZipKind.OTHER and not notes.findings else notes.audit(path, kind)
     if announced_header_bytes(head) is not None:
         return _audited_header(path, notes)
+    return _audited_other(path, notes)
+
+
+def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:
+    """Looks through what the formats of torch and safetensors are not."""
     found = detection.detect(path)
     if found.format == "onnx":
         _audit_onnx(path, notes)
+    elif found.format in TENSORFLOW_FORMATS:
+        note_tensorflow(path, found.format, notes)
     return notes.audit(path, found.detail)
 
 

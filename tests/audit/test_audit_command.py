@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,40 @@ def test_what_is_no_model_is_named(tmp_path: Path, run: Any, name: str, content:
     assert said in result.stderr
     assert run("audit", tmp_path / "nowhere.pth").exit_code == 2
     assert run("audit").exit_code == 2
+
+
+def write_keras(path: Path, *layers: str) -> Path:
+    """Writes what Keras does for a chain of layers, as far as it can be read without Keras."""
+    entries = [
+        {"module": "keras.layers", "class_name": name, "config": {"name": name.lower()}, "registered_name": None}
+        for name in ("InputLayer", *layers)
+    ]
+    config = {"module": "keras", "class_name": "Sequential", "config": {"name": "net", "layers": entries}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.11.0"}))
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n")
+    return path
+
+
+def test_a_keras_layer_with_code_of_its_own_is_told(tmp_path: Path, audited: Any) -> None:
+    assert audited(write_keras(tmp_path / "good.keras", "Dense"))["findings"] == []
+    (finding,) = audited(write_keras(tmp_path / "bad.keras", "Dense", "Lambda"))["findings"]
+    assert finding["risk"] == "runs code"
+    assert "class Lambda" in finding["what"]
+
+
+def test_a_tensorflow_graph_that_reads_files_is_told(tmp_path: Path, audited: Any) -> None:
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def node(name: bytes, operator: bytes) -> bytes:
+        return field(1, field(1, name) + field(2, operator))
+
+    harmless = node(b"x", b"Placeholder") + node(b"y", b"Relu")
+    (tmp_path / "good.pb").write_bytes(harmless)
+    assert audited(tmp_path / "good.pb")["findings"] == []
+    (tmp_path / "bad.pb").write_bytes(harmless + node(b"leak", b"ReadFile"))
+    (finding,) = audited(tmp_path / "bad.pb")["findings"]
+    assert finding["risk"] == "reaches outside"
+    assert "ReadFile" in finding["where"] + finding["what"]
