@@ -63,7 +63,7 @@ def _show(console: Console, report: Any) -> None:
     rows += [("metadata", f"{key} = {value[:80]}") for key, value in report.metadata.items()]
     console.table(str(report.path), ("", ""), rows)
     program = report.graph or report.program
-    if program is not None:
+    if program is not None and program.operators:
         console.table("Operators", ("operator", "nodes"), list(program.operators.items()))
     if report.tensors:
         console.table(

@@ -92,8 +92,23 @@ def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trus
         for name, tensor in weights.tensors.items()
     ]
     files = tuple(read_index(path).shards) if detection.format == "sharded" else ()
+    program = None
+    if weights.inputs:
+        program = ProgramFacts(
+            producer=detection.detail,
+            inputs=tuple(f"{one.name} {one.dtype} ({', '.join(map(str, one.dims))})" for one in weights.inputs),
+            outputs=(),
+            operators={},
+            layouts={},
+        )
     return _report(
-        path, f"{detection.detail}, {weights.source}", tensors, largest, data_files=files, metadata=weights.metadata
+        path,
+        f"{detection.detail}, {weights.source}",
+        tensors,
+        largest,
+        data_files=files,
+        metadata=weights.metadata,
+        program=program,
     )
 
 

@@ -102,7 +102,8 @@ def test_machine_code_is_told(tmp_path: Path, audited: Any, checkpoint: Any) -> 
 
 
 def test_torchscript_is_safe_unless_it_reaches_for_files(tmp_path: Path, audited: Any, rewritten: Any) -> None:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.ones(1, 3)), tmp_path / "good.pt")
+    with quiet_libraries():
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.ones(1, 3)), tmp_path / "good.pt")
     assert audited(tmp_path / "good.pt")["findings"] == []
     path = tmp_path / "bad.pt"
     code = rewritten(

@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from formats.library_noise import quiet_libraries
+
 # Runs in a process of its own, so that a crash is seen and memory can be capped; prints what went wrong.
 READER = """
 import json, sys
@@ -50,8 +52,9 @@ def write_seeds(folder: Path) -> list[Path]:
     torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(state, folder / "w.safetensors", metadata={"format": "pt"})
     layer = torch.nn.Linear(3, 2).eval()
-    torch.jit.save(torch.jit.trace(layer, torch.ones(1, 3)), folder / "script.pt")
-    torch.export.save(torch.export.export(layer, (torch.ones(2, 3),)), folder / "program.pt2")
+    with quiet_libraries():
+        torch.jit.save(torch.jit.trace(layer, torch.ones(1, 3)), folder / "script.pt")
+        torch.export.save(torch.export.export(layer, (torch.ones(2, 3),)), folder / "program.pt2")
     weight = onnx.numpy_helper.from_array(state["weight"].T.numpy().copy(), "w")
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 3])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 2])

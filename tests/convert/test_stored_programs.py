@@ -13,8 +13,10 @@ import onnxruntime as ort
 import pytest
 import safetensors.torch
 import torch
+from typer.testing import CliRunner
 
 from formats.library_noise import quiet_libraries
+from qtool.cli.app import app
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
@@ -86,6 +88,10 @@ def test_an_exported_program_needs_nothing(run: Any, pair: Pair, keywords: bool)
     assert report["inputs"] == ["x (batch, 4)"]
     assert report["outputs"] == ["hidden (batch, 3)", "total (batch)"]
     check("program.onnx", pair)
+    shown = CliRunner().invoke(app, ["inspect", "program.pt2"])
+    assert shown.exit_code == 0
+    assert "x float32 (batch, 4)" in shown.stdout
+    assert "layer.weight" in shown.stdout
     assert run("program.pt2", "--input-shape", "x=rows,4", "--force").exit_code == 0
     assert opened("program.onnx").get_inputs()[0].shape == ["rows", 4]
 
