@@ -39,23 +39,27 @@ def graph_fingerprint(model: ir.Model) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256, in hex, of a file's bytes, or of the names and bytes of a folder's files."""
     digest = hashlib.sha256()
+    if path.is_dir():
+        for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
+            if entry.is_file():
+                digest.update(f"{entry.relative_to(path).as_posix()}\x1f{file_sha256(entry)}\x1e".encode())
+        return digest.hexdigest()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
+def path_bytes(path: Path) -> int:
+    """Returns the size of a file, or of all files of a folder."""
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+    return path.stat().st_size
+
+
 def data_sha256(source: str) -> str | None:
     """Returns the SHA-256 of a data file, or of the names and bytes of a folder's files; None for a function."""
     path = Path(source)
-    if path.is_file():
-        return file_sha256(path)
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
-        if entry.is_file():
-            digest.update(f"{entry.relative_to(path).as_posix()}\x1f{file_sha256(entry)}\x1e".encode())
-    return digest.hexdigest()
+    return file_sha256(path) if path.exists() else None

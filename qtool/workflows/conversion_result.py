@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from calib.specs import Feed
 from formats.detect import Detection
 from qtool.atomic import staged
+from qtool.fingerprint import path_bytes
 from qtool.passes.half_precision import KeptFloat
 from qtool.progress import Progress
 from qtool.workflows.conversion import ConvertReport, ConvertRequest
@@ -140,7 +141,7 @@ def report(
     return ConvertReport(
         source=request.source,
         source_kind=detection.detail if kind is None else f"{detection.detail}, {kind}",
-        source_bytes=_bytes(request.source),
+        source_bytes=path_bytes(request.source),
         output=output,
         output_bytes=nbytes,
         target=request.target,
@@ -151,12 +152,6 @@ def report(
         comparisons=comparisons,
         kept_float=kept_float,
     )
-
-
-def _bytes(source: Path) -> int:
-    if source.is_file():
-        return source.stat().st_size
-    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
 
 
 def folder_bytes(folder: Path) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtool.fingerprint import data_sha256, file_sha256
+from qtool.fingerprint import data_sha256, file_sha256, path_bytes
 from qtool.manifest import FileRecord, Manifest
 from qtool.report.surroundings import versions
 
@@ -38,7 +38,7 @@ def manifest_of(
 
 def file_record(path: Path, now: Path) -> FileRecord:
     """Returns the record of the file that will stand at ``path`` and lies at ``now``."""
-    return FileRecord(path=path, sha256=file_sha256(now), bytes=now.stat().st_size)
+    return FileRecord(path=path, sha256=file_sha256(now), bytes=path_bytes(now))
 
 
 def data_record(source: str) -> FileRecord:
