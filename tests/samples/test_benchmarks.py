@@ -35,7 +35,11 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["compare", "calibration", "calibration_pass", "onnxruntime_static", "plain_inference", "real_models"]
+    "name",
+    [
+        *("compare", "calibration", "calibration_pass", "large_model", "onnxruntime_static", "plain_inference"),
+        "real_models",
+    ],
 )
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
     result = python(str(root / "benchmarks" / f"{name}.py"), "--help")

@@ -1,0 +1,91 @@
+"""Measures what `qtool convert` and `qtool inspect` take of memory for a model of several gigabytes.
+
+The weights are random. Private memory is what counts: pages of the model's own files, which the system drops when it
+needs them for something else, are listed beside it. Linux only, which tells both in /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+_WIDTH = 8192
+_LAYER_BYTES = _WIDTH * _WIDTH * 4
+_POLL_SECONDS = 0.02
+
+
+def write_model(folder: Path, layers: int) -> Path:
+    """Writes a chain of MatMul and Tanh of 268 MB each, with its weights in one external file."""
+    path, random = folder / "large.onnx", np.random.default_rng(0)
+    weights, nodes, last = [], [], "x"
+    with (folder / "large.onnx.data").open("wb") as stream:
+        for layer in range(layers):
+            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[_WIDTH, _WIDTH])
+            weight.data_location = TensorProto.EXTERNAL
+            place = {"location": "large.onnx.data", "offset": layer * _LAYER_BYTES, "length": _LAYER_BYTES}
+            for key, value in place.items():
+                weight.external_data.add(key=key, value=str(value))
+            weights.append(weight)
+            for _ in range(8):
+                part = random.standard_normal((_WIDTH // 8, _WIDTH), dtype=np.float32)
+                stream.write((part / np.float32(np.sqrt(_WIDTH))).tobytes())
+            nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"m{layer}"], name=f"matmul{layer}"))
+            nodes.append(helper.make_node("Tanh", [f"m{layer}"], [f"y{layer}"], name=f"tanh{layer}"))
+            last = f"y{layer}"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", _WIDTH]) for name in ("x", last)]
+    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def measure(command: list[str]) -> tuple[int, int, float]:
+    """Runs ``qtool`` and returns its peaks of private memory and of mapped files, in bytes, and its seconds."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "qtool", *command, "--quiet"])
+    private = mapped = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        except OSError:
+            break
+        for kind, value in re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status):
+            if kind == "RssAnon":
+                private = max(private, int(value) * 1024)
+            else:
+                mapped = max(mapped, int(value) * 1024)
+        time.sleep(_POLL_SECONDS)
+    if process.wait():
+        sys.exit(f"qtool {command[0]} failed")
+    return private, mapped, time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12, help="layers of 268 MB each; default 12, which are 3.2 GB")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_model(folder, arguments.layers)
+        result = ["-o", str(folder / "result.onnx"), "--force"]
+        commands = {
+            "inspect": ["inspect", str(model)],
+            "to opset 18": ["convert", str(model), "--opset", "18", *result],
+            "to shards": ["convert", str(model), "--external-data", "--max-shard-mb", "600", *result],
+        }
+        print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB")
+        for what, command in commands.items():
+            private, mapped, seconds = measure(command)
+            print(f"{what:12} {private / 1e6:7.0f} MB private, {mapped / 1e6:7.0f} MB of files, {seconds:5.1f} s")
+
+
+if __name__ == "__main__":
+    main()
