@@ -23,8 +23,8 @@ from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph, watching
 from qtool.schemes import PRESETS
 from qtool.search.reconstruction import Reconstruction, reconstruct
-from qtool.weights.bias_correction import set_biases
 from qtool.selection import Selection
+from qtool.weights.bias_correction import set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import orders_of, pair_sums
 from qtool.workflows.prepare import prepare
