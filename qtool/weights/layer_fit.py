@@ -27,7 +27,7 @@ from qtool.weights.saturation import KernelOrder, without_saturation
 _HELD_BACK = 4
 _BLOCKS = 32
 # Integers change only for this part of the noise at least; less does not outlive other positions.
-_LEAST_GAIN = 0.02
+_LEAST_GAIN = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
