@@ -6,7 +6,7 @@ Source: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -73,8 +73,16 @@ class SafetensorsFile:
         tensors = few_at_a_time(mapped, path.stat().st_size)
         return Weights(tensors=tensors, metadata=metadata, source=f"{len(tensors)} tensors")
 
-    def write(self, weights: Weights, path: Path) -> None:
+    def write(
+        self, weights: Weights, path: Path, change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         """Writes one tensor after the other; the same weights give the same bytes.
+
+        Args:
+            weights: the tensors.
+            path: where they go.
+            change: gives what is written in the place of a tensor, in the same shape and type; called once for each,
+                when its turn comes, so that no more than one result need be in memory.
 
         Raises:
             FormatError: a tensor is sparse, quantized by torch, or of an element type that the format lacks.
@@ -99,7 +107,8 @@ class SafetensorsFile:
             stream.write(len(header).to_bytes(PREFIX_BYTES, "little"))
             stream.write(header)
             for name in order:
-                stream.write(_bytes(weights.tensors[name]).data)
+                tensor = weights.tensors[name]
+                stream.write(_bytes(tensor if change is None else change(name, tensor)).data)
 
 
 def _mapped(path: Path, names: Iterable[str], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:

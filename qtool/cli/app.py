@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 from importlib import import_module
@@ -16,7 +17,18 @@ from qtool.cli.failures import report_failure
 from qtool.cli.options import debug_is_on
 
 # Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
-COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
+COMMANDS = (
+    "convert",
+    "merge_lora",
+    "inspect",
+    "audit",
+    "calibrate",
+    "sensitivity",
+    "quantize",
+    "dequantize",
+    "report",
+    "verify",
+)
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -51,7 +63,9 @@ class CommandGroup(typer.core.TyperGroup):
             from qtool.cli.settings import defaults
 
             functions = {
-                command.callback.__name__: command.callback for command in app.registered_commands if command.callback
+                command.callback.__name__.replace("_", "-"): command.callback
+                for command in app.registered_commands
+                if command.callback
             }
             ctx.default_map = defaults(Path(), functions)
         return super().resolve_command(ctx, args)
@@ -100,4 +114,8 @@ def main() -> None:
         # A terminal with a small character set shows a "?" instead of breaking the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    app()
+    try:
+        app()
+    finally:
+        # The process ends: a last search for cycles in all that torch has loaded would take a second for nothing.
+        gc.freeze()

@@ -1,0 +1,168 @@
+"""``qtool merge-lora``: adapters become part of the weights that they were trained on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.model_options import trust
+from qtool.cli.options import (
+    AllowGlobalOption,
+    DebugOption,
+    ForceOption,
+    JsonOption,
+    OutputDirOption,
+    OutputOption,
+    QuietOption,
+    TrustPickleOption,
+)
+from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.workflows.merging import AdapterSource
+
+
+def merge_lora(
+    base: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BASE",
+            help="Weights: .safetensors, .pth, an index of several files, or the folder of a model.",
+            show_default=False,
+        ),
+    ],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER...",
+            help="Folders that PEFT saved; FOLDER=0.7 merges that much of it.",
+            show_default=False,
+        ),
+    ],
+    output: OutputOption = None,
+    output_dir: OutputDirOption = None,
+    scale: Annotated[float, typer.Option("--scale", help="Factor for the changes of all adapters.")] = 1.0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="PATTERN", help="Change these modules and no others; repeatable.", show_default=False
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="PATTERN", help="Do not change these modules; repeatable.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change and by how much; write nothing.")
+    ] = False,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
+    from qtool.workflows.merge_lora import merge_lora as run
+    from qtool.workflows.merging import MergeRequest
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    if not math.isfinite(scale):
+        raise UsageError(f"--scale {scale} is no number", fix="give a number, such as 0.5")
+    report = run(
+        MergeRequest(
+            base=base,
+            adapters=tuple(_adapter(text) for text in adapters),
+            output=output,
+            output_dir=output_dir,
+            scale=scale,
+            only=tuple(only or ()),
+            exclude=tuple(exclude or ()),
+            dry_run=dry_run,
+            trust=trust(trust_pickle, allow_global),
+            force=force,
+        ),
+        console.progress(),
+    )
+    if json:
+        console.json(_as_json(report))
+    else:
+        _show(console, report)
+
+
+def _adapter(text: str) -> AdapterSource:
+    from qtool.workflows.merging import AdapterSource
+
+    name, equals, number = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return AdapterSource(path=Path(text))
+    try:
+        weight = float(number)
+    except ValueError as error:
+        raise UsageError(f"'{number}' in {text} is no number", fix=f"give a weight such as {name}=0.5") from error
+    if not math.isfinite(weight):
+        raise UsageError(f"'{number}' in {text} is no number", fix=f"give a weight such as {name}=0.5")
+    return AdapterSource(path=Path(name), weight=weight)
+
+
+def _show(console: Console, report: Any) -> None:
+    console.table(
+        "Changed tensors" if report.output is not None else "Tensors that would change",
+        ("tensor", "kind", "rank", "scale", "change", "rounding"),
+        [
+            (
+                target.weight,
+                ", ".join(target.kinds),
+                ", ".join("" if rank is None else str(rank) for rank in target.ranks),
+                ", ".join(f"{scale:g}" for scale in target.scales),
+                _share(target.relative_change),
+                f"{target.rounding_error:.1e}",
+            )
+            for target in report.targets
+        ],
+        caption="change and rounding: norms of what was added and of what the last rounding cut off, "
+        "over the norm of the tensor",
+    )
+    rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
+    for source, trained_on in zip(report.adapters, report.base_models, strict=True):
+        rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
+    rows.append(("tensors", f"{len(report.targets)} changed, {report.untouched} as they were"))
+    if report.output is not None:
+        rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
+    console.table("Merged" if report.output is not None else "Nothing was written", ("", ""), rows)
+
+
+def _share(value: float) -> str:
+    return "from zero" if math.isinf(value) else f"{value:.2%}"
+
+
+def _as_json(report: Any) -> dict[str, object]:
+    return {
+        "schema": "qtool.merge-lora/1",
+        "base": str(report.base),
+        "base_kind": report.base_kind,
+        "adapters": [
+            {"path": str(source.path), "weight": source.weight, "base_model": trained_on}
+            for source, trained_on in zip(report.adapters, report.base_models, strict=True)
+        ],
+        "output": None if report.output is None else str(report.output),
+        "output_bytes": report.output_bytes,
+        "targets": [
+            {
+                "weight": target.weight,
+                "kinds": list(target.kinds),
+                "ranks": list(target.ranks),
+                "scales": list(target.scales),
+                "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
+                "rounding_error": target.rounding_error,
+            }
+            for target in report.targets
+        ],
+        "untouched": report.untouched,
+    }

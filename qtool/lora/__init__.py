@@ -1,0 +1,1 @@
+"""Reads adapters such as LoRA, and merges them into weights and graphs."""

@@ -1,0 +1,189 @@
+"""What adapters do to weights: each kind of change is one class with one formula.
+
+All of them say how much is to be added to a weight, so that several can be weighted and summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Change(Protocol):
+    """Changes one weight.
+
+    Attributes:
+        kind: its name, for people.
+        rank: of its matrices, where it has such.
+        scale: the factor in front of the product, where there is one.
+        additive: whether what is added does not depend on the weight.
+        by_rows: whether a row of the result needs no other rows of the weight.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Its name, for people."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of its matrices, where it has such."""
+        ...
+
+    @property
+    def scale(self) -> float | None:
+        """The factor in front of the product, where there is one."""
+        ...
+
+    @property
+    def additive(self) -> bool:
+        """Whether what is added does not depend on the weight."""
+        ...
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a row of the result needs no other rows of the weight."""
+        ...
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns what is to be added, in the type of ``weight``.
+
+        Args:
+            weight: the rows of the weight; all of them unless ``by_rows``.
+            rows: which those are.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """Adds scale · left @ right, in the shape of the weight.
+
+    Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685, section 4.1.
+
+    Attributes:
+        left: (rows, rank).
+        right: (rank, elements of a row).
+        scale: the factor.
+        kind: its name, for people.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    scale: float
+    kind: str = "LoRA"
+    additive: bool = True
+    by_rows: bool = True
+
+    @property
+    def rank(self) -> int:
+        """The length that both matrices share."""
+        return int(self.right.shape[0])
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the rows of the product."""
+        product = self.left[rows].to(weight.dtype) @ self.right.to(weight.dtype)
+        return product.mul_(self.scale).reshape(weight.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dora:
+    """Adds a product of low rank and gives every output the norm that was trained.
+
+    V = W + s·B@A; W' = m · V / ‖V‖, with one norm an output. Source: Liu et al., DoRA,
+    https://arxiv.org/abs/2402.09353, equation 5.
+
+    Attributes:
+        product: the low-rank part.
+        magnitude: m, one number for each length of ``axis``.
+        axis: the weight's axis of outputs.
+    """
+
+    product: LowRank
+    magnitude: torch.Tensor
+    axis: int
+    kind: str = "DoRA"
+    additive: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank of the low-rank part."""
+        return self.product.rank
+
+    @property
+    def scale(self) -> float:
+        """The scale of the low-rank part."""
+        return self.product.scale
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the outputs are the rows."""
+        return self.axis == 0
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the difference to the rescaled sum."""
+        import torch
+
+        total = weight + self.product.delta(weight, rows)
+        others = [axis for axis in range(weight.ndim) if axis != self.axis]
+        norm = torch.linalg.vector_norm(total, dim=others, keepdim=True)
+        magnitude = self.magnitude.reshape(-1).to(weight.dtype)
+        magnitude = (magnitude[rows] if self.axis == 0 else magnitude).reshape(norm.shape)
+        return total.mul_(magnitude / norm).sub_(weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """Adds scale · values, as trained biases of LoRA layers are.
+
+    Attributes:
+        values: in the shape of the parameter.
+        scale: the factor.
+    """
+
+    values: torch.Tensor
+    scale: float
+    kind: str = "LoRA bias"
+    rank: int | None = None
+    additive: bool = True
+    by_rows: bool = True
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the scaled values."""
+        return self.values[rows].to(weight.dtype) * self.scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """Puts other values in the place of the parameter, or of some of its rows.
+
+    Attributes:
+        values: in the shape of the parameter, or of ``indices`` rows of it.
+        indices: the rows, where not all are replaced.
+    """
+
+    values: torch.Tensor
+    indices: tuple[int, ...] | None = None
+    kind: str = "replaced"
+    rank: int | None = None
+    scale: float | None = None
+    additive: bool = False
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the whole parameter is replaced."""
+        return self.indices is None
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the difference to the other values."""
+        import torch
+
+        if self.indices is None:
+            return self.values[rows].to(weight.dtype) - weight
+        difference = torch.zeros_like(weight)
+        chosen = torch.tensor(self.indices, dtype=torch.long)
+        difference[chosen] = self.values.to(weight.dtype) - weight[chosen]
+        return difference

@@ -1,0 +1,34 @@
+"""Reads an adapter, whatever it was saved with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from formats.detect import detect
+from qtool.errors import InputError
+from qtool.lora.adapter import Adapter
+from qtool.lora.peft_folder import is_peft_folder, read_peft_folder
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Reads the adapter in ``path``; its tensors stay in the file until they are used.
+
+    Raises:
+        FormatError: there is no such file, or it is damaged.
+        InputError: it is a pickle, not an adapter, or cannot be merged exactly.
+    """
+    if path.is_file() and detect(path).format == "torch":
+        raise InputError(
+            f"{path} is a Python pickle, and opening one can run code",
+            fix=f"qtool convert {path} --to safetensors -o {path.with_suffix('.safetensors')}",
+        )
+    if is_peft_folder(path):
+        return read_peft_folder(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} has no adapter_config.json", fix="name the folder that PEFT saved, or the adapter's file"
+        )
+    raise InputError(
+        f"{path} is {detect(path).detail} without an adapter_config.json beside it",
+        fix="copy the whole folder that PEFT saved",
+    )

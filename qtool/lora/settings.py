@@ -1,0 +1,193 @@
+"""Reads what ``adapter_config.json`` of PEFT says about an adapter, and refuses what cannot be merged exactly.
+
+Source: https://huggingface.co/docs/peft/package_reference/lora: the fields of the configurations.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qtool.errors import InputError
+
+_Value = TypeVar("_Value")
+
+# Kinds that qtool merges, by their name in the file.
+KINDS: Mapping[str, str] = {
+    "LORA": "LoRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "IA3": "IA3",
+    "VERA": "VeRA",
+    "OFT": "OFT",
+    "TRAINABLE_TOKENS": "trainable tokens",
+}
+# Fields whose being set makes the layer compute what no single weight does, or leaves the base another one.
+_NO_WEIGHT: Mapping[str, str] = {
+    "alora_invocation_tokens": "it acts on some tokens of a text only (aLoRA)",
+    "use_qalora": "it adds up groups of inputs first (QA-LoRA)",
+    "layer_replication": "it repeats layers of the base",
+    "use_bdlora": "it is split over several devices (BD-LoRA)",
+    "arrow_config": "it chooses between adapters as it runs (Arrow)",
+    "kasa_config": "it changes the base weights before it is trained (KaSA)",
+    "monteclora_config": "it draws its weights at random (MonteCLoRA)",
+}
+# These subtract from the base weights when training begins; the adapter fits only what is left of them.
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """Says how OFT makes rotations of its numbers.
+
+    Attributes:
+        block_share: whether one block serves all.
+        neumann_terms: terms of the series that stands for the inverse; None for the exact inverse.
+        constraint: largest distance from the identity (COFT); None without limit.
+    """
+
+    block_share: bool = False
+    neumann_terms: int | None = 5
+    constraint: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """Says what an adapter is.
+
+    Attributes:
+        kind: a value of ``KINDS``.
+        base_model: the name of the model that it was trained on, where it is known.
+        rank: of its matrices, where no pattern says otherwise.
+        alpha: what its scale is made of, where no pattern says otherwise; None where it is always 1.
+        rank_patterns: ranks of single modules, by regular expressions for the ends of their names.
+        alpha_patterns: likewise.
+        root_scale: scale by the root of the rank (rsLoRA).
+        fan_in_fan_out: whether weights are stored with the inputs first, as Conv1D of transformers does.
+        target_parameters: parameters that are trained by name, not as the weight of their module.
+        token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
+        rotation: of OFT.
+    """
+
+    kind: str
+    base_model: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    rank_patterns: Mapping[str, int] = field(default_factory=dict)
+    alpha_patterns: Mapping[str, float] = field(default_factory=dict)
+    root_scale: bool = False
+    fan_in_fan_out: bool = False
+    target_parameters: tuple[str, ...] = ()
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rotation: Rotation = Rotation()
+
+    def rank_of(self, module: str) -> int | None:
+        """Returns the rank that the settings give to a module."""
+        return _first_match(self.rank_patterns, module, self.rank)
+
+    def scale_of(self, module: str, rank: int) -> float:
+        """Returns alpha over the rank, or over its root; 1 without alpha."""
+        alpha = _first_match(self.alpha_patterns, module, self.alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.root_scale else alpha / rank
+
+
+def _first_match(patterns: Mapping[str, _Value], module: str, otherwise: _Value) -> _Value:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings:
+    """Reads the fields of ``adapter_config.json``.
+
+    Raises:
+        InputError: a field is missing or of the wrong type, or the adapter cannot be merged exactly.
+    """
+    kind = str(fields.get("peft_type"))
+    if kind not in KINDS:
+        raise InputError(
+            f"{where} is an adapter of the kind {kind}, which has no exact merged form here",
+            fix=f"use one of {', '.join(KINDS.values())}, or merge it with the library that trained it",
+        )
+    _check_mergeable(fields, where)
+    patterns = {"rank_pattern": fields.get("rank_pattern") or {}, "alpha_pattern": fields.get("alpha_pattern") or {}}
+    for name, found in patterns.items():
+        _check_patterns(found, name, where)
+    ranked = kind in ("LORA", "LOHA", "LOKR", "VERA")
+    alpha = fields.get("lora_alpha" if kind == "LORA" else "alpha", 8) if kind in ("LORA", "LOHA", "LOKR") else None
+    neumann = int(fields.get("num_cayley_neumann_terms", 5)) if fields.get("use_cayley_neumann", False) else None
+    return AdapterSettings(
+        kind=KINDS[kind],
+        base_model=fields.get("base_model_name_or_path") or None,
+        rank=_whole_number(fields, "r", where) if ranked else None,
+        alpha=None if alpha is None else _finite(alpha, "alpha", where),
+        rank_patterns=patterns["rank_pattern"],
+        alpha_patterns=patterns["alpha_pattern"],
+        root_scale=bool(fields.get("use_rslora")),
+        fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
+        target_parameters=tuple(fields.get("target_parameters") or ()),
+        token_rows=_token_rows(fields, kind),
+        rotation=Rotation(
+            block_share=bool(fields.get("block_share")),
+            neumann_terms=neumann,
+            constraint=float(fields.get("eps", 6e-5)) if fields.get("coft") else None,
+        ),
+    )
+
+
+def _check_mergeable(fields: Mapping[str, Any], where: str) -> None:
+    for name, reason in _NO_WEIGHT.items():
+        if fields.get(name):
+            raise InputError(
+                f"{where} cannot be merged exactly: {reason}", fix=f"train without {name}, or run it with PEFT"
+            )
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
+        raise InputError(
+            f"{where} was started with {start}, which changed the base weights; it does not fit the original ones",
+            fix="save it with path_initial_model_for_weight_conversion, which turns it into plain LoRA",
+        )
+
+
+def _check_patterns(patterns: Any, name: str, where: str) -> None:
+    valid = isinstance(patterns, dict) and all(
+        isinstance(value, int | float) and value > 0 and _compiles(key) for key, value in patterns.items()
+    )
+    if not valid:
+        raise InputError(
+            f"{name} in {where} is not a table of positive numbers by patterns", fix="save the adapter again"
+        )
+
+
+def _compiles(pattern: Any) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError):
+        return False
+    return True
+
+
+def _whole_number(fields: Mapping[str, Any], name: str, where: str) -> int:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InputError(f"{where} gives {value!r} as {name}, not a positive number", fix="save the adapter again")
+    return value
+
+
+def _finite(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where} gives {value!r} as {name}, not a number", fix="save the adapter again")
+    return float(value)
+
+
+def _token_rows(fields: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...]]:
+    rows = fields.get("trainable_token_indices") if kind == "LORA" else fields.get("token_indices")
+    if isinstance(rows, dict):
+        return {name: tuple(indices) for name, indices in rows.items()}
+    return {"": tuple(rows)} if rows else {}

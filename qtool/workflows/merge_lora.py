@@ -1,0 +1,113 @@
+"""Merges adapters into the weights that they were trained on, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qtool.lora.base_weights import BaseWeights, check_floats, open_base
+from qtool.lora.changes import Replaced
+from qtool.lora.merging import MergedTensor, WeightedChange, merge_tensor
+from qtool.lora.reading import read_adapter
+from qtool.lora.selection import Selection, changes_by_weight
+from qtool.lora.targets import find_targets
+from qtool.progress import Advance, Progress
+from qtool.workflows.merged_files import MergedOutput, written_bytes
+from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from qtool.lora.adapter import Adapter
+
+
+def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
+    """Merges ``request.adapters`` and writes the result whole, or not at all.
+
+    Raises:
+        UsageError: the options do not go together, or a pattern fits nothing.
+        FormatError: a file is damaged, or would do more than it may.
+        InputError: an adapter is incomplete, damaged, of a kind without an exact merged form, or one for another base.
+        OutputError: the result cannot be written.
+    """
+    base = open_base(request.base, request.trust)
+    output = None
+    if not request.dry_run:
+        output = MergedOutput.of(base, request.output, request.output_dir, force=request.force)
+    adapters = [read_adapter(source.path) for source in request.adapters]
+    changes = _changes(request, base, adapters)
+    merge = _Merge(base=base, changes=changes)
+    with progress.task("merging", total=len(changes)) as advance:
+        if output is None:
+            for name in changes:
+                merge(name, base.weights.tensors[name])
+                advance(1)
+        else:
+            output.write(base, lambda name, tensor: merge(name, tensor, advance))
+    return MergeReport(
+        base=base.path,
+        base_kind=base.kind,
+        adapters=request.adapters,
+        base_models=tuple(adapter.settings.base_model for adapter in adapters),
+        output=None if output is None else output.path,
+        output_bytes=0 if output is None else written_bytes(output, base),
+        targets=tuple(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
+        untouched=len(base.weights.tensors) - len(changes),
+    )
+
+
+def _changes(
+    request: MergeRequest, base: BaseWeights, adapters: Sequence[Adapter]
+) -> Mapping[str, tuple[WeightedChange, ...]]:
+    shapes = base.shapes()
+    selection = Selection(only=request.only, exclude=request.exclude)
+    found = [find_targets(adapter, shapes) for adapter in adapters]
+    chosen = selection.chosen_modules([target for targets in found for target in targets])
+    weighted = [
+        (target, source.weight * request.scale)
+        for targets, source in zip(found, request.adapters, strict=True)
+        for target in targets
+        if target.module in chosen
+    ]
+    changes = changes_by_weight(weighted, base)
+    for name, steps in changes.items():
+        if not all(isinstance(step.change, Replaced) for step in steps):
+            check_floats(name, base.weights.tensors[name], base.path)
+    return changes
+
+
+@dataclass(slots=True, kw_only=True)
+class _Merge:
+    """Gives the merged form of each tensor, and keeps what is to be told of it.
+
+    Attributes:
+        base: the base.
+        changes: what is added to each tensor that changes.
+        facts: what happened, by tensor.
+    """
+
+    base: BaseWeights
+    changes: Mapping[str, tuple[WeightedChange, ...]]
+    facts: dict[str, MergedTarget] = field(default_factory=dict)
+
+    def __call__(self, name: str, tensor: torch.Tensor, advance: Advance | None = None) -> torch.Tensor:
+        steps = self.changes.get(name)
+        if steps is None:
+            return tensor
+        merged = merge_tensor(name, tensor, steps)
+        self.facts[name] = _facts(name, steps, merged)
+        if advance is not None:
+            advance(1)
+        return merged.tensor
+
+
+def _facts(name: str, steps: Sequence[WeightedChange], merged: MergedTensor) -> MergedTarget:
+    return MergedTarget(
+        weight=name,
+        kinds=tuple(step.change.kind for step in steps),
+        ranks=tuple(step.change.rank for step in steps),
+        scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
+        relative_change=merged.relative_change,
+        rounding_error=merged.rounding_error,
+    )

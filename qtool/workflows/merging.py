@@ -1,0 +1,96 @@
+"""What is asked of a merge of adapters, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats.trust import NO_TRUST, Trust
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSource:
+    """Names an adapter and how much of it is merged.
+
+    Attributes:
+        path: the file or folder.
+        weight: the factor of its changes.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeRequest:
+    """Says what is to be merged into what.
+
+    Attributes:
+        base: the weights: a file, an index of several, or the folder of a model.
+        adapters: at least one.
+        output: where the result goes; named after the base where None.
+        output_dir: the folder of a result without ``output``.
+        scale: a factor for the changes of all adapters.
+        only: patterns for the modules that change; empty for all.
+        exclude: patterns for modules that do not.
+        dry_run: measure everything and write nothing.
+        trust: what the base's files may run.
+        force: replace a result that exists.
+    """
+
+    base: Path
+    adapters: tuple[AdapterSource, ...]
+    output: Path | None = None
+    output_dir: Path | None = None
+    scale: float = 1.0
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dry_run: bool = False
+    trust: Trust = NO_TRUST
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedTarget:
+    """Says what happened to one tensor.
+
+    Attributes:
+        weight: its name in the base.
+        kinds: the kinds of its changes, one an adapter.
+        ranks: their ranks; None for kinds without.
+        scales: their factors, the weight of the adapter included.
+        relative_change: the norm of what was added, over that of the original.
+        rounding_error: the norm of what rounding to the base's type cut off, over that of the exact sum.
+    """
+
+    weight: str
+    kinds: tuple[str, ...]
+    ranks: tuple[int | None, ...]
+    scales: tuple[float, ...]
+    relative_change: float
+    rounding_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeReport:
+    """Says what was merged.
+
+    Attributes:
+        base: the base's file.
+        base_kind: what it is, in words.
+        adapters: what was merged into it.
+        base_models: what each adapter says that it was trained on.
+        output: the result; None for a dry run.
+        output_bytes: its size, all of its files.
+        targets: the tensors that changed, in the base's order.
+        untouched: how many tensors did not.
+    """
+
+    base: Path
+    base_kind: str
+    adapters: tuple[AdapterSource, ...]
+    base_models: tuple[str | None, ...]
+    output: Path | None
+    output_bytes: int
+    targets: tuple[MergedTarget, ...]
+    untouched: int

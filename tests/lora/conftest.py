@@ -1,0 +1,137 @@
+"""A small network with every kind of layer that adapters change, and adapters that PEFT made for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from typer.testing import CliRunner, Result
+
+from qtool.cli.app import app
+
+State = dict[str, torch.Tensor]
+
+
+class Net(nn.Module):
+    """Layers by the names that the tests use; only their parameters matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 12)
+        self.block = nn.ModuleDict(
+            {
+                "wide": nn.Linear(12, 18),
+                "square": nn.Linear(18, 18, bias=False),
+                "conv": nn.Conv2d(4, 6, 3),
+                "point": nn.Conv2d(4, 6, 1),
+                "wave": nn.Conv1d(4, 6, 5),
+                "flipped": Conv1D(18, 12),
+                "attention": nn.MultiheadAttention(12, 2),
+            }
+        )
+        self.head = nn.Linear(18, 5)
+        self.norm = nn.LayerNorm(18)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter in a folder, and what PEFT makes of it and the base."""
+
+    folder: Path
+    base: Path
+    merged: State
+    exact: State
+
+
+Train = Callable[..., Trained]
+
+
+def randomize(parameters: Iterable[nn.Parameter], seed: int, spread: float = 0.3) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator) * spread
+            parameter.copy_((parameter + noise).to(parameter.dtype))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    module = Net()
+    randomize(module.parameters(), seed=1)
+    return module
+
+
+@pytest.fixture
+def train(tmp_path: Path, net: nn.Module) -> Train:
+    """Lets PEFT build an adapter for ``module``, fills it with noise, saves it, and merges it."""
+
+    def build(config: Any, *, name: str = "adapter", seed: int = 2, module: nn.Module | None = None) -> Trained:
+        chosen = copy.deepcopy(net if module is None else module)
+        base = tmp_path / "base.safetensors"
+        save_file({key: value.contiguous() for key, value in chosen.state_dict().items()}, base)
+        model = peft.get_peft_model(chosen, config)
+        randomize((value for value in model.parameters() if value.requires_grad), seed)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        double = copy.deepcopy(model).double().merge_and_unload()
+        merged = model.merge_and_unload()
+        return Trained(folder=folder, base=base, merged=merged.state_dict(), exact=double.state_dict())
+
+    return build
+
+
+@pytest.fixture
+def merge(tmp_path: Path) -> Callable[..., State]:
+    """Runs ``qtool merge-lora`` and returns the tensors that it wrote."""
+
+    def run(base: Path, *arguments: object, output: str = "merged.safetensors") -> State:
+        result = command(base, *arguments, "-o", tmp_path / output, "--force")
+        assert result.exit_code == 0, result.output
+        if output.endswith(".safetensors"):
+            return load_file(tmp_path / output)
+        state: State = torch.load(tmp_path / output, weights_only=True)
+        return state
+
+    return run
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["merge-lora", *map(str, arguments)])
+
+
+@pytest.fixture
+def distance() -> Callable[[State, State], float]:
+    """Returns the largest relative difference of two states that have the same names."""
+
+    def measure(state: State, other: State) -> float:
+        assert set(state) == set(other)
+        worst = 0.0
+        for name, values in state.items():
+            reference = other[name].double()
+            norm = max(float(torch.linalg.vector_norm(reference)), 1e-30)
+            worst = max(worst, float(torch.linalg.vector_norm(values.double() - reference)) / norm)
+        return worst
+
+    return measure
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """Runs the command, which must end with exit code 2, and returns what it says."""
+
+    def run(*arguments: object) -> str:
+        result = command(*arguments)
+        assert result.exit_code == 2, result.output
+        assert "fix:" in result.stderr
+        return result.stderr
+
+    return run
