@@ -14,6 +14,7 @@ import torch
 
 from formats.errors import FormatError
 from formats.example_inputs import Array, Feeds, InputSpec
+from formats.garbage import few_collections
 from formats.library_noise import quiet_libraries
 from formats.torch_calls import Parameter, StoredProgram, call, names_in, parameters, tensors_in
 from formats.torchscript_file import export_script
@@ -36,6 +37,19 @@ class BoundInput:
 
     parameter: str
     spec: InputSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Holds what a module gave.
+
+    Attributes:
+        names: the keys of a dictionary; nothing for other results.
+        values: its tensors, in the order of the graph's outputs.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[Array, ...]
 
 
 def bind(
@@ -94,13 +108,14 @@ def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> 
     return [_array(value) for value in tensors_in(_result(module, inputs, feeds))]
 
 
-def output_names(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> tuple[str, ...]:
-    """Runs the module and returns the names of its outputs: the keys of a dictionary, nothing where it has none.
+def run_named(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> Outputs:
+    """Runs the module and returns what it gives, as copies that later runs leave alone, with the names that it has.
 
     Raises:
         FormatError: the module fails.
     """
-    return names_in(_result(module, inputs, feeds))
+    result = _result(module, inputs, feeds)
+    return Outputs(names=names_in(result), values=tuple(_array(value).copy() for value in tensors_in(result)))
 
 
 def export(
@@ -124,7 +139,7 @@ def export(
         FormatError: the module cannot be exported, or a free dimension is fixed by its code.
     """
     try:
-        with torch.no_grad(), quiet_libraries():
+        with torch.no_grad(), quiet_libraries(), few_collections():
             model = _exported(module, inputs, feeds, opset)
     except MemoryError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -114,6 +115,9 @@ def main() -> None:
         # A terminal with a small character set shows a "?" instead of breaking the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # Read once, when torch is loaded. Its threads spin while they wait for each other, which where other programs run
+    # makes seconds of a tenth of one; asleep they cost next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     finally:

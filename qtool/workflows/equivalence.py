@@ -70,10 +70,20 @@ def compare_programs(
     *,
     reference: Reference,
     converted: Converted,
+    first_expected: Sequence[Array] | None = None,
     progress: Progress,
     largest_relative_difference: float = LARGEST_RELATIVE_DIFFERENCE,
 ) -> tuple[Comparison, ...]:
     """Runs both programs at a first size of the free dimensions, at a second one, and on a single sample.
+
+    Args:
+        inputs: what the programs take.
+        real: real data; random values otherwise.
+        reference: runs the program that the other one was made from.
+        converted: runs that one.
+        first_expected: what the reference gives at the first size, where it has run there before.
+        progress: receives the steps.
+        largest_relative_difference: how far the outputs may be apart.
 
     Raises:
         InputError: an output is another one than the reference's by more than ``largest_relative_difference`` of its
@@ -83,7 +93,7 @@ def compare_programs(
     """
     comparisons = []
     with progress.task("comparing") as advance:
-        for sizes, feeds, expected in _runs(inputs, real, reference, progress):
+        for sizes, feeds, expected in _runs(inputs, real, reference, first_expected, progress):
             result = converted(feeds)
             comparison = Comparison(
                 sizes=sizes, data="random" if real is None else "real", outputs=_differences(expected, result)
@@ -95,11 +105,15 @@ def compare_programs(
 
 
 def _runs(
-    inputs: Sequence[InputSpec], real: Feed | None, reference: Reference, progress: Progress
+    inputs: Sequence[InputSpec],
+    real: Feed | None,
+    reference: Reference,
+    first_expected: Sequence[Array] | None,
+    progress: Progress,
 ) -> Iterator[tuple[dict[str, int], dict[str, Array], Sequence[Array]]]:
     first = first_sizes(inputs, real)
     feeds = make_feeds(inputs, first, real)
-    yield first, feeds, reference(feeds)
+    yield first, feeds, reference(feeds) if first_expected is None else first_expected
     if not free_dims(inputs):
         return
     leading = leading_dims(inputs)

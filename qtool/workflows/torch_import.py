@@ -115,10 +115,10 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
     real = None if inputs.feeds is None else {name or specs[0].name: array for name, array in inputs.feeds.items()}
     feeds = make_feeds(specs, first_sizes(specs, real), real)
     # The module's own errors are clearer than those of its export.
-    names = torch_program.output_names(module, bound, feeds)
+    outputs = torch_program.run_named(module, bound, feeds)
     with progress.task("exporting with torch"):
         asked = opset if opset in torch_program.EXPORTER_OPSETS else None
-        model = torch_program.export(module, bound, feeds, opset=asked, output_names=names)
+        model = torch_program.export(module, bound, feeds, opset=asked, output_names=outputs.names)
     if opset is not None:
         model = to_opset(model, opset)
     with open_graph(model) as session:
@@ -127,6 +127,7 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
             real,
             reference=lambda feed: torch_program.run(module, bound, feed),
             converted=session.run,
+            first_expected=outputs.values,
             progress=progress,
         )
     return ImportedGraph(model=model, comparisons=comparisons)

@@ -38,7 +38,7 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",
     [
         *("compare", "calibration", "calibration_pass", "large_model", "onnxruntime_static", "plain_inference"),
-        "real_models",
+        *("real_models", "conversion", "torch_exporter"),
     ],
 )
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
@@ -94,3 +94,13 @@ def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Pyth
     assert all(ratio > 0 for ratio in found["ratios"].values())
     assert found["command_ratio"] > 0
     assert list(found["peak_mb"]) == ["40", "80"]
+
+
+def test_conversion_is_timed_beside_the_exporter(root: Path, python: Python) -> None:
+    samples = root / "samples"
+    given = (str(samples / "mnist_cnn.pth"), f"{samples / 'mnist_cnn.py'}:build", "image=batch,1,28,28")
+    result = python(str(root / "benchmarks" / "conversion.py"), *given, "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["ratio"] == found["seconds"]["convert"][0] / found["seconds"]["exporter"][0]
+    assert found["medians"] == {name: taken[0] for name, taken in found["seconds"].items()}
