@@ -22,11 +22,13 @@ class AdapterModule:
         path: the module's name in the base model.
         parts: the tensors by the names of their roles, such as ``lora_A``, or ``lora_B.bias``.
         depth: how many adapters of the same module lie around this one, where several of its parameters are trained.
+        wrapped: whether the module is a part of another one that is trained as well.
     """
 
     path: str
     parts: Mapping[str, torch.Tensor]
     depth: int = 0
+    wrapped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def low_rank_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     check_roles(module, {"lora_A", "lora_B"}, {_MAGNITUDE, "lora_B.bias"}, base.source)
     first, second = module.parts["lora_A"], module.parts["lora_B"]
     rank = _checked_rank(module, first.shape[0], second.shape[1], adapter)
-    scale = adapter.settings.scale_of(module.path, rank)
+    scale = adapter.settings.scale_of(module.path, rank) * _times(module, base)
     parameter = "weight" if base.has("weight") or not base.has("in_proj_weight") else "in_proj_weight"
     if first.ndim > 2:
         changes = [base.change(parameter, _convolution(module, base, parameter, scale))]
@@ -77,6 +77,16 @@ def _embedding(module: AdapterModule, base: BaseModule, adapter: Adapter) -> Mod
         raise base.misfit("weight", f"the product has the shape {(first.shape[1], second.shape[0])}")
     product = LowRank(left=first.T, right=second.T, scale=adapter.settings.scale_of(module.path, rank))
     return base.change("weight", _with_norms(product, module, base, "weight", axis=1))
+
+
+def _times(module: AdapterModule, base: BaseModule) -> int:
+    """Returns how many times the product is added.
+
+    PEFT wraps the last projection of nn.MultiheadAttention together with the first ones, and adds its product twice:
+    when it merges, and in every pass of the training. What was trained is the sum with both.
+    """
+    owner, _, name = base.path.rpartition(".")
+    return 2 if name == "out_proj" and f"{owner}.in_proj_weight" in base.shapes and module.wrapped else 1
 
 
 def _checked_rank(module: AdapterModule, first: int, second: int, adapter: Adapter) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ _ROLES = (
     r"ia3_l|vera_lambda_b|vera_lambda_d|oft_R|token_adapter\.trainable_tokens_delta|trainable_tokens_delta"
 )
 # Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
-_PART = re.compile(rf"(?P<path>.+)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
+_PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
 _SHARED = re.compile(r"base_model\.(?P<role>vera_[AB])(\.default)?$")
 
 
@@ -83,7 +84,7 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _sorted_out(tensors: Mapping[str, torch.Tensor], settings: AdapterSettings, folder: Path) -> Adapter:
-    parts: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+    parts: dict[_Place, dict[str, torch.Tensor]] = {}
     replaced: dict[str, torch.Tensor] = {}
     shared: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
@@ -97,23 +98,33 @@ def _sorted_out(tensors: Mapping[str, torch.Tensor], settings: AdapterSettings, 
             replaced[_plain(re.sub(r"\.modules_to_save(\.default)?\.", ".", name))] = tensor
             continue
         role = part["role"].removeprefix("token_adapter.")
-        path, depth = _nested(part["path"])
-        held = parts.setdefault((path, depth), {})
+        place = _place(part["path"])
+        held = parts.setdefault(place, {})
         role += ".bias" if part["leaf"] == ".bias" else ""
         if role in held:
-            raise InputError(f"{folder} holds two tensors {role} of {path}", fix="save one adapter at a time")
+            raise InputError(f"{folder} holds two tensors {role} of {place.path}", fix="save one adapter at a time")
         held[role] = tensor
-    modules = [AdapterModule(path=path, parts=held, depth=depth) for (path, depth), held in parts.items()]
+    modules = [
+        AdapterModule(path=place.path, parts=held, depth=place.depth, wrapped=place.wrapped)
+        for place, held in parts.items()
+    ]
     return Adapter(source=folder, settings=settings, modules=tuple(modules), replaced=replaced, shared=shared)
 
 
-def _nested(path: str) -> tuple[str, int]:
-    """Takes the layers that PEFT put around a module out of its name, and counts those that were left inside."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    path: str
+    depth: int
+    wrapped: bool
+
+
+def _place(path: str) -> _Place:
+    """Takes the layers that PEFT put around a module out of its name, and remembers where they were."""
     depth = 0
     while path.endswith(".base_layer"):
         path = path.removesuffix(".base_layer")
         depth += 1
-    return _plain(path), depth
+    return _Place(path=_plain(path), depth=depth, wrapped=".base_layer." in path)
 
 
 def _plain(name: str) -> str:

@@ -67,6 +67,7 @@ class AdapterSettings:
         alpha_patterns: likewise.
         root_scale: scale by the root of the rank (rsLoRA).
         fan_in_fan_out: whether weights are stored with the inputs first, as Conv1D of transformers does.
+        feedforward: of IA3: the ends of the names of modules whose inputs are scaled, or one regular expression.
         target_parameters: parameters that are trained by name, not as the weight of their module.
         token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
         rotation: of OFT.
@@ -80,6 +81,7 @@ class AdapterSettings:
     alpha_patterns: Mapping[str, float] = field(default_factory=dict)
     root_scale: bool = False
     fan_in_fan_out: bool = False
+    feedforward: tuple[str, ...] | str = ()
     target_parameters: tuple[str, ...] = ()
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rotation: Rotation = Rotation()
@@ -94,6 +96,25 @@ class AdapterSettings:
         if alpha is None:
             return 1.0
         return alpha / math.sqrt(rank) if self.root_scale else alpha / rank
+
+    def is_feedforward(self, module: str) -> bool:
+        """Tells whether IA3 scales the inputs of a module, not its outputs."""
+        if isinstance(self.feedforward, str):
+            return re.fullmatch(self.feedforward, module) is not None
+        return module.endswith(self.feedforward)
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """Returns the names of the parameters of a module that are trained as such."""
+        found = [name.rpartition(".") for name in self.target_parameters]
+        return tuple(sorted({parameter for owner, _, parameter in found if _ends_with(module, owner)}))
+
+    def rows_of(self, module: str) -> tuple[int, ...] | None:
+        """Returns the rows of an embedding that were trained; None where the settings name none."""
+        return next((rows for name, rows in self.token_rows.items() if _ends_with(module, name)), None)
+
+
+def _ends_with(module: str, name: str) -> bool:
+    return not name or f".{module}".endswith(f".{name}")
 
 
 def _first_match(patterns: Mapping[str, _Value], module: str, otherwise: _Value) -> _Value:
@@ -131,6 +152,7 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
         alpha_patterns=patterns["alpha_pattern"],
         root_scale=bool(fields.get("use_rslora")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
+        feedforward=_feedforward(fields, where),
         target_parameters=tuple(fields.get("target_parameters") or ()),
         token_rows=_token_rows(fields, kind),
         rotation=Rotation(
@@ -191,3 +213,12 @@ def _token_rows(fields: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ..
     if isinstance(rows, dict):
         return {name: tuple(indices) for name, indices in rows.items()}
     return {"": tuple(rows)} if rows else {}
+
+
+def _feedforward(fields: Mapping[str, Any], where: str) -> tuple[str, ...] | str:
+    found = fields.get("feedforward_modules") or ()
+    if isinstance(found, str):
+        if not _compiles(found):
+            raise InputError(f"feedforward_modules in {where} is no pattern", fix="save the adapter again")
+        return found
+    return tuple(found)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.changes import Change, Replaced
+from qtool.lora.expert_parameters import parameter_changes
+from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_changes
 from qtool.lora.low_rank import low_rank_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
 from qtool.lora.names import Renaming, find_renaming
+from qtool.lora.scaled import rotated_changes, scaled_changes
+from qtool.lora.token_rows import token_changes
 
+# By the beginnings of their roles.
 _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[ModuleChange]]] = {
-    "lora_A": low_rank_changes,
-    "lora_B": low_rank_changes,
-    "lora_embedding_A": low_rank_changes,
-    "lora_embedding_B": low_rank_changes,
+    "lora_": low_rank_changes,
+    "hada_": hadamard_changes,
+    "lokr_": kronecker_changes,
+    "vera_": vera_changes,
+    "ia3_": scaled_changes,
+    "oft_": rotated_changes,
+    "trainable_": token_changes,
 }
 
 
@@ -50,22 +58,26 @@ def find_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> tup
     paths = sorted({module.path for module in adapter.modules} or owners)
     renaming = find_renaming(paths, shapes, source)
     targets = []
-    for module in adapter.modules:
-        base = BaseModule(path=renaming(module.path), shapes=shapes, source=source)
-        targets += [
-            Target(weight=change.weight, module=base.path, change=change.change)
-            for change in _changes(module, base, adapter)
-        ]
+    for path, modules in _by_path(adapter.modules).items():
+        base = BaseModule(path=renaming(path), shapes=shapes, source=source)
+        if adapter.settings.parameters_of(path):
+            changes = parameter_changes(modules, base, adapter)
+        else:
+            changes = [change for module in modules for change in _changes(module, base, adapter)]
+        targets += [Target(weight=change.weight, module=base.path, change=change.change) for change in changes]
     return (*targets, *_replacements(adapter, shapes, renaming))
 
 
+def _by_path(modules: Sequence[AdapterModule]) -> dict[str, list[AdapterModule]]:
+    found: dict[str, list[AdapterModule]] = {}
+    for module in modules:
+        found.setdefault(module.path, []).append(module)
+    return found
+
+
 def _changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
-    builder = next((_BUILDERS[role] for role in module.parts if role in _BUILDERS), None)
-    if builder is None:
-        raise InputError(
-            f"{adapter.source} holds only {', '.join(sorted(module.parts))} of {module.path}, which is nothing whole",
-            fix="save the adapter again, or ask for the complete file",
-        )
+    first = next(iter(module.parts))
+    builder = next(builder for start, builder in _BUILDERS.items() if first.startswith(start))
     return builder(module, base, adapter)
 
 

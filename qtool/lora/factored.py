@@ -1,0 +1,179 @@
+"""Builds the changes of LoHa, LoKr and VeRA: products of small matrices that are no plain low-rank ones.
+
+Sources: Hyeon-Woo et al., FedPara, https://arxiv.org/abs/2108.06098 (Hadamard products); Edalati et al., KronA,
+https://arxiv.org/abs/2212.10650 (Kronecker products); Kopiczko et al., VeRA, https://arxiv.org/abs/2310.11454; and how
+https://github.com/huggingface/peft and https://github.com/KohakuBlueleaf/LyCORIS store them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qtool.errors import InputError
+from qtool.lora.adapter import Adapter, AdapterModule
+from qtool.lora.changes import LowRank
+from qtool.lora.module_changes import BaseModule, ModuleChange, check_roles
+
+if TYPE_CHECKING:
+    import torch
+
+_HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+_HADAMARD_CORES = {"hada_t1", "hada_t2"}
+_KRONECKER = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hadamard:
+    """Adds scale · (w1a @ w1b) ⊙ (w2a @ w2b), or with cores the same of two Tucker products.
+
+    Attributes:
+        parts: the matrices by role.
+        scale: the factor.
+        rank: of both products.
+    """
+
+    parts: Mapping[str, torch.Tensor]
+    scale: float
+    rank: int
+    kind: str = "LoHa"
+    additive: bool = True
+    by_rows: bool = False
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the product."""
+        parts = {role: tensor.to(weight.dtype) for role, tensor in self.parts.items()}
+        factors = [
+            _tucker(parts[f"hada_t{number}"], parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"])
+            if f"hada_t{number}" in parts
+            else parts[f"hada_w{number}_a"] @ parts[f"hada_w{number}_b"]
+            for number in (1, 2)
+        ]
+        return factors[0].mul_(factors[1]).mul_(self.scale).reshape(weight.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kronecker:
+    """Adds scale · w1 ⊗ w2, where each may be a product itself.
+
+    Attributes:
+        parts: the matrices by role.
+        scale: the factor.
+        rank: of the products.
+    """
+
+    parts: Mapping[str, torch.Tensor]
+    scale: float
+    rank: int | None
+    kind: str = "LoKr"
+    additive: bool = True
+    by_rows: bool = False
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the product."""
+        import torch
+
+        parts = {role: tensor.to(weight.dtype) for role, tensor in self.parts.items()}
+        first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+        if "lokr_w2" in parts:
+            second = parts["lokr_w2"]
+        elif "lokr_t2" in parts:
+            second = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
+        else:
+            second = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
+        first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
+        return torch.kron(first, second.contiguous()).mul_(self.scale).reshape(weight.shape)
+
+
+def _tucker(core: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Returns Σᵢⱼ core[i, j, …] · first[i, out] · second[j, in]: (out, in, …)."""
+    import torch
+
+    return torch.einsum("ij...,ip,jr->pr...", core, first, second)
+
+
+def hadamard_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
+    """Returns the change that LoHa makes.
+
+    Raises:
+        InputError: a matrix is missing, or ranks and shapes do not agree with the settings and the base.
+    """
+    cores = _HADAMARD_CORES if _HADAMARD_CORES & set(module.parts) else set()
+    check_roles(module, _HADAMARD | cores, set(), base.source)
+    rank = module.parts["hada_w1_b"].shape[0]
+    _check_rank(module, rank, adapter)
+    change = Hadamard(parts=module.parts, scale=adapter.settings.scale_of(module.path, rank), rank=rank)
+    return [_checked(change, base)]
+
+
+def kronecker_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
+    """Returns the change that LoKr makes.
+
+    Raises:
+        InputError: a matrix is missing, or ranks and shapes do not agree with the settings and the base.
+    """
+    first = {"lokr_w1"} if "lokr_w1" in module.parts else {"lokr_w1_a", "lokr_w1_b"}
+    second = {"lokr_w2"} if "lokr_w2" in module.parts else {"lokr_w2_a", "lokr_w2_b"}
+    check_roles(module, first | second, {"lokr_t2"} if "lokr_w2_a" in second else set(), base.source)
+    inner = next((module.parts[role] for role in ("lokr_w1_b", "lokr_w2_b") if role in module.parts), None)
+    if inner is not None:
+        _check_rank(module, inner.shape[0], adapter)
+    rank = adapter.settings.rank_of(module.path) or (None if inner is None else int(inner.shape[0]))
+    scale = 1.0 if rank is None else adapter.settings.scale_of(module.path, rank)
+    change = Kronecker(parts=module.parts, scale=scale, rank=None if inner is None else rank)
+    return [_checked(change, base)]
+
+
+def vera_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
+    """Returns the change that VeRA makes: (λb · B) @ (λd · A), of projections that all modules share.
+
+    Raises:
+        InputError: the projections were not saved, or shapes do not agree with the base.
+    """
+    check_roles(module, {"vera_lambda_b", "vera_lambda_d"}, set(), base.source)
+    if set(adapter.shared) != {"vera_A", "vera_B"}:
+        raise InputError(
+            f"{base.source} is VeRA without its projections, which other versions of torch draw in other ways",
+            fix="save it with save_projection=True",
+        )
+    outputs, rank = module.parts["vera_lambda_b"], module.parts["vera_lambda_d"]
+    _check_rank(module, rank.shape[0], adapter)
+    shape = base.shape("weight")
+    transposed = adapter.settings.fan_in_fan_out and shape[1] == outputs.shape[0]
+    inputs = shape[0] if transposed else shape[-1]
+    first, second = adapter.shared["vera_A"], adapter.shared["vera_B"]
+    if (
+        (outputs.shape[0], inputs) not in (shape, shape[::-1])
+        or first.shape[1] < inputs
+        or second.shape[0] < len(outputs)
+    ):
+        raise base.misfit("weight", f"vera_lambda_b has the shape {tuple(outputs.shape)}")
+    left = outputs.double()[:, None] * second[: len(outputs)].double()
+    right = rank.double()[:, None] * first[:, :inputs].double()
+    if transposed:
+        left, right = right.T, left.T
+    return [base.change("weight", LowRank(left=left, right=right, scale=1.0, kind="VeRA"))]
+
+
+def _check_rank(module: AdapterModule, rank: int, adapter: Adapter) -> None:
+    expected = adapter.settings.rank_of(module.path)
+    if expected is not None and rank != expected:
+        raise InputError(
+            f"the matrices of {module.path} in {adapter.source} have the rank {rank}, and the settings say {expected}",
+            fix="use the adapter_config.json that was saved with these weights",
+        )
+
+
+def _checked(change: Hadamard | Kronecker, base: BaseModule) -> ModuleChange:
+    """Forms the product once, without its numbers, to see that it fits."""
+    import torch
+
+    shape = base.shape("weight")
+    shadows = {role: torch.empty_like(tensor, device="meta") for role, tensor in change.parts.items()}
+    shadow = type(change)(parts=shadows, scale=change.scale, rank=change.rank or 1)
+    try:
+        shadow.delta(torch.empty(shape, dtype=torch.float32, device="meta"), slice(0, shape[0]))
+    except (RuntimeError, IndexError) as error:
+        raise base.misfit("weight", f"its matrices make another shape ({str(error).splitlines()[0]})") from error
+    return base.change("weight", change)
