@@ -1,13 +1,16 @@
 """Measures what `qtool convert` and `qtool inspect` take of memory for a model of several gigabytes.
 
 The weights are random. Private memory is what counts: pages of the model's own files, which the system drops when it
-needs them for something else, are listed beside it. Linux only, which tells both in /proc.
+needs them for something else, are listed beside it. torch writes a ``.pth`` from all of its tensors at once, of which
+those of a file are such pages. Linux only, which tells both in /proc.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +50,24 @@ def write_model(folder: Path, layers: int) -> Path:
     return path
 
 
+def write_weights(model: Path, layers: int) -> Path:
+    """Writes the weights of the model once more, as ``.safetensors``."""
+    path = model.with_suffix(".safetensors")
+    fields = {
+        f"w{layer}": {
+            "dtype": "F32",
+            "shape": [_WIDTH, _WIDTH],
+            "data_offsets": [layer * _LAYER_BYTES, (layer + 1) * _LAYER_BYTES],
+        }
+        for layer in range(layers)
+    }
+    header = json.dumps(fields).encode()
+    with path.open("wb") as stream, model.with_name(f"{model.name}.data").open("rb") as data:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        shutil.copyfileobj(data, stream, 1 << 24)
+    return path
+
+
 def measure(command: list[str]) -> tuple[int, int, float]:
     """Runs ``qtool`` and returns its peaks of private memory and of mapped files, in bytes, and its seconds."""
     begun = time.perf_counter()
@@ -75,11 +96,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder, arguments.layers)
+        weights, torch_file = write_weights(model, arguments.layers), str(folder / "result.pth")
         result = ["-o", str(folder / "result.onnx"), "--force"]
         commands = {
             "inspect": ["inspect", str(model)],
             "to opset 18": ["convert", str(model), "--opset", "18", *result],
             "to shards": ["convert", str(model), "--external-data", "--max-shard-mb", "600", *result],
+            "to .pth": ["convert", str(weights), "--to", "pth", "-o", torch_file],
+            "from .pth": ["convert", torch_file, "--to", "safetensors", "-o", str(folder / "again.safetensors")],
         }
         print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB")
         for what, command in commands.items():
