@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "dequantize", "report", "verify")
+COMMANDS = (
+    "convert",
+    "merge-lora",
+    "inspect",
+    "audit",
+    "calibrate",
+    "sensitivity",
+    "quantize",
+    "dequantize",
+    "report",
+    "verify",
+)
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
 
 

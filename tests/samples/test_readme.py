@@ -20,7 +20,18 @@ from qtool.cli.quantize import quantize
 from qtool.cli.settings import parameters
 from qtool.report.figures import FIGURES
 
-COMMANDS = ("convert", "inspect", "audit", "calibrate", "sensitivity", "quantize", "verify", "report", "dequantize")
+COMMANDS = (
+    "convert",
+    "merge-lora",
+    "inspect",
+    "audit",
+    "calibrate",
+    "sensitivity",
+    "quantize",
+    "verify",
+    "report",
+    "dequantize",
+)
 
 
 def _blocks(readme: str) -> list[tuple[str, str]]:
@@ -60,7 +71,8 @@ def test_the_settings_are_toml(readme: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_a_command_is_described(readme: str, command: str) -> None:
-    function = getattr(importlib.import_module(f"qtool.cli.{command}"), command)
+    name = command.replace("-", "_")
+    function = getattr(importlib.import_module(f"qtool.cli.{name}"), name)
     options = {
         f"--{key}"
         for parameter in parameters(function)

@@ -53,6 +53,19 @@ def test_the_data_is_small_and_complete(root: Path) -> None:
         assert not [image for image in evaluation["image"] if image.tobytes() in seen]
 
 
+def test_a_merged_adapter_makes_the_model_read_inverted_digits(clone: Path, python: Python) -> None:
+    result = python("samples/02_merge_adapter.py")
+    assert result.returncode == 0, result.stderr
+    commands = [line.split()[2] for line in result.stdout.splitlines() if line.startswith("$ qtool ")]
+    assert commands == ["merge-lora", "convert", "quantize", "report"]
+    results = [f"demo-output/{name}" for name in ("inverted.onnx", "inverted.int8.onnx")]
+    data = ("--data", "demo-output/inverted_eval.npz", "--json", "--no-latency")
+    report = python("-m", "qtool", "report", *results, *data)
+    figures = json.loads(report.stdout)["figures"]
+    assert figures["top1_float"] > 95
+    assert figures["top1_drop"] < 0.5
+
+
 def test_training_writes_all_that_the_main_job_needs(clone: Path, python: Python) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(256, dtype=np.uint8) % 10
