@@ -18,7 +18,14 @@ _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
 
 @contextmanager
-def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all", mapped: bool = False) -> Iterator[Session]:
+def open_graph(
+    model: ir.Model,
+    *,
+    threads: int = 0,
+    level: Level = "all",
+    mapped: bool = False,
+    largest_message_bytes: int = _LARGEST_MESSAGE_BYTES,
+) -> Iterator[Session]:
     """Yields a session on ``model``; goes through a temporary file where the model is too large for one message.
 
     Args:
@@ -26,12 +33,17 @@ def open_graph(model: ir.Model, *, threads: int = 0, level: Level = "all", mappe
         threads: threads inside an operator; 0 lets onnxruntime take one a core.
         level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
         mapped: whether it goes through a file in any case, and its weights stay there while it runs.
+        largest_message_bytes: with so many bytes of weights it goes through a file.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    largest = 0 if mapped else _LARGEST_MESSAGE_BYTES
-    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder), largest) as source:
+    largest = 0 if mapped else largest_message_bytes
+    # Windows deletes no file that a session still reads.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        saved(model, Path(folder), largest) as source,
+    ):
         yield Session(source, threads=threads, level=level, mapped=mapped)
 
 

@@ -21,6 +21,9 @@ from qtool.workflows.equivalence import Comparison, compare_programs
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# onnxruntime opens larger weights sooner out of a file than out of a message, which is copied several times.
+_LARGEST_COPIED_BYTES = 128 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputDescription:
@@ -121,7 +124,7 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
         model = torch_program.export(module, bound, feeds, opset=asked, output_names=outputs.names)
     if opset is not None:
         model = to_opset(model, opset)
-    with open_graph(model) as session:
+    with open_graph(model, largest_message_bytes=_LARGEST_COPIED_BYTES) as session:
         comparisons = compare_programs(
             specs,
             real,

@@ -18,6 +18,7 @@ from formats.example_inputs import InputSpec
 from formats.garbage import few_collections
 from qtool.errors import InputError
 from qtool.progress import Silent
+from qtool.runtime.graphs import open_graph, saved
 from qtool.workflows.equivalence import compare_programs
 
 SPEC = InputSpec(name="x", dims=("n", 4), dtype=np.dtype(np.float32))
@@ -66,6 +67,21 @@ def test_what_the_module_gave_before_the_export_is_not_computed_again() -> None:
     assert sizes == [3, 1]
     with pytest.raises(InputError, match="with n=2"):
         compared(np.zeros((2, 4), np.float32))
+
+
+def test_a_graph_computes_the_same_out_of_a_file_as_out_of_a_message(folder: Path, net: torch.nn.Module) -> None:
+    spec = InputSpec(name="image", dims=("n", 3, 16, 16), dtype=np.dtype(np.float32))
+    feed = {"image": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+    model = torch_program.export(net, [torch_program.BoundInput(parameter="image", spec=spec)], feed)
+    with saved(model, folder, 0) as source:
+        assert isinstance(source, Path)
+    with saved(model, folder) as source:
+        assert isinstance(source, bytes)
+    results = []
+    for largest in (0, 1 << 30):
+        with open_graph(model, largest_message_bytes=largest) as session:
+            results.append(next(iter(session.run(feed).values())))
+    np.testing.assert_array_equal(*results)
 
 
 def test_outputs_that_a_module_writes_into_again_stay_as_they_were() -> None:
