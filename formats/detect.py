@@ -64,11 +64,12 @@ def detect(path: Path) -> Detection:
     size = path.stat().st_size
     if head.startswith(b"PK"):
         return _detect_zip(path)
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return _detect_pickle(path, head)
+    # Before pickles: a header of 640 bytes begins with 80 02, as they do.
     if safetensors_header.announced_header_bytes(head) is not None:
         safetensors_header.read_header(path)
         return Detection("safetensors", "safetensors")
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return _detect_pickle(path, head)
     if is_index(path, head):
         return Detection("sharded", "sharded weights")
     found = _detect_onnx(path, size)

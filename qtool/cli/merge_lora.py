@@ -31,7 +31,7 @@ def merge_lora(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="Weights: .safetensors, .pth, an index of several files, or the folder of a model.",
+            help="Weights (.safetensors, .pth, an index of several files, or the folder of a model), or an ONNX graph.",
             show_default=False,
         ),
     ],
@@ -45,6 +45,15 @@ def merge_lora(
     ],
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
+    base_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--base-weights",
+            metavar="FILE",
+            help="The weights that an ONNX graph was exported from, to find them in it by their values.",
+            show_default=False,
+        ),
+    ] = None,
     scale: Annotated[float, typer.Option("--scale", help="Factor for the changes of all adapters.")] = 1.0,
     only: Annotated[
         list[str] | None,
@@ -81,6 +90,7 @@ def merge_lora(
             adapters=tuple(_adapter(text) for text in adapters),
             output=output,
             output_dir=output_dir,
+            base_weights=base_weights,
             scale=scale,
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
@@ -112,9 +122,10 @@ def _adapter(text: str) -> AdapterSource:
 
 
 def _show(console: Console, report: Any) -> None:
+    in_graph = any(target.places for target in report.targets)
     console.table(
         "Changed tensors" if report.output is not None else "Tensors that would change",
-        ("tensor", "kind", "rank", "scale", "change", "rounding"),
+        ("tensor", "kind", "rank", "scale", "change", "rounding", *(("in the graph",) if in_graph else ())),
         [
             (
                 target.weight,
@@ -123,6 +134,7 @@ def _show(console: Console, report: Any) -> None:
                 ", ".join(f"{scale:g}" for scale in target.scales),
                 _share(target.relative_change),
                 f"{target.rounding_error:.1e}",
+                *((", ".join(target.places),) if in_graph else ()),
             )
             for target in report.targets
         ],
@@ -161,6 +173,7 @@ def _as_json(report: Any) -> dict[str, object]:
                 "scales": list(target.scales),
                 "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
                 "rounding_error": target.rounding_error,
+                "places": list(target.places),
             }
             for target in report.targets
         ],

@@ -79,6 +79,18 @@ def merge_tensor(name: str, weight: torch.Tensor, changes: Sequence[WeightedChan
     )
 
 
+def total_delta(weight: torch.Tensor, changes: Sequence[WeightedChange]) -> torch.Tensor:
+    """Returns Σ wᵢ·ΔWᵢ in float64, all of it at once."""
+    import torch
+
+    with torch.no_grad():
+        original = weight.to(torch.float64)
+        total = torch.zeros_like(original)
+        for item in changes:
+            total.add_(item.change.delta(original, slice(0, len(original))), alpha=item.weight)
+    return total
+
+
 def _replacement(changes: Sequence[WeightedChange]) -> torch.Tensor | None:
     """Returns the values that stand in for the whole tensor, where that is all that happens to it."""
     last = changes[-1].change

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qtool.errors import InputError, UsageError
-from qtool.lora.base_weights import BaseWeights
 from qtool.lora.changes import Replaced
 from qtool.lora.merging import WeightedChange
 from qtool.lora.targets import Target
@@ -57,25 +56,26 @@ def _fits(module: str, pattern: str) -> bool:
 
 
 def changes_by_weight(
-    targets: Sequence[tuple[Target, float]], base: BaseWeights
+    targets: Sequence[tuple[Target, float]], names: Iterable[str], tied: Mapping[str, str]
 ) -> dict[str, tuple[WeightedChange, ...]]:
     """Gathers the changes of each tensor; all names of tied tensors get those of any of them.
 
     Args:
         targets: each with the weight of its adapter.
-        base: the base.
+        names: all tensors of the base.
+        tied: for each of them that is another name of an earlier one, the name of the first.
 
     Raises:
         InputError: changes that depend on the weight meet others on one tensor, where no sum of them is exact.
     """
     gathered: dict[str, list[WeightedChange]] = {}
     for target, weight in targets:
-        held = gathered.setdefault(base.first_name(target.weight), [])
+        held = gathered.setdefault(tied.get(target.weight, target.weight), [])
         held.append(WeightedChange(target.change, weight))
     for name, changes in gathered.items():
         _check_sum(name, changes)
-    names = {name: base.first_name(name) for name in base.weights.tensors}
-    return {name: tuple(gathered[first]) for name, first in names.items() if first in gathered}
+    firsts = {name: tied.get(name, name) for name in names}
+    return {name: tuple(gathered[first]) for name, first in firsts.items() if first in gathered}
 
 
 def _check_sum(name: str, changes: Sequence[WeightedChange]) -> None:

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qtool.lora.base_weights import BaseWeights, check_floats, open_base
-from qtool.lora.changes import Replaced
+from formats.detect import detect
+from qtool.errors import UsageError
+from qtool.lora.base_weights import BaseWeights, open_base
 from qtool.lora.merging import MergedTensor, WeightedChange, merge_tensor
 from qtool.lora.reading import read_adapter
-from qtool.lora.selection import Selection, changes_by_weight
-from qtool.lora.targets import find_targets
 from qtool.progress import Advance, Progress
+from qtool.workflows.merge_graph import merge_into_graph
 from qtool.workflows.merged_files import MergedOutput, written_bytes
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
+from qtool.workflows.planned_changes import planned_changes
 
 if TYPE_CHECKING:
     import torch
-
-    from qtool.lora.adapter import Adapter
 
 
 def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
@@ -31,12 +30,16 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         InputError: an adapter is incomplete, damaged, of a kind without an exact merged form, or one for another base.
         OutputError: the result cannot be written.
     """
+    if request.base.is_file() and detect(request.base).format == "onnx":
+        return merge_into_graph(request, progress)
+    if request.base_weights is not None:
+        raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:
         output = MergedOutput.of(base, request.output, request.output_dir, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    changes = _changes(request, base, adapters)
+    changes = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
     merge = _Merge(base=base, changes=changes)
     with progress.task("merging", total=len(changes)) as advance:
         if output is None:
@@ -55,26 +58,6 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         targets=tuple(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
         untouched=len(base.weights.tensors) - len(changes),
     )
-
-
-def _changes(
-    request: MergeRequest, base: BaseWeights, adapters: Sequence[Adapter]
-) -> Mapping[str, tuple[WeightedChange, ...]]:
-    shapes = base.shapes()
-    selection = Selection(only=request.only, exclude=request.exclude)
-    found = [find_targets(adapter, shapes) for adapter in adapters]
-    chosen = selection.chosen_modules([target for targets in found for target in targets])
-    weighted = [
-        (target, source.weight * request.scale)
-        for targets, source in zip(found, request.adapters, strict=True)
-        for target in targets
-        if target.module in chosen
-    ]
-    changes = changes_by_weight(weighted, base)
-    for name, steps in changes.items():
-        if not all(isinstance(step.change, Replaced) for step in steps):
-            check_floats(name, base.weights.tensors[name], base.path)
-    return changes
 
 
 @dataclass(slots=True, kw_only=True)

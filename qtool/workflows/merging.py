@@ -26,10 +26,11 @@ class MergeRequest:
     """Says what is to be merged into what.
 
     Attributes:
-        base: the weights: a file, an index of several, or the folder of a model.
+        base: the weights (a file, an index of several, or the folder of a model), or an ONNX graph.
         adapters: at least one.
         output: where the result goes; named after the base where None.
         output_dir: the folder of a result without ``output``.
+        base_weights: what a graph was exported from, to find its weights by their values.
         scale: a factor for the changes of all adapters.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
@@ -42,6 +43,7 @@ class MergeRequest:
     adapters: tuple[AdapterSource, ...]
     output: Path | None = None
     output_dir: Path | None = None
+    base_weights: Path | None = None
     scale: float = 1.0
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class MergedTarget:
         scales: their factors, the weight of the adapter included.
         relative_change: the norm of what was added, over that of the original.
         rounding_error: the norm of what rounding to the base's type cut off, over that of the exact sum.
+        places: of a graph: the initializers that hold it, each with its form.
     """
 
     weight: str
@@ -69,6 +72,7 @@ class MergedTarget:
     scales: tuple[float, ...]
     relative_change: float
     rounding_error: float
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

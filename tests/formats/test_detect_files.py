@@ -21,6 +21,17 @@ def write_kinds(folder: Path) -> dict[str, Path]:
     return {"torch": folder / "zip.pth", "legacy": folder / "legacy.pth", "safetensors": folder / "weights.safetensors"}
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for padding in range(0, 700, 8):
+        safetensors.torch.save_file(STATE, path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        pytest.fail("no header of 640 bytes was made")
+    assert detect(path).format == "safetensors"
+
+
 def test_each_kind_is_told_by_its_content_whatever_its_name(tmp_path: Path, onnx_path: Path) -> None:
     kinds = write_kinds(tmp_path) | {"onnx": onnx_path}
     found = {}

@@ -94,7 +94,7 @@ def merge(tmp_path: Path) -> Callable[..., State]:
     """Runs ``qtool merge-lora`` and returns the tensors that it wrote."""
 
     def run(base: Path, *arguments: object, output: str = "merged.safetensors") -> State:
-        result = command(base, *arguments, "-o", tmp_path / output, "--force")
+        result = invoke("merge-lora", base, *arguments, "-o", tmp_path / output, "--force")
         assert result.exit_code == 0, result.output
         if output.endswith(".safetensors"):
             return load_file(tmp_path / output)
@@ -104,8 +104,40 @@ def merge(tmp_path: Path) -> Callable[..., State]:
     return run
 
 
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["merge-lora", *map(str, arguments)])
+def invoke(name: str, *arguments: object) -> Result:
+    return CliRunner().invoke(app, [name, *map(str, arguments)])
+
+
+@pytest.fixture
+def command() -> Callable[..., Result]:
+    """Runs ``qtool merge-lora``."""
+    return lambda *arguments: invoke("merge-lora", *arguments)
+
+
+@pytest.fixture
+def merge_graph(tmp_path: Path) -> Callable[..., Path]:
+    """Runs ``qtool merge-lora`` on a graph and returns the result's path."""
+
+    def run(graph: Path, *arguments: object) -> Path:
+        output = tmp_path / "merged.onnx"
+        result = invoke("merge-lora", graph, *arguments, "-o", output, "--force")
+        assert result.exit_code == 0, result.output
+        return output
+
+    return run
+
+
+@pytest.fixture
+def quantize(tmp_path: Path) -> Callable[..., Path]:
+    """Quantizes a graph without anything that moves weights, and returns the result's path."""
+
+    def run(graph: Path, data: Path) -> Path:
+        output = tmp_path / "integers.onnx"
+        result = invoke("quantize", graph, "--calib-data", data, "--effort", "fast", "-o", output, "--force")
+        assert result.exit_code == 0, result.output
+        return output
+
+    return run
 
 
 @pytest.fixture
@@ -129,7 +161,7 @@ def refused() -> Callable[..., str]:
     """Runs the command, which must end with exit code 2, and returns what it says."""
 
     def run(*arguments: object) -> str:
-        result = command(*arguments)
+        result = invoke("merge-lora", *arguments)
         assert result.exit_code == 2, result.output
         assert "fix:" in result.stderr
         return result.stderr

@@ -1,0 +1,165 @@
+"""Merges adapters into ONNX graphs: finds each weight in the graph, whatever became of it, and changes it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from formats.onnx_file import OnnxFile, load_weights
+from qtool.atomic import check_output, staged
+from qtool.errors import InputError, UsageError
+from qtool.lora.base_weights import open_base
+from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
+from qtool.lora.graph_names import weights_by_name
+from qtool.lora.graph_search import GraphSearch, Place
+from qtool.lora.merging import WeightedChange, total_delta
+from qtool.lora.reading import read_adapter
+from qtool.progress import Progress
+from qtool.runtime.session import Session
+from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
+from qtool.workflows.model_source import write_graph
+from qtool.workflows.planned_changes import planned_changes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+
+# What reads weights that no exporter multiplies anything into.
+_NEVER_SCALED = frozenset({"MatMul", "Gather", "Add", "LayerNormalization", "Identity"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checkpoint:
+    """Is what the graph was exported from.
+
+    Attributes:
+        tensors: its tensors by name.
+        tied: for each that is another name of an earlier one, the name of the first.
+        path: where they came from.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    tied: Mapping[str, str]
+    path: Path
+
+
+def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
+    """Merges ``request.adapters`` into the graph ``request.base``, and writes the result whole, or not at all.
+
+    Raises:
+        UsageError: the options do not go together, or a pattern fits nothing.
+        FormatError: a file is damaged, or would do more than it may.
+        InputError: an adapter cannot be merged, or one of its weights is not in the graph.
+        OutputError: the result cannot be written.
+        RuntimeRefusedError: onnxruntime does not load the result.
+    """
+    output = None if request.dry_run else _output(request)
+    adapters = [read_adapter(source.path) for source in request.adapters]
+    model = load_weights(OnnxFile().read(request.base))
+    checkpoint = _checkpoint(request, model)
+    changes = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
+    targets = _merge(request, model, checkpoint, changes, progress)
+    nbytes = 0
+    if output is not None:
+        with staged(output) as path, progress.task(f"writing {output.name}"):
+            write_graph(model, path)
+            Session(path)
+            nbytes = sum(file.stat().st_size for file in path.parent.iterdir())
+    return MergeReport(
+        base=request.base,
+        base_kind=f"ONNX, {len(model.graph.initializers)} initializers",
+        adapters=request.adapters,
+        base_models=tuple(adapter.settings.base_model for adapter in adapters),
+        output=output,
+        output_bytes=nbytes,
+        targets=tuple(targets),
+        untouched=len(checkpoint.tensors) - len(changes),
+    )
+
+
+def _output(request: MergeRequest) -> Path:
+    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.merged.onnx"
+    output = request.output or named
+    if output.exists() and output.samefile(request.base):
+        raise UsageError(f"the result would replace the base {output} itself", fix="name another file with -o")
+    check_output(output, force=request.force)
+    return output
+
+
+def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
+    if request.base_weights is not None:
+        base = open_base(request.base_weights, request.trust)
+        return _Checkpoint(tensors=base.weights.tensors, tied=base.tied, path=base.path)
+    import torch
+
+    named = {name: torch.from_numpy(array.copy()) for name, array in weights_by_name(model).items()}
+    if not named:
+        raise InputError(
+            f"{request.base} does not tell what its weights were called",
+            fix="give the checkpoint that it was exported from with --base-weights",
+        )
+    return _Checkpoint(tensors=named, tied={}, path=request.base)
+
+
+def _merge(
+    request: MergeRequest,
+    model: ir.Model,
+    checkpoint: _Checkpoint,
+    changes: Mapping[str, Sequence[WeightedChange]],
+    progress: Progress,
+) -> list[MergedTarget]:
+    firsts = [name for name in changes if name not in checkpoint.tied]
+    arrays = {name: _as_array(tensor) for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
+    search = GraphSearch(model, arrays, checkpoint.tied)
+    # All of them are found before the first one changes: equal tensors may be stored once.
+    places = {name: search.places(name) for name in firsts}
+    if checkpoint.path == request.base:
+        _check_told(places)
+    targets = []
+    with progress.task("merging", total=len(firsts)) as advance:
+        for name in firsts:
+            delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
+            found = [add_to_graph(place, delta, name) for place in places[name]]
+            targets.append(_facts(name, changes[name], found))
+            advance(1)
+    return targets
+
+
+def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
+    """Passes when names alone are enough to know that the graph's values are those of torch.
+
+    Raises:
+        InputError: a weight belongs to an operator that exporters multiply normalizations into.
+    """
+    for name, found in places.items():
+        readers = {use.node.op_type for place in found for use in place.stored.uses()}
+        if not readers <= _NEVER_SCALED:
+            raise InputError(
+                f"'{name}' is read by {', '.join(sorted(readers - _NEVER_SCALED))}, into whose weights exporters "
+                "multiply normalizations, and its name does not tell",
+                fix="give the checkpoint that the graph was exported from with --base-weights",
+            )
+
+
+def _as_array(tensor: torch.Tensor) -> Array:
+    import torch
+
+    wide = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
+    array: Array = wide.detach().numpy()
+    return array
+
+
+def _facts(name: str, steps: Sequence[WeightedChange], found: Sequence[GraphChange]) -> MergedTarget:
+    hurt = worst(found)
+    return MergedTarget(
+        weight=name,
+        kinds=tuple(step.change.kind for step in steps),
+        ranks=tuple(step.change.rank for step in steps),
+        scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
+        relative_change=hurt.relative_change,
+        rounding_error=hurt.rounding_error,
+        places=tuple(f"{change.stored} ({change.form})" for change in found),
+    )

@@ -1,0 +1,56 @@
+"""Puts the changes of all adapters of a merge together, by the tensors of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtool.lora.base_weights import check_floats
+from qtool.lora.changes import Replaced
+from qtool.lora.merging import WeightedChange
+from qtool.lora.selection import Selection, changes_by_weight
+from qtool.lora.targets import find_targets
+from qtool.workflows.merging import MergeRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from qtool.lora.adapter import Adapter
+
+
+def planned_changes(
+    request: MergeRequest,
+    adapters: Sequence[Adapter],
+    tensors: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
+    base: Path,
+) -> Mapping[str, tuple[WeightedChange, ...]]:
+    """Returns what is added to each tensor of the base that changes, under all of its names.
+
+    Args:
+        request: the weights of the adapters, and what is left out.
+        adapters: the adapters.
+        tensors: the base.
+        tied: for each of its tensors that is another name of an earlier one, the name of the first.
+        base: the base's file, for errors.
+
+    Raises:
+        UsageError: a pattern fits nothing.
+        InputError: an adapter does not fit the base, the base is quantized, or changes do not add up.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    selection = Selection(only=request.only, exclude=request.exclude)
+    found = [find_targets(adapter, shapes) for adapter in adapters]
+    chosen = selection.chosen_modules([target for targets in found for target in targets])
+    weighted = [
+        (target, source.weight * request.scale)
+        for targets, source in zip(found, request.adapters, strict=True)
+        for target in targets
+        if target.module in chosen
+    ]
+    changes = changes_by_weight(weighted, tensors, tied)
+    for name, steps in changes.items():
+        if not all(isinstance(step.change, Replaced) for step in steps):
+            check_floats(name, tensors[name], base)
+    return changes
