@@ -7,12 +7,17 @@ import onnx_ir as ir
 from qtool.passes.constants import constant_array
 from qtool.passes.insert_dynamic import insert_dynamic
 from qtool.plan import DynamicPlan
-from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.weights.saturation import orders_of, without_saturation
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.rounding import WeightRounding
+from qtool.weights.saturation import orders_of
+
+ROUND_TO_NEAREST = WeightRounding()
 
 
-def quantize_dynamically(model: ir.Model, plan: DynamicPlan) -> dict[str, QuantizedWeight]:
-    """Quantizes the layers of ``plan`` in place, and returns their weights by name.
+def quantize_dynamically(
+    model: ir.Model, plan: DynamicPlan, rounding: WeightRounding = ROUND_TO_NEAREST
+) -> dict[str, QuantizedWeight]:
+    """Quantizes the layers of ``plan`` in place, and returns their weights by name; ``rounding`` makes their integers.
 
     Raises:
         InputError: a weight holds NaN or infinity.
@@ -23,8 +28,6 @@ def quantize_dynamically(model: ir.Model, plan: DynamicPlan) -> dict[str, Quanti
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        rounded = round_to_nearest(name, array, weight.grid, weight.granularity)
-        orders = orders_of(values[name], weight.nodes)
-        weights[name] = without_saturation(rounded, array, orders, weight.largest_pair)
+        weights[name] = rounding(array, weight, bias=None, orders=orders_of(values[name], weight.nodes))
     insert_dynamic(model, plan, weights)
     return weights

@@ -173,7 +173,7 @@ def build_plan(
         skipped = tuple(skip for skip in plan.skipped if skip.node not in dynamic.integer_nodes)
         plan = replace(plan, skipped=skipped, dynamic=dynamic)
     if not plan.integer_nodes:
-        if dynamic.integer_nodes:
+        if dynamic.integer_nodes and not kept_float:
             raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
         if may_be_empty:
             return plan

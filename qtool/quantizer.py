@@ -166,8 +166,9 @@ def quantize_graph(
     set_biases(model, fitted)
     corrected = correct_biases(model, plan, weights, statistics, given=fitted) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
-    weights |= quantize_dynamically(model, plan.dynamic)
+    weights |= quantize_dynamically(model, plan.dynamic, refinement.rounding)
     KeepFloatLayers()(model)
+    _drop_unread(model.graph)
     return Findings(
         constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),
         dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
@@ -175,6 +176,14 @@ def quantize_graph(
         reduced_channels={name: weight.reduced_channels for name, weight in weights.items() if weight.reduced_channels},
         corrected=corrected,
     )
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Removes float constants that integers have taken the place of."""
+    inputs = set(graph.inputs)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and value not in inputs:
+            del graph.initializers[name]
 
 
 def _quantized_weights(

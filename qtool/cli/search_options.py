@@ -68,7 +68,7 @@ MaxFloatOption: TypeAlias = Annotated[
     typer.Option(
         "--max-float",
         metavar="SHARE",
-        help="Part of the multiply-adds that may stay float where integers cost much accuracy: 15%, or 0 for none. "
+        help="Part of what integers save that may be given up, by float layers, for accuracy: 15%, or 0 for none. "
         "Default: 15%, and up to 50% as long as the outputs are below 20 dB; 0 with --effort fast.",
         show_default=False,
     ),
@@ -117,9 +117,11 @@ def show_search(console: Console, report: QuantizeReport) -> None:
     if kept is not None and kept.bargain.layers:
         layers = ", ".join(layer.group.layer for layer in kept.bargain.layers)
         console.say(
-            f"kept float, {kept.bargain.share:.1%} of all multiply-adds: {layers}; {_decibels(kept.plain_db)} dB with "
-            f"integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
+            f"kept float, for {kept.bargain.share:.1%} of what integers save: {layers}; {_decibels(kept.plain_db)} dB "
+            f"with integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
         )
+    if kept is not None and kept.dynamic:
+        console.say(f"{len(kept.dynamic)} layers find their ranges as they run, which suits them better")
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
     if report.speedup is None:
@@ -147,7 +149,8 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         if kept is None
         else {
             "layers": [layer.group.layer for layer in kept.bargain.layers],
-            "share_of_multiply_adds": kept.bargain.share,
+            "dynamic_layers": list(kept.dynamic),
+            "share_given_up": kept.bargain.share,
             "sqnr_db": _finite(kept.bargain.sqnr_db),
             "integers_everywhere_sqnr_db": _finite(kept.plain_db),
             "samples": kept.samples,

@@ -1,16 +1,20 @@
 """Keeps the layers float that cost much accuracy and save little time, when nobody has asked for a figure.
 
-Layers are lined up by the noise they cause for the multiply-adds they take, and beginnings of that line are tried, each
-longer than the one before. The one that is worth most is kept.
+Layers are lined up by the noise they cause for what they cost in float beside those before them, and beginnings of that
+line are tried, each longer than the one before. The one that is worth most is kept. Where that leaves a model unusable,
+longer beginnings of the model itself are tried: errors of early layers go through all that follow, and a choice that
+needs no measuring of single layers holds for other data as well. The PP-OCR detector with 32 layers in float came to
+19.9 dB on the samples that chose them among all, and to 13.6 dB on others; with its first 35, to 20.2 and 20.0 dB.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qtool.progress import Advance
+from qtool.search.float_cost import FloatCost
 from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise
 from qtool.search.variant import Quantize
@@ -19,12 +23,12 @@ from qtool.search.variant import Quantize
 _USABLE_DB, _PERFECT_DB = 20.0, 30.0
 # What a decibel between the two is worth beside one below both.
 _COMFORT = 0.5
-# What a tenth of the multiply-adds in float costs, in dB.
-_PRICE = 1.0
-# A broken model may take more of them than a usable one.
+# What it costs to give up a tenth of what integers save, in dB.
+_PRICE = 0.6
+# So much of what integers save may be given up for a model that is broken otherwise.
 _BROKEN_SHARE = 0.5
-# Layers that compute next to nothing come first, but not before one with ten times their noise.
-_LEAST_SHARE = 0.01
+# Layers that cost next to nothing come first, but not before one with ten times their noise.
+_LEAST_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,7 @@ class Bargain:
     Attributes:
         layers: the layers, the most rewarding first.
         sqnr_db: SQNR of the worst output in dB with them in float.
-        share: their part of the multiply-adds, 0 to 1.
+        share: which part of what integers save they give up; below 0 where they are faster in float.
     """
 
     layers: tuple[LayerNoise, ...]
@@ -47,7 +51,7 @@ class Bargain:
         reached = min(self.sqnr_db, _PERFECT_DB)
         if reached > _USABLE_DB:
             reached = _USABLE_DB + _COMFORT * (reached - _USABLE_DB)
-        return reached - 10.0 * _PRICE * self.share
+        return reached - 10.0 * _PRICE * max(self.share, 0.0)
 
     def kept_float(self) -> dict[str, str]:
         """Returns the nodes to keep float, each with the reason."""
@@ -66,9 +70,10 @@ def could_gain(sqnr_db: float) -> bool:
 def best_bargain(
     quantize: Quantize,
     judge: OutputJudge,
-    plain_db: float,
+    plain: Bargain,
     ranked: Sequence[LayerNoise],
-    shares: Mapping[str, float],
+    in_order: Sequence[LayerNoise],
+    cost: FloatCost,
     *,
     most: float,
     advance: Advance,
@@ -79,33 +84,64 @@ def best_bargain(
     Args:
         quantize: makes the variants.
         judge: measures them.
-        plain_db: SQNR of the worst output with integers everywhere.
+        plain: integers everywhere.
         ranked: the layers that may stay float.
-        shares: each layer's part of the multiply-adds.
-        most: the largest part that may stay float once the model is usable.
+        in_order: the same, in graph order.
+        cost: knows what layers cost in float.
+        most: the largest part of what integers save that may be given up once the model is usable.
         advance: called with 1 after every try.
         stop: asked before every try.
     """
-    line = sorted(ranked, key=lambda layer: layer.share / max(shares[layer.group.layer], _LEAST_SHARE), reverse=True)
-    best = last = Bargain(layers=(), sqnr_db=plain_db, share=0.0)
-    for length in _lengths(len(line)):
-        layers = tuple(line[:length])
-        share = sum(shares[layer.group.layer] for layer in layers)
-        allowed = most if last.sqnr_db >= _USABLE_DB else max(most, _BROKEN_SHARE)
-        if share > allowed or stop():
-            break
-        kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
-        last = Bargain(layers=layers, sqnr_db=judge.sqnr_db(quantize(kept).model), share=share)
-        if last.worth > best.worth or best.sqnr_db == -math.inf:
-            best = last
-        advance(1)
-    return best
+    tried = _Line(quantize, judge, plain, cost, advance, stop)
+    best = tried.best(_lined_up(ranked, cost), most)
+    if best.sqnr_db >= _USABLE_DB:
+        return best
+    found = tried.best(in_order, max(most, _BROKEN_SHARE))
+    return found if found.worth > best.worth else best
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Tries beginnings of lines of layers."""
+
+    quantize: Quantize
+    judge: OutputJudge
+    plain: Bargain
+    cost: FloatCost
+    advance: Advance
+    stop: Callable[[], bool]
+
+    def best(self, line: Sequence[LayerNoise], most: float) -> Bargain:
+        """Returns the beginning of ``line`` that is worth most, of those that give up no more than ``most``."""
+        best = self.plain
+        for length in _lengths(len(line)):
+            layers = tuple(line[:length])
+            share = self.cost.share([layer.group.layer for layer in layers])
+            if share > most or self.stop():
+                break
+            kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
+            found = Bargain(layers=layers, sqnr_db=self.judge.sqnr_db(self.quantize(kept).model), share=share)
+            if found.worth > best.worth or best.sqnr_db == -math.inf:
+                best = found
+            self.advance(1)
+        return best
+
+
+def _lined_up(ranked: Sequence[LayerNoise], cost: FloatCost) -> list[LayerNoise]:
+    """Puts next, again and again, the layer that takes most noise away for what it adds to the cost of those before."""
+    line: list[LayerNoise] = []
+    names: list[str] = []
+    left, reached = list(ranked), 0.0
+    while left:
+        added = [max(cost.share([*names, layer.group.layer]) - reached, _LEAST_SHARE) for layer in left]
+        index = max(range(len(left)), key=lambda number: left[number].share / added[number])
+        line.append(left.pop(index))
+        names.append(line[-1].group.layer)
+        reached = cost.share(names)
+    return line
 
 
 def _lengths(count: int) -> list[int]:
-    """Returns 1, 2, 3, 4, 6, 8, 12, 16, ... below ``count``: a model all in float is no bargain."""
-    found, length = [1, 2, 3], 4
-    while length < count:
-        found += [length, length + length // 2]
-        length *= 2
-    return [length for length in found if length < count]
+    """Returns 1, 2, 3, 4, 6, ... below ``count``, in growing steps: a model all in float is no bargain."""
+    lengths = [*range(1, 4), *range(4, 20, 2), *range(20, 48, 4), *range(48, max(count, 48), 8)]
+    return [length for length in lengths if length < count]

@@ -33,7 +33,7 @@ CANDIDATES: Mapping[str, RangeMethod] = {
     "percentile 99.9": Percentile(0.999),
 }
 # Tensors that make up less of all noise than this keep the method that suits most.
-_NEGLIGIBLE_SHARE = 0.002
+_NEGLIGIBLE_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

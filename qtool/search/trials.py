@@ -85,3 +85,13 @@ class Trials:
             without, within = reached[best - {name}], reached[best | {name}]
             self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
         return made[best]
+
+    def best_of(self, variants: Variants, candidates: Mapping[str, Variants], *, always: bool) -> Variants:
+        """Returns the best of ``candidates``, by name, or ``variants`` where that is better and nothing is a must."""
+        before = self._judge.sqnr_db(variants({}).model)
+        reached = {name: self._judge.sqnr_db(candidate({}).model) for name, candidate in candidates.items()}
+        best = max(reached, key=lambda name: reached[name])
+        taken = always or reached[best] >= before
+        for name, after in reached.items():
+            self.gains.append(Gain(correction=name, before_db=before, after_db=after, kept=taken and name == best))
+        return candidates[best] if taken else variants

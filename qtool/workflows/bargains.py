@@ -1,22 +1,26 @@
-"""Keeps layers float where integers cost much accuracy and save little time, and tells what that did."""
+"""Lets layers be dynamic or float where fixed integers cost much accuracy, and tells what that did."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from qtool.plan import build_dynamic_plan
 from qtool.progress import Progress
+from qtool.schemes import as_dynamic
 from qtool.search.bargain import Bargain, best_bargain, could_gain
-from qtool.search.multiply_adds import multiply_add_shares
-from qtool.search.node_groups import node_groups
+from qtool.search.dynamic_choice import better_dynamic
+from qtool.search.float_cost import float_cost
+from qtool.search.node_groups import NodeGroup, node_groups
 from qtool.search.output_judge import OutputJudge
-from qtool.search.sensitivity import rank_layers
+from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.search.unsaturated import with_unsaturated_outputs
-from qtool.search.variant import Quantize
 from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.static_variants import StaticVariants
 
 _RANKING_SAMPLES = 8
 
@@ -27,64 +31,148 @@ class KeptFloat:
 
     Attributes:
         bargain: the layers that stay float.
-        plain_db: SQNR of the worst output in dB with integers everywhere.
+        dynamic: the layers that find their ranges as the model runs.
+        plain_db: SQNR of the worst output in dB with fixed integers everywhere.
         samples: how many samples it was judged by.
         stopped: why the search ended early, in words; None when it did not.
     """
 
     bargain: Bargain
+    dynamic: tuple[str, ...]
     plain_db: float
     samples: int
     stopped: str | None
 
 
-def keep_bargains(
-    original: ir.Model,
-    model: ir.Model,
-    quantize: Quantize,
-    judge: OutputJudge,
-    samples: SearchSamples,
-    progress: Progress,
-    *,
-    most: float,
-    budget_s: float | None = None,
-    threads: int = 0,
-) -> KeptFloat:
-    """Searches the layers to keep float; an interrupt ends the search with the best so far.
+class BargainSeeker:
+    """Searches for one model; an interrupt, or the end of its time, leaves it with the best so far.
 
-    Args:
-        original: the float model.
-        model: the same, prepared.
-        quantize: makes variants of it.
-        judge: decides between them.
-        samples: what ranks the layers.
-        progress: receives the steps.
-        most: the largest part of all multiply-adds that may stay float once the model is usable, 0 to 1.
-        budget_s: seconds after which the best so far is returned.
-        threads: threads inside an operator; 0 is one a core.
-
-    Raises:
-        RuntimeRefusedError: onnxruntime does not load or run a model.
+    Attributes:
+        variants: the variants, with the layers that were chosen to be dynamic.
+        best: the layers to keep float.
+        stopped: why the search ended early, in words; None when it did not.
     """
-    end = math.inf if budget_s is None else time.monotonic() + budget_s
 
-    def is_over() -> bool:
-        return time.monotonic() >= end
+    def __init__(
+        self,
+        original: ir.Model,
+        variants: StaticVariants,
+        judge: OutputJudge,
+        samples: SearchSamples,
+        progress: Progress,
+        *,
+        budget_s: float | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Measures what integers everywhere reach.
 
-    everything = quantize({})
-    plain = judge.sqnr_db(everything.model)
-    best, stopped = Bargain(layers=(), sqnr_db=plain, share=0.0), None
-    groups = node_groups(model, everything.plan)
-    if could_gain(plain) and len(groups) > 1:
-        try:
-            feeds = samples.spread(_RANKING_SAMPLES).feeds
-            ranking = OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads)
-            with progress.task("quantizing one layer at a time", len(groups)) as advance:
-                ranked = rank_layers(quantize, groups, ranking, advance=advance, stop=is_over)
-            shares = multiply_add_shares(model, groups, feeds[0], threads=threads)
-            with progress.task("trying which layers to keep float") as advance:
-                best = best_bargain(quantize, judge, plain, ranked, shares, most=most, advance=advance, stop=is_over)
-            stopped = f"the time of {budget_s:g} s was up" if is_over() else None
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-    return KeptFloat(bargain=best, plain_db=plain, samples=judge.samples, stopped=stopped)
+        Args:
+            original: the float model.
+            variants: makes variants of it.
+            judge: decides between them.
+            samples: what ranks the layers.
+            progress: receives the steps.
+            budget_s: seconds after which the search ends.
+            threads: threads inside an operator; 0 is one a core.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a model.
+        """
+        self._original = original
+        self._judge = judge
+        self._samples = samples
+        self._progress = progress
+        self._threads = threads
+        self._budget_s = budget_s
+        self._end = math.inf if budget_s is None else time.monotonic() + budget_s
+        everything = variants({})
+        self._plain_db = judge.sqnr_db(everything.model)
+        self._groups = node_groups(variants.model, everything.plan)
+        self.variants = variants
+        self.best = Bargain(layers=(), sqnr_db=self._plain_db, share=0.0)
+        self.stopped: str | None = None
+
+    def seek(self, *, most: float) -> KeptFloat:
+        """Searches layers that are better dynamic, and then those to keep float.
+
+        Args:
+            most: the largest part of what integers save that may be given up once the model is usable, 0 to 1.
+        """
+        if could_gain(self._plain_db) and len(self._groups) > 1:
+            try:
+                self._run(most)
+                if self._is_over():
+                    self.stopped = f"the time of {self._budget_s:g} s was up"
+            except KeyboardInterrupt:
+                self.stopped = "interrupted"
+        return KeptFloat(
+            bargain=self.best,
+            dynamic=self.variants.dynamic,
+            plain_db=self._plain_db,
+            samples=self._judge.samples,
+            stopped=self.stopped,
+        )
+
+    def _run(self, most: float) -> None:
+        feeds = self._samples.spread(_RANKING_SAMPLES).feeds
+        ranking = OutputJudge(self._original, feeds, view=with_unsaturated_outputs, threads=self._threads)
+        with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
+            ranked = rank_layers(self.variants, self._groups, ranking, advance=advance, stop=self._is_over)
+        ranked = self._with_dynamic(ranked, ranking)
+        place = {group.layer: number for number, group in enumerate(self._groups)}
+        in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])
+        cost = float_cost(self.variants.model, self._groups, feeds[0], threads=self._threads)
+        with self._progress.task("trying which layers to keep float") as advance:
+            self.best = best_bargain(
+                self.variants,
+                self._judge,
+                self.best,
+                ranked,
+                in_order,
+                cost,
+                most=most,
+                advance=advance,
+                stop=self._is_over,
+            )
+
+    def _with_dynamic(self, ranked: Sequence[LayerNoise], ranking: OutputJudge) -> tuple[LayerNoise, ...]:
+        """Makes layers dynamic if the outputs say so, and returns what each layer causes now."""
+        eligible = self._eligible()
+        if not eligible:
+            return tuple(ranked)
+        nodes = [node for group in self._groups for node in group.nodes]
+        with self._progress.task("making one layer at a time dynamic") as advance:
+            better = better_dynamic(
+                lambda names: replace(self.variants, dynamic=tuple(names)),
+                ranked,
+                nodes,
+                eligible,
+                ranking,
+                advance=advance,
+                stop=self._is_over,
+            )
+        if not better:
+            return tuple(ranked)
+        changed = replace(self.variants, dynamic=tuple(layer.group.layer for layer in better))
+        reached = self._judge.sqnr_db(changed({}).model)
+        if reached <= self.best.sqnr_db:
+            return tuple(ranked)
+        self.variants = changed
+        self.best = Bargain(layers=(), sqnr_db=reached, share=0.0)
+        now = {layer.group.layer: layer for layer in better}
+        return tuple(now.get(layer.group.layer, layer) for layer in ranked)
+
+    def _eligible(self) -> tuple[str, ...]:
+        """Returns the static layers that onnxruntime's CPU provider could run with ranges of their own."""
+        scheme, layers = self.variants.scheme, _products(self._groups)
+        if not scheme.for_cpu or not layers:
+            return ()
+        possible = build_dynamic_plan(self.variants.model, as_dynamic(scheme), self.variants.selection).integer_nodes
+        return tuple(name for name in layers if name in possible)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+
+def _products(groups: Sequence[NodeGroup]) -> tuple[str, ...]:
+    return tuple(group.layer for group in groups if group.operator in ("MatMul", "Gemm"))

@@ -34,7 +34,8 @@ class Searches:
         weight_clipping: narrower scales of weights where products lose less then.
         error_feedback: rounding that minimizes the error of products instead of that of weights.
         fitting: fitting layers one after another, in the quantized model, to what the float model gives out.
-        most_float: the largest part of all multiply-adds that may stay float for accuracy, 0 to 1.
+        fits_weights: whether that may change integers as well as biases.
+        most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1.
         judged_batches: how many batches judge ranges.
         seen_batches: how many batches show the layers' inputs.
         judged_samples: how many samples judge corrections.
@@ -48,6 +49,7 @@ class Searches:
     weight_clipping: Use
     error_feedback: Use
     fitting: Use
+    fits_weights: bool
     most_float: float
     judged_batches: int
     seen_batches: int
@@ -95,12 +97,13 @@ def searches(
         bias_correction=use(True if fast and bias_correction is None else bias_correction, usual=True),
         weight_clipping=use(weight_clipping, usual=best),
         error_feedback=use(error_feedback, usual=not fast),
-        fitting=use(fitting, usual=best),
+        fitting=use(fitting, usual=not fast),
+        fits_weights=best,
         most_float=(0.0 if fast else 0.15) if most_float is None else most_float,
         judged_batches=6 if best else 2,
         seen_batches=48 if best else 12,
         judged_samples=64 if best else 32,
-        fitted_samples=48,
+        fitted_samples=64 if best else 32,
     )
 
 

@@ -10,8 +10,9 @@ from qtool.progress import Progress
 from qtool.schemes import Scheme
 from qtool.search.output_judge import OutputJudge
 from qtool.search.trials import Gain, Trials
+from qtool.search.unsaturated import with_unsaturated_outputs
 from qtool.selection import Selection
-from qtool.workflows.bargains import KeptFloat, keep_bargains
+from qtool.workflows.bargains import BargainSeeker, KeptFloat
 from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.efforts import Searches, Use
 from qtool.workflows.refine import Refiner
@@ -49,9 +50,12 @@ class QuantizationSearch:
         self._threads = threads
         self._samples = None if samples is None else SearchSamples(original, samples)
         self._judge: OutputJudge | None = None
+        self._trials: Trials | None = None
         if self._samples is not None and wanted.need_judge:
-            self._judge = OutputJudge(original, self._samples.spread(wanted.judged_samples).feeds, threads=threads)
-        self._trials = None if self._judge is None else Trials(self._judge)
+            feeds = self._samples.spread(wanted.judged_samples).feeds
+            self._judge = OutputJudge(original, feeds, threads=threads)
+            # One sample that flips at the end would decide between corrections.
+            self._trials = Trials(OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads))
 
     @property
     def gains(self) -> tuple[Gain, ...]:
@@ -80,21 +84,26 @@ class QuantizationSearch:
         refiner = Refiner(self._samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
         return refiner.refine(variants)
 
-    def bargain(self, model: ir.Model, variants: StaticVariants, *, budget_s: float | None = None) -> KeptFloat | None:
-        """Returns the layers to keep float, found within ``budget_s`` seconds; None where nobody looks for them."""
+    def bargain(
+        self, variants: StaticVariants, *, budget_s: float | None = None
+    ) -> tuple[StaticVariants, KeptFloat | None]:
+        """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
+
+        There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
+        """
         if self._samples is None or self._judge is None or not self._wanted.most_float:
-            return None
-        return keep_bargains(
+            return variants, None
+        seeker = BargainSeeker(
             self._original,
-            model,
             variants,
             self._judge,
             self._samples,
             self._progress,
-            most=self._wanted.most_float,
             budget_s=budget_s,
             threads=self._threads,
         )
+        found = seeker.seek(most=self._wanted.most_float)
+        return seeker.variants, found
 
     def speedup(self, quantized: ir.Model) -> float | None:
         """Returns how many times faster than float ``quantized`` is, from a few runs in turns; None without samples."""

@@ -189,9 +189,9 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             found = seeker.seek(model, variants, progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
-            bargain = search.bargain(model, variants, budget_s=request.time_budget_s)
+            variants, bargain = search.bargain(variants, budget_s=request.time_budget_s)
             kept = {} if bargain is None else bargain.bargain.kept_float()
-        plan = _plan(model, request, variants.unfit, kept)
+        plan = variants.plan(kept)
         findings = quantize_graph(
             model,
             plan,

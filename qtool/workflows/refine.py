@@ -119,20 +119,28 @@ class Refiner:
             variants.model, plan, variants.statistics, variants.method, variants.refinement
         )
         feeds = self._samples.spread(self._wanted.fitted_samples).feeds
-        fitted = reconstruct(variants.model, plan, activations, weights, feeds, self._progress, threads=self._threads)
-        if not fitted.weights and not fitted.biases:
-            return variants
-        refinement = replace(
-            variants.refinement,
-            rounding=variants.refinement.rounding.with_fitted(fitted.weights),
-            biases=fitted.biases,
-        )
-        changed = replace(variants, refinement=refinement)
+
+        def fitted(*, rounding: bool) -> StaticVariants:
+            found = reconstruct(
+                variants.model,
+                plan,
+                activations,
+                weights,
+                feeds,
+                self._progress,
+                rounding=rounding,
+                threads=self._threads,
+            )
+            known = variants.refinement
+            changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
+            return replace(variants, refinement=changed)
+
+        candidates = {"layer fitting, biases": fitted(rounding=False)}
+        if self._wanted.fits_weights:
+            candidates["layer fitting"] = fitted(rounding=True)
         if self._trials is None:
-            return changed
-        before, after = variants({}).model, changed({}).model
-        helps = self._trials.helps("layer fitting", before, after, always=use is Use.ALWAYS)
-        return changed if helps else variants
+            return list(candidates.values())[-1]
+        return self._trials.best_of(variants, candidates, always=use is Use.ALWAYS)
 
 
 def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:

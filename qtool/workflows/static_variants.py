@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -30,6 +31,7 @@ class StaticVariants:
         method: finds the ranges of activations.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
         refinement: what a search has found out.
+        dynamic: layers that a search lets find their ranges as the model runs, by name.
     """
 
     model: ir.Model
@@ -40,6 +42,7 @@ class StaticVariants:
     method: RangeMethod
     bias_correction: bool = True
     refinement: Refinement = NO_REFINEMENT
+    dynamic: tuple[str, ...] = ()
 
     def __call__(self, kept_float: Mapping[str, str]) -> Variant:
         """Returns a new variant in which the named nodes stay float, each for the reason given.
@@ -64,6 +67,6 @@ class StaticVariants:
         return self._planned(self.model, kept_float)
 
     def _planned(self, model: ir.Model, kept_float: Mapping[str, str]) -> Plan:
-        return build_plan(
-            model, self.scheme, self.selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True
-        )
+        exact = tuple(f"re:{re.escape(name)}" for name in self.dynamic)
+        selection = replace(self.selection, dynamic=(*self.selection.dynamic, *exact))
+        return build_plan(model, self.scheme, selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True)
