@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,16 @@ from qtool.cli.options import (
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
+    from qtool.lora.combining import Combination
     from qtool.workflows.merging import AdapterSource
+
+
+class CombineMethod(StrEnum):
+    """Is what ``--combine`` takes."""
+
+    TIES = "ties"
+    DARE = "dare"
+    SVD = "svd"
 
 
 def merge_lora(
@@ -55,6 +65,20 @@ def merge_lora(
         ),
     ] = None,
     scale: Annotated[float, typer.Option("--scale", help="Factor for the changes of all adapters.")] = 1.0,
+    unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract adapters that were merged.")] = False,
+    combine: Annotated[
+        CombineMethod | None,
+        typer.Option("--combine", help="Combine the changes of adapters in another way than their sum."),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", help="Of ties and dare: the share of each change that is kept. Default: 0.5."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=1, help="Of svd: the rank that is kept. Default: the largest of the adapters."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of dare: what it draws from. Default: 0.")] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +116,8 @@ def merge_lora(
             output_dir=output_dir,
             base_weights=base_weights,
             scale=scale,
+            unmerge=unmerge,
+            combination=_combination(combine, density, rank, seed, unmerge=unmerge),
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
             dry_run=dry_run,
@@ -104,6 +130,28 @@ def merge_lora(
         console.json(_as_json(report))
     else:
         _show(console, report)
+
+
+def _combination(
+    method: CombineMethod | None, density: float | None, rank: int | None, seed: int | None, *, unmerge: bool
+) -> Combination | None:
+    from qtool.lora.combining import Combination, Method
+
+    belongs = {"--density": density is None or method in ("ties", "dare")}
+    belongs |= {"--rank": rank is None or method == "svd", "--seed": seed is None or method == "dare"}
+    for option, fits in belongs.items():
+        if not fits:
+            raise UsageError(
+                f"{option} says nothing {'without --combine' if method is None else f'with --combine {method}'}",
+                fix=f"drop {option}",
+            )
+    if density is not None and not 0 < density <= 1:
+        raise UsageError(f"--density {density} is no share", fix="give a number above 0, and at most 1")
+    if method is None:
+        return None
+    if unmerge:
+        raise UsageError("--unmerge and --combine exclude each other", fix="give one of them")
+    return Combination(method=Method(method.value), density=density or 0.5, rank=rank, seed=seed or 0)
 
 
 def _adapter(text: str) -> AdapterSource:

@@ -121,7 +121,7 @@ def show_search(console: Console, report: QuantizeReport) -> None:
             f"with integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
         )
     if kept is not None and kept.dynamic:
-        console.say(f"{len(kept.dynamic)} layers find their ranges as they run, which suits them better")
+        console.say(f"layers that find their ranges as they run: {', '.join(kept.dynamic)}")
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
     if report.speedup is None:

@@ -86,10 +86,15 @@ class Trials:
             self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
         return made[best]
 
-    def best_of(self, variants: Variants, candidates: Mapping[str, Variants], *, always: bool) -> Variants:
-        """Returns the best of ``candidates``, by name, or ``variants`` where that is better and nothing is a must."""
-        before = self._judge.sqnr_db(variants({}).model)
-        reached = {name: self._judge.sqnr_db(candidate({}).model) for name, candidate in candidates.items()}
+    def best_of(
+        self, variants: Variants, candidates: Mapping[str, Variants], kept_float: Mapping[str, str], *, always: bool
+    ) -> Variants:
+        """Returns the best of ``candidates``, by name, or ``variants`` where that is better and nothing is a must.
+
+        All of them are judged with the nodes of ``kept_float`` in float.
+        """
+        before = self._judge.sqnr_db(variants(kept_float).model)
+        reached = {name: self._judge.sqnr_db(candidate(kept_float).model) for name, candidate in candidates.items()}
         best = max(reached, key=lambda name: reached[name])
         taken = always or reached[best] >= before
         for name, after in reached.items():

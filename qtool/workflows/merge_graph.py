@@ -81,7 +81,9 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
 
 
 def _output(request: MergeRequest) -> Path:
-    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.merged.onnx"
+    named = (
+        request.output_dir or request.base.parent
+    ) / f"{request.base.stem}.{'unmerged' if request.unmerge else 'merged'}.onnx"
     output = request.output or named
     if output.exists() and output.samefile(request.base):
         raise UsageError(f"the result would replace the base {output} itself", fix="name another file with -o")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from formats.trust import NO_TRUST, Trust
+from qtool.lora.combining import Combination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class MergeRequest:
         output_dir: the folder of a result without ``output``.
         base_weights: what a graph was exported from, to find its weights by their values.
         scale: a factor for the changes of all adapters.
+        unmerge: subtract what a merge added.
+        combination: how changes are combined; None for their sum.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
         dry_run: measure everything and write nothing.
@@ -45,6 +48,8 @@ class MergeRequest:
     output_dir: Path | None = None
     base_weights: Path | None = None
     scale: float = 1.0
+    unmerge: bool = False
+    combination: Combination | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dry_run: bool = False

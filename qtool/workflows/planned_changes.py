@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtool.errors import InputError
 from qtool.lora.base_weights import check_floats
 from qtool.lora.changes import Replaced
+from qtool.lora.combining import combined_changes
 from qtool.lora.merging import WeightedChange
 from qtool.lora.selection import Selection, changes_by_weight
 from qtool.lora.targets import find_targets
@@ -43,8 +45,9 @@ def planned_changes(
     selection = Selection(only=request.only, exclude=request.exclude)
     found = [find_targets(adapter, shapes) for adapter in adapters]
     chosen = selection.chosen_modules([target for targets in found for target in targets])
+    factor = -request.scale if request.unmerge else request.scale
     weighted = [
-        (target, source.weight * request.scale)
+        (target, source.weight * factor)
         for targets, source in zip(found, request.adapters, strict=True)
         for target in targets
         if target.module in chosen
@@ -53,4 +56,18 @@ def planned_changes(
     for name, steps in changes.items():
         if not all(isinstance(step.change, Replaced) for step in steps):
             check_floats(name, tensors[name], base)
+    if request.unmerge:
+        _check_reversible(changes)
+    if request.combination is not None:
+        return combined_changes(changes, request.combination)
     return changes
+
+
+def _check_reversible(changes: Mapping[str, Sequence[WeightedChange]]) -> None:
+    for name, steps in changes.items():
+        lossy = next((step.change for step in steps if not step.change.additive), None)
+        if lossy is not None:
+            raise InputError(
+                f"{name} was changed by {lossy.kind}, and the merged weight does not tell what it was before",
+                fix="keep the base; only what was added can be subtracted again",
+            )

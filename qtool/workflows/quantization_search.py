@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -81,8 +82,14 @@ class QuantizationSearch:
         """Returns better variants than ``variants``, which come without any correction."""
         if self._samples is None:
             return replace(variants, bias_correction=self._wanted.bias_correction is not Use.NEVER)
-        refiner = Refiner(self._samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
-        return refiner.refine(variants)
+        return self._refiner(self._samples).refine(variants)
+
+    def fitted(self, variants: StaticVariants, kept_float: Mapping[str, str]) -> StaticVariants:
+        """Returns variants fitted to the float model with the nodes of ``kept_float`` in float."""
+        return variants if self._samples is None else self._refiner(self._samples).fit(variants, kept_float)
+
+    def _refiner(self, samples: SearchSamples) -> Refiner:
+        return Refiner(samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
 
     def bargain(
         self, variants: StaticVariants, *, budget_s: float | None = None

@@ -191,6 +191,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         else:
             variants, bargain = search.bargain(variants, budget_s=request.time_budget_s)
             kept = {} if bargain is None else bargain.bargain.kept_float()
+        variants = search.fitted(variants, kept)
         plan = variants.plan(kept)
         findings = quantize_graph(
             model,

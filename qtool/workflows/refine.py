@@ -84,7 +84,7 @@ class Refiner:
         if self._trials is not None and open_to_doubt:
             with self._progress.task("judging corrections", 2 ** len(open_to_doubt)) as advance:
                 variants = self._trials.best(variants, open_to_doubt, advance=advance)
-        return self._with_fitted_layers(variants)
+        return variants
 
     def _corrections(self, variants: StaticVariants) -> dict[str, tuple[Use, Correction]]:
         """Returns what there is to try, by name; what takes a look at the data has taken it."""
@@ -110,11 +110,16 @@ class Refiner:
             moments = gather_moments(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
         return WeightRounding(layers, moments)
 
-    def _with_fitted_layers(self, variants: StaticVariants) -> StaticVariants:
+    def fit(self, variants: StaticVariants, kept_float: Mapping[str, str]) -> StaticVariants:
+        """Returns variants whose layers make up for what is left of noise, once it is known which ones stay float.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a part of the model.
+        """
         use = self._wanted.fitting
-        if use is Use.NEVER:
+        plan = variants.plan(kept_float)
+        if use is Use.NEVER or not plan.integer_nodes:
             return variants
-        plan = variants.plan()
         activations, weights = quantities(
             variants.model, plan, variants.statistics, variants.method, variants.refinement
         )
@@ -140,7 +145,7 @@ class Refiner:
             candidates["layer fitting"] = fitted(rounding=True)
         if self._trials is None:
             return list(candidates.values())[-1]
-        return self._trials.best_of(variants, candidates, always=use is Use.ALWAYS)
+        return self._trials.best_of(variants, candidates, kept_float, always=use is Use.ALWAYS)
 
 
 def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:
