@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qtool.cli.adapter_output import show_adapter
 from qtool.cli.console import Console
 from qtool.cli.model_options import input_shapes, model_path, trust
 from qtool.cli.options import (
@@ -32,17 +33,20 @@ def inspect(
     debug: DebugOption = False,
 ) -> None:
     """Tells what a model is: inputs, operators, parameters, work, and how much of it is quantized."""
+    from qtool.lora.recognition import is_adapter
     from qtool.workflows.inspect import inspect_model
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    path = model_path(model)
+    if is_adapter(path):
+        show_adapter(console, path, json=json)
+        return
     shapes = input_shapes(input_shape)
     if shapes.dtypes:
         raise UsageError(
             "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
         )
-    report = inspect_model(
-        model_path(model), input_shapes=shapes.dims, largest=largest, trust=trust(trust_pickle, allow_global)
-    )
+    report = inspect_model(path, input_shapes=shapes.dims, largest=largest, trust=trust(trust_pickle, allow_global))
     if json:
         console.json({**asdict(report), "path": str(report.path)})
         return

@@ -187,7 +187,7 @@ def _show(console: Console, report: Any) -> None:
             for target in report.targets
         ],
         caption="change and rounding: norms of what was added and of what the last rounding cut off, "
-        "over the norm of the tensor",
+        "over the norm of the tensor" + ("; the merge that is undone rounded about as much" if report.unmerged else ""),
     )
     rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
     for source, trained_on in zip(report.adapters, report.base_models, strict=True):
@@ -226,4 +226,5 @@ def _as_json(report: Any) -> dict[str, object]:
             for target in report.targets
         ],
         "untouched": report.untouched,
+        "unmerged": report.unmerged,
     }

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Method(StrEnum):
     """Names a way to combine changes.
 
-    TIES keeps the largest entries of each change, elects a sign for each entry of the weight, and takes the mean of those
-    that agree. DARE drops entries at random and scales the others up. SVD takes the best approximation of low rank to
-    the sum.
+    TIES keeps the largest entries of each change, elects a sign for each entry of the weight, and takes the mean of
+    those that agree. DARE drops entries at random and scales the others up. SVD takes the best approximation of low
+    rank to the sum.
     """
 
     TIES = "ties"
@@ -90,7 +90,8 @@ class Combined:
             case Method.TIES:
                 return _ties(parts, weights, self.combination.density)
             case Method.DARE:
-                return (self._kept_at_random(parts) * weights).sum(0)
+                drawn: torch.Tensor = (self._kept_at_random(parts) * weights).sum(0)
+                return drawn
             case Method.SVD:
                 return _of_rank((parts * weights).sum(0), self.rank)
 
@@ -111,10 +112,11 @@ def _ties(parts: torch.Tensor, weights: torch.Tensor, density: float) -> torch.T
     for part, target in zip(parts, trimmed, strict=True):
         largest = part.abs().reshape(-1).topk(count).indices
         target.view(-1)[largest] = part.reshape(-1)[largest]
-    trimmed *= weights
+    # The adapters' weights have no say in the election, as in the paper, where they are one factor for all.
     elected = torch.where(trimmed.sum(0) >= 0, 1.0, -1.0).to(parts.dtype)
     agree = trimmed.sign() == elected
-    return (trimmed * agree).sum(0) / agree.sum(0).clamp(min=1)
+    mean: torch.Tensor = (trimmed * weights * agree).sum(0) / agree.sum(0).clamp(min=1)
+    return mean
 
 
 def _of_rank(total: torch.Tensor, rank: int | None) -> torch.Tensor:
@@ -124,7 +126,8 @@ def _of_rank(total: torch.Tensor, rank: int | None) -> torch.Tensor:
         return total
     left, values, right = torch.linalg.svd(total.flatten(1), full_matrices=False)
     kept = min(rank, len(values))
-    return ((left[:, :kept] * values[:kept]) @ right[:kept]).reshape(total.shape)
+    nearest: torch.Tensor = (left[:, :kept] * values[:kept]) @ right[:kept]
+    return nearest.reshape(total.shape)
 
 
 def combined_changes(

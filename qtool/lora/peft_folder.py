@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from formats.safetensors_file import SafetensorsFile
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule, check_tensors
+from qtool.lora.recognition import CONFIG_NAME
 from qtool.lora.settings import AdapterSettings, settings_from_peft
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG_NAME = "adapter_config.json"
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _LARGEST_CONFIG_BYTES = 16 << 20

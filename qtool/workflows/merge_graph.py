@@ -77,13 +77,12 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         output_bytes=nbytes,
         targets=tuple(targets),
         untouched=len(checkpoint.tensors) - len(changes),
+        unmerged=request.unmerge,
     )
 
 
 def _output(request: MergeRequest) -> Path:
-    named = (
-        request.output_dir or request.base.parent
-    ) / f"{request.base.stem}.{'unmerged' if request.unmerge else 'merged'}.onnx"
+    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.{request.deed}.onnx"
     output = request.output or named
     if output.exists() and output.samefile(request.base):
         raise UsageError(f"the result would replace the base {output} itself", fix="name another file with -o")

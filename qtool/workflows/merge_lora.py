@@ -37,7 +37,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:
-        output = MergedOutput.of(base, request.output, request.output_dir, force=request.force)
+        output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
     changes = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
     merge = _Merge(base=base, changes=changes)
@@ -57,6 +57,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         output_bytes=0 if output is None else written_bytes(output, base),
         targets=tuple(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
         untouched=len(base.weights.tensors) - len(changes),
+        unmerged=request.unmerge,
     )
 
 

@@ -44,14 +44,21 @@ class MergedOutput:
     folder: Path | None
 
     @staticmethod
-    def of(base: BaseWeights, output: Path | None, output_dir: Path | None, *, force: bool) -> MergedOutput:
+    def of(base: BaseWeights, output: Path | None, output_dir: Path | None, *, deed: str, force: bool) -> MergedOutput:
         """Decides where the result goes, and refuses places where it cannot.
+
+        Args:
+            base: the base.
+            output: what was named; None for a name made of the base's and ``deed``.
+            output_dir: the folder of a result that was not named.
+            deed: ``"merged"`` or the like.
+            force: whether a result that exists may be replaced.
 
         Raises:
             UsageError: the result would replace the base, or its suffix says nothing.
             OutputError: it exists already, or its folder is missing or not writable.
         """
-        named = output or _default(base, output_dir)
+        named = output or _default(base, output_dir, deed)
         if base.folder is not None and not _is_weights_name(named.name):
             return _folder_output(base, named, force=force)
         suffix_fits = _is_weights_name(named.name)
@@ -103,11 +110,11 @@ def written_bytes(output: MergedOutput, base: BaseWeights) -> int:
     return sum(output.file.with_name(name).stat().st_size for name in set(_shard_names(base, output.file).values()))
 
 
-def _default(base: BaseWeights, output_dir: Path | None) -> Path:
+def _default(base: BaseWeights, output_dir: Path | None, deed: str) -> Path:
     if base.folder is not None:
-        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-merged"
+        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{deed}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
-    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.merged{ending}"
+    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{deed}{ending}"
 
 
 def _is_weights_name(name: str) -> bool:

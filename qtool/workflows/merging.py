@@ -56,6 +56,11 @@ class MergeRequest:
     trust: Trust = NO_TRUST
     force: bool = False
 
+    @property
+    def deed(self) -> str:
+        """What results without a name are called."""
+        return "unmerged" if self.unmerge else "merged"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedTarget:
@@ -93,6 +98,7 @@ class MergeReport:
         output_bytes: its size, all of its files.
         targets: the tensors that changed, in the base's order.
         untouched: how many tensors did not.
+        unmerged: whether adapters were subtracted.
     """
 
     base: Path
@@ -103,3 +109,4 @@ class MergeReport:
     output_bytes: int
     targets: tuple[MergedTarget, ...]
     untouched: int
+    unmerged: bool = False
