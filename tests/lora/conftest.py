@@ -78,6 +78,7 @@ def train(tmp_path: Path, net: nn.Module) -> Train:
         chosen = copy.deepcopy(net if module is None else module)
         base = tmp_path / "base.safetensors"
         save_file({key: value.contiguous() for key, value in chosen.state_dict().items()}, base)
+        torch.manual_seed(seed)  # PEFT draws the first matrices
         model = peft.get_peft_model(chosen, config)
         randomize((value for value in model.parameters() if value.requires_grad), seed)
         folder = tmp_path / name
