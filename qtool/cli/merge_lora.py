@@ -66,6 +66,13 @@ def merge_lora(
     ] = None,
     scale: Annotated[float, typer.Option("--scale", help="Factor for the changes of all adapters.")] = 1.0,
     unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract adapters that were merged.")] = False,
+    as_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--as-adapter",
+            help="Of an ONNX graph: give it inputs for adapters, and write a file of each that onnxruntime loads.",
+        ),
+    ] = False,
     combine: Annotated[
         CombineMethod | None,
         typer.Option("--combine", help="Combine the changes of adapters in another way than their sum."),
@@ -108,6 +115,8 @@ def merge_lora(
     console = Console(json=json, quiet=quiet, debug=debug)
     if not math.isfinite(scale):
         raise UsageError(f"--scale {scale} is no number", fix="give a number, such as 0.5")
+    if as_adapter and (combine is not None or unmerge):
+        raise UsageError("--as-adapter exchanges adapters as they are", fix="drop --combine and --unmerge")
     report = run(
         MergeRequest(
             base=base,
@@ -117,6 +126,7 @@ def merge_lora(
             base_weights=base_weights,
             scale=scale,
             unmerge=unmerge,
+            as_adapter=as_adapter,
             combination=_combination(combine, density, rank, seed, unmerge=unmerge),
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
@@ -195,6 +205,7 @@ def _show(console: Console, report: Any) -> None:
     rows.append(("tensors", f"{len(report.targets)} changed, {report.untouched} as they were"))
     if report.output is not None:
         rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
+        rows += [("adapter file", file) for file in report.adapter_files]
     console.table("Merged" if report.output is not None else "Nothing was written", ("", ""), rows)
 
 
@@ -227,4 +238,5 @@ def _as_json(report: Any) -> dict[str, object]:
         ],
         "untouched": report.untouched,
         "unmerged": report.unmerged,
+        "adapter_files": [str(file) for file in report.adapter_files],
     }

@@ -13,8 +13,8 @@ from qtool.lora.changes import Change, Replaced
 if TYPE_CHECKING:
     import torch
 
-# Elements of float64 that are worked on at once; several tensors of 32 MB exist at a time.
-_BLOCK_ELEMENTS = 1 << 22
+# Elements of float64 that are worked on at once, few enough for the caches of a core.
+_BLOCK_ELEMENTS = 1 << 17
 # Formulas that need all rows at once are computed in float32 above this size, or they would take gigabytes.
 _LARGEST_EXACT_ELEMENTS = 1 << 26
 
@@ -66,12 +66,13 @@ def merge_tensor(name: str, weight: torch.Tensor, changes: Sequence[WeightedChan
         sums = [0.0, 0.0, 0.0, 0.0]
         for rows in blocks:
             _merge_block(weight, merged, rows, changes, sums)
-    original, added, exact, lost = (math.sqrt(value) if value >= 0 else math.nan for value in sums)
-    if not bool(torch.isfinite(merged).all()):
+    # What the type does not hold is infinitely far from the sum, or no number.
+    if not all(math.isfinite(value) for value in sums):
         raise InputError(
             f"the merged {name} holds values that {str(weight.dtype).removeprefix('torch.')} does not",
             fix="check the scale of the adapter, or convert the base to float32 first",
         )
+    original, added, exact, lost = (math.sqrt(value) for value in sums)
     return MergedTensor(
         tensor=merged,
         relative_change=added / original if original else (math.inf if added else 0.0),

@@ -17,7 +17,9 @@ from qtool.lora.graph_search import GraphSearch, Place
 from qtool.lora.merging import WeightedChange, total_delta
 from qtool.lora.reading import read_adapter
 from qtool.progress import Progress
+from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
+from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
 from qtool.workflows.planned_changes import planned_changes
@@ -56,6 +58,8 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         OutputError: the result cannot be written.
         RuntimeRefusedError: onnxruntime does not load the result.
     """
+    if request.as_adapter:
+        return _make_exchangeable(request, progress)
     output = None if request.dry_run else _output(request)
     adapters = [read_adapter(source.path) for source in request.adapters]
     model = load_weights(OnnxFile().read(request.base))
@@ -78,6 +82,43 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         targets=tuple(targets),
         untouched=len(checkpoint.tensors) - len(changes),
         unmerged=request.unmerge,
+    )
+
+
+def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport:
+    output = _output(request)
+    files = adapter_files(request, output)
+    adapters = [read_adapter(source.path) for source in request.adapters]
+    model = load_weights(OnnxFile().read(request.base))
+    checkpoint = _checkpoint(request, model)
+    changes = {
+        file: planned_changes(single, [adapter], checkpoint.tensors, checkpoint.tied, checkpoint.path)
+        for file, single, adapter in zip(files, single_requests(request), adapters, strict=True)
+    }
+    firsts = {
+        file: {name: steps for name, steps in found.items() if name not in checkpoint.tied}
+        for file, found in changes.items()
+    }
+    made = make_exchangeable(model, _search(model, checkpoint), firsts)
+    if request.base_weights is None:
+        _check_told(made.places)
+    if not request.dry_run:
+        with staged(output) as path, progress.task(f"writing {output.name}"):
+            write_graph(model, path)
+            Session(path)
+            for file, arrays in made.arrays.items():
+                write_adapter(path.with_name(file.name), arrays)
+    written = () if request.dry_run else (output, *files)
+    return MergeReport(
+        base=request.base,
+        base_kind=f"ONNX, {len(model.graph.initializers)} initializers",
+        adapters=request.adapters,
+        base_models=tuple(adapter.settings.base_model for adapter in adapters),
+        output=None if request.dry_run else output,
+        output_bytes=sum(file.stat().st_size for file in written),
+        targets=tuple(exchange_facts(made, firsts, checkpoint.tensors)),
+        untouched=len(checkpoint.tensors) - len(made.places),
+        adapter_files=written[1:],
     )
 
 
@@ -113,8 +154,7 @@ def _merge(
     progress: Progress,
 ) -> list[MergedTarget]:
     firsts = [name for name in changes if name not in checkpoint.tied]
-    arrays = {name: _as_array(tensor) for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
-    search = GraphSearch(model, arrays, checkpoint.tied)
+    search = _search(model, checkpoint)
     # All of them are found before the first one changes: equal tensors may be stored once.
     places = {name: search.places(name) for name in firsts}
     if checkpoint.path == request.base:
@@ -127,6 +167,11 @@ def _merge(
             targets.append(_facts(name, changes[name], found))
             advance(1)
     return targets
+
+
+def _search(model: ir.Model, checkpoint: _Checkpoint) -> GraphSearch:
+    arrays = {name: _as_array(tensor) for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
+    return GraphSearch(model, arrays, checkpoint.tied)
 
 
 def _check_told(places: Mapping[str, Sequence[Place]]) -> None:

@@ -34,6 +34,8 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         return merge_into_graph(request, progress)
     if request.base_weights is not None:
         raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
+    if request.as_adapter:
+        raise UsageError("--as-adapter makes inputs for an ONNX graph", fix="name an ONNX graph, or drop it")
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:

@@ -34,6 +34,7 @@ class MergeRequest:
         base_weights: what a graph was exported from, to find its weights by their values.
         scale: a factor for the changes of all adapters.
         unmerge: subtract what a merge added.
+        as_adapter: give a graph inputs for the adapters instead, and write a file for each.
         combination: how changes are combined; None for their sum.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
@@ -49,6 +50,7 @@ class MergeRequest:
     base_weights: Path | None = None
     scale: float = 1.0
     unmerge: bool = False
+    as_adapter: bool = False
     combination: Combination | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -59,6 +61,8 @@ class MergeRequest:
     @property
     def deed(self) -> str:
         """What results without a name are called."""
+        if self.as_adapter:
+            return "exchangeable"
         return "unmerged" if self.unmerge else "merged"
 
 
@@ -99,6 +103,7 @@ class MergeReport:
         targets: the tensors that changed, in the base's order.
         untouched: how many tensors did not.
         unmerged: whether adapters were subtracted.
+        adapter_files: what onnxruntime loads beside a graph whose adapters are exchanged as it runs.
     """
 
     base: Path
@@ -110,3 +115,4 @@ class MergeReport:
     targets: tuple[MergedTarget, ...]
     untouched: int
     unmerged: bool = False
+    adapter_files: tuple[Path, ...] = ()
