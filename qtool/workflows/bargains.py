@@ -105,9 +105,10 @@ class BargainSeeker:
                     self.stopped = f"the time of {self._budget_s:g} s was up"
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
+        kept = {layer.group.layer for layer in self.best.layers}
         return KeptFloat(
             bargain=self.best,
-            dynamic=self.variants.dynamic,
+            dynamic=tuple(name for name in self.variants.dynamic if name not in kept),
             plain_db=self._plain_db,
             samples=self._judge.samples,
             stopped=self.stopped,

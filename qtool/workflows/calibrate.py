@@ -201,10 +201,17 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
     for value in values:
         shape = None
         if value.shape is not None:
-            shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+            shape = tuple(_length(dim) for dim in value.shape)
         dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
         specs.append(TensorSpec(value.name or "", dtype, shape, image_layout(value)))
     return tuple(specs)
+
+
+def _length(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Returns a fixed length, the name of a free one, or None; some exporters write -1 for free."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
 
 
 def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -100,8 +100,8 @@ def searches(
         fitting=use(fitting, usual=not fast),
         fits_weights=best,
         most_float=(0.0 if fast else 0.15) if most_float is None else most_float,
-        judged_batches=6 if best else 2,
-        seen_batches=48 if best else 12,
+        judged_batches=4 if best else 2,
+        seen_batches=32 if best else 12,
         judged_samples=64 if best else 32,
         fitted_samples=64 if best else 32,
     )

@@ -16,7 +16,7 @@ class AdapterTarget:
     Attributes:
         module: its name in the base.
         parts: the shapes of the tensors by their roles.
-        rank: as the settings have it; None for kinds without.
+        rank: as the settings or the tensors have it; None for kinds without.
         scale: the factor in front of the product; None for kinds without.
     """
 
@@ -77,6 +77,8 @@ def inspect_adapter(path: Path) -> AdapterReport:
 
 def _target(module: AdapterModule, adapter: Adapter) -> AdapterTarget:
     rank = adapter.settings.rank_of(module.path)
+    if rank is None and "lora_A" in module.parts:
+        rank = int(module.parts["lora_A"].shape[0])
     return AdapterTarget(
         module=module.path,
         parts={role: tuple(tensor.shape) for role, tensor in module.parts.items()},

@@ -58,6 +58,15 @@ def test_inputs_without_a_rank(read: Read, make_data: Feeds, tmp_path: Path) -> 
     _compare(tmp_path / "model.onnx", tmp_path / "int8.onnx", batches, least_db=oddity.least_db)
 
 
+def test_a_dimension_of_minus_one_is_free(read: Read, make_data: Feeds, tmp_path: Path) -> None:
+    oddity = read("several_inputs_and_outputs")
+    data = make_data(oddity.model, oddity.left_out)
+    for value in (*oddity.model.graph.input, *oddity.model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    _quantized(oddity.model, data, tmp_path)
+    _compare(tmp_path / "model.onnx", tmp_path / "int8.onnx", data, least_db=oddity.least_db)
+
+
 def test_weights_in_another_file(read: Read, make_data: Feeds, tmp_path: Path) -> None:
     oddity = read("several_inputs_and_outputs")
     data = make_data(oddity.model, oddity.left_out)
