@@ -49,7 +49,7 @@ def merge_lora(
         list[str],
         typer.Argument(
             metavar="ADAPTER...",
-            help="Folders that PEFT saved; FOLDER=0.7 merges that much of it.",
+            help="Folders that PEFT saved, or .safetensors files; ADAPTER=0.7 merges that much of it.",
             show_default=False,
         ),
     ],

@@ -41,6 +41,7 @@ class Adapter:
         modules: those with parts that a formula turns into changes.
         replaced: whole parameters that stand in for those of the base, by name.
         shared: tensors that all modules use, by role.
+        flattened: whether the modules' names have underscores for dots.
     """
 
     source: Path
@@ -48,6 +49,7 @@ class Adapter:
     modules: tuple[AdapterModule, ...]
     replaced: Mapping[str, torch.Tensor] = field(default_factory=dict)
     shared: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    flattened: bool = False
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], source: Path) -> None:

@@ -8,6 +8,8 @@ from formats.detect import detect
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter
 from qtool.lora.peft_folder import is_peft_folder, read_peft_folder
+from qtool.lora.recognition import is_single_file
+from qtool.lora.single_files import read_single_file
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -22,6 +24,8 @@ def read_adapter(path: Path) -> Adapter:
             f"{path} is a Python pickle, and opening one can run code",
             fix=f"qtool convert {path} --to safetensors -o {path.with_suffix('.safetensors')}",
         )
+    if path.is_file() and is_single_file(path):
+        return read_single_file(path)
     if is_peft_folder(path):
         return read_peft_folder(path)
     if path.is_dir():

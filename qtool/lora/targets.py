@@ -10,9 +10,10 @@ from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.changes import Change, Replaced
 from qtool.lora.expert_parameters import parameter_changes
 from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_changes
+from qtool.lora.flat_names import unflattened
 from qtool.lora.low_rank import low_rank_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
-from qtool.lora.names import Renaming, find_renaming
+from qtool.lora.names import find_renaming
 from qtool.lora.scaled import rotated_changes, scaled_changes
 from qtool.lora.token_rows import token_changes
 
@@ -56,7 +57,7 @@ def find_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> tup
     source = str(adapter.source)
     owners = {name.rpartition(".")[0] for name in adapter.replaced} - {""}
     paths = sorted({module.path for module in adapter.modules} or owners)
-    renaming = find_renaming(paths, shapes, source)
+    renaming = _naming(adapter, paths, shapes)
     targets = []
     for path, modules in _by_path(adapter.modules).items():
         base = BaseModule(path=renaming(path), shapes=shapes, source=source)
@@ -66,6 +67,12 @@ def find_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> tup
             changes = [change for module in modules for change in _changes(module, base, adapter)]
         targets += [Target(weight=change.weight, module=base.path, change=change.change) for change in changes]
     return (*targets, *_replacements(adapter, shapes, renaming))
+
+
+def _naming(adapter: Adapter, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], str]:
+    if adapter.flattened:
+        return unflattened(paths, shapes, str(adapter.source)).__getitem__
+    return find_renaming(paths, shapes, str(adapter.source))
 
 
 def _by_path(modules: Sequence[AdapterModule]) -> dict[str, list[AdapterModule]]:
@@ -81,7 +88,9 @@ def _changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[
     return builder(module, base, adapter)
 
 
-def _replacements(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], renaming: Renaming) -> list[Target]:
+def _replacements(
+    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], renaming: Callable[[str], str]
+) -> list[Target]:
     targets = []
     for name, values in adapter.replaced.items():
         weight = renaming(name)

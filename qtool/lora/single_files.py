@@ -1,0 +1,121 @@
+"""Reads adapters that are one ``.safetensors`` file without settings beside it: kohya, LyCORIS, diffusers, mlx.
+
+Sources: https://github.com/kohya-ss/sd-scripts (``networks/lora.py``), https://github.com/KohakuBlueleaf/LyCORIS,
+https://huggingface.co/docs/diffusers/api/loaders/lora and https://github.com/ml-explore/mlx-lm (``tuner/lora.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from formats.safetensors_file import SafetensorsFile
+from qtool.errors import InputError
+from qtool.lora.adapter import Adapter, AdapterModule, check_tensors
+from qtool.lora.recognition import CONFIG_NAME
+from qtool.lora.settings import AdapterSettings
+
+if TYPE_CHECKING:
+    import torch
+
+# Roles by the ends of keys: how each family calls the two matrices, and everything else as PEFT does.
+_ENDINGS: Mapping[str, str] = {
+    ".lora_down.weight": "lora_A",
+    ".lora_up.weight": "lora_B",
+    ".lora_mid.weight": "lora_mid",
+    ".lora.down.weight": "lora_A",
+    ".lora.up.weight": "lora_B",
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora_A": "lora_A",
+    ".lora_B": "lora_B",
+    ".lora_a": "mlx_a",
+    ".lora_b": "mlx_b",
+    ".alpha": "alpha",
+}
+_LYCORIS = re.compile(r"\.(hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))$")
+# In front of flattened names; what follows is a module of that part of a pipeline.
+_FLAT = re.compile(r"(lora_unet|lora_te\d?|lora_transformer|lycoris)_")
+_PARTS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
+
+
+def read_single_file(path: Path) -> Adapter:
+    """Reads the adapter; its tensors stay in the file until they are used.
+
+    Raises:
+        FormatError: the file is damaged.
+        InputError: it is no adapter, or holds tensors that belong to none of its kinds.
+    """
+    tensors = dict(SafetensorsFile().read(path).tensors)
+    check_tensors({name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}, path)
+    modules = _by_module(tensors, path)
+    alphas = {module: parts.pop("alpha") for module, parts in modules.items() if "alpha" in parts}
+    flat = {module: _FLAT.match(module) for module in modules}
+    if any(flat.values()) and not all(flat.values()):
+        raise InputError(f"{path} holds flattened and other names", fix="save one adapter at a time")
+    names = {module: _named(module, found) for module, found in flat.items()}
+    scale = _mlx_scale(path) if any("mlx_a" in parts for parts in modules.values()) else 1.0
+    kinds = {role.partition("_")[0] for parts in modules.values() for role in parts}
+    kind = "LoHa" if "hada" in kinds else "LoKr" if "lokr" in kinds else "LoRA"
+    settings = AdapterSettings(
+        kind=kind,
+        alpha_patterns={re.escape(names[module]): float(alpha) for module, alpha in alphas.items()},
+    )
+    return Adapter(
+        source=path,
+        settings=settings,
+        modules=tuple(
+            AdapterModule(path=names[module], parts=_as_peft(parts, scale)) for module, parts in modules.items()
+        ),
+        flattened=all(flat.values()),
+    )
+
+
+def _by_module(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        lycoris = _LYCORIS.search(name)
+        ending = lycoris[0] if lycoris else next((end for end in _ENDINGS if name.endswith(end)), None)
+        if ending is None:
+            raise InputError(
+                f"{path} holds '{name}', which belongs to no kind of adapter that can be merged exactly",
+                fix="merge it with the library that trained it, or use LoRA, LoHa or LoKr",
+            )
+        role = ending[1:] if lycoris else _ENDINGS[ending]
+        modules.setdefault(name.removesuffix(ending), {})[role] = tensor
+    return modules
+
+
+def _named(module: str, flat: re.Match[str] | None) -> str:
+    if flat is not None:
+        return module[flat.end() :]
+    part = next((part for part in _PARTS if module.startswith(part)), "")
+    return module.removeprefix(part)
+
+
+def _as_peft(parts: Mapping[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """Returns the parts as PEFT stores them: (rank, inputs) and (outputs, rank), the scale of mlx multiplied in."""
+    import torch
+
+    found = dict(parts)
+    if "mlx_a" in found and "mlx_b" in found:
+        found["lora_A"], found["lora_B"] = found.pop("mlx_a").T, found.pop("mlx_b").T.double() * scale
+    if "lora_mid" in found and "lora_A" in found:
+        middle, first = found.pop("lora_mid").double(), found["lora_A"].double().flatten(1)
+        found["lora_A"] = torch.einsum("ij...,jc->ic...", middle, first)
+    return found
+
+
+def _mlx_scale(path: Path) -> float:
+    config = path.parent / CONFIG_NAME
+    try:
+        fields = json.loads(config.read_bytes())
+        scale = fields["lora_parameters"]["scale"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} was saved by mlx, and {config} does not say its scale", fix="copy adapter_config.json beside it"
+        ) from error
+    return float(scale)
