@@ -68,8 +68,8 @@ MaxFloatOption: TypeAlias = Annotated[
     typer.Option(
         "--max-float",
         metavar="SHARE",
-        help="Part of what integers save that may be given up, by float layers, for accuracy: 15%, or 0 for none. "
-        "Default: 15%, and up to 50% as long as the outputs are below 20 dB; 0 with --effort fast.",
+        help="Part of what integers save that may be given up, by float layers, for accuracy: 10%, or 0 for none. "
+        "Default: 10%, and up to 50% as long as the outputs are below 20 dB; 0 with --effort fast.",
         show_default=False,
     ),
 ]
@@ -81,7 +81,7 @@ def most_float_of(text: str | None) -> float | None:
     Raises:
         UsageError: it is none.
     """
-    return None if text is None else share_of("--max-float", text, example="15%")
+    return None if text is None else share_of("--max-float", text, example="10%")
 
 
 def search_remarks(report: QuantizeReport) -> list[str]:

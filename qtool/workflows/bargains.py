@@ -23,6 +23,8 @@ from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.static_variants import StaticVariants
 
 _RANKING_SAMPLES = 8
+# Finding ranges at run time costs a pass over each activation; less than this is not worth it.
+_WORTH_DB = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class BargainSeeker:
             return tuple(ranked)
         changed = replace(self.variants, dynamic=tuple(layer.group.layer for layer in better))
         reached = self._judge.sqnr_db(changed({}).model)
-        if reached <= self.best.sqnr_db:
+        if reached < self.best.sqnr_db + _WORTH_DB:
             return tuple(ranked)
         self.variants = changed
         self.best = Bargain(layers=(), sqnr_db=reached, share=0.0)
