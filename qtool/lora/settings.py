@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qtool.errors import InputError
+from qtool.lora.field_forms import check_fields
 
 _Value = TypeVar("_Value")
 
@@ -137,28 +138,29 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
             fix=f"use one of {', '.join(KINDS.values())}, or merge it with the library that trained it",
         )
     _check_mergeable(fields, where)
-    patterns = {"rank_pattern": fields.get("rank_pattern") or {}, "alpha_pattern": fields.get("alpha_pattern") or {}}
-    for name, found in patterns.items():
-        _check_patterns(found, name, where)
+    check_fields(fields, where)
     ranked = kind in ("LORA", "LOHA", "LOKR", "VERA")
-    alpha = fields.get("lora_alpha" if kind == "LORA" else "alpha", 8) if kind in ("LORA", "LOHA", "LOKR") else None
-    neumann = int(fields.get("num_cayley_neumann_terms", 5)) if fields.get("use_cayley_neumann", False) else None
+    alpha = fields.get("lora_alpha" if kind == "LORA" else "alpha")
+    if alpha is None and kind in ("LORA", "LOHA", "LOKR"):
+        alpha = 8  # the default of all three
+    feedforward = fields.get("feedforward_modules") or ()
+    neumann = int(fields.get("num_cayley_neumann_terms") or 5) if fields.get("use_cayley_neumann", False) else None
     return AdapterSettings(
         kind=KINDS[kind],
         base_model=fields.get("base_model_name_or_path") or None,
-        rank=_whole_number(fields, "r", where) if ranked else None,
-        alpha=None if alpha is None else _finite(alpha, "alpha", where),
-        rank_patterns=patterns["rank_pattern"],
-        alpha_patterns=patterns["alpha_pattern"],
+        rank=_rank(fields, where) if ranked else None,
+        alpha=None if alpha is None or kind == "VERA" else float(alpha),
+        rank_patterns=fields.get("rank_pattern") or {},
+        alpha_patterns=fields.get("alpha_pattern") or {},
         root_scale=bool(fields.get("use_rslora")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
-        feedforward=_feedforward(fields, where),
+        feedforward=feedforward if isinstance(feedforward, str) else tuple(feedforward),
         target_parameters=tuple(fields.get("target_parameters") or ()),
         token_rows=_token_rows(fields, kind),
         rotation=Rotation(
             block_share=bool(fields.get("block_share")),
             neumann_terms=neumann,
-            constraint=float(fields.get("eps", 6e-5)) if fields.get("coft") else None,
+            constraint=float(fields.get("eps") or 6e-5) if fields.get("coft") else None,
         ),
     )
 
@@ -177,35 +179,11 @@ def _check_mergeable(fields: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_patterns(patterns: Any, name: str, where: str) -> None:
-    valid = isinstance(patterns, dict) and all(
-        isinstance(value, int | float) and value > 0 and _compiles(key) for key, value in patterns.items()
-    )
-    if not valid:
-        raise InputError(
-            f"{name} in {where} is not a table of positive numbers by patterns", fix="save the adapter again"
-        )
-
-
-def _compiles(pattern: Any) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError):
-        return False
-    return True
-
-
-def _whole_number(fields: Mapping[str, Any], name: str, where: str) -> int:
-    value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"{where} gives {value!r} as {name}, not a positive number", fix="save the adapter again")
-    return value
-
-
-def _finite(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where} gives {value!r} as {name}, not a number", fix="save the adapter again")
-    return float(value)
+def _rank(fields: Mapping[str, Any], where: str) -> int:
+    rank = fields.get("r")
+    if not rank:
+        raise InputError(f"{where} gives no rank r", fix="save the adapter again")
+    return int(rank)
 
 
 def _token_rows(fields: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...]]:
@@ -213,12 +191,3 @@ def _token_rows(fields: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ..
     if isinstance(rows, dict):
         return {name: tuple(indices) for name, indices in rows.items()}
     return {"": tuple(rows)} if rows else {}
-
-
-def _feedforward(fields: Mapping[str, Any], where: str) -> tuple[str, ...] | str:
-    found = fields.get("feedforward_modules") or ()
-    if isinstance(found, str):
-        if not _compiles(found):
-            raise InputError(f"feedforward_modules in {where} is no pattern", fix="save the adapter again")
-        return found
-    return tuple(found)

@@ -60,6 +60,9 @@ def test_broken_tensors_are_named(trained: Any, refused: Any, tmp_path: Path, ed
     [
         ({"peft_type": "PROMPT_TUNING"}, "kind PROMPT_TUNING"),
         ({"r": "many"}, "gives 'many' as r"),
+        ({"lora_alpha": 10**40}, "should be a number"),
+        ({"target_parameters": [1]}, "should be a list of names"),
+        ({"trainable_token_indices": {"embed": ["x"]}}, "should be a list of rows"),
         ({"rank_pattern": {"(": 3}}, "rank_pattern"),
         ({"use_qalora": True}, "adds up groups of inputs"),
         ({"alora_invocation_tokens": [1, 2]}, "some tokens of a text only"),
