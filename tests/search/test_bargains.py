@@ -1,0 +1,102 @@
+"""Layers stay float where they cost much accuracy and save little, on models whose worth is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from qtool.search.bargain import Bargain, best_bargain, could_gain
+from qtool.search.float_cost import FloatCost
+from qtool.search.node_groups import NodeGroup
+from qtool.search.output_judge import OutputJudge
+from qtool.search.sensitivity import LayerNoise
+
+_NAMES = "abcdefgh"
+
+
+@dataclass(frozen=True)
+class _Variant:
+    model: frozenset[str]
+
+
+def _quantize(kept_float: Mapping[str, str]) -> Any:
+    return _Variant(frozenset(kept_float))
+
+
+class _Judge:
+    """Measures with a function of the layers that are float."""
+
+    def __init__(self, worth: Callable[[frozenset[str]], float]) -> None:
+        self.sqnr_db = worth
+
+
+class _Cost:
+    """Every layer gives up the same part."""
+
+    def __init__(self, each: float) -> None:
+        self._each = each
+
+    def share(self, layers: Collection[str]) -> float:
+        return self._each * len(layers)
+
+
+def _best(
+    worth: Callable[[frozenset[str]], float], noisiest: str, *, each: float = 0.02, most: float = 0.1
+) -> tuple[str, Bargain]:
+    layers = {
+        name: LayerNoise(
+            group=NodeGroup(layer=name, operator="Conv", nodes=(name,)),
+            sqnr_db=30.0,
+            share=1.0 / (1 + noisiest.index(name)) if name in noisiest else 0.001,
+        )
+        for name in _NAMES
+    }
+    found = best_bargain(
+        _quantize,
+        cast(OutputJudge, _Judge(worth)),
+        Bargain(layers=(), sqnr_db=worth(frozenset()), share=0.0),
+        sorted(layers.values(), key=lambda layer: -layer.share),
+        [layers[name] for name in _NAMES],
+        cast(FloatCost, _Cost(each)),
+        most=most,
+        advance=lambda units: None,
+        stop=lambda: False,
+    )
+    return "".join(sorted(layer.group.layer for layer in found.layers)), found
+
+
+def test_a_layer_that_ruins_much_and_saves_little_stays_float() -> None:
+    names, found = _best(lambda kept: 27.0 if "d" in kept else 22.0, "db")
+    assert (names, found.sqnr_db, found.share) == ("d", 27.0, 0.02)
+    assert found.kept_float() == {"d": "kept float: its layer alone on integers leaves 30.0 dB"}
+
+
+def test_decibels_that_cost_too_much_are_not_bought() -> None:
+    # 1 dB of comfort is worth half of what it costs to give up a tenth.
+    assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh")[0] == ""
+
+
+def test_no_more_is_given_up_than_allowed() -> None:
+    names, found = _best(lambda kept: 22.0 + 2.0 * len(kept), "abcdefgh", most=0.05)
+    assert (len(names), found.share) == (2, 0.04)
+
+
+def test_a_broken_model_may_give_up_more_and_begins_with_its_first_layers() -> None:
+    def worth(kept: frozenset[str]) -> float:
+        return 21.0 if kept >= set("abcd") else 12.0
+
+    names, found = _best(worth, "hg", each=0.08)
+    assert (names, found.sqnr_db) == ("abcd", 21.0)
+
+
+def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
+    assert could_gain(29.9)
+    assert not could_gain(30.0)
+
+
+@pytest.mark.parametrize("sqnr_db", [30.0, 45.0])
+def test_more_than_enough_is_worth_as_much_as_enough(sqnr_db: float) -> None:
+    assert Bargain(layers=(), sqnr_db=sqnr_db, share=0.1).worth == Bargain(layers=(), sqnr_db=30.0, share=0.1).worth

@@ -1,0 +1,84 @@
+"""Corrections are kept when the outputs say so, and each is said to gain what it gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pytest
+
+from qtool.search.output_judge import OutputJudge
+from qtool.search.trials import Gain, Trials
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """Stands for variants whose worth is known: the model is the set of corrections in it."""
+
+    made: frozenset[str] = frozenset()
+
+    def __call__(self, kept_float: Mapping[str, str]) -> Any:
+        return _Variant(self.made | kept_float.keys())
+
+
+@dataclass(frozen=True)
+class _Variant:
+    model: frozenset[str]
+
+
+class _Judge:
+    """Knows what each set is worth; others are worth nothing."""
+
+    def __init__(self, worth: Mapping[str, float]) -> None:
+        self._worth = {frozenset(names.split()): decibels for names, decibels in worth.items()}
+
+    def sqnr_db(self, model: Any) -> float:
+        return self._worth.get(frozenset(model), 0.0)
+
+
+def _trials(worth: Mapping[str, float]) -> Trials:
+    return Trials(cast(OutputJudge, _Judge(worth)))
+
+
+def _with(name: str) -> Any:
+    return lambda variants: replace(variants, made=variants.made | {name})
+
+
+def _best(worth: Mapping[str, float]) -> tuple[frozenset[str], list[Gain]]:
+    trials = _trials(worth)
+    tried: list[int] = []
+    found = trials.best(_Variants(), {name: _with(name) for name in ("a", "b")}, advance=tried.append)
+    assert sum(tried) == 4
+    return found.made, trials.gains
+
+
+def test_corrections_that_only_help_together_are_found() -> None:
+    made, gains = _best({"": 20, "a": 18, "b": 17, "a b": 25})
+    assert made == {"a", "b"}
+    assert gains == [
+        Gain(correction="a", before_db=17, after_db=25, kept=True),
+        Gain(correction="b", before_db=18, after_db=25, kept=True),
+    ]
+
+
+def test_a_correction_that_harms_is_left_out_and_said_so() -> None:
+    made, gains = _best({"": 20, "a": 24, "b": 15, "a b": 21})
+    assert made == {"a"}
+    assert gains[1] == Gain(correction="b", before_db=24, after_db=21, kept=False)
+
+
+def test_a_hair_of_harm_is_no_reason_to_leave_one_out() -> None:
+    assert _best({"": 20, "a": 24, "b": 20, "a b": 23.95})[0] == {"a", "b"}
+
+
+@pytest.mark.parametrize(("always", "expected"), [(False, frozenset()), (True, frozenset({"x"}))])
+def test_candidates_that_harm_are_taken_only_when_asked_for(always: bool, expected: frozenset[str]) -> None:
+    trials = _trials({"": 20, "x": 19, "y": 18})
+    candidates = {name: _Variants(frozenset({name})) for name in ("x", "y")}
+    assert trials.best_of(_Variants(), candidates, {}, always=always).made == expected
+
+
+def test_candidates_are_judged_with_the_nodes_that_stay_float() -> None:
+    trials = _trials({"": 30, "n": 20, "x": 10, "x n": 25})
+    assert trials.best_of(_Variants(), {"x": _Variants(frozenset({"x"}))}, {"n": "why"}, always=False).made == {"x"}

@@ -1,0 +1,54 @@
+"""Outputs are looked at before the gate that ends a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import parser
+
+from qtool.search.output_judge import OutputJudge
+from qtool.search.unsaturated import with_unsaturated_outputs
+
+
+def _model(body: str) -> ir.Model:
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[n,4] x) => (float y) {{ {body} }}'
+    proto = parser.parse_model(text)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    return ir.from_proto(proto)
+
+
+def _run(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, {"x": x}), strict=True))
+
+
+@pytest.mark.parametrize(
+    "end", ["y = Sigmoid (a)", "y = Softmax (a)", "y = Tanh (a)", "s = Sigmoid (a)\n y = Identity (s)"]
+)
+def test_what_the_last_gate_reads_is_given_out(end: str) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (5, 4)).astype(np.float32)
+    model = _model(f"a = Exp (x)\n {end}")
+    outputs = _run(with_unsaturated_outputs(model), x)
+    assert list(outputs) == ["y_before_gate"]
+    np.testing.assert_allclose(outputs["y_before_gate"], np.exp(x), rtol=1e-5)
+    assert [output.name for output in model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("body", ["y = Exp (x)", "a = Sigmoid (x)\n y = Exp (a)", "y = Sigmoid (x)"])
+def test_outputs_without_a_gate_behind_a_layer_stay(body: str) -> None:
+    assert [output.name for output in with_unsaturated_outputs(_model(body)).graph.outputs] == ["y"]
+
+
+def test_noise_that_a_gate_hides_is_seen_before_it() -> None:
+    """Far from zero, a Sigmoid makes nothing of a large difference."""
+    original, changed = (
+        _model("a = Neg (x)\n y = Sigmoid (a)"),
+        _model("b = Add (x, x)\n a = Neg (b)\n y = Sigmoid (a)"),
+    )
+    feeds = [{"x": np.full((3, 4), -20.0, np.float32)}]
+    assert OutputJudge(original, feeds).sqnr_db(changed) > 100
+    # The values before are twice as large: the noise is as strong as the signal.
+    before = OutputJudge(original, feeds, view=with_unsaturated_outputs)
+    assert before.sqnr_db(changed) == pytest.approx(0.0, abs=1e-3)
