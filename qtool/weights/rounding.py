@@ -99,12 +99,13 @@ class WeightRounding:
         nearest = round_to_nearest(plan.tensor, weight, plan.grid, plan.granularity, bias=bias)
         layer = self._layers.get(plan.tensor)
         if layer is None:
-            return without_saturation(nearest, weight, orders, plan.largest_pair)
-        key = (plan, tuple(orders), nearest.params.scale.tobytes())
-        if key not in self._known:
-            guided = self._guided(weight, nearest, layer, bias)
-            self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)
-        found = self._known[key]
+            found = without_saturation(nearest, weight, orders, plan.largest_pair)
+        else:
+            key = (plan, tuple(orders), nearest.params.scale.tobytes())
+            if key not in self._known:
+                guided = self._guided(weight, nearest, layer, bias)
+                self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)
+            found = self._known[key]
         fitted = self._fitted.get(plan.tensor)
         return found if fitted is None or not _same_grid(fitted, found) else fitted
 
