@@ -59,7 +59,7 @@ LayerFittingOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--layer-fitting/--no-layer-fitting",
-        help="Fit layer after layer to the float model's outputs. Default: where it helps, with --effort best.",
+        help="Fit biases, with --effort best weights too, to the float model, layer by layer. Default: where it helps.",
         show_default=False,
     ),
 ]
