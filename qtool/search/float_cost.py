@@ -113,10 +113,9 @@ def _products(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
     given = shapes.get((source.name or "") if source else "", ())
     made = _size(shapes.get(result.name or "", ()))
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type == "Conv":
         kernel = [dim for dim in (weight.shape or ()) if isinstance(dim, int)] if weight is not None else []
-        # A Conv sums over its kernel for each output, a ConvTranspose spreads each input over it.
-        return (made if node.op_type == "Conv" else _size(given)) * _size(tuple(kernel[1:]))
+        return made * _size(tuple(kernel[1:]))
     if not given:
         return made
     inner = given[0] if node.op_type == "Gemm" and integer_attribute(node, "transA", 0) else given[-1]

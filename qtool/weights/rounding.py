@@ -101,7 +101,9 @@ class WeightRounding:
         if layer is None:
             found = without_saturation(nearest, weight, orders, plan.largest_pair)
         else:
-            key = (plan, tuple(orders), nearest.params.scale.tobytes())
+            # Clipping keeps room for the bias.
+            room = bias.tobytes() if self.clips and bias is not None else b""
+            key = (plan, tuple(orders), nearest.params.scale.tobytes(), room)
             if key not in self._known:
                 guided = self._guided(weight, nearest, layer, bias)
                 self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)

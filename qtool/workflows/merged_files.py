@@ -97,7 +97,7 @@ class MergedOutput:
             self.folder.mkdir()
         try:
             yield
-        except BaseException:
+        except BaseException:  # an interrupt, too, must leave nothing half-written
             if self.folder is not None and made:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise

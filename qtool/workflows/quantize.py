@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
-from qtool.plan import NOTHING_KEPT, NOTHING_UNFIT, Plan, build_plan
+from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.refinement import Refinement
@@ -158,7 +157,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone())
-        plan = _plan(model, request)
+        _plan(model, request)  # what a person asked for in vain is refused before anything runs
         samples = None
         if dataset is not None and request.data is not None:
             inputs, outputs = model_specs(original)
@@ -230,17 +229,10 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     return report
 
 
-def _plan(
-    model: ir.Model,
-    request: QuantizeRequest,
-    unfit: Mapping[str, str] = NOTHING_UNFIT,
-    kept_float: Mapping[str, str] = NOTHING_KEPT,
-) -> Plan:
+def _plan(model: ir.Model, request: QuantizeRequest) -> Plan:
     """Plans; a model in which nothing can be quantized stays float, but a person's patterns must leave something."""
     chosen = bool(request.selection.include or request.selection.exclude)
-    return build_plan(
-        model, request.scheme, request.selection, unfit=unfit, kept_float=kept_float, may_be_empty=not chosen
-    )
+    return build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
 
 
 def _check_request(request: QuantizeRequest) -> None:

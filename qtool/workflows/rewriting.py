@@ -62,6 +62,7 @@ class Rewriter:
         self._progress = progress
         self._trials = trials
         self._threads = threads
+        self._judged: tuple[ir.Model, ir.Model] | None = None
 
     def rewrite(self, model: ir.Model) -> Rewritten:
         """Returns a changed copy, or ``model`` where nothing helps.
@@ -85,8 +86,14 @@ class Rewriter:
             return model, ()
         if self._trials is None:
             return changed, tensors
-        before, after = self._quantized(model), self._quantized(changed)
-        return (changed, tensors) if self._trials.helps(name, before, after, always=use is Use.ALWAYS) else (model, ())
+        # What one change made of the model is what the next one starts from.
+        judged, before = self._judged or (None, None)
+        if before is None or judged is not model:
+            before = self._quantized(model)
+        after = self._quantized(changed)
+        kept = self._trials.helps(name, before, after, always=use is Use.ALWAYS)
+        self._judged = (changed, after) if kept else (model, before)
+        return (changed, tensors) if kept else (model, ())
 
     def _quantized(self, model: ir.Model) -> ir.Model:
         plain = self._variants(model)
