@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,25 +69,41 @@ def write_weights(model: Path, layers: int) -> Path:
     return path
 
 
-def measure(command: list[str]) -> tuple[int, int, float]:
-    """Runs ``qtool`` and returns its peaks of private memory and of mapped files, in bytes, and its seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What a command took.
+
+    Attributes:
+        private_mb: the most private memory.
+        mapped_mb: the most pages of files.
+        resident_mb: the most of both together.
+        seconds: from start to end.
+    """
+
+    private_mb: float
+    mapped_mb: float
+    resident_mb: float
+    seconds: float
+
+
+def measure(command: list[str]) -> Taken:
+    """Runs ``qtool`` and watches its memory."""
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "qtool", *command, "--quiet"])
-    private = mapped = 0
+    peaks = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         except OSError:
             break
-        for kind, value in re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status):
-            if kind == "RssAnon":
-                private = max(private, int(value) * 1024)
-            else:
-                mapped = max(mapped, int(value) * 1024)
+        for kind, value in re.findall(r"(RssAnon|RssFile|VmHWM):\s+(\d+) kB", status):
+            peaks[kind] = max(peaks[kind], int(value) * 1024)
         time.sleep(_POLL_SECONDS)
     if process.wait():
         sys.exit(f"qtool {command[0]} failed")
-    return private, mapped, time.perf_counter() - begun
+    private, mapped, resident = (peaks[kind] / 1e6 for kind in ("RssAnon", "RssFile", "VmHWM"))
+    seconds = time.perf_counter() - begun
+    return Taken(private_mb=private, mapped_mb=mapped, resident_mb=resident, seconds=seconds)
 
 
 def main() -> None:
@@ -107,8 +124,9 @@ def main() -> None:
         }
         print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB")
         for what, command in commands.items():
-            private, mapped, seconds = measure(command)
-            print(f"{what:12} {private / 1e6:7.0f} MB private, {mapped / 1e6:7.0f} MB of files, {seconds:5.1f} s")
+            taken = measure(command)
+            memory = f"{taken.private_mb:7.0f} MB private, {taken.mapped_mb:7.0f} MB of files"
+            print(f"{what:12} {memory}, {taken.seconds:5.1f} s")
 
 
 if __name__ == "__main__":

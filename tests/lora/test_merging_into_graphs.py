@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel
+
+from tests.lora.graphs import export, merged_module, run
 
 NEAR = 1e-5
-
-
-class Encoder(nn.Module):
-    """BERT with one output and an input of fixed length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-        self.bert = BertModel(BertConfig(**settings, vocab_size=60, max_position_embeddings=16))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.bert(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        return output
 
 
 class Photo(nn.Module):
@@ -55,62 +39,12 @@ class Photo(nn.Module):
         return output
 
 
-def export(module: nn.Module, example: torch.Tensor, path: Path, *, dynamo: bool) -> Path:
-    names = {"input_names": ["x"], "output_names": ["y"]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if dynamo:
-            torch.onnx.export(module.eval(), (example,), path, **names, external_data=False, verbose=False)
-        else:
-            torch.onnx.export(module.eval(), (example,), path, **names, dynamo=False, opset_version=17)
-    return path
-
-
-def run(path: Path, example: torch.Tensor) -> Any:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": example.numpy()})[0]
-
-
-IDS = torch.arange(8)[None] * 3
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(3))
 
 
 def trained(train: Any, module: nn.Module, **settings: Any) -> Any:
     """Trains an adapter, and returns it with what the merged module computes."""
     return train(peft.LoraConfig(**{"r": 4, "lora_alpha": 8} | settings), module=module)
-
-
-def merged_module(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    other = copy.deepcopy(module).eval()
-    other.load_state_dict(state)
-    return other
-
-
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
-@pytest.mark.parametrize("told", [True, False], ids=["base weights", "names"])
-def test_a_graph_with_the_adapter_computes_what_the_merged_module_does(
-    train: Any, merge_graph: Any, tmp_path: Path, dynamo: bool, told: bool
-) -> None:
-    module = Encoder()
-    adapter = trained(train, module, target_modules=["query", "value", "dense", "word_embeddings"])
-    graph = export(module, IDS, tmp_path / "base.onnx", dynamo=dynamo)
-    # Without pooling: the graph does not have the layer behind the output.
-    options = ("--exclude", "pooler.dense") if told else ()
-    if not told:
-        remove(adapter.folder, "pooler")
-    merged = merge_graph(graph, adapter.folder, *(("--base-weights", adapter.base) if told else ()), *options)
-    with torch.no_grad():
-        expected = merged_module(module, adapter.merged)(IDS).numpy()
-        before = module(IDS).numpy()
-    assert np.abs(before - expected).max() > 0.01
-    np.testing.assert_allclose(run(merged, IDS), expected, atol=NEAR)
-
-
-def remove(folder: Path, module: str) -> None:
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in tensors.items() if module not in name}, folder / "adapter_model.safetensors"
-    )
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
