@@ -9,16 +9,22 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.model_options import model_source, trust
 from qtool.cli.options import (
+    AllowGlobalOption,
     DebugOption,
     EvalDataOption,
+    FactoryKwargsOption,
+    FactoryOption,
     ForceOption,
+    InputShapeOption,
     JsonOption,
     LimitOption,
     OutputDirOption,
     PreprocessOption,
     QuietOption,
     ThreadsOption,
+    TrustPickleOption,
 )
 from qtool.errors import UsageError
 
@@ -37,14 +43,12 @@ class _Chosen:
 def report(
     float_model: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="FLOAT", help="The float model, .onnx. Default: that of the newest run.", show_default=False
-        ),
+        typer.Argument(metavar="FLOAT", help="The float model. Default: that of the newest run.", show_default=False),
     ] = None,
     quantized_model: Annotated[
         Path | None,
         typer.Argument(
-            metavar="QUANTIZED", help="The quantized model, .onnx. Default: that of the newest run.", show_default=False
+            metavar="QUANTIZED", help="The quantized model. Default: that of the newest run.", show_default=False
         ),
     ] = None,
     data: EvalDataOption = None,
@@ -62,6 +66,11 @@ def report(
         ),
     ] = None,
     limit: LimitOption = None,
+    factory: FactoryOption = None,
+    model_kwargs: FactoryKwargsOption = None,
+    input_shape: InputShapeOption = None,
+    trust_pickle: TrustPickleOption = False,
+    allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which both models are timed.")] = 25,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
@@ -117,6 +126,9 @@ def report(
         float_model=chosen.float_model,
         quantized_model=chosen.quantized_model,
         data=chosen.data,
+        conversion=model_source(
+            chosen.float_model, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)
+        ),
         preprocess=None if chosen.preprocess is None else Preprocess.parse(chosen.preprocess),
         labels=labels,
         batch_size=batch_size,

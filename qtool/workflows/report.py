@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from qtool.progress import Progress
 from qtool.report.gates import Gate, check_gates
 from qtool.report.model import ModelReport, Report
 from qtool.report.surroundings import machine, versions
+from qtool.workflows.graphs_to_compare import graphs_of
+from qtool.workflows.model_source import ModelSource
 
 _USUAL_LABELS = "_label"
 _USUAL_BATCH_SIZE = 16
@@ -35,8 +38,9 @@ class ReportRequest:
     """What is to be compared, on what.
 
     Attributes:
-        float_model: the ``.onnx`` file of the float model.
-        quantized_model: the ``.onnx`` file of the quantized model.
+        float_model: the file of the float model.
+        quantized_model: the file of the quantized model.
+        conversion: how to make graphs of them, where they are none; its own path does not count.
         data: evaluation data, as ``open_dataset`` takes it.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where the data has it.
@@ -51,6 +55,7 @@ class ReportRequest:
     float_model: Path
     quantized_model: Path
     data: str
+    conversion: ModelSource | None = None
     preprocess: Preprocess | None = None
     labels: str | None = None
     batch_size: int | None = None
@@ -65,16 +70,23 @@ def compare(request: ReportRequest, progress: Progress) -> Report:
     """Runs both models over the data, side by side, and returns what was found.
 
     Raises:
-        InputError: a model is missing or no ONNX file, the two do not belong together, or the labels do not fit.
+        InputError: a model is missing, the two do not belong together, or the labels do not fit.
+        FormatError: a model is damaged, or cannot be converted.
         UsageError: labels or gates ask for what is not there.
         RuntimeRefusedError: onnxruntime does not load or run a model.
         CalibError: the data does not fit the models.
     """
-    paths = (request.float_model, request.quantized_model)
-    sizes = [model_bytes(path) for path in paths]
     data = open_dataset(request.data, preprocess=request.preprocess)
+    names = (request.float_model, request.quantized_model)
+    with graphs_of(names, request.conversion, data, progress) as paths:
+        return _compare(request, data, paths, progress)
+
+
+def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progress: Progress) -> Report:
+    """Compares the graphs in ``paths``, which the models of ``request`` are or became."""
+    sizes = [model_bytes(path) for path in paths]
     labels_name, labels = _labels(data, request)
-    pair = open_pair(*paths, threads=request.threads)
+    pair = open_pair(paths[0], paths[1], threads=request.threads)
     check_gates(
         request.gates,
         outputs=[spec.name for spec in pair.outputs],
@@ -88,14 +100,14 @@ def compare(request: ReportRequest, progress: Progress) -> Report:
     memory = _memory(paths, seen.sample, request.threads, progress)
     models = [
         ModelReport(
-            path=str(path),
+            path=str(name),
             size_bytes=sizes[place],
             accuracy=None if seen.accuracy is None else seen.accuracy[place].result(),
             latency=None if timing is None else latency(timing.sample[place]),
             throughput=None if timing is None else throughput(timing.batch[place], batch_size=_rows(seen.batch)),
             memory=memory[place],
         )
-        for place, path in enumerate(paths)
+        for place, name in enumerate((request.float_model, request.quantized_model))
     ]
     return Report(
         float_model=models[0],
@@ -190,7 +202,7 @@ def _time(pair: SessionPair, seen: _Seen, rounds: int, progress: Progress) -> _T
     return _Timing(sample=sample, batch=batch)
 
 
-def _memory(paths: tuple[Path, Path], sample: Feed, threads: int, progress: Progress) -> list[Memory]:
+def _memory(paths: Sequence[Path], sample: Feed, threads: int, progress: Progress) -> list[Memory]:
     memory = []
     with progress.task("measuring memory", len(paths)) as advance:
         for path in paths:
