@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.merge_output import merge_as_json, show_merge
 from qtool.cli.model_options import trust
 from qtool.cli.options import (
     AllowGlobalOption,
@@ -34,6 +35,14 @@ class CombineMethod(StrEnum):
     TIES = "ties"
     DARE = "dare"
     SVD = "svd"
+
+
+class Scales(StrEnum):
+    """Is what ``--scales`` takes."""
+
+    GROW = "grow"
+    KEEP = "keep"
+    RECOMPUTE = "recompute"
 
 
 def merge_lora(
@@ -86,6 +95,14 @@ def merge_lora(
         typer.Option("--rank", min=1, help="Of svd: the rank that is kept. Default: the largest of the adapters."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of dare: what it draws from. Default: 0.")] = None,
+    scales: Annotated[
+        Scales | None,
+        typer.Option(
+            "--scales",
+            help="Of a quantized ONNX graph: scales grow where values outgrow them, stay as they are, or are "
+            "found anew. Default: grow.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,6 +126,7 @@ def merge_lora(
     debug: DebugOption = False,
 ) -> None:
     """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
+    from qtool.lora.stored_integers import ScalePolicy
     from qtool.workflows.merge_lora import merge_lora as run
     from qtool.workflows.merging import MergeRequest
 
@@ -128,6 +146,7 @@ def merge_lora(
             unmerge=unmerge,
             as_adapter=as_adapter,
             combination=_combination(combine, density, rank, seed, unmerge=unmerge),
+            scales=None if scales is None else ScalePolicy(scales.value),
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
             dry_run=dry_run,
@@ -137,9 +156,9 @@ def merge_lora(
         console.progress(),
     )
     if json:
-        console.json(_as_json(report))
+        console.json(merge_as_json(report))
     else:
-        _show(console, report)
+        show_merge(console, report)
 
 
 def _combination(
@@ -177,66 +196,3 @@ def _adapter(text: str) -> AdapterSource:
     if not math.isfinite(weight):
         raise UsageError(f"'{number}' in {text} is no number", fix=f"give a weight such as {name}=0.5")
     return AdapterSource(path=Path(name), weight=weight)
-
-
-def _show(console: Console, report: Any) -> None:
-    in_graph = any(target.places for target in report.targets)
-    console.table(
-        "Changed tensors" if report.output is not None else "Tensors that would change",
-        ("tensor", "kind", "rank", "scale", "change", "rounding", *(("in the graph",) if in_graph else ())),
-        [
-            (
-                target.weight,
-                ", ".join(target.kinds),
-                ", ".join("" if rank is None else str(rank) for rank in target.ranks),
-                ", ".join(f"{scale:g}" for scale in target.scales),
-                _share(target.relative_change),
-                f"{target.rounding_error:.1e}",
-                *((", ".join(target.places),) if in_graph else ()),
-            )
-            for target in report.targets
-        ],
-        caption="change and rounding: norms of what was added and of what the last rounding cut off, "
-        "over the norm of the tensor" + ("; the merge that is undone rounded about as much" if report.unmerged else ""),
-    )
-    rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
-    for source, trained_on in zip(report.adapters, report.base_models, strict=True):
-        rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
-    rows.append(("tensors", f"{len(report.targets)} changed, {report.untouched} as they were"))
-    if report.output is not None:
-        rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
-        rows += [("adapter file", file) for file in report.adapter_files]
-    console.table("Merged" if report.output is not None else "Nothing was written", ("", ""), rows)
-
-
-def _share(value: float) -> str:
-    return "from zero" if math.isinf(value) else f"{value:.2%}"
-
-
-def _as_json(report: Any) -> dict[str, object]:
-    return {
-        "schema": "qtool.merge-lora/1",
-        "base": str(report.base),
-        "base_kind": report.base_kind,
-        "adapters": [
-            {"path": str(source.path), "weight": source.weight, "base_model": trained_on}
-            for source, trained_on in zip(report.adapters, report.base_models, strict=True)
-        ],
-        "output": None if report.output is None else str(report.output),
-        "output_bytes": report.output_bytes,
-        "targets": [
-            {
-                "weight": target.weight,
-                "kinds": list(target.kinds),
-                "ranks": list(target.ranks),
-                "scales": list(target.scales),
-                "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
-                "rounding_error": target.rounding_error,
-                "places": list(target.places),
-            }
-            for target in report.targets
-        ],
-        "untouched": report.untouched,
-        "unmerged": report.unmerged,
-        "adapter_files": [str(file) for file in report.adapter_files],
-    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputError
+from qtool.lora.stored_integers import StoredIntegers, stored_integers
 from qtool.passes.constants import is_constant
 
 Array = npt.NDArray[Any]
@@ -26,6 +27,11 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 # near.
 _FLOAT_TOLERANCE = 1e-5
 _INTEGER_TOLERANCE = 0.15
+_FOUR_BIT_TOLERANCE = 0.4
+# Of integers of 32 bits, which hold biases.
+_BIAS_TOLERANCE = 1e-3
+# What reads weights that no exporter multiplies anything into.
+NEVER_SCALED = frozenset({"MatMul", "Gather", "Add", "LayerNormalization", "Identity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +81,16 @@ class GraphSearch:
         self._tied = tied
         self._exact: dict[str, list[ir.Value]] = {}
         self._floats: list[ir.Value] = []
-        self._integers: list[ir.Node] = []
+        self._integers: list[tuple[ir.Node, StoredIntegers]] = []
         for graph in model.graphs():
             for value in graph.initializers.values():
                 if is_constant(value) and value.dtype in _FLOATS and value.const_value is not None:
                     self._floats.append(value)
                     self._exact.setdefault(_digest(value.const_value.numpy()), []).append(value)
         for node in model.graph.all_nodes():
-            if node.op_type == "DequantizeLinear" and is_constant(node.inputs[0]):
-                self._integers.append(node)
+            stored = stored_integers(node) if node.op_type == "DequantizeLinear" else None
+            if stored is not None:
+                self._integers.append((node, stored))
         self._twins = self._names_by_values()
 
     def _names_by_values(self) -> dict[str, list[str]]:
@@ -148,27 +155,25 @@ class GraphSearch:
         return found
 
     def _quantized(self, weight: Array) -> list[Place]:
-        if weight.ndim < 2:
-            return []
         found = []
-        for node in self._integers:
-            stored = node.inputs[0]
-            if stored is None or stored.shape is None or sorted(stored.shape.numpy()) != sorted(weight.shape):
+        for node, stored in self._integers:
+            if sorted(stored.integers.shape) != sorted(weight.shape) or node.inputs[0] is None:
                 continue
-            floats = dequantized(node)
+            floats = stored.floats()
+            if weight.ndim == 1:
+                if stored.bits == 32 and np.linalg.norm(floats - weight) <= _BIAS_TOLERANCE * np.linalg.norm(weight):
+                    found.append(Place(stored=node.inputs[0], dequantize=node))
+                continue
             for transposed in (False, True) if weight.ndim == 2 else (False,):
                 array = floats.T if transposed else floats
-                scale = _channel_scale(array, weight, _INTEGER_TOLERANCE) if array.shape == weight.shape else None
+                if array.shape != weight.shape:
+                    continue
+                scale = _channel_scale(array, weight, _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE)
                 if scale is not None:
-                    near_one = bool(np.all(np.abs(scale - 1) < _INTEGER_TOLERANCE))
-                    found.append(
-                        Place(
-                            stored=stored,
-                            transposed=transposed,
-                            channel_scale=None if near_one else scale,
-                            dequantize=node,
-                        )
-                    )
+                    readers = {use.node.op_type for use in node.outputs[0].uses()}
+                    plain = readers <= NEVER_SCALED or _is_one(scale, array, weight)
+                    place = Place(stored=node.inputs[0], transposed=transposed, dequantize=node)
+                    found.append(place if plain else replace(place, channel_scale=scale))
                     break
         return found
 
@@ -184,7 +189,7 @@ class GraphSearch:
             return list(places)
         own = []
         for place in places:
-            nodes = [use.node for use in place.stored.uses()]
+            nodes = [place.dequantize] if place.dequantize else [use.node for use in place.stored.uses()]
             mine = tuple(node for node in nodes if _is_of(node, place.stored, name))
             others = [node for node in nodes if any(_is_of(node, place.stored, twin) for twin in twins)]
             if set(mine) & set(others) or not set(mine) | set(others) >= set(nodes):
@@ -194,17 +199,13 @@ class GraphSearch:
                     fix="merge into the checkpoint, and export it again",
                 )
             if mine:
-                own.append(Place(**{**_fields(place), "nodes": mine}))
+                own.append(replace(place, nodes=mine))
         if not own:
             raise InputError(
                 f"the graph holds the values of '{name}', but only for '{twins[0]}', which has the same",
                 fix="merge into the checkpoint, and export it again",
             )
         return own
-
-
-def _fields(place: Place) -> dict[str, Any]:
-    return {name: getattr(place, name) for name in Place.__dataclass_fields__}
 
 
 def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
@@ -245,19 +246,9 @@ def _channel_scale(array: Array, weight: Array, tolerance: float) -> Array | Non
     return scale if bool(np.all(left <= tolerance * whole)) and bool(whole.all()) else None
 
 
-def dequantized(node: ir.Node) -> Array:
-    """Returns the floats that a DequantizeLinear makes of a stored tensor: (q − zero point) · scale."""
-    parts = [None if value is None or value.const_value is None else value.const_value.numpy() for value in node.inputs]
-    integers, scale = parts[0], parts[1]
-    if integers is None or scale is None:
-        return np.zeros(0)
-    zero = parts[2] if len(parts) > 2 and parts[2] is not None else np.zeros_like(scale)
-    axis = node.attributes.get_int("axis", 1)
-    shape = [1] * integers.ndim
-    if scale.size > 1:
-        shape[axis] = scale.size
-    if scale.size > 1 and (scale.ndim != 1 or scale.size != integers.shape[axis]):
-        return np.zeros(0)
-    shifted = integers.astype(np.float64) - zero.astype(np.float64).reshape(shape)
-    floats: Array = shifted * scale.astype(np.float64).reshape(shape)
-    return floats
+def _is_one(scale: Array, array: Array, weight: Array) -> bool:
+    """Tells whether array = weight but for rounding: factors are as near to 1 as the rounding lets them be known."""
+    rows, seen = (values.reshape(len(values), -1).astype(np.float64) for values in (weight, array))
+    left = np.linalg.norm(seen - scale[:, None] * rows, axis=1)
+    # The standard error of a factor that was fitted by least squares, five times.
+    return bool(np.all(np.abs(scale - 1) <= 5 * left / (np.sqrt(rows.shape[1]) * np.linalg.norm(rows, axis=1))))

@@ -13,9 +13,10 @@ from qtool.errors import InputError, UsageError
 from qtool.lora.base_weights import open_base
 from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
 from qtool.lora.graph_names import weights_by_name
-from qtool.lora.graph_search import GraphSearch, Place
+from qtool.lora.graph_search import NEVER_SCALED, GraphSearch, Place
 from qtool.lora.merging import WeightedChange, total_delta
 from qtool.lora.reading import read_adapter
+from qtool.lora.stored_integers import ScalePolicy, stored_integers
 from qtool.progress import Progress
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-
-# What reads weights that no exporter multiplies anything into.
-_NEVER_SCALED = frozenset({"MatMul", "Gather", "Add", "LayerNormalization", "Identity"})
+    from qtool.lora.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     adapters = [read_adapter(source.path) for source in request.adapters]
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
-    changes = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
+    changes = _planned(request, adapters, checkpoint, model)
     targets = _merge(request, model, checkpoint, changes, progress)
     nbytes = 0
     if output is not None:
@@ -146,6 +145,21 @@ def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
     return _Checkpoint(tensors=named, tied={}, path=request.base)
 
 
+def _planned(
+    request: MergeRequest, adapters: Sequence[Adapter], checkpoint: _Checkpoint, model: ir.Model
+) -> Mapping[str, tuple[WeightedChange, ...]]:
+    try:
+        return planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
+    except InputError as error:
+        integers = any(stored_integers(node) for node in model.graph.all_nodes() if node.op_type == "DequantizeLinear")
+        if request.base_weights is not None or not integers:
+            raise
+        raise InputError(
+            f"{error.problem}; {request.base} holds integers, whose names tell nothing",
+            fix="give the checkpoint that it was exported from with --base-weights",
+        ) from error
+
+
 def _merge(
     request: MergeRequest,
     model: ir.Model,
@@ -159,11 +173,14 @@ def _merge(
     places = {name: search.places(name) for name in firsts}
     if checkpoint.path == request.base:
         _check_told(places)
+    if request.scales is not None and not any(place.dequantize for found in places.values() for place in found):
+        raise UsageError("--scales says nothing, since no integers change", fix="drop it")
+    policy = request.scales or ScalePolicy.GROW
     targets = []
     with progress.task("merging", total=len(firsts)) as advance:
         for name in firsts:
             delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
-            found = [add_to_graph(place, delta, name) for place in places[name]]
+            found = [add_to_graph(place, delta, name, policy) for place in places[name]]
             targets.append(_facts(name, changes[name], found))
             advance(1)
     return targets
@@ -182,9 +199,9 @@ def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
     """
     for name, found in places.items():
         readers = {use.node.op_type for place in found for use in place.stored.uses()}
-        if not readers <= _NEVER_SCALED:
+        if not readers <= NEVER_SCALED:
             raise InputError(
-                f"'{name}' is read by {', '.join(sorted(readers - _NEVER_SCALED))}, into whose weights exporters "
+                f"'{name}' is read by {', '.join(sorted(readers - NEVER_SCALED))}, into whose weights exporters "
                 "multiply normalizations, and its name does not tell",
                 fix="give the checkpoint that the graph was exported from with --base-weights",
             )
@@ -208,4 +225,5 @@ def _facts(name: str, steps: Sequence[WeightedChange], found: Sequence[GraphChan
         relative_change=hurt.relative_change,
         rounding_error=hurt.rounding_error,
         places=tuple(f"{change.stored} ({change.form})" for change in found),
+        integers=hurt.integers,
     )

@@ -36,6 +36,8 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
     if request.as_adapter:
         raise UsageError("--as-adapter makes inputs for an ONNX graph", fix="name an ONNX graph, or drop it")
+    if request.scales is not None:
+        raise UsageError("--scales says nothing of weights in floats", fix="name a quantized ONNX graph, or drop it")
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from formats.trust import NO_TRUST, Trust
 from qtool.lora.combining import Combination
+from qtool.lora.requantizing import Requantized
+from qtool.lora.stored_integers import ScalePolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class MergeRequest:
         unmerge: subtract what a merge added.
         as_adapter: give a graph inputs for the adapters instead, and write a file for each.
         combination: how changes are combined; None for their sum.
+        scales: of a graph with integers: what becomes of their scales; None for those that grow where they have to.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
         dry_run: measure everything and write nothing.
@@ -52,6 +55,7 @@ class MergeRequest:
     unmerge: bool = False
     as_adapter: bool = False
     combination: Combination | None = None
+    scales: ScalePolicy | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dry_run: bool = False
@@ -78,6 +82,7 @@ class MergedTarget:
         relative_change: the norm of what was added, over that of the original.
         rounding_error: the norm of what rounding to the base's type cut off, over that of the exact sum.
         places: of a graph: the initializers that hold it, each with its form.
+        integers: what became of them, where a graph stores such.
     """
 
     weight: str
@@ -87,6 +92,7 @@ class MergedTarget:
     relative_change: float
     rounding_error: float
     places: tuple[str, ...] = ()
+    integers: Requantized | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
