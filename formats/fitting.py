@@ -17,7 +17,8 @@ _LONGEST_LIST = 3
 def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory: str) -> str | None:
     """Copies every tensor to its place in ``module``.
 
-    A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped.
+    A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped. Where the
+    module is one of several that were trained together, weights that do not have its prefix are left aside.
 
     Args:
         module: what receives the tensors.
@@ -25,15 +26,21 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
         factory: what built the module, for errors.
 
     Returns:
-        The prefix that was dropped, or None.
+        What was done to the names, as a person would say it; None where they were right.
 
     Raises:
         FormatError: keys are missing or left over, or a shape is another one.
     """
     wanted = module.state_dict()
     prefix = _shared_prefix(tensors, wanted)
+    remark = None
     if prefix is not None:
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        within = [name for name in tensors if name.startswith(prefix)]
+        remark = f"dropped '{prefix}' before every weight's name"
+        if len(within) < len(tensors):
+            others = [name for name in tensors if not name.startswith(prefix)]
+            remark = f"took the weights under '{prefix}', and left {len(others)} aside: {_listed(others)}"
+        tensors = {name.removeprefix(prefix): tensors[name] for name in within}
     reshaped = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
         for name, tensor in tensors.items()
@@ -51,18 +58,26 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
     unexpected = [name for name in tensors if name in set(result.unexpected_keys) - own]
     if missing or unexpected or reshaped:
         raise _misfit(factory, missing, unexpected, reshaped)
-    return prefix
+    return remark
 
 
 def _shared_prefix(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
-    if not tensors or any(name in wanted for name in tensors):
+    """Returns the prefix that makes all names those of the module, or some of them all that the module wants."""
+    if not tensors or not wanted or any(name in wanted for name in tensors):
         return None
     head = next(iter(tensors)).split(".")
     for count in range(1, len(head)):
         prefix = ".".join(head[:count]) + "."
         if all(name.startswith(prefix) and name.removeprefix(prefix) in wanted for name in tensors):
             return prefix
-    return None
+    last = next(iter(wanted))
+    whole = [
+        name.removesuffix(last)
+        for name in tensors
+        if name.endswith(f".{last}") and all(f"{name.removesuffix(last)}{other}" in tensors for other in wanted)
+    ]
+    # Of several that fit, nothing says which is meant.
+    return whole[0] if len(whole) == 1 else None
 
 
 def _without_tied(

@@ -177,6 +177,15 @@ _ATTACK_NAMES = frozenset(
         "load_url",
     ]
 )
+# Out of those modules: types that hold values, and run nothing.
+_VALUE_TYPES = frozenset(
+    {
+        *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object")),
+        *(f"builtins.{name}" for name in ("range", "slice", "str", "tuple")),
+        *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
+        "types.SimpleNamespace",
+    }
+)
 
 
 class Meaning(StrEnum):
@@ -196,6 +205,8 @@ def meaning(name: str) -> Meaning:
     """Says what it means that a pickle imports ``name``, as ``full_name`` writes it."""
     if name in TENSOR_GLOBALS:
         return Meaning.TENSOR
+    if name in _VALUE_TYPES:
+        return Meaning.OBJECT
     parts = name.split(".")
     # Names may lead through modules: torch.serialization.os.system is os.system.
     if parts[0] in _ATTACK_MODULES or _ATTACK_NAMES & set(parts) or {"os", "subprocess", "sys"} & set(parts):

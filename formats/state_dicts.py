@@ -98,7 +98,10 @@ def _unwrapped(stored: Any, where: str) -> tuple[Mapping[Any, Any], list[str]]:
                 f"{where} holds a {type(stored).__name__}, not weights by name",
                 fix="save the module's weights: torch.save(module.state_dict(), path)",
             )
-        if any(_is_tensor(value) for value in stored.values()):
+        # An epoch or a loss may be a tensor, too, beside the weights.
+        if any(_is_tensor(value) for value in stored.values()) and not any(
+            isinstance(stored.get(key), Mapping) and _holds_tensors(stored[key]) for key in _WRAPPERS
+        ):
             return stored, keys
         key = _wrapper(stored, where) if len(keys) < _DEEPEST_NESTING else None
         if key is None:

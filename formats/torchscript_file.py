@@ -76,7 +76,8 @@ def export_script(
         opset: the graph's opset; None for the exporter's choice.
     """
     given = tuple(tensors.values())
-    traced = torch.jit.trace(program.giving(list(tensors)), given, check_trace=False)
+    # The exporter gives every part the mode of the whole back: without this the program would train from then on.
+    traced = torch.jit.trace(program.giving(list(tensors)).eval(), given, check_trace=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.onnx"
         torch.onnx.export(

@@ -20,6 +20,7 @@ from formats.tensorflow_process import ModelToLoad, TensorDescription, TensorFlo
 from qtool.errors import InputError, UsageError
 from qtool.progress import Progress
 from qtool.workflows.equivalence import compare_programs
+from qtool.workflows.output_dims import SeenShapes
 from qtool.workflows.torch_import import ImportedGraph, InputDescription
 
 # The newest one that tf2onnx knows.
@@ -232,31 +233,6 @@ def _name_dims(model: ir.Model, specs: Sequence[InputSpec]) -> None:
         value.shape = ir.Shape(dims[value.name or ""])
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Keeps the shapes of one run: ``sizes`` of the free dimensions, and of every output."""
-
-    sizes: Mapping[str, int]
-    outputs: Mapping[str, tuple[int, ...]]
-
-
-def _name_output_dims(model: ir.Model, runs: Sequence[_Run]) -> None:
-    """Names the free dimensions of outputs that had the length of the same free dimension of an input in every run."""
-    for value in model.graph.outputs:
-        shapes = [run.outputs[value.name or ""] for run in runs]
-        if value.shape is None or any(len(shape) != len(value.shape) for shape in shapes):
-            continue
-        dims: list[int | str | None] = []
-        for axis, dim in enumerate(value.shape):
-            same = [
-                name
-                for name in runs[0].sizes
-                if all(run.sizes[name] == shape[axis] for run, shape in zip(runs, shapes, strict=True))
-            ]
-            dims.append(dim if isinstance(dim, int) else same[0] if len(same) == 1 else None)
-        value.shape = ir.Shape(dims)
-
-
 def _compared(
     graph: ir.Model,
     process: TensorFlowProcess,
@@ -279,20 +255,14 @@ def _compared(
         )
 
     order = [output.name for output in process.outputs]
-    runs: list[_Run] = []
+    shapes = SeenShapes(specs)
     with open_graph(graph) as session:
-
-        def converted(feed: Feed) -> Mapping[str, Array]:
-            result = session.run(feed, order)
-            sizes = {
-                dim: feed[spec.name].shape[axis]
-                for spec in specs
-                for axis, dim in enumerate(spec.dims)
-                if isinstance(dim, str)
-            }
-            runs.append(_Run(sizes, {name: array.shape for name, array in result.items()}))
-            return result
-
-        comparisons = compare_programs(specs, real, reference=reference, converted=converted, progress=progress)
-    _name_output_dims(graph, runs)
+        comparisons = compare_programs(
+            specs,
+            real,
+            reference=reference,
+            converted=shapes.watched(lambda feed: session.run(feed, order)),
+            progress=progress,
+        )
+    shapes.name_free_dims(graph)
     return ImportedGraph(model=graph, comparisons=comparisons)

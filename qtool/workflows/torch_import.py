@@ -17,6 +17,7 @@ from formats.fitting import fit
 from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.output_dims import SeenShapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,9 +96,9 @@ def import_weights(
             "transformers:FOLDER",
         )
     with building(architecture) as module:
-        prefix = fit(module, weights.tensors, factory=architecture.factory)
-        if prefix is not None:
-            progress.note(f"dropped '{prefix}' before every weight's name")
+        remark = fit(module, weights.tensors, factory=architecture.factory)
+        if remark is not None:
+            progress.note(remark)
         return _exported(module, inputs, opset, progress)
 
 
@@ -124,13 +125,16 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
         model = torch_program.export(module, bound, feeds, opset=asked, output_names=outputs.names)
     if opset is not None:
         model = to_opset(model, opset)
+    shapes = SeenShapes(specs)
     with open_graph(model, largest_message_bytes=_LARGEST_COPIED_BYTES) as session:
         comparisons = compare_programs(
             specs,
             real,
             reference=lambda feed: torch_program.run(module, bound, feed),
-            converted=session.run,
+            converted=shapes.watched(session.run),
             first_expected=outputs.values,
             progress=progress,
         )
+    # The exporter takes the length that it saw for a fixed one where it cannot tell, as behind an LSTM.
+    shapes.free_wrong_dims(model)
     return ImportedGraph(model=model, comparisons=comparisons)

@@ -1,4 +1,6 @@
 import argparse
+import collections
+import pathlib
 import pickle
 import re
 import zipfile
@@ -90,6 +92,16 @@ def test_other_classes_are_told_from_attacks(tmp_path: Path, audited: Any) -> No
     (finding,) = audited(tmp_path / "m.pth")["findings"]
     assert finding["what"] == "imports argparse.Namespace, which runs the code of a class"
     assert finding["where"] == "m/data.pkl"
+
+
+def test_types_that_only_hold_values_are_no_attack(tmp_path: Path, audited: Any) -> None:
+    hparams = collections.defaultdict(dict, {"save_dir": pathlib.PurePosixPath("runs/1")})
+    torch.save({"w": torch.ones(1), "hparams": hparams}, tmp_path / "m.pth")
+    said = {finding["what"] for finding in audited(tmp_path / "m.pth")["findings"]}
+    assert said == {
+        f"imports {name}, which runs the code of a class"
+        for name in ("builtins.dict", "collections.defaultdict", "pathlib.PurePosixPath")
+    }
 
 
 def test_a_pickle_that_is_cut_anywhere_is_damaged(tmp_path: Path, audited: Any, checkpoint: Any) -> None:

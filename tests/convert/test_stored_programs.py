@@ -72,6 +72,17 @@ def test_torchscript_needs_shapes_and_no_model(run: Any, pair: Pair, scripted: b
         np.testing.assert_allclose(hidden, 2 * pair(torch.from_numpy(X))["hidden"].detach().numpy(), atol=1e-5)
 
 
+def test_a_scripted_program_normalizes_as_it_does_after_training(run: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).eval()
+    torch.nn.init.uniform_(net[1].running_var)
+    with quiet_libraries():
+        torch.jit.save(torch.jit.script(net), "program.pt")
+    result = run("program.pt", "--input-shape", "x=batch,4")
+    assert result.exit_code == 0, result.output
+    (value,) = opened("program.onnx").run(None, {"x": X})
+    np.testing.assert_allclose(value, net(torch.from_numpy(X)).detach().numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("keywords", [False, True])
 def test_an_exported_program_needs_nothing(run: Any, pair: Pair, keywords: bool) -> None:
     shapes = {"x": {0: torch.export.Dim("n")}}
@@ -233,4 +244,5 @@ def test_sequence_models_become_graphs(
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert len(report["outputs"]) == outputs
+    assert "steps" in report["outputs"][0]
     assert {tuple(one["sizes"].values()) for one in report["comparisons"]} == {(2, 64), (3, 128), (1, 64)}

@@ -137,8 +137,21 @@ def test_a_prefix_of_every_key_is_dropped_and_told() -> None:
     weights = state()
     weights["head.weight"] = weights["embed.weight"]
     module = Tied()
-    assert fit(module, {f"model.net.{name}": value for name, value in weights.items()}, factory="x:y") == "model.net."
+    remark = fit(module, {f"model.net.{name}": value for name, value in weights.items()}, factory="x:y")
+    assert remark == "dropped 'model.net.' before every weight's name"
     assert torch.equal(module.norm.weight, weights["norm.weight"])
+
+
+def test_one_of_several_modules_is_found_under_its_prefix() -> None:
+    weights = state()
+    weights["head.weight"] = weights["embed.weight"]
+    together = {f"net.{name}": value for name, value in weights.items()} | {"loss.weight": torch.ones(5)}
+    module = Tied()
+    remark = fit(module, together, factory="x:y")
+    assert remark == "took the weights under 'net.', and left 1 aside: loss.weight"
+    assert torch.equal(module.norm.weight, weights["norm.weight"])
+    with pytest.raises(FormatError, match="do not fit"):
+        fit(Tied(), together | {f"teacher.{name}": value for name, value in weights.items()}, factory="x:y")
 
 
 def test_old_checkpoints_without_batch_counters_fit() -> None:

@@ -54,6 +54,11 @@ def test_averaged_weights_win_over_raw_ones(tmp_path: Path) -> None:
     assert "state_dict_ema" in weights.source
 
 
+def test_tensors_beside_the_weights_are_not_taken_for_them(tmp_path: Path) -> None:
+    torch.save({"model_state_dict": {"a.w": torch.ones(2)}, "loss": torch.tensor(0.3), "epoch": 3}, tmp_path / "a.pth")
+    assert set(TorchCheckpoint().read(tmp_path / "a.pth").tensors) == {"a.w"}
+
+
 def test_a_name_that_only_some_keys_begin_with_stays(tmp_path: Path) -> None:
     weights = read(tmp_path / "m.pth", {"module.w": WEIGHT, "head.w": WEIGHT})
     assert list(weights.tensors) == ["module.w", "head.w"]
