@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from formats.errors import FormatError
@@ -43,6 +44,9 @@ def allowing(names: frozenset[str]) -> Iterator[None]:
     """
     with _working_folder():
         allowed: list[Any] = [(_imported(name), name) for name in sorted(names)]
+    if "numpy.dtype" in names:
+        # What numpy.dtype makes is of a class of its own for each type of number.
+        allowed += [one for name, one in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"]
     with torch.serialization.safe_globals(allowed):
         yield
 

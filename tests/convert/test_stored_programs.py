@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,16 @@ def test_single_classes_can_be_allowed(run: Any, folder: Path) -> None:
     assert run("mixed.pth", *to, "--allow-global", "argparse.Namespace").exit_code == 0
     assert set(safetensors.torch.load_file("mixed.safetensors")) == set(state)
     assert run("mixed.pth", *to, "--allow-global", "argparse.ArgumentParser").exit_code == 2
+
+
+def test_numbers_of_numpy_beside_the_weights_can_be_allowed(run: Any, folder: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(2)}, "best": np.float64(0.9), "seen": np.arange(3)}, "m.pth")
+    said = run("m.pth", "--to", "safetensors").stderr
+    names = re.findall(r"--allow-global ([\w.]+)", said)
+    assert {"numpy.dtype", "numpy.ndarray"} <= set(names)
+    allowed = [part for name in names for part in ("--allow-global", name)]
+    result = run("m.pth", "--to", "safetensors", *allowed)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
