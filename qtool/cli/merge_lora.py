@@ -58,7 +58,7 @@ def merge_lora(
         list[str],
         typer.Argument(
             metavar="ADAPTER...",
-            help="Folders that PEFT saved, or .safetensors files; ADAPTER=0.7 merges that much of it.",
+            help="Folders that PEFT saved, or .safetensors, .pt or .gguf files; ADAPTER=0.7 merges that much of it.",
             show_default=False,
         ),
     ],
@@ -101,6 +101,15 @@ def merge_lora(
             "--scales",
             help="Of a quantized ONNX graph: scales grow where values outgrow them, stay as they are, or are "
             "found anew. Default: grow.",
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            metavar="NAME",
+            help="Of an adapter for a whole pipeline: merge this part of it, such as unet or text_encoder; repeatable.",
+            show_default=False,
         ),
     ] = None,
     only: Annotated[
@@ -147,6 +156,7 @@ def merge_lora(
             as_adapter=as_adapter,
             combination=_combination(combine, density, rank, seed, unmerge=unmerge),
             scales=None if scales is None else ScalePolicy(scales.value),
+            parts=tuple(part or ()),
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
             dry_run=dry_run,

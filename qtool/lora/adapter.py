@@ -13,6 +13,8 @@ from qtool.lora.settings import AdapterSettings
 if TYPE_CHECKING:
     import torch
 
+    from qtool.lora.translation import Translation
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterModule:
@@ -23,12 +25,16 @@ class AdapterModule:
         parts: the tensors by the names of their roles, such as ``lora_A``, or ``lora_B.bias``.
         depth: how many adapters of the same module lie around this one, where several of its parameters are trained.
         wrapped: whether the module is a part of another one that is trained as well.
+        alpha: what its scale is made of, where it is stored with its tensors.
+        piece: the part of a pipeline that it belongs to, such as ``"unet"``, where its name says so.
     """
 
     path: str
     parts: Mapping[str, torch.Tensor]
     depth: int = 0
     wrapped: bool = False
+    alpha: float | None = None
+    piece: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,7 @@ class Adapter:
         replaced: whole parameters that stand in for those of the base, by name.
         shared: tensors that all modules use, by role.
         flattened: whether the modules' names have underscores for dots.
+        translation: what other libraries call modules; None where names are those of the base.
     """
 
     source: Path
@@ -50,6 +57,13 @@ class Adapter:
     replaced: Mapping[str, torch.Tensor] = field(default_factory=dict)
     shared: Mapping[str, torch.Tensor] = field(default_factory=dict)
     flattened: bool = False
+    translation: Translation | None = None
+
+    def scale_of(self, module: AdapterModule, rank: int) -> float:
+        """Returns the factor in front of the module's product."""
+        if module.alpha is not None:
+            return module.alpha / rank
+        return self.settings.scale_of(module.path, rank)
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], source: Path) -> None:

@@ -97,31 +97,31 @@ class Dora:
     https://arxiv.org/abs/2402.09353, equation 5.
 
     Attributes:
-        product: the low-rank part.
+        product: what is added before.
         magnitude: m, one number for each length of ``axis``.
-        axis: the weight's axis of outputs.
+        axis: the weight's axis with a norm for each of its lengths; that of the outputs, but for some of LyCORIS.
     """
 
-    product: LowRank
+    product: Change
     magnitude: torch.Tensor
     axis: int
     kind: str = "DoRA"
     additive: bool = False
 
     @property
-    def rank(self) -> int:
-        """The rank of the low-rank part."""
+    def rank(self) -> int | None:
+        """The rank of what is added."""
         return self.product.rank
 
     @property
-    def scale(self) -> float:
-        """The scale of the low-rank part."""
+    def scale(self) -> float | None:
+        """The scale of what is added."""
         return self.product.scale
 
     @property
     def by_rows(self) -> bool:
-        """Whether the outputs are the rows."""
-        return self.axis == 0
+        """Whether the norms are those of the rows."""
+        return self.axis == 0 and self.product.by_rows
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the difference to the rescaled sum."""

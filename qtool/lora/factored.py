@@ -103,7 +103,7 @@ def hadamard_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     check_roles(module, _HADAMARD | cores, set(), base.source)
     rank = module.parts["hada_w1_b"].shape[0]
     _check_rank(module, rank, adapter)
-    change = Hadamard(parts=module.parts, scale=adapter.settings.scale_of(module.path, rank), rank=rank)
+    change = Hadamard(parts=module.parts, scale=adapter.scale_of(module, rank), rank=rank)
     return [_checked(change, base)]
 
 
@@ -120,7 +120,7 @@ def kronecker_changes(module: AdapterModule, base: BaseModule, adapter: Adapter)
     if inner is not None:
         _check_rank(module, inner.shape[0], adapter)
     rank = adapter.settings.rank_of(module.path) or (None if inner is None else int(inner.shape[0]))
-    scale = 1.0 if rank is None else adapter.settings.scale_of(module.path, rank)
+    scale = 1.0 if rank is None else adapter.scale_of(module, rank)
     change = Kronecker(parts=module.parts, scale=scale, rank=None if inner is None else rank)
     return [_checked(change, base)]
 

@@ -29,7 +29,7 @@ def low_rank_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     check_roles(module, {"lora_A", "lora_B"}, {_MAGNITUDE, "lora_B.bias"}, base.source)
     first, second = module.parts["lora_A"], module.parts["lora_B"]
     rank = _checked_rank(module, first.shape[0], second.shape[1], adapter)
-    scale = adapter.settings.scale_of(module.path, rank) * _times(module, base)
+    scale = adapter.scale_of(module, rank) * _times(module, base)
     parameter = "weight" if base.has("weight") or not base.has("in_proj_weight") else "in_proj_weight"
     if first.ndim > 2:
         changes = [base.change(parameter, _convolution(module, base, parameter, scale))]
@@ -75,7 +75,7 @@ def _embedding(module: AdapterModule, base: BaseModule, adapter: Adapter) -> Mod
     rank = _checked_rank(module, first.shape[0], second.shape[1], adapter)
     if base.shape("weight") != (first.shape[1], second.shape[0]):
         raise base.misfit("weight", f"the product has the shape {(first.shape[1], second.shape[0])}")
-    product = LowRank(left=first.T, right=second.T, scale=adapter.settings.scale_of(module.path, rank))
+    product = LowRank(left=first.T, right=second.T, scale=adapter.scale_of(module, rank))
     return base.change("weight", _with_norms(product, module, base, "weight", axis=1))
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from formats.detect import detect
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter
+from qtool.lora.gguf_adapter import read_gguf_adapter
 from qtool.lora.peft_folder import is_peft_folder, read_peft_folder
-from qtool.lora.recognition import is_single_file
+from qtool.lora.recognition import is_gguf, is_single_file
 from qtool.lora.single_files import read_single_file
+from qtool.lora.torchtune_file import read_torchtune_file
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -19,7 +21,12 @@ def read_adapter(path: Path) -> Adapter:
         FormatError: there is no such file, or it is damaged.
         InputError: it is a pickle, not an adapter, or cannot be merged exactly.
     """
+    if path.is_file() and is_gguf(path):
+        return read_gguf_adapter(path)
     if path.is_file() and detect(path).format == "torch":
+        found = read_torchtune_file(path)
+        if found is not None:
+            return found
         raise InputError(
             f"{path} is a Python pickle, and opening one can run code",
             fix=f"qtool convert {path} --to safetensors -o {path.with_suffix('.safetensors')}",

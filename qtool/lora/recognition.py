@@ -9,15 +9,25 @@ from formats.safetensors_header import PREFIX_BYTES, announced_header_bytes, rea
 # In keys of adapters, and of nothing else.
 _MARKS = (".lora_", ".lora.", ".hada_", ".lokr_")
 _SIDE_KEYS = (".alpha", ".dora_scale")
+_FLAT_BEGINNINGS = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 CONFIG_NAME = "adapter_config.json"
+_GGUF_HEAD = b"GGUF"
 
 
 def is_adapter(path: Path) -> bool:
     """Tells whether ``path`` is a folder that PEFT saved, or the adapter's file in it."""
     if path.is_dir():
         return (path / CONFIG_NAME).is_file()
+    if not path.is_file():
+        return False
     named = path.name.startswith("adapter_") and (path.parent / CONFIG_NAME).is_file()
-    return named or (path.is_file() and is_single_file(path))
+    return named or is_gguf(path) or is_single_file(path)
+
+
+def is_gguf(path: Path) -> bool:
+    """Tells whether a file begins as those of llama.cpp do."""
+    with path.open("rb") as stream:
+        return stream.read(len(_GGUF_HEAD)) == _GGUF_HEAD
 
 
 def is_single_file(path: Path) -> bool:
@@ -28,4 +38,7 @@ def is_single_file(path: Path) -> bool:
         if announced_header_bytes(stream.read(PREFIX_BYTES + 1)) is None:
             return False
     names = read_header(path).tensors
-    return all(name.endswith(_SIDE_KEYS) or any(mark in name for mark in _MARKS) for name in names)
+    return all(
+        name.startswith(_FLAT_BEGINNINGS) or name.endswith(_SIDE_KEYS) or any(mark in name for mark in _MARKS)
+        for name in names
+    )

@@ -7,6 +7,7 @@ https://huggingface.co/docs/diffusers/api/loaders/lora and https://github.com/ml
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,11 +36,21 @@ _ENDINGS: Mapping[str, str] = {
     ".lora_a": "mlx_a",
     ".lora_b": "mlx_b",
     ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
 }
 _LYCORIS = re.compile(r"\.(hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))$")
-# In front of flattened names; what follows is a module of that part of a pipeline.
+# In front of flattened names; what follows is a module of that piece of a pipeline.
 _FLAT = re.compile(r"(lora_unet|lora_te\d?|lora_transformer|lycoris)_")
-_PARTS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
+_PIECES: Mapping[str, str | None] = {
+    "lora_unet": "unet",
+    "lora_transformer": "transformer",
+    "lora_te": "text_encoder",
+    "lora_te1": "text_encoder",
+    "lora_te2": "text_encoder_2",
+    "lora_te3": "text_encoder_3",
+    "lycoris": None,
+}
+_DOTTED = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def read_single_file(path: Path) -> Adapter:
@@ -52,25 +63,32 @@ def read_single_file(path: Path) -> Adapter:
     tensors = dict(SafetensorsFile().read(path).tensors)
     check_tensors({name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}, path)
     modules = _by_module(tensors, path)
-    alphas = {module: parts.pop("alpha") for module, parts in modules.items() if "alpha" in parts}
     flat = {module: _FLAT.match(module) for module in modules}
     if any(flat.values()) and not all(flat.values()):
         raise InputError(f"{path} holds flattened and other names", fix="save one adapter at a time")
-    names = {module: _named(module, found) for module, found in flat.items()}
     scale = _mlx_scale(path) if any("mlx_a" in parts for parts in modules.values()) else 1.0
     kinds = {role.partition("_")[0] for parts in modules.values() for role in parts}
-    kind = "LoHa" if "hada" in kinds else "LoKr" if "lokr" in kinds else "LoRA"
-    settings = AdapterSettings(
-        kind=kind,
-        alpha_patterns={re.escape(names[module]): float(alpha) for module, alpha in alphas.items()},
-    )
     return Adapter(
         source=path,
-        settings=settings,
-        modules=tuple(
-            AdapterModule(path=names[module], parts=_as_peft(parts, scale)) for module, parts in modules.items()
-        ),
+        settings=AdapterSettings(kind="LoHa" if "hada" in kinds else "LoKr" if "lokr" in kinds else "LoRA"),
+        modules=tuple(_module(name, parts, flat[name], scale, path) for name, parts in modules.items()),
         flattened=all(flat.values()),
+    )
+
+
+def _module(
+    name: str, parts: dict[str, torch.Tensor], flat: re.Match[str] | None, scale: float, path: Path
+) -> AdapterModule:
+    alpha = parts.pop("alpha", None)
+    if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha))):
+        raise InputError(f"'{name}.alpha' in {path} is no number", fix="save the adapter again")
+    if flat is not None:
+        piece, module = _PIECES.get(flat[1]), name[flat.end() :]
+    else:
+        piece = next((piece for piece in _DOTTED if name.startswith(f"{piece}.")), None)
+        module = name if piece is None else name.removeprefix(f"{piece}.")
+    return AdapterModule(
+        path=module, parts=_as_peft(parts, scale), alpha=None if alpha is None else float(alpha), piece=piece
     )
 
 
@@ -87,13 +105,6 @@ def _by_module(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, dic
         role = ending[1:] if lycoris else _ENDINGS[ending]
         modules.setdefault(name.removesuffix(ending), {})[role] = tensor
     return modules
-
-
-def _named(module: str, flat: re.Match[str] | None) -> str:
-    if flat is not None:
-        return module[flat.end() :]
-    part = next((part for part in _PARTS if module.startswith(part)), "")
-    return module.removeprefix(part)
 
 
 def _as_peft(parts: Mapping[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
-from qtool.lora.changes import Change, Replaced
+from qtool.lora.changes import Change, Dora, Replaced
 from qtool.lora.expert_parameters import parameter_changes
 from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_changes
 from qtool.lora.flat_names import unflattened
@@ -17,6 +18,11 @@ from qtool.lora.names import find_renaming
 from qtool.lora.scaled import rotated_changes, scaled_changes
 from qtool.lora.token_rows import token_changes
 
+if TYPE_CHECKING:
+    import torch
+
+# The norms of LyCORIS, beside the matrices of any of its kinds.
+_MAGNITUDE = "dora_scale"
 # By the beginnings of their roles.
 _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[ModuleChange]]] = {
     "lora_": low_rank_changes,
@@ -83,9 +89,42 @@ def _by_path(modules: Sequence[AdapterModule]) -> dict[str, list[AdapterModule]]
 
 
 def _changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
-    first = next(iter(module.parts))
-    builder = next(builder for start, builder in _BUILDERS.items() if first.startswith(start))
-    return builder(module, base, adapter)
+    magnitude = module.parts.get(_MAGNITUDE)
+    parts = {role: tensor for role, tensor in module.parts.items() if role != _MAGNITUDE}
+    first = next(iter(parts), "")
+    builder = next((builder for start, builder in _BUILDERS.items() if first.startswith(start)), None)
+    if builder is None:
+        raise InputError(
+            f"{adapter.source} holds {', '.join(module.parts) or 'an alpha'} of {module.path} without its matrices",
+            fix="save the adapter again; the file is not complete",
+        )
+    changes = builder(replace(module, parts=parts), base, adapter)
+    if magnitude is None:
+        return changes
+    return [_with_norms(change, magnitude, base) for change in changes]
+
+
+def _with_norms(change: ModuleChange, magnitude: torch.Tensor, base: BaseModule) -> ModuleChange:
+    """Gives a change the norms that LyCORIS trained: of the outputs, or of the inputs, as their shape tells."""
+    parameter = change.weight.rpartition(".")[2]
+    shape, count = base.shape(parameter), magnitude.numel()
+    if magnitude.shape[0] == count == shape[0]:
+        axis = 0
+    elif len(shape) > 1 and magnitude.ndim > 1 and magnitude.shape[1] == count == shape[1]:
+        axis = 1
+    else:
+        raise base.misfit(parameter, f"{_MAGNITUDE} has the shape {tuple(magnitude.shape)}")
+    kind = "DoRA" if change.change.kind == "LoRA" else f"{change.change.kind} with DoRA"
+    return ModuleChange(change.weight, Dora(product=change.change, magnitude=magnitude, axis=axis, kind=kind))
+
+
+def fits_base(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tells whether the base has all modules that an adapter changes."""
+    try:
+        _naming(adapter, sorted({module.path for module in adapter.modules}), shapes)
+    except InputError:
+        return False
+    return True
 
 
 def _replacements(

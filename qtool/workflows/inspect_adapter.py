@@ -83,5 +83,5 @@ def _target(module: AdapterModule, adapter: Adapter) -> AdapterTarget:
         module=module.path,
         parts={role: tuple(tensor.shape) for role, tensor in module.parts.items()},
         rank=rank,
-        scale=None if rank is None else adapter.settings.scale_of(module.path, rank),
+        scale=None if rank is None else adapter.scale_of(module, rank),
     )

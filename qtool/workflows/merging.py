@@ -39,6 +39,7 @@ class MergeRequest:
         as_adapter: give a graph inputs for the adapters instead, and write a file for each.
         combination: how changes are combined; None for their sum.
         scales: of a graph with integers: what becomes of their scales; None for those that grow where they have to.
+        parts: of adapters for pipelines: the ones that are merged, such as ``"unet"``; empty for all.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
         dry_run: measure everything and write nothing.
@@ -56,6 +57,7 @@ class MergeRequest:
     as_adapter: bool = False
     combination: Combination | None = None
     scales: ScalePolicy | None = None
+    parts: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dry_run: bool = False

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.base_weights import check_floats
-from qtool.lora.changes import Replaced
+from qtool.lora.changes import Change, Replaced
 from qtool.lora.combining import combined_changes
 from qtool.lora.merging import WeightedChange
+from qtool.lora.pieces import chosen_pieces
 from qtool.lora.selection import Selection, changes_by_weight
-from qtool.lora.targets import find_targets
+from qtool.lora.targets import Target, find_targets, fits_base
+from qtool.lora.translation import translated
 from qtool.workflows.merging import MergeRequest
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ def planned_changes(
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     selection = Selection(only=request.only, exclude=request.exclude)
-    found = [find_targets(adapter, shapes) for adapter in adapters]
+    fitting = [translated(adapter, shapes, base) for adapter in adapters]
+    parts = chosen_pieces(fitting, request.parts, lambda adapter: fits_base(adapter, shapes))
+    found = [_without_copies(find_targets(adapter, shapes), tensors, tied) for adapter in parts]
     chosen = selection.chosen_modules([target for targets in found for target in targets])
     factor = -request.scale if request.unmerge else request.scale
     weighted = [
@@ -61,6 +66,24 @@ def planned_changes(
     if request.combination is not None:
         return combined_changes(changes, request.combination)
     return changes
+
+
+def _without_copies(
+    targets: Sequence[Target], tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str]
+) -> list[Target]:
+    """Drops what only repeats the base: PEFT saves embeddings along with the matrices that change them."""
+    firsts = Counter(tied.get(target.weight, target.weight) for target in targets)
+    return [
+        target
+        for target in targets
+        if firsts[tied.get(target.weight, target.weight)] == 1 or not _repeats(target.change, tensors[target.weight])
+    ]
+
+
+def _repeats(change: Change, tensor: torch.Tensor) -> bool:
+    if not isinstance(change, Replaced) or change.indices is not None:
+        return False
+    return bool((change.values.to(tensor.dtype) == tensor).all())
 
 
 def _check_reversible(changes: Mapping[str, Sequence[WeightedChange]]) -> None:

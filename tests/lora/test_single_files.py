@@ -110,8 +110,8 @@ def test_flattened_names_that_fit_two_modules_or_none_are_refused(refused: Any, 
     del state["block.wide.weight"], state["block.wide.bias"]
     save_file(state, tmp_path / "none.safetensors")
     assert "underscores for dots" in refused(tmp_path / "none.safetensors", adapter)
-    strange = stored(tmp_path, tensors | {"lora_unet_block_wide.dora_scale": noise(18, 1)}, "strange.safetensors")
-    assert "dora_scale', which belongs to no kind" in refused(base, strange)
+    strange = stored(tmp_path, tensors | {"lora_unet_block_wide.oft_blocks": noise(18, 1)}, "strange.safetensors")
+    assert "oft_blocks', which belongs to no kind" in refused(base, strange)
 
 
 def test_a_single_file_is_described(tmp_path: Path) -> None:
