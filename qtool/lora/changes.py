@@ -187,3 +187,23 @@ class Replaced:
         chosen = torch.tensor(self.indices, dtype=torch.long)
         difference[chosen] = self.values.to(weight.dtype) - weight[chosen]
         return difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class New:
+    """Brings a parameter that the base does not have, such as that of a head for another task.
+
+    Attributes:
+        values: all of it.
+    """
+
+    values: torch.Tensor
+    kind: str = "new"
+    rank: int | None = None
+    scale: float | None = None
+    additive: bool = False
+    by_rows: bool = True
+
+    def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the difference to a weight of zeros."""
+        return self.values[rows].to(weight.dtype) - weight

@@ -77,6 +77,7 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "rank_pattern": (_patterns, "a table of positive numbers by patterns"),
     "alpha_pattern": (_patterns, "a table of positive numbers by patterns"),
     "target_parameters": (_texts, "a list of names"),
+    "modules_to_save": (_texts, "a list of names"),
     "feedforward_modules": (lambda value: _texts(value) or _pattern(value), "a list of names or a pattern"),
     "trainable_token_indices": (_rows_by_name, "a list of rows"),
     "token_indices": (_rows_by_name, "a list of rows"),

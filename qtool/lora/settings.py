@@ -70,6 +70,7 @@ class AdapterSettings:
         fan_in_fan_out: whether weights are stored with the inputs first, as Conv1D of transformers does.
         feedforward: of IA3: the ends of the names of modules whose inputs are scaled, or one regular expression.
         target_parameters: parameters that are trained by name, not as the weight of their module.
+        saved_modules: modules that were trained whole, by the ends of their names; the base need not have them.
         token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
         rotation: of OFT.
     """
@@ -84,6 +85,7 @@ class AdapterSettings:
     fan_in_fan_out: bool = False
     feedforward: tuple[str, ...] | str = ()
     target_parameters: tuple[str, ...] = ()
+    saved_modules: tuple[str, ...] = ()
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rotation: Rotation = Rotation()
 
@@ -108,6 +110,10 @@ class AdapterSettings:
         """Returns the names of the parameters of a module that are trained as such."""
         found = [name.rpartition(".") for name in self.target_parameters]
         return tuple(sorted({parameter for owner, _, parameter in found if _ends_with(module, owner)}))
+
+    def saves(self, parameter: str) -> bool:
+        """Tells whether a parameter belongs to a module that was trained whole."""
+        return any(f".{name}." in f".{parameter}" for name in self.saved_modules)
 
     def rows_of(self, module: str) -> tuple[int, ...] | None:
         """Returns the rows of an embedding that were trained; None where the settings name none."""
@@ -156,6 +162,7 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
         feedforward=feedforward if isinstance(feedforward, str) else tuple(feedforward),
         target_parameters=tuple(fields.get("target_parameters") or ()),
+        saved_modules=tuple(fields.get("modules_to_save") or ()),
         token_rows=_token_rows(fields, kind),
         rotation=Rotation(
             block_share=bool(fields.get("block_share")),

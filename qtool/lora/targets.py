@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
-from qtool.lora.changes import Change, Dora, Replaced
+from qtool.lora.changes import Change, Dora, New, Replaced
 from qtool.lora.expert_parameters import parameter_changes
 from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_changes
 from qtool.lora.flat_names import unflattened
@@ -133,6 +133,9 @@ def _replacements(
     targets = []
     for name, values in adapter.replaced.items():
         weight = renaming(name)
+        if weight not in shapes and adapter.settings.saves(name):
+            targets.append(Target(weight=weight, module=weight.rpartition(".")[0], change=New(values=values)))
+            continue
         if weight not in shapes:
             raise InputError(
                 f"{adapter.source} holds '{name}', which belongs to nothing in the base",

@@ -91,7 +91,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
     changes = {
-        file: planned_changes(single, [adapter], checkpoint.tensors, checkpoint.tied, checkpoint.path)
+        file: _planned(single, [adapter], checkpoint, model)
         for file, single, adapter in zip(files, single_requests(request), adapters, strict=True)
     }
     firsts = {
@@ -149,7 +149,7 @@ def _planned(
     request: MergeRequest, adapters: Sequence[Adapter], checkpoint: _Checkpoint, model: ir.Model
 ) -> Mapping[str, tuple[WeightedChange, ...]]:
     try:
-        return planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
+        planned = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
     except InputError as error:
         integers = any(stored_integers(node) for node in model.graph.all_nodes() if node.op_type == "DequantizeLinear")
         if request.base_weights is not None or not integers:
@@ -158,6 +158,14 @@ def _planned(
             f"{error.problem}; {request.base} holds integers, whose names tell nothing",
             fix="give the checkpoint that it was exported from with --base-weights",
         ) from error
+    if planned.new:
+        name = next(iter(planned.new))
+        raise InputError(
+            f"the adapter brings '{name}', which the base does not have, and a graph has no nodes for it",
+            fix="merge into the weights and export the model with that layer, or leave it out with --exclude "
+            f"{name.rpartition('.')[0]}",
+        )
+    return planned.changes
 
 
 def _merge(

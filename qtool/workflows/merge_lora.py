@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,15 +44,15 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
     if not request.dry_run:
         output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    changes = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
-    merge = _Merge(base=base, changes=changes)
-    with progress.task("merging", total=len(changes)) as advance:
+    planned = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
+    merge = _Merge(base=base, changes=planned.changes)
+    with progress.task("merging", total=len(planned.changes)) as advance:
         if output is None:
-            for name in changes:
+            for name in planned.changes:
                 merge(name, base.weights.tensors[name])
                 advance(1)
         else:
-            output.write(base, lambda name, tensor: merge(name, tensor, advance))
+            output.write(base, lambda name, tensor: merge(name, tensor, advance), planned.new)
     return MergeReport(
         base=base.path,
         base_kind=base.kind,
@@ -59,8 +60,11 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         base_models=tuple(adapter.settings.base_model for adapter in adapters),
         output=None if output is None else output.path,
         output_bytes=0 if output is None else written_bytes(output, base),
-        targets=tuple(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
-        untouched=len(base.weights.tensors) - len(changes),
+        targets=(
+            *(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
+            *(_brought(name) for name in planned.new),
+        ),
+        untouched=len(base.weights.tensors) - len(planned.changes),
         unmerged=request.unmerge,
     )
 
@@ -98,4 +102,10 @@ def _facts(name: str, steps: Sequence[WeightedChange], merged: MergedTensor) -> 
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
         relative_change=merged.relative_change,
         rounding_error=merged.rounding_error,
+    )
+
+
+def _brought(name: str) -> MergedTarget:
+    return MergedTarget(
+        weight=name, kinds=("new",), ranks=(None,), scales=(1.0,), relative_change=math.inf, rounding_error=0.0
     )

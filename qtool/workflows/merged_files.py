@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from formats import registry
 from formats.base import Weights
 from formats.detect import detect
+from formats.mapped_tensors import few_at_a_time
 from formats.safetensors_file import SafetensorsFile
 from formats.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.atomic import check_output, staged
@@ -73,8 +74,13 @@ class MergedOutput:
         check_output(named, force=force)
         return MergedOutput(path=named, file=named, folder=None)
 
-    def write(self, base: BaseWeights, change: Change) -> None:
+    def write(self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor]) -> None:
         """Writes the base's tensors as ``change`` gives them; each is asked for when its turn comes.
+
+        Args:
+            base: the base.
+            change: gives what is written in the place of a tensor.
+            new: tensors that come in addition.
 
         Raises:
             OutputError: the disk is full or the place is not writable.
@@ -84,11 +90,11 @@ class MergedOutput:
             if self.folder is not None and base.folder is not None:
                 _copy_rest(base.folder, path.parent)
             if path.name.endswith(_INDEX_ENDING):
-                _write_shards(base, path, change)
+                _write_shards(base, path, change, new)
             elif path.suffix in _TORCH_SUFFIXES:
-                _write_checkpoint(base, path, change)
+                _write_checkpoint(base, path, change, new)
             else:
-                SafetensorsFile().write(base.weights, path, change)
+                SafetensorsFile().write(_with_new(base.weights, new), path, change)
 
     @contextmanager
     def _made_folder(self) -> Iterator[None]:
@@ -149,7 +155,14 @@ def _shard_names(base: BaseWeights, index: Path) -> dict[Path, str]:
     return {shard: f"{stem}-{number:05}-of-{count:05}.safetensors" for number, shard in enumerate(base.shards, 1)}
 
 
-def _write_shards(base: BaseWeights, index: Path, change: Change) -> None:
+def _with_new(weights: Weights, new: Mapping[str, torch.Tensor]) -> Weights:
+    if not new:
+        return weights
+    nbytes = sum(tensor.nbytes for tensor in weights.tensors.values())
+    return replace(weights, tensors=few_at_a_time(lambda: {**weights.tensors, **new}, nbytes))
+
+
+def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[str, torch.Tensor]) -> None:
     places: dict[str, str] = {}
     names = _shard_names(base, index)
     total = 0
@@ -159,6 +172,8 @@ def _write_shards(base: BaseWeights, index: Path, change: Change) -> None:
             raise AssertionError(shard)
         # Each file alone: what was mapped of it goes before the next one comes.
         weights = source.read(shard, base.trust)
+        if shard == base.shards[-1]:
+            weights, tensors = _with_new(weights, new), (*tensors, *new)
         SafetensorsFile().write(weights, index.with_name(names[shard]), change)
         places |= dict.fromkeys(tensors, names[shard])
         total += sum(weights.tensors[name].nbytes for name in tensors)
@@ -166,7 +181,7 @@ def _write_shards(base: BaseWeights, index: Path, change: Change) -> None:
     index.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_checkpoint(base: BaseWeights, path: Path, change: Change) -> None:
+def _write_checkpoint(base: BaseWeights, path: Path, change: Change, new: Mapping[str, torch.Tensor]) -> None:
     merged: dict[str, torch.Tensor] = {}
     for name, tensor in base.weights.tensors.items():
         first = base.first_name(name)
@@ -174,4 +189,4 @@ def _write_checkpoint(base: BaseWeights, path: Path, change: Change) -> None:
     target = registry.load("torch")
     if target.holds != "weights":
         raise AssertionError(path)
-    target.write(Weights(tensors=merged, metadata={}, source=""), path)
+    target.write(Weights(tensors=merged | dict(new), metadata={}, source=""), path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.base_weights import check_floats
-from qtool.lora.changes import Change, Replaced
+from qtool.lora.changes import Change, New, Replaced
 from qtool.lora.combining import combined_changes
 from qtool.lora.merging import WeightedChange
 from qtool.lora.pieces import chosen_pieces
@@ -24,14 +25,27 @@ if TYPE_CHECKING:
     from qtool.lora.adapter import Adapter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChanges:
+    """Says what becomes of the base.
+
+    Attributes:
+        changes: what is added to each tensor that changes.
+        new: parameters that the base does not have.
+    """
+
+    changes: Mapping[str, tuple[WeightedChange, ...]]
+    new: Mapping[str, torch.Tensor]
+
+
 def planned_changes(
     request: MergeRequest,
     adapters: Sequence[Adapter],
     tensors: Mapping[str, torch.Tensor],
     tied: Mapping[str, str],
     base: Path,
-) -> Mapping[str, tuple[WeightedChange, ...]]:
-    """Returns what is added to each tensor of the base that changes, under all of its names.
+) -> PlannedChanges:
+    """Returns what is added to each tensor of the base that changes, under all of its names, and what is new.
 
     Args:
         request: the weights of the adapters, and what is left out.
@@ -57,15 +71,31 @@ def planned_changes(
         for target in targets
         if target.module in chosen
     ]
-    changes = changes_by_weight(weighted, tensors, tied)
+    new = _new_tensors(weighted, request)
+    changes = changes_by_weight([item for item in weighted if item[0].weight not in new], tensors, tied)
     for name, steps in changes.items():
         if not all(isinstance(step.change, Replaced) for step in steps):
             check_floats(name, tensors[name], base)
     if request.unmerge:
         _check_reversible(changes)
     if request.combination is not None:
-        return combined_changes(changes, request.combination)
-    return changes
+        changes = combined_changes(changes, request.combination)
+    return PlannedChanges(changes=changes, new=new)
+
+
+def _new_tensors(weighted: Sequence[tuple[Target, float]], request: MergeRequest) -> dict[str, torch.Tensor]:
+    """Gathers the parameters that the base does not have."""
+    found: dict[str, torch.Tensor] = {}
+    for target, weight in weighted:
+        if not isinstance(target.change, New):
+            continue
+        fix = f"leave it out with --exclude {target.module}"
+        if request.unmerge or request.combination is not None or weight != 1:
+            raise InputError(f"{target.weight} is new to the base, and comes as a whole or not at all", fix=fix)
+        if target.weight in found:
+            raise InputError(f"{target.weight} is new to the base, and two adapters bring it", fix=fix)
+        found[target.weight] = target.change.values
+    return found
 
 
 def _without_copies(
