@@ -74,15 +74,15 @@ class SafetensorsFile:
         return Weights(tensors=tensors, metadata=metadata, source=f"{len(tensors)} tensors")
 
     def write(
-        self, weights: Weights, path: Path, change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+        self, weights: Weights, path: Path, change: Callable[[str, torch.Tensor], Iterable[torch.Tensor]] | None = None
     ) -> None:
         """Writes one tensor after the other; the same weights give the same bytes.
 
         Args:
             weights: the tensors.
             path: where they go.
-            change: gives what is written in the place of a tensor, in the same shape and type; called once for each,
-                when its turn comes, so that no more than one result need be in memory.
+            change: gives what is written in the place of a tensor, in the same shape and type, in blocks of rows;
+                called once for each, when its turn comes, so that no more than one block need be in memory.
 
         Raises:
             FormatError: a tensor is sparse, quantized by torch, or of an element type that the format lacks.
@@ -108,7 +108,8 @@ class SafetensorsFile:
             stream.write(header)
             for name in order:
                 tensor = weights.tensors[name]
-                stream.write(_bytes(tensor if change is None else change(name, tensor)).data)
+                for part in (tensor,) if change is None else change(name, tensor):
+                    stream.write(_bytes(part).data)
 
 
 def _mapped(path: Path, names: Iterable[str], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -5,11 +5,14 @@ All of them say how much is to be added to a weight, so that several can be weig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
+
+# Elements of a block of rows.
+_BLOCK_ELEMENTS = 1 << 17
 
 
 class Change(Protocol):
@@ -58,6 +61,22 @@ class Change(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparable(Protocol):
+    """Has something to compute before rows change one after the other."""
+
+    def ready(self, weight: torch.Tensor) -> Change:
+        """Returns the change with what all rows of ``weight`` share."""
+        ...
+
+
+def row_blocks(weight: torch.Tensor) -> list[slice]:
+    """Divides the rows of a weight into blocks that are worked on at once, small enough for the caches of a core."""
+    rows = weight.shape[0]
+    step = max(1, _BLOCK_ELEMENTS * rows // max(1, weight.numel()))
+    return [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
     """Adds scale · left @ right, in the shape of the weight.
@@ -100,11 +119,13 @@ class Dora:
         product: what is added before.
         magnitude: m, one number for each length of ``axis``.
         axis: the weight's axis with a norm for each of its lengths; that of the outputs, but for some of LyCORIS.
+        norms: what they were before, in the shape of the weight but for ones; None until they are computed.
     """
 
     product: Change
     magnitude: torch.Tensor
     axis: int
+    norms: torch.Tensor | None = None
     kind: str = "DoRA"
     additive: bool = False
 
@@ -120,8 +141,22 @@ class Dora:
 
     @property
     def by_rows(self) -> bool:
-        """Whether the norms are those of the rows."""
-        return self.axis == 0 and self.product.by_rows
+        """Whether the norms are those of the rows, or known."""
+        return (self.axis == 0 or self.norms is not None) and self.product.by_rows
+
+    def ready(self, weight: torch.Tensor) -> Change:
+        """Returns the change with its norms where they go over all rows."""
+        import torch
+
+        product = self.product.ready(weight) if isinstance(self.product, Preparable) else self.product
+        if self.axis == 0 or not product.by_rows:
+            return replace(self, product=product)
+        others = [axis for axis in range(weight.ndim) if axis != self.axis]
+        squares = torch.zeros((), dtype=torch.float64)
+        for rows in row_blocks(weight):
+            part = weight[rows].to(torch.float64)
+            squares = squares + (part + product.delta(part, rows)).square_().sum(others, keepdim=True)
+        return replace(self, product=product, norms=squares.sqrt())
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the difference to the rescaled sum."""
@@ -129,7 +164,7 @@ class Dora:
 
         total = weight + self.product.delta(weight, rows)
         others = [axis for axis in range(weight.ndim) if axis != self.axis]
-        norm = torch.linalg.vector_norm(total, dim=others, keepdim=True)
+        norm = torch.linalg.vector_norm(total, dim=others, keepdim=True) if self.norms is None else self.norms
         magnitude = self.magnitude.reshape(-1).to(weight.dtype)
         magnitude = (magnitude[rows] if self.axis == 0 else magnitude).reshape(norm.shape)
         return total.mul_(magnitude / norm).sub_(weight)
@@ -171,11 +206,7 @@ class Replaced:
     rank: int | None = None
     scale: float | None = None
     additive: bool = False
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether the whole parameter is replaced."""
-        return self.indices is None
+    by_rows: bool = True
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the difference to the other values."""
@@ -184,8 +215,9 @@ class Replaced:
         if self.indices is None:
             return self.values[rows].to(weight.dtype) - weight
         difference = torch.zeros_like(weight)
-        chosen = torch.tensor(self.indices, dtype=torch.long)
-        difference[chosen] = self.values.to(weight.dtype) - weight[chosen]
+        for place, row in enumerate(self.indices):
+            if rows.start <= row < rows.stop:
+                difference[row - rows.start] = self.values[place].to(weight.dtype) - weight[row - rows.start]
         return difference
 
 

@@ -39,18 +39,23 @@ class Hadamard:
     rank: int
     kind: str = "LoHa"
     additive: bool = True
-    by_rows: bool = False
+    by_rows: bool = True
+
+    @property
+    def rows(self) -> int:
+        """How many rows the product has."""
+        return int(self.parts["hada_w1_a"].shape[1 if "hada_t1" in self.parts else 0])
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the product."""
-        parts = {role: tensor.to(weight.dtype) for role, tensor in self.parts.items()}
-        factors = [
-            _tucker(parts[f"hada_t{number}"], parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"])
-            if f"hada_t{number}" in parts
-            else parts[f"hada_w{number}_a"] @ parts[f"hada_w{number}_b"]
-            for number in (1, 2)
-        ]
-        return factors[0].mul_(factors[1]).mul_(self.scale).reshape(weight.shape)
+        """Returns rows of the product."""
+        return (self._factor(1, weight, rows) * self._factor(2, weight, rows)).mul_(self.scale).reshape(weight.shape)
+
+    def _factor(self, number: int, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        first, second = (self.parts[f"hada_w{number}_{role}"] for role in "ab")
+        core = self.parts.get(f"hada_t{number}")
+        if core is not None:
+            return _tucker(core.to(weight.dtype), first[:, rows].to(weight.dtype), second.to(weight.dtype))
+        return first[rows].to(weight.dtype) @ second.to(weight.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +73,45 @@ class Kronecker:
     rank: int | None
     kind: str = "LoKr"
     additive: bool = True
-    by_rows: bool = False
+    by_rows: bool = True
+
+    @property
+    def rows(self) -> int:
+        """How many rows the product has: those of w2 for each row of w1."""
+        first = self.parts["lokr_w1"] if "lokr_w1" in self.parts else self.parts["lokr_w1_a"]
+        return int(first.shape[0]) * self._inner_rows
+
+    @property
+    def _inner_rows(self) -> int:
+        second = self.parts["lokr_w2"] if "lokr_w2" in self.parts else self.parts["lokr_w2_a"]
+        return int(second.shape[1 if "lokr_t2" in self.parts else 0])
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the product."""
+        """Returns rows of the product."""
         import torch
 
-        parts = {role: tensor.to(weight.dtype) for role, tensor in self.parts.items()}
-        first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
-        if "lokr_w2" in parts:
-            second = parts["lokr_w2"]
-        elif "lokr_t2" in parts:
-            second = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
-        else:
-            second = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
-        first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
-        return torch.kron(first, second.contiguous()).mul_(self.scale).reshape(weight.shape)
+        length, start, stop = self._inner_rows, rows.start, rows.stop
+        first = self._outer(weight.dtype)
+        pieces = []
+        for outer in range(start // length, -(-stop // length)):
+            inner = slice(max(start - outer * length, 0), min(stop - outer * length, length))
+            second = self._inner(weight.dtype, inner)
+            row = first[outer : outer + 1]
+            pieces.append(torch.kron(row.reshape(*row.shape, *(1,) * (second.ndim - 2)), second.contiguous()))
+        return torch.cat(pieces).mul_(self.scale).reshape(weight.shape)
+
+    def _outer(self, dtype: torch.dtype) -> torch.Tensor:
+        if "lokr_w1" in self.parts:
+            return self.parts["lokr_w1"].to(dtype)
+        return self.parts["lokr_w1_a"].to(dtype) @ self.parts["lokr_w1_b"].to(dtype)
+
+    def _inner(self, dtype: torch.dtype, rows: slice) -> torch.Tensor:
+        if "lokr_w2" in self.parts:
+            return self.parts["lokr_w2"][rows].to(dtype)
+        first, second = self.parts["lokr_w2_a"], self.parts["lokr_w2_b"].to(dtype)
+        if "lokr_t2" in self.parts:
+            return _tucker(self.parts["lokr_t2"].to(dtype), first[:, rows].to(dtype), second)
+        return first[rows].to(dtype) @ second.flatten(1)
 
 
 def _tucker(core: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -176,4 +204,6 @@ def _checked(change: Hadamard | Kronecker, base: BaseModule) -> ModuleChange:
         shadow.delta(torch.empty(shape, dtype=torch.float32, device="meta"), slice(0, shape[0]))
     except (RuntimeError, IndexError) as error:
         raise base.misfit("weight", f"its matrices make another shape ({str(error).splitlines()[0]})") from error
+    if change.rows != shape[0]:
+        raise base.misfit("weight", f"its matrices make {change.rows} rows")
     return base.change("weight", change)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
-from qtool.lora.changes import Change, Replaced
+from qtool.lora.changes import Change, Preparable, Replaced, row_blocks
 
 if TYPE_CHECKING:
     import torch
 
-# Elements of float64 that are worked on at once, few enough for the caches of a core.
-_BLOCK_ELEMENTS = 1 << 17
 # Formulas that need all rows at once are computed in float32 above this size, or they would take gigabytes.
 _LARGEST_EXACT_ELEMENTS = 1 << 26
 
@@ -27,57 +25,63 @@ class WeightedChange:
     weight: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergedTensor:
-    """Is a changed tensor, in the shape and type of the original.
+class TensorMerge:
+    """Merges changes into one tensor, W + Σ wᵢ·ΔWᵢ, a few rows after the other.
 
     Attributes:
-        tensor: its values.
         relative_change: the norm of what was added, over that of the original; infinite where that is zero.
         rounding_error: the norm of what the type cuts off at the end, over that of the exact sum.
     """
 
-    tensor: torch.Tensor
-    relative_change: float
-    rounding_error: float
+    def __init__(self, name: str, weight: torch.Tensor, changes: Sequence[WeightedChange]) -> None:
+        """Takes the tensor, which holds floats or is replaced as a whole, and what is added to it.
+
+        Args:
+            name: the tensor, for errors.
+            weight: W.
+            changes: what is added.
+        """
+        self.relative_change = self.rounding_error = 0.0
+        self._name = name
+        self._weight = weight
+        self._changes = changes
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Yields the rows of the sum, in blocks, computed in float64 and rounded once to the type of W.
+
+        Both figures are there when it has come to its end.
+
+        Raises:
+            InputError: the sum holds what the type does not, or is no number.
+        """
+        import torch
+
+        weight, replaced = self._weight, _replacement(self._changes)
+        if replaced is not None and (not weight.is_floating_point() or weight.ndim == 0):
+            # Counters, such as those of BatchNorm: nothing to measure.
+            yield replaced.to(weight.dtype)
+            return
+        with torch.no_grad():
+            changes = [_ready(item, weight) for item in self._changes]
+            by_rows = all(item.change.by_rows for item in changes)
+            sums = [0.0, 0.0, 0.0, 0.0]
+            for rows in row_blocks(weight) if by_rows else [slice(0, weight.shape[0])]:
+                yield _merged_block(weight, rows, changes, sums)
+        # What the type does not hold is infinitely far from the sum, or no number.
+        if not all(math.isfinite(value) for value in sums):
+            raise InputError(
+                f"the merged {self._name} holds values that {str(weight.dtype).removeprefix('torch.')} does not",
+                fix="check the scale of the adapter, or convert the base to float32 first",
+            )
+        original, added, exact, lost = (math.sqrt(value) for value in sums)
+        self.relative_change = added / original if original else (math.inf if added else 0.0)
+        self.rounding_error = lost / exact if exact else 0.0
 
 
-def merge_tensor(name: str, weight: torch.Tensor, changes: Sequence[WeightedChange]) -> MergedTensor:
-    """Returns W + Σ wᵢ·ΔWᵢ, computed in float64 and rounded once to the type of W.
-
-    Args:
-        name: the tensor, for errors.
-        weight: W; floats.
-        changes: what is added.
-
-    Raises:
-        InputError: the sum holds what the type does not, or is no number.
-    """
-    import torch
-
-    replaced = _replacement(changes)
-    if replaced is not None and not weight.is_floating_point():
-        # Counters, such as those of BatchNorm: nothing to measure.
-        return MergedTensor(tensor=replaced.to(weight.dtype), relative_change=0.0, rounding_error=0.0)
-    with torch.no_grad():
-        by_rows = all(item.change.by_rows for item in changes)
-        blocks = _blocks(weight) if by_rows else [slice(0, weight.shape[0])]
-        merged = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        sums = [0.0, 0.0, 0.0, 0.0]
-        for rows in blocks:
-            _merge_block(weight, merged, rows, changes, sums)
-    # What the type does not hold is infinitely far from the sum, or no number.
-    if not all(math.isfinite(value) for value in sums):
-        raise InputError(
-            f"the merged {name} holds values that {str(weight.dtype).removeprefix('torch.')} does not",
-            fix="check the scale of the adapter, or convert the base to float32 first",
-        )
-    original, added, exact, lost = (math.sqrt(value) for value in sums)
-    return MergedTensor(
-        tensor=merged,
-        relative_change=added / original if original else (math.inf if added else 0.0),
-        rounding_error=lost / exact if exact else 0.0,
-    )
+def _ready(item: WeightedChange, weight: torch.Tensor) -> WeightedChange:
+    if not isinstance(item.change, Preparable):
+        return item
+    return WeightedChange(item.change.ready(weight), item.weight)
 
 
 def total_delta(weight: torch.Tensor, changes: Sequence[WeightedChange]) -> torch.Tensor:
@@ -98,15 +102,9 @@ def _replacement(changes: Sequence[WeightedChange]) -> torch.Tensor | None:
     return last.values if isinstance(last, Replaced) and last.indices is None else None
 
 
-def _blocks(weight: torch.Tensor) -> list[slice]:
-    rows = weight.shape[0]
-    step = max(1, _BLOCK_ELEMENTS * rows // max(1, weight.numel()))
-    return [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
-
-
-def _merge_block(
-    weight: torch.Tensor, merged: torch.Tensor, rows: slice, changes: Sequence[WeightedChange], sums: list[float]
-) -> None:
+def _merged_block(
+    weight: torch.Tensor, rows: slice, changes: Sequence[WeightedChange], sums: list[float]
+) -> torch.Tensor:
     import torch
 
     part = weight[rows]
@@ -120,11 +118,12 @@ def _merge_block(
     if total is None:
         total = torch.zeros_like(original)
     exact = original + total
-    merged[rows] = exact.to(weight.dtype)
+    merged = exact.to(weight.dtype)
     sums[0] += _squares(original)
     sums[1] += _squares(total)
     sums[2] += _squares(exact)
-    sums[3] += _squares(exact.sub_(merged[rows].to(dtype)))
+    sums[3] += _squares(exact.sub_(merged.to(dtype)))
+    return merged
 
 
 def _squares(values: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ https://github.com/huggingface/peft stores them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qtool.lora.adapter import Adapter, AdapterModule
@@ -30,11 +30,12 @@ class Scaled:
     rank: int | None = None
     scale: float | None = None
     additive: bool = False
-    by_rows: bool = False
+    by_rows: bool = True
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the difference to the product."""
-        return weight * (self.factors.to(weight.dtype) - 1)
+        factors = self.factors if self.factors.shape[0] == 1 else self.factors[rows]
+        return weight * (factors.to(weight.dtype) - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,14 @@ class Rotated:
         block: n.
         blocks: how many blocks there are; more than ``numbers`` has where one serves all.
         rotation: how R is made of Q.
+        turned: R, once it is known: (blocks, n, n), or (1, n, n).
     """
 
     numbers: torch.Tensor
     block: int
     blocks: int
     rotation: Rotation
+    turned: torch.Tensor | None = None
     kind: str = "OFT"
     scale: float | None = None
     additive: bool = False
@@ -62,11 +65,19 @@ class Rotated:
         """The length of a block."""
         return self.block
 
+    def ready(self, weight: torch.Tensor) -> Rotated:
+        """Returns the change with its rotations, which all rows share."""
+        import torch
+
+        return replace(self, turned=_rotations(self.numbers.to(torch.float64), self.block, self.rotation))
+
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the difference to the turned weight."""
-        turned = _rotations(self.numbers.to(weight.dtype), self.block, self.rotation)
+        turned = self.turned
+        if turned is None:
+            turned = _rotations(self.numbers.to(weight.dtype), self.block, self.rotation)
         inputs = weight.reshape(weight.shape[0], self.blocks, self.block)
-        turned = turned.expand(self.blocks, -1, -1)
+        turned = turned.to(weight.dtype).expand(self.blocks, -1, -1)
         return (turned @ inputs.permute(1, 2, 0)).permute(2, 0, 1).reshape(weight.shape) - weight
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from formats.detect import detect
 from qtool.errors import UsageError
 from qtool.lora.base_weights import BaseWeights, open_base
-from qtool.lora.merging import MergedTensor, WeightedChange, merge_tensor
+from qtool.lora.merging import TensorMerge, WeightedChange
 from qtool.lora.reading import read_adapter
 from qtool.progress import Advance, Progress
 from qtool.workflows.merge_graph import merge_into_graph
@@ -49,8 +49,8 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
     with progress.task("merging", total=len(planned.changes)) as advance:
         if output is None:
             for name in planned.changes:
-                merge(name, base.weights.tensors[name])
-                advance(1)
+                for _ in merge(name, base.weights.tensors[name], advance):
+                    pass  # only what they tell of is wanted
         else:
             output.write(base, lambda name, tensor: merge(name, tensor, advance), planned.new)
     return MergeReport(
@@ -71,7 +71,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
 
 @dataclass(slots=True, kw_only=True)
 class _Merge:
-    """Gives the merged form of each tensor, and keeps what is to be told of it.
+    """Gives the merged rows of each tensor, and keeps what is to be told of it.
 
     Attributes:
         base: the base.
@@ -83,25 +83,25 @@ class _Merge:
     changes: Mapping[str, tuple[WeightedChange, ...]]
     facts: dict[str, MergedTarget] = field(default_factory=dict)
 
-    def __call__(self, name: str, tensor: torch.Tensor, advance: Advance | None = None) -> torch.Tensor:
+    def __call__(self, name: str, tensor: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
         steps = self.changes.get(name)
         if steps is None:
-            return tensor
-        merged = merge_tensor(name, tensor, steps)
-        self.facts[name] = _facts(name, steps, merged)
-        if advance is not None:
-            advance(1)
-        return merged.tensor
+            yield tensor
+            return
+        merge = TensorMerge(name, tensor, steps)
+        yield from merge.rows()
+        self.facts[name] = _facts(name, steps, merge)
+        advance(1)
 
 
-def _facts(name: str, steps: Sequence[WeightedChange], merged: MergedTensor) -> MergedTarget:
+def _facts(name: str, steps: Sequence[WeightedChange], merge: TensorMerge) -> MergedTarget:
     return MergedTarget(
         weight=name,
         kinds=tuple(step.change.kind for step in steps),
         ranks=tuple(step.change.rank for step in steps),
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
-        relative_change=merged.relative_change,
-        rounding_error=merged.rounding_error,
+        relative_change=merge.relative_change,
+        rounding_error=merge.rounding_error,
     )
 
 

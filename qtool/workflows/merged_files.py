@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from qtool.lora.base_weights import BaseWeights
 if TYPE_CHECKING:
     import torch
 
-    Change = Callable[[str, torch.Tensor], torch.Tensor]
+    Change = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors", ".onnx", ".h5", ".msgpack", ".gguf", ".data")
@@ -79,7 +79,7 @@ class MergedOutput:
 
         Args:
             base: the base.
-            change: gives what is written in the place of a tensor.
+            change: gives what is written in the place of a tensor, in blocks of rows.
             new: tensors that come in addition.
 
         Raises:
@@ -181,11 +181,24 @@ def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[s
     index.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
+def _whole(tensor: torch.Tensor, parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Puts blocks of rows together; the first one may be the tensor itself, or all of it."""
+    import torch
+
+    whole, row = torch.empty_like(tensor, memory_format=torch.contiguous_format), 0
+    for part in parts:
+        if part.shape == tensor.shape:
+            return part
+        whole[row : row + len(part)] = part
+        row += len(part)
+    return whole
+
+
 def _write_checkpoint(base: BaseWeights, path: Path, change: Change, new: Mapping[str, torch.Tensor]) -> None:
     merged: dict[str, torch.Tensor] = {}
     for name, tensor in base.weights.tensors.items():
         first = base.first_name(name)
-        merged[name] = merged[first] if first in merged else change(name, tensor)
+        merged[name] = merged[first] if first in merged else _whole(tensor, change(name, tensor))
     target = registry.load("torch")
     if target.holds != "weights":
         raise AssertionError(path)
