@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
     adapters = [read_adapter(source.path) for source in request.adapters]
     planned = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
     merge = _Merge(base=base, changes=planned.changes)
-    with progress.task("merging", total=len(planned.changes)) as advance:
+    with _one_thread(request), progress.task("merging", total=len(planned.changes)) as advance:
         if output is None:
             for name in planned.changes:
                 for _ in merge(name, base.weights.tensors[name], advance):
@@ -67,6 +68,20 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         untouched=len(base.weights.tensors) - len(planned.changes),
         unmerged=request.unmerge,
     )
+
+
+@contextmanager
+def _one_thread(request: MergeRequest) -> Iterator[None]:
+    """Keeps torch from dividing work on few rows, which takes longer than the work where other programs run, too."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if request.combination is None:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(slots=True, kw_only=True)
