@@ -7,12 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
+from calib.specs import Array
 from qtool.runtime.session import Level, Session
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 _LARGEST_MESSAGE_BYTES = 1_800_000_000
+# Weights from this size on are handed over as they are: writing and reading them takes longer than many runs.
+_SMALLEST_HANDED_OVER_BYTES = 4096
+# What onnxruntime takes so; other types are rare.
+_HANDED_OVER = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
@@ -26,7 +32,9 @@ def open_graph(
     mapped: bool = False,
     largest_message_bytes: int = _LARGEST_MESSAGE_BYTES,
 ) -> Iterator[Session]:
-    """Yields a session on ``model``; goes through a temporary file where the model is too large for one message.
+    """Yields a session on ``model``, which reads its weights where they are.
+
+    It goes through a temporary file where the model is too large for one message.
 
     Args:
         model: the graph.
@@ -38,11 +46,14 @@ def open_graph(
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    largest = 0 if mapped else largest_message_bytes
+    if not mapped and _weights_bytes(model) < largest_message_bytes:
+        message, weights = _apart(model)
+        yield Session(message, threads=threads, level=level, weights=weights)
+        return
     # Windows deletes no file that a session still reads.
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        saved(model, Path(folder), largest) as source,
+        saved(model, Path(folder), 0) as source,
     ):
         yield Session(source, threads=threads, level=level, mapped=mapped)
 
@@ -50,13 +61,38 @@ def open_graph(
 @contextmanager
 def saved(model: ir.Model, folder: Path, largest_message_bytes: int = _LARGEST_MESSAGE_BYTES) -> Iterator[Path | bytes]:
     """Yields ``model`` in the form a session takes: as bytes, or where it is too large for that, as a file."""
-    constants = (value.const_value for value in model.graph.initializers.values())
-    if sum(tensor.nbytes for tensor in constants if tensor is not None) < largest_message_bytes:
+    if _weights_bytes(model) < largest_message_bytes:
         yield ir.to_proto(model).SerializeToString()
         return
     path = folder / "model.onnx"
     ir.save(model, path, external_data="model.onnx.data", max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES)
     yield path
+
+
+def _weights_bytes(model: ir.Model) -> int:
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in constants if tensor is not None)
+
+
+def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
+    """Returns ``model``, which is left as it is, as bytes without its large weights, and these by name."""
+    large = {
+        name: (value, value.const_value)
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.nbytes >= _SMALLEST_HANDED_OVER_BYTES
+        and value.const_value.dtype in _HANDED_OVER
+    }
+    weights = {name: np.ascontiguousarray(tensor.numpy()) for name, (_, tensor) in large.items()}
+    try:
+        for name, (value, tensor) in large.items():
+            value.const_value = ir.ExternalTensor(
+                "handed over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+        return ir.to_proto(model).SerializeToString(), weights
+    finally:
+        for value, tensor in large.values():
+            value.const_value = tensor
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,8 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 
+NO_WEIGHTS: Mapping[str, Array] = MappingProxyType({})
+
 # Images have four axes, with the batch, and one of these lengths only in the axis of channels.
 _IMAGE_AXES = 4
 _CHANNELS = (1, 3)
@@ -65,6 +68,7 @@ class Session:
         optimized_to: Path | None = None,
         profile_to: Path | None = None,
         mapped: bool = False,
+        weights: Mapping[str, Array] = NO_WEIGHTS,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -76,6 +80,7 @@ class Session:
             profile_to: where to write how long every kernel runs; the file's name begins so.
             mapped: whether weights in external files stay there and are read as they are needed, which takes little
                 memory and more time; the graph is not rewritten then.
+            weights: C-contiguous initializers that the model's bytes only name, as external data; they are not copied.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -94,6 +99,10 @@ class Session:
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
+        # They have to live as long as the session that reads them.
+        self._weights = [_ort_value(array) for array in weights.values()]
+        if self._weights:
+            options.add_external_initializers(list(weights), self._weights)
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
@@ -180,6 +189,12 @@ def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tu
 
 def _hides_layout(shape: Sequence[int | str | None]) -> bool:
     return len(shape) == _IMAGE_AXES and (shape[1] in _CHANNELS) == (shape[3] in _CHANNELS)
+
+
+def _ort_value(array: Array) -> ort.OrtValue:
+    if array.dtype.name == "bfloat16":  # numpy itself has no such type
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _view(value: Any) -> Array:

@@ -2,13 +2,14 @@
 
 (X / s) (s W) = X W for any factors s, one a channel of X: a few channels of a transformer reach a hundred times as far
 as the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al.,
-SmoothQuant (ICML 2023), equation 3. Its factors (equation 4) scale every channel; here only outliers are scaled, since
-the weights of an output, which share one scale, suffer from each factor.
+SmoothQuant (ICML 2023), equation 3. Its factors (equation 4) trade activations for weights with one exponent for all of
+a model; here every tensor has several families of factors to choose from, by the noise that rounding both sides puts
+into the layers behind it: some layers' weights have room for much more than others'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,34 @@ from qtool.passes.constants import add_constant, constant_array, integer_attribu
 from qtool.passes.names import Names
 from qtool.plan import Plan
 
-# A channel is an outlier when it reaches so many times as far as the median channel.
-_TOLERANCE = 3.0
-# Channels that hardly ever leave zero would ask for factors without bound.
-_LEAST_REACH = 1e-5
+# Factors bring channels down to so many times the reach of the median channel, and leave the others as they are.
+_TOLERANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+# Factors are so high a power of each channel's reach; 1 makes all channels reach equally far.
+_POWERS = (0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
+# Other data may reach further than what was seen of a channel that hardly ever leaves zero; to the median channel's
+# reach.
+_LEAST_REACH = 0.1
 _LARGEST_FACTOR = 1e4
+# Rounding that knows its layer's inputs makes that much less noise than rounding to the nearest.
+_WEIGHTS_PART = 0.25
+# The multiplication takes time where no normalization takes it in: it has to leave less than this part of the noise.
+_WORTHWHILE = 0.8
+_ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSpread:
+    """What the channels of a tensor hold, along its last axis; each float64, (channels,).
+
+    Attributes:
+        low: the smallest values.
+        high: the largest values.
+        mean_square: the means of the squares.
+    """
+
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    mean_square: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,27 +91,81 @@ def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
     )
 
 
-def channel_reach(runner: Runner, feeds: Iterable[Feed]) -> dict[str, npt.NDArray[np.float64]]:
-    """Returns the largest magnitude along the last axis' channels of every tensor that ``runner`` gives out."""
-    reach: dict[str, npt.NDArray[np.float64]] = {}
+def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelSpread]:
+    """Returns what the channels of every tensor hold that ``runner`` gives out; those without values are left out."""
+    found: dict[str, ChannelSpread] = {}
+    rows: dict[str, int] = {}
     for feed in feeds:
         for name, value in runner.run(feed).items():
-            largest = np.abs(value.reshape(-1, value.shape[-1])).max(axis=0, initial=0.0).astype(np.float64)
-            reach[name] = np.maximum(reach.get(name, 0.0), largest)
-    return reach
+            flat = value.reshape(-1, value.shape[-1])
+            if not flat.size:
+                continue
+            seen, count = rows.get(name, 0), len(flat)
+            square = np.square(flat, dtype=np.float64).mean(axis=0)
+            low, high = flat.min(axis=0).astype(np.float64), flat.max(axis=0).astype(np.float64)
+            known = found.get(name)
+            if known is not None:
+                low, high = np.minimum(low, known.low), np.maximum(high, known.high)
+                square = (known.mean_square * seen + square * count) / (seen + count)
+            found[name] = ChannelSpread(low=low, high=high, mean_square=square)
+            rows[name] = seen + count
+    return found
 
 
-def smoothing_factors(reach: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns s, float64, (channels,), at least 1: what activations are divided by and weights multiplied with.
+def smoothing_factors(
+    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float64] | None:
+    """Returns s, float64, (channels,): what activations are divided by and weights multiplied with.
 
-    Channels that reach further than a few times the median channel are brought down to that; all others stay as they
-    are, and with them the weights that need no help.
+    None where that gains too little.
 
     Args:
-        reach: largest magnitude of each channel of the activations.
+        spread: of the activations.
+        weights: of the layers that read them, each (channels, outputs).
     """
-    usual = _TOLERANCE * max(float(np.median(reach)), _LEAST_REACH)
-    return np.clip(reach / usual, 1.0, _LARGEST_FACTOR)
+    reach = np.maximum(np.abs(spread.low), np.abs(spread.high))
+    median = float(np.median(reach[reach > 0])) if reach.any() else 0.0
+    if median == 0.0:
+        return None
+    relative = np.maximum(reach / median, _LEAST_REACH)
+    candidates = [np.clip(relative / tolerance, 1.0, _LARGEST_FACTOR) for tolerance in _TOLERANCES]
+    candidates += [np.minimum(relative**power, _LARGEST_FACTOR) for power in _POWERS]
+    matrices = [weight.astype(np.float64) for weight in weights]
+    noises = [layer_noise(spread, matrices, factors) for factors in candidates]
+    best = min(range(len(candidates)), key=lambda number: noises[number])
+    if noises[best] >= _WORTHWHILE * layer_noise(spread, matrices, np.ones_like(reach)):
+        return None
+    return candidates[best]
+
+
+def layer_noise(
+    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float64]], factors: npt.NDArray[np.float64]
+) -> float:
+    """Returns the noise power that 8-bit activations and weights put into an output position of all layers together.
+
+    Rounding to a grid of step Δ makes noise of Δ²/12. That of channel c of the activations reaches the outputs through
+    s_c W_c, that of the weights of an output through the mean square of each channel's x_c / s_c.
+
+    Args:
+        spread: of the activations.
+        weights: of the layers, each (channels, outputs).
+        factors: s, (channels,).
+    """
+    low, high = min(float((spread.low / factors).min()), 0.0), max(float((spread.high / factors).max()), 0.0)
+    activation_noise = ((high - low) / _ACTIVATION_STEPS) ** 2 / 12.0
+    power = float((spread.mean_square / factors**2).sum())
+    noise = 0.0
+    for weight in weights:
+        scaled = np.abs(weight) * factors[:, None]
+        weight_noise = (scaled.max(axis=0, initial=0.0) / _WEIGHT_STEPS) ** 2 / 12.0
+        noise += activation_noise * float((scaled**2).sum()) + _WEIGHTS_PART * power * float(weight_noise.sum())
+    return noise
+
+
+def own_weights(model: ir.Model, tensor: Smoothable) -> list[npt.NDArray[np.float32]]:
+    """Returns the weights of the layers that read ``tensor``, each (channels, outputs)."""
+    nodes = {node.name: node for node in model.graph}
+    return [_input_major(nodes[name], _stored(nodes[name])) for name in tensor.layers]
 
 
 def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str, npt.NDArray[np.float64]]) -> None:
@@ -101,14 +179,11 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
         readers = [nodes[name] for name in tensor.layers]
         for node in readers:
             weight = node.inputs[1]
-            array = constant_array(weight)
-            if weight is None or array is None:
-                raise AssertionError("only layers with stored weights are smoothed")
-            transposed = node.op_type == "Gemm" and integer_attribute(node, "transB", 0)
-            spread = scale.reshape(1, -1) if transposed else scale.reshape(-1, 1)
-            scaled = (array.astype(np.float64) * spread).astype(np.float32)
-            node.replace_input_with(1, add_constant(graph, f"{weight.name}_smoothed", scaled, names=names))
-            graph.initializers.pop(weight.name or "", None)
+            weight_name = (weight.name if weight is not None else None) or ""
+            spread = scale.reshape(1, -1) if _is_transposed(node) else scale.reshape(-1, 1)
+            scaled = (_stored(node).astype(np.float64) * spread).astype(np.float32)
+            node.replace_input_with(1, add_constant(graph, f"{weight_name}_smoothed", scaled, names=names))
+            graph.initializers.pop(weight_name, None)
         if not _into_normalization(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
             product = ir.node("Mul", [value, inverse], name=f"{value.name}_smoothing_Mul")
@@ -149,5 +224,19 @@ def _input_channels(node: ir.Node) -> int | None:
     array = constant_array(value)
     if value is None or array is None or array.ndim != 2 or array.dtype != np.float32 or len(value.uses()) != 1:
         return None
-    transposed = node.op_type == "Gemm" and integer_attribute(node, "transB", 0)
-    return int(array.shape[1 if transposed else 0])
+    return int(array.shape[1 if _is_transposed(node) else 0])
+
+
+def _stored(node: ir.Node) -> npt.NDArray[np.float32]:
+    array = constant_array(node.inputs[1])
+    if array is None:
+        raise AssertionError("only layers with stored weights are smoothed")
+    return array
+
+
+def _input_major(node: ir.Node, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return weight.T if _is_transposed(node) else weight
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))

@@ -12,7 +12,7 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.weights.smoothing import channel_reach, smooth, smoothable_tensors, smoothing_factors
+from qtool.weights.smoothing import channel_spreads, own_weights, smooth, smoothable_tensors, smoothing_factors
 
 
 def smooth_model(
@@ -38,15 +38,15 @@ def smooth_model(
         open_graph(graph, threads=threads) as session,
         progress.task("looking for outlier channels"),
     ):
-        reach = channel_reach(Watcher(session), feeds)
+        spreads = channel_spreads(Watcher(session), feeds)
     fitting, factors = [], {}
     for tensor in tensors:
-        seen = reach.get(tensor.tensor)
+        seen = spreads.get(tensor.tensor)
         # What is not finite is named by the calibration that follows.
-        if seen is None or len(seen) != tensor.channels or not np.isfinite(seen).all():
+        if seen is None or len(seen.low) != tensor.channels or not np.isfinite(seen.mean_square).all():
             continue
-        found = smoothing_factors(seen)
-        if (found > 1.0).any():
+        found = smoothing_factors(seen, own_weights(model, tensor))
+        if found is not None:
             fitting.append(tensor)
             factors[tensor.tensor] = found
     smooth(model, fitting, factors)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from qtool.plan import build_plan
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
 from qtool.selection import Selection
-from qtool.weights.smoothing import channel_reach, smooth, smoothable_tensors, smoothing_factors
+from qtool.weights.smoothing import (
+    ChannelSpread,
+    channel_spreads,
+    layer_noise,
+    smooth,
+    smoothable_tensors,
+    smoothing_factors,
+)
 from qtool.workflows.prepare import prepare
 
 _TEXT = """
@@ -45,10 +55,50 @@ def _run(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
         return session.run({"x": x})
 
 
-def test_only_outliers_get_a_factor() -> None:
-    factors = smoothing_factors(np.array([1.0, 1.2, 0.8, 30.0, 2.9, 0.0]))
-    np.testing.assert_allclose(factors, [1, 1, 1, 30 / 3.3, 1, 1])
-    assert (smoothing_factors(np.zeros(4)) == 1).all()
+def _spread(values: np.ndarray) -> ChannelSpread:
+    return ChannelSpread(low=values.min(axis=0), high=values.max(axis=0), mean_square=np.square(values).mean(axis=0))
+
+
+def _rounding_noise(x: np.ndarray, weight: np.ndarray, factors: np.ndarray) -> float:
+    """Returns the noise power of an output position, by rounding one side at a time."""
+    given, scaled = x / factors, weight * factors[:, None]
+    step = (max(given.max(), 0) - min(given.min(), 0)) / 255
+    steps = np.abs(scaled).max(axis=0) / 127
+    exact = given @ scaled
+    activations = np.square(np.round(given / step) * step @ scaled - exact).mean(axis=0).sum()
+    weights = np.square(given @ (np.round(scaled / steps) * steps) - exact).mean(axis=0).sum()
+    return float(activations + 0.25 * weights)
+
+
+def test_factors_leave_much_less_noise_behind_outliers() -> None:
+    generator = np.random.default_rng(2)
+    values = generator.normal(0, 1, (4000, 48))
+    values[:, [5, 17]] *= 60
+    weight = generator.normal(0, 1, (48, 32)).astype(np.float32)
+    factors = smoothing_factors(_spread(values), [weight])
+    assert factors is not None
+    assert np.isfinite(factors).all()
+    assert {int(channel) for channel in np.argsort(factors)[-2:]} == {5, 17}
+    assert _rounding_noise(values, weight, factors) < 0.1 * _rounding_noise(values, weight, np.ones(48))
+
+
+def test_channels_that_reach_equally_far_are_left_alone() -> None:
+    generator = np.random.default_rng(3)
+    weight = generator.normal(0, 1, (16, 8)).astype(np.float32)
+    assert smoothing_factors(_spread(generator.uniform(-1, 1, (4000, 16))), [weight]) is None
+    assert smoothing_factors(_spread(np.zeros((4, 16))), [weight]) is None
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 30))
+@settings(max_examples=25, deadline=None)
+def test_the_noise_that_is_expected_is_the_noise_of_rounding(seed: int, outlier: float) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.normal(0, 1, (4000, 24))
+    values[:, 3] *= outlier
+    weight = generator.normal(0, 1, (24, 200))
+    factors = generator.uniform(0.7, 3, 24)
+    measured = _rounding_noise(values, weight, factors)
+    assert layer_noise(_spread(values), [weight], factors) == pytest.approx(measured, rel=0.25)
 
 
 def test_the_model_computes_the_same_with_flatter_activations() -> None:
@@ -80,10 +130,17 @@ def test_a_second_reader_keeps_its_own_values() -> None:
         np.testing.assert_allclose(value, before[name], atol=1e-4)
 
 
-def test_the_reach_of_channels_is_the_largest_magnitude() -> None:
+def test_the_spread_of_channels_is_that_of_all_batches() -> None:
     class Runner:
         def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return feeds
 
-    feeds = [{"t": np.array([[[1.0, -5.0]], [[2.0, 3.0]]])}, {"t": np.array([[[-4.0, 0.0]]])}]
-    np.testing.assert_array_equal(channel_reach(Runner(), feeds)["t"], [4.0, 5.0])
+    feeds = [
+        {"t": np.array([[[1.0, -5.0]], [[2.0, 3.0]]])},
+        {"t": np.zeros((0, 1, 2))},
+        {"t": np.array([[[-4.0, 0.0]]])},
+    ]
+    spread = channel_spreads(Runner(), feeds)["t"]
+    np.testing.assert_array_equal(spread.low, [-4.0, -5.0])
+    np.testing.assert_array_equal(spread.high, [2.0, 3.0])
+    np.testing.assert_allclose(spread.mean_square, [(1 + 4 + 16) / 3, (25 + 9 + 0) / 3])

@@ -1,0 +1,212 @@
+"""Runs graphs whose weights are too many for memory, one part of the nodes after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.specs import Array, TensorSpec
+from formats.onnx_file import release
+from qtool.runtime.session import Session
+
+# Weights that one part uses; a tensor that is larger makes a part of its own.
+_LARGEST_PART_BYTES = 384 << 20
+# Smaller ones are part of the message.
+_SMALLEST_HANDED_OVER_BYTES = 1 << 16
+# What onnxruntime takes out of numpy's memory; the rest becomes part of the message, too.
+_HANDED_OVER = frozenset(
+    {
+        ir.DataType.BFLOAT16,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+    }
+)
+_FLOAT_BYTES = 4
+# onnxruntime reads weights in steps of this size.
+_ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Is a stretch of nodes.
+
+    Attributes:
+        nodes: the nodes, in order.
+        weights: the initializers that they read.
+        taken: what they take of the graph's inputs and of earlier parts.
+        given: what later parts or the graph's outputs need of them.
+        spent: what nobody needs after them.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    weights: tuple[ir.Value, ...]
+    taken: tuple[ir.Value, ...]
+    given: tuple[ir.Value, ...]
+    spent: tuple[str, ...]
+
+
+class Parts:
+    """Runs one graph as ``Session`` does, with the weights of one part in memory at a time.
+
+    Weights in external files are mapped while their part runs. onnxruntime does not rewrite the graph.
+
+    Attributes:
+        inputs: what the graph wants to be fed.
+        outputs: what it returns.
+    """
+
+    def __init__(self, model: ir.Model, *, largest_part_bytes: int = _LARGEST_PART_BYTES) -> None:
+        """Divides ``model``, which is left as it is and may change afterwards.
+
+        Args:
+            model: the graph.
+            largest_part_bytes: the weights that one part uses, unless a single tensor is larger.
+        """
+        self._model = model.clone()
+        self._weights = {
+            value: value.const_value
+            for value in self._model.graph.initializers.values()
+            if value.const_value is not None and not value.is_graph_input()
+        }
+        graph = self._model.graph
+        self.inputs = tuple(_spec(value) for value in graph.inputs if value.name not in graph.initializers)
+        self.outputs = tuple(_spec(value) for value in graph.outputs)
+        self._parts = _divided(self._model, largest_part_bytes)
+
+    def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
+        """Returns the named outputs (default: all) for one batch of inputs.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a part.
+        """
+        values = dict(feeds)
+        for part in self._parts:
+            values |= self._run_part(part, values)
+            for name in part.spent:
+                values.pop(name, None)
+        names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+        initializers = self._model.graph.initializers
+        return {name: values[name] if name in values else _array(initializers[name].const_value) for name in names}
+
+    def _run_part(self, part: _Part, values: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {value.name or "": values[value.name or ""] for value in part.taken}
+        for value in part.taken:
+            value.dtype = ir.DataType.from_numpy(feeds[value.name or ""].dtype)
+            value.shape = None
+        handed_over: dict[str, Array] = {}
+        for value in part.weights:
+            tensor = self._weights[value]
+            array = _array(tensor)
+            if tensor.nbytes >= _SMALLEST_HANDED_OVER_BYTES and tensor.dtype in _HANDED_OVER:
+                handed_over[value.name or ""] = _aligned(array)
+                value.const_value = ir.ExternalTensor(
+                    "handed over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=value.name or ""
+                )
+            else:
+                value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=value.name)
+            del array
+        try:
+            message = ir.to_proto(self._of(part)).SerializeToString()
+            return Session(message, mapped=True, weights=handed_over).run(feeds)
+        finally:
+            handed_over.clear()
+            for value in part.weights:
+                value.const_value = self._weights[value]
+                release(self._weights[value])
+
+    def _of(self, part: _Part) -> ir.Model:
+        whole = self._model
+        view = ir.GraphView(
+            part.taken,
+            part.given,
+            nodes=part.nodes,
+            initializers=part.weights,
+            opset_imports=whole.graph.opset_imports,
+            name="part",
+        )
+        return ir.Model(view.clone(), ir_version=whole.ir_version, functions=tuple(whole.functions.values()))
+
+
+def _divided(model: ir.Model, largest_part_bytes: int) -> list[_Part]:
+    groups = list(_groups(model, largest_part_bytes))
+    reads = [{value for node in group for value in _read(node)} for group in groups]
+    makes = [{value for node in group for value in node.outputs} for group in groups]
+    last_use = {value: place for place, values in enumerate(reads) for value in values}
+    ends = set(model.graph.outputs)
+    weights = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
+    return [
+        _Part(
+            nodes=tuple(group),
+            weights=_ordered(reads[place] & weights),
+            taken=_ordered(reads[place] - makes[place] - weights),
+            given=_ordered(value for value in makes[place] if value in ends or last_use.get(value, place) > place),
+            spent=tuple(
+                value.name or "" for value in reads[place] - ends - weights if value.name and last_use[value] == place
+            ),
+        )
+        for place, group in enumerate(groups)
+    ]
+
+
+def _groups(model: ir.Model, largest_part_bytes: int) -> Iterator[list[ir.Node]]:
+    group: list[ir.Node] = []
+    held: set[ir.Value] = set()
+    for node in model.graph:
+        new = {value for value in _read(node) if value.is_initializer()} - held
+        if group and sum(map(_nbytes, held | new)) > largest_part_bytes:
+            yield group
+            group, held = [], set()
+        group.append(node)
+        held |= new
+    if group:
+        yield group
+
+
+def _read(node: ir.Node) -> set[ir.Value]:
+    """Returns the values of the graph that a node reads, those that its own graphs read included."""
+    read = {value for value in node.inputs if value is not None}
+    for attribute in node.attributes.values():
+        graphs: Iterable[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for graph in graphs:
+            own = {*graph.inputs, *graph.initializers.values(), *(value for one in graph for value in one.outputs)}
+            read |= ({value for one in graph for value in _read(one)} | set(graph.outputs)) - own
+    return read
+
+
+def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
+    return tuple(sorted(values, key=lambda value: value.name or ""))
+
+
+def _nbytes(value: ir.Value) -> int:
+    """Returns the bytes that a weight takes while it is in use: those of half precision become floats beside it."""
+    tensor = value.const_value
+    if tensor is None:
+        return 0
+    is_half = tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return tensor.nbytes + (tensor.size * _FLOAT_BYTES if is_half else 0)
+
+
+def _array(tensor: ir.TensorProtocol | None) -> Array:
+    return np.empty(0) if tensor is None else tensor.numpy()
+
+
+def _aligned(array: Array) -> Array:
+    return np.ascontiguousarray(array if array.ctypes.data % _ALIGNMENT_BYTES == 0 else array.copy())
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    dims = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    dtype = np.dtype(np.float32) if value.dtype is None else np.dtype(value.dtype.numpy())
+    return TensorSpec(value.name or "", dtype, dims)
