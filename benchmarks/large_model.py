@@ -1,8 +1,7 @@
 """Measures what `qtool convert` and `qtool inspect` take of memory for a model of several gigabytes.
 
-The weights are random. Private memory is what counts: pages of the model's own files, which the system drops when it
-needs them for something else, are listed beside it. torch writes a ``.pth`` from all of its tensors at once, of which
-those of a file are such pages. Linux only, which tells both in /proc.
+The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which the
+system drops when it needs them for something else. Linux only, which tells them in /proc.
 """
 
 from __future__ import annotations
@@ -117,16 +116,20 @@ def main() -> None:
         result = ["-o", str(folder / "result.onnx"), "--force"]
         commands = {
             "inspect": ["inspect", str(model)],
+            "inspect weights": ["inspect", str(weights)],
             "to opset 18": ["convert", str(model), "--opset", "18", *result],
             "to shards": ["convert", str(model), "--external-data", "--max-shard-mb", "600", *result],
+            "to float16": ["convert", str(model), "--fp16", *result],
+            "to bfloat16": ["convert", str(model), "--bf16", *result],
             "to .pth": ["convert", str(weights), "--to", "pth", "-o", torch_file],
+            "inspect .pth": ["inspect", torch_file],
             "from .pth": ["convert", torch_file, "--to", "safetensors", "-o", str(folder / "again.safetensors")],
         }
         print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB")
         for what, command in commands.items():
             taken = measure(command)
-            memory = f"{taken.private_mb:7.0f} MB private, {taken.mapped_mb:7.0f} MB of files"
-            print(f"{what:12} {memory}, {taken.seconds:5.1f} s")
+            parts = f"at most {taken.private_mb:.0f} MB private, {taken.mapped_mb:.0f} MB of files"
+            print(f"{what:15} {taken.resident_mb:6.0f} MB resident; {parts}; {taken.seconds:5.1f} s")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -121,6 +121,13 @@ def load_weights(model: ir.Model) -> ir.Model:
     if weights_nbytes(model) <= LARGEST_MESSAGE_BYTES:
         ir.external_data.load_to_model(model)
     return model
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Lets go of the file that a tensor's values are mapped from, unless somebody still looks at them."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with suppress(BufferError):
+            tensor.release()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from formats.errors import FormatError
 from formats.findings import AuditNotes, Risk
 from formats.library_noise import quiet_libraries
 from formats.mapped_tensors import few_at_a_time, tied_names
+from formats.resident_pages import DroppingWriter
 from formats.state_dicts import find_state_dict
 from formats.trust import NO_TRUST, Trust, check_trusted
 from formats.trusted_pickle import allowing, load_trusted
@@ -52,7 +53,7 @@ class TorchCheckpoint:
         for name, tensor in weights.tensors.items():
             state[name] = state[tied[name]] if name in tied else _alone(tensor)
         # Through a stream: given a path, torch would store its name in the file.
-        with path.open("wb") as stream:
+        with DroppingWriter(path.open("wb", buffering=0), state.values()) as stream:
             try:
                 torch.save(state, stream)
             except RuntimeError as error:

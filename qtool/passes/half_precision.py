@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from formats.onnx_file import release
 from qtool.passes.names import Names
 
 HalfName = Literal["float16", "bfloat16"]
@@ -236,7 +237,9 @@ def _half_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir
     def rounded() -> ir.TensorProtocol:
         # Too small for the type becomes zero and too large infinite; the plan has looked for both.
         with np.errstate(over="ignore", under="ignore"):
-            return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
+            half = ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
+        release(tensor)
+        return half
 
     return ir.LazyTensor(rounded, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 

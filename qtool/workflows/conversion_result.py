@@ -46,16 +46,20 @@ def write_graph(
         InputError: the graph computes something else than the source.
         OutputError: it cannot be written.
     """
-    from formats.onnx_file import OnnxFile
+    from formats.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
 
     kept: tuple[KeptFloat, ...] = ()
+    storage = request.storage
     if request.precision is not None:
+        # Weights that a message cannot hold stay outside of it in half of the bytes, too: a message is built in memory.
+        is_large = weights_nbytes(graph.model) > LARGEST_MESSAGE_BYTES
+        storage = replace(storage, external=storage.external or is_large)
         graph, kept = _in_half(request, graph, progress)
         compare = None
     file = OnnxFile()
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
-            file.write(graph.model, path, request.storage)
+            file.write(graph.model, path, storage)
             file.check(path)
         if compare is not None:
             graph = replace(graph, comparisons=compare(path))

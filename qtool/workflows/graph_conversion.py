@@ -37,16 +37,21 @@ def comparison_with_source(
 ) -> Callable[[Path], tuple[Comparison, ...]]:
     """Returns what compares a file with the source of ``request``, which ``model`` was read from.
 
-    Weights that are too many for one message stay in their files while both run.
+    Weights that are too many for one message stay in their files while both run, one part after the other.
     """
+    from formats.onnx_file import OnnxFile
+    from qtool.runtime.parts import Parts
     from qtool.runtime.session import Session
 
     specs = input_specs(model)
     real = real_feed(request, model)
-    mapped = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
+    is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
+
+    def opened(path: Path) -> Parts | Session:
+        return Parts(OnnxFile().read(path)) if is_large else Session(path)
 
     def compare(path: Path) -> tuple[Comparison, ...]:
-        original, converted = Session(request.source, mapped=mapped), Session(path, mapped=mapped)
+        original, converted = opened(request.source), opened(path)
         return compare_programs(
             specs,
             real,

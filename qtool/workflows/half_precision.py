@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
-from formats.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
+from formats.onnx_file import LARGEST_MESSAGE_BYTES, release, weights_nbytes
 from qtool.errors import InputError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
@@ -26,11 +28,16 @@ from qtool.progress import Progress
 from qtool.workflows.equivalence import Comparison, compare_programs
 from qtool.workflows.opsets import taken_types, to_opset
 
+if TYPE_CHECKING:
+    from qtool.runtime.parts import Parts
+    from qtool.runtime.session import Level, Session
+
 # Rounding to 11 or 8 bits in every layer adds up to about this much of the largest output in deep networks.
 _LARGEST_RELATIVE_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bfloat16": 1.5e-1}
 _LARGEST: Mapping[HalfName, float] = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 # The first opset in which Conv and pooling take it.
 _BFLOAT16_OPSET = 22
+_VALUES_AT_ONCE = 1 << 22
 _WATCHED = "qtool_largest_"
 
 
@@ -78,16 +85,14 @@ def to_precision(
         InputError: nothing in the graph computes in float32, or the result differs by more than rounding does.
         RuntimeRefusedError: onnxruntime does not run the graph.
     """
-    from qtool.runtime.graphs import open_graph
-
     model = _prepared(model, precision, keep_opset=keep_opset)
     specs = input_specs(model)
     feeds = make_feeds(specs, first_sizes(specs, real), real)
-    # The weights of large models stay in files while they run: of the original, of the result, and of what is between.
-    mapped = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
-    with open_graph(model, mapped=mapped) as original, progress.task(f"converting to {precision.name}"):
+    # As it is now: in half precision the same weights may fit, but what onnxruntime makes of them is float again.
+    is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
+    with _opened(model, is_large=is_large) as original, progress.task(f"converting to {precision.name}"):
         blocked: dict[ir.Node, str] = {}
-        for node, reason in _out_of_range(model, precision.name, feeds, mapped=mapped):
+        for node, reason in _out_of_range(model, precision.name, feeds, is_large=is_large):
             blocked.setdefault(node, reason)
         plan = plan_half(model, HALF_DTYPES[precision.name], taken=taken_types, blocked=blocked)
         if not plan.nodes:
@@ -98,7 +103,7 @@ def to_precision(
             )
         runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
         to_half(model, plan, taken=taken_types, half_io=precision.half_io)
-        comparisons = _compared(runnable, precision.name, specs, real, original.run, progress, mapped=mapped)
+        comparisons = _compared(runnable, precision.name, specs, real, original.run, progress, is_large=is_large)
     return HalfGraph(model=model, comparisons=comparisons, kept=plan.kept)
 
 
@@ -138,7 +143,7 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     return model
 
 
-def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, mapped: bool) -> Iterator[tuple[ir.Node, str]]:
+def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: bool) -> Iterator[tuple[ir.Node, str]]:
     """Yields nodes with weights or values that the type does not hold, and why they stay float."""
     highest = _LARGEST[name]
     limit = f"more than the {highest:.4g} of {name}"
@@ -146,18 +151,19 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, mapped: bool)
         if value.const_value is None or value.dtype != ir.DataType.FLOAT:
             continue
         array = value.const_value.numpy()
-        finite = np.abs(array[np.isfinite(array)])
-        largest = float(finite.max()) if finite.size else 0.0
+        largest = _largest_finite(array)
         reason = None
         if largest > highest:
             reason = f"its constant {value.name} reaches {largest:.4g}, {limit}"
         elif array.size == 1 and largest > 0 and float(array.astype(HALF_DTYPES[name].numpy()).reshape(-1)[0]) == 0:
             reason = f"its constant {value.name} is {largest:.4g}, which {name} takes for zero"
+        del array
+        release(value.const_value)
         if reason is not None:
             yield from ((node, reason) for node, _ in value.uses())
     if name == "bfloat16":
         return
-    for value, largest in _largest_values(model, feeds, mapped=mapped).items():
+    for value, largest in _largest_values(model, feeds, is_large=is_large).items():
         if largest > highest:
             reason = f"its value {value.name} reaches {largest:.4g}, {limit}"
             producer = value.producer()
@@ -166,31 +172,54 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, mapped: bool)
             yield from ((node, reason) for node, _ in value.uses())
 
 
-def _largest_values(model: ir.Model, feeds: Feed, *, mapped: bool) -> dict[ir.Value, float]:
-    """Runs the graph and returns the largest finite magnitude of each float value."""
-    from qtool.runtime.graphs import open_graph
+def _largest_finite(array: Array) -> float:
+    """Returns the largest finite magnitude, with little memory beside the array's own."""
+    flat, largest = array.reshape(-1), 0.0
+    for begin in range(0, flat.size, _VALUES_AT_ONCE):
+        part = np.abs(flat[begin : begin + _VALUES_AT_ONCE])
+        largest = max(largest, float(part.max(initial=0, where=np.isfinite(part))))
+    return largest
 
+
+def _largest_values(model: ir.Model, feeds: Feed, *, is_large: bool) -> dict[ir.Value, float]:
+    """Runs the graph and returns the largest finite magnitude of each float value."""
     values = [value for node in float_nodes(model) for value in node.outputs if value.dtype == ir.DataType.FLOAT]
     values = [value for value in values if value.name and (value.uses() or value.is_graph_output())]
     if not values:
         return {}
     outputs = list(model.graph.outputs)
     added: list[ir.Node] = []
+    # Each right behind what it watches, which may then go from memory.
     for number, value in enumerate(values):
         magnitude = ir.node("Abs", [value], name=f"{_WATCHED}abs_{number}")
         largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0}, name=f"{_WATCHED}{number}")
         magnitude.outputs[0].name, largest.outputs[0].name = f"{_WATCHED}abs_{number}", f"{_WATCHED}{number}"
         largest.outputs[0].dtype, largest.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([])
-        added += [magnitude, largest]
-    model.graph.extend(added)
+        producer = value.producer()
+        if producer is not None:
+            model.graph.insert_after(producer, [magnitude, largest])
+            added += [magnitude, largest]
     model.graph.outputs[:] = [node.outputs[0] for node in added[1::2]]
     try:
-        with open_graph(model, mapped=mapped) as session:
+        with _opened(model, is_large=is_large) as session:
             found = session.run(feeds)
     finally:
         model.graph.outputs[:] = outputs
         model.graph.remove(reversed(added), safe=True)
     return {value: float(largest) for value, largest in zip(values, found.values(), strict=True)}
+
+
+@contextmanager
+def _opened(model: ir.Model, *, is_large: bool, level: Level = "all") -> Iterator[Session | Parts]:
+    """Opens the graph; a large one runs part by part, as it is, with the weights of one part in memory."""
+    from qtool.runtime.graphs import open_graph
+    from qtool.runtime.parts import Parts
+
+    if is_large:
+        yield Parts(model)
+        return
+    with open_graph(model, level=level) as session:
+        yield session
 
 
 def _for_float_kernels(model: ir.Model, plan: HalfPlan) -> ir.Model:
@@ -212,12 +241,10 @@ def _compared(
     reference: Callable[[Feed], Mapping[str, Array]],
     progress: Progress,
     *,
-    mapped: bool,
+    is_large: bool,
 ) -> tuple[Comparison, ...]:
-    from qtool.runtime.graphs import open_graph
-
     # At higher levels the Casts that round between float kernels may go.
-    with open_graph(model, level="basic" if name == "float16" else "none", mapped=mapped) as session:
+    with _opened(model, level="basic" if name == "float16" else "none", is_large=is_large) as session:
 
         def converted(feed: Feed) -> Mapping[str, Array]:
             result = session.run({spec.name: feed[spec.name].astype(spec.dtype) for spec in session.inputs})
