@@ -41,7 +41,7 @@ def show_merge(console: Console, report: MergeReport) -> None:
     rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
     for source, trained_on in zip(report.adapters, report.base_models, strict=True):
         rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
-    rows.append(("tensors", f"{len(report.targets)} changed, {report.untouched} as they were"))
+    rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} as they were"))
     if report.output is not None:
         rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
         rows += [("adapter file", file) for file in report.adapter_files]
@@ -87,7 +87,8 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
             }
             for target in report.targets
         ],
-        "untouched": report.untouched,
+        "untouched": len(report.untouched),
+        "untouched_tensors": list(report.untouched),
         "unmerged": report.unmerged,
         "adapter_files": [str(file) for file in report.adapter_files],
     }

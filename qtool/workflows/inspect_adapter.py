@@ -8,6 +8,10 @@ from pathlib import Path
 from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.reading import read_adapter
 
+_NORMS = {"lora_magnitude_vector", "dora_scale"}
+# Matrices whose first length is the rank.
+_INNER = ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterTarget:
@@ -62,10 +66,10 @@ def inspect_adapter(path: Path) -> AdapterReport:
     settings = adapter.settings
     tensors = [tensor for module in adapter.modules for tensor in module.parts.values()]
     tensors += [*adapter.replaced.values(), *adapter.shared.values()]
-    dora = any("lora_magnitude_vector" in module.parts for module in adapter.modules)
+    dora = any(_NORMS & set(module.parts) for module in adapter.modules)
     return AdapterReport(
         path=adapter.source,
-        kind="DoRA" if dora else settings.kind,
+        kind=settings.kind if not dora else "DoRA" if settings.kind == "LoRA" else f"{settings.kind} with DoRA",
         base_model=settings.base_model,
         rank=settings.rank,
         alpha=settings.alpha,
@@ -77,8 +81,9 @@ def inspect_adapter(path: Path) -> AdapterReport:
 
 def _target(module: AdapterModule, adapter: Adapter) -> AdapterTarget:
     rank = adapter.settings.rank_of(module.path)
-    if rank is None and "lora_A" in module.parts:
-        rank = int(module.parts["lora_A"].shape[0])
+    inner = next((module.parts[role] for role in _INNER if role in module.parts), None)
+    if rank is None and inner is not None:
+        rank = int(inner.shape[0])
     return AdapterTarget(
         module=module.path,
         parts={role: tuple(tensor.shape) for role, tensor in module.parts.items()},

@@ -79,7 +79,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         output=output,
         output_bytes=nbytes,
         targets=tuple(targets),
-        untouched=len(checkpoint.tensors) - len(changes),
+        untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
     )
 
@@ -116,7 +116,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
         output=None if request.dry_run else output,
         output_bytes=sum(file.stat().st_size for file in written),
         targets=tuple(exchange_facts(made, firsts, checkpoint.tensors)),
-        untouched=len(checkpoint.tensors) - len(made.places),
+        untouched=tuple(name for name in checkpoint.tensors if checkpoint.tied.get(name, name) not in made.places),
         adapter_files=written[1:],
     )
 

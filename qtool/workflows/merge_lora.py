@@ -65,7 +65,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
             *(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
             *(_brought(name) for name in planned.new),
         ),
-        untouched=len(base.weights.tensors) - len(planned.changes),
+        untouched=tuple(name for name in base.weights.tensors if name not in planned.changes),
         unmerged=request.unmerge,
     )
 

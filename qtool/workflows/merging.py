@@ -109,7 +109,7 @@ class MergeReport:
         output: the result; None for a dry run.
         output_bytes: its size, all of its files.
         targets: the tensors that changed, in the base's order.
-        untouched: how many tensors did not.
+        untouched: the tensors that did not.
         unmerged: whether adapters were subtracted.
         adapter_files: what onnxruntime loads beside a graph whose adapters are exchanged as it runs.
     """
@@ -121,6 +121,6 @@ class MergeReport:
     output: Path | None
     output_bytes: int
     targets: tuple[MergedTarget, ...]
-    untouched: int
+    untouched: tuple[str, ...]
     unmerged: bool = False
     adapter_files: tuple[Path, ...] = ()

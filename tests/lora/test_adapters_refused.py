@@ -39,7 +39,9 @@ SECOND = "base_model.model.block.wide.lora_B.weight"
     ("edit", "words"),
     [
         (lambda tensors: tensors.pop(SECOND), "of block.wide without lora_B"),
+        (lambda tensors: tensors.pop(FIRST), "of block.wide without lora_A"),
         (lambda tensors: tensors.update({FIRST: tensors[FIRST] * float("nan")}), "holds a NaN"),
+        (lambda tensors: tensors.update({FIRST: tensors[FIRST] * float("inf")}), "holds a NaN or an infinity"),
         (lambda tensors: tensors.update({FIRST: torch.zeros(0, 12)}), "so no elements"),
         (lambda tensors: tensors.update({FIRST: torch.ones(3, 12, dtype=torch.int8)}), "holds int8, not floats"),
         (lambda tensors: tensors.update({FIRST: torch.ones(2, 12), SECOND: torch.ones(18, 2)}), "ranks 2 and 2"),
@@ -47,12 +49,15 @@ SECOND = "base_model.model.block.wide.lora_B.weight"
         (lambda tensors: tensors.update({"base_model.model.block.wide.lora_X": torch.ones(3)}), "belongs to nothing"),
         (lambda tensors: tensors.update({"base_model.model.block.wide.ia3_l": torch.ones(3)}), "has no place"),
     ],
-    ids=["A without B", "NaN", "empty", "integers", "rank", "shape", "unused", "other kind"],
+    ids=["A without B", "B without A", "NaN", "infinity", "empty", "integers", "rank", "shape", "unused", "other kind"],
 )
 def test_broken_tensors_are_named(trained: Any, refused: Any, tmp_path: Path, edit: Edit, words: str) -> None:
     edit_tensors(trained.folder, edit)
-    assert words in refused(trained.base, trained.folder, "-o", tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
+    before = sorted(tmp_path.rglob("*"))
+    found = refused(trained.base, trained.folder, "-o", tmp_path / "out.safetensors")
+    assert words in found
+    assert "block.wide" in found
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_half_precision_is_rounded_once(trained: Any, merge: Any, net: Any, tmp_
         exact[name] = base[name].double() + (trained.exact[name] - value.double())
     for name in ("block.wide.weight", "head.weight", "block.conv.weight"):
         assert merged[name].dtype == dtype
-        # The same numbers as rounding the exact sum gives, and so no farther from it than PEFT, which rounds twice.
+        # The same numbers as rounding the exact sum gives, and so no farther from it than PEFT.
         assert torch.equal(merged[name], exact[name].to(dtype))
         error, other = ((state[name].double() - exact[name]).norm() for state in (merged, of_peft))
         assert error <= other
@@ -134,6 +134,7 @@ def test_a_dry_run_measures_and_writes_nothing(trained: Any, command: Any, tmp_p
         "head.weight",
     }
     assert report["untouched"] == len(base) - 3
+    assert set(report["untouched_tensors"]) == set(base) - {target["weight"] for target in report["targets"]}
     for target in report["targets"]:
         name = target["weight"]
         change = (trained.exact[name] - base[name].double()).norm() / base[name].double().norm()

@@ -1,0 +1,48 @@
+"""In half precision, qtool rounds once; PEFT rounds again where the adapter is in half precision, too."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+LAYERS = ["wide", "square", "head"]
+CONFIGS = {
+    "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=[*LAYERS, "conv"]),
+    "dora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=LAYERS, use_dora=True),
+    "loha": peft.LoHaConfig(r=3, alpha=5, target_modules=[*LAYERS, "conv"]),
+    "lokr": peft.LoKrConfig(r=2, alpha=5, target_modules=[*LAYERS, "conv"]),
+}
+
+
+def merged_by_peft(net: nn.Module, state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> Any:
+    module = copy.deepcopy(net).to(dtype)
+    module.load_state_dict(state)
+    return peft.PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False).to(dtype).merge_and_unload()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_results_are_nearer_to_the_exact_ones_than_those_of_peft(
+    train: Any, merge: Any, net: nn.Module, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    trained = train(CONFIGS[name])
+    file = trained.folder / "adapter_model.safetensors"
+    save_file({key: value.to(dtype) for key, value in load_file(file).items()}, file)
+    base = {key: value.to(dtype) for key, value in load_file(trained.base).items()}
+    save_file(base, tmp_path / "half.safetensors")
+    exact = merged_by_peft(net, base, trained.folder, torch.float64).state_dict()
+    twice = merged_by_peft(net, base, trained.folder, dtype).state_dict()
+    once = merge(tmp_path / "half.safetensors", trained.folder)
+    changed = [key for key in base if not torch.equal(base[key].double(), exact[key])]
+    assert len(changed) == len(CONFIGS[name].target_modules)
+    for key in changed:
+        assert torch.equal(once[key], exact[key].to(dtype))
+        error, other = (float((state[key].double() - exact[key]).norm()) for state in (once, twice))
+        assert error < 0.97 * other
