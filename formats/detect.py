@@ -110,6 +110,8 @@ def _check_is_file(path: Path) -> None:
         raise FormatError(f"{path} is a folder, not a model file", fix=fix)
     if path.exists():
         return
+    if path.is_symlink():
+        raise FormatError(f"{path} is a link that leads nowhere", fix="fetch the file that it stands for again")
     if not path.parent.is_dir():
         raise FormatError(f"there is no file {path}: its folder does not exist either", fix="check the path")
     near = difflib.get_close_matches(path.name, sorted(child.name for child in path.parent.iterdir()), n=1)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from formats.errors import FormatError
 
+# Longer names have no place in any file system.
+_LONGEST_NAME = 255
+
 
 class OutsideError(FormatError):
     """A tensor is said to be where the model must not point."""
@@ -77,8 +80,10 @@ def check_claim(claim: Claim, model: Path) -> Path:
     parts = location.split("/")
     if "\0" in location or "\\" in location or ":" in parts[0] or location.startswith("/") or ".." in parts:
         raise _outside(claim.tensor, f"points outside of the model's folder: {location!r}")
+    if any(len(part) > _LONGEST_NAME for part in parts):
+        raise _refused(claim.tensor, f"names a data file of {len(location):,} characters, which no system has")
     path = model.parent / location
-    real = path.resolve()
+    real = _resolved(path, claim)
     allowed = (model.parent.resolve(), model.resolve().parent)
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise _outside(claim.tensor, f"points outside of the model's folder through a link: {location!r}")
@@ -105,6 +110,13 @@ def check_claim(claim: Claim, model: Path) -> Path:
             fix="it was cut short, or belongs to another model: copy it again",
         )
     return real
+
+
+def _resolved(path: Path, claim: Claim) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # the latter is what Python before 3.13 raises
+        raise _outside(claim.tensor, f"points at a link that leads nowhere: {claim.location!r}") from error
 
 
 def _outside(tensor: str, reason: str) -> OutsideError:

@@ -80,6 +80,15 @@ def convert(
             "--outputs", metavar="NODES", help="TensorFlow graphs: nodes to read, with commas.", show_default=False
         ),
     ] = None,
+    signature: Annotated[
+        str | None,
+        typer.Option(
+            "--signature",
+            metavar="NAME",
+            help="TensorFlow SavedModels: what to call. Default: serving_default, or the first.",
+            show_default=False,
+        ),
+    ] = None,
     nchw: Annotated[
         bool, typer.Option("--nchw", help="TensorFlow models: let the channels of image inputs come first.")
     ] = False,
@@ -109,7 +118,9 @@ def convert(
             opset=opset,
             precision=_precision(fp16=fp16, bf16=bf16, half_io=half_io),
             storage=_storage(external_data, max_shard_mb, to),
-            tensorflow=TensorFlowOptions(inputs=_names(inputs), outputs=_names(outputs), channels_first=nchw),
+            tensorflow=TensorFlowOptions(
+                inputs=_names(inputs), outputs=_names(outputs), signature=signature, channels_first=nchw
+            ),
             trust=trust(trust_pickle, allow_global),
             force=force,
         ),

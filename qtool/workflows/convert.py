@@ -108,7 +108,7 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         return _from_tensorflow(request, detection, progress)
     if request.tensorflow != TensorFlowOptions():
         raise UsageError(
-            f"--inputs, --outputs and --nchw say nothing about {detection.detail}",
+            f"--inputs, --outputs, --signature and --nchw say nothing about {detection.detail}",
             fix="give them for TensorFlow models",
         )
     found = registry.load_source(detection.format)

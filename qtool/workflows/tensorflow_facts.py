@@ -26,6 +26,7 @@ def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFa
         outline = tensorflow_outline.read_saved_model(path)
         signature = outline.signature
     ends = outline.signatures[signature]
+    others = sorted(set(outline.signatures) - {signature})
     tensors = [
         TensorFacts(name=one.name, dtype=one.dtype, shape=one.dims, elements=one.elements, nbytes=one.nbytes)
         for one in outline.tensors
@@ -36,7 +37,10 @@ def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFa
         outputs=tuple(_described(one.name, one.dtype, one.dims) for one in ends.outputs),
         operators=outline.operators,
         layouts=_layouts(((one.name, one.dims) for one in ends.inputs), outline.layout),
-        warnings=tuple(f"{name} reaches outside of the model: convert refuses it" for name in outline.reaching_out),
+        warnings=(
+            *(f"{name} reaches outside of the model: convert refuses it" for name in outline.reaching_out),
+            *((f"this is its signature {signature}; it also has {', '.join(others)}",) if others else ()),
+        ),
     )
     return program, tensors
 

@@ -48,12 +48,14 @@ class TensorFlowOptions:
     Attributes:
         inputs: the nodes to feed, of a frozen graph; empty for its placeholders.
         outputs: the nodes to read, of a frozen graph; empty for those that nothing else reads.
+        signature: which signature of a SavedModel; None for its usual one, or its first.
         channels_first: whether inputs of images (batch, height, width, channels) become (batch, channels, height,
             width).
     """
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    signature: str | None = None
     channels_first: bool = False
 
 
@@ -99,6 +101,8 @@ def import_tensorflow(
 
 
 def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelToLoad:
+    if options.signature is not None and kind != tensorflow_kinds.SAVED_MODEL:
+        raise UsageError(f"{path} has no signatures", fix="give --signature for SavedModels only")
     if kind == tensorflow_kinds.GRAPH_DEF:
         return _graph_to_load(path, options)
     if options.inputs or options.outputs:
@@ -110,7 +114,12 @@ def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelTo
         return ModelToLoad(path=path, kind=kind)
     outline = tensorflow_outline.read_saved_model(path)
     _refuse_reaching_out(path, outline)
-    return ModelToLoad(path=path, kind=kind, signature=outline.signature)
+    if options.signature is not None and options.signature not in outline.signatures:
+        raise UsageError(
+            f"{path} has no signature '{options.signature}'",
+            fix=f"choose one of {', '.join(sorted(outline.signatures))}",
+        )
+    return ModelToLoad(path=path, kind=kind, signature=options.signature or outline.signature)
 
 
 def _graph_to_load(path: Path, options: TensorFlowOptions) -> ModelToLoad:

@@ -94,6 +94,18 @@ def test_links_to_files_outside_are_told_and_refused(external: Path, audited: An
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_in_circles_and_endless_names_are_refused(external: Path, audited: Any, run: Any) -> None:
+    data = external.with_name("m.data")
+    data.unlink()
+    data.symlink_to(data.name)
+    assert "a link that leads nowhere" in audited(external)["findings"][0]["what"]
+    point(external, location="a" * 5000)
+    assert "5,000 characters" in audited(external)["findings"][0]["what"]
+    result = run("inspect", str(data))
+    assert (result.exit_code, "leads nowhere" in result.stderr) == (2, True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_model_with_several_names_itself_is_no_finding(external: Path, audited: Any, run: Any) -> None:
     os.link(external, external.with_name("again.onnx"))
     assert audited(external.with_name("again.onnx"))["findings"] == []

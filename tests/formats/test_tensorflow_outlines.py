@@ -214,6 +214,14 @@ def test_inputs_of_a_saved_model_cannot_be_chosen(saved: Path) -> None:
     assert "for frozen graphs only" in result.output
 
 
+def test_signatures_are_chosen_among_those_that_there_are(saved: Path, frozen: Path) -> None:
+    result = invoke("convert", str(saved), "--signature", "train", "-o", str(saved.parent / "m.onnx"))
+    assert result.exit_code == 2
+    assert "has no signature 'train'" in result.output
+    assert "choose one of serving_default" in result.output
+    assert "for SavedModels only" in invoke("convert", str(frozen), "--signature", "train").output
+
+
 def test_tensorflow_options_say_nothing_about_other_files(onnx_path: Path) -> None:
     result = invoke("convert", str(onnx_path), "--opset", "18", "--nchw")
     assert result.exit_code == 2

@@ -67,6 +67,14 @@ def two_inputs_file(folder: Path, random: np.random.Generator) -> None:
     save(folder, "two", feeds, {name: value.numpy() for name, value in model(feeds).items()})
 
 
+def signatures_folder(folder: Path) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 4), tf.float32, "x")
+    module.twice = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec])
+    module.thrice = tf.function(lambda x: {"z": 3 * x}, input_signature=[spec])
+    tf.saved_model.save(module, folder / "signatures", {"serving_default": module.twice, "thrice": module.thrice})
+
+
 def refused_files(folder: Path) -> None:
     keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x * 2)]).save(folder / "lambda.keras")
     graph = tf.Graph()
@@ -83,4 +91,5 @@ if __name__ == "__main__":
     image_files(target, generator)
     sequence_files(target, generator)
     two_inputs_file(target, generator)
+    signatures_folder(target)
     refused_files(target)

@@ -65,6 +65,17 @@ def test_several_inputs_and_outputs_keep_their_names(run: Any, models: Path, tmp
         np.testing.assert_allclose(value, expected[name], atol=1e-5)
 
 
+def test_a_signature_can_be_chosen(run: Any, models: Path, tmp_path: Path) -> None:
+    source = str(models / "signatures")
+    assert "it also has thrice" in run("inspect", source).stdout
+    x = np.ones((2, 4), np.float32)
+    for arguments, name, factor in (((), "y", 2), (("--signature", "thrice"), "z", 3)):
+        result = run("convert", source, *arguments, "-o", "model.onnx", "--force")
+        assert result.exit_code == 0, result.output
+        session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run([name], {"x": x})[0], factor * x)
+
+
 def test_real_data_is_what_both_are_compared_on(run: Any, models: Path) -> None:
     data = str(models / "image.feeds.npz")
     result = run("convert", str(models / "image.keras"), "--calib-data", data, "-o", "model.onnx", "--json")
