@@ -53,11 +53,11 @@ class Encoder(torch.nn.Module):
         return hidden
 
 
-def make_adapter(model: Path, folder: Path) -> torch.nn.Module:
+def make_adapter(model: Path, folder: Path, seed: int = 0) -> torch.nn.Module:
     """Writes an adapter of noise to ``folder`` and returns what PEFT merges."""
     base = AutoModel.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
     trained = peft.get_peft_model(base, peft.LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trained.parameters():
             if parameter.requires_grad:

@@ -17,7 +17,7 @@ from qtool.errors import InputError
 from qtool.lora.changes import LowRank
 from qtool.lora.graph_search import Place
 from qtool.lora.merging import WeightedChange
-from qtool.passes.constants import add_constant, constant_array
+from qtool.passes.constants import add_constant, constant_array, integer_attribute
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,8 @@ def input_names(weight: str) -> tuple[str, str]:
 def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
     """Gives the graph the inputs that change ``weight``, and adds their product to it.
 
-    Where a MatMul reads the weight, its input goes through both matrices instead, which is much less work.
+    Where a MatMul reads the weight, its input goes through both matrices instead, and where a Gather takes rows of it,
+    rows of the first matrix go through the second one: much less work than to form the product.
 
     Raises:
         InputError: the weight is there in a form that is not added to as it runs.
@@ -51,10 +52,10 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
     first = _input(model, left, (stored.shape[0], None), stored.dtype)
     second = _input(model, right, (None, rest), stored.dtype)
     readers = [use for use in place.stored.uses() if place.nodes is None or use.node in place.nodes]
-    products = [use for use in readers if use.node.op_type == "MatMul" and use.idx == 1]
-    for use in products:
+    beside = [use for use in readers if _narrows(use.node, use.idx)]
+    for use in beside:
         _beside(use.node, first, second, weight)
-    others = [use for use in readers if use not in products]
+    others = [use for use in readers if use not in beside]
     if others:
         total = _changed_weight(model.graph, place.stored, first, second, stored.shape, weight)
         for use in others:
@@ -104,13 +105,20 @@ def _input(model: ir.Model, name: str, shape: tuple[int | None, int | None], dty
     return value
 
 
+def _narrows(node: ir.Node, index: int) -> bool:
+    """Tells whether a node does the same to a product of matrices as to its first one, before the second."""
+    rows = node.op_type == "Gather" and index == 0 and integer_attribute(node, "axis", 0) == 0
+    return rows or (node.op_type == "MatMul" and index == 1)
+
+
 def _beside(product: ir.Node, first: ir.Value, second: ir.Value, weight: str) -> None:
-    """Adds what the input makes of both matrices to the output of a MatMul."""
+    """Adds what the input makes of both matrices to the output of a MatMul or a Gather."""
     output, graph = product.outputs[0], product.graph
     if not isinstance(graph, ir.Graph):
         raise AssertionError(product)
     uses = list(output.uses())
-    narrow = ir.node("MatMul", inputs=[product.inputs[0], first], name=f"{weight}.lora_narrow")
+    operands = [first, product.inputs[1]] if product.op_type == "Gather" else [product.inputs[0], first]
+    narrow = ir.node(product.op_type, inputs=operands, name=f"{weight}.lora_narrow")
     wide = ir.node("MatMul", inputs=[narrow.outputs[0], second], name=f"{weight}.lora_wide")
     total = ir.node("Add", inputs=[output, wide.outputs[0]], name=f"{weight}.lora_add")
     for node, kind in ((narrow, "narrow"), (wide, "wide"), (total, "sum")):

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import peft
 import pytest
 import torch
 from torch import nn
+
+from tests.lora.graphs import export, merged_module
 
 X = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(3))
 
@@ -72,6 +75,43 @@ def test_each_adapter_gives_its_merged_outputs_and_none_those_of_the_base(
         outputs = session.run(None, {"x": X.numpy()}, options)[0]
         np.testing.assert_allclose(outputs, computed(trained), atol=1e-4, rtol=1e-5)
         assert float(np.abs(outputs - before).max()) > 0.1
+
+
+class Words(nn.Module):
+    """An embedding, which a Gather reads, and a layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Embedding(30, 12)
+        self.last = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.last(self.embed(x))
+        return output
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_rows_of_embeddings_are_changed_as_they_are_read(
+    train: Any, command: Any, tmp_path: Path, dynamo: bool
+) -> None:
+    ids = torch.tensor([[3, 29, 0], [7, 7, 1]])
+    trained = train(peft.LoraConfig(r=2, target_modules=["embed", "last"]), module=Words())
+    graph = export(Words(), ids, tmp_path / "words.onnx", dynamo=dynamo)
+    result = command(
+        *(graph, trained.folder, "--base-weights", trained.base, "--as-adapter"), "-o", tmp_path / "out.onnx"
+    )
+    assert result.exit_code == 0, result.output
+    assert "lora_product" not in {node.name.rpartition(".")[2] for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+    adapter.Load(str(tmp_path / "adapter.onnx_adapter"))
+    options.add_active_adapter(adapter)
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    merged = merged_module(Words(), trained.merged)
+    for chosen, module in ((options, merged), (None, Words())):
+        with torch.no_grad():
+            expected = module(ids).numpy()
+        np.testing.assert_allclose(session.run(None, {"x": ids.numpy()}, chosen)[0], expected, atol=1e-5)
 
 
 def test_what_cannot_be_exchanged_is_refused(train: Any, refused: Any, graph: Path) -> None:
