@@ -2,11 +2,12 @@
 
 Run: python benchmarks/merging.py MODEL_FOLDER [--rounds 5] [--large-gb 3.2]
 
-MODEL_FOLDER is a text encoder as transformers saves it, such as that of all-MiniLM-L6-v2. PEFT makes an adapter of
-random numbers for its attention, feed-forward and embedding layers. It is merged into the weights, into the graph of
-torch's exporter and into that of the older one; all of them are to compute what PEFT's own merged model does. Then come
-the seconds of the command and of the function against those of PEFT, and the memory that a base of several gigabytes in
-four files takes. Needs peft and transformers; the memory is read from /proc.
+MODEL_FOLDER is a text encoder as transformers saves it, such as that of all-MiniLM-L6-v2. PEFT makes adapters of random
+numbers for its attention, feed-forward and embedding layers. One is merged into the weights, into the graph of torch's
+exporter and into that of the older one; all of them are to compute what PEFT's own merged model does, and so is a graph
+that takes one adapter after the other as it runs. Then come the seconds of the command and of the function against
+PEFT's, and the memory that a base of several gigabytes in four files takes. Needs peft and transformers; the memory is
+read from /proc.
 """
 
 from __future__ import annotations
@@ -101,6 +102,37 @@ def compare_outputs(model: Path, adapter: Path, expected: torch.nn.Module, scrat
     return found
 
 
+def compare_exchanged(model: Path, scratch: Path) -> dict[str, float]:
+    """Returns the largest difference to PEFT's merged models of one graph with two adapters and none."""
+    ids = torch.randint(5, 3000, (4, 32), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    base = AutoModel.from_pretrained(model, attn_implementation="eager", dtype=torch.float32).eval()
+    export(base, (ids, mask), scratch / "base.onnx", dynamo=True)
+    modules = {name: make_adapter(model, scratch / name, seed) for seed, name in enumerate(("first", "second"), 1)}
+    sources = tuple(AdapterSource(path=scratch / name) for name in modules)
+    request = MergeRequest(
+        base=scratch / "base.onnx",
+        adapters=sources,
+        output=scratch / "exchangeable.onnx",
+        base_weights=model,
+        exclude=("pooler.dense",),
+        as_adapter=True,
+    )
+    merge_lora(request, Silent())
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(scratch / "exchangeable.onnx", providers=["CPUExecutionProvider"])
+    found = {}
+    for name, module in {**modules, "none": base}.items():
+        options, adapter = onnxruntime.RunOptions(), onnxruntime.LoraAdapter()
+        if name in modules:
+            adapter.Load(str(scratch / f"{name}.onnx_adapter"))
+            options.add_active_adapter(adapter)
+        outputs = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}, options)[0]
+        with torch.no_grad():
+            found[f"LoraAdapter, {name}"] = float(np.abs(outputs - Encoder(module)(ids, mask).numpy()).max())
+    return found
+
+
 def merge(base: Path, adapter: Path, output: Path, base_weights: Path | None = None) -> None:
     """Merges with the function."""
     source = AdapterSource(path=adapter)
@@ -189,7 +221,8 @@ def main() -> None:
         scratch = Path(name)
         expected = make_adapter(arguments.model, scratch / "adapter")
         print("largest difference of outputs to PEFT's merged model")
-        for what, value in compare_outputs(arguments.model, scratch / "adapter", expected, scratch).items():
+        differences = compare_outputs(arguments.model, scratch / "adapter", expected, scratch)
+        for what, value in {**differences, **compare_exchanged(arguments.model, scratch)}.items():
             print(f"  {what:32} {value:.1e}")
         print(f"seconds, medians of {arguments.rounds}")
         taken = compare_seconds(arguments.model, scratch / "adapter", scratch, arguments.rounds)

@@ -9,6 +9,9 @@ from qtool.errors import InputError
 from qtool.lora.adapter import AdapterModule
 from qtool.lora.changes import Change
 
+# What GPTQ, AWQ, compressed-tensors, bitsandbytes and others store beside or in the place of a weight.
+_QUANTIZED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "weight.absmax", "SCB")
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleChange:
@@ -40,9 +43,15 @@ class BaseModule:
         """Returns the shape of a parameter.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is none of that name, or the module was quantized.
         """
         name = f"{self.path}.{parameter}"
+        mark = next((mark for mark in _QUANTIZED if self.has(mark)), None)
+        if mark is not None:
+            raise InputError(
+                f"the base holds {self.path}.{mark}: it is quantized",
+                fix="merge into the float weights that it was made from, then quantize the result",
+            )
         if name not in self.shapes:
             raise InputError(
                 f"{self.source} changes {name}, which the base does not have: it was made for another base",

@@ -96,6 +96,18 @@ def test_a_quantized_base_is_refused(trained: Any, refused: Any, tmp_path: Path)
     assert "holds int8: the base is quantized" in refused(tmp_path / "quantized.safetensors", trained.folder)
 
 
+@pytest.mark.parametrize("mark", ["qweight", "weight_packed", "weight.absmax", "SCB"])
+def test_a_base_that_other_libraries_quantized_is_told_by_its_names(
+    trained: Any, refused: Any, tmp_path: Path, mark: str
+) -> None:
+    state = load_file(trained.base)
+    if not mark.startswith("weight."):
+        del state["block.wide.weight"]
+    save_file(state | {f"block.wide.{mark}": torch.ones(3, dtype=torch.uint8)}, tmp_path / "packed.safetensors")
+    words = refused(tmp_path / "packed.safetensors", trained.folder)
+    assert f"holds block.wide.{mark}: it is quantized" in words
+
+
 def test_a_sum_that_the_type_does_not_hold_is_refused(trained: Any, refused: Any, tmp_path: Path) -> None:
     save_file({name: value.half() for name, value in load_file(trained.base).items()}, tmp_path / "half.safetensors")
     words = refused(tmp_path / "half.safetensors", trained.folder, "--scale", "1e6")
