@@ -10,8 +10,7 @@ float came to 19.9 dB on the samples that chose them among all, and to 13.6 dB o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtool.progress import Advance
@@ -25,7 +24,7 @@ _USABLE_DB, _PERFECT_DB = 20.0, 30.0
 # What a decibel between the two is worth beside one below both.
 _COMFORT = 0.5
 # What it costs to give up a tenth of what integers save, in dB.
-_PRICE = 0.6
+_PRICE = 0.4
 # So much of what integers save may be given up for a model that is broken otherwise.
 _BROKEN_SHARE = 0.5
 # Layers that cost next to nothing come first, but not before one with ten times their noise.
@@ -116,19 +115,50 @@ class _Line:
     stop: Callable[[], bool]
 
     def best(self, line: Sequence[LayerNoise], most: float) -> Bargain:
-        """Returns the beginning of ``line`` that is worth most, of those that give up no more than ``most``."""
-        best = self.plain
-        for length in _lengths(len(line)):
-            layers = tuple(line[:length])
-            share = self.cost.share([layer.group.layer for layer in layers])
-            if share > most or self.stop():
-                break
-            kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
-            found = Bargain(layers=layers, sqnr_db=self.judge.sqnr_db(self.quantize(kept).model), share=share)
-            if found.worth > best.worth or best.sqnr_db == -math.inf:
-                best = found
-            self.advance(1)
-        return best
+        """Returns the beginning of ``line`` that is worth most, of those that give up no more than ``most``.
+
+        Lengths twice the one before are tried first, then those between the best and its neighbours: what a beginning
+        is worth rises and falls slowly along the line.
+        """
+        longest = self._longest(line, most)
+        tried = {0: self.plain}
+        lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest} - {0})
+        while lengths:
+            for length in lengths:
+                if self.stop():
+                    return _best(tried.values())
+                tried[length] = self._tried(line[:length])
+                self.advance(1)
+            lengths = _between(tried)
+        return _best(tried.values())
+
+    def _tried(self, layers: Sequence[LayerNoise]) -> Bargain:
+        kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
+        reached = self.judge.sqnr_db(self.quantize(kept).model)
+        return Bargain(layers=tuple(layers), sqnr_db=reached, share=self._share(layers))
+
+    def _longest(self, line: Sequence[LayerNoise], most: float) -> int:
+        """Returns how long a beginning may be; a model all in float is no bargain."""
+        for length in range(1, len(line)):
+            if self._share(line[:length]) > most:
+                return length - 1
+        return max(len(line) - 1, 0)
+
+    def _share(self, layers: Sequence[LayerNoise]) -> float:
+        return self.cost.share([layer.group.layer for layer in layers])
+
+
+def _best(found: Iterable[Bargain]) -> Bargain:
+    """Returns the one that is worth most, and among equals the first: the one with the fewest layers comes first."""
+    return max(sorted(found, key=lambda bargain: len(bargain.layers)), key=lambda bargain: bargain.worth)
+
+
+def _between(tried: Mapping[int, Bargain]) -> list[int]:
+    """Returns lengths half way between the best one and its neighbours, as long as they are an eighth apart."""
+    lengths = sorted(tried)
+    place = lengths.index(len(_best(tried.values()).layers))
+    gaps = zip(lengths[max(place - 1, 0) : place + 1], lengths[place : place + 2], strict=False)
+    return [(low + high) // 2 for low, high in gaps if high - low > max(1, lengths[place] // 8)]
 
 
 def _lined_up(ranked: Sequence[LayerNoise], cost: FloatCost) -> list[LayerNoise]:
@@ -143,9 +173,3 @@ def _lined_up(ranked: Sequence[LayerNoise], cost: FloatCost) -> list[LayerNoise]
         names.append(line[-1].group.layer)
         reached = cost.share(names)
     return line
-
-
-def _lengths(count: int) -> list[int]:
-    """Returns 1, 2, 3, 4, 6, ... below ``count``, in growing steps: a model all in float is no bargain."""
-    lengths = [*range(1, 4), *range(4, 20, 2), *range(20, 48, 4), *range(48, max(count, 48), 8)]
-    return [length for length in lengths if length < count]

@@ -143,6 +143,10 @@ class BargainSeeker:
         eligible = self._eligible()
         if not eligible:
             return tuple(ranked)
+        # Were that not worth it for all of them, it would not be for some.
+        everywhere = replace(self.variants, dynamic=eligible)
+        if self._judge.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _WORTH_DB:
+            return tuple(ranked)
         nodes = [node for group in self._groups for node in group.nodes]
         with self._progress.task("making one layer at a time dynamic") as advance:
             better = better_dynamic(

@@ -99,7 +99,7 @@ def searches(
         error_feedback=use(error_feedback, usual=not fast),
         fitting=use(fitting, usual=not fast),
         fits_weights=best,
-        most_float=(0.0 if fast else 0.1) if most_float is None else most_float,
+        most_float=(0.0 if fast else 0.2) if most_float is None else most_float,
         judged_batches=4 if best else 2,
         seen_batches=32 if best else 12,
         judged_samples=64 if best else 32,

@@ -15,6 +15,7 @@ from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise
 
 _NAMES = "abcdefgh"
+_MANY = "".join(chr(number) for number in range(ord("a"), ord("a") + 64))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,12 @@ class _Cost:
 
 
 def _best(
-    worth: Callable[[frozenset[str]], float], noisiest: str, *, each: float = 0.02, most: float = 0.1
+    worth: Callable[[frozenset[str]], float],
+    noisiest: str,
+    *,
+    each: float = 0.02,
+    most: float = 0.1,
+    layer_names: str = _NAMES,
 ) -> tuple[str, Bargain]:
     layers = {
         name: LayerNoise(
@@ -52,14 +58,14 @@ def _best(
             sqnr_db=30.0,
             share=1.0 / (1 + noisiest.index(name)) if name in noisiest else 0.001,
         )
-        for name in _NAMES
+        for name in layer_names
     }
     found = best_bargain(
         _quantize,
         cast(OutputJudge, _Judge(worth)),
         Bargain(layers=(), sqnr_db=worth(frozenset()), share=0.0),
         sorted(layers.values(), key=lambda layer: -layer.share),
-        [layers[name] for name in _NAMES],
+        [layers[name] for name in layer_names],
         cast(FloatCost, _Cost(each)),
         most=most,
         advance=lambda units: None,
@@ -90,6 +96,19 @@ def test_a_broken_model_may_give_up_more_and_begins_with_its_first_layers() -> N
 
     names, found = _best(worth, "hg", each=0.08)
     assert (names, found.sqnr_db) == ("abcd", 21.0)
+
+
+@pytest.mark.parametrize("enough", [1, 5, 13, 21, 40, 63])
+def test_few_tries_find_how_long_a_line_has_to_be(enough: int) -> None:
+    tries = []
+
+    def worth(kept: frozenset[str]) -> float:
+        tries.append(len(kept))
+        return 20.0 + 0.15 * min(len(kept), enough)
+
+    names, _ = _best(worth, _MANY, each=0.001, most=1.0, layer_names=_MANY)
+    assert enough <= len(names) <= enough + max(enough // 8, 1)
+    assert len(tries) <= 16
 
 
 def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
