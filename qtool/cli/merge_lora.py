@@ -142,8 +142,8 @@ def merge_lora(
     console = Console(json=json, quiet=quiet, debug=debug)
     if not math.isfinite(scale):
         raise UsageError(f"--scale {scale} is no number", fix="give a number, such as 0.5")
-    if as_adapter and (combine is not None or unmerge):
-        raise UsageError("--as-adapter exchanges adapters as they are", fix="drop --combine and --unmerge")
+    if as_adapter and (combine is not None or unmerge or scales is not None):
+        raise UsageError("--as-adapter exchanges adapters as they are", fix="drop --combine, --unmerge and --scales")
     report = run(
         MergeRequest(
             base=base,

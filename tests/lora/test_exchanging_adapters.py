@@ -119,5 +119,6 @@ def test_what_cannot_be_exchanged_is_refused(train: Any, refused: Any, graph: Pa
     options = ("--base-weights", trained.base, "--as-adapter")
     assert "only plain LoRA" in refused(graph, trained.folder, *options)
     assert "for an ONNX graph" in refused(trained.base, trained.folder, "--as-adapter")
-    assert "drop --combine" in refused(graph, trained.folder, *options, "--unmerge")
+    for other in (("--unmerge",), ("--combine", "ties"), ("--scales", "keep")):
+        assert "drop --combine" in refused(graph, trained.folder, *options, *other)
     assert "one file" in refused(graph, trained.folder, trained.folder, *options)
