@@ -36,12 +36,15 @@ def show_merge(console: Console, report: MergeReport) -> None:
             for target in report.targets
         ],
         caption="change and rounding: norms of what was added and of what the last rounding cut off, "
-        "over the norm of the tensor" + ("; the merge that is undone rounded about as much" if report.unmerged else ""),
+        "over the norm of the tensor",
     )
     rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
     for source, trained_on in zip(report.adapters, report.base_models, strict=True):
         rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
     rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} as they were"))
+    if report.unmerged:
+        worst = max(report.targets, key=lambda target: target.unmerge_error)
+        rows.append(("as before", f"but for rounding, at most {worst.unmerge_error:.1e} of the norm ({worst.weight})"))
     if report.output is not None:
         rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
         rows += [("adapter file", file) for file in report.adapter_files]
@@ -83,6 +86,7 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
                 "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
                 "rounding_error": target.rounding_error,
                 "places": list(target.places),
+                "unmerge_error": target.unmerge_error if report.unmerged else None,
                 "integers": None if target.integers is None else asdict(target.integers),
             }
             for target in report.targets

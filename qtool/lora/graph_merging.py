@@ -28,6 +28,7 @@ class GraphChange:
         form: the form in which it holds the weight, in words.
         relative_change: the norm of what was added, over that of what was there.
         rounding_error: the norm of what rounding to the stored type cut off, over that of the sum.
+        growth: the norm of the sum, over that of what was there.
         integers: what became of them, where the graph stores such.
     """
 
@@ -35,6 +36,7 @@ class GraphChange:
     form: str
     relative_change: float
     rounding_error: float
+    growth: float
     integers: Requantized | None = None
 
 
@@ -73,6 +75,7 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
         form=place.form,
         relative_change=_ratio(delta, before),
         rounding_error=_ratio(merged[window].astype(np.float64) - exact, exact),
+        growth=_ratio(exact, before),
     )
 
 
@@ -82,6 +85,7 @@ def _requantized(place: Place, changed: ChangedFloats, delta: Array) -> GraphCha
         form=place.form,
         relative_change=_ratio(delta, changed.before),
         rounding_error=_ratio(changed.merged - changed.exact, changed.exact),
+        growth=_ratio(changed.exact, changed.before),
         integers=changed.integers,
     )
 

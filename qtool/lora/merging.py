@@ -31,6 +31,7 @@ class TensorMerge:
     Attributes:
         relative_change: the norm of what was added, over that of the original; infinite where that is zero.
         rounding_error: the norm of what the type cuts off at the end, over that of the exact sum.
+        growth: the norm of the exact sum, over that of the original.
     """
 
     def __init__(self, name: str, weight: torch.Tensor, changes: Sequence[WeightedChange]) -> None:
@@ -42,6 +43,7 @@ class TensorMerge:
             changes: what is added.
         """
         self.relative_change = self.rounding_error = 0.0
+        self.growth = 1.0
         self._name = name
         self._weight = weight
         self._changes = changes
@@ -76,6 +78,7 @@ class TensorMerge:
         original, added, exact, lost = (math.sqrt(value) for value in sums)
         self.relative_change = added / original if original else (math.inf if added else 0.0)
         self.rounding_error = lost / exact if exact else 0.0
+        self.growth = exact / original if original else 1.0
 
 
 def _ready(item: WeightedChange, weight: torch.Tensor) -> WeightedChange:

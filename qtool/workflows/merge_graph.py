@@ -190,6 +190,8 @@ def _merge(
             delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
             found = [add_to_graph(place, delta, name, policy) for place in places[name]]
             targets.append(_facts(name, changes[name], found))
+            if request.unmerge:
+                targets[-1].check_unmerged()
             advance(1)
     return targets
 
@@ -232,6 +234,7 @@ def _facts(name: str, steps: Sequence[WeightedChange], found: Sequence[GraphChan
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
         relative_change=hurt.relative_change,
         rounding_error=hurt.rounding_error,
+        growth=hurt.growth,
         places=tuple(f"{change.stored} ({change.form})" for change in found),
         integers=hurt.integers,
     )

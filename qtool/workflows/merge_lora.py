@@ -46,7 +46,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
     planned = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
-    merge = _Merge(base=base, changes=planned.changes)
+    merge = _Merge(base=base, changes=planned.changes, undoes=request.unmerge)
     with _one_thread(request), progress.task("merging", total=len(planned.changes)) as advance:
         if output is None:
             for name in planned.changes:
@@ -91,11 +91,13 @@ class _Merge:
     Attributes:
         base: the base.
         changes: what is added to each tensor that changes.
+        undoes: whether a merge is undone.
         facts: what happened, by tensor.
     """
 
     base: BaseWeights
     changes: Mapping[str, tuple[WeightedChange, ...]]
+    undoes: bool
     facts: dict[str, MergedTarget] = field(default_factory=dict)
 
     def __call__(self, name: str, tensor: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
@@ -106,6 +108,8 @@ class _Merge:
         merge = TensorMerge(name, tensor, steps)
         yield from merge.rows()
         self.facts[name] = _facts(name, steps, merge)
+        if self.undoes:
+            self.facts[name].check_unmerged()
         advance(1)
 
 
@@ -117,6 +121,7 @@ def _facts(name: str, steps: Sequence[WeightedChange], merge: TensorMerge) -> Me
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
         relative_change=merge.relative_change,
         rounding_error=merge.rounding_error,
+        growth=merge.growth,
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from formats.trust import NO_TRUST, Trust
+from qtool.errors import InputError
 from qtool.lora.combining import Combination
 from qtool.lora.requantizing import Requantized
 from qtool.lora.stored_integers import ScalePolicy
+
+# As a share of a tensor's norm; rounding to integers of eight bits, twice, stays below it.
+LARGEST_UNMERGE_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,7 @@ class MergedTarget:
         scales: their factors, the weight of the adapter included.
         relative_change: the norm of what was added, over that of the original.
         rounding_error: the norm of what rounding to the base's type cut off, over that of the exact sum.
+        growth: the norm of the sum, over that of the original.
         places: of a graph: the initializers that hold it, each with its form.
         integers: what became of them, where a graph stores such.
     """
@@ -93,8 +99,29 @@ class MergedTarget:
     scales: tuple[float, ...]
     relative_change: float
     rounding_error: float
+    growth: float = 1.0
     places: tuple[str, ...] = ()
     integers: Requantized | None = None
+
+    @property
+    def unmerge_error(self) -> float:
+        """How far the tensor is from the one before the merge that was undone, as a share of its norm.
+
+        Both roundings count: this one, and that of the merge, which cut off as large a share of a tensor of that norm.
+        """
+        return self.rounding_error * (1 + 1 / self.growth) if self.growth else math.inf
+
+    def check_unmerged(self) -> None:
+        """Passes when enough is left of the base after a merge was undone.
+
+        Raises:
+            InputError: the merge drowned it in rounding.
+        """
+        if self.unmerge_error > LARGEST_UNMERGE_ERROR:
+            raise InputError(
+                f"{self.weight} would be {self.unmerge_error:.0%} rounding: the merge left too little of the base",
+                fix="keep the base, or --exclude that module",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import peft
@@ -66,6 +67,33 @@ def test_what_was_added_can_be_subtracted_again(pair: Any, merge: Any, tmp_path:
     save_file(merged, tmp_path / "with.safetensors")
     back = merge(tmp_path / "with.safetensors", pair[0].folder, "--unmerge")
     torch.testing.assert_close(back[NAME], base[NAME], atol=2e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["1", "40"])
+def test_it_is_said_how_near_to_the_base_that_comes(
+    pair: Any, merge: Any, command: Any, tmp_path: Any, scale: str
+) -> None:
+    base = {name: value.half() for name, value in load_file(pair[0].base).items()}
+    save_file(base, tmp_path / "half.safetensors")
+    save_file(merge(tmp_path / "half.safetensors", pair[0].folder, "--scale", scale), tmp_path / "with.safetensors")
+    options = (tmp_path / "with.safetensors", pair[0].folder, "--scale", scale, "--unmerge")
+    result = command(*options, "-o", tmp_path / "back.safetensors", "--json")
+    assert result.exit_code == 0, result.output
+    (target,) = json.loads(result.stdout)["targets"]
+    back = load_file(tmp_path / "back.safetensors")[NAME].double()
+    error = float((back - base[NAME].double()).norm() / base[NAME].double().norm())
+    # Roundings add up in all directions: a bound, and no far one.
+    assert error / 1.2 < target["unmerge_error"] < 3 * error
+    assert "but for rounding" in command(*options, "--dry-run").stdout
+
+
+def test_a_base_that_drowned_in_rounding_does_not_come_back(pair: Any, merge: Any, refused: Any, tmp_path: Any) -> None:
+    base = {name: value.bfloat16() for name, value in load_file(pair[0].base).items()}
+    save_file(base, tmp_path / "half.safetensors")
+    save_file(merge(tmp_path / "half.safetensors", pair[0].folder, "--scale", "300"), tmp_path / "with.safetensors")
+    words = refused(tmp_path / "with.safetensors", pair[0].folder, "--scale", "300", "--unmerge")
+    assert f"{NAME} would be" in words
+    assert "too little of the base" in words
 
 
 def test_options_that_say_nothing_are_refused(pair: Any, refused: Any, train: Any) -> None:
