@@ -14,6 +14,7 @@ import onnx_ir as ir
 from formats.errors import FormatError
 from formats.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from formats.findings import AuditNotes, Risk
+from formats.inline_tensors import check_inline
 from formats.library_noise import quiet_libraries
 from formats.onnx_outline import read_outline
 
@@ -41,7 +42,12 @@ class OnnxFile:
         Raises:
             FormatError: the file is damaged, or its weights are said to be where they must not or cannot be.
         """
-        return _checked(_parsed(path), path)
+        proto = _parsed(path)
+        if any(graph.sparse_initializer for graph in _graphs(proto)):
+            raise FormatError(
+                f"{path} keeps weights as sparse tensors, which are not read", fix="store them as dense ones"
+            )
+        return _checked(proto, path)
 
     def read_outline(self, path: Path) -> ir.Model:
         """Reads the model without the values of its large tensors, wherever they are stored.
@@ -77,8 +83,12 @@ class OnnxFile:
         with _in_memory(model):
             ir.save(model, path)
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path, origin: Path | None = None) -> None:
         """Runs the checker of the onnx package over a file.
+
+        Args:
+            path: the file.
+            origin: the model that it was made from, which errors name.
 
         Raises:
             FormatError: the model breaks the ONNX standard.
@@ -86,7 +96,10 @@ class OnnxFile:
         try:
             onnx.checker.check_model(str(path))
         except (onnx.checker.ValidationError, ValueError) as error:
-            raise _damaged(path, f": {_first_line(error)}") from error
+            # The standard has no form for a value of unknown rank, which every runtime takes nevertheless.
+            if "Field 'shape' of 'type' is required" in str(error):
+                return
+            raise _damaged(origin or path, f": {_first_line(error)}") from error
 
 
 def audit_external_data(path: Path, notes: AuditNotes) -> None:
@@ -95,7 +108,13 @@ def audit_external_data(path: Path, notes: AuditNotes) -> None:
     Raises:
         FormatError: the model is damaged.
     """
-    for tensor in _external_tensors(_parsed(path)):
+    proto = _parsed(path)
+    for tensor in _inline_tensors(proto):
+        try:
+            check_inline(tensor, _nbytes(tensor))
+        except FormatError as error:
+            notes.add(Risk.INCONSISTENT, tensor.name, error.problem)
+    for tensor in _external_tensors(proto):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         notes.files.append(entries.get("location", ""))
         try:
@@ -186,11 +205,13 @@ def _check_meaning(model: ir.Model, path: Path) -> None:
 
 
 def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:
-    """Checks every external tensor, and returns the folder that their locations are relative to.
+    """Checks every tensor, and returns the folder that the locations of external ones are relative to.
 
     Where the model is a link into a folder with its data, as in the cache of Hugging Face, that is the real folder,
     and the locations become the real names: onnx-ir itself follows no links.
     """
+    for tensor in _inline_tensors(proto):
+        check_inline(tensor, _nbytes(tensor))
     external = _external_tensors(proto)
     real = []
     for tensor in external:
@@ -215,14 +236,20 @@ def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
+def _inline_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in _tensors(proto) if tensor.data_location != onnx.TensorProto.EXTERNAL]
+
+
 def _nbytes(tensor: onnx.TensorProto) -> int:
     if any(dim < 0 for dim in tensor.dims):
         raise FormatError(f"tensor '{tensor.name}' has the shape {tuple(tensor.dims)}", fix="export the model again")
+    if tensor.data_type == onnx.TensorProto.STRING and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return 0
     try:
         bits = round(ir.DataType(tensor.data_type).itemsize * 8)
     except (ValueError, TypeError) as error:
         raise FormatError(
-            f"tensor '{tensor.name}' has the element type {tensor.data_type}, which cannot be external",
+            f"tensor '{tensor.name}' has the element type {tensor.data_type}, which is none for numbers",
             fix="export the model again",
         ) from error
     return -(-math.prod(int(dim) for dim in tensor.dims) * bits // 8)
@@ -233,6 +260,16 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _node_tensors(function.node)
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            waiting += [attribute.g] if attribute.HasField("g") else []
+            waiting += attribute.graphs
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

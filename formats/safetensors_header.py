@@ -147,7 +147,7 @@ class _Span:
 def _span(path: Path, name: str, entry: Any) -> _Span:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
+        whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"tensor '{name}' is not described completely") from error
     if dtype not in DTYPE_BITS:

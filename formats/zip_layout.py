@@ -146,6 +146,10 @@ def _member_defects(member: zipfile.ZipInfo) -> Iterator[ZipDefect]:
 def _misplaced(members: Sequence[zipfile.ZipInfo], stream: IO[bytes], size: int) -> Iterator[ZipDefect]:
     """Compares the directory with the header before each member, and the members' places with each other."""
     taken = 0
+    first = min(members, key=lambda member: member.header_offset, default=None)
+    if first is not None and first.header_offset:
+        # Readers then count the places of members from different beginnings.
+        yield ZipDefect(first.filename, Defect.LAYOUT, f"begins after {first.header_offset:,} bytes of something else")
     for member in sorted(members, key=lambda member: member.header_offset):
         if member.header_offset < taken:
             yield ZipDefect(member.filename, Defect.LAYOUT, "lies over the member before it")

@@ -55,8 +55,8 @@ class HalfPlan:
 def float_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yields the nodes of the graph that make float32 values out of float32 values."""
     for node in model.graph:
-        makes = any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
-        takes = any(value is not None and value.dtype == ir.DataType.FLOAT for value in node.inputs)
+        makes = any(_is_float(value) for value in node.outputs)
+        takes = any(value is not None and _is_float(value) for value in node.inputs)
         if makes and takes and node.op_type not in _TAKING_ANYTHING:
             yield node
 
@@ -135,7 +135,8 @@ def _obstacle(node: ir.Node, opset: int, dtype: ir.DataType, taken: TakenTypes) 
 
 
 def _is_float(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT
+    # Sequences of tensors have an element type, too.
+    return value.dtype == ir.DataType.FLOAT and isinstance(value.type, ir.TensorType)
 
 
 class _Rewriter:

@@ -60,7 +60,7 @@ def write_graph(
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
             file.write(graph.model, path, storage)
-            file.check(path)
+            file.check(path, request.source if detection.format == "onnx" else None)
         if compare is not None:
             graph = replace(graph, comparisons=compare(path))
         nbytes = folder_bytes(path.parent)

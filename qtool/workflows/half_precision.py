@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
-from formats.onnx_file import LARGEST_MESSAGE_BYTES, release, weights_nbytes
+from formats.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
 from qtool.errors import InputError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
@@ -37,6 +37,7 @@ _LARGEST_RELATIVE_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bflo
 _LARGEST: Mapping[HalfName, float] = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 # The first opset in which Conv and pooling take it.
 _BFLOAT16_OPSET = 22
+_FREE_INITIALIZERS_VERSION = 4
 _VALUES_AT_ONCE = 1 << 22
 _WATCHED = "qtool_largest_"
 
@@ -129,6 +130,10 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     from formats.library_noise import quiet_libraries
     from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
 
+    # What is small enough to be handed to onnxruntime as bytes must not point at files.
+    load_weights(model)
+    # Before version 4 every weight was an input, too, and weights in half precision are not.
+    model.ir_version = max(model.ir_version, _FREE_INITIALIZERS_VERSION)
     if precision.name == "bfloat16" and not keep_opset and model.opset_imports.get("", 0) < _BFLOAT16_OPSET:
         model = to_opset(model, _BFLOAT16_OPSET)
     with quiet_libraries():
@@ -137,8 +142,10 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for node in model.graph:
         # Operators of other domains tell nobody what they make: mostly what they take.
-        for value in node.outputs:
-            if value.dtype is None and any(one is not None and one.dtype == ir.DataType.FLOAT for one in node.inputs):
+        floats = any(one is not None and one.dtype == ir.DataType.FLOAT for one in node.inputs)
+        for position, value in enumerate(node.outputs):
+            makes = taken_types(node.op_type, model.opset_imports.get("", 0), position, False)
+            if value.type is None and floats and (node.domain or "float" in makes):
                 value.dtype = ir.DataType.FLOAT
     return model
 

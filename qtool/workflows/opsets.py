@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Before 7, operators broadcast in ways that the converter does not know.
 _LOWEST_OPSET = 7
+# What the converter says of an operator that it has no rule for.
+_NO_WAY = "No Adapter"
 
 
 def to_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -40,12 +42,29 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
         with quiet_libraries(), _logged_reasons() as reasons:
             result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
     except Exception as error:  # the converter raises whatever its C++ part throws
+        if _NO_WAY in str(error):
+            return _restamped(model, opset)
         raise _unconvertible(have, opset, str(error)) from error
+    if result.opset_imports.get("", 0) != opset and opset < have and _NO_WAY in "".join(reasons):
+        return _restamped(result, opset)
     if result.opset_imports.get("", 0) != opset:
         raise _unconvertible(have, opset, reasons[-1] if reasons else "")
     if opset < have:
         _drop_newer_attributes(result, have, opset)
     return result
+
+
+def _restamped(model: ir.Model, opset: int) -> ir.Model:
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
+    from qtool.workflows.older_opsets import restamp
+
+    with quiet_libraries():
+        for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
+            model = graph_pass(model).model
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return restamp(model, opset)
 
 
 def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> frozenset[str]:
@@ -123,6 +142,8 @@ def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
     """Removes what the converter leaves behind: attributes that the older operators lack, if they change nothing."""
     import onnx
 
+    from qtool.workflows.older_opsets import says_nothing
+
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, opset, ""):
             continue
@@ -130,6 +151,9 @@ def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
         new = onnx.defs.get_schema(node.op_type, have, "")
         for name in [name for name in node.attributes if name not in old.attributes]:
             default = new.attributes[name].default_value if name in new.attributes else None
+            if says_nothing(node, name):
+                del node.attributes[name]
+                continue
             if default is None or onnx.helper.get_attribute_value(default) != node.attributes[name].value:
                 raise _unconvertible(have, opset, f"{node.op_type} '{node.name}' needs its attribute {name}")
             del node.attributes[name]

@@ -239,3 +239,29 @@ def test_a_tensorflow_graph_that_reads_files_is_told(tmp_path: Path, audited: An
     (finding,) = audited(tmp_path / "bad.pb")["findings"]
     assert finding["risk"] == "reaches outside"
     assert "ReadFile" in finding["where"] + finding["what"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"dims": [1 << 31, 1 << 31]}, "holds 16 bytes where its shape needs 18,446,744,073,709,551,616"),
+        ({"raw_data": b"12"}, "holds 2 bytes where its shape needs 16"),
+        ({"raw_data": None, "float_data": [1.0]}, "holds 1 values where its shape needs 4"),
+        ({"data_type": 99}, "the element type 99"),
+    ],
+)
+def test_values_that_are_not_as_many_as_the_shape_says_are_told(
+    tmp_path: Path, audited: Any, run: Any, change: dict[str, Any], what: str
+) -> None:
+    fields = {"name": "w", "data_type": 1, "dims": [2, 2], "raw_data": bytes(16)} | change
+    weights = onnx.TensorProto(**{key: value for key, value in fields.items() if value is not None})
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 2]) for name in "xy"]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(graph, ir_version=8).SerializeToString())
+    (finding,) = audited(path)["findings"]
+    assert what in finding["what"]
+    result = run("inspect", str(path))
+    assert result.exit_code == 2
+    assert what in result.stderr

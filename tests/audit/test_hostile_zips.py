@@ -191,3 +191,9 @@ def test_sample_inputs_that_are_a_pickle_with_code_are_refused(
     with quiet_libraries(), pytest.raises(AssertionError, match="expected tuple or dict"):
         torch.export.load(path)
     assert (tmp_path / "ran").exists(), "the attack is a real one"
+
+
+def test_a_zip_behind_another_one_is_refused(tmp_path: Path, audited: Any, whole: bytes) -> None:
+    (tmp_path / "two.pth").write_bytes(whole + whole)
+    (finding,) = audited(tmp_path / "two.pth")["findings"]
+    assert "begins after" in finding["what"]
