@@ -44,13 +44,11 @@ class RangeChoice:
         params: by source.
         methods: the name of the method that proposed it, by source.
         noise: noise over signal of the worst output with all activations quantized so, and nothing else.
-        runs: how many times the samples went through the model.
     """
 
     params: Mapping[str, AffineParams]
     methods: Mapping[str, str]
     noise: float
-    runs: int
 
 
 def choose_ranges(
@@ -79,7 +77,7 @@ def choose_ranges(
     proposals = {source: _proposals(statistics[source], grid) for source, grid in grids.items()}
     with switched(model, plan, feeds, threads=threads) as runner:
         search = _Search(runner, proposals)
-        with progress.task("choosing ranges", len(proposals)) as advance:
+        with progress.task("choosing ranges", 2 * len(proposals)) as advance:
             search.each_alone(advance)
         with progress.task("comparing methods", len(CANDIDATES) + 1) as advance:
             return search.all_together(advance)
@@ -104,23 +102,28 @@ class _Search:
     def __init__(self, runner: SwitchedModel, proposals: Mapping[str, Mapping[str, AffineParams]]) -> None:
         self._runner = runner
         self._proposals = proposals
-        self._chosen: dict[str, str] = {}
-        self._runs = 1
+        self._chosen = {source: next(iter(options)) for source, options in proposals.items()}
 
     def each_alone(self, advance: Advance) -> None:
         """Finds the best proposal for each tensor while all others are float."""
+        in_order = [source for source in self._runner.sources if source in self._proposals]
         alone = {}
-        for source, options in self._proposals.items():
-            first = next(iter(options))
-            alone[source] = self._noise({source: options[first]})
-            self._chosen[source] = first
+        for source, noise in self._runner.one_by_one(in_order):
+            alone[source] = noise(self._proposals[source][self._chosen[source]])
+            advance(1)
         total = sum(noise for noise in alone.values() if noise != float("inf"))
-        for source, options in self._proposals.items():
-            if alone[source] >= _NEGLIGIBLE_SHARE * total:
-                noises = {self._chosen[source]: alone[source]}
-                for name in list(options)[1:]:
-                    noises[name] = self._noise({source: options[name]})
-                self._chosen[source] = min(noises, key=lambda name: noises[name])
+        doubtful = [
+            source
+            for source in in_order
+            if alone[source] >= _NEGLIGIBLE_SHARE * total and len(self._proposals[source]) > 1
+        ]
+        advance(len(in_order) - len(doubtful))
+        for source, noise in self._runner.one_by_one(doubtful):
+            first, *others = self._proposals[source]
+            noises = {first: alone[source]}
+            for name in others:
+                noises[name] = noise(self._proposals[source][name])
+            self._chosen[source] = min(noises, key=lambda name: noises[name])
             advance(1)
 
     def all_together(self, advance: Advance) -> RangeChoice:
@@ -134,11 +137,10 @@ class _Search:
             if noise < best_noise:
                 best, best_noise = uniform, noise
             advance(1)
-        return RangeChoice(params=self._params(best), methods=best, noise=best_noise, runs=self._runs)
+        return RangeChoice(params=self._params(best), methods=best, noise=best_noise)
 
     def _params(self, names: Mapping[str, str]) -> dict[str, AffineParams]:
         return {source: self._proposals[source][name] for source, name in names.items()}
 
     def _noise(self, params: Mapping[str, AffineParams]) -> float:
-        self._runs += 1
         return self._runner.noise(params)

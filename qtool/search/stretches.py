@@ -7,13 +7,14 @@ whole graph once for every layer. In stretches, all of it runs once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from qtool.passes.constants import is_constant
 from qtool.runtime.graphs import open_graph
-from qtool.runtime.session import Level
+from qtool.runtime.session import Level, Session
 
 
 class Stretches:
@@ -64,7 +65,30 @@ class Stretches:
         needed = {value.name for value, last in self._last_use.items() if last > position}
         self.held = [{name: array for name, array in batch.items() if name in needed} for batch in self.held]
 
+    @contextmanager
+    def rest(self) -> Iterator[Session]:
+        """Yields a session on all that is behind the place reached, with the graph's outputs that are made there.
+
+        What it wants to be fed is in ``held``.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load it.
+        """
+        nodes = [node for stretch in self._stretches[self._reached :] for node in stretch]
+        made = {value for node in nodes for value in node.outputs}
+        outputs = [value for value in self._model.graph.outputs if value in made]
+        part = self._part(_read_from_outside(nodes, self._model.graph), outputs)
+        with open_graph(part, threads=self._threads, level=self._level) as session:
+            yield session
+
     def _run(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> None:
+        part = self._part(inputs, outputs)
+        names = [value.name or "" for value in part.graph.inputs]
+        with open_graph(part, threads=self._threads, level=self._level) as session:
+            for batch in self.held:
+                batch.update(session.run({name: batch[name] for name in names}))
+
+    def _part(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         graph = ir.convenience.extract(self._model.graph, inputs, outputs)
         functions = tuple(self._model.functions.values())
         part = ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
@@ -72,10 +96,7 @@ class Stretches:
             array = self.held[0][value.name or ""]
             value.dtype = ir.DataType.from_numpy(array.dtype)
             value.shape = ir.Shape([None] * array.ndim)
-        names = [value.name or "" for value in graph.inputs]
-        with open_graph(part, threads=self._threads, level=self._level) as session:
-            for batch in self.held:
-                batch.update(session.run({name: batch[name] for name in names}))
+        return part
 
 
 def _cut(graph: ir.Graph, cuts: Sequence[str]) -> list[list[ir.Node]]:

@@ -6,8 +6,9 @@ quantizes and dequantizes it with a scale and zero point that are inputs of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,11 @@ from qtool.placement.operators import OPERATORS
 from qtool.plan import ActivationPlan, Plan
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
+from qtool.search.stretches import Stretches
+
+# From so many places on the graph is run for single tensors, as long as there are so many tensors between two.
+_PLACES = 5
+_FEWEST_SOURCES = 6
 
 
 class SwitchedModel:
@@ -29,25 +35,52 @@ class SwitchedModel:
         sources: the tensors that have a switch, in graph order.
     """
 
-    def __init__(self, session: Session, switches: Mapping[str, _Switch], feeds: Sequence[Feed]) -> None:
+    def __init__(
+        self, model: ir.Model, session: Session, switches: Mapping[str, _Switch], feeds: Sequence[Feed], threads: int
+    ) -> None:
         """Runs the float model once on ``feeds``, batches that are held as long as this lives."""
-        self._session = session
+        self._model = model
         self._switches = switches
-        self._feeds = tuple(feeds)
+        self._threads = threads
         self.sources = tuple(switches)
         off = self._settings({})
-        self._expected = tuple(session.run({**feed, **off}) for feed in self._feeds)
+        self._feeds = tuple({**feed, **off} for feed in feeds)
+        self._whole = _Judged(session, self._feeds)
 
     def noise(self, params: Mapping[str, AffineParams]) -> float:
         """Returns the noise of the worst output over its signal when the tensors in ``params`` are quantized so.
 
         Infinite where an output is not finite any more.
         """
-        settings = self._settings(params)
-        meter = NoiseMeter()
-        for feed, expected in zip(self._feeds, self._expected, strict=True):
-            meter.add(expected, self._session.run({**feed, **settings}))
-        return meter.worst()
+        return self._whole.noise(self._settings(params))
+
+    def one_by_one(self, sources: Sequence[str]) -> Iterator[tuple[str, Callable[[AffineParams], float]]]:
+        """Yields each of ``sources`` with what returns its noise when it is quantized and all the others are float.
+
+        What comes before a tensor is the same whatever becomes of it: the graph is run from a few places on, and what
+        crosses them is held.
+
+        Args:
+            sources: tensors that have a switch, in graph order.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
+        """
+        count = min(_PLACES, len(sources) // _FEWEST_SOURCES) or 1
+        parts = [sources[len(sources) * part // count : len(sources) * (part + 1) // count] for part in range(count)]
+        for source in parts[0]:
+            yield source, partial(self._alone, self._whole, source)
+        cuts = [self._switches[part[0]].node for part in parts[1:]]
+        stretches = Stretches(self._model, cuts, self._feeds, threads=self._threads)
+        for part in parts[1:]:
+            stretches.advance()
+            with stretches.rest() as session:
+                judged = _Judged(session, stretches.held)
+                for source in part:
+                    yield source, partial(self._alone, judged, source)
+
+    def _alone(self, judged: _Judged, source: str, params: AffineParams) -> float:
+        return judged.noise(self._settings({source: params}))
 
     def _settings(self, params: Mapping[str, AffineParams]) -> dict[str, Array]:
         settings: dict[str, Array] = {}
@@ -59,13 +92,31 @@ class SwitchedModel:
         return settings
 
 
+class _Judged:
+    """Compares runs of a graph, or of its end, with the run in which everything is float."""
+
+    def __init__(self, session: Session, feeds: Sequence[Feed]) -> None:
+        self._session = session
+        self._wanted = {spec.name for spec in session.inputs}
+        self._feeds = [{name: feed[name] for name in self._wanted} for feed in feeds]
+        self._expected = [session.run(feed) for feed in self._feeds]
+
+    def noise(self, settings: Mapping[str, Array]) -> float:
+        wanted = {name: value for name, value in settings.items() if name in self._wanted}
+        meter = NoiseMeter()
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            meter.add(expected, self._session.run({**feed, **wanted}))
+        return meter.worst()
+
+
 class _Switch:
-    """Names the inputs that set one tensor's quantization."""
+    """Names the inputs that set one tensor's quantization, and the node that reads them."""
 
     def __init__(self, names: Names, source: str, dtype: np.dtype[np.generic]) -> None:
         self.on = names.free(f"{source}_is_quantized")
         self.scale = names.free(f"{source}_scale")
         self.zero_point = names.free(f"{source}_zero_point")
+        self.node = names.free(f"{source}_switch")
         self.dtype = dtype
 
 
@@ -92,8 +143,10 @@ def switched(model: ir.Model, plan: Plan, feeds: Sequence[Feed], *, threads: int
             switch = _Switch(names, activation.source, activation.grid.dtype)
             _insert(graph, values[activation.source], activation, switch, names)
             switches[activation.source] = switch
+    place = {node.name: number for number, node in enumerate(graph)}
+    in_order = dict(sorted(switches.items(), key=lambda item: place[item[1].node]))
     with open_graph(graph_model, threads=threads) as session:
-        yield SwitchedModel(session, switches, feeds)
+        yield SwitchedModel(graph_model, session, in_order, feeds, threads)
 
 
 def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Switch, names: Names) -> None:
@@ -117,7 +170,7 @@ def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Swi
     }
     for branch in branches.values():
         branch.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    choice = ir.node("If", [on], branches, name=names.free(f"{value.name}_switch"))
+    choice = ir.node("If", [on], branches, name=switch.node)
     chosen = choice.outputs[0]
     chosen.name, chosen.shape, chosen.dtype = names.free(f"{value.name}_chosen"), value.shape, ir.DataType.FLOAT
     maker = value.producer()

@@ -39,14 +39,10 @@ def round_with_feedback(
     matrix = moved.reshape(len(moved), -1).astype(np.float64)
     scales = np.broadcast_to(params.scale.reshape(-1).astype(np.float64), len(matrix))
     zeros = np.broadcast_to(params.zero_point.reshape(-1).astype(np.float64), len(matrix))
-    per_group = len(matrix) // layer.groups
-    integers = np.empty_like(matrix)
-    for group in range(layer.groups):
-        rows = slice(group * per_group, (group + 1) * per_group)
-        steps = matrix[rows] / scales[rows, np.newaxis]
-        low = params.grid.low - zeros[rows, np.newaxis]
-        high = params.grid.high - zeros[rows, np.newaxis]
-        integers[rows] = _rounded(steps, moments[group], low, high) + zeros[rows, np.newaxis]
+    steps = (matrix / scales[:, np.newaxis]).reshape(layer.groups, -1, layer.inputs)
+    low = (params.grid.low - zeros).reshape(layer.groups, -1)
+    high = (params.grid.high - zeros).reshape(layer.groups, -1)
+    integers = _rounded(steps, moments, low, high).reshape(matrix.shape) + zeros[:, np.newaxis]
     stored = np.moveaxis(integers.reshape(moved.shape), 0, axis).astype(params.grid.dtype)
     return replace(rounded, integers=np.ascontiguousarray(stored))
 
@@ -66,24 +62,31 @@ def _rounded(
     low: npt.NDArray[np.float64],
     high: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Rounds ``steps``, (outputs, inputs), in units of each output's scale; the order is from strong inputs to weak."""
-    count = steps.shape[1]
-    diagonal = np.diag(moments)
-    if not diagonal.any():
-        return np.clip(np.rint(steps), low, high)
-    order = np.argsort(-diagonal, kind="stable")
-    damped = moments[np.ix_(order, order)] + np.eye(count) * (_DAMPING * diagonal.mean())
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
-    left, done = steps[:, order].copy(), np.empty_like(steps)
+    """Rounds ``steps``, (groups, outputs, inputs), in units of each output's scale.
+
+    The order is from strong inputs to weak. Limits are (groups, outputs).
+    """
+    groups, _, count = steps.shape
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
+    # With a diagonal of damping alone, as in a group that was never fed anything, every weight is rounded to nearest.
+    damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    every = np.arange(groups)[:, np.newaxis]
+    damped = moments[every[..., np.newaxis], order[:, :, np.newaxis], order[:, np.newaxis, :]]
+    damped += np.eye(count) * damping[:, np.newaxis, np.newaxis]
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    # Inputs come first, so that what is left of each lies together in memory.
+    left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
+    done = np.empty_like(left)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        errors = np.empty((len(steps), stop - start))
+        errors = np.empty((groups, stop - start, left.shape[2]))
         for column in range(start, stop):
-            done[:, column] = np.clip(np.rint(left[:, column]), low[:, 0], high[:, 0])
-            error = (left[:, column] - done[:, column]) / factor[column, column]
-            left[:, column + 1 : stop] -= error[:, np.newaxis] * factor[column, column + 1 : stop]
+            np.clip(np.rint(left[:, column]), low, high, out=done[:, column])
+            error = (left[:, column] - done[:, column]) / factor[:, column, column, np.newaxis]
+            left[:, column + 1 : stop] -= factor[:, column, column + 1 : stop, np.newaxis] * error[:, np.newaxis]
             errors[:, column - start] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
+        left[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors
     result = np.empty_like(done)
-    result[:, order] = done
-    return result
+    result[every, order] = done
+    return result.transpose(0, 2, 1)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.affine import AffineParams, dequantize, params_from_range, quantize
+from calib.affine import AffineParams, Range, dequantize, params_from_range, quantize
 from calib.ranges.min_max import MinMax
 from calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
@@ -91,3 +91,30 @@ def test_an_output_that_is_no_number_is_infinitely_noisy() -> None:
     meter = NoiseMeter()
     meter.add({"y": np.ones(3, np.float32)}, {"y": np.array([1, np.nan, 1], np.float32)})
     assert meter.worst() == np.inf
+
+
+def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None:
+    layers = 16
+    generator = np.random.default_rng(5)
+    lines = ["h0 = MatMul (x, w0)"]
+    lines += [
+        f"t{number} = Tanh (h{number - 1})\n h{number} = MatMul (t{number}, w{number})" for number in range(1, layers)
+    ]
+    text = "\n".join([*lines, "kept = Add (t2, h1)", f"y = Softmax (h{layers - 1})"])
+    proto = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[n,16] x) => (float[n,16] y, float[n,16] kept) {{ {text} }}'
+    )
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(generator.normal(0, 0.3, (16, 16)).astype(np.float32), f"w{number}")
+        for number in range(layers)
+    )
+    model = prepare(ir.from_proto(proto))
+    plan = build_plan(model, PRESETS["x86"], Selection())
+    params = params_from_range(Range(-2.5, 2.5), plan.activations["x"].grid)
+    with switched(model, plan, _feeds()) as runner:
+        found = {source: noise(params) for source, noise in runner.one_by_one(runner.sources)}
+        assert tuple(found) == runner.sources
+        assert len(found) >= layers
+        for source, noise in found.items():
+            assert noise == pytest.approx(runner.noise({source: params}), rel=1e-3)
+            assert noise > 0
