@@ -143,8 +143,9 @@ class BargainSeeker:
         eligible = self._eligible()
         if not eligible:
             return tuple(ranked)
-        # Were that not worth it for all of them, it would not be for some.
-        everywhere = replace(self.variants, dynamic=eligible)
+        # Were that not worth it for all of them, it would not be for some. One layer has to stay for a static model.
+        noisy = [layer.group.layer for layer in ranked[: len(self._groups) - 1]]
+        everywhere = replace(self.variants, dynamic=tuple(name for name in noisy if name in eligible))
         if self._judge.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _WORTH_DB:
             return tuple(ranked)
         nodes = [node for group in self._groups for node in group.nodes]
