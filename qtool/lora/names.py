@@ -46,12 +46,16 @@ def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str
     for renaming in candidates:
         if all(renaming(module) in paths for module in modules):
             return renaming
-    missing = [module for module in modules if module not in paths]
-    near = difflib.get_close_matches(missing[0], sorted(paths), n=1)
+    # What is missing under the names that fit best.
+    best = max(candidates, key=lambda renaming: sum(renaming(module) in paths for module in modules))
+    missing = next(module for module in modules if best(module) not in paths)
+    near = difflib.get_close_matches(best(missing), sorted(paths), n=1)
     hint = f", the nearest is {near[0]}" if near else ""
+    others = any(best(module) in paths for module in modules)
     raise InputError(
-        f"{source} changes {missing[0]}, which the base does not have{hint}: it was made for another base",
-        fix="name the base that the adapter was trained on; `qtool inspect` shows its name",
+        f"{source} changes {missing}, which the base does not have{hint}: it was made for another base",
+        fix="name the base that the adapter was trained on; `qtool inspect` shows its name"
+        + (f"; or leave this module out with --exclude {missing}" if others else ""),
     )
 
 
@@ -66,9 +70,10 @@ def _module_paths(names: Iterable[str]) -> set[str]:
 def _longer(modules: Sequence[str], paths: set[str]) -> list[Renaming]:
     if not modules:
         return []
-    ending = f".{modules[0]}"
-    found = sorted((path for path in paths if path.endswith(ending)), key=lambda path: (len(path), path))
-    return [Renaming(added=path.removesuffix(modules[0])) for path in found]
+    # One module may be missing for another reason than its name; the first and the last rarely both are.
+    ends = (modules[0], modules[-1])
+    found = {path.removesuffix(module) for module in ends for path in paths if path.endswith(f".{module}")}
+    return [Renaming(added=prefix) for prefix in sorted(found, key=lambda prefix: (len(prefix), prefix))]
 
 
 def _shorter(modules: Sequence[str]) -> list[Renaming]:

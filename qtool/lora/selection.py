@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from qtool.errors import InputError, UsageError
+from qtool.lora.adapter import Adapter
 from qtool.lora.changes import Replaced
 from qtool.lora.merging import WeightedChange
 from qtool.lora.targets import Target
@@ -24,10 +25,19 @@ class Selection:
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
-    def chosen_modules(self, targets: Sequence[Target]) -> frozenset[str]:
+    def without_excluded(self, adapter: Adapter) -> Adapter:
+        """Returns the adapter without the modules that are excluded, by its own names."""
+        kept = tuple(module for module in adapter.modules if not self._excludes(module.path))
+        return replace(adapter, modules=kept)
+
+    def chosen_modules(self, targets: Sequence[Target], gone: Iterable[str] = ()) -> frozenset[str]:
         """Returns the modules of ``targets`` that are to change.
 
         A pattern is a glob for the whole name, or for the end of it after a dot.
+
+        Args:
+            targets: what the adapters change.
+            gone: modules of theirs that were left out before, for the base does not have them.
 
         Raises:
             UsageError: a pattern fits no module, or nothing is left.
@@ -35,7 +45,7 @@ class Selection:
         modules = sorted({target.module for target in targets})
         for option, patterns in (("--only", self.only), ("--exclude", self.exclude)):
             for pattern in patterns:
-                if not any(_fits(module, pattern) for module in modules):
+                if not any(_fits(module, pattern) for module in (*modules, *gone)):
                     raise UsageError(
                         f"{option} {pattern} fits no module that the adapters change",
                         fix=f"use a pattern for names such as {modules[0]}; --dry-run lists them",
@@ -46,9 +56,12 @@ class Selection:
         return chosen
 
     def _takes(self, module: str) -> bool:
-        if any(_fits(module, pattern) for pattern in self.exclude):
+        if self._excludes(module):
             return False
         return not self.only or any(_fits(module, pattern) for pattern in self.only)
+
+    def _excludes(self, module: str) -> bool:
+        return any(_fits(module, pattern) for pattern in self.exclude)
 
 
 def _fits(module: str, pattern: str) -> bool:

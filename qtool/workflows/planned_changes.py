@@ -62,8 +62,11 @@ def planned_changes(
     selection = Selection(only=request.only, exclude=request.exclude)
     fitting = [translated(adapter, shapes, base) for adapter in adapters]
     parts = chosen_pieces(fitting, request.parts, lambda adapter: fits_base(adapter, shapes))
-    found = [_without_copies(find_targets(adapter, shapes), tensors, tied) for adapter in parts]
-    chosen = selection.chosen_modules([target for targets in found for target in targets])
+    kept = [adapter if fits_base(adapter, shapes) else selection.without_excluded(adapter) for adapter in parts]
+    gone = {module.path for adapter in parts for module in adapter.modules}
+    gone -= {module.path for adapter in kept for module in adapter.modules}
+    found = [_without_copies(find_targets(adapter, shapes), tensors, tied) for adapter in kept]
+    chosen = selection.chosen_modules([target for targets in found for target in targets], gone)
     factor = -request.scale if request.unmerge else request.scale
     weighted = [
         (target, source.weight * factor)
