@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from formats import keras_config, tensorflow_kinds, tensorflow_outline
+from formats.keras_weights import read_keras_weights
 from qtool.workflows.model_facts import ProgramFacts, TensorFacts
 
 _IMAGE_AXES = 4
@@ -18,7 +20,7 @@ def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFa
         FormatError: the model is damaged.
     """
     if kind in (tensorflow_kinds.KERAS, tensorflow_kinds.KERAS_H5):
-        return _keras(path, kind), []
+        return _keras(path, kind)
     if kind == tensorflow_kinds.GRAPH_DEF:
         outline = tensorflow_outline.read_graph_def(path)
         signature = tensorflow_outline.DEFAULT_SIGNATURE
@@ -45,17 +47,27 @@ def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFa
     return program, tensors
 
 
-def _keras(path: Path, kind: str) -> ProgramFacts:
+def _keras(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFacts]]:
     read = keras_config.read_keras if kind == tensorflow_kinds.KERAS else keras_config.read_keras_h5
-    outline = read(path)
-    return ProgramFacts(
+    outline, arrays = read(path), read_keras_weights(path, kind)
+    program = ProgramFacts(
         producer=f"Keras {outline.version}".strip(),
         inputs=tuple(_described(one.name, one.dtype, one.dims) for one in outline.inputs),
         outputs=outline.outputs,
         operators=outline.layers,
         layouts=_layouts(((one.name, one.dims) for one in outline.inputs), outline.channels),
-        warnings=("its parameters are not counted: they lie in HDF5",),
+        warnings=() if arrays is not None else ("its parameters are not counted: their HDF5 is of another kind",),
     )
+    return program, [
+        TensorFacts(
+            name="/".join(array.path),
+            dtype=array.dtype,
+            shape=array.shape,
+            elements=math.prod(array.shape),
+            nbytes=math.prod(array.shape) * array.item_bytes,
+        )
+        for array in arrays or ()
+    ]
 
 
 def _described(name: str, dtype: str, dims: Sequence[int | None] | None) -> str:

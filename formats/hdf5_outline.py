@@ -1,0 +1,154 @@
+"""Lists the arrays of an HDF5 file, without their values and without libhdf5.
+
+Reads what h5py writes by default: superblock 0, groups with symbol tables, object headers of version 1. Source:
+https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
+# Places in the superblock: its version, how wide addresses and lengths are, and the object header of the root group.
+_SUPERBLOCK_BYTES, _SIZES_PLACE, _ROOT_PLACE = 96, 13, 64
+_DATASPACE, _DATATYPE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x10, 0x11
+_INTEGER, _FLOAT = 0, 1
+_LARGEST_BLOCK_BYTES = 1 << 20
+_MOST_BLOCKS = 100_000
+_DEEPEST = 32
+
+
+class Hdf5Error(ValueError):
+    """The file is damaged, or of a kind that is not read here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hdf5Array:
+    """Describes an array.
+
+    Attributes:
+        path: the names of the groups that it is in, and its own.
+        dtype: its element type, such as ``float32``.
+        shape: the lengths of its axes.
+        item_bytes: the bytes of one value.
+    """
+
+    path: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    item_bytes: int
+
+
+def read_arrays(stream: IO[bytes], begin: int = 0) -> list[Hdf5Array]:
+    """Returns the arrays of numbers in the file that begins at ``begin`` in ``stream``, in the order of its groups.
+
+    Raises:
+        Hdf5Error: the file is damaged, or of a kind that is not read here.
+    """
+    reader = _Reader(stream, begin)
+    try:
+        head = reader.block(0, _SUPERBLOCK_BYTES)
+        if not head.startswith(HDF5_HEAD) or head[8] != 0 or head[_SIZES_PLACE : _SIZES_PLACE + 2] != b"\x08\x08":
+            raise Hdf5Error("another kind of HDF5")
+        (root,) = struct.unpack_from("<Q", head, _ROOT_PLACE)
+        return list(reader.arrays(root, ()))
+    except (struct.error, IndexError, OSError, OverflowError) as error:
+        raise Hdf5Error("damaged") from error
+
+
+class _Reader:
+    def __init__(self, stream: IO[bytes], begin: int) -> None:
+        self._stream, self._begin = stream, begin
+        self._blocks = 0
+
+    def block(self, place: int, count: int) -> bytes:
+        # Files whose parts point at each other in a circle end here.
+        self._blocks += 1
+        if self._blocks > _MOST_BLOCKS or not 0 <= count <= _LARGEST_BLOCK_BYTES or place >= 1 << 62:
+            raise Hdf5Error("damaged")
+        self._stream.seek(self._begin + place)
+        content = self._stream.read(count)
+        if len(content) < count:
+            raise Hdf5Error("cut short")
+        return content
+
+    def arrays(self, header: int, path: tuple[str, ...]) -> Iterator[Hdf5Array]:
+        """Yields the array whose object header is at ``header``, or those of the group that is there."""
+        if len(path) > _DEEPEST:
+            raise Hdf5Error("damaged")
+        shape: tuple[int, ...] | None = None
+        kind: tuple[str, int] | None = None
+        for message, content in self._messages(header):
+            if message == _SYMBOL_TABLE:
+                tree, heap = struct.unpack_from("<QQ", content)
+                (names,) = struct.unpack_from("<Q", self._signed(heap, b"HEAP", 32), 24)
+                for name_place, child in self._children(tree, 0):
+                    yield from self.arrays(child, (*path, self._name(names + name_place)))
+            elif message == _DATASPACE:
+                shape = _shape(content)
+            elif message == _DATATYPE:
+                kind = _kind(content)
+        if shape is not None and kind is not None:
+            yield Hdf5Array(path=path, dtype=kind[0], shape=shape, item_bytes=kind[1])
+
+    def _messages(self, header: int) -> Iterator[tuple[int, bytes]]:
+        version, _, count, _, size = struct.unpack("<BBHII", self.block(header, 12))
+        if version != 1:
+            raise Hdf5Error("another kind of HDF5")
+        waiting = [(header + 16, size)]
+        while waiting and count > 0:
+            place, size = waiting.pop(0)
+            content = self.block(place, size)
+            at = 0
+            while at + 8 <= size and count > 0:
+                message, length = struct.unpack_from("<HH", content, at)
+                body = content[at + 8 : at + 8 + length]
+                if message == _CONTINUATION:
+                    waiting.append(struct.unpack_from("<QQ", body))
+                yield message, body
+                at, count = at + 8 + length, count - 1
+
+    def _children(self, tree: int, depth: int) -> Iterator[tuple[int, int]]:
+        head = self._signed(tree, b"TREE", 24)
+        level, used = struct.unpack_from("<BH", head, 5)
+        if depth > _DEEPEST:
+            raise Hdf5Error("damaged")
+        entries = self.block(tree + 24, 16 * used + 8)
+        for entry in range(used):
+            (child,) = struct.unpack_from("<Q", entries, 16 * entry + 8)
+            yield from self._children(child, depth + 1) if level else self._symbols(child)
+
+    def _symbols(self, node: int) -> Iterator[tuple[int, int]]:
+        (count,) = struct.unpack_from("<H", self._signed(node, b"SNOD", 8), 6)
+        entries = self.block(node + 8, 40 * count)
+        for entry in range(count):
+            name, header = struct.unpack_from("<QQ", entries, 40 * entry)
+            yield name, header
+
+    def _signed(self, place: int, signature: bytes, count: int) -> bytes:
+        content = self.block(place, count)
+        if not content.startswith(signature):
+            raise Hdf5Error("damaged")
+        return content
+
+    def _name(self, place: int) -> str:
+        self._stream.seek(self._begin + place)
+        return self._stream.read(256).partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _shape(content: bytes) -> tuple[int, ...]:
+    version, rank = content[0], content[1]
+    return struct.unpack_from(f"<{rank}Q", content, 8 if version == 1 else 4)
+
+
+def _kind(content: bytes) -> tuple[str, int] | None:
+    """Returns the name and the bytes of a type of numbers; None for texts and what is made of several."""
+    (size,) = struct.unpack_from("<I", content, 4)
+    if content[0] & 15 == _FLOAT:
+        return f"float{8 * size}", size
+    if content[0] & 15 == _INTEGER:
+        return f"{'int' if content[1] & 8 else 'uint'}{8 * size}", size
+    return None

@@ -1,0 +1,85 @@
+"""Weights of Keras files, listed without HDF5's library; damage ends in an error of one kind."""
+
+import io
+import json
+import random
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from formats.hdf5_outline import Hdf5Array, Hdf5Error, read_arrays
+from qtool.cli.app import app
+
+
+def hdf5(rows: int = 3, columns: int = 5) -> bytes:
+    """Writes a root group with one float32 array, ``kernel``, as h5py lays such files out."""
+    superblock = b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + bytes(8) + struct.pack("<4Q", 0, 0, 0, 0)
+    superblock += struct.pack("<QQ", 0, 96) + bytes(24)
+    group = struct.pack("<BBHII4x", 1, 0, 1, 1, 24) + struct.pack("<HH4xQQ", 0x11, 16, 136, 232)
+    tree = b"TREE" + struct.pack("<BBHQQ", 0, 0, 1, 0, 0) + struct.pack("<QQQ", 0, 184, 0)
+    symbols = b"SNOD" + struct.pack("<BBH", 1, 0, 1) + struct.pack("<QQ", 8, 280) + bytes(24)
+    heap = b"HEAP" + bytes(4) + struct.pack("<QQQ", 16, 0, 264) + bytes(8) + b"kernel\0\0"
+    array = struct.pack("<BBHII4x", 1, 0, 2, 1, 48)
+    array += struct.pack("<HH4x", 1, 24) + bytes([1, 2, 0, 0, 0, 0, 0, 0]) + struct.pack("<QQ", rows, columns)
+    array += struct.pack("<HH4x", 3, 8) + bytes([0x11, 0x20, 0x3F, 0]) + struct.pack("<I", 4)
+    return superblock + group + tree + symbols + heap + array
+
+
+@pytest.fixture
+def keras(tmp_path: Path) -> Path:
+    layers = [{"class_name": "InputLayer", "config": {"name": "x", "dtype": "float32", "batch_shape": [None, 3]}}]
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.9.0"}))
+        archive.writestr("config.json", json.dumps({"class_name": "Functional", "config": {"layers": layers}}))
+        archive.writestr("model.weights.h5", hdf5())
+    return tmp_path / "m.keras"
+
+
+def test_arrays_are_listed_with_their_types_and_shapes() -> None:
+    expected = [Hdf5Array(path=("kernel",), dtype="float32", shape=(3, 5), item_bytes=4)]
+    assert read_arrays(io.BytesIO(hdf5())) == expected
+    assert read_arrays(io.BytesIO(b"before" + hdf5()), 6) == expected
+
+
+def test_inspect_counts_the_parameters_of_a_keras_file(keras: Path) -> None:
+    facts = json.loads(CliRunner().invoke(app, ["inspect", str(keras), "--json"]).stdout)
+    assert (facts["parameters"], facts["largest"][0]["name"]) == (15, "kernel")
+    assert facts["program"]["warnings"] == []
+
+
+def test_weights_of_another_kind_are_told_and_the_rest_is_described(keras: Path) -> None:
+    with zipfile.ZipFile(keras) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["model.weights.h5"] = b"\x89HDF\r\n\x1a\n\x02" + bytes(200)
+    with zipfile.ZipFile(keras, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    result = CliRunner().invoke(app, ["inspect", str(keras), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "not counted" in json.loads(result.stdout)["program"]["warnings"][0]
+
+
+def test_damaged_files_raise_one_error() -> None:
+    whole = hdf5()
+    for length in range(len(whole)):
+        with pytest.raises(Hdf5Error):
+            read_arrays(io.BytesIO(whole[:length]))
+    source, refused = random.Random(0), 0
+    for place in range(len(whole)):
+        for _ in range(4):
+            changed = bytearray(whole)
+            changed[place] = source.randrange(256)
+            try:
+                read_arrays(io.BytesIO(bytes(changed)))
+            except Hdf5Error:
+                refused += 1
+    assert refused > 100
+
+
+def test_a_group_that_contains_itself_ends_somewhere() -> None:
+    circle = hdf5().replace(struct.pack("<QQ", 8, 280), struct.pack("<QQ", 8, 96))
+    with pytest.raises(Hdf5Error):
+        read_arrays(io.BytesIO(circle))
