@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -62,7 +61,9 @@ class Trials:
         *,
         advance: Advance,
     ) -> Variants:
-        """Returns ``variants`` with the set of ``corrections`` that suits best; every set is tried.
+        """Returns ``variants`` with a set of ``corrections`` that no other one with one more or less of them beats.
+
+        All of them together are tried first: some help only beside others.
 
         Args:
             variants: makes the uncorrected model.
@@ -70,33 +71,59 @@ class Trials:
             advance: called with 1 after every try.
         """
         reached: dict[frozenset[str], float] = {}
-        made: dict[frozenset[str], Variants] = {}
-        for count in range(len(corrections) + 1):
-            for names in combinations(corrections, count):
-                chosen = frozenset(names)
-                changed = variants
-                for name in names:
+
+        def made(chosen: frozenset[str]) -> Variants:
+            changed = variants
+            for name in corrections:
+                if name in chosen:
                     changed = corrections[name](changed)
-                made[chosen] = changed
-                reached[chosen] = self._judge.sqnr_db(changed({}).model)
+            return changed
+
+        def worth(chosen: frozenset[str]) -> float:
+            if chosen not in reached:
+                reached[chosen] = self._judge.sqnr_db(made(chosen)({}).model)
                 advance(1)
-        best = max(reached, key=lambda names: (reached[names] + _BENEFIT_OF_DOUBT * len(names), len(names)))
+            return reached[chosen] + _BENEFIT_OF_DOUBT * len(chosen)
+
+        best = frozenset(corrections)
+        while True:
+            beside = max((best ^ {name} for name in corrections), key=worth, default=best)
+            if worth(beside) <= worth(best):
+                break
+            best = beside
         for name in corrections:
             without, within = reached[best - {name}], reached[best | {name}]
             self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
-        return made[best]
+        return made(best)
 
-    def best_of(
-        self, variants: Variants, candidates: Mapping[str, Variants], kept_float: Mapping[str, str], *, always: bool
+    def first_of(
+        self,
+        variants: Variants,
+        candidates: Mapping[str, Callable[[], Variants]],
+        kept_float: Mapping[str, str],
+        *,
+        always: bool,
     ) -> Variants:
-        """Returns the best of ``candidates``, by name, or ``variants`` where that is better and nothing is a must.
+        """Returns the first of ``candidates`` that does no harm, or ``variants`` where all do and nothing is a must.
 
         All of them are judged with the nodes of ``kept_float`` in float.
+
+        Args:
+            variants: makes the model as it is.
+            candidates: what makes each candidate, by name, the most promising first.
+            kept_float: nodes with the reason why they stay float.
+            always: whether one is taken whatever it does: the best.
         """
         before = self._judge.sqnr_db(variants(kept_float).model)
-        reached = {name: self._judge.sqnr_db(candidate(kept_float).model) for name, candidate in candidates.items()}
+        made: dict[str, Variants] = {}
+        reached: dict[str, float] = {}
+        for name, make in candidates.items():
+            made[name] = make()
+            reached[name] = self._judge.sqnr_db(made[name](kept_float).model)
+            if reached[name] >= before:
+                break
         best = max(reached, key=lambda name: reached[name])
         taken = always or reached[best] >= before
         for name, after in reached.items():
             self.gains.append(Gain(correction=name, before_db=before, after_db=after, kept=taken and name == best))
-        return candidates[best] if taken else variants
+        return made[best] if taken else variants

@@ -82,7 +82,7 @@ class Refiner:
             elif use is Use.IF_BETTER:
                 open_to_doubt[name] = correction
         if self._trials is not None and open_to_doubt:
-            with self._progress.task("judging corrections", 2 ** len(open_to_doubt)) as advance:
+            with self._progress.task("judging corrections", 1 + len(open_to_doubt)) as advance:
                 variants = self._trials.best(variants, open_to_doubt, advance=advance)
         return variants
 
@@ -140,12 +140,13 @@ class Refiner:
             changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
             return replace(variants, refinement=changed)
 
-        candidates = {"layer fitting, biases": fitted(rounding=False)}
+        # Biases alone cannot fit too closely to a few samples.
+        candidates = {"layer fitting, biases": partial(fitted, rounding=False)}
         if self._wanted.fits_weights:
-            candidates["layer fitting"] = fitted(rounding=True)
+            candidates = {"layer fitting": partial(fitted, rounding=True), **candidates}
         if self._trials is None:
-            return list(candidates.values())[-1]
-        return self._trials.best_of(variants, candidates, kept_float, always=use is Use.ALWAYS)
+            return next(iter(candidates.values()))()
+        return self._trials.first_of(variants, candidates, kept_float, always=use is Use.ALWAYS)
 
 
 def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:
