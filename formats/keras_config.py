@@ -66,7 +66,7 @@ def read_keras(path: Path) -> KerasOutline:
         with zipfile.ZipFile(path) as archive:
             config = _member(archive, path, _CONFIG)
             version = _member(archive, path, _METADATA).get("keras_version", "")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
         raise _damaged(path) from error
     return _outline(config, str(version))
 

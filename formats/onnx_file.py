@@ -180,9 +180,23 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
             model = ir.from_proto(proto)
     except Exception as error:  # the deserializer raises whatever the damage leads to
         raise _damaged(path, f": {_first_line(error)}") from error
+    _check_functions(model, path)
     _check_meaning(model, path)
     ir.external_data.set_base_dir(model.graph, folder)
     return model
+
+
+def _check_functions(model: ir.Model, path: Path) -> None:
+    """Refuses functions that call each other in a circle, which would never end."""
+    calls = {
+        name: {node.op_identifier() for node in function.all_nodes()} & set(model.functions)
+        for name, function in model.functions.items()
+    }
+    while calls:
+        ends = {name for name, called in calls.items() if not called & set(calls)}
+        if not ends:
+            raise _damaged(path, f": its functions call each other in a circle ({next(iter(calls))[1]})")
+        calls = {name: called for name, called in calls.items() if name not in ends}
 
 
 def _check_meaning(model: ir.Model, path: Path) -> None:

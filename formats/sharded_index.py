@@ -67,6 +67,8 @@ def _found(index: Path, name: str) -> Path:
     shard = index.parent / name
     if not shard.is_file():
         raise FormatError(f"{shard}, which {index} names, is missing", fix="copy it next to the index")
+    if shard.suffix == ".json":
+        raise FormatError(f"{index} names another index, {name}, in the place of weights", fix="save the weights again")
     if shard.resolve().parent not in (index.parent.resolve(), index.resolve().parent):
         raise _outside(index, name)
     return shard

@@ -265,3 +265,23 @@ def test_values_that_are_not_as_many_as_the_shape_says_are_told(
     result = run("inspect", str(path))
     assert result.exit_code == 2
     assert what in result.stderr
+
+
+def test_what_leads_to_itself_ends_with_a_message(tmp_path: Path, run: Any) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": index.name}}))
+    node = onnx.helper.make_node("F", ["a"], ["b"], domain="d")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "ab"]
+    opsets = [onnx.helper.make_opsetid("d", 1), onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=opsets)
+    model.functions.append(onnx.helper.make_function("d", "F", ["a"], ["b"], [node], opsets))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name, text in {"config.json": "[" * 100_000, "metadata.json": "{}", "model.weights.h5": ""}.items():
+            archive.writestr(name, text)
+    said = {"m.onnx": "in a circle", index.name: "another index", "m.keras": "no readable Keras configuration"}
+    for name, message in said.items():
+        result = run("inspect", tmp_path / name)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert run("audit", tmp_path / name).exit_code in (0, 1, 2)
