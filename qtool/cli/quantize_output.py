@@ -106,7 +106,11 @@ def show_skipped(console: Console, skipped: Sequence[Skipped], *, counted: bool 
     if not skipped:
         return
     if counted:
-        counts = Counter((skip.operator, skip.reason) for skip in skipped)
+        # What follows the colon is about the one layer.
+        counts = Counter(
+            (skip.operator, skip.reason.partition(": ")[0] if skip.reason.startswith("kept float") else skip.reason)
+            for skip in skipped
+        )
         rows = [(operator, count, reason) for (operator, reason), count in counts.most_common()]
         console.table("Stays float", ("operator", "nodes", "reason"), rows)
     else:

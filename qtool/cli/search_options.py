@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -14,6 +15,8 @@ from qtool.cli.goal_options import share_of
 
 if TYPE_CHECKING:
     from qtool.workflows.quantize import QuantizeReport
+
+_MOST_NAMES = 6
 
 BiasCorrectionOption: TypeAlias = Annotated[
     bool | None,
@@ -115,13 +118,13 @@ def show_search(console: Console, report: QuantizeReport) -> None:
         )
     kept = report.kept_float
     if kept is not None and kept.bargain.layers:
-        layers = ", ".join(layer.group.layer for layer in kept.bargain.layers)
+        layers = _some([layer.group.layer for layer in kept.bargain.layers])
         console.say(
             f"kept float, for {kept.bargain.share:.1%} of what integers save: {layers}; {_decibels(kept.plain_db)} dB "
             f"with integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
         )
     if kept is not None and kept.dynamic:
-        console.say(f"layers that find their ranges as they run: {', '.join(kept.dynamic)}")
+        console.say(f"layers that find their ranges as they run: {_some(kept.dynamic)}")
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
     if report.speedup is None:
@@ -158,6 +161,13 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         },
         "speedup": report.speedup,
     }
+
+
+def _some(names: Sequence[str]) -> str:
+    """Returns the names, of many only the first and how many there are more; ``--json`` lists all."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
 
 
 def _decibels(value: float) -> str:

@@ -56,7 +56,7 @@ class Bargain:
     def kept_float(self) -> dict[str, str]:
         """Returns the nodes to keep float, each with the reason."""
         return {
-            node: f"kept float: its layer alone on integers leaves {layer.sqnr_db:.1f} dB"
+            node: f"kept float for accuracy: its layer alone on integers leaves {layer.sqnr_db:.1f} dB"
             for layer in self.layers
             for node in layer.group.nodes
         }

@@ -61,7 +61,7 @@ def test_the_command_keeps_the_ruined_layer_float(run: Callable[..., Any], tmp_p
         broken, mended = (_sqnr_db(model, tmp_path / name, arrays["x"]) for name in ("plain.onnx", "q.onnx"))
     assert broken < 20 < 25 < mended
     reasons = {node["node"]: node["reason"] for node in result.json["float_nodes"]}
-    assert reasons[f"/c{ruined}"].startswith("kept float: its layer alone on integers leaves")
+    assert reasons[f"/c{ruined}"].startswith("kept float for accuracy: its layer alone on integers leaves")
     assert run("quantize", model, *options, "again.onnx").code == 0
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
 
