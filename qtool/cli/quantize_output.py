@@ -194,8 +194,8 @@ def show_coverage(console: Console, coverage: Coverage) -> None:
     if coverage.misses:
         console.table(
             "Quantizable, but float",
-            ("node", "operator", "reason"),
-            [(node.node, node.operator, node.reason or "") for node in coverage.misses],
+            ("node", "operator", "reason", "fix"),
+            [(node.node, node.operator, node.reason or "", node.fix or "") for node in coverage.misses],
         )
 
 
@@ -206,7 +206,10 @@ def coverage_as_json(coverage: Coverage) -> dict[str, object]:
         "quantizable_nodes": coverage.total,
         "share": coverage.share,
         "operators": [asdict(row) for row in coverage.by_operator()],
-        "misses": [{"node": node.node, "operator": node.operator, "reason": node.reason} for node in coverage.misses],
+        "misses": [
+            {"node": node.node, "operator": node.operator, "reason": node.reason, "fix": node.fix}
+            for node in coverage.misses
+        ],
     }
 
 

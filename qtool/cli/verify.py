@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.goal_options import share_of
 from qtool.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, TargetOption
 
 
 def verify(
     model: ModelArgument,
     min_coverage: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--min-coverage",
-            min=0.0,
-            max=1.0,
-            help="Exit with 1 if a smaller share of the quantizable nodes runs on integers.",
+            metavar="SHARE",
+            help="Exit with 1 if a smaller share of the quantizable nodes runs on integers: 90% or 0.9.",
             show_default=False,
         ),
     ] = None,
@@ -36,6 +36,7 @@ def verify(
     from qtool.workflows.verify import verify as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
     machine = None if target is None else preset(target)
     report = run(model)
     fit = None if machine is None else check_target(model, machine)
@@ -51,7 +52,7 @@ def verify(
         show_coverage(console, report.coverage)
         if fit is not None:
             show_target(console, fit)
-    if min_coverage is not None:
-        check_coverage(report, min_coverage)
+    if minimum is not None:
+        check_coverage(report, minimum)
     if fit is not None:
         check_gate(fit)

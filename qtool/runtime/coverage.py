@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,14 @@ class NodeCoverage:
         operator: its type.
         kernel: the integer kernel that runs it; None when it stays float.
         reason: why it stays float; None when it does not.
+        fix: what changes that; None likewise.
     """
 
     node: str
     operator: str
     kernel: str | None
     reason: str | None
+    fix: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +110,29 @@ def integer_coverage(model: ir.Model) -> Coverage:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     common.NameFixPass()(model)
+    with optimized_nodes(model) as kept:
+        return coverage_in(model, kept)
+
+
+@contextmanager
+def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
+    """Yields the nodes of the graph that onnxruntime would run, by name.
+
+    A fused kernel keeps the name of the node that it replaces.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load the model.
+    """
     with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as path:
         optimized_path = Path(folder) / "optimized.onnx"
         # At a higher level layouts change too, and with them the names by which nodes are found again.
         Session(path, level="extended", optimized_to=optimized_path)
-        optimized = ir.load(optimized_path)
-        # A fused kernel keeps the name of the node that it replaces.
-        kept = {node.name: node for node in optimized.graph if node.name}
-        nodes = tuple(_node_coverage(node, kept) for node in model.graph if _is_quantizable(node))
-    return Coverage(nodes=nodes)
+        yield {node.name: node for node in ir.load(optimized_path).graph if node.name}
+
+
+def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:
+    """Finds each quantizable node of ``model``, whose nodes all have names, among what ``optimized_nodes`` yields."""
+    return Coverage(nodes=tuple(_node_coverage(node, kept) for node in model.graph if _is_quantizable(node)))
 
 
 def _is_quantizable(node: ir.Node) -> bool:
@@ -136,11 +153,13 @@ def _is_quantizable(node: ir.Node) -> bool:
 
 def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
     kernel = _kernel(node, kept)
+    missed = None if kernel is not None else reason_for_float(node)
     return NodeCoverage(
         node=node.name or "",
         operator=node.op_type,
         kernel=kernel,
-        reason=None if kernel is not None else reason_for_float(node),
+        reason=None if missed is None else missed.reason,
+        fix=None if missed is None else missed.fix,
     )
 
 

@@ -53,10 +53,11 @@ def check_coverage(report: VerifyReport, minimum: float) -> None:
     """
     share = report.coverage.share
     if share < minimum:
+        worst = min(report.coverage.by_operator(), key=lambda row: row.integer - row.total)
         raise GateError(
             f"{share:.1%} of the quantizable nodes run on integers, {minimum - share:.1%} too few "
-            f"for --min-coverage {minimum:g}",
-            fix="see the reasons above, or lower --min-coverage",
+            f"for --min-coverage {minimum:.4g}: {worst.total - worst.integer} of {worst.total} {worst.operator} do not",
+            fix="follow the fixes above, or lower --min-coverage",
         )
 
 

@@ -36,10 +36,18 @@ def test_a_float_model_has_its_reasons(run: Any, model: Path) -> None:
 def test_a_coverage_gate_exits_with_one(run: Any, model: Path, data: Path) -> None:
     assert run("quantize", model, "--calib-data", data, "--exclude", "/c2/Conv").code == 0
     assert run("verify", "net.int8.onnx", "--min-coverage", "0.5").code == 0
-    outcome = run("verify", "net.int8.onnx", "--min-coverage", "0.95")
+    outcome = run("verify", "net.int8.onnx", "--min-coverage", "95%")
     assert outcome.code == 1
     assert "of the quantizable nodes run on integers" in outcome.err
+    assert "1 of 3 Conv do not" in outcome.err
     assert "/c2/Conv" in outcome.out
+
+
+@pytest.mark.parametrize("share", ["ninety", "95", "-1", "nan"])
+def test_a_share_that_is_none_is_refused(run: Any, model: Path, share: str) -> None:
+    outcome = run("verify", model, "--min-coverage", share)
+    assert outcome.code == 2
+    assert f"--min-coverage '{share}' is no share" in outcome.err
 
 
 def _with_conv_as_output(model: onnx.ModelProto) -> None:
@@ -67,22 +75,33 @@ def _with_float_weight(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "operator", "reason"),
+    ("change", "operator", "reason", "fix"),
     [
-        (_with_conv_as_output, "Conv", "is an output of the model"),
-        (_with_float_reader, "Add", "is read in float by Tanh"),
-        (_with_float_weight, "Gemm", "its weights 'float_weight' are float"),
+        (_with_conv_as_output, "Conv", "is an output of the model", "take it off the model's outputs"),
+        (_with_float_reader, "Add", "is read in float by Tanh", "--exclude '/s/Add'"),
+        (_with_float_weight, "Gemm", "its weights 'float_weight' are float", "--max-float 0"),
     ],
 )
-def test_each_miss_names_its_cause(run: Any, model: Path, data: Path, change: Any, operator: str, reason: str) -> None:
+def test_each_miss_names_its_cause_and_its_fix(
+    run: Any, model: Path, data: Path, change: Any, operator: str, reason: str, fix: str
+) -> None:
     assert run("quantize", model, "--calib-data", data).code == 0
     changed = onnx.load("net.int8.onnx")
     change(changed)
     onnx.save(changed, "changed.onnx")
     outcome = run("verify", "changed.onnx", "--json")
     assert outcome.code == 0, outcome.err
-    misses = [miss["reason"] for miss in outcome.json["misses"] if miss["operator"] == operator]
-    assert any(reason in miss for miss in misses), outcome.json["misses"]
+    misses = [miss for miss in outcome.json["misses"] if miss["operator"] == operator]
+    assert any(reason in miss["reason"] and fix in miss["fix"] for miss in misses), outcome.json["misses"]
+
+
+def test_the_fix_of_a_miss_mends_it(run: Any, model: Path, data: Path) -> None:
+    assert run("quantize", model, "--calib-data", data, "--exclude", "/c2/Conv").code == 0
+    misses = {miss["node"]: miss["fix"] for miss in run("verify", "net.int8.onnx", "--json").json["misses"]}
+    assert misses.keys() == {"/c2/Conv"}
+    assert "drop the --include or --exclude" in misses["/c2/Conv"]
+    assert run("quantize", model, "--calib-data", data, "--force").code == 0
+    assert run("verify", "net.int8.onnx", "--json").json["misses"] == []
 
 
 def test_a_model_without_layers_is_an_error(run: Any, save_model: Any) -> None:

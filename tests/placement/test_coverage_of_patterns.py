@@ -1,0 +1,114 @@
+"""Builds every operator of the table between Q and DQ, and holds `verify` against onnxruntime's optimized graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qtool.placement.operators import OPERATORS, Kind
+from qtool.runtime.coverage import integer_coverage
+
+Pattern = Any
+
+
+def _layer(operator: str, pattern: Pattern) -> str:
+    if operator == "Conv":
+        return pattern.node("Conv", pattern.pair(pattern.input(1, 4, 6, 6)), pattern.weight(4, 4, 3, 3, axis=0))
+    return pattern.node(operator, pattern.pair(pattern.input(2, 4)), pattern.weight(4, 3, axis=1))
+
+
+def _elementwise(operator: str, pattern: Pattern) -> str:
+    x = pattern.pair(pattern.input(1, 4, 6, 6))
+    others = [pattern.pair(pattern.input(1, 4, 6, 6))] if operator in ("Add", "Mul", "Concat") else []
+    attributes = {"Concat": {"axis": 1}, "AveragePool": {"kernel_shape": [2, 2]}}
+    return pattern.node(operator, x, *others, **attributes.get(operator, {}))
+
+
+def _moving(operator: str, pattern: Pattern) -> str:
+    def integers(*values: int) -> str:
+        return str(pattern.constant(np.array(values, np.int64)))
+
+    x = pattern.pair(pattern.input(1, 4, 6, 6))
+    extra: dict[str, Callable[[], list[str]]] = {
+        "Reshape": lambda: [integers(1, -1)],
+        "Squeeze": lambda: [integers(0)],
+        "Unsqueeze": lambda: [integers(0)],
+        "Slice": lambda: [integers(1), integers(3), integers(2)],
+        "Gather": lambda: [integers(2, 0)],
+        "Expand": lambda: [integers(3, 4, 6, 6)],
+        "Tile": lambda: [integers(1, 1, 2, 1)],
+        "Resize": lambda: ["", pattern.constant(np.array([1, 1, 2, 2], np.float32))],
+    }
+    attributes: dict[str, dict[str, Any]] = {
+        "MaxPool": {"kernel_shape": [2, 2]},
+        "Transpose": {"perm": [0, 2, 3, 1]},
+        "Gather": {"axis": 1},
+        "Resize": {"mode": "nearest"},
+        "DepthToSpace": {"blocksize": 2},
+        "Split": {"axis": 1},
+    }
+    inputs = [x, *extra.get(operator, list)()]
+    names = pattern.nodes_of(operator, *inputs, outputs=2 if operator == "Split" else 1, **attributes.get(operator, {}))
+    for name in names[1:]:
+        pattern.output(pattern.pair(name))
+    return str(names[0])
+
+
+_BUILDERS = {Kind.LAYER: _layer, Kind.ELEMENTWISE: _elementwise, Kind.MOVING: _moving}
+_KERNELS = {
+    "Conv": "QLinearConv",
+    "Gemm": "QGemm",
+    "MatMul": "QLinearMatMul",
+    "Add": "QLinearAdd",
+    "Mul": "QLinearMul",
+    "Concat": "QLinearConcat",
+    "AveragePool": "QLinearAveragePool",
+    "GlobalAveragePool": "QLinearGlobalAveragePool",
+    "Sigmoid": "QLinearSigmoid",
+    "LeakyRelu": "QLinearLeakyRelu",
+}
+
+
+@pytest.mark.parametrize("operator", [name for name, row in OPERATORS.items() if row.kind is not Kind.CLAMPING])
+def test_every_operator_of_the_table_is_found_where_onnxruntime_put_it(
+    pattern: Pattern, tmp_path: Path, operator: str
+) -> None:
+    pattern.output(pattern.pair(_BUILDERS[OPERATORS[operator].kind](operator, pattern)))
+    optimized = pattern.optimized(tmp_path)
+    (found,) = integer_coverage(ir.from_proto(_proto(pattern))).nodes
+    assert (found.operator, found.reason, found.fix) == (operator, None, None)
+    if operator in _KERNELS:
+        assert found.kernel == _KERNELS[operator]
+        assert optimized[_KERNELS[operator]] == 1
+    else:
+        assert found.kernel in (f"{operator} on integers", "removed")
+        assert optimized["QuantizeLinear"] == 1
+
+
+@pytest.mark.parametrize("operator", [name for name, row in OPERATORS.items() if row.kind is not Kind.CLAMPING])
+def test_without_a_pair_in_front_every_operator_stays_float_and_says_so(
+    pattern: Pattern, tmp_path: Path, operator: str
+) -> None:
+    pattern.pair = lambda tensor: tensor
+    pattern.output(_BUILDERS[OPERATORS[operator].kind](operator, pattern))
+    found = integer_coverage(ir.from_proto(_proto(pattern))).nodes
+    # Operators without weights are not counted where nothing was quantized: nobody wanted integers there.
+    assert len(found) == (OPERATORS[operator].kind is Kind.LAYER)
+    for node in found:
+        assert node.kernel is None
+        assert node.reason is not None
+        assert "comes from the model's input" in node.reason
+        assert node.fix is not None
+        assert "--exclude" in node.fix
+    assert not any(name.startswith("QLinear") for name in pattern.optimized(tmp_path))
+
+
+def _proto(pattern: Pattern) -> Any:
+    import onnx
+
+    return onnx.load_model_from_string(pattern.model())
