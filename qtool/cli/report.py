@@ -1,4 +1,4 @@
-"""The command that compares a quantized model with its float model."""
+"""The command that compares quantized models with their float model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Chosen:
     """The models and the data to report on."""
 
     float_model: Path
-    quantized_model: Path
+    quantized_models: tuple[Path, ...]
     data: str
     preprocess: str | None
     is_calibration_data: bool = False
@@ -45,10 +45,12 @@ def report(
         Path | None,
         typer.Argument(metavar="FLOAT", help="The float model. Default: that of the newest run.", show_default=False),
     ] = None,
-    quantized_model: Annotated[
-        Path | None,
+    quantized_models: Annotated[
+        list[Path] | None,
         typer.Argument(
-            metavar="QUANTIZED", help="The quantized model. Default: that of the newest run.", show_default=False
+            metavar="QUANTIZED...",
+            help="Quantized models, one or several. Default: that of the newest run.",
+            show_default=False,
         ),
     ] = None,
     data: EvalDataOption = None,
@@ -72,7 +74,7 @@ def report(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which both models are timed.")] = 25,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all models are timed.")] = 25,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
     fail_if: Annotated[
         list[str] | None,
@@ -80,6 +82,15 @@ def report(
             "--fail-if",
             metavar="CONDITION",
             help="Exit with 1 if this holds, such as 'top1_drop > 0.5' or 'speedup < 1.3'; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="FILE",
+            help="Exit with 1 if a figure is worse than in this earlier report, a .json that -o wrote.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +109,7 @@ def report(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compares a quantized model with its float model: outputs, accuracy, time, size and memory.
+    """Compares quantized models with their float model: outputs, accuracy, time, size and memory.
 
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
@@ -106,6 +117,7 @@ def report(
 
     from calib.datasets.images import Preprocess
     from qtool.atomic import check_output, staged
+    from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate
     from qtool.report.json import to_json
     from qtool.report.markdown import to_markdown
@@ -115,16 +127,17 @@ def report(
     if json and markdown:
         raise UsageError("--json and --markdown exclude each other", fix="choose one, and -o FILE for the other")
     gates = tuple(parse_gate(text) for text in fail_if or ())
+    earlier = None if baseline is None else read_baseline(baseline)
     if output is not None:
         _check_suffix(output)
         check_output(output, force=force)
     console = Console(json=json or markdown, quiet=quiet, debug=debug)
-    chosen = _choose(float_model, quantized_model, data, preprocess, output_dir or Path())
+    chosen = _choose(float_model, tuple(quantized_models or ()), data, preprocess, output_dir or Path())
     if chosen.is_calibration_data:
         console.warn(f"{chosen.data} is what the model was calibrated on: new data may show less favourable figures")
     request = ReportRequest(
         float_model=chosen.float_model,
-        quantized_model=chosen.quantized_model,
+        quantized_models=chosen.quantized_models,
         data=chosen.data,
         conversion=model_source(
             chosen.float_model, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)
@@ -137,6 +150,7 @@ def report(
         rounds=rounds,
         latency=not no_latency,
         gates=gates,
+        baseline=earlier,
     )
     result = compare(request, console.progress())
     if output is not None:
@@ -150,7 +164,10 @@ def report(
     else:
         for table in tables(result):
             console.table(table.title, table.columns, table.rows, table.caption)
-    enforce(result, gates)
+    for verdict in result.verdicts:
+        if verdict.outcome == "unproven":
+            console.warn(f"not proven to fail: {verdict.message}")
+    enforce(result)
 
 
 def _check_suffix(output: Path) -> None:
@@ -161,16 +178,20 @@ def _check_suffix(output: Path) -> None:
 
 
 def _choose(
-    float_model: Path | None, quantized_model: Path | None, data: str | None, preprocess: str | None, folder: Path
+    float_model: Path | None,
+    quantized_models: tuple[Path, ...],
+    data: str | None,
+    preprocess: str | None,
+    folder: Path,
 ) -> _Chosen:
     """Takes what was given, and the rest from the newest manifest in ``folder``."""
-    if float_model is not None and quantized_model is not None:
+    if float_model is not None and quantized_models:
         if data is None:
             raise UsageError(
                 "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
             )
-        return _Chosen(float_model=float_model, quantized_model=quantized_model, data=data, preprocess=preprocess)
-    if float_model is not None or quantized_model is not None:
+        return _Chosen(float_model=float_model, quantized_models=quantized_models, data=data, preprocess=preprocess)
+    if float_model is not None or quantized_models:
         raise UsageError(
             "only one model is given", fix="name both, float model first: qtool report FLOAT.onnx QUANTIZED.onnx"
         )
@@ -184,5 +205,5 @@ def _choose(
         )
     if data is None and manifest.data is not None:
         data, preprocess = manifest.data, preprocess or manifest.options.get("preprocess")
-    chosen = _choose(manifest.float_model.path, manifest.quantized_model.path, data, preprocess, folder)
+    chosen = _choose(manifest.float_model.path, (manifest.quantized_model.path,), data, preprocess, folder)
     return replace(chosen, is_calibration_data=chosen.data == manifest.data)

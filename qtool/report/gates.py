@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from qtool.errors import GateError, UsageError
-from qtool.report.figures import FIGURES, figures
-from qtool.report.model import Report
+from qtool.report.figures import FIGURES
+from qtool.report.model import Comparison, Measured, Outcome, Report, Verdict
 
 Operator: TypeAlias = Literal["<", "<=", ">", ">=", "==", "!="]
 
@@ -24,6 +24,8 @@ _COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+# With fewer rounds, a confidence interval is no wider than the rounds by chance are.
+_FEWEST_ROUNDS = 8
 _FORM = re.compile(
     r"\s*(?P<figure>\w+)(\[(?P<output>.+)\])?\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<limit>[^\s<>=!]+)\s*"
 )
@@ -47,15 +49,22 @@ class Gate:
 
     @property
     def name(self) -> str:
-        """The figure's name among ``figures(report)``."""
+        """The figure's name among a comparison's figures."""
         return self.figure if self.output is None else f"{self.figure}[{self.output}]"
 
     def __str__(self) -> str:
         return f"{self.name} {self.operator} {str(self.limit).removesuffix('.0')}"
 
-    def trips(self, value: float) -> bool:
-        """Tells whether ``value`` fails the report; NaN always does."""
-        return math.isnan(value) or _COMPARE[self.operator](value, self.limit)
+    def trips(self, found: Measured) -> bool:
+        """Tells whether ``found`` fails the report, wherever in its interval it lies; NaN always does."""
+        if found.value is None or math.isnan(found.value):
+            return True
+        low = found.value if found.low is None else found.low
+        high = found.value if found.high is None else found.high
+        if self.operator == "!=":
+            return not low <= self.limit <= high
+        compare = _COMPARE[self.operator]
+        return compare(low, self.limit) and compare(high, self.limit)
 
 
 def parse_gate(text: str) -> Gate:
@@ -83,27 +92,32 @@ def parse_gate(text: str) -> Gate:
     return Gate(figure=name, output=output, operator=cast("Operator", found["operator"]), limit=limit)
 
 
-def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, latency: bool) -> None:
+def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, rounds: int) -> None:
     """Refuses gates that no report on this data could judge, before anything runs.
 
     Args:
         gates: what is to be judged.
         outputs: the names of the models' outputs.
         labels: whether there are labels.
-        latency: whether latency is to be measured.
+        rounds: rounds of the latency measurement; 0 where it is not to be measured.
 
     Raises:
         UsageError: a gate needs what is not there.
     """
     for gate in gates:
-        need = FIGURES[gate.figure].need
+        need, noisy = FIGURES[gate.figure].need, FIGURES[gate.figure].noisy
         if need == "labels" and not labels:
             raise UsageError(
                 f"'{gate}' needs labels and the data has none",
                 fix="name the array of class indices with --labels, or store it as '_label'",
             )
-        if need == "latency" and not latency:
+        if need == "latency" and not rounds:
             raise UsageError(f"'{gate}' needs the latency, which is not measured", fix="leave --no-latency out")
+        if noisy and rounds < _FEWEST_ROUNDS:
+            raise UsageError(
+                f"'{gate}' cannot be judged by {rounds} rounds",
+                fix=f"give at least --rounds {_FEWEST_ROUNDS}; 25 is the default",
+            )
         if gate.output is not None and gate.output not in outputs:
             near = difflib.get_close_matches(gate.output, outputs, n=1, cutoff=0.0)[0]
             raise UsageError(
@@ -112,24 +126,31 @@ def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, 
             )
 
 
-def enforce(report: Report, gates: Sequence[Gate]) -> None:
-    """Judges ``report``.
+def judge(comparison: Comparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
+    """Says what each gate makes of one quantized model."""
+    figures = dict(comparison.figures)
+    if len(comparison.fidelity) == 1:
+        only = comparison.fidelity[0].name
+        figures |= {f"{name}[{only}]": figures[name] for name, figure in FIGURES.items() if figure.of_output}
+    return tuple(_verdict(comparison.quantized_model.name, gate, figures[gate.name]) for gate in gates)
+
+
+def enforce(report: Report) -> None:
+    """Raises what the verdicts of ``report`` amount to.
 
     Raises:
         GateError: a gate trips; the problem lists every one that does, with the figure and by how much it misses.
         UsageError: the report lacks a figure.
     """
-    values = figures(report)
-    if len(report.fidelity) == 1:
-        only = report.fidelity[0].name
-        values |= {f"{name}[{only}]": values[name] for name, figure in FIGURES.items() if figure.of_output}
-    missed = []
-    for gate in gates:
-        value = values[gate.name]
-        if value is None:
-            raise UsageError(f"this report has no figure '{gate.name}' to judge '{gate}' by", fix=_why_missing(gate))
-        if gate.trips(value):
-            missed.append(_describe(gate, value))
+    several = len(report.comparisons) > 1
+    for verdict in report.verdicts:
+        if verdict.outcome == "unjudged":
+            raise UsageError(verdict.message, fix=verdict.fix)
+    missed = [
+        f"{verdict.model}: {verdict.message}" if several else verdict.message
+        for verdict in report.verdicts
+        if verdict.outcome == "failed"
+    ]
     if missed:
         count = "a figure misses its gate" if len(missed) == 1 else f"{len(missed)} figures miss their gates"
         raise GateError(
@@ -138,11 +159,33 @@ def enforce(report: Report, gates: Sequence[Gate]) -> None:
         )
 
 
-def _describe(gate: Gate, value: float) -> str:
+def shown(figure: str, found: Measured) -> str:
+    """Returns a figure with its unit and, where it has one, its confidence interval."""
+    unit = FIGURES[figure].unit
+    text = f"{found.value:.5g}{'' if unit in ('', 'x') else ' '}{unit}"
+    return text if found.low is None else f"{text} ({found.low:.5g} to {found.high:.5g} with 99 % confidence)"
+
+
+def _verdict(model: str, gate: Gate, found: Measured) -> Verdict:
+    if found.value is None:
+        return Verdict(
+            model=model,
+            condition=str(gate),
+            outcome="unjudged",
+            message=f"this report has no figure '{gate.name}' to judge '{gate}' by",
+            fix=_why_missing(gate),
+        )
+    at_value = gate.trips(Measured(value=found.value))
+    outcome: Outcome = "failed" if gate.trips(found) else "unproven" if at_value else "passed"
+    return Verdict(model=model, condition=str(gate), outcome=outcome, message=_describe(gate, found, found.value))
+
+
+def _describe(gate: Gate, found: Measured, value: float) -> str:
     if math.isnan(value):
         return f"{gate.name} is not a number, because the outputs hold NaN or infinite values (fails if {gate})"
-    unit = FIGURES[gate.figure].unit
-    text = f"{gate.name} is {value:.5g}{'' if unit in ('', 'x') else ' '}{unit} (fails if {gate}"
+    text = f"{gate.name} is {shown(gate.figure, found)} (fails if {gate}"
+    if not gate.trips(found):
+        return f"{text})"
     return text + (")" if value == gate.limit else f", missed by {abs(value - gate.limit):.3g})")
 
 

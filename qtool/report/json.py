@@ -11,17 +11,34 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from qtool.report.figures import figures
-from qtool.report.model import Report
+from qtool.report.model import Comparison, Report
 
 SCHEMA = "qtool.report/1"
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """Lays the report out as values that ``json.dumps(..., allow_nan=False)`` takes."""
-    outputs = [{**asdict(output), "identical": output.identical} for output in report.fidelity]
-    document = {"schema": SCHEMA, "figures": figures(report), **asdict(report), "fidelity": outputs}
+    models = [_comparison(comparison) for comparison in report.comparisons]
+    document = {
+        "schema": SCHEMA,
+        # Those of the only quantized model, for programs that know of no more; null where there are several.
+        "figures": models[0]["figures"] if len(models) == 1 else None,
+        "float_model": asdict(report.float_model),
+        "quantized_models": models,
+        **{key: value for key, value in asdict(report).items() if key != "comparisons"},
+    }
     return {key: _plain(value) for key, value in document.items()}
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    figures = comparison.figures
+    return {
+        **asdict(comparison.quantized_model),
+        "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
+        "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
+        "figures": {name: figure.value for name, figure in figures.items()},
+        "intervals": {name: [figure.low, figure.high] for name, figure in figures.items() if figure.low is not None},
+    }
 
 
 def _plain(value: Any) -> Any:

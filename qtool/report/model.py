@@ -1,14 +1,32 @@
-"""The report as a value."""
+"""The report as a value: the one source of every form in which it is told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.metrics.latency import Latency, Ratio
+from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.memory import Memory
+
+Outcome: TypeAlias = Literal["passed", "unproven", "failed", "unjudged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A figure as it was found.
+
+    Attributes:
+        value: the figure; None where the report does not have it, NaN where outputs cannot be compared.
+        low: lower end of its confidence interval; None for a figure that another run would find again.
+        high: upper end of it.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +34,7 @@ class ModelReport:
     """What was measured on one model alone.
 
     Attributes:
+        name: what the report calls it: the file's name, and as much of the folder as tells it from the others.
         path: the file, as it was given.
         size_bytes: on disk, external data included.
         accuracy: on the labels; None without labels.
@@ -24,11 +43,12 @@ class ModelReport:
         memory: of a process that runs it once.
     """
 
+    name: str
     path: str
     size_bytes: int
     accuracy: Accuracy | None
     latency: Latency | None
-    throughput: float | None
+    throughput: Interval | None
     memory: Memory
 
 
@@ -48,28 +68,62 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Compares a quantized model with the float model it was made from.
+class Comparison:
+    """One quantized model beside the float model it was made from.
 
     Attributes:
         float_model: the float model's figures.
         quantized_model: the quantized model's figures.
         fidelity: how close the outputs are, one entry an output.
         speedup: float time over quantized time, from paired rounds; None where latency was not to be measured.
-        data: what both models ran on.
-        labels: the name of the labels; None without labels.
-        samples: how many samples both ran on.
-        batch_size: samples a run.
-        threads: threads inside an operator; 0 is one a core.
-        rounds: rounds of the latency measurement.
-        versions: of the packages that have a say in the figures.
-        machine: where it was measured.
+        figures: everything above that has a name, as ``figures.with_figures`` fills it in.
     """
 
     float_model: ModelReport
     quantized_model: ModelReport
     fidelity: tuple[OutputFidelity, ...]
-    speedup: Ratio | None
+    speedup: Interval | None
+    figures: Mapping[str, Measured] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a condition says about one quantized model.
+
+    Attributes:
+        model: the model's name.
+        condition: what it was judged by.
+        outcome: whether it passed; "unproven" passes too: the value misses, and its confidence interval does not.
+            "unjudged" is a condition on a figure that the report does not have.
+        message: one line: the figure, and how far it misses.
+        fix: one line: what to do about it; empty where nothing has to be done.
+    """
+
+    model: str
+    condition: str
+    outcome: Outcome
+    message: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Compares quantized models with the float model that they were made from.
+
+    Attributes:
+        comparisons: one entry a quantized model, at least one, all with the same float model.
+        data: what all models ran on.
+        labels: the name of the labels; None without labels.
+        samples: how many samples all ran on.
+        batch_size: samples a run.
+        threads: threads inside an operator; 0 is one a core.
+        rounds: rounds of the latency measurement; 0 where it was not to be measured.
+        versions: of the packages that have a say in the figures.
+        machine: where it was measured.
+        verdicts: what gates and an earlier report say about it.
+    """
+
+    comparisons: tuple[Comparison, ...]
     data: str
     labels: str | None
     samples: int
@@ -78,3 +132,9 @@ class Report:
     rounds: int
     versions: Mapping[str, str]
     machine: Machine
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def float_model(self) -> ModelReport:
+        """The float model's figures."""
+        return self.comparisons[0].float_model

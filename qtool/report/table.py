@@ -1,14 +1,12 @@
-"""The report as tables of text, for the terminal and for Markdown."""
+"""The report as tables of text, for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.report.figures import figures
-from qtool.report.model import Report
+from qtool.report.model import Comparison, Measured, Report
 
 _NONE = "–"
 
@@ -30,57 +28,104 @@ class Table:
     caption: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A figure that both models have."""
+
+    label: str
+    float_figure: str
+    figure: str
+    digits: int
+    unit: str
+    change: str
+
+
 def tables(report: Report) -> tuple[Table, ...]:
     """Lays the report out: the models side by side, then the outputs."""
     return _models(report), _outputs(report)
 
 
 def _models(report: Report) -> Table:
-    known = figures(report)
     rows = []
-    for label, left, right, digits, unit, change in (
-        ("top-1 accuracy", "top1_float", "top1", 2, " %", "points"),
-        ("top-5 accuracy", "top5_float", "top5", 2, " %", "points"),
-        ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
-        ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
-        (f"throughput, batch {report.batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
-        ("size on disk", "size_float_mb", "size_mb", 2, " MB", "part"),
-        ("peak memory", "memory_float_mb", "memory_mb", 1, " MB", "part"),
-    ):
-        a, b = known[left], known[right]
-        if a is not None and b is not None:
-            cells = (label, f"{a:,.{digits}f}{unit}", f"{b:,.{digits}f}{unit}", _change(report, change, a, b))
-            rows.append(cells)
-    measured = [f"{report.samples} samples of {report.data}"]
-    if report.speedup is not None:
-        measured.append(f"{report.rounds} rounds in turns, one sample a run")
-    measured.append("one thread a core" if report.threads == 0 else f"threads: {report.threads}")
+    for row in _rows(report.batch_size):
+        found = [comparison.figures[row.figure] for comparison in report.comparisons]
+        base = report.comparisons[0].figures[row.float_figure]
+        if base.value is None or all(figure.value is None for figure in found):
+            continue
+        changes = [_change(row, comparison, base) for comparison in report.comparisons]
+        shown = [_shown(row, figure) for figure in found]
+        if len(shown) > 1:
+            cells = [f"{cell}, {change}" for cell, change in zip(shown, changes, strict=True)]
+        else:
+            cells = [shown[0], changes[0]]
+        rows.append((row.label, _shown(row, base), *cells))
+    names = tuple(comparison.quantized_model.name for comparison in report.comparisons)
+    columns = ("", "float", *names) if len(names) > 1 else ("", "float", "quantized", "change")
     return Table(
-        title=f"{PurePath(report.float_model.path).name} → {PurePath(report.quantized_model.path).name}",
-        columns=("", "float", "quantized", "change"),
+        title=f"{report.float_model.name} → {', '.join(names)}",
+        columns=columns,
         rows=tuple(rows),
-        caption="; ".join(measured),
+        caption=_measured_on(report),
     )
 
 
-def _change(report: Report, kind: str, left: float, right: float) -> str:
-    if kind == "points":
+def _rows(batch_size: int) -> tuple[_Row, ...]:
+    return tuple(
+        _Row(label=label, float_figure=left, figure=right, digits=digits, unit=unit, change=change)
+        for label, left, right, digits, unit, change in (
+            ("top-1 accuracy", "top1_float", "top1", 2, " %", "points"),
+            ("top-5 accuracy", "top5_float", "top5", 2, " %", "points"),
+            ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
+            ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
+            (f"throughput, batch {batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
+            ("size on disk", "size_float_mb", "size_mb", 2, " MB", "part"),
+            ("peak memory", "memory_float_mb", "memory_mb", 1, " MB", "part"),
+        )
+    )
+
+
+def _measured_on(report: Report) -> str:
+    measured = [f"{report.samples} samples of {report.data}"]
+    if report.rounds:
+        measured.append(f"{report.rounds} rounds in turns, one sample a run")
+    measured.append("one thread a core" if report.threads == 0 else f"threads: {report.threads}")
+    return "; ".join(measured)
+
+
+def _shown(row: _Row, figure: Measured) -> str:
+    return _NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
+
+
+def _change(row: _Row, comparison: Comparison, base: Measured) -> str:
+    left, right = base.value, comparison.figures[row.figure].value
+    if left is None or right is None:
+        return _NONE
+    if row.change == "points":
         return f"{right - left:+.2f} points"
-    if kind == "speedup" and report.speedup is not None:
-        ratio = report.speedup
+    if row.change == "speedup" and comparison.speedup is not None:
+        ratio = comparison.speedup
         return f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
-    if kind == "part":
+    if row.change == "part":
         return f"{100 * right / left:.1f} %" if left else _NONE
-    faster = left / right if kind == "faster" else right / left
+    faster = left / right if row.change == "faster" else right / left
     return f"{faster:.2f}x"
 
 
 def _outputs(report: Report) -> Table:
-    columns = ("output", "SQNR", "cosine", "largest error", "mean error", "same top-1", "equal values")
-    rows = tuple(_output_row(output) for output in report.fidelity)
-    # Columns that no output has say nothing.
-    used = [place for place in range(len(columns)) if place == 0 or any(row[place] != _NONE for row in rows)]
-    remarks = [_remark(output) for output in report.fidelity if output.non_finite or output.unmatched_batches]
+    columns = ("model", "output", "SQNR", "cosine", "largest error", "mean error", "same top-1", "equal values")
+    pairs = [(comparison, output) for comparison in report.comparisons for output in comparison.fidelity]
+    rows = tuple((comparison.quantized_model.name, *_output_row(output)) for comparison, output in pairs)
+    several = len(report.comparisons) > 1
+    # Columns that no output has say nothing, nor does the model's where there is one.
+    used = [
+        place
+        for place in range(len(columns))
+        if place == 1 or (several if place == 0 else any(row[place] != _NONE for row in rows))
+    ]
+    remarks = []
+    for comparison, output in pairs:
+        if output.non_finite or output.unmatched_batches:
+            remarks.append((f"{comparison.quantized_model.name}: " if several else "") + _remark(output))
     return Table(
         title="Outputs beside those of the float model",
         columns=tuple(columns[place] for place in used),

@@ -110,7 +110,7 @@ def test_a_reader_that_went_away_is_141_and_silent(fail_with: Callable[..., Any]
         (["reprot"], "Did you mean 'report'"),
         (["report", "--no-latensy"], "--no-latency"),
         (["report", "--rounds", "many"], "--rounds"),
-        (["report", "a", "b", "c"], "unexpected extra argument"),
+        (["verify", "a", "b"], "unexpected extra argument"),
     ],
 )
 def test_a_slip_on_the_command_line_is_2_with_a_hint(arguments: list[str], word: str) -> None:

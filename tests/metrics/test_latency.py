@@ -78,7 +78,8 @@ def test_the_interval_narrows_with_more_rounds_and_is_the_same_each_time() -> No
         ratio = paired_ratio(base, other)
         return ratio.high - ratio.low
 
-    assert width(1000) < width(20) / 2
+    # What sessions differ by, 2 % on both sides, stays however many rounds there are.
+    assert 0.08 < width(1000) < 0.7 * width(20)
 
 
 def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
@@ -87,8 +88,8 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     for seed in range(200):
         ratio = paired_ratio(np.exp(0.3 * random.normal(size=25)), np.ones(25), seed=seed)
         covered += ratio.low <= 1 <= ratio.high
-    assert 176 <= covered <= 200  # 95 % of 200 is 190
+    assert 190 <= covered <= 200  # 99 % of 200 is 198
 
 
 def test_throughput_is_samples_over_the_median_time() -> None:
-    assert throughput(np.array([0.1, 0.2, 9.0]), batch_size=16) == pytest.approx(80)
+    assert throughput(np.array([0.1, 0.2, 9.0]), batch_size=16).median == pytest.approx(80)

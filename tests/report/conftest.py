@@ -1,7 +1,7 @@
 """A tiny classifier with its quantized twin and labelled data, and a report that was never measured."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.metrics.latency import Latency, Ratio
+from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.memory import Memory
-from qtool.report.model import Machine, ModelReport, Report
+from qtool.report.figures import with_figures
+from qtool.report.model import Comparison, Machine, ModelReport, Report
 
 FEATURES, CLASSES, SAMPLES = 8, 10, 37
 
@@ -100,26 +101,35 @@ def make_output() -> Callable[..., OutputFidelity]:
 
 @pytest.fixture
 def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Report]:
+    """Makes a report on one comparison; changes go to the comparison or to the report, whichever has such a field."""
+
     def make(**changes: Any) -> Report:
-        base = Report(
+        comparison = Comparison(
             float_model=ModelReport(
+                name="net.onnx",
                 path="models/net.onnx",
                 size_bytes=4_000_000,
                 accuracy=Accuracy(top1=0.979, top5=0.999, samples=1000),
-                latency=Latency(median_ms=4.0, p95_ms=5.0, rounds=25),
-                throughput=500.0,
+                latency=_latency(4.0, 5.0),
+                throughput=Interval(median=500.0, low=490.0, high=510.0),
                 memory=Memory(peak_bytes=100_000_000, added_bytes=50_000_000),
             ),
             quantized_model=ModelReport(
+                name="net|int8.onnx",
                 path="models/net|int8.onnx",
                 size_bytes=1_000_000,
                 accuracy=Accuracy(top1=0.974, top5=0.998, samples=1000),
-                latency=Latency(median_ms=2.0, p95_ms=2.5, rounds=25),
-                throughput=900.0,
+                latency=_latency(2.0, 2.5),
+                throughput=Interval(median=900.0, low=890.0, high=910.0),
                 memory=Memory(peak_bytes=80_000_000, added_bytes=30_000_000),
             ),
             fidelity=(make_output(),),
-            speedup=Ratio(median=2.0, low=1.9, high=2.1),
+            speedup=Interval(median=2.0, low=1.9, high=2.1),
+        )
+        own = {field.name for field in fields(Comparison)}
+        comparison = replace(comparison, **{name: value for name, value in changes.items() if name in own})
+        base = Report(
+            comparisons=(with_figures(comparison),),
             data="eval.npz",
             labels="_label",
             samples=1000,
@@ -129,6 +139,18 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
             versions={"qtool": "0", "onnxruntime": "1"},
             machine=Machine(system="Linux x86_64", processor="Any_CPU", cores=2),
         )
-        return replace(base, **changes)
+        return replace(base, **{name: value for name, value in changes.items() if name not in own})
 
     return make
+
+
+def _latency(median_ms: float, p95_ms: float) -> Latency:
+    return Latency(
+        median_ms=median_ms,
+        low_ms=0.9 * median_ms,
+        high_ms=1.1 * median_ms,
+        p95_ms=p95_ms,
+        p95_low_ms=0.9 * p95_ms,
+        p95_high_ms=1.1 * p95_ms,
+        rounds=25,
+    )

@@ -8,11 +8,15 @@ import pytest
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.memory import Memory
-from qtool.report.figures import FIGURES, figures
+from qtool.report.figures import FIGURES
 from qtool.report.model import Report
 
 MakeReport = Callable[..., Report]
 MakeOutput = Callable[..., OutputFidelity]
+
+
+def figures(report: Report) -> dict[str, float | None]:
+    return {name: figure.value for name, figure in report.comparisons[0].figures.items()}
 
 
 def test_every_figure_is_what_its_description_says(make_report: MakeReport) -> None:
@@ -58,10 +62,10 @@ def test_a_drop_of_whole_samples_is_no_longer_number_than_it_is(make_report: Mak
     full = make_report()
     models = [
         replace(model, accuracy=Accuracy(top1=top1, top5=None, samples=1000))
-        for model, top1 in ((full.float_model, 0.983), (full.quantized_model, 0.981))
+        for model, top1 in ((full.float_model, 0.983), (full.comparisons[0].quantized_model, 0.981))
     ]
     assert 100 * 0.983 - 100 * 0.981 > 0.2  # by the last digits of binary numbers
-    values = figures(replace(full, float_model=models[0], quantized_model=models[1]))
+    values = figures(make_report(float_model=models[0], quantized_model=models[1]))
     assert (values["top1_drop"], values["top5_drop"]) == (0.2, None)
 
 
@@ -94,5 +98,5 @@ def test_a_nan_in_any_output_is_the_worst(make_report: MakeReport, make_output: 
 )
 def test_what_was_not_measured_is_none(make_report: MakeReport, changes: dict[str, Any], missing: set[str]) -> None:
     full = make_report()
-    values = figures(replace(full, quantized_model=replace(full.quantized_model, **changes)))
+    values = figures(make_report(quantized_model=replace(full.comparisons[0].quantized_model, **changes)))
     assert {name for name, value in values.items() if value is None} == missing | {"equal_values"}

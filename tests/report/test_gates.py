@@ -8,11 +8,22 @@ from hypothesis import strategies as st
 
 from qtool.errors import GateError, UsageError
 from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.latency import Interval
 from qtool.report.figures import FIGURES
-from qtool.report.gates import Gate, check_gates, enforce, parse_gate
-from qtool.report.model import Report
+from qtool.report.gates import Gate, check_gates, enforce, judge, parse_gate
+from qtool.report.model import Measured, Report
 
 MakeReport = Callable[..., Report]
+
+
+def enforced(report: Report, *conditions: str) -> Report:
+    gates = [parse_gate(text) for text in conditions]
+    verdicts = [verdict for comparison in report.comparisons for verdict in judge(comparison, gates)]
+    judged = replace(report, verdicts=tuple(verdicts))
+    enforce(judged)
+    return judged
+
+
 OPERATORS = ("<", "<=", ">", ">=", "==", "!=")
 
 
@@ -44,12 +55,12 @@ def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
 def test_gates_compare_as_python_does(operator: str, limit: float) -> None:
     gate = parse_gate(f"cosine {operator} {limit}")
     for value in (-3.0, -1.5, 0.0, 2.0, 9.5, math.inf, -math.inf):
-        assert gate.trips(value) == eval(f"value {operator} limit", {"value": value, "limit": limit})
+        assert gate.trips(Measured(value=value)) == eval(f"value {operator} limit", {"value": value, "limit": limit})
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_nan_trips_every_gate(operator: str) -> None:
-    assert parse_gate(f"sqnr_db {operator} 3").trips(math.nan)
+    assert parse_gate(f"sqnr_db {operator} 3").trips(Measured(value=math.nan))
 
 
 @pytest.mark.parametrize(
@@ -74,17 +85,17 @@ def test_a_figure_of_models_takes_no_output() -> None:
 
 
 def test_gates_on_what_will_not_be_measured_are_refused_beforehand() -> None:
-    def check(text: str, *, labels: bool = True, latency: bool = True) -> None:
-        check_gates([parse_gate(text)], outputs=["logits", "boxes"], labels=labels, latency=latency)
+    def check(text: str, *, labels: bool = True, rounds: int = 25) -> None:
+        check_gates([parse_gate(text)], outputs=["logits", "boxes"], labels=labels, rounds=rounds)
 
     check("top1 < 90")
     check("speedup < 1.3", labels=False)
-    check("sqnr_db[boxes] < 9", labels=False, latency=False)
+    check("sqnr_db[boxes] < 9", labels=False, rounds=0)
     with pytest.raises(UsageError) as no_labels:
         check("top5_drop > 1", labels=False)
     assert "--labels" in no_labels.value.fix
     with pytest.raises(UsageError) as no_latency:
-        check("throughput < 100", latency=False)
+        check("throughput < 100", rounds=0)
     assert "--no-latency" in no_latency.value.fix
     with pytest.raises(UsageError) as no_output:
         check("sqnr_db[boxs] < 9")
@@ -92,13 +103,12 @@ def test_gates_on_what_will_not_be_measured_are_refused_beforehand() -> None:
 
 
 def test_gates_that_hold_raise_nothing(make_report: MakeReport) -> None:
-    enforce(make_report(), [parse_gate(text) for text in ("top1_drop > 0.5", "speedup < 1.3", "sqnr_db < 20")])
+    enforced(make_report(), "top1_drop > 0.5", "speedup < 1.3", "sqnr_db < 20")
 
 
 def test_every_missed_gate_is_listed_with_value_limit_and_distance(make_report: MakeReport) -> None:
-    gates = [parse_gate(text) for text in ("top1_drop > 0.2", "speedup < 1.3", "size_mb > 0.75", "cosine <= 0.99")]
     with pytest.raises(GateError) as caught:
-        enforce(make_report(), gates)
+        enforced(make_report(), "top1_drop > 0.2", "speedup < 1.3", "size_mb > 0.75", "cosine <= 0.99")
     assert caught.value.problem == (
         "3 figures miss their gates: top1_drop is 0.5 points (fails if top1_drop > 0.2, missed by 0.3); "
         "size_mb is 1 MB (fails if size_mb > 0.75, missed by 0.25); cosine is 0.99 (fails if cosine <= 0.99)"
@@ -111,16 +121,16 @@ def test_a_nan_figure_fails_with_its_reason(
 ) -> None:
     report = make_report(fidelity=(make_output(sqnr_db=math.nan, non_finite=3),))
     with pytest.raises(GateError, match="NaN or infinite"):
-        enforce(report, [parse_gate("sqnr_db < 1")])
+        enforced(report, "sqnr_db < 1")
 
 
 def test_identical_outputs_pass_any_floor(make_report: MakeReport, make_output: Callable[..., OutputFidelity]) -> None:
-    enforce(make_report(fidelity=(make_output(sqnr_db=math.inf),)), [parse_gate("sqnr_db < 100")])
+    enforced(make_report(fidelity=(make_output(sqnr_db=math.inf),)), "sqnr_db < 100")
 
 
 def test_the_only_output_may_be_named(make_report: MakeReport) -> None:
     with pytest.raises(GateError, match=r"sqnr_db\[logits\] is 20 dB"):
-        enforce(make_report(), [parse_gate("sqnr_db[logits] < 40")])
+        enforced(make_report(), "sqnr_db[logits] < 40")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +139,40 @@ def test_the_only_output_may_be_named(make_report: MakeReport) -> None:
 def test_a_figure_the_report_lacks_is_a_usage_error(
     make_report: MakeReport, make_output: Callable[..., OutputFidelity], figure: str, hint: str
 ) -> None:
-    report = make_report(fidelity=(make_output(top1_agreement=None),))
-    model = report.quantized_model
+    model = make_report().comparisons[0].quantized_model
     assert model.accuracy is not None
     few_classes = replace(model, accuracy=replace(model.accuracy, top5=None))
+    report = make_report(fidelity=(make_output(top1_agreement=None),), quantized_model=few_classes)
     with pytest.raises(UsageError) as caught:
-        enforce(replace(report, quantized_model=few_classes), [parse_gate(f"{figure} > 1")])
+        enforced(report, f"{figure} > 1")
     assert hint in caught.value.fix
+
+
+def test_a_noisy_figure_fails_only_where_its_whole_interval_does(make_report: MakeReport) -> None:
+    report = make_report(speedup=Interval(median=1.28, low=1.2, high=1.36))
+    judged = enforced(report, "speedup < 1.3", "speedup < 1.1", "latency_ms > 1.9", "speedup != 1.3")
+    assert [verdict.outcome for verdict in judged.verdicts] == ["unproven", "passed", "unproven", "unproven"]
+    with pytest.raises(GateError) as caught:
+        enforced(report, "speedup < 1.4")
+    assert caught.value.problem == (
+        "a figure misses its gate: speedup is 1.28x (1.2 to 1.36 with 99 % confidence) "
+        "(fails if speedup < 1.4, missed by 0.12)"
+    )
+    with pytest.raises(GateError):
+        enforced(report, "speedup_low < 1.3")
+
+
+def test_few_rounds_judge_nothing_that_is_noisy() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_gates([parse_gate("speedup < 1.3")], outputs=["logits"], labels=False, rounds=7)
+    assert "--rounds 8" in caught.value.fix
+    check_gates([parse_gate("speedup_low < 1.3")], outputs=["logits"], labels=False, rounds=7)
+
+
+def test_every_model_is_judged_and_named(make_report: MakeReport) -> None:
+    first, second = make_report().comparisons[0], make_report(speedup=Interval(median=1.0, low=0.9, high=1.1))
+    other = second.comparisons[0]
+    other = replace(other, quantized_model=replace(other.quantized_model, name="slow.onnx"))
+    with pytest.raises(GateError) as caught:
+        enforced(make_report(comparisons=(first, other)), "speedup < 1.3")
+    assert caught.value.problem.startswith("a figure misses its gate: slow.onnx: speedup is 1x")

@@ -182,7 +182,7 @@ def test_a_model_that_fixes_its_batch_is_fed_that_many(
 def test_a_model_beside_itself_is_identical(pair: Pair, run: Run) -> None:
     result = run("--json", "--no-latency", "--fail-if", "sqnr_db < 200", models=(pair.float_model, pair.float_model))
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["fidelity"][0]["identical"] is True
+    assert json.loads(result.stdout)["quantized_models"][0]["fidelity"][0]["identical"] is True
 
 
 def test_models_that_do_not_belong_together_are_refused(
@@ -268,7 +268,7 @@ def a_run_of_quantize(pair: Pair, tmp_path: Path) -> Path:
 def test_a_bare_report_is_on_the_newest_run(pair: Pair, run: Run, a_run_of_quantize: Path) -> None:
     result = run("--json", "--no-latency", "--output-dir", "build", models=())
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["quantized_model"]["path"].endswith("quantized.onnx")
+    assert json.loads(result.stdout)["quantized_models"][0]["path"].endswith("quantized.onnx")
     assert "calibrated on" not in result.stderr
 
 

@@ -3,6 +3,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from qtool.report.figures import FIGURES
 from qtool.report.json import SCHEMA, to_json
 from qtool.report.markdown import to_markdown
 from qtool.report.model import Report
+from qtool.report.names import display_names
 from qtool.report.table import tables
 
 MakeReport = Callable[..., Report]
@@ -32,12 +34,12 @@ def test_tables_show_both_models_and_the_change(make_report: MakeReport) -> None
 
 
 def test_tables_leave_out_what_was_not_measured(make_report: MakeReport) -> None:
-    report = make_report(speedup=None)
+    full = make_report().comparisons[0]
     bare = [
         replace(model, accuracy=None, latency=None, throughput=None)
-        for model in (report.float_model, report.quantized_model)
+        for model in (full.float_model, full.quantized_model)
     ]
-    models, _ = tables(replace(report, float_model=bare[0], quantized_model=bare[1]))
+    models, _ = tables(make_report(speedup=None, float_model=bare[0], quantized_model=bare[1], rounds=0))
     assert [row[0] for row in models.rows] == ["size on disk", "peak memory"]
     assert "rounds" not in models.caption
 
@@ -87,9 +89,49 @@ def test_json_holds_every_figure_and_no_number_that_json_lacks(
     document = json.loads(json.dumps(to_json(report), allow_nan=False))
     assert document["schema"] == SCHEMA == "qtool.report/1"
     assert set(FIGURES) <= set(document["figures"])
-    same, broken = document["fidelity"]
+    same, broken = document["quantized_models"][0]["fidelity"]
     assert (same["sqnr_db"], same["identical"]) == (None, True)
     assert (broken["sqnr_db"], broken["identical"], broken["non_finite"]) == (None, False, 2)
     assert document["figures"]["sqnr_db"] is None
-    assert document["quantized_model"]["latency"] == {"median_ms": 2.0, "p95_ms": 2.5, "rounds": 25}
+    (model,) = document["quantized_models"]
+    assert model["latency"]["median_ms"] == 2.0
+    assert model["figures"] == document["figures"]
+    assert model["intervals"]["speedup"] == [1.9, 2.1]
+    assert "size_mb" not in model["intervals"]
     assert document["machine"]["cores"] == 2
+
+
+def test_several_models_stand_beside_each_other(make_report: MakeReport) -> None:
+    first = make_report().comparisons[0]
+    second = replace(first, quantized_model=replace(first.quantized_model, name="b.onnx"))
+    report = make_report(comparisons=(first, second))
+    models, outputs = tables(report)
+    assert models.columns == ("", "float", "net|int8.onnx", "b.onnx")
+    rows = {row[0]: row[1:] for row in models.rows}
+    assert rows["latency, median"] == ("4.000 ms", *["2.000 ms, 2.00x (1.90 to 2.10)"] * 2)
+    assert [row[:2] for row in outputs.rows] == [("net|int8.onnx", "logits"), ("b.onnx", "logits")]
+    document = to_json(report)
+    assert [model["name"] for model in document["quantized_models"]] == ["net|int8.onnx", "b.onnx"]
+    assert document["figures"] is None
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("m/a.onnx", "m/b.onnx"), ("a.onnx", "b.onnx")),
+        (("a/net.onnx", "b/net.onnx"), ("a/net.onnx", "b/net.onnx")),
+        (("a.onnx", "a.onnx", "a.onnx"), ("a.onnx", "a.onnx (2)", "a.onnx (3)")),
+        (("x/a/n.onnx", "y/a/n.onnx", "z.onnx"), ("x/a/n.onnx", "y/a/n.onnx", "z.onnx")),
+    ],
+)
+def test_models_have_the_shortest_names_that_tell_them_apart(paths: tuple[str, ...], names: tuple[str, ...]) -> None:
+    assert display_names([Path(path) for path in paths]) == names
+
+
+def test_the_form_of_the_json_is_described(make_report: MakeReport) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### The report as JSON", 1)[1].split("\n## ", 1)[0]
+    described = set(re.findall(r"`(\w+)`", section))
+    document = to_json(make_report())
+    assert set(document) <= described
+    assert set(document["quantized_models"][0]) <= described

@@ -1,0 +1,118 @@
+"""Models that belong together: a float model and what was made from it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from calib.specs import Array, Dim, TensorSpec
+from qtool.errors import InputError
+from qtool.runtime.session import Session
+
+
+class SessionGroup:
+    """Runs a float model and quantized ones on the same feeds.
+
+    Attributes:
+        inputs: what all of them take: a dimension is fixed where one of the models fixes it.
+        outputs: what all of them return, as the float model declares it.
+    """
+
+    def __init__(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
+        """Makes sure that they can be compared.
+
+        Args:
+            sessions: the float model's, then those of quantized models.
+            names: what errors call the models.
+
+        Raises:
+            InputError: inputs or outputs differ in name or type, or inputs in a fixed dimension.
+        """
+        self._sessions = tuple(sessions)
+        first = self._sessions[0]
+        self.inputs, self.outputs = first.inputs, first.outputs
+        for session, name in zip(self._sessions[1:], names[1:], strict=True):
+            _check_names(self.inputs, session.inputs, "input", name)
+            _check_names(self.outputs, session.outputs, "output", name)
+            _check_kinds(self.outputs, session.outputs, name)
+            others = {spec.name: spec for spec in session.inputs}
+            self.inputs = tuple(_common(spec, others[spec.name], name) for spec in self.inputs)
+
+    @property
+    def count(self) -> int:
+        """How many models there are, the float model included."""
+        return len(self._sessions)
+
+    def runs(self, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """Yields the outputs of one model after the other, so that one at a time is held beside what is kept.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime stops while it runs one of them.
+        """
+        for session in self._sessions:
+            yield session.run(feeds)
+
+    def timed(self, feeds: Mapping[str, Array]) -> tuple[Callable[[], object], ...]:
+        """Returns what runs each model on ``feeds``."""
+        return tuple(partial(session.run, feeds) for session in self._sessions)
+
+
+def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0) -> SessionGroup:
+    """Opens a float model and the quantized ones after it.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load one of them.
+        InputError: they do not belong together.
+    """
+    return SessionGroup([Session(model, threads=threads) for model in models], names)
+
+
+def _check_names(left: Sequence[TensorSpec], right: Sequence[TensorSpec], role: str, candidate: str) -> None:
+    ours, theirs = [spec.name for spec in left], [spec.name for spec in right]
+    for have, lack, which in ((ours, theirs, candidate), (theirs, ours, "the float model")):
+        for name in have:
+            if name in lack:
+                continue
+            spare = [other for other in lack if other not in have] or lack
+            near = difflib.get_close_matches(name, spare, n=1, cutoff=0.0)
+            raise InputError(
+                f"{which} has no {role} '{name}'" + (f"; the nearest is '{near[0]}'" if near else ""),
+                fix="compare a model with the one that was made from it",
+            )
+
+
+def _check_kinds(left: Sequence[TensorSpec], right: Sequence[TensorSpec], candidate: str) -> None:
+    others = {spec.name: spec for spec in right}
+    for spec in left:
+        other = others[spec.name]
+        if (spec.dtype.kind == "f") != (other.dtype.kind == "f"):
+            raise InputError(
+                f"the output '{spec.name}' is {spec.dtype} in the float model, {other.dtype} in {candidate}",
+                fix="compare models whose outputs have the same types",
+            )
+
+
+def _common(spec: TensorSpec, other: TensorSpec, candidate: str) -> TensorSpec:
+    if spec.dtype != other.dtype:
+        raise InputError(
+            f"the input '{spec.name}' is {spec.dtype} in the float model, {other.dtype} in {candidate}",
+            fix="compare models that take the same data",
+        )
+    if spec.shape is None or other.shape is None:
+        return spec if other.shape is None else other
+    if len(spec.shape) != len(other.shape) or any(map(_clash, spec.shape, other.shape)):
+        raise InputError(
+            f"the input '{spec.name}' is {spec.shape} in the float model, {other.shape} in {candidate}",
+            fix="compare models that take the same data",
+        )
+    shape = tuple(
+        ours if isinstance(ours, int) else theirs for ours, theirs in zip(spec.shape, other.shape, strict=True)
+    )
+    return replace(spec, shape=shape)
+
+
+def _clash(ours: Dim, theirs: Dim) -> bool:
+    return isinstance(ours, int) and isinstance(theirs, int) and ours != theirs

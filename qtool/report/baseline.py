@@ -1,0 +1,167 @@
+"""Compares a report with an earlier one, and says what became worse."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import InputError, UsageError
+from qtool.report.figures import FIGURES
+from qtool.report.gates import shown
+from qtool.report.json import SCHEMA
+from qtool.report.model import Comparison, Measured, Outcome, Report, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """When a figure counts as worse than it was.
+
+    Attributes:
+        higher_is_better: which way is worse.
+        slack: how much worse it may become, in the figure's unit.
+        share: how much worse it may become, as a share of what it was.
+    """
+
+    higher_is_better: bool
+    slack: float = 0.0
+    share: float = 0.0
+
+
+# Times in milliseconds are left out: another machine, or another load, changes them and says nothing about the model.
+RULES: Mapping[str, Rule] = {
+    "sqnr_db": Rule(higher_is_better=True, slack=0.5),
+    "agreement": Rule(higher_is_better=True, slack=0.5),
+    "equal_values": Rule(higher_is_better=True, slack=0.5),
+    "non_finite": Rule(higher_is_better=False),
+    "top1": Rule(higher_is_better=True, slack=0.2),
+    "top5": Rule(higher_is_better=True, slack=0.2),
+    "speedup": Rule(higher_is_better=True),
+    "size_ratio": Rule(higher_is_better=False, share=0.01),
+    "memory_ratio": Rule(higher_is_better=False, share=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """An earlier report.
+
+    Attributes:
+        path: the file it was read from.
+        data: what it was measured on.
+        samples: how many samples that were.
+        models: the figures of each quantized model, by the model's name.
+    """
+
+    path: Path
+    data: str
+    samples: int
+    models: Mapping[str, Mapping[str, Measured]]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Reads a report that ``--json`` wrote.
+
+    Raises:
+        InputError: it is no such report.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise ValueError(document["schema"])
+        return Baseline(
+            path=path,
+            data=str(document["data"]),
+            samples=int(document["samples"]),
+            models={str(model["name"]): _figures(model) for model in document["quantized_models"]},
+        )
+    except OSError as error:
+        raise InputError(f"there is no report at {path}", fix="write one with `qtool report -o old.json`") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no report in the form {SCHEMA}", fix="write it anew with `qtool report -o old.json`"
+        ) from error
+
+
+def regressions(report: Report, baseline: Baseline) -> tuple[Verdict, ...]:
+    """Judges every figure of RULES that both reports have.
+
+    A figure with a confidence interval is worse only where the whole interval lies beyond that of the earlier one.
+
+    Raises:
+        InputError: the earlier report is on other data.
+        UsageError: it has none of the models.
+    """
+    if (Path(report.data).name, report.samples) != (Path(baseline.data).name, baseline.samples):
+        raise InputError(
+            f"{baseline.path} is a report on {baseline.samples} samples of {baseline.data}, "
+            f"this one on {report.samples} of {report.data}",
+            fix="compare reports on the same data",
+        )
+    verdicts: list[Verdict] = []
+    for comparison, before in _matched(report.comparisons, baseline):
+        for figure in RULES:
+            now, then = comparison.figures.get(figure), before.get(figure)
+            if now is not None and now.value is not None and then is not None and then.value is not None:
+                verdicts.append(_verdict(comparison.quantized_model.name, figure, now, then, baseline.path.name))
+    return tuple(verdicts)
+
+
+def _matched(comparisons: Sequence[Comparison], baseline: Baseline) -> list[tuple[Comparison, Mapping[str, Measured]]]:
+    if len(comparisons) == len(baseline.models) == 1:
+        # The only one is meant, whatever the file is called by now.
+        return [(comparisons[0], next(iter(baseline.models.values())))]
+    names = [comparison.quantized_model.name for comparison in comparisons]
+    found = [
+        (comparison, baseline.models[name])
+        for comparison, name in zip(comparisons, names, strict=True)
+        if name in baseline.models
+    ]
+    if not found:
+        raise UsageError(
+            f"{baseline.path} is about {', '.join(baseline.models)}, and not about {', '.join(names)}",
+            fix="compare reports on models of the same names",
+        )
+    return found
+
+
+def _verdict(model: str, figure: str, now: Measured, then: Measured, source: str) -> Verdict:
+    rule = RULES[figure]
+    was, value = then.value or 0.0, now.value or 0.0
+    room = rule.slack + rule.share * abs(was) if math.isfinite(was) else 0.0
+    # The ends that speak for the model.
+    best = (now.high if rule.higher_is_better else now.low) if now.low is not None else value
+    held = (then.low if rule.higher_is_better else then.high) if then.low is not None else was
+    if best is None or held is None or math.isnan(value):
+        worse = at_value = True
+    else:
+        worse = best < held - room if rule.higher_is_better else best > held + room
+        at_value = value < was - room if rule.higher_is_better else value > was + room
+    outcome: Outcome = "failed" if worse else "unproven" if at_value else "passed"
+    direction = "below" if rule.higher_is_better else "above"
+    return Verdict(
+        model=model,
+        condition=f"{figure} {direction} {source}",
+        outcome=outcome,
+        message=f"{figure} is {shown(figure, now)}, and was {shown(figure, then)} in {source}",
+    )
+
+
+def _figures(model: Mapping[str, Any]) -> dict[str, Measured]:
+    intervals = model["intervals"]
+    found = {}
+    for name, value in model["figures"].items():
+        low, high = intervals.get(name, (None, None))
+        if name in FIGURES:
+            found[name] = Measured(value=_number(value), low=_number(low), high=_number(high))
+    fidelity = model["fidelity"]
+    if found["sqnr_db"].value is None and fidelity and all(output["identical"] for output in fidelity):
+        found["sqnr_db"] = Measured(value=math.inf)
+    return found
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,148 @@
+"""The pass over the data in which a report's models run side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.datasets.base import Dataset
+from calib.specs import Array, Feed
+from qtool.errors import InputError, UsageError
+from qtool.metrics.accuracy import Accuracy, AccuracyMeter
+from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.metrics.session_group import SessionGroup
+from qtool.progress import Progress
+
+_USUAL_LABELS = "_label"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """One class index a sample.
+
+    Attributes:
+        name: the array that they come from.
+        values: the class indices.
+    """
+
+    name: str
+    values: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the pass leaves behind.
+
+    Attributes:
+        fidelity: how close the outputs of each quantized model are to those of the float model.
+        accuracy: of each model, the float model's first; empty without labels, or without scores to compare them with.
+        samples: how many samples there were.
+        sample: one of them, to time the models on.
+        batch: the first batch, to time the models on.
+    """
+
+    fidelity: tuple[tuple[OutputFidelity, ...], ...]
+    accuracy: tuple[Accuracy, ...]
+    samples: int
+    sample: Feed
+    batch: Feed
+
+
+def labels_of(data: Dataset, asked: str | None, *, where: str) -> Labels | None:
+    """Returns the labels that are asked for, or those under the usual name, if any.
+
+    Raises:
+        UsageError: the data does not have those that are asked for.
+    """
+    name = asked or _USUAL_LABELS
+    values = data.array(name)
+    if values is not None:
+        return Labels(name, values)
+    if asked is None:
+        return None
+    known = ", ".join(spec.name for spec in data.specs() if spec.name) or "none by name"
+    raise UsageError(
+        f"{where} has no array '{name}' to take labels from",
+        fix=f"store one class index a sample under this name (arrays it has: {known})",
+    )
+
+
+def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
+    """Tells that no output can be compared with the labels.
+
+    Raises:
+        UsageError: they were asked for.
+    """
+    why = "the models have no float output of the shape (samples, classes)"
+    if given:
+        raise UsageError(f"labels were given, but {why}", fix="leave --labels out")
+    progress.note(f"the labels '{labels.name}' are not used: {why}")
+
+
+def run_over(
+    group: SessionGroup,
+    data: Dataset,
+    labels: Labels | None,
+    *,
+    batch_size: int,
+    limit: int | None,
+    progress: Progress,
+) -> Seen:
+    """Runs every model on every batch; holds the outputs of two models and one batch at a time.
+
+    Raises:
+        InputError: there are no samples, or the labels do not fit.
+        RuntimeRefusedError: onnxruntime stops while it runs a model.
+        CalibError: the data does not fit the models.
+    """
+    fidelity = [FidelityMeter() for _ in range(group.count - 1)]
+    accuracy: list[AccuracyMeter] = []
+    classes: str | None = None
+    batch: Feed | None = None
+    samples = 0
+    feeds = data.feeds(group.inputs, batch_size=batch_size, limit=limit, remark=progress.note)
+    with progress.task("comparing outputs", _total(data.count, limit)) as advance:
+        for feed in feeds:
+            runs = group.runs(feed)
+            expected = next(runs)
+            if batch is None:
+                batch = feed
+                classes = None if labels is None else _classes_output(expected)
+                if labels is not None and classes is not None:
+                    accuracy = [AccuracyMeter(labels.values, name=labels.name) for _ in range(group.count)]
+            if classes is not None:
+                accuracy[0].add(expected[classes])
+            for place, got in enumerate(runs):
+                fidelity[place].add(expected, got)
+                if classes is not None:
+                    accuracy[place + 1].add(got[classes])
+            samples += samples_in(feed)
+            advance(samples_in(feed))
+    if batch is None:
+        raise InputError("the data has no samples", fix="give data with at least one sample")
+    return Seen(
+        fidelity=tuple(meter.results() for meter in fidelity),
+        accuracy=tuple(meter.result() for meter in accuracy),
+        samples=samples,
+        sample=next(data.feeds(group.inputs, batch_size=1)),
+        batch=batch,
+    )
+
+
+def samples_in(feed: Feed) -> int:
+    """Returns how many samples a feed holds: the length of the first axis."""
+    first = next(iter(feed.values()))
+    return len(first) if first.ndim else 1
+
+
+def _classes_output(outputs: Feed) -> str | None:
+    """Returns the first output that looks like one score a class."""
+    for name, value in outputs.items():
+        if value.ndim == 2 and value.shape[1] >= 2 and np.issubdtype(value.dtype, np.floating):
+            return name
+    return None
+
+
+def _total(count: int | None, limit: int | None) -> int | None:
+    return limit if count is None else min(count, limit or count)
