@@ -41,7 +41,20 @@ def audit(path: Path) -> FileAudit:
         return _audited_other(path, notes) if kind == ZipKind.OTHER and not notes.findings else notes.audit(path, kind)
     if announced_header_bytes(head) is not None:
         return _audited_header(path, notes)
+    if _is_old_pickle(path):
+        return notes.audit(path, _audit_pickles(path, head, notes))
     return _audited_other(path, notes)
+
+
+def _is_old_pickle(path: Path) -> bool:
+    """Tells whether a file is a pickle of the first protocols, which are told by nothing but what they do.
+
+    One that calls something before it breaks counts, too: whoever opens it runs that.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        scan = scan_pickle(stream, 0, size)
+    return bool(scan.calls) or (bool(scan.imports) and scan.problem is None)
 
 
 def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:

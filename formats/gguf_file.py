@@ -40,7 +40,7 @@ class GgufContents:
 
     Attributes:
         fields: what it says about itself, by key; arrays are lists.
-        tensors: by name, in the order of torch: the axis that runs fastest comes last. Blocks of eight bits are float32.
+        tensors: by name, in the order of torch: the axis that runs fastest is the last. Blocks of eight bits are float32.
     """
 
     fields: Mapping[str, object]
@@ -148,7 +148,7 @@ def _entry(reader: _Reader) -> _Entry:
 def _tensor(reader: _Reader, entry: _Entry, start: int) -> torch.Tensor:
     if entry.kind not in _BLOCKS:
         raise FormatError(
-            f"'{entry.name}' in {reader.path} has the GGUF type {entry.kind}, and only F32, F16, BF16 and Q8_0 are read",
+            f"'{entry.name}' in {reader.path} has the GGUF type {entry.kind}; only F32, F16, BF16 and Q8_0 are read",
             fix="convert it with --outtype f16",
         )
     elements, nbytes = _BLOCKS[entry.kind]

@@ -55,9 +55,8 @@ def test_a_bare_pickle_and_an_old_checkpoint_are_followed_too(
     tmp_path: Path, audited: Any, form: str, payload: Any
 ) -> None:
     content = payload(form, tmp_path / "ran")
-    if content[:1] == b"\x80":
-        (tmp_path / "bare.pkl").write_bytes(content)
-        assert audited(tmp_path / "bare.pkl")["findings"]
+    (tmp_path / "bare.pkl").write_bytes(content)
+    assert audited(tmp_path / "bare.pkl")["findings"]
     head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     (tmp_path / "old.pth").write_bytes(head + content + pickle.dumps([], 2))
     found = audited(tmp_path / "old.pth")["findings"]
