@@ -26,8 +26,17 @@ _LONGEST_TEXT_BYTES = 1 << 24
 _DEEPEST_ARRAY = 4
 _STRING, _ARRAY = 8, 9
 _NUMBERS: Mapping[int, str] = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i",
-    6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
 }
 # Elements and bytes of a block, by the number of the type.
 _F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
@@ -40,7 +49,7 @@ class GgufContents:
 
     Attributes:
         fields: what it says about itself, by key; arrays are lists.
-        tensors: by name, in the order of torch: the axis that runs fastest is the last. Blocks of eight bits are float32.
+        tensors: by name, in the order of torch: the fastest axis is the last. Blocks of eight bits are float32.
     """
 
     fields: Mapping[str, object]
@@ -148,7 +157,7 @@ def _entry(reader: _Reader) -> _Entry:
 def _tensor(reader: _Reader, entry: _Entry, start: int) -> torch.Tensor:
     if entry.kind not in _BLOCKS:
         raise FormatError(
-            f"'{entry.name}' in {reader.path} has the GGUF type {entry.kind}; only F32, F16, BF16 and Q8_0 are read",
+            f"'{entry.name}' in {reader.path} has the GGUF type {entry.kind}; F32, F16, BF16 and Q8_0 are read",
             fix="convert it with --outtype f16",
         )
     elements, nbytes = _BLOCKS[entry.kind]
