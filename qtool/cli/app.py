@@ -29,6 +29,7 @@ COMMANDS = (
     "dequantize",
     "report",
     "verify",
+    "explain",
 )
 
 

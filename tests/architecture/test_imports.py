@@ -21,6 +21,7 @@ COMMANDS = (
     "dequantize",
     "report",
     "verify",
+    "explain",
 )
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
 

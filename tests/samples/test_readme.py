@@ -29,6 +29,7 @@ COMMANDS = (
     "sensitivity",
     "quantize",
     "verify",
+    "explain",
     "report",
     "dequantize",
 )
