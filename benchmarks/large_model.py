@@ -1,7 +1,7 @@
 """Measures what `qtool convert` and `qtool inspect` take of memory for a model of several gigabytes.
 
-The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which the
-system drops when it needs them for something else. Linux only, which tells them in /proc.
+The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which
+the system drops when it needs them for something else. Linux only, which tells them in /proc.
 """
 
 from __future__ import annotations
