@@ -109,8 +109,9 @@ def test_one_correction_alone_is_made_and_told(run: Callable[..., Any], model: P
 
 def test_what_is_in_doubt_is_judged_and_what_is_a_must_is_not(run: Callable[..., Any], model: Path, data: Path) -> None:
     doubted = _gains(_quantize(run, model, data, "a.onnx", *_PLAIN, "--effort", "best"))
-    assert set(_SWITCHES.values()) <= set(doubted)
-    assert "layer fitting" in doubted
+    # Fitting weights as well comes first, and biases alone only where that does harm.
+    assert set(_SWITCHES.values()) - {"layer fitting, biases"} <= set(doubted)
+    assert doubted["layer fitting"]["kept"] or "layer fitting, biases" in doubted
     for gain in doubted.values():
         if gain["correction"] != "equalization" and not gain["correction"].startswith("layer fitting"):
             # The benefit of doubt is a tenth of a decibel.
