@@ -30,6 +30,7 @@ COMMANDS = (
     "report",
     "verify",
     "explain",
+    "diff",
 )
 
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "report",
     "verify",
     "explain",
+    "diff",
 )
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
 

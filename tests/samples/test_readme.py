@@ -30,6 +30,7 @@ COMMANDS = (
     "quantize",
     "verify",
     "explain",
+    "diff",
     "report",
     "dequantize",
 )
