@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.coverage import integer_coverage
 
 Pattern = Any
+RUNTIME = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
 
 
 def _layer(operator: str, pattern: Pattern) -> str:
@@ -78,6 +80,8 @@ _KERNELS = {
 def test_every_operator_of_the_table_is_found_where_onnxruntime_put_it(
     pattern: Pattern, tmp_path: Path, operator: str
 ) -> None:
+    if operator == "DepthToSpace" and RUNTIME < (1, 21):
+        pytest.skip("on integers since 1.21")
     pattern.output(pattern.pair(_BUILDERS[OPERATORS[operator].kind](operator, pattern)))
     optimized = pattern.optimized(tmp_path)
     (found,) = integer_coverage(ir.from_proto(_proto(pattern))).nodes

@@ -6,6 +6,7 @@ with a new onnxruntime, the table in ``qtool/placement/operators.py`` has to cha
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from qtool.runtime.session import Level, Session
 _U8, _S8 = np.dtype(np.uint8), np.dtype(np.int8)
 # A graph that is built node by node; see the fixture.
 Pattern = Any
+# The table holds from 1.20 on, but for what the tests say.
+RUNTIME = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
 
 
 def _conv(
@@ -222,7 +225,7 @@ def test_a_float_convolution_between_pairs_is_quantized_by_onnxruntime_itself(pa
     x = pattern.pair(pattern.input(1, 4, 7, 7))
     w = pattern.constant(np.random.default_rng(0).normal(0, 1, (4, 4, 3, 3)).astype(np.float32))
     pattern.output(pattern.pair(pattern.node("Conv", x, w)))
-    assert pattern.kernels(tmp_path) == {"QLinearConv": 1}
+    assert pattern.kernels(tmp_path) == {"QLinearConv" if RUNTIME >= (1, 21) else "Conv": 1}
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -234,6 +237,7 @@ def test_a_float_convolution_with_a_pair_on_one_side_stays_float(pattern: Patter
     assert pattern.kernels(tmp_path) == {"Conv": 1}
 
 
+@pytest.mark.skipif(RUNTIME < (1, 23), reason="it does so since 1.23")
 @pytest.mark.parametrize("clamped", [True, False])
 def test_onnxruntime_rounds_the_weights_of_a_float_transposed_convolution_between_pairs(
     pattern: Pattern, tmp_path: Path, clamped: bool
@@ -254,6 +258,7 @@ def test_a_float_matmul_between_pairs_keeps_its_weights(pattern: Pattern, tmp_pa
     assert pattern.optimized(tmp_path) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "MatMul": 1}
 
 
+@pytest.mark.skipif(RUNTIME == (1, 21), reason="1.21 takes the Sum for nothing and removes it")
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
 @pytest.mark.parametrize("level", ["extended", "all"])
 def test_a_sum_of_one_tensor_keeps_a_layer_between_pairs_float(
