@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,18 @@ from qtool.cli.options import (
     ThreadsOption,
     TrustPickleOption,
 )
+from qtool.cli.report_options import (
+    BaselineOption,
+    FailIfOption,
+    HistogramOption,
+    HtmlOption,
+    JunitOption,
+    LayersOption,
+    MarkdownOption,
+    ReportFileOption,
+    StepSummaryOption,
+)
+from qtool.cli.report_output import Destinations, deliver, destinations
 from qtool.errors import UsageError
 
 
@@ -76,33 +88,15 @@ def report(
     threads: ThreadsOption = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all models are timed.")] = 25,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fail-if",
-            metavar="CONDITION",
-            help="Exit with 1 if this holds, such as 'top1_drop > 0.5' or 'speedup < 1.3'; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(
-            "--baseline",
-            metavar="FILE",
-            help="Exit with 1 if a figure is worse than in this earlier report, a .json that -o wrote.",
-            show_default=False,
-        ),
-    ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the report as Markdown, alone, on stdout.")
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the report there too, .json or .md.", show_default=False
-        ),
-    ] = None,
+    fail_if: FailIfOption = None,
+    baseline: BaselineOption = None,
+    layers: LayersOption = False,
+    histogram: HistogramOption = None,
+    output: ReportFileOption = None,
+    markdown: MarkdownOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    step_summary: StepSummaryOption = False,
     output_dir: OutputDirOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -113,25 +107,23 @@ def report(
 
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
-    import json as json_module
-
     from calib.datasets.images import Preprocess
-    from qtool.atomic import check_output, staged
     from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate
-    from qtool.report.json import to_json
-    from qtool.report.markdown import to_markdown
-    from qtool.report.table import tables
     from qtool.workflows.report import ReportRequest, compare
 
-    if json and markdown:
-        raise UsageError("--json and --markdown exclude each other", fix="choose one, and -o FILE for the other")
+    where = destinations(
+        output=output,
+        markdown=markdown,
+        html=html,
+        junit=junit,
+        step_summary=step_summary,
+        json=json,
+        force=force,
+    )
     gates = tuple(parse_gate(text) for text in fail_if or ())
     earlier = None if baseline is None else read_baseline(baseline)
-    if output is not None:
-        _check_suffix(output)
-        check_output(output, force=force)
-    console = Console(json=json or markdown, quiet=quiet, debug=debug)
+    console = Console(json=json or where.markdown_on_stdout, quiet=quiet, debug=debug)
     chosen = _choose(float_model, tuple(quantized_models or ()), data, preprocess, output_dir or Path())
     if chosen.is_calibration_data:
         console.warn(f"{chosen.data} is what the model was calibrated on: new data may show less favourable figures")
@@ -151,30 +143,22 @@ def report(
         latency=not no_latency,
         gates=gates,
         baseline=earlier,
+        inside=_inside(layers, where),
+        histograms=tuple(histogram or ()),
     )
     result = compare(request, console.progress())
-    if output is not None:
-        as_json = json_module.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with staged(output) as part:
-            part.write_text(as_json if output.suffix == ".json" else to_markdown(result), encoding="utf-8")
-    if json:
-        console.json(to_json(result))
-    elif markdown:
-        console.document(to_markdown(result))
-    else:
-        for table in tables(result):
-            console.table(table.title, table.columns, table.rows, table.caption)
+    deliver(result, where, console)
     for verdict in result.verdicts:
         if verdict.outcome == "unproven":
             console.warn(f"not proven to fail: {verdict.message}")
     enforce(result)
 
 
-def _check_suffix(output: Path) -> None:
-    if output.suffix not in (".json", ".md"):
-        raise UsageError(
-            f"the name of {output} does not say what to write there", fix="end it in .json or .md: -o report.json"
-        )
+def _inside(layers: bool, where: Destinations) -> Literal["no", "if possible", "yes"]:
+    """Says whether to look inside of the models; a page shows it where that can be done."""
+    if layers:
+        return "yes"
+    return "if possible" if where.has_page else "no"
 
 
 def _choose(

@@ -36,6 +36,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         **asdict(comparison.quantized_model),
         "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
+        "layers": [asdict(layer) for layer in comparison.layers],
+        "histograms": [asdict(histogram) for histogram in comparison.histograms],
         "figures": {name: figure.value for name, figure in figures.items()},
         "intervals": {name: [figure.low, figure.high] for name, figure in figures.items() if figure.low is not None},
     }

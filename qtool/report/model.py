@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
+from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
 
 Outcome: TypeAlias = Literal["passed", "unproven", "failed", "unjudged"]
@@ -76,6 +77,8 @@ class Comparison:
         quantized_model: the quantized model's figures.
         fidelity: how close the outputs are, one entry an output.
         speedup: float time over quantized time, from paired rounds; None where latency was not to be measured.
+        layers: how close the tensors inside are; empty where they were not to be looked at.
+        histograms: where the values of some of these tensors lie.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
     """
 
@@ -83,6 +86,8 @@ class Comparison:
     quantized_model: ModelReport
     fidelity: tuple[OutputFidelity, ...]
     speedup: Interval | None
+    layers: tuple[LayerFidelity, ...] = ()
+    histograms: tuple[TensorHistogram, ...] = ()
     figures: Mapping[str, Measured] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.model import Comparison, Measured, Report
 
 _NONE = "–"
+_WORST_LAYERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,12 @@ class _Row:
 
 
 def tables(report: Report) -> tuple[Table, ...]:
-    """Lays the report out: the models side by side, then the outputs."""
-    return _models(report), _outputs(report)
+    """Lays the report out: the models side by side, the outputs, and what else was to be looked at."""
+    found = [_models(report), _outputs(report)]
+    found += [_layers(comparison, report) for comparison in report.comparisons if comparison.layers]
+    if report.verdicts:
+        found.append(_verdicts(report))
+    return tuple(found)
 
 
 def _models(report: Report) -> Table:
@@ -132,6 +137,40 @@ def _outputs(report: Report) -> Table:
         rows=tuple(tuple(row[place] for place in used) for row in rows),
         caption="; ".join(remarks),
     )
+
+
+def _layers(comparison: Comparison, report: Report) -> Table:
+    known = [layer for layer in comparison.layers if not math.isnan(layer.sqnr_db)]
+    worst = sorted(known, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]
+    rescaled = any(layer.rescaled for layer in worst)
+    return Table(
+        title="Tensors inside that differ most" + _of_model(comparison, report),
+        columns=("tensor", "made by", "held as", "SQNR"),
+        rows=tuple(
+            (
+                layer.tensor,
+                layer.operator,
+                ("integers" if layer.quantized else "float") + (", rescaled" if layer.rescaled else ""),
+                _number(layer.sqnr_db, ".2f", " dB"),
+            )
+            for layer in worst
+        ),
+        caption=f"{len(worst)} of {len(comparison.layers)} tensors; the errors of the layers before are in them"
+        + ("; rescaled: compared without the factors that the quantizer moved between layers" if rescaled else ""),
+    )
+
+
+def _verdicts(report: Report) -> Table:
+    return Table(
+        title="Gates",
+        columns=("model", "condition", "outcome", "figure"),
+        rows=tuple((verdict.model, verdict.condition, verdict.outcome, verdict.message) for verdict in report.verdicts),
+        caption="",
+    )
+
+
+def _of_model(comparison: Comparison, report: Report) -> str:
+    return f": {comparison.quantized_model.name}" if len(report.comparisons) > 1 else ""
 
 
 def _output_row(output: OutputFidelity) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
 from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
 from calib.specs import Feed
+from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import Times, interleaved_times, latency, paired_ratio, throughput
 from qtool.metrics.memory import Memory, measure_memory
 from qtool.metrics.session_group import SessionGroup, open_group
@@ -24,6 +26,7 @@ from qtool.report.names import display_names
 from qtool.report.surroundings import machine, versions
 from qtool.workflows.graphs_to_compare import graphs_of
 from qtool.workflows.model_source import ModelSource
+from qtool.workflows.report_layers import Inside, look_inside
 from qtool.workflows.report_outputs import Seen, labels_of, refuse_labels, run_over, samples_in
 
 _USUAL_BATCH_SIZE = 16
@@ -49,6 +52,8 @@ class ReportRequest:
         latency: whether to measure it.
         gates: what the report is judged by; those that cannot be judged are refused before anything runs.
         baseline: an earlier report that it must not fall behind; None for none.
+        inside: whether the tensors inside are compared too.
+        histograms: patterns of tensors to draw; without any, the worst ones are drawn.
     """
 
     float_model: Path
@@ -64,6 +69,8 @@ class ReportRequest:
     latency: bool = True
     gates: tuple[Gate, ...] = ()
     baseline: Baseline | None = None
+    inside: Literal["no", "if possible", "yes"] = "no"
+    histograms: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -108,6 +115,7 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
         refuse_labels(labels, given=request.labels is not None, progress=progress)
     timing = _time(group, seen, request.rounds, progress) if request.latency else None
     memory = _memory(paths, seen.sample, request.threads, progress)
+    inside = _inside(paths, data, request, progress)
     models = [
         ModelReport(
             name=names[place],
@@ -126,6 +134,8 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
             quantized_model=model,
             fidelity=seen.fidelity[place],
             speedup=None if timing is None else paired_ratio(timing.sample[0], timing.sample[place + 1]),
+            layers=inside[place].layers,
+            histograms=inside[place].histograms,
         )
         for place, model in enumerate(models[1:])
     ]
@@ -148,6 +158,29 @@ class _Timing:
 
     sample: tuple[Times, ...]
     batch: tuple[Times, ...]
+
+
+def _inside(paths: Sequence[Path], data: Dataset, request: ReportRequest, progress: Progress) -> list[Inside]:
+    if request.inside == "no" and not request.histograms:
+        return [Inside() for _ in paths[1:]]
+    try:
+        return [
+            look_inside(
+                paths[0],
+                path,
+                data,
+                limit=request.limit,
+                histograms=request.histograms,
+                threads=request.threads,
+                progress=progress,
+            )
+            for path in paths[1:]
+        ]
+    except (InputError, RuntimeRefusedError) as error:
+        if request.inside == "yes" or request.histograms:
+            raise
+        progress.note(f"the tensors inside are not compared: {error.problem}")
+        return [Inside() for _ in paths[1:]]
 
 
 def _time(group: SessionGroup, seen: Seen, rounds: int, progress: Progress) -> _Timing:

@@ -79,7 +79,7 @@ def test_the_table_is_for_people(run: Run) -> None:
 
 
 def test_markdown_is_alone_on_stdout(run: Run) -> None:
-    result = run("--markdown", "--no-latency")
+    result = run("--markdown", "-", "--no-latency")
     assert result.exit_code == 0
     assert result.stdout.startswith("### float.onnx → quantized.onnx\n\n|")
     assert "━" not in result.stdout
@@ -123,8 +123,8 @@ def test_gates_that_hold_are_0(run: Run) -> None:
         (("--fail-if", "sqnr_db"), ("is no condition", "--fail-if 'top1_drop > 0.5'")),
         (("--fail-if", "speedup < 2", "--no-latency"), ("needs the latency", "--no-latency")),
         (("--fail-if", "sqnr_db[logit] < 2"), ("no output 'logit'", "did you mean 'logits'")),
-        (("--json", "--markdown"), ("exclude each other",)),
-        (("-o", "report.txt"), (".json or .md",)),
+        (("--json", "--markdown", "-"), ("exclude each other",)),
+        (("-o", "report.txt"), (".json, .md, .html",)),
         (("-o", "missing/report.md"), ("does not exist", "mkdir")),
         (("--labels", "lable"), ("no array 'lable'",)),
         (("--rounds", "0"), ("--rounds",)),

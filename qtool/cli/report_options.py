@@ -1,0 +1,66 @@
+"""The options that only ``qtool report`` has. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+FailIfOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        metavar="CONDITION",
+        help="Exit with 1 if this holds, such as 'top1_drop > 0.5' or 'speedup < 1.3'; repeatable.",
+        show_default=False,
+    ),
+]
+BaselineOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline",
+        metavar="FILE",
+        help="Exit with 1 if a figure is worse than in this earlier report, a .json that -o wrote.",
+        show_default=False,
+    ),
+]
+LayersOption: TypeAlias = Annotated[
+    bool, typer.Option("--layers", help="Compare the tensors inside of the models too, on up to 16 samples.")
+]
+HistogramOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--histogram",
+        metavar="PATTERN",
+        help="Quantized tensors whose values are drawn in HTML. Default: the worst ones; repeatable.",
+        show_default=False,
+    ),
+]
+ReportFileOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the report there too: .json, .md, .html or .xml (JUnit).",
+        show_default=False,
+    ),
+]
+MarkdownOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--markdown", metavar="FILE", help="Write the report as Markdown; - prints it, alone.", show_default=False
+    ),
+]
+HtmlOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the report as one page with plots.", show_default=False),
+]
+JunitOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.", show_default=False),
+]
+StepSummaryOption: TypeAlias = Annotated[
+    bool, typer.Option("--step-summary", help="Add the report to the summary of a GitHub Actions step.")
+]

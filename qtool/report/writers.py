@@ -1,0 +1,37 @@
+"""Every form in which a report is written to a file: the name of a file says which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from qtool.atomic import staged
+from qtool.report.html import to_html
+from qtool.report.json import to_json
+from qtool.report.junit import to_junit
+from qtool.report.markdown import to_markdown
+from qtool.report.model import Report
+
+
+def to_json_text(report: Report) -> str:
+    """Writes the report as a JSON document; ends with a line break."""
+    return json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+WRITERS: Mapping[str, Callable[[Report], str]] = {
+    ".json": to_json_text,
+    ".md": to_markdown,
+    ".html": to_html,
+    ".xml": to_junit,
+}
+
+
+def write_report(report: Report, path: Path, form: str) -> None:
+    """Writes ``report`` to ``path``, whole or not at all, in the form of the suffix ``form``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with staged(path) as part:
+        part.write_text(WRITERS[form](report), encoding="utf-8")
