@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from formats.errors import FormatError
 
-_SEED = 20240229
+EXAMPLE_SEED = 20240229
 # Two samples: exporters take a length of 1 for a constant.
 _BATCH = 2
 # Free lengths that most networks accept: multiples of 32, each its own, so that none is taken for another.
@@ -75,7 +75,7 @@ def make_feeds(inputs: Sequence[InputSpec], sizes: Mapping[str, int], real: Feed
     Real data is repeated or cut to the sizes. Without it, floats are normal with a standard deviation of 1, integers
     and booleans alternate between 1 and 0, which any table, mask and index accepts.
     """
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(EXAMPLE_SEED)
     feeds: dict[str, Array] = {}
     for spec in inputs:
         shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)

@@ -46,6 +46,7 @@ class Manifest:
         versions: of qtool and of the libraries that decide about the result.
         quantized: what was quantized, and how much of it runs on integers.
         figures: what was measured.
+        lock: what else it takes to make the same bytes again: the options as they were given, seeds, and the machine.
     """
 
     command: str
@@ -56,6 +57,7 @@ class Manifest:
     versions: Mapping[str, str]
     quantized: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, float | None] = field(default_factory=dict)
+    lock: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def data(self) -> str | None:
@@ -85,6 +87,7 @@ def write_manifest(path: Path, manifest: Manifest, *, home: Path) -> None:
         "versions": dict(manifest.versions),
         "quantized": dict(manifest.quantized),
         "figures": dict(manifest.figures),
+        "lock": dict(manifest.lock),
     }
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")
@@ -116,6 +119,7 @@ def read_manifest(path: Path) -> Manifest:
             versions=document["versions"],
             quantized=document["quantized"],
             figures=document["figures"],
+            lock=document.get("lock", {}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a whole manifest", fix="run `qtool quantize` again") from error

@@ -17,6 +17,7 @@ from qtool.cli.goal_options import (
     goal_of,
     show_mixed,
 )
+from qtool.cli.locking import lock_of, recorded_arguments, run_locked
 from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
     AllowGlobalOption,
@@ -188,6 +189,15 @@ def quantize(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
+    locked: Annotated[
+        Path | None,
+        typer.Option(
+            "--locked",
+            metavar="MANIFEST",
+            help="Repeat the run of this manifest byte for byte, or say what differs.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing and write nothing.")] = False,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -195,6 +205,9 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantizes a model to INT8 and checks the result in onnxruntime before it is put in place."""
+    if locked is not None:
+        run_locked(quantize, context, locked)
+        return
     from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
     from qtool.selection import Selection
@@ -233,6 +246,8 @@ def quantize(
             output_dir=output_dir,
             threads=threads,
             force=force,
+            arguments=recorded_arguments(context),
+            locked=lock_of(context),
         )
         run_dynamic(console, asked, json=json, dry_run=dry_run)
         return
@@ -264,6 +279,8 @@ def quantize(
         output_dir=output_dir,
         threads=threads,
         force=force,
+        arguments=recorded_arguments(context),
+        locked=lock_of(context),
     )
     if request.goal is not None and max_float is not None:
         raise UsageError(

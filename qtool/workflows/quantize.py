@@ -13,7 +13,7 @@ from calib.statistics_file import StoredStatistics, read_statistics
 from qtool.atomic import staged
 from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
-from qtool.manifest import manifest_path, write_manifest
+from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.plan import Plan, build_plan
@@ -31,6 +31,7 @@ from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.efforts import NO_SEARCHES, Searches
 from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.lock import check_reproduced
 from qtool.workflows.mixed_precision import GoalSeeker, MixedPrecision
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
@@ -60,6 +61,8 @@ class QuantizeRequest:
         output_dir: where an output without a name goes; None for beside the model.
         threads: threads inside an operator; 0 is one a core.
         force: whether existing outputs may be replaced.
+        arguments: the options as a person gave them, for the manifest.
+        locked: the manifest of the run to repeat; None for a run of its own.
     """
 
     source: ModelSource
@@ -76,6 +79,8 @@ class QuantizeRequest:
     output_dir: Path | None = None
     threads: int = 0
     force: bool = False
+    arguments: tuple[str, ...] = ()
+    locked: Manifest | None = None
 
     @property
     def destination(self) -> Path:
@@ -225,6 +230,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             speedup=search.speedup(model),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
+        check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
 

@@ -15,13 +15,13 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.plan import DynamicPlan, build_dynamic_plan
 from qtool.progress import Progress
-from qtool.report.surroundings import versions
 from qtool.runtime.coverage import Coverage, integer_coverage
 from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
@@ -41,6 +41,8 @@ class DynamicRequest:
         output_dir: where an output without a name goes; None for beside the model.
         threads: threads inside an operator; 0 is one a core.
         force: whether existing outputs may be replaced.
+        arguments: the options as a person gave them, for the manifest.
+        locked: the manifest of the run to repeat; None for a run of its own.
     """
 
     source: ModelSource
@@ -51,6 +53,8 @@ class DynamicRequest:
     output_dir: Path | None = None
     threads: int = 0
     force: bool = False
+    arguments: tuple[str, ...] = ()
+    locked: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +138,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
             quantized_bytes=model_bytes(path),
         )
         manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
+        check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
 
@@ -149,7 +154,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
         quantized_model=file_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
-        versions=versions(),
+        versions=locked_versions(request.source),
         quantized={
             "weights": len(report.plan.weights),
             "dynamic_nodes": len(report.plan.integer_nodes),
@@ -159,6 +164,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
             "float_nodes": [asdict(skip) for skip in report.plan.skipped],
         },
         figures=_figures(report),
+        lock=lock_record(request.arguments),
     )
 
 

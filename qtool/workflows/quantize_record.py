@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtool.fingerprint import data_sha256, file_sha256, path_bytes
 from qtool.manifest import FileRecord, Manifest
-from qtool.report.surroundings import versions
+from qtool.workflows.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
     from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
@@ -30,9 +30,10 @@ def manifest_of(
         quantized_model=file_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
-        versions=versions(),
+        versions=locked_versions(request.source),
         quantized=_quantized(report),
         figures=_figures(report),
+        lock=lock_record(request.arguments),
     )
 
 
