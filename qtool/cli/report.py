@@ -28,6 +28,7 @@ from qtool.cli.options import (
 )
 from qtool.cli.report_options import (
     BaselineOption,
+    ChangesOption,
     FailIfOption,
     HistogramOption,
     HtmlOption,
@@ -90,6 +91,7 @@ def report(
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
     fail_if: FailIfOption = None,
     baseline: BaselineOption = None,
+    changes: ChangesOption = False,
     layers: LayersOption = False,
     histogram: HistogramOption = None,
     output: ReportFileOption = None,
@@ -118,6 +120,7 @@ def report(
         html=html,
         junit=junit,
         step_summary=step_summary,
+        changes=changes,
         json=json,
         force=force,
     )

@@ -25,6 +25,9 @@ BaselineOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+ChangesOption: TypeAlias = Annotated[
+    bool, typer.Option("--changes", help="Show the classes and samples that change most; files have them anyway.")
+]
 LayersOption: TypeAlias = Annotated[
     bool, typer.Option("--layers", help="Compare the tensors inside of the models too, on up to 16 samples.")
 ]

@@ -27,12 +27,14 @@ class Destinations:
         markdown_on_stdout: whether stdout carries the report as Markdown, alone.
         json: whether it carries it as JSON, alone.
         step_summary: the file that GitHub shows as the summary of a job's step; None where it was not asked for.
+        changes: whether the terminal shows the classes and samples that change most; all other forms do.
     """
 
     files: tuple[tuple[Path, str], ...]
     markdown_on_stdout: bool
     json: bool
     step_summary: Path | None
+    changes: bool
 
     @property
     def has_page(self) -> bool:
@@ -47,6 +49,7 @@ def destinations(
     html: Path | None,
     junit: Path | None,
     step_summary: bool,
+    changes: bool,
     json: bool,
     force: bool,
 ) -> Destinations:
@@ -76,6 +79,7 @@ def destinations(
         markdown_on_stdout=on_stdout,
         json=json,
         step_summary=_step_summary() if step_summary else None,
+        changes=changes,
     )
 
 
@@ -106,7 +110,7 @@ def deliver(report: Report, where: Destinations, console: Console) -> None:
     elif where.markdown_on_stdout:
         console.document(to_markdown(report))
     else:
-        for table in tables(report):
+        for table in tables(report, changes=where.changes):
             console.table(table.title, table.columns, table.rows, table.caption)
 
 

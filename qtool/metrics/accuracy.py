@@ -28,6 +28,23 @@ class Accuracy:
     samples: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassChange:
+    """What became of the samples of one class.
+
+    Attributes:
+        label: the class.
+        samples: how many samples have this label.
+        float_right: how many of them the float model names rightly.
+        quantized_right: how many of them the quantized model names rightly.
+    """
+
+    label: int
+    samples: int
+    float_right: int
+    quantized_right: int
+
+
 class AccuracyMeter:
     """Compares scores with labels batch by batch, in the order of the labels."""
 
@@ -45,6 +62,7 @@ class AccuracyMeter:
         self._labels = _checked(labels, name)
         self._seen = self._right = self._near = 0
         self._classes = 0
+        self._samples_of = self._right_of = np.zeros(0, np.int64)
 
     def add(self, scores: Array) -> None:
         """Takes in the scores, of the shape (rows, classes), of the next rows.
@@ -66,7 +84,10 @@ class AccuracyMeter:
         before = np.arange(self._classes)[None, :] < labels[:, None]
         rank = np.count_nonzero((scores > own) | ((scores == own) & before), axis=1)
         sound = ~np.isnan(scores).any(axis=1)
-        self._right += int(np.count_nonzero((rank == 0) & sound))
+        right = (rank == 0) & sound
+        self._right += int(np.count_nonzero(right))
+        self._samples_of = _counted(self._samples_of, labels, self._classes)
+        self._right_of = _counted(self._right_of, labels[right], self._classes)
         self._near += int(np.count_nonzero((rank < _TOP) & sound))
         self._seen += rows
 
@@ -84,6 +105,19 @@ class AccuracyMeter:
             samples=self._seen,
         )
 
+    def changes_to(self, quantized: AccuracyMeter) -> tuple[ClassChange, ...]:
+        """Returns the classes that another model names more or less often rightly, those that lose most first."""
+        changes = [
+            ClassChange(
+                label=label,
+                samples=int(self._samples_of[label]),
+                float_right=int(self._right_of[label]),
+                quantized_right=int(quantized._right_of[label]),
+            )
+            for label in np.flatnonzero(self._right_of != quantized._right_of).tolist()
+        ]
+        return tuple(sorted(changes, key=lambda change: change.quantized_right - change.float_right))
+
     def _check_range(self, labels: npt.NDArray[np.int64]) -> None:
         outside = labels[(labels < 0) | (labels >= self._classes)]
         if outside.size == 0:
@@ -96,6 +130,12 @@ class AccuracyMeter:
             if counts_from_one
             else "check that labels and model belong together",
         )
+
+
+def _counted(before: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    counts = np.bincount(labels, minlength=max(classes, len(before)))
+    counts[: len(before)] += before
+    return counts.astype(np.int64)
 
 
 def _checked(labels: Array, name: str) -> npt.NDArray[np.int64]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 
 from qtool.report.model import Comparison, Report
+from qtool.report.png import thumbnail
 from qtool.report.svg import Point, bars, histogram, scatter
-from qtool.report.table import Table, tables
+from qtool.report.table import tables
+from qtool.report.table_form import Table, number
 
 _WORST_LAYERS = 20
 _STYLE = """
@@ -28,7 +31,9 @@ th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.failed td, tr.unjudged td { color: var(--base); font-weight: 600; }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-figure { margin: 0; min-width: 0; } svg { width: 100%; max-width: 40rem; height: auto; }
+figure { margin: 0; min-width: 0; }
+img { width: 8rem; image-rendering: pixelated; border: 1px solid var(--rule); }
+ svg { width: 100%; max-width: 40rem; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
 .mark { fill: var(--mark); stroke: var(--mark); stroke-width: 2; }
 .base { fill: var(--base); stroke: var(--base); stroke-width: 2; }
@@ -47,6 +52,7 @@ def to_html(report: Report) -> str:
     sections = [_table(found[0], heading="h1"), _plots("Accuracy and time", _scatters(report))]
     sections += [_table(table, heading="h2") for table in found[1:]]
     for comparison in report.comparisons:
+        sections.append(_plots(f"Samples that {comparison.quantized_model.name} changes most", _pictures(comparison)))
         sections.append(_plots(f"Inside of {comparison.quantized_model.name}", _inside(comparison)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -112,6 +118,19 @@ def _point(comparison: Comparison, label: str, figure: str, latency: str) -> lis
     if y is None or not math.isfinite(y) or x.value is None or x.low is None or x.high is None:
         return []
     return [Point(label=label, x=x.value, y=y, low=x.low, high=x.high, is_base=label == "float")]
+
+
+def _pictures(comparison: Comparison) -> list[tuple[str, str]]:
+    found = []
+    for sample in comparison.samples:
+        if sample.picture is None:
+            continue
+        source = base64.b64encode(thumbnail(sample.picture)).decode("ascii")
+        caption = f"sample {sample.index}, {number(sample.sqnr_db, '.1f', ' dB')}"
+        if sample.float_class is not None:
+            caption += f": class {sample.float_class}, quantized {sample.quantized_class}"
+        found.append((caption, f'<img alt="sample {sample.index}" src="data:image/png;base64,{source}">'))
+    return found
 
 
 def _inside(comparison: Comparison) -> list[tuple[str, str]]:

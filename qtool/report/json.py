@@ -11,6 +11,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from qtool.metrics.changed_samples import ChangedSample
 from qtool.report.model import Comparison, Report
 
 SCHEMA = "qtool.report/1"
@@ -36,11 +37,18 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         **asdict(comparison.quantized_model),
         "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
+        "classes": [asdict(change) for change in comparison.classes],
+        "samples": [_sample(sample) for sample in comparison.samples],
         "layers": [asdict(layer) for layer in comparison.layers],
         "histograms": [asdict(histogram) for histogram in comparison.histograms],
         "figures": {name: figure.value for name, figure in figures.items()},
         "intervals": {name: [figure.low, figure.high] for name, figure in figures.items() if figure.low is not None},
     }
+
+
+def _sample(sample: ChangedSample) -> dict[str, Any]:
+    # The picture is for people, who have it in HTML.
+    return {key: value for key, value in asdict(sample).items() if key != "picture"}
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qtool.report.model import Report
-from qtool.report.table import Table, tables
+from qtool.report.table import tables
+from qtool.report.table_form import Table
 
 
 def to_markdown(report: Report) -> str:

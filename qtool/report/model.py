@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qtool.metrics.accuracy import Accuracy
+from qtool.metrics.accuracy import Accuracy, ClassChange
+from qtool.metrics.changed_samples import ChangedSample
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
@@ -77,6 +78,8 @@ class Comparison:
         quantized_model: the quantized model's figures.
         fidelity: how close the outputs are, one entry an output.
         speedup: float time over quantized time, from paired rounds; None where latency was not to be measured.
+        classes: the classes that the two name more or less often rightly; empty without labels.
+        samples: the samples that changed most, the worst first.
         layers: how close the tensors inside are; empty where they were not to be looked at.
         histograms: where the values of some of these tensors lie.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
@@ -86,6 +89,8 @@ class Comparison:
     quantized_model: ModelReport
     fidelity: tuple[OutputFidelity, ...]
     speedup: Interval | None
+    classes: tuple[ClassChange, ...] = ()
+    samples: tuple[ChangedSample, ...] = ()
     layers: tuple[LayerFidelity, ...] = ()
     histograms: tuple[TensorHistogram, ...] = ()
     figures: Mapping[str, Measured] = field(default_factory=dict)

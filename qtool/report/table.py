@@ -7,26 +7,10 @@ from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.model import Comparison, Measured, Report
+from qtool.report.sample_tables import classes_table, samples_table
+from qtool.report.table_form import NONE, Table, number
 
-_NONE = "–"
 _WORST_LAYERS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows under columns.
-
-    Attributes:
-        title: what it shows.
-        columns: the headings.
-        rows: one cell a column each.
-        caption: what a reader has to know to read it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +25,19 @@ class _Row:
     change: str
 
 
-def tables(report: Report) -> tuple[Table, ...]:
-    """Lays the report out: the models side by side, the outputs, and what else was to be looked at."""
+def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
+    """Lays the report out: the models side by side, the outputs, and what else was to be looked at.
+
+    Args:
+        report: the report.
+        changes: whether the classes and the samples that change most belong to it.
+    """
     found = [_models(report), _outputs(report)]
+    for comparison in report.comparisons:
+        if changes and comparison.classes:
+            found.append(classes_table(comparison, _of_model(comparison, report)))
+        if changes and comparison.samples:
+            found.append(samples_table(comparison, _of_model(comparison, report)))
     found += [_layers(comparison, report) for comparison in report.comparisons if comparison.layers]
     if report.verdicts:
         found.append(_verdicts(report))
@@ -98,20 +92,20 @@ def _measured_on(report: Report) -> str:
 
 
 def _shown(row: _Row, figure: Measured) -> str:
-    return _NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
+    return NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
 
 
 def _change(row: _Row, comparison: Comparison, base: Measured) -> str:
     left, right = base.value, comparison.figures[row.figure].value
     if left is None or right is None:
-        return _NONE
+        return NONE
     if row.change == "points":
         return f"{right - left:+.2f} points"
     if row.change == "speedup" and comparison.speedup is not None:
         ratio = comparison.speedup
         return f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
     if row.change == "part":
-        return f"{100 * right / left:.1f} %" if left else _NONE
+        return f"{100 * right / left:.1f} %" if left else NONE
     faster = left / right if row.change == "faster" else right / left
     return f"{faster:.2f}x"
 
@@ -125,7 +119,7 @@ def _outputs(report: Report) -> Table:
     used = [
         place
         for place in range(len(columns))
-        if place == 1 or (several if place == 0 else any(row[place] != _NONE for row in rows))
+        if place == 1 or (several if place == 0 else any(row[place] != NONE for row in rows))
     ]
     remarks = []
     for comparison, output in pairs:
@@ -151,7 +145,7 @@ def _layers(comparison: Comparison, report: Report) -> Table:
                 layer.tensor,
                 layer.operator,
                 ("integers" if layer.quantized else "float") + (", rescaled" if layer.rescaled else ""),
-                _number(layer.sqnr_db, ".2f", " dB"),
+                number(layer.sqnr_db, ".2f", " dB"),
             )
             for layer in worst
         ),
@@ -176,12 +170,12 @@ def _of_model(comparison: Comparison, report: Report) -> str:
 def _output_row(output: OutputFidelity) -> tuple[str, ...]:
     return (
         output.name,
-        _number(output.sqnr_db, ".2f", " dB"),
-        _number(output.cosine, ".6f"),
-        _number(output.max_abs_error, ".4g"),
-        _number(output.mean_abs_error, ".4g"),
-        _number(None if output.top1_agreement is None else 100 * output.top1_agreement, ".2f", " %"),
-        _number(None if output.equal_share is None else 100 * output.equal_share, ".2f", " %"),
+        number(output.sqnr_db, ".2f", " dB"),
+        number(output.cosine, ".6f"),
+        number(output.max_abs_error, ".4g"),
+        number(output.mean_abs_error, ".4g"),
+        number(None if output.top1_agreement is None else 100 * output.top1_agreement, ".2f", " %"),
+        number(None if output.equal_share is None else 100 * output.equal_share, ".2f", " %"),
     )
 
 
@@ -192,13 +186,3 @@ def _remark(output: OutputFidelity) -> str:
     if output.unmatched_batches:
         parts.append(f"'{output.name}' has another shape in {output.unmatched_batches} runs, which are left out")
     return "; ".join(parts)
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    if value is None:
-        return _NONE
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "identical" if value > 0 else "all noise"
-    return f"{value:{form}}{unit}"

@@ -134,6 +134,8 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
             quantized_model=model,
             fidelity=seen.fidelity[place],
             speedup=None if timing is None else paired_ratio(timing.sample[0], timing.sample[place + 1]),
+            classes=seen.classes[place],
+            samples=seen.changed[place],
             layers=inside[place].layers,
             histograms=inside[place].histograms,
         )

@@ -9,7 +9,8 @@ import numpy as np
 from calib.datasets.base import Dataset
 from calib.specs import Array, Feed
 from qtool.errors import InputError, UsageError
-from qtool.metrics.accuracy import Accuracy, AccuracyMeter
+from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
+from qtool.metrics.changed_samples import ChangedSample, SampleMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.session_group import SessionGroup
 from qtool.progress import Progress
@@ -37,6 +38,8 @@ class Seen:
     Attributes:
         fidelity: how close the outputs of each quantized model are to those of the float model.
         accuracy: of each model, the float model's first; empty without labels, or without scores to compare them with.
+        classes: what changes for each class, by quantized model; each empty without accuracy.
+        changed: the samples that changed most, by quantized model.
         samples: how many samples there were.
         sample: one of them, to time the models on.
         batch: the first batch, to time the models on.
@@ -44,6 +47,8 @@ class Seen:
 
     fidelity: tuple[tuple[OutputFidelity, ...], ...]
     accuracy: tuple[Accuracy, ...]
+    classes: tuple[tuple[ClassChange, ...], ...]
+    changed: tuple[tuple[ChangedSample, ...], ...]
     samples: int
     sample: Feed
     batch: Feed
@@ -97,6 +102,7 @@ def run_over(
         CalibError: the data does not fit the models.
     """
     fidelity = [FidelityMeter() for _ in range(group.count - 1)]
+    changed = [SampleMeter() for _ in fidelity]
     accuracy: list[AccuracyMeter] = []
     classes: str | None = None
     batch: Feed | None = None
@@ -115,6 +121,7 @@ def run_over(
                 accuracy[0].add(expected[classes])
             for place, got in enumerate(runs):
                 fidelity[place].add(expected, got)
+                changed[place].add(feed, expected, got)
                 if classes is not None:
                     accuracy[place + 1].add(got[classes])
             samples += samples_in(feed)
@@ -124,6 +131,8 @@ def run_over(
     return Seen(
         fidelity=tuple(meter.results() for meter in fidelity),
         accuracy=tuple(meter.result() for meter in accuracy),
+        classes=tuple(accuracy[0].changes_to(meter) for meter in accuracy[1:]) or ((),) * len(fidelity),
+        changed=tuple(meter.result() for meter in changed),
         samples=samples,
         sample=next(data.feeds(group.inputs, batch_size=1)),
         batch=batch,
