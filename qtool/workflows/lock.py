@@ -63,12 +63,13 @@ def check_lock(manifest: Manifest, source: ModelSource, data: str | None, statis
         "calib_data": None if data is None else data_sha256(data),
         "calib_stats": file_sha256(statistics) if statistics is not None and statistics.exists() else None,
     }
+    paths = {"model": source.path, "calib_data": data, "calib_stats": statistics}
     for role, record in manifest.inputs.items():
         if record.sha256 != given[role]:
             found = given[role]
             state = "is missing" if found is None else f"has the hash {found[:_SHOWN_DIGITS]}"
             wanted = "none" if record.sha256 is None else record.sha256[:_SHOWN_DIGITS]
-            differences.append(f"the {_ROLES[role]} {record.path} {state}, not {wanted}")
+            differences.append(f"the {_ROLES[role]} {paths[role]} {state}, not {wanted}")
     if differences:
         raise InputError(
             f"this is not the run of the manifest: {'; '.join(differences)}",

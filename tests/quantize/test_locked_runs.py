@@ -90,7 +90,7 @@ def test_inputs_that_moved_will_do_if_they_have_the_same_bytes(
     np.savez(tmp_path / "other.npz", image=make_images(40, seed=9))
     outcome = run(*locked, "other.npz")
     assert outcome.code == 2
-    assert "the data calib.npz has the hash" in outcome.err
+    assert "the data other.npz has the hash" in outcome.err
 
 
 def test_other_versions_are_named_before_anything_runs(run: Any, model: Path, data: Path, change: Any) -> None:
