@@ -27,10 +27,13 @@ _ROLES = (
     r"lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|"
     r"hada_w1_a|hada_w1_b|hada_w2_a|hada_w2_b|hada_t1|hada_t2|"
     r"lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|lokr_t2|"
-    r"ia3_l|vera_lambda_b|vera_lambda_d|oft_R|token_adapter\.trainable_tokens_delta|trainable_tokens_delta"
+    r"ia3_l|vera_lambda_b|vera_lambda_d|oft_R|token_adapter\.trainable_tokens_delta|trainable_tokens_delta|"
+    r"hra_u|miss_block"
 )
 # Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
 _PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
+# What stands around the parameters of modules that were trained whole.
+_WHOLE = re.compile(r"\.(modules_to_save|ln_tuning_layers)(\.default)?\.")
 _SHARED = re.compile(r"base_model\.(?P<role>vera_[AB])(\.default)?$")
 
 
@@ -95,7 +98,7 @@ def _sorted_out(tensors: Mapping[str, torch.Tensor], settings: AdapterSettings, 
         name = key.removeprefix(_PREFIX)
         part = _PART.match(name)
         if part is None:
-            replaced[_plain(re.sub(r"\.modules_to_save(\.default)?\.", ".", name))] = tensor
+            replaced[_plain(_WHOLE.sub(".", name))] = tensor
             continue
         role = part["role"].removeprefix("token_adapter.")
         place = _place(part["path"])

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from qtool.errors import InputError
 from qtool.lora.field_forms import check_fields
+from qtool.lora.kind_details import NO_MERGED_FORM, KindDetails, details_from_peft
 
 _Value = TypeVar("_Value")
 
@@ -25,6 +26,9 @@ KINDS: Mapping[str, str] = {
     "VERA": "VeRA",
     "OFT": "OFT",
     "TRAINABLE_TOKENS": "trainable tokens",
+    "LN_TUNING": "LN tuning",
+    "HRA": "HRA",
+    "MISS": "MiSS",
 }
 # Fields whose being set makes the layer compute what no single weight does, or leaves the base another one.
 _NO_WEIGHT: Mapping[str, str] = {
@@ -73,6 +77,7 @@ class AdapterSettings:
         saved_modules: modules that were trained whole, by the ends of their names; the base need not have them.
         token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
         rotation: of OFT.
+        details: of the kinds that have fields of their own.
     """
 
     kind: str
@@ -88,6 +93,7 @@ class AdapterSettings:
     saved_modules: tuple[str, ...] = ()
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rotation: Rotation = Rotation()
+    details: KindDetails = field(default_factory=KindDetails)
 
     def rank_of(self, module: str) -> int | None:
         """Returns the rank that the settings give to a module."""
@@ -139,8 +145,10 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
     """
     kind = str(fields.get("peft_type"))
     if kind not in KINDS:
+        reason = NO_MERGED_FORM.get(kind)
         raise InputError(
-            f"{where} is an adapter of the kind {kind}, which has no exact merged form here",
+            f"{where} is an adapter of the kind {kind}, which has no exact merged form here"
+            + (f": {reason}" if reason else ""),
             fix=f"use one of {', '.join(KINDS.values())}, or merge it with the library that trained it",
         )
     _check_mergeable(fields, where)
@@ -169,6 +177,7 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
             neumann_terms=neumann,
             constraint=float(fields.get("eps") or 6e-5) if fields.get("coft") else None,
         ),
+        details=details_from_peft(fields),
     )
 
 

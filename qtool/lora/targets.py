@@ -15,7 +15,9 @@ from qtool.lora.flat_names import unflattened
 from qtool.lora.low_rank import low_rank_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
 from qtool.lora.names import find_renaming
+from qtool.lora.reflected import reflected_changes
 from qtool.lora.scaled import rotated_changes, scaled_changes
+from qtool.lora.shards import shard_changes
 from qtool.lora.token_rows import token_changes
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[Modu
     "ia3_": scaled_changes,
     "oft_": rotated_changes,
     "trainable_": token_changes,
+    "hra_": reflected_changes,
+    "miss_": shard_changes,
 }
 
 

@@ -64,6 +64,10 @@ def test_broken_tensors_are_named(trained: Any, refused: Any, tmp_path: Path, ed
     ("fields", "words"),
     [
         ({"peft_type": "PROMPT_TUNING"}, "kind PROMPT_TUNING"),
+        ({"peft_type": "PREFIX_TUNING"}, "adds to what a model reads"),
+        ({"peft_type": "XLORA"}, "mixes adapters anew for every input"),
+        ({"peft_type": "POLY"}, "mixes adapters anew for every input"),
+        ({"peft_type": "BONE"}, "convert it to MiSS"),
         ({"r": "many"}, "gives 'many' as r"),
         ({"lora_alpha": 10**40}, "should be a number"),
         ({"target_parameters": [1]}, "should be a list of names"),

@@ -28,6 +28,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "ia3": lambda: peft.IA3Config(target_modules=["wide"], feedforward_modules=["wide"]),
     "vera": lambda: peft.VeraConfig(r=3, target_modules=["wide"]),
     "oft": lambda: peft.OFTConfig(oft_block_size=3, r=0, target_modules=["wide"]),
+    "hra": lambda: peft.HRAConfig(r=2, target_modules=["wide"]),
+    "miss": lambda: peft.MissConfig(r=3, target_modules=["wide"], init_weights="bat"),
     "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 4]),
 }
 FIELDS = [
@@ -35,6 +37,7 @@ FIELDS = [
     *("feedforward_modules", "target_parameters", "modules_to_save", "trainable_token_indices", "token_indices"),
     *("block_share", "coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "base_model_name_or_path"),
     *("init_lora_weights", "alora_invocation_tokens", "use_qalora", "layer_replication", "use_dora", "lora_bias"),
+    *("apply_GS", "init_weights"),
 ]
 JSON = some.recursive(
     some.none()

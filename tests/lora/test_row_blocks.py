@@ -39,6 +39,9 @@ CONFIGS = {
     "ia3": peft.IA3Config(target_modules=[*LINEAR, "conv"], feedforward_modules=["tall"]),
     "vera": peft.VeraConfig(r=4, target_modules=LINEAR),
     "oft": peft.OFTConfig(oft_block_size=30, r=0, target_modules=LINEAR, use_cayley_neumann=False),
+    "hra": peft.HRAConfig(r=4, target_modules=[*LINEAR, "conv"]),
+    "miss": peft.MissConfig(r=7, target_modules=LINEAR),
+    "miss-bat": peft.MissConfig(r=10, target_modules=LINEAR, init_weights="bat"),
 }
 
 

@@ -1,0 +1,49 @@
+"""Reads the fields of ``adapter_config.json`` that one kind of adapter has for itself, and says what has no weights.
+
+Source: https://huggingface.co/docs/peft/package_reference: the configurations of the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_STEERS = "it adds to what a model reads, not to its weights"
+_CHOOSES = "it mixes adapters anew for every input"
+
+# Why kinds cannot be merged, by their names in the file.
+NO_MERGED_FORM: Mapping[str, str] = {
+    "PROMPT_TUNING": _STEERS,
+    "MULTITASK_PROMPT_TUNING": _STEERS,
+    "P_TUNING": _STEERS,
+    "PREFIX_TUNING": _STEERS,
+    "CPT": _STEERS,
+    "CARTRIDGE": _STEERS,
+    "ADAPTION_PROMPT": "it adds attention to trained prompts, which no weight does",
+    "XLORA": _CHOOSES,
+    "POLY": _CHOOSES,
+    "BONE": "it is the former name of MiSS, with other names of tensors; convert it to MiSS with PEFT first",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindDetails:
+    """Holds what single kinds need besides a rank and an alpha.
+
+    Attributes:
+        orthogonal: of HRA: whether its vectors are made orthogonal first.
+        form: of MiSS: ``"bat"``, ``"mini"``, or "" for the plain one.
+    """
+
+    orthogonal: bool = False
+    form: str = ""
+
+
+def details_from_peft(fields: Mapping[str, Any]) -> KindDetails:
+    """Returns the details that checked fields give; defaults are those of PEFT."""
+    start = fields.get("init_weights")
+    return KindDetails(
+        orthogonal=bool(fields.get("apply_GS")),
+        form=start if isinstance(start, str) else "",
+    )
