@@ -23,6 +23,7 @@ COMMANDS = (
     "verify",
     "explain",
     "diff",
+    "doctor",
 )
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
 

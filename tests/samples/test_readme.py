@@ -31,6 +31,7 @@ COMMANDS = (
     "verify",
     "explain",
     "diff",
+    "doctor",
     "report",
     "dequantize",
 )

@@ -1,0 +1,197 @@
+"""Looks at the machine: versions, processor, threads, and what makes models slow or figures noisy on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qtool.processor import IntegerFeatures, integer_features
+from qtool.report.model import Machine
+from qtool.report.surroundings import machine, versions
+from qtool.runtime.machine_speed import ProductSpeed, product_speed, providers
+
+_PACKAGES = ("onnx", "onnxscript", "torch", "typer", "rich")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_MEMORY = Path("/proc/meminfo")
+_LITTLE_MEMORY_BYTES = 2_000_000_000
+# Below this speedup of a product, the conversions around layers eat up what integers save.
+_LITTLE_SPEEDUP = 1.3
+_BUSY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something about the machine that a person should know.
+
+    Attributes:
+        problem: what it is.
+        fix: what to do about it.
+    """
+
+    problem: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        versions: of qtool, Python and packages.
+        machine: system, processor and logical cores.
+        features: what the processor has for integers.
+        usable_cores: how many cores this process may use at a time; fewer than there are in containers.
+        load: programs that wanted to run in the last minute, on average; None where the system does not tell.
+        thread_variables: those that are set and change how many threads libraries take.
+        free_memory_bytes: None where the system does not tell.
+        providers: execution providers of the installed onnxruntime.
+        speed: what integers gain here, in one product with one thread.
+        remarks: what is slow or noisy about all that.
+    """
+
+    versions: Mapping[str, str]
+    machine: Machine
+    features: IntegerFeatures
+    usable_cores: float
+    load: float | None
+    thread_variables: Mapping[str, str]
+    free_memory_bytes: int | None
+    providers: tuple[str, ...]
+    speed: ProductSpeed
+    remarks: tuple[Remark, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Asks the system, and times one product in float and in integers.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not run at all.
+    """
+    here, features = machine(), integer_features()
+    usable, load, memory = usable_cores(here.cores), _load(), _free_memory()
+    variables = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
+    speed = product_speed(threads=1)
+    remarks = (
+        *about_processor(features),
+        *_about_speed(speed),
+        *about_cores(here.cores, usable, load),
+        *_about_surroundings(variables, memory),
+    )
+    return Diagnosis(
+        versions={**versions(), **_more_versions()},
+        machine=here,
+        features=features,
+        usable_cores=usable,
+        load=load,
+        thread_variables=variables,
+        free_memory_bytes=memory,
+        providers=providers(),
+        speed=speed,
+        remarks=remarks,
+    )
+
+
+def about_processor(features: IntegerFeatures) -> Iterator[Remark]:
+    """Says what the processor lacks for integers."""
+    if features.family == "x86" and features.vnni is False:
+        yield Remark("the processor has no VNNI: sums of products have 16 bits, and can overflow", "--target x86-avx2")
+    if features.family == "x86" and features.avx2 is False:
+        yield Remark("the processor has no AVX2: integers are hardly faster than floats", "run on a newer one")
+    if features.family == "arm" and features.dot_product is False:
+        yield Remark(
+            "the processor has no dot products of integers: they are hardly faster than floats", "run on a newer one"
+        )
+    if features.family not in ("x86", "arm"):
+        yield Remark(f"qtool has no target for {features.family}", "measure with `qtool report` what integers gain")
+    elif features.vnni is None and features.dot_product is None:
+        yield Remark(
+            "the system does not tell what the processor has for integers",
+            "go by the speedup below, and use --target x86-avx2 on x86 without VNNI",
+        )
+    if features.virtual:
+        yield Remark(
+            "this is a virtual machine: its neighbours make times vary", "gate on ratios such as speedup, not on times"
+        )
+
+
+def _about_speed(speed: ProductSpeed) -> Iterator[Remark]:
+    if speed.speedup < _LITTLE_SPEEDUP:
+        yield Remark(
+            f"integers gain little here: a product is {speed.speedup:.2f}x as fast as in float",
+            "quantize for size, or keep layers float; measure with `qtool report`",
+        )
+
+
+def about_cores(cores: int, usable: float, load: float | None) -> Iterator[Remark]:
+    """Says what keeps this process from using all cores."""
+    if usable < cores:
+        yield Remark(
+            f"only {usable:g} of {cores} cores may be used; onnxruntime takes one thread a core that it sees",
+            f"--threads {max(int(usable), 1)}",
+        )
+    if load is not None and load > _BUSY * cores:
+        yield Remark(
+            f"other programs are running: a load of {load:.1f} on {cores} cores",
+            "stop them before measuring; `qtool report` times models in turns, so that ratios stay right",
+        )
+
+
+def _about_surroundings(variables: Mapping[str, str], memory: int | None) -> Iterator[Remark]:
+    governor = _text(_GOVERNOR)
+    if governor in ("powersave", "conservative"):
+        yield Remark(
+            f"the frequency governor is {governor}: times vary and are long", "cpupower frequency-set -g performance"
+        )
+    if variables:
+        given = ", ".join(f"{name}={value}" for name, value in variables.items())
+        yield Remark(f"{given} limits threads of torch and numpy, not those of onnxruntime", "--threads N for those")
+    if memory is not None and memory < _LITTLE_MEMORY_BYTES:
+        yield Remark(f"{memory / 1e9:.1f} GB of memory are free", "close other programs, or use --batch-size 1")
+
+
+def usable_cores(cores: int, limit: str | None = None) -> float:
+    """Returns how many cores this process may use: those it is bound to, or fewer by a container's limit.
+
+    Args:
+        cores: how many there are.
+        limit: microseconds of every period, or ``max``, and the period, as cgroups write it; None for this machine's.
+    """
+    # Python asks only Linux which cores a process is bound to.
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota, _, period = (limit or _text(_CGROUP_LIMIT) or "max 1").partition(" ")
+    if not (quota.isdigit() and period.isdigit() and int(period)):
+        return float(bound)
+    return min(float(bound), int(quota) / int(period))
+
+
+def _load() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _free_memory() -> int | None:
+    for line in (_text(_MEMORY) or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _more_versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
