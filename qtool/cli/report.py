@@ -28,15 +28,20 @@ from qtool.cli.options import (
 )
 from qtool.cli.report_options import (
     BaselineOption,
+    BatchSizesOption,
     ChangesOption,
+    ColdStartOption,
     FailIfOption,
     HistogramOption,
     HtmlOption,
     JunitOption,
     LayersOption,
     MarkdownOption,
+    ProfileOption,
     ReportFileOption,
     StepSummaryOption,
+    ThreadCountsOption,
+    counts,
 )
 from qtool.cli.report_output import Destinations, deliver, destinations
 from qtool.errors import UsageError
@@ -89,6 +94,10 @@ def report(
     threads: ThreadsOption = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all models are timed.")] = 25,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
+    batch_sizes: BatchSizesOption = None,
+    thread_counts: ThreadCountsOption = None,
+    cold_start: ColdStartOption = False,
+    profile: ProfileOption = False,
     fail_if: FailIfOption = None,
     baseline: BaselineOption = None,
     changes: ChangesOption = False,
@@ -113,6 +122,7 @@ def report(
     from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate
     from qtool.workflows.report import ReportRequest, compare
+    from qtool.workflows.report_times import Asked
 
     where = destinations(
         output=output,
@@ -141,9 +151,15 @@ def report(
         labels=labels,
         batch_size=batch_size,
         limit=limit,
-        threads=threads,
-        rounds=rounds,
-        latency=not no_latency,
+        times=Asked(
+            threads=threads,
+            rounds=rounds,
+            latency=not no_latency,
+            cold_start=cold_start,
+            profile=profile,
+            batch_sizes=counts(batch_sizes, "--batch-sizes"),
+            thread_counts=counts(thread_counts, "--thread-counts"),
+        ),
         gates=gates,
         baseline=earlier,
         inside=_inside(layers, where),

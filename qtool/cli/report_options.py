@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from qtool.errors import UsageError
+
 FailIfOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -23,6 +25,24 @@ BaselineOption: TypeAlias = Annotated[
         metavar="FILE",
         help="Exit with 1 if a figure is worse than in this earlier report, a .json that -o wrote.",
         show_default=False,
+    ),
+]
+ColdStartOption: TypeAlias = Annotated[
+    bool, typer.Option("--cold-start", help="Measure the time to the first result, in 8 fresh processes a model.")
+]
+ProfileOption: TypeAlias = Annotated[
+    bool, typer.Option("--profile", help="Show where the time goes, by operator, as onnxruntime's profiler sees it.")
+]
+BatchSizesOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-sizes", metavar="N,N", help="Time the models at these sizes of batches too.", show_default=False
+    ),
+]
+ThreadCountsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--thread-counts", metavar="N,N", help="Time the models with these numbers of threads too.", show_default=False
     ),
 ]
 ChangesOption: TypeAlias = Annotated[
@@ -67,3 +87,17 @@ JunitOption: TypeAlias = Annotated[
 StepSummaryOption: TypeAlias = Annotated[
     bool, typer.Option("--step-summary", help="Add the report to the summary of a GitHub Actions step.")
 ]
+
+
+def counts(text: str | None, option: str) -> tuple[int, ...]:
+    """Reads whole numbers above 0 that commas divide; nothing where the option is not given.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text} is no list of whole numbers above 0", fix=f"write {option} 1,8")
+    return tuple(dict.fromkeys(map(int, parts)))

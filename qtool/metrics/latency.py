@@ -96,7 +96,7 @@ def interleaved_times(
 
 def latency(times: Times) -> Latency:
     """Sums up the seconds of one run's rounds."""
-    median, p95 = _interval(times * 1e3, 0.5), _interval(times * 1e3, 0.95)
+    median, p95 = run_milliseconds(times), _interval(times * 1e3, 0.95)
     return Latency(
         median_ms=median.median,
         low_ms=median.low,
@@ -111,6 +111,11 @@ def latency(times: Times) -> Latency:
 def paired_ratio(base: Times, other: Times, *, seed: int = 0) -> Interval:
     """Compares two runs round by round: above 1, ``other`` is the faster one."""
     return _interval(base / other, 0.5, seed=seed)
+
+
+def run_milliseconds(times: Times) -> Interval:
+    """Returns the median time of a run, in milliseconds."""
+    return _interval(times * 1e3, 0.5)
 
 
 def throughput(times: Times, *, batch_size: int) -> Interval:

@@ -1,9 +1,10 @@
-"""The process in which ``memory.py`` runs a model: ``python -m qtool.metrics.memory_probe TASK``, with TASK in JSON."""
+"""What ``fresh_process.py`` runs a model in: ``python -m qtool.metrics.memory_probe TASK``, with TASK in JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,10 @@ def _main() -> None:
     with np.load(task["batch"]) as batch:
         feeds = {name: batch[f"arr_{place}"] for place, name in enumerate(task["inputs"])}
     before = peak_bytes()
+    start = time.perf_counter()
     Session(Path(task["model"]), threads=task["threads"]).run(feeds)
-    sys.stdout.write(json.dumps({"before": before, "peak": peak_bytes()}))
+    seconds = time.perf_counter() - start
+    sys.stdout.write(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds}))
 
 
 if __name__ == "__main__":

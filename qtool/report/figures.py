@@ -28,7 +28,7 @@ from qtool.report.figure_readers import (
 )
 from qtool.report.model import Comparison, Measured, ModelReport
 
-Need: TypeAlias = Literal["labels", "latency"]
+Need: TypeAlias = Literal["labels", "latency", "cold start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,11 @@ def _timed(read: Callable[[Comparison], Interval | None], unit: str, description
     return Figure(unit=unit, description=description, read=measured(read), need="latency", noisy=True)
 
 
+def _started(side: Callable[[Comparison], ModelReport], description: str) -> Figure:
+    read = measured(lambda comparison: side(comparison).cold_start)
+    return Figure(unit="ms", description=description, read=read, need="cold start", noisy=True)
+
+
 def _bound(read: Callable[[Interval], float], description: str) -> Figure:
     def of_speedup(comparison: Comparison) -> Measured:
         return Measured(value=None if comparison.speedup is None else read(comparison.speedup))
@@ -138,6 +143,8 @@ FIGURES: Mapping[str, Figure] = {
     "throughput_float": _timed(
         lambda comparison: comparison.float_model.throughput, "samples/s", "samples a second in batches, float model"
     ),
+    "cold_start_ms": _started(_quantized, "time that a fresh process takes to open and first run the quantized model"),
+    "cold_start_float_ms": _started(_float, "time that a fresh process takes to open and first run the float model"),
     "size_mb": _always(size(_quantized), "MB", "size on disk of the quantized model"),
     "size_float_mb": _always(size(_float), "MB", "size on disk of the float model"),
     "size_ratio": _always(

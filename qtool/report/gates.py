@@ -92,7 +92,9 @@ def parse_gate(text: str) -> Gate:
     return Gate(figure=name, output=output, operator=cast("Operator", found["operator"]), limit=limit)
 
 
-def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, rounds: int) -> None:
+def check_gates(
+    gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, rounds: int, cold_start: bool = False
+) -> None:
     """Refuses gates that no report on this data could judge, before anything runs.
 
     Args:
@@ -100,6 +102,7 @@ def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, 
         outputs: the names of the models' outputs.
         labels: whether there are labels.
         rounds: rounds of the latency measurement; 0 where it is not to be measured.
+        cold_start: whether the time to the first result is to be measured.
 
     Raises:
         UsageError: a gate needs what is not there.
@@ -113,7 +116,9 @@ def check_gates(gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, 
             )
         if need == "latency" and not rounds:
             raise UsageError(f"'{gate}' needs the latency, which is not measured", fix="leave --no-latency out")
-        if noisy and rounds < _FEWEST_ROUNDS:
+        if need == "cold start" and not cold_start:
+            raise UsageError(f"'{gate}' needs the cold start, which is not measured", fix="add --cold-start")
+        if need == "latency" and noisy and rounds < _FEWEST_ROUNDS:
             raise UsageError(
                 f"'{gate}' cannot be judged by {rounds} rounds",
                 fix=f"give at least --rounds {_FEWEST_ROUNDS}; 25 is the default",
@@ -194,6 +199,8 @@ def _why_missing(gate: Gate) -> str:
         return "top-5 takes more than five classes: use top1"
     if gate.figure.startswith("memory"):
         return "the memory could not be measured here: leave this gate out"
+    if gate.figure.startswith("cold_start"):
+        return "the processes that start cold could not be run here: leave this gate out"
     if gate.figure == "agreement":
         return "it takes a float output of the shape (samples, classes): use sqnr_db or cosine"
     if gate.figure == "equal_values":

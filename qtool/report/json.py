@@ -39,6 +39,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
         "classes": [asdict(change) for change in comparison.classes],
         "samples": [_sample(sample) for sample in comparison.samples],
+        "grid": [asdict(point) for point in comparison.grid],
         "layers": [asdict(layer) for layer in comparison.layers],
         "histograms": [asdict(histogram) for histogram in comparison.histograms],
         "figures": {name: figure.value for name, figure in figures.items()},

@@ -12,6 +12,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
+from qtool.runtime.profile import OperatorTime
 
 Outcome: TypeAlias = Literal["passed", "unproven", "failed", "unjudged"]
 
@@ -43,6 +44,8 @@ class ModelReport:
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
+        cold_start: milliseconds that a fresh process takes to open and run it; None where it was not to be measured.
+        operators: where the time of one sample goes; empty where it was not to be looked at.
     """
 
     name: str
@@ -52,6 +55,27 @@ class ModelReport:
     latency: Latency | None
     throughput: Interval | None
     memory: Memory
+    cold_start: Interval | None = None
+    operators: tuple[OperatorTime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPoint:
+    """The times of both models in one setting.
+
+    Attributes:
+        batch_size: samples a run.
+        threads: threads inside an operator; 0 is one a core.
+        float_ms: milliseconds a run of the float model.
+        quantized_ms: milliseconds a run of the quantized model.
+        speedup: float time over quantized time, from paired rounds.
+    """
+
+    batch_size: int
+    threads: int
+    float_ms: Interval
+    quantized_ms: Interval
+    speedup: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +106,7 @@ class Comparison:
         samples: the samples that changed most, the worst first.
         layers: how close the tensors inside are; empty where they were not to be looked at.
         histograms: where the values of some of these tensors lie.
+        grid: the times at other batch sizes and numbers of threads; empty where none were asked for.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
     """
 
@@ -93,6 +118,7 @@ class Comparison:
     samples: tuple[ChangedSample, ...] = ()
     layers: tuple[LayerFidelity, ...] = ()
     histograms: tuple[TensorHistogram, ...] = ()
+    grid: tuple[GridPoint, ...] = ()
     figures: Mapping[str, Measured] = field(default_factory=dict)
 
 

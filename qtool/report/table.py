@@ -9,6 +9,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.model import Comparison, Measured, Report
 from qtool.report.sample_tables import classes_table, samples_table
 from qtool.report.table_form import NONE, Table, number
+from qtool.report.time_tables import grid_table, operators_table
 
 _WORST_LAYERS = 10
 
@@ -38,6 +39,11 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
             found.append(classes_table(comparison, _of_model(comparison, report)))
         if changes and comparison.samples:
             found.append(samples_table(comparison, _of_model(comparison, report)))
+    found += [
+        grid_table(comparison, _of_model(comparison, report)) for comparison in report.comparisons if comparison.grid
+    ]
+    if report.float_model.operators:
+        found.append(operators_table(report))
     found += [_layers(comparison, report) for comparison in report.comparisons if comparison.layers]
     if report.verdicts:
         found.append(_verdicts(report))
@@ -77,6 +83,7 @@ def _rows(batch_size: int) -> tuple[_Row, ...]:
             ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
             ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
             (f"throughput, batch {batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
+            ("cold start", "cold_start_float_ms", "cold_start_ms", 1, " ms", "faster"),
             ("size on disk", "size_float_mb", "size_mb", 2, " MB", "part"),
             ("peak memory", "memory_float_mb", "memory_mb", 1, " MB", "part"),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,30 @@ _RUNS = 4
 _KERNEL = "_kernel_time"
 # What onnxruntime adds to the name of a node, or of the output it is named after, when it rewrites it.
 _REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """How long all kernels of one operator run.
+
+    Attributes:
+        operator: as onnxruntime calls it, which rewrites the graph: QLinearConv, FusedMatMul.
+        seconds: in one run of the model.
+        kernels: how many of them there are.
+    """
+
+    operator: str
+    seconds: float
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kernel:
+    """One time that one kernel ran."""
+
+    name: str
+    operator: str
+    seconds: float
 
 
 def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str, float]:
@@ -34,17 +59,54 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as source:
-        session = Session(source, threads=threads, profile_to=Path(folder) / "profile")
-        for _ in range(_RUNS):
-            session.run(feed)
-        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+        kernels = _profiled(source, feed, Path(folder), threads)
     seconds: dict[str, list[float]] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith(_KERNEL):
-            seconds.setdefault(_original_name(name.removesuffix(_KERNEL)), []).append(event["dur"] * 1e-6)
+    for kernel in kernels:
+        seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
     # A name can stand for several kernels, each of which ran so many times.
     return {name: min(times) * max(1, len(times) // _RUNS) for name, times in seconds.items()}
+
+
+def operator_seconds(model: Path, feed: Feed, *, threads: int = 0) -> tuple[OperatorTime, ...]:
+    """Returns how long each operator of the model in a file takes, by the shortest of several runs, the longest first.
+
+    Args:
+        model: the file.
+        feed: what to run it on.
+        threads: threads inside an operator; 0 is one a core.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run the model.
+    """
+    # Windows deletes no file that a session still writes.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        kernels = _profiled(model, feed, Path(folder), threads)
+    runs: dict[tuple[str, str], list[float]] = {}
+    for kernel in kernels:
+        runs.setdefault((kernel.operator, kernel.name), []).append(kernel.seconds)
+    operators: dict[str, list[float]] = {}
+    for (operator, _), times in runs.items():
+        operators.setdefault(operator, []).append(min(times))
+    found = (
+        OperatorTime(operator=operator, seconds=sum(times), kernels=len(times)) for operator, times in operators.items()
+    )
+    return tuple(sorted(found, key=lambda time: (-time.seconds, time.operator)))
+
+
+def _profiled(source: Path | bytes, feed: Feed, folder: Path, threads: int) -> list[_Kernel]:
+    session = Session(source, threads=threads, profile_to=folder / "profile")
+    for _ in range(_RUNS):
+        session.run(feed)
+    events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+    return [
+        _Kernel(
+            name=event["name"].removesuffix(_KERNEL),
+            operator=str(event.get("args", {}).get("op_name", "")),
+            seconds=event["dur"] * 1e-6,
+        )
+        for event in events
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith(_KERNEL)
+    ]
 
 
 def _original_name(name: str) -> str:

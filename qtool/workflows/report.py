@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +11,9 @@ from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
 from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
-from calib.specs import Feed
 from qtool.errors import InputError, RuntimeRefusedError
-from qtool.metrics.latency import Times, interleaved_times, latency, paired_ratio, throughput
-from qtool.metrics.memory import Memory, measure_memory
-from qtool.metrics.session_group import SessionGroup, open_group
+from qtool.metrics.latency import latency, paired_ratio, throughput
+from qtool.metrics.session_group import open_group
 from qtool.metrics.size import model_bytes
 from qtool.progress import Progress
 from qtool.report.baseline import Baseline, regressions
@@ -27,11 +25,10 @@ from qtool.report.surroundings import machine, versions
 from qtool.workflows.graphs_to_compare import graphs_of
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.report_layers import Inside, look_inside
-from qtool.workflows.report_outputs import Seen, labels_of, refuse_labels, run_over, samples_in
+from qtool.workflows.report_outputs import labels_of, refuse_labels, run_over, samples_in
+from qtool.workflows.report_times import Asked, Models, measure
 
 _USUAL_BATCH_SIZE = 16
-# Batches take long and vary little: fewer rounds of them will do.
-_MOST_BATCH_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +44,7 @@ class ReportRequest:
         labels: the array with class indices; None takes ``_label`` where the data has it.
         batch_size: samples a run; None takes what the models fix, or 16.
         limit: use only the first so many samples.
-        threads: threads inside an operator; 0 is one a core.
-        rounds: rounds of the latency measurement; throughput takes 10 of them at most.
-        latency: whether to measure it.
+        times: what is to be measured with a clock, and with how many threads.
         gates: what the report is judged by; those that cannot be judged are refused before anything runs.
         baseline: an earlier report that it must not fall behind; None for none.
         inside: whether the tensors inside are compared too.
@@ -64,9 +59,7 @@ class ReportRequest:
     labels: str | None = None
     batch_size: int | None = None
     limit: int | None = None
-    threads: int = 0
-    rounds: int = 25
-    latency: bool = True
+    times: Asked = field(default_factory=Asked)
     gates: tuple[Gate, ...] = ()
     baseline: Baseline | None = None
     inside: Literal["no", "if possible", "yes"] = "no"
@@ -105,16 +98,16 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
     sizes = [model_bytes(path) for path in paths]
     names = display_names(request.models)
     labels = labels_of(data, request.labels, where=request.data)
-    group = open_group(paths, names, threads=request.threads)
-    rounds = request.rounds if request.latency else 0
+    asked = request.times
+    group = open_group(paths, names, threads=asked.threads)
+    rounds = asked.rounds if asked.latency else 0
     outputs = [spec.name for spec in group.outputs]
-    check_gates(request.gates, outputs=outputs, labels=labels is not None, rounds=rounds)
+    check_gates(request.gates, outputs=outputs, labels=labels is not None, rounds=rounds, cold_start=asked.cold_start)
     batch_size = request.batch_size or fixed_batch_size(group.inputs) or _USUAL_BATCH_SIZE
     seen = run_over(group, data, labels, batch_size=batch_size, limit=request.limit, progress=progress)
     if labels is not None and not seen.accuracy:
         refuse_labels(labels, given=request.labels is not None, progress=progress)
-    timing = _time(group, seen, request.rounds, progress) if request.latency else None
-    memory = _memory(paths, seen.sample, request.threads, progress)
+    found = measure(group, Models(tuple(paths), names), data, seen, asked, progress)
     inside = _inside(paths, data, request, progress)
     models = [
         ModelReport(
@@ -122,9 +115,11 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
             path=str(path),
             size_bytes=sizes[place],
             accuracy=seen.accuracy[place] if seen.accuracy else None,
-            latency=None if timing is None else latency(timing.sample[place]),
-            throughput=None if timing is None else throughput(timing.batch[place], batch_size=samples_in(seen.batch)),
-            memory=memory[place],
+            latency=latency(found.sample[place]) if found.sample else None,
+            throughput=throughput(found.batch[place], batch_size=samples_in(seen.batch)) if found.batch else None,
+            memory=found.memory[place],
+            cold_start=found.cold_start[place],
+            operators=found.operators[place],
         )
         for place, path in enumerate(request.models)
     ]
@@ -133,11 +128,12 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
             float_model=models[0],
             quantized_model=model,
             fidelity=seen.fidelity[place],
-            speedup=None if timing is None else paired_ratio(timing.sample[0], timing.sample[place + 1]),
+            speedup=paired_ratio(found.sample[0], found.sample[place + 1]) if found.sample else None,
             classes=seen.classes[place],
             samples=seen.changed[place],
             layers=inside[place].layers,
             histograms=inside[place].histograms,
+            grid=found.grid[place],
         )
         for place, model in enumerate(models[1:])
     ]
@@ -147,19 +143,11 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
         labels=None if labels is None or not seen.accuracy else labels.name,
         samples=seen.samples,
         batch_size=samples_in(seen.batch),
-        threads=request.threads,
+        threads=asked.threads,
         rounds=rounds,
         versions=versions(),
         machine=machine(),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Timing:
-    """Seconds a run of each model."""
-
-    sample: tuple[Times, ...]
-    batch: tuple[Times, ...]
 
 
 def _inside(paths: Sequence[Path], data: Dataset, request: ReportRequest, progress: Progress) -> list[Inside]:
@@ -173,7 +161,7 @@ def _inside(paths: Sequence[Path], data: Dataset, request: ReportRequest, progre
                 data,
                 limit=request.limit,
                 histograms=request.histograms,
-                threads=request.threads,
+                threads=request.times.threads,
                 progress=progress,
             )
             for path in paths[1:]
@@ -183,24 +171,3 @@ def _inside(paths: Sequence[Path], data: Dataset, request: ReportRequest, progre
             raise
         progress.note(f"the tensors inside are not compared: {error.problem}")
         return [Inside() for _ in paths[1:]]
-
-
-def _time(group: SessionGroup, seen: Seen, rounds: int, progress: Progress) -> _Timing:
-    alike = samples_in(seen.sample) == samples_in(seen.batch)
-    batch_rounds = min(rounds, _MOST_BATCH_ROUNDS)
-    with progress.task("timing in turns", rounds if alike else rounds + batch_rounds) as advance:
-        sample = interleaved_times(group.timed(seen.sample), rounds=rounds, advance=advance)
-        batch = sample if alike else interleaved_times(group.timed(seen.batch), rounds=batch_rounds, advance=advance)
-    return _Timing(sample=sample, batch=batch)
-
-
-def _memory(paths: Sequence[Path], sample: Feed, threads: int, progress: Progress) -> list[Memory]:
-    memory = []
-    with progress.task("measuring memory", len(paths)) as advance:
-        for path in paths:
-            memory.append(measure_memory(path, sample, threads=threads))
-            advance(1)
-    for entry in memory:
-        if entry.reason is not None:
-            progress.note(f"peak memory is not known: {entry.reason}")
-    return memory

@@ -12,6 +12,7 @@ from qtool.progress import Silent
 from qtool.report.gates import parse_gate
 from qtool.report.model import Report
 from qtool.workflows.report import ReportRequest, compare
+from qtool.workflows.report_times import Asked
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
@@ -36,14 +37,14 @@ def load() -> Iterator[None]:
 @pytest.fixture
 def report_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
     # Memory takes a process each and has no say here.
-    monkeypatch.setattr("qtool.workflows.report.measure_memory", lambda *_, **__: Memory(reason="not measured"))
+    monkeypatch.setattr("qtool.workflows.report_times.measure_memory", lambda *_, **__: Memory(reason="not measured"))
 
     def run(quantized: Path, *gates: str) -> Report:
         request = ReportRequest(
             float_model=pair.float_model,
             quantized_models=(quantized,),
             data=str(pair.data),
-            threads=1,
+            times=Asked(threads=1),
             gates=tuple(map(parse_gate, gates)),
         )
         return compare(request, Silent())

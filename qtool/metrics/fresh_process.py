@@ -1,0 +1,69 @@
+"""Runs a model once in a process that does nothing else, and tells what that took."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib.specs import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRun:
+    """What a fresh process saw.
+
+    Attributes:
+        before_bytes: the most physical memory it held before it opened the model; None where the system does not tell.
+        peak_bytes: the most it ever held.
+        seconds: how long it took to open the model and to run it for the first time.
+    """
+
+    before_bytes: int | None
+    peak_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoRun:
+    """Says why there is nothing to tell.
+
+    Attributes:
+        reason: one line.
+    """
+
+    reason: str
+
+
+def run_in_fresh_process(model: Path, feeds: Mapping[str, Array], *, threads: int = 0) -> FirstRun | NoRun:
+    """Opens ``model`` in a new Python process and runs it once on ``feeds``.
+
+    A process that has run another model before would show that one's memory, and would have its code at hand.
+    """
+    if not sys.executable:
+        return NoRun("this Python does not know its own executable")
+    with tempfile.TemporaryDirectory() as folder:
+        batch = Path(folder) / "batch.npz"
+        # Positions, not names: a name may hold what no file name can.
+        np.savez(batch, *feeds.values())
+        task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads}
+        done = subprocess.run(
+            # -P: what lies in the working folder is no part of the search path.
+            [sys.executable, "-P", "-m", "qtool.metrics.memory_probe", json.dumps(task)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+            check=False,
+        )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return NoRun(f"the process that ran {model} ended with {done.returncode}: {last}")
+    seen = json.loads(done.stdout)
+    return FirstRun(before_bytes=seen["before"], peak_bytes=seen["peak"], seconds=seen["seconds"])
