@@ -42,9 +42,10 @@ class Trials:
         gains: what every correction did, in the order in which they are made.
     """
 
-    def __init__(self, judge: OutputJudge) -> None:
-        """Measures with ``judge``."""
+    def __init__(self, judge: OutputJudge, *, veto: OutputJudge | None = None) -> None:
+        """Measures with ``judge``; what is fitted to a few samples must do no harm by that of ``veto``, either."""
         self._judge = judge
+        self._veto = veto
         self.gains: list[Gain] = []
 
     def helps(self, correction: str, before: ir.Model, after: ir.Model, *, always: bool) -> bool:
@@ -114,16 +115,23 @@ class Trials:
             kept_float: nodes with the reason why they stay float.
             always: whether one is taken whatever it does: the best.
         """
-        before = self._judge.sqnr_db(variants(kept_float).model)
+        plain = variants(kept_float).model
+        before = self._judge.sqnr_db(plain)
+        least = None if self._veto is None else self._veto.sqnr_db(plain) - _BENEFIT_OF_DOUBT
         made: dict[str, Variants] = {}
+        harmless: dict[str, bool] = {}
         reached: dict[str, float] = {}
         for name, make in candidates.items():
             made[name] = make()
-            reached[name] = self._judge.sqnr_db(made[name](kept_float).model)
-            if reached[name] >= before:
+            model = made[name](kept_float).model
+            reached[name] = self._judge.sqnr_db(model)
+            harmless[name] = reached[name] >= before
+            if harmless[name] and self._veto is not None and least is not None:
+                harmless[name] = self._veto.sqnr_db(model) >= least
+            if harmless[name]:
                 break
-        best = max(reached, key=lambda name: reached[name])
-        taken = always or reached[best] >= before
+        best = max(reached, key=lambda name: (harmless[name], reached[name]))
+        taken = always or harmless[best]
         for name, after in reached.items():
             self.gains.append(Gain(correction=name, before_db=before, after_db=after, kept=taken and name == best))
         return made[best] if taken else variants

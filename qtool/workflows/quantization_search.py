@@ -56,7 +56,8 @@ class QuantizationSearch:
             feeds = self._samples.spread(wanted.judged_samples).feeds
             self._judge = OutputJudge(original, feeds, threads=threads)
             # One sample that flips at the end would decide between corrections.
-            self._trials = Trials(OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads))
+            unsaturated = OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads)
+            self._trials = Trials(unsaturated, veto=self._judge)
 
     @property
     def gains(self) -> tuple[Gain, ...]:

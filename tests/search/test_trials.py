@@ -102,3 +102,11 @@ def test_candidates_are_judged_with_the_nodes_that_stay_float() -> None:
     trials = _trials({"": 30, "n": 20, "x": 10, "x n": 25})
     candidates = {"x": partial(_Variants, frozenset({"x"}))}
     assert trials.first_of(_Variants(), candidates, {"n": "why"}, always=False).made == {"x"}
+
+
+def test_what_harms_by_the_other_measure_is_not_taken() -> None:
+    candidates = {name: partial(_Variants, frozenset({name})) for name in ("x", "y")}
+    judge = cast(OutputJudge, _Judge({"": 20, "x": 25, "y": 22}))
+    trials = Trials(judge, veto=cast(OutputJudge, _Judge({"": 15, "x": 12, "y": 14.95})))
+    assert trials.first_of(_Variants(), candidates, {}, always=False).made == {"y"}
+    assert [gain.kept for gain in trials.gains] == [False, True]
