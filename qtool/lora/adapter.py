@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from qtool.lora.translation import Translation
 
+# The tensors that hold places, not values, by the ends of their names.
+_INDICES = ("_topk_indices", ".shira_indices")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterModule:
@@ -67,7 +70,7 @@ class Adapter:
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Passes when every tensor holds finite floats, at least one; single integers are counters, and may be.
+    """Passes when every tensor holds finite floats, at least one; counters and indices may be integers.
 
     Raises:
         InputError: one is empty, of another type, or holds a NaN or an infinity.
@@ -82,7 +85,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], source: Path) -> None:
                 f"'{name}' in {source} has the shape {tuple(tensor.shape)}, so no elements",
                 fix="gather the shards of the weights before the adapter is saved",
             )
-        if tensor.ndim == 0 and not tensor.is_floating_point():
+        if (tensor.ndim == 0 or name.endswith(_INDICES)) and not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             raise InputError(

@@ -33,17 +33,23 @@ class KindDetails:
 
     Attributes:
         orthogonal: of HRA: whether its vectors are made orthogonal first.
-        form: of MiSS: ``"bat"``, ``"mini"``, or "" for the plain one.
+        form: of MiSS: ``"bat"``, ``"mini"``, or another for the plain one; of RoAd: its variant, such as ``"road_1"``.
+        chosen: of VB-LoRA: how many vectors are mixed.
+        group: of RoAd: the length of the groups whose halves are paired.
     """
 
     orthogonal: bool = False
     form: str = ""
+    chosen: int = 0
+    group: int = 0
 
 
 def details_from_peft(fields: Mapping[str, Any]) -> KindDetails:
     """Returns the details that checked fields give; defaults are those of PEFT."""
-    start = fields.get("init_weights")
+    form = fields.get("init_weights") if fields.get("peft_type") == "MISS" else fields.get("variant") or "road_1"
     return KindDetails(
         orthogonal=bool(fields.get("apply_GS")),
-        form=start if isinstance(start, str) else "",
+        form=form if isinstance(form, str) else "",
+        chosen=int(fields.get("topk") or 2),
+        group=int(fields.get("group_size") or 64),
     )

@@ -11,6 +11,7 @@ from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.changes import Added, Change, Dora, LowRank
 from qtool.lora.module_changes import BaseModule, ModuleChange, check_roles
+from qtool.lora.products import adaptive_changes
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ def low_rank_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     Raises:
         InputError: a matrix is missing, or ranks and shapes do not agree with the settings and the base.
     """
+    if "lora_E" in module.parts:
+        return adaptive_changes(module, base, adapter)
     if "lora_embedding_A" in module.parts or "lora_embedding_B" in module.parts:
         return [_embedding(module, base, adapter)]
     check_roles(module, {"lora_A", "lora_B"}, {_MAGNITUDE, "lora_B.bias"}, base.source)

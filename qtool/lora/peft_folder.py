@@ -28,13 +28,14 @@ _ROLES = (
     r"hada_w1_a|hada_w1_b|hada_w2_a|hada_w2_b|hada_t1|hada_t2|"
     r"lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|lokr_t2|"
     r"ia3_l|vera_lambda_b|vera_lambda_d|oft_R|token_adapter\.trainable_tokens_delta|trainable_tokens_delta|"
-    r"hra_u|miss_block"
+    r"hra_u|miss_block|vblora_logits_[AB](?:_topk_indices|_topk_weights)?|lora_E|c3a_kernel|road_theta|road_alpha|"
+    r"delora_A|delora_B|delora_lambda|delora_w_norm|gralora_A_general|gralora_B_general|gralora_A|gralora_B"
 )
 # Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
 _PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
 # What stands around the parameters of modules that were trained whole.
 _WHOLE = re.compile(r"\.(modules_to_save|ln_tuning_layers)(\.default)?\.")
-_SHARED = re.compile(r"base_model\.(?P<role>vera_[AB])(\.default)?$")
+_SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|vblora_vector_bank)(\.default)?$")
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -54,6 +55,8 @@ def read_peft_folder(path: Path) -> Adapter:
     weights = _weights_file(folder)
     settings = settings_from_peft(_config(folder / CONFIG_NAME), str(folder))
     tensors = SafetensorsFile().read(weights).tensors
+    if settings.kind == "AdaLoRA":
+        tensors = _without_pruned(tensors)
     check_tensors(tensors, weights)
     return _sorted_out(tensors, settings, folder)
 
@@ -84,6 +87,14 @@ def _config(path: Path) -> Mapping[str, Any]:
     if not isinstance(fields, dict):
         raise InputError(f"{path} is not a JSON object", fix="save the adapter again")
     return fields
+
+
+def _without_pruned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drops the matrices of modules that AdaLoRA left no rank."""
+    pruned = {
+        name.removesuffix("E") for name, tensor in tensors.items() if not tensor.numel() and name.endswith(".lora_E")
+    }
+    return {name: tensor for name, tensor in tensors.items() if name[:-1] not in pruned}
 
 
 def _sorted_out(tensors: Mapping[str, torch.Tensor], settings: AdapterSettings, folder: Path) -> Adapter:

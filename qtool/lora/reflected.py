@@ -1,7 +1,7 @@
 """Builds the changes of HRA, which mirrors the inputs of a weight at trained planes.
 
 Source: Yuan et al., Bridging the gap between low-rank and orthogonal adaptation via Householder reflection adaptation,
-https://arxiv.org/abs/2405.17484, equations 3 and 4; and how https://github.com/huggingface/peft stores it.
+https://arxiv.org/abs/2405.17484; and how https://github.com/huggingface/peft stores it.
 """
 
 from __future__ import annotations

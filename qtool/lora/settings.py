@@ -29,6 +29,22 @@ KINDS: Mapping[str, str] = {
     "LN_TUNING": "LN tuning",
     "HRA": "HRA",
     "MISS": "MiSS",
+    "VBLORA": "VB-LoRA",
+    "DELORA": "DeLoRA",
+    "ADALORA": "AdaLoRA",
+    "C3A": "C3A",
+    "ROAD": "RoAd",
+    "GRALORA": "GraLoRA",
+}
+# Those with a rank in the settings; AdaLoRA gives the one to aim at there.
+_RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA")
+# Those with an alpha, by the field's name, and its default.
+_ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
+    "LORA": ("lora_alpha", 8),
+    "ADALORA": ("lora_alpha", 8),
+    "LOHA": ("alpha", 8),
+    "LOKR": ("alpha", 8),
+    "GRALORA": ("alpha", 64),
 }
 # Fields whose being set makes the layer compute what no single weight does, or leaves the base another one.
 _NO_WEIGHT: Mapping[str, str] = {
@@ -152,18 +168,17 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
             fix=f"use one of {', '.join(KINDS.values())}, or merge it with the library that trained it",
         )
     _check_mergeable(fields, where)
+    if kind == "ADALORA":
+        # There the pattern says which columns were kept; the others were not saved.
+        fields = {name: value for name, value in fields.items() if name != "rank_pattern"}
     check_fields(fields, where)
-    ranked = kind in ("LORA", "LOHA", "LOKR", "VERA")
-    alpha = fields.get("lora_alpha" if kind == "LORA" else "alpha")
-    if alpha is None and kind in ("LORA", "LOHA", "LOKR"):
-        alpha = 8  # the default of all three
     feedforward = fields.get("feedforward_modules") or ()
     neumann = int(fields.get("num_cayley_neumann_terms") or 5) if fields.get("use_cayley_neumann", False) else None
     return AdapterSettings(
         kind=KINDS[kind],
         base_model=fields.get("base_model_name_or_path") or None,
-        rank=_rank(fields, where) if ranked else None,
-        alpha=None if alpha is None or kind == "VERA" else float(alpha),
+        rank=_rank(fields, where) + int(fields.get("hybrid_r") or 0) if kind in _RANKED else None,
+        alpha=_alpha(fields, kind),
         rank_patterns=fields.get("rank_pattern") or {},
         alpha_patterns=fields.get("alpha_pattern") or {},
         root_scale=bool(fields.get("use_rslora")),
@@ -200,6 +215,14 @@ def _rank(fields: Mapping[str, Any], where: str) -> int:
     if not rank:
         raise InputError(f"{where} gives no rank r", fix="save the adapter again")
     return int(rank)
+
+
+def _alpha(fields: Mapping[str, Any], kind: str) -> float | None:
+    if kind not in _ALPHA_FIELDS:
+        return None
+    name, default = _ALPHA_FIELDS[kind]
+    alpha = fields.get(name)
+    return float(default if alpha is None else alpha)
 
 
 def _token_rows(fields: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...]]:

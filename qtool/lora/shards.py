@@ -1,7 +1,7 @@
 """Builds the changes of MiSS, whose one small matrix serves all pieces of a row.
 
 Source: Kang et al., MiSS: Balancing LoRA performance and efficiency with simple shard sharing,
-https://arxiv.org/abs/2409.15371, equations 5 to 8; and how https://github.com/huggingface/peft stores it.
+https://arxiv.org/abs/2409.15371; and how https://github.com/huggingface/peft stores it.
 """
 
 from __future__ import annotations

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.changes import Change, Dora, New, Replaced
+from qtool.lora.circulant import circulant_changes
 from qtool.lora.expert_parameters import parameter_changes
 from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_changes
 from qtool.lora.flat_names import unflattened
+from qtool.lora.granular import granular_changes
 from qtool.lora.low_rank import low_rank_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
 from qtool.lora.names import find_renaming
+from qtool.lora.paired import paired_changes
+from qtool.lora.products import bank_changes, bounded_changes
 from qtool.lora.reflected import reflected_changes
 from qtool.lora.scaled import rotated_changes, scaled_changes
 from qtool.lora.shards import shard_changes
@@ -36,6 +40,11 @@ _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[Modu
     "trainable_": token_changes,
     "hra_": reflected_changes,
     "miss_": shard_changes,
+    "vblora_": bank_changes,
+    "delora_": bounded_changes,
+    "c3a_": circulant_changes,
+    "road_": paired_changes,
+    "gralora_": granular_changes,
 }
 
 

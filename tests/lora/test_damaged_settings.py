@@ -30,6 +30,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "oft": lambda: peft.OFTConfig(oft_block_size=3, r=0, target_modules=["wide"]),
     "hra": lambda: peft.HRAConfig(r=2, target_modules=["wide"]),
     "miss": lambda: peft.MissConfig(r=3, target_modules=["wide"], init_weights="bat"),
+    "vblora": lambda: peft.VBLoRAConfig(r=2, num_vectors=4, vector_length=3, target_modules=["wide"]),
+    "road": lambda: peft.RoadConfig(group_size=2, target_modules=["wide_even"]),
+    "gralora": lambda: peft.GraloraConfig(r=3, gralora_k=3, target_modules=["wide"]),
     "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 4]),
 }
 FIELDS = [
@@ -37,7 +40,7 @@ FIELDS = [
     *("feedforward_modules", "target_parameters", "modules_to_save", "trainable_token_indices", "token_indices"),
     *("block_share", "coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "base_model_name_or_path"),
     *("init_lora_weights", "alora_invocation_tokens", "use_qalora", "layer_replication", "use_dora", "lora_bias"),
-    *("apply_GS", "init_weights"),
+    *("apply_GS", "init_weights", "hybrid_r", "topk", "group_size", "variant"),
 ]
 JSON = some.recursive(
     some.none()
@@ -60,6 +63,7 @@ class Layers(nn.Module):
         torch.manual_seed(0)
         self.embed = nn.Embedding(8, 6)
         self.wide = nn.Linear(6, 9)
+        self.wide_even = nn.Linear(6, 8)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import peft
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from qtool.cli.app import app
@@ -22,6 +23,33 @@ CONFIGS: dict[str, tuple[str, Any]] = {
     "miss-rest": ("MiSS", peft.MissConfig(r=5, target_modules=LINEAR)),
     "miss-mini": ("MiSS", peft.MissConfig(r=6, mini_r=9, target_modules=["wide", "square"], init_weights="mini")),
     "miss-bat": ("MiSS", peft.MissConfig(r=6, target_modules=["wide", "square"], init_weights="bat")),
+    "vblora": ("VB-LoRA", peft.VBLoRAConfig(r=3, num_vectors=10, vector_length=6, target_modules=["wide", "square"])),
+    "vblora-chosen": (
+        "VB-LoRA",
+        peft.VBLoRAConfig(
+            r=3, num_vectors=10, vector_length=6, topk=3, target_modules=["wide"], save_only_topk_weights=True
+        ),
+    ),
+    "vblora-conv1d": (
+        "VB-LoRA",
+        peft.VBLoRAConfig(r=2, num_vectors=9, vector_length=6, target_modules=["flipped"], fan_in_fan_out=True),
+    ),
+    "delora": ("DeLoRA", peft.DeloraConfig(r=4, target_modules=LINEAR, rank_pattern={"square": 2})),
+    "adalora": ("AdaLoRA", peft.AdaLoraConfig(init_r=5, lora_alpha=6, total_step=9, target_modules=[*LINEAR, "conv"])),
+    "adalora-conv1d": (
+        "AdaLoRA",
+        peft.AdaLoraConfig(init_r=5, total_step=9, target_modules=["flipped"], fan_in_fan_out=True),
+    ),
+    "c3a": ("C3A", peft.C3AConfig(block_size=6, target_modules=["wide", "square"])),
+    "road-1": ("RoAd", peft.RoadConfig(variant="road_1", group_size=6, target_modules=["wide", "square"])),
+    "road-2": ("RoAd", peft.RoadConfig(variant="road_2", group_size=2, target_modules=["wide", "square"])),
+    "road-4": ("RoAd", peft.RoadConfig(variant="road_4", group_size=6, target_modules=["wide", "square"])),
+    "gralora": ("GraLoRA", peft.GraloraConfig(r=4, alpha=6, target_modules=["wide", "square"])),
+    "gralora-hybrid": (
+        "GraLoRA",
+        peft.GraloraConfig(r=6, alpha=6, gralora_k=3, hybrid_r=2, target_modules=["wide", "square"]),
+    ),
+    "gralora-conv1d": ("GraLoRA", peft.GraloraConfig(r=4, alpha=6, target_modules=["flipped"], fan_in_fan_out=True)),
 }
 
 
@@ -32,3 +60,16 @@ def test_every_kind_becomes_what_peft_makes_of_it(train: Any, merge: Any, distan
     assert distance(merge(trained.base, trained.folder), trained.merged) < NEAR
     described = CliRunner().invoke(app, ["inspect", str(trained.folder), "--json"])
     assert json.loads(described.stdout)["kind"] == kind
+
+
+def test_modules_that_adalora_left_no_rank_stay(train: Any, merge: Any) -> None:
+    trained = train(peft.AdaLoraConfig(init_r=4, total_step=9, target_modules=["wide", "head"]))
+    path = trained.folder / "adapter_model.safetensors"
+    kept = {
+        name: value if ".wide." in name else value[:0] if not name.endswith("lora_B") else value[:, :0].contiguous()
+        for name, value in load_file(path).items()
+    }
+    save_file(kept, path)
+    merged, base = merge(trained.base, trained.folder), load_file(trained.base)
+    changed = [name for name, value in merged.items() if not value.equal(base[name])]
+    assert changed == ["block.wide.weight"]

@@ -42,6 +42,12 @@ CONFIGS = {
     "hra": peft.HRAConfig(r=4, target_modules=[*LINEAR, "conv"]),
     "miss": peft.MissConfig(r=7, target_modules=LINEAR),
     "miss-bat": peft.MissConfig(r=10, target_modules=LINEAR, init_weights="bat"),
+    "vblora": peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=10, target_modules=LINEAR),
+    "delora": peft.DeloraConfig(r=3, target_modules=LINEAR),
+    "adalora": peft.AdaLoraConfig(init_r=3, total_step=9, target_modules=[*LINEAR, "conv"]),
+    "c3a": peft.C3AConfig(block_size=30, target_modules=["wide"]),
+    "road": peft.RoadConfig(group_size=10, target_modules=LINEAR),
+    "gralora": peft.GraloraConfig(r=4, hybrid_r=2, target_modules=LINEAR),
 }
 
 
