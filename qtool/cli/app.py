@@ -15,6 +15,7 @@ import typer.core
 
 from qtool import __version__
 from qtool.cli.failures import report_failure
+from qtool.cli.log import with_log
 from qtool.cli.options import debug_is_on
 
 # Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
@@ -109,7 +110,7 @@ def start(
 
 
 for _name in COMMANDS:
-    app.command()(getattr(import_module(f"qtool.cli.{_name}"), _name))
+    app.command()(with_log(getattr(import_module(f"qtool.cli.{_name}"), _name)))
 
 
 def main() -> None:

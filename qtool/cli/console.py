@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich.console
 from rich.text import Text
 
+from qtool.cli.log import SAID, LoggedProgress, verbose_is_on
 from qtool.progress import Advance, Progress, Silent
 
 if TYPE_CHECKING:
@@ -40,29 +41,31 @@ class Console:
         self._quiet = quiet
         self._stderr = _stream(stderr=True)
         self._text = self._stderr if json else _stream(stderr=False)
-        self._bars = self._stderr.is_terminal and not quiet and not debug
+        self._bars = self._stderr.is_terminal and not quiet and not debug and not verbose_is_on()
 
     def progress(self) -> Progress:
         """Returns where workflows report their steps: bars on a terminal, only the remarks elsewhere."""
-        if self._quiet:
-            return Silent()
-        return _TerminalProgress(self._stderr, bars=self._bars)
+        return LoggedProgress(Silent() if self._quiet else _TerminalProgress(self._stderr, bars=self._bars))
 
     def say(self, text: str) -> None:
         """Prints one remark or result."""
+        SAID.info("%s", text)
         if not self._quiet:
             _print_line(self._text, Text(text))
 
     def warn(self, text: str) -> None:
         """Prints a warning to stderr, also when quiet."""
+        SAID.warning("%s", text)
         _print_line(self._stderr, Text.assemble(("warning: ", "bold yellow"), text))
 
     def remark(self, text: str) -> None:
         """Prints one line to stderr, also when quiet."""
+        SAID.info("%s", text)
         _print_line(self._stderr, Text(text))
 
     def fail(self, problem: str, fix: str) -> None:
         """Prints what is wrong and how to fix it to stderr, also when quiet."""
+        SAID.error("%s (%s)", problem, fix)
         _print_line(self._stderr, Text.assemble(("error: ", "bold red"), problem))
         _print_line(self._stderr, Text.assemble(("  fix: ", "bold"), fix))
 
@@ -74,6 +77,8 @@ class Console:
         caption: str | None = None,
     ) -> None:
         """Prints ``rows`` under ``columns``; a column of numbers is set flush right."""
+        for row in (columns, *rows):
+            SAID.info("%s: %s", title, " | ".join(str(cell) for cell in row))
         if self._quiet:
             return
         from rich.table import Table

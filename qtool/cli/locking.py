@@ -23,6 +23,7 @@ _NOT_RECORDED = frozenset(
         *("locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )
+_OF_THE_LOG = frozenset({"verbose", "log_file"})
 
 
 def recorded_arguments(context: typer.Context) -> tuple[str, ...]:
@@ -64,8 +65,10 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
     # Settings of the working folder are left aside: the manifest has those that counted.
     again = context.command.make_context(context.info_name, arguments, parent=context.parent, default_map={})
     _refuse_other_options(context, again.params)
-    kept = {name: value for name, value in context.params.items() if name in _NOT_RECORDED}
-    parameters = {**again.params, **kept, "locked": None}
+    # The log has been opened already, and is no parameter of the command itself.
+    kept = {name: value for name, value in context.params.items() if name in _NOT_RECORDED - _OF_THE_LOG}
+    recorded = {name: value for name, value in again.params.items() if name not in _OF_THE_LOG}
+    parameters = {**recorded, **kept, "locked": None}
     for name, role in (("model", "model"), ("calib_data", "calib_data"), ("calib_stats", "calib_stats")):
         if not _given(context, name):
             record = manifest.inputs.get(role)

@@ -29,7 +29,7 @@ _UNDERSTOOD = frozenset(
         "weight_type",
         *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
         *("trust_pickle", "allow_global"),
-        *("threads", "locked", "dry_run", "force", "json", "quiet", "debug", "help"),
+        *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )
 
