@@ -37,6 +37,7 @@ from qtool.cli.report_options import (
     JunitOption,
     LayersOption,
     MarkdownOption,
+    MetricOption,
     ProfileOption,
     ReportFileOption,
     StepSummaryOption,
@@ -94,6 +95,7 @@ def report(
     threads: ThreadsOption = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all models are timed.")] = 25,
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
+    metric: MetricOption = None,
     batch_sizes: BatchSizesOption = None,
     thread_counts: ThreadCountsOption = None,
     cold_start: ColdStartOption = False,
@@ -119,6 +121,7 @@ def report(
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
     from calib.datasets.images import Preprocess
+    from qtool.metrics.task import metric_named
     from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate
     from qtool.workflows.report import ReportRequest, compare
@@ -160,6 +163,7 @@ def report(
             batch_sizes=counts(batch_sizes, "--batch-sizes"),
             thread_counts=counts(thread_counts, "--thread-counts"),
         ),
+        metric=None if metric is None else metric_named(metric),
         gates=gates,
         baseline=earlier,
         inside=_inside(layers, where),

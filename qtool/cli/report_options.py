@@ -18,6 +18,15 @@ FailIfOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+MetricOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Judge the models by top1, top5, cosine, edit, or pkg.module:function.",
+        show_default=False,
+    ),
+]
 BaselineOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -28,7 +28,7 @@ from qtool.report.figure_readers import (
 )
 from qtool.report.model import Comparison, Measured, ModelReport
 
-Need: TypeAlias = Literal["labels", "latency", "cold start"]
+Need: TypeAlias = Literal["labels", "latency", "cold start", "metric"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,14 @@ def _timed(read: Callable[[Comparison], Interval | None], unit: str, description
     return Figure(unit=unit, description=description, read=measured(read), need="latency", noisy=True)
 
 
+def _metric(side: Callable[[Comparison], ModelReport]) -> Read:
+    return lambda comparison: Measured(value=side(comparison).metric)
+
+
+def _judged(read: Read, description: str) -> Figure:
+    return Figure(unit="", description=description, read=read, need="metric")
+
+
 def _started(side: Callable[[Comparison], ModelReport], description: str) -> Figure:
     read = measured(lambda comparison: side(comparison).cold_start)
     return Figure(unit="ms", description=description, read=read, need="cold start", noisy=True)
@@ -103,6 +111,7 @@ def _always(read: Read, unit: str, description: str) -> Figure:
 
 _TOP1, _TOP1_FLOAT = accuracy(_quantized, "top1"), accuracy(_float, "top1")
 _TOP5, _TOP5_FLOAT = accuracy(_quantized, "top5"), accuracy(_float, "top5")
+_METRIC, _METRIC_FLOAT = _metric(_quantized), _metric(_float)
 
 FIGURES: Mapping[str, Figure] = {
     "sqnr_db": _output(
@@ -126,6 +135,9 @@ FIGURES: Mapping[str, Figure] = {
     "top5": _labelled(_TOP5, "%", "top-5 accuracy of the quantized model"),
     "top5_float": _labelled(_TOP5_FLOAT, "%", "top-5 accuracy of the float model"),
     "top5_drop": _labelled(drop(_TOP5_FLOAT, _TOP5), "points", "top-5 accuracy lost, in percentage points"),
+    "metric": _judged(_METRIC, "mean score of the quantized model"),
+    "metric_float": _judged(_METRIC_FLOAT, "mean score of the float model"),
+    "metric_drop": _judged(drop(_METRIC_FLOAT, _METRIC), "mean score lost"),
     "latency_ms": _timed(latency(_quantized, "median"), "ms", "median time of one sample, quantized model"),
     "latency_float_ms": _timed(latency(_float, "median"), "ms", "median time of one sample, float model"),
     "latency_p95_ms": _timed(latency(_quantized, "p95"), "ms", "95th percentile of that time, quantized model"),

@@ -93,7 +93,13 @@ def parse_gate(text: str) -> Gate:
 
 
 def check_gates(
-    gates: Iterable[Gate], *, outputs: Sequence[str], labels: bool, rounds: int, cold_start: bool = False
+    gates: Iterable[Gate],
+    *,
+    outputs: Sequence[str],
+    labels: bool,
+    rounds: int,
+    cold_start: bool = False,
+    metric: bool = False,
 ) -> None:
     """Refuses gates that no report on this data could judge, before anything runs.
 
@@ -103,6 +109,7 @@ def check_gates(
         labels: whether there are labels.
         rounds: rounds of the latency measurement; 0 where it is not to be measured.
         cold_start: whether the time to the first result is to be measured.
+        metric: whether a metric judges the models.
 
     Raises:
         UsageError: a gate needs what is not there.
@@ -116,6 +123,8 @@ def check_gates(
             )
         if need == "latency" and not rounds:
             raise UsageError(f"'{gate}' needs the latency, which is not measured", fix="leave --no-latency out")
+        if need == "metric" and not metric:
+            raise UsageError(f"'{gate}' needs a metric", fix="name it with --metric")
         if need == "cold start" and not cold_start:
             raise UsageError(f"'{gate}' needs the cold start, which is not measured", fix="add --cold-start")
         if need == "latency" and noisy and rounds < _FEWEST_ROUNDS:

@@ -41,6 +41,7 @@ class ModelReport:
         path: the file, as it was given.
         size_bytes: on disk, external data included.
         accuracy: on the labels; None without labels.
+        metric: the mean score at its task; None where no metric was asked for.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
@@ -57,6 +58,7 @@ class ModelReport:
     memory: Memory
     cold_start: Interval | None = None
     operators: tuple[OperatorTime, ...] = ()
+    metric: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,7 @@ class Report:
         comparisons: one entry a quantized model, at least one, all with the same float model.
         data: what all models ran on.
         labels: the name of the labels; None without labels.
+        metric: what judged the models at their task; None where nothing did.
         samples: how many samples all ran on.
         batch_size: samples a run.
         threads: threads inside an operator; 0 is one a core.
@@ -169,6 +172,7 @@ class Report:
     versions: Mapping[str, str]
     machine: Machine
     verdicts: tuple[Verdict, ...] = ()
+    metric: str | None = None
 
     @property
     def float_model(self) -> ModelReport:

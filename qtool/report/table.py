@@ -52,7 +52,7 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
 
 def _models(report: Report) -> Table:
     rows = []
-    for row in _rows(report.batch_size):
+    for row in _rows(report):
         found = [comparison.figures[row.figure] for comparison in report.comparisons]
         base = report.comparisons[0].figures[row.float_figure]
         if base.value is None or all(figure.value is None for figure in found):
@@ -74,15 +74,16 @@ def _models(report: Report) -> Table:
     )
 
 
-def _rows(batch_size: int) -> tuple[_Row, ...]:
+def _rows(report: Report) -> tuple[_Row, ...]:
     return tuple(
         _Row(label=label, float_figure=left, figure=right, digits=digits, unit=unit, change=change)
         for label, left, right, digits, unit, change in (
             ("top-1 accuracy", "top1_float", "top1", 2, " %", "points"),
             ("top-5 accuracy", "top5_float", "top5", 2, " %", "points"),
+            (f"{report.metric}, mean", "metric_float", "metric", 4, "", "difference"),
             ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
             ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
-            (f"throughput, batch {batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
+            (f"throughput, batch {report.batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
             ("cold start", "cold_start_float_ms", "cold_start_ms", 1, " ms", "faster"),
             ("size on disk", "size_float_mb", "size_mb", 2, " MB", "part"),
             ("peak memory", "memory_float_mb", "memory_mb", 1, " MB", "part"),
@@ -108,6 +109,8 @@ def _change(row: _Row, comparison: Comparison, base: Measured) -> str:
         return NONE
     if row.change == "points":
         return f"{right - left:+.2f} points"
+    if row.change == "difference":
+        return f"{right - left:+.4f}"
     if row.change == "speedup" and comparison.speedup is not None:
         ratio = comparison.speedup
         return f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -11,10 +11,11 @@ from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
 from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
-from qtool.errors import InputError, RuntimeRefusedError
+from qtool.errors import InputError, RuntimeRefusedError, UsageError
 from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import open_group
 from qtool.metrics.size import model_bytes
+from qtool.metrics.task import Metric
 from qtool.progress import Progress
 from qtool.report.baseline import Baseline, regressions
 from qtool.report.figures import with_figures
@@ -45,6 +46,7 @@ class ReportRequest:
         batch_size: samples a run; None takes what the models fix, or 16.
         limit: use only the first so many samples.
         times: what is to be measured with a clock, and with how many threads.
+        metric: what judges the models at their task; None for no more than labels tell.
         gates: what the report is judged by; those that cannot be judged are refused before anything runs.
         baseline: an earlier report that it must not fall behind; None for none.
         inside: whether the tensors inside are compared too.
@@ -60,6 +62,7 @@ class ReportRequest:
     batch_size: int | None = None
     limit: int | None = None
     times: Asked = field(default_factory=Asked)
+    metric: Metric | None = None
     gates: tuple[Gate, ...] = ()
     baseline: Baseline | None = None
     inside: Literal["no", "if possible", "yes"] = "no"
@@ -98,14 +101,25 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
     sizes = [model_bytes(path) for path in paths]
     names = display_names(request.models)
     labels = labels_of(data, request.labels, where=request.data)
-    asked = request.times
+    asked, metric = request.times, request.metric
+    if metric is not None and metric.needs_labels and labels is None:
+        raise UsageError(
+            f"the metric '{metric.name}' needs labels and the data has none",
+            fix="name the array of class indices with --labels, or store it as '_label'",
+        )
     group = open_group(paths, names, threads=asked.threads)
     rounds = asked.rounds if asked.latency else 0
-    outputs = [spec.name for spec in group.outputs]
-    check_gates(request.gates, outputs=outputs, labels=labels is not None, rounds=rounds, cold_start=asked.cold_start)
+    check_gates(
+        request.gates,
+        outputs=[spec.name for spec in group.outputs],
+        labels=labels is not None and not (metric is not None and metric.owns_labels),
+        rounds=rounds,
+        cold_start=asked.cold_start,
+        metric=metric is not None,
+    )
     batch_size = request.batch_size or fixed_batch_size(group.inputs) or _USUAL_BATCH_SIZE
-    seen = run_over(group, data, labels, batch_size=batch_size, limit=request.limit, progress=progress)
-    if labels is not None and not seen.accuracy:
+    seen = run_over(group, data, labels, metric, batch_size=batch_size, limit=request.limit, progress=progress)
+    if labels is not None and not seen.accuracy and metric is None:
         refuse_labels(labels, given=request.labels is not None, progress=progress)
     found = measure(group, Models(tuple(paths), names), data, seen, asked, progress)
     inside = _inside(paths, data, request, progress)
@@ -115,6 +129,7 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
             path=str(path),
             size_bytes=sizes[place],
             accuracy=seen.accuracy[place] if seen.accuracy else None,
+            metric=seen.metric[place] if seen.metric else None,
             latency=latency(found.sample[place]) if found.sample else None,
             throughput=throughput(found.batch[place], batch_size=samples_in(seen.batch)) if found.batch else None,
             memory=found.memory[place],
@@ -140,7 +155,8 @@ def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progr
     return Report(
         comparisons=tuple(map(with_figures, comparisons)),
         data=request.data,
-        labels=None if labels is None or not seen.accuracy else labels.name,
+        labels=labels.name if labels is not None and (seen.accuracy or seen.metric) else None,
+        metric=None if metric is None else metric.name,
         samples=seen.samples,
         batch_size=samples_in(seen.batch),
         threads=asked.threads,

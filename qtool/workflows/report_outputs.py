@@ -13,6 +13,7 @@ from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.session_group import SessionGroup
+from qtool.metrics.task import Batch, Metric, MetricMeter
 from qtool.progress import Progress
 
 _USUAL_LABELS = "_label"
@@ -38,6 +39,7 @@ class Seen:
     Attributes:
         fidelity: how close the outputs of each quantized model are to those of the float model.
         accuracy: of each model, the float model's first; empty without labels, or without scores to compare them with.
+        metric: the mean score of each model, the float model's first; empty without a metric.
         classes: what changes for each class, by quantized model; each empty without accuracy.
         changed: the samples that changed most, by quantized model.
         samples: how many samples there were.
@@ -47,6 +49,7 @@ class Seen:
 
     fidelity: tuple[tuple[OutputFidelity, ...], ...]
     accuracy: tuple[Accuracy, ...]
+    metric: tuple[float, ...]
     classes: tuple[tuple[ClassChange, ...], ...]
     changed: tuple[tuple[ChangedSample, ...], ...]
     samples: int
@@ -89,6 +92,7 @@ def run_over(
     group: SessionGroup,
     data: Dataset,
     labels: Labels | None,
+    metric: Metric | None,
     *,
     batch_size: int,
     limit: int | None,
@@ -104,6 +108,8 @@ def run_over(
     fidelity = [FidelityMeter() for _ in range(group.count - 1)]
     changed = [SampleMeter() for _ in fidelity]
     accuracy: list[AccuracyMeter] = []
+    scores = [MetricMeter(metric) for _ in range(group.count)] if metric is not None else []
+    class_labels = None if metric is not None and metric.owns_labels else labels
     classes: str | None = None
     batch: Feed | None = None
     samples = 0
@@ -114,14 +120,19 @@ def run_over(
             expected = next(runs)
             if batch is None:
                 batch = feed
-                classes = None if labels is None else _classes_output(expected)
-                if labels is not None and classes is not None:
-                    accuracy = [AccuracyMeter(labels.values, name=labels.name) for _ in range(group.count)]
+                classes = None if class_labels is None else _classes_output(expected)
+                if class_labels is not None and classes is not None:
+                    accuracy = [AccuracyMeter(class_labels.values, name=class_labels.name) for _ in range(group.count)]
+            own_labels = None if labels is None else labels.values[samples : samples + samples_in(feed)]
+            if scores:
+                scores[0].add(_judged(expected, expected, own_labels, feed))
             if classes is not None:
                 accuracy[0].add(expected[classes])
             for place, got in enumerate(runs):
                 fidelity[place].add(expected, got)
                 changed[place].add(feed, expected, got)
+                if scores:
+                    scores[place + 1].add(_judged(got, expected, own_labels, feed))
                 if classes is not None:
                     accuracy[place + 1].add(got[classes])
             samples += samples_in(feed)
@@ -131,6 +142,7 @@ def run_over(
     return Seen(
         fidelity=tuple(meter.results() for meter in fidelity),
         accuracy=tuple(meter.result() for meter in accuracy),
+        metric=tuple(meter.result() for meter in scores),
         classes=tuple(accuracy[0].changes_to(meter) for meter in accuracy[1:]) or ((),) * len(fidelity),
         changed=tuple(meter.result() for meter in changed),
         samples=samples,
@@ -143,6 +155,10 @@ def samples_in(feed: Feed) -> int:
     """Returns how many samples a feed holds: the length of the first axis."""
     first = next(iter(feed.values()))
     return len(first) if first.ndim else 1
+
+
+def _judged(outputs: Feed, reference: Feed, labels: Array | None, feed: Feed) -> Batch:
+    return Batch(outputs=outputs, reference=reference, labels=labels, rows=samples_in(feed))
 
 
 def _classes_output(outputs: Feed) -> str | None:
