@@ -26,6 +26,9 @@ NO_MERGED_FORM: Mapping[str, str] = {
     "BONE": "it is the former name of MiSS, with other names of tensors; convert it to MiSS with PEFT first",
 }
 
+# The factors of kinds, where the settings give none.
+_SCALINGS: Mapping[str, float] = {"FOURIERFT": 150, "WAVEFT": 25}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindDetails:
@@ -36,20 +39,30 @@ class KindDetails:
         form: of MiSS: ``"bat"``, ``"mini"``, or another for the plain one; of RoAd: its variant, such as ``"road_1"``.
         chosen: of VB-LoRA: how many vectors are mixed.
         group: of RoAd: the length of the groups whose halves are paired.
+        seed: of FourierFT and WaveFT: what the places of their numbers are drawn from.
+        scaling: of FourierFT and WaveFT: the factor.
+        wavelet: of WaveFT: its name; None where the numbers are those of the weight themselves.
     """
 
     orthogonal: bool = False
     form: str = ""
     chosen: int = 0
     group: int = 0
+    seed: int = 777
+    scaling: float = 1.0
+    wavelet: str | None = None
 
 
 def details_from_peft(fields: Mapping[str, Any]) -> KindDetails:
     """Returns the details that checked fields give; defaults are those of PEFT."""
-    form = fields.get("init_weights") if fields.get("peft_type") == "MISS" else fields.get("variant") or "road_1"
+    kind, seed, scaling = fields.get("peft_type"), fields.get("random_loc_seed"), fields.get("scaling")
+    form = fields.get("init_weights") if kind == "MISS" else fields.get("variant") or "road_1"
     return KindDetails(
         orthogonal=bool(fields.get("apply_GS")),
         form=form if isinstance(form, str) else "",
         chosen=int(fields.get("topk") or 2),
         group=int(fields.get("group_size") or 64),
+        seed=777 if seed is None else int(seed),
+        scaling=float(_SCALINGS.get(str(kind), 1) if scaling is None else scaling),
+        wavelet=str(fields.get("wavelet_family") or "db1") if fields.get("use_idwt", True) else None,
     )

@@ -29,13 +29,15 @@ _ROLES = (
     r"lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|lokr_t2|"
     r"ia3_l|vera_lambda_b|vera_lambda_d|oft_R|token_adapter\.trainable_tokens_delta|trainable_tokens_delta|"
     r"hra_u|miss_block|vblora_logits_[AB](?:_topk_indices|_topk_weights)?|lora_E|c3a_kernel|road_theta|road_alpha|"
-    r"delora_A|delora_B|delora_lambda|delora_w_norm|gralora_A_general|gralora_B_general|gralora_A|gralora_B"
+    r"delora_A|delora_B|delora_lambda|delora_w_norm|gralora_A_general|gralora_B_general|gralora_A|gralora_B|"
+    r"shira_weight|shira_indices|fourierft_spectrum|waveft_spectrum|boft_R|boft_s|randlora_lambda|"
+    r"randlora_gamma|randlora_A|randlora_B"
 )
 # Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
 _PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
 # What stands around the parameters of modules that were trained whole.
 _WHOLE = re.compile(r"\.(modules_to_save|ln_tuning_layers)(\.default)?\.")
-_SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|vblora_vector_bank)(\.default)?$")
+_SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|randlora_[AB]|vblora_vector_bank)(\.default)?$")
 
 
 def is_peft_folder(path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Builds the changes of VB-LoRA, DeLoRA and AdaLoRA: plain products of two matrices, once those are made.
+"""Builds the changes of VB-LoRA, DeLoRA, AdaLoRA and RandLoRA: plain products of two matrices, once those are made.
 
-Sources: Li et al., VB-LoRA, https://arxiv.org/abs/2405.15179 (every piece of a matrix mixes a
-few vectors of a bank); Bini et al., DeLoRA, https://arxiv.org/abs/2503.18225; Zhang et al., AdaLoRA,
-https://arxiv.org/abs/2303.10512 (P·Λ·Q); and how https://github.com/huggingface/peft stores them.
+Sources: Li et al., VB-LoRA, https://arxiv.org/abs/2405.15179 (every piece of a matrix mixes a few vectors of a bank);
+Bini et al., DeLoRA, https://arxiv.org/abs/2503.18225; Zhang et al., AdaLoRA, https://arxiv.org/abs/2303.10512 (P·Λ·Q);
+Albert et al., RandLoRA, https://arxiv.org/abs/2502.00987; and how https://github.com/huggingface/peft stores them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _BANK = "vblora_vector_bank"
+_BASES = {"randlora_A", "randlora_B"}
 _INDICES, _WEIGHTS = "_topk_indices", "_topk_weights"
 # What PEFT keeps divisors of DeLoRA and AdaLoRA away from zero with.
 _SMALLEST_NORM = 1e-4
@@ -96,6 +97,38 @@ def adaptive_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     rank, alpha = len(first), adapter.settings.alpha or 0.0
     scale = (alpha if alpha > 0 else rank) / (rank + _RANK_OFFSET)
     return [_product(module, base, adapter, left=second, right=values * first, scale=scale)]
+
+
+def random_bases_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[ModuleChange]:
+    """Returns the change that RandLoRA makes: Σ Bᵢ · diag(λᵢ) · A · diag(γᵢ), of bases that all modules share.
+
+    Raises:
+        InputError: the bases were not saved, or shapes do not agree with the base.
+    """
+    check_roles(module, {"randlora_lambda", "randlora_gamma"}, _BASES, base.source)
+    # They are saved once, or with every module again.
+    bases = {**adapter.shared, **module.parts}
+    if not set(bases) >= _BASES:
+        raise InputError(
+            f"{base.source} is RandLoRA without its bases, which other versions of torch draw in other ways",
+            fix="save it with save_projection=True",
+        )
+    small, large = bases["randlora_A"], bases["randlora_B"]
+    outer, inner = module.parts["randlora_lambda"].double(), module.parts["randlora_gamma"].double()
+    shape = base.shape("weight")
+    outputs, inputs = shape[::-1] if adapter.settings.fan_in_fan_out else (shape[0], shape[-1])
+    short, long = sorted((outputs, inputs))
+    if outer.ndim != 2 or inner.shape != (outer.shape[1], short) or small.ndim != 3 or large.ndim != 3:
+        raise base.misfit("weight", f"randlora_gamma has the shape {tuple(inner.shape)}")
+    rank, count = outer.shape
+    if small.shape[0] != rank or small.shape[2] < short or large.shape[0] < long or large.shape[2] != rank:
+        raise base.misfit("weight", f"randlora_B has the shape {tuple(large.shape)}")
+    first = (outer[:, :, None] * small[:, :count, :short].double() * inner).flatten(0, 1)
+    second = large[:long, :count].flatten(1)
+    # The matrices that were trained lie on the shorter side.
+    left, right = (second, first) if short == inputs else (first.T, second.T)
+    scale = adapter.scale_of(module, rank)
+    return [_product(module, base, adapter, left=left, right=right, scale=scale)]
 
 
 def _product(

@@ -35,9 +35,14 @@ KINDS: Mapping[str, str] = {
     "C3A": "C3A",
     "ROAD": "RoAd",
     "GRALORA": "GraLoRA",
+    "SHIRA": "SHiRA",
+    "FOURIERFT": "FourierFT",
+    "WAVEFT": "WaveFT",
+    "BOFT": "BOFT",
+    "RANDLORA": "RandLoRA",
 }
 # Those with a rank in the settings; AdaLoRA gives the one to aim at there.
-_RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA")
+_RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA", "RANDLORA")
 # Those with an alpha, by the field's name, and its default.
 _ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
     "LORA": ("lora_alpha", 8),
@@ -45,6 +50,7 @@ _ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
     "LOHA": ("alpha", 8),
     "LOKR": ("alpha", 8),
     "GRALORA": ("alpha", 64),
+    "RANDLORA": ("randlora_alpha", 640),
 }
 # Fields whose being set makes the layer compute what no single weight does, or leaves the base another one.
 _NO_WEIGHT: Mapping[str, str] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
+from qtool.lora.butterfly import turned_changes
 from qtool.lora.changes import Change, Dora, New, Replaced
 from qtool.lora.circulant import circulant_changes
 from qtool.lora.expert_parameters import parameter_changes
@@ -18,10 +19,12 @@ from qtool.lora.low_rank import low_rank_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
 from qtool.lora.names import find_renaming
 from qtool.lora.paired import paired_changes
-from qtool.lora.products import bank_changes, bounded_changes
+from qtool.lora.products import bank_changes, bounded_changes, random_bases_changes
 from qtool.lora.reflected import reflected_changes
 from qtool.lora.scaled import rotated_changes, scaled_changes
+from qtool.lora.scattered import sparse_changes, wave_changes
 from qtool.lora.shards import shard_changes
+from qtool.lora.spectral import frequency_changes
 from qtool.lora.token_rows import token_changes
 
 if TYPE_CHECKING:
@@ -45,6 +48,11 @@ _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[Modu
     "c3a_": circulant_changes,
     "road_": paired_changes,
     "gralora_": granular_changes,
+    "shira_": sparse_changes,
+    "fourierft_": frequency_changes,
+    "waveft_": wave_changes,
+    "boft_": turned_changes,
+    "randlora_": random_bases_changes,
 }
 
 

@@ -33,6 +33,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "vblora": lambda: peft.VBLoRAConfig(r=2, num_vectors=4, vector_length=3, target_modules=["wide"]),
     "road": lambda: peft.RoadConfig(group_size=2, target_modules=["wide_even"]),
     "gralora": lambda: peft.GraloraConfig(r=3, gralora_k=3, target_modules=["wide"]),
+    "fourierft": lambda: peft.FourierFTConfig(n_frequency=5, target_modules=["wide"]),
+    "waveft": lambda: peft.WaveFTConfig(n_frequency=5, target_modules=["wide"]),
     "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 4]),
 }
 FIELDS = [
@@ -41,6 +43,7 @@ FIELDS = [
     *("block_share", "coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "base_model_name_or_path"),
     *("init_lora_weights", "alora_invocation_tokens", "use_qalora", "layer_replication", "use_dora", "lora_bias"),
     *("apply_GS", "init_weights", "hybrid_r", "topk", "group_size", "variant"),
+    *("random_loc_seed", "scaling", "use_idwt", "wavelet_family", "randlora_alpha"),
 ]
 JSON = some.recursive(
     some.none()

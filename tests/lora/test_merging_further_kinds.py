@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -50,6 +53,22 @@ CONFIGS: dict[str, tuple[str, Any]] = {
         peft.GraloraConfig(r=6, alpha=6, gralora_k=3, hybrid_r=2, target_modules=["wide", "square"]),
     ),
     "gralora-conv1d": ("GraLoRA", peft.GraloraConfig(r=4, alpha=6, target_modules=["flipped"], fan_in_fan_out=True)),
+    "shira": ("SHiRA", peft.ShiraConfig(r=2, target_modules=["wide", "square"])),
+    "fourierft": ("FourierFT", peft.FourierFTConfig(n_frequency=40, target_modules=LINEAR)),
+    "fourierft-conv1d": (
+        "FourierFT",
+        peft.FourierFTConfig(n_frequency=40, scaling=30.0, target_modules=["flipped"], fan_in_fan_out=True),
+    ),
+    "waveft": ("WaveFT", peft.WaveFTConfig(n_frequency=60, target_modules=LINEAR)),
+    "waveft-conv1d": (
+        "WaveFT",
+        peft.WaveFTConfig(n_frequency=60, random_loc_seed=5, target_modules=["flipped"], fan_in_fan_out=True),
+    ),
+    "waveft-direct": ("WaveFT", peft.WaveFTConfig(n_frequency=60, target_modules=LINEAR, use_idwt=False)),
+    "boft": ("BOFT", peft.BOFTConfig(boft_block_size=6, target_modules=[*LINEAR, "conv"])),
+    "boft-count": ("BOFT", peft.BOFTConfig(boft_block_num=2, boft_block_size=0, target_modules=["wide", "point"])),
+    "randlora": ("RandLoRA", peft.RandLoraConfig(r=4, target_modules=LINEAR)),
+    "randlora-conv1d": ("RandLoRA", peft.RandLoraConfig(r=4, target_modules=["flipped"], fan_in_fan_out=True)),
 }
 
 
@@ -73,3 +92,40 @@ def test_modules_that_adalora_left_no_rank_stay(train: Any, merge: Any) -> None:
     merged, base = merge(trained.base, trained.folder), load_file(trained.base)
     changed = [name for name, value in merged.items() if not value.equal(base[name])]
     assert changed == ["block.wide.weight"]
+
+
+def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file(edit(load_file(path)), path)
+
+
+def test_another_wavelet_is_refused(train: Any, refused: Any) -> None:
+    trained = train(peft.WaveFTConfig(n_frequency=9, wavelet_family="db2", target_modules=["wide"]))
+    assert "the wavelet db2" in refused(trained.base, trained.folder, "--dry-run")
+
+
+def test_several_butterfly_factors_are_refused(train: Any, refused: Any) -> None:
+    trained = train(peft.BOFTConfig(boft_block_size=6, target_modules=["wide"]))
+    edited(
+        trained.folder,
+        lambda tensors: {
+            name: torch.cat([value, value]) if name.endswith("boft_R") else value for name, value in tensors.items()
+        },
+    )
+    assert "2 butterfly factors" in refused(trained.base, trained.folder, "--dry-run")
+
+
+def test_bases_that_were_not_saved_are_missed(train: Any, refused: Any) -> None:
+    trained = train(peft.RandLoraConfig(r=4, target_modules=["wide"], save_projection=False))
+    assert "RandLoRA without its bases" in refused(trained.base, trained.folder, "--dry-run")
+
+
+def test_places_outside_of_the_weight_are_refused(train: Any, refused: Any) -> None:
+    trained = train(peft.ShiraConfig(r=2, target_modules=["wide"]))
+    edited(
+        trained.folder,
+        lambda tensors: {
+            name: value + 18 if name.endswith("shira_indices") else value for name, value in tensors.items()
+        },
+    )
+    assert "places outside of it" in refused(trained.base, trained.folder, "--dry-run")
