@@ -31,7 +31,7 @@ _ROLES = (
     r"hra_u|miss_block|vblora_logits_[AB](?:_topk_indices|_topk_weights)?|lora_E|c3a_kernel|road_theta|road_alpha|"
     r"delora_A|delora_B|delora_lambda|delora_w_norm|gralora_A_general|gralora_B_general|gralora_A|gralora_B|"
     r"shira_weight|shira_indices|fourierft_spectrum|waveft_spectrum|boft_R|boft_s|randlora_lambda|"
-    r"randlora_gamma|randlora_A|randlora_B"
+    r"randlora_gamma|randlora_A|randlora_B|hira_A|hira_B|hira_embedding_A|hira_embedding_B"
 )
 # Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
 _PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")

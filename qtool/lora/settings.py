@@ -40,9 +40,10 @@ KINDS: Mapping[str, str] = {
     "WAVEFT": "WaveFT",
     "BOFT": "BOFT",
     "RANDLORA": "RandLoRA",
+    "HIRA": "HiRA",
 }
 # Those with a rank in the settings; AdaLoRA gives the one to aim at there.
-_RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA", "RANDLORA")
+_RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA", "RANDLORA", "HIRA")
 # Those with an alpha, by the field's name, and its default.
 _ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
     "LORA": ("lora_alpha", 8),

@@ -16,6 +16,7 @@ from qtool.lora.factored import hadamard_changes, kronecker_changes, vera_change
 from qtool.lora.flat_names import unflattened
 from qtool.lora.granular import granular_changes
 from qtool.lora.low_rank import low_rank_changes
+from qtool.lora.modulated import modulated_changes
 from qtool.lora.module_changes import BaseModule, ModuleChange
 from qtool.lora.names import find_renaming
 from qtool.lora.paired import paired_changes
@@ -53,6 +54,7 @@ _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[Modu
     "waveft_": wave_changes,
     "boft_": turned_changes,
     "randlora_": random_bases_changes,
+    "hira_": modulated_changes,
 }
 
 

@@ -76,7 +76,11 @@ def test_broken_tensors_are_named(trained: Any, refused: Any, tmp_path: Path, ed
         ({"use_qalora": True}, "adds up groups of inputs"),
         ({"alora_invocation_tokens": [1, 2]}, "some tokens of a text only"),
         ({"layer_replication": [[0, 4]]}, "repeats layers"),
-        ({"init_lora_weights": "pissa_niter_16"}, "changed the base weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, "started with pissa_niter_16, which changed the base weights"),
+        ({"init_lora_weights": "olora"}, "started with olora, which changed the base weights"),
+        ({"init_lora_weights": "corda"}, "started with corda, which changed the base weights"),
+        ({"init_lora_weights": "lora_ga"}, "started with lora_ga, which changed the base weights"),
+        ({"init_lora_weights": "loftq"}, "started with loftq, which changed the base weights"),
     ],
 )
 def test_settings_without_a_merged_form_are_named(

@@ -69,6 +69,8 @@ CONFIGS: dict[str, tuple[str, Any]] = {
     "boft-count": ("BOFT", peft.BOFTConfig(boft_block_num=2, boft_block_size=0, target_modules=["wide", "point"])),
     "randlora": ("RandLoRA", peft.RandLoraConfig(r=4, target_modules=LINEAR)),
     "randlora-conv1d": ("RandLoRA", peft.RandLoraConfig(r=4, target_modules=["flipped"], fan_in_fan_out=True)),
+    "hira": ("HiRA", peft.HiraConfig(r=3, target_modules=[*LINEAR, "conv", "point", "wave", "embed"])),
+    "hira-conv1d": ("HiRA", peft.HiraConfig(r=3, target_modules=["flipped"], fan_in_fan_out=True)),
 }
 
 

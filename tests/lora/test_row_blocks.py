@@ -48,6 +48,7 @@ CONFIGS = {
     "c3a": peft.C3AConfig(block_size=30, target_modules=["wide"]),
     "road": peft.RoadConfig(group_size=10, target_modules=LINEAR),
     "gralora": peft.GraloraConfig(r=4, hybrid_r=2, target_modules=LINEAR),
+    "hira": peft.HiraConfig(r=3, target_modules=[*LINEAR, "conv", "embed"]),
     "shira": peft.ShiraConfig(r=2, target_modules=LINEAR, init_weights=False),
     "fourierft": peft.FourierFTConfig(n_frequency=300, target_modules=LINEAR),
     "waveft": peft.WaveFTConfig(n_frequency=3000, target_modules=LINEAR),
