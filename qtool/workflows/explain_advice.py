@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qtool.placement.operators import OPERATORS
+
 if TYPE_CHECKING:
     from qtool.workflows.explain import NodeFacts, TensorFacts
 
@@ -47,10 +49,9 @@ def _about_node(node: NodeFacts) -> Iterator[Advice]:
     fate = node.fate
     if fate.reason is not None:
         yield Advice(f"it computes in float: {node.planned or fate.reason}", fate.fix or "")
-    if fate.conversions and not fate.integer and not fate.absorbed:
-        plural = "s" if fate.conversions > 1 else ""
+    if fate.conversions > 1 and not fate.integer and not fate.absorbed and node.operator in OPERATORS:
         yield Advice(
-            f"it is float between integers: {fate.conversions} conversion{plural} beside it",
+            f"it is float between integers: {fate.conversions} conversions beside it",
             "quantize it too, or --exclude its neighbours as well",
         )
     if fate.integer and node.time is not None and node.time.float_seconds is not None:

@@ -174,6 +174,19 @@ def test_a_layer_that_finds_its_ranges_as_it_runs_is_explained(run: Any, model: 
     assert _only_tensor(outcome)["sqnr_db"] > 20
 
 
+def test_only_what_has_integers_is_to_be_quantized_too(run: Any, save_model: Any, data: Path) -> None:
+    text = """net (float[n,3,16,16] image) => (float[n,4,16,16] out)
+    { a = Conv (image, w) b = Tanh (a) out = Conv (b, v) }"""
+    generator = np.random.default_rng(0)
+    arrays = {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1)}
+    stored = {name: generator.normal(0, 1, shape).astype(np.float32) for name, shape in arrays.items()}
+    path = save_model("t.onnx", text, **stored)
+    assert run("quantize", path, "--calib-data", data, "--effort", "fast").code == 0
+    found = run("explain", "t.int8.onnx", "/b/Tanh", "--json").json
+    assert found["node"]["fate"]["conversions"] >= 1
+    assert ["Tanh" in advice["problem"] for advice in found["advice"]] == [True]
+
+
 def test_an_operator_without_integers_says_so(run: Any, save_model: Any) -> None:
     path = save_model("plain.onnx", "plain (float[n,8] x) => (float[n,8] out) { out = Tanh (x) }")
     fate = run("explain", path, "out", "--json").json["node"]["fate"]
