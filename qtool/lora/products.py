@@ -76,7 +76,8 @@ def bounded_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -
     check_roles(module, {"delora_A", "delora_B", "delora_lambda", "delora_w_norm"}, set(), base.source)
     first, second = module.parts["delora_A"].double(), module.parts["delora_B"].double()
     norms, bound = module.parts["delora_w_norm"].double(), module.parts["delora_lambda"].double()
-    if first.ndim != 2 or second.ndim != 2 or norms.shape != first.shape[1:] or bound.numel() != 1:
+    agree = first.ndim == second.ndim == 2 and len(first) == second.shape[1]
+    if not agree or norms.shape != first.shape[1:] or bound.numel() != 1:
         raise base.misfit("weight", f"delora_A has the shape {tuple(first.shape)}")
     lengths = torch.linalg.vector_norm(first, dim=1).clamp(min=_SMALLEST_NORM)
     lengths = lengths * torch.linalg.vector_norm(second, dim=0).clamp(min=_SMALLEST_NORM)
@@ -121,7 +122,13 @@ def random_bases_changes(module: AdapterModule, base: BaseModule, adapter: Adapt
     if outer.ndim != 2 or inner.shape != (outer.shape[1], short) or small.ndim != 3 or large.ndim != 3:
         raise base.misfit("weight", f"randlora_gamma has the shape {tuple(inner.shape)}")
     rank, count = outer.shape
-    if small.shape[0] != rank or small.shape[2] < short or large.shape[0] < long or large.shape[2] != rank:
+    if (
+        small.shape[0] != rank
+        or 1 < small.shape[1] < count
+        or small.shape[2] < short
+        or large.shape[0] < long
+        or large.shape[2] != rank
+    ):
         raise base.misfit("weight", f"randlora_B has the shape {tuple(large.shape)}")
     first = (outer[:, :, None] * small[:, :count, :short].double() * inner).flatten(0, 1)
     second = large[:long, :count].flatten(1)

@@ -131,3 +131,32 @@ def test_places_outside_of_the_weight_are_refused(train: Any, refused: Any) -> N
         },
     )
     assert "places outside of it" in refused(trained.base, trained.folder, "--dry-run")
+
+
+DAMAGED = {
+    "delora_B": peft.DeloraConfig(r=4, target_modules=["wide"]),
+    "delora_w_norm": peft.DeloraConfig(r=4, target_modules=["wide"]),
+    "randlora_A": peft.RandLoraConfig(r=4, target_modules=["wide"]),
+    "randlora_gamma": peft.RandLoraConfig(r=4, target_modules=["wide"]),
+    "lora_E": peft.AdaLoraConfig(init_r=4, total_step=9, target_modules=["wide"]),
+    "vblora_logits_A": peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=6, target_modules=["wide"]),
+    "c3a_kernel": peft.C3AConfig(block_size=6, target_modules=["wide"]),
+    "road_theta": peft.RoadConfig(group_size=6, target_modules=["wide"]),
+    "gralora_B": peft.GraloraConfig(r=4, target_modules=["wide"]),
+    "boft_R": peft.BOFTConfig(boft_block_size=6, target_modules=["wide"]),
+    "hra_u": peft.HRAConfig(r=4, target_modules=["wide"]),
+    "miss_block": peft.MissConfig(r=6, target_modules=["wide"]),
+    "hira_A": peft.HiraConfig(r=3, target_modules=["wide"]),
+    "shira_weight": peft.ShiraConfig(r=2, target_modules=["wide"]),
+}
+
+
+@pytest.mark.parametrize("role", DAMAGED)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 5), (2, 3, 5)], ids=str)
+def test_tensors_of_another_shape_are_refused(train: Any, refused: Any, role: str, shape: tuple[int, ...]) -> None:
+    trained = train(DAMAGED[role])
+    edited(
+        trained.folder,
+        lambda tensors: {name: torch.ones(shape) if name.endswith(role) else value for name, value in tensors.items()},
+    )
+    assert "does not fit" in refused(trained.base, trained.folder, "--dry-run")
