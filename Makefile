@@ -1,5 +1,6 @@
 # make demo    the main job on a real model: convert, calibrate, quantize, report
 # make test    the test suite
+# make test-slow  the tests that take long: models of several gigabytes, many runs under load
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
 # make lint    style, formatting and types
 # make bench   qtool beside other quantizers on real models, which it makes first; on your own: make bench MODELS=folder
@@ -16,13 +17,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qtool calib formats samples benchmarks tests
 
-.PHONY: demo test test-tensorflow lint bench clean
+.PHONY: demo test test-slow test-tensorflow lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 test-tensorflow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow]'
