@@ -258,7 +258,6 @@ def test_a_float_matmul_between_pairs_keeps_its_weights(pattern: Pattern, tmp_pa
     assert pattern.optimized(tmp_path) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "MatMul": 1}
 
 
-@pytest.mark.skipif(RUNTIME == (1, 21), reason="1.21 takes the Sum for nothing and removes it")
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
 @pytest.mark.parametrize("level", ["extended", "all"])
 def test_a_sum_of_one_tensor_keeps_a_layer_between_pairs_float(
