@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Array
+from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
 from qtool.runtime.session import Level, Session
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 _LARGEST_MESSAGE_BYTES = 1_800_000_000
 # Weights from this size on are handed over as they are: writing and reading them takes longer than many runs.
 _SMALLEST_HANDED_OVER_BYTES = 4096
-# What onnxruntime takes so; other types are rare.
-_HANDED_OVER = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
@@ -80,15 +78,12 @@ def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
         name: (value, value.const_value)
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
-        and value.const_value.nbytes >= _SMALLEST_HANDED_OVER_BYTES
-        and value.const_value.dtype in _HANDED_OVER
+        and may_be_handed_over(value.const_value, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES)
     }
-    weights = {name: np.ascontiguousarray(tensor.numpy()) for name, (_, tensor) in large.items()}
+    weights = {name: ready(tensor) for name, (_, tensor) in large.items()}
     try:
         for name, (value, tensor) in large.items():
-            value.const_value = ir.ExternalTensor(
-                "handed over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-            )
+            value.const_value = place_holder(tensor, name)
         return ir.to_proto(model).SerializeToString(), weights
     finally:
         for value, tensor in large.values():

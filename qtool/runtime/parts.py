@@ -10,28 +10,15 @@ import onnx_ir as ir
 
 from calib.specs import Array, TensorSpec
 from formats.onnx_file import release
+from qtool.passes.node_reads import read_by
+from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
 from qtool.runtime.session import Session
 
 # Weights that one part uses; a tensor that is larger makes a part of its own.
 _LARGEST_PART_BYTES = 384 << 20
 # Smaller ones are part of the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
-# What onnxruntime takes out of numpy's memory; the rest becomes part of the message, too.
-_HANDED_OVER = frozenset(
-    {
-        ir.DataType.BFLOAT16,
-        ir.DataType.DOUBLE,
-        ir.DataType.FLOAT,
-        ir.DataType.FLOAT16,
-        ir.DataType.INT32,
-        ir.DataType.INT64,
-        ir.DataType.INT8,
-        ir.DataType.UINT8,
-    }
-)
 _FLOAT_BYTES = 4
-# onnxruntime reads weights in steps of this size.
-_ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +91,11 @@ class Parts:
         handed_over: dict[str, Array] = {}
         for value in part.weights:
             tensor = self._weights[value]
-            array = _array(tensor)
-            if tensor.nbytes >= _SMALLEST_HANDED_OVER_BYTES and tensor.dtype in _HANDED_OVER:
-                handed_over[value.name or ""] = _aligned(array)
-                value.const_value = ir.ExternalTensor(
-                    "handed over", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=value.name or ""
-                )
+            if may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
+                handed_over[value.name or ""] = ready(tensor)
+                value.const_value = place_holder(tensor, value.name or "")
             else:
-                value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=value.name)
-            del array
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
         try:
             message = ir.to_proto(self._of(part)).SerializeToString()
             return Session(message, mapped=True, weights=handed_over).run(feeds)
@@ -137,7 +120,7 @@ class Parts:
 
 def _divided(model: ir.Model, largest_part_bytes: int) -> list[_Part]:
     groups = list(_groups(model, largest_part_bytes))
-    reads = [{value for node in group for value in _read(node)} for group in groups]
+    reads = [{value for node in group for value in read_by(node)} for group in groups]
     makes = [{value for node in group for value in node.outputs} for group in groups]
     last_use = {value: place for place, values in enumerate(reads) for value in values}
     ends = set(model.graph.outputs)
@@ -160,7 +143,7 @@ def _groups(model: ir.Model, largest_part_bytes: int) -> Iterator[list[ir.Node]]
     group: list[ir.Node] = []
     held: set[ir.Value] = set()
     for node in model.graph:
-        new = {value for value in _read(node) if value.is_initializer()} - held
+        new = {value for value in read_by(node) if value.is_initializer()} - held
         if group and sum(map(_nbytes, held | new)) > largest_part_bytes:
             yield group
             group, held = [], set()
@@ -168,21 +151,6 @@ def _groups(model: ir.Model, largest_part_bytes: int) -> Iterator[list[ir.Node]]
         held |= new
     if group:
         yield group
-
-
-def _read(node: ir.Node) -> set[ir.Value]:
-    """Returns the values of the graph that a node reads, those that its own graphs read included."""
-    read = {value for value in node.inputs if value is not None}
-    for attribute in node.attributes.values():
-        graphs: Iterable[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            own = {*graph.inputs, *graph.initializers.values(), *(value for one in graph for value in one.outputs)}
-            read |= ({value for one in graph for value in _read(one)} | set(graph.outputs)) - own
-    return read
 
 
 def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
@@ -200,10 +168,6 @@ def _nbytes(value: ir.Value) -> int:
 
 def _array(tensor: ir.TensorProtocol | None) -> Array:
     return np.empty(0) if tensor is None else tensor.numpy()
-
-
-def _aligned(array: Array) -> Array:
-    return np.ascontiguousarray(array if array.ctypes.data % _ALIGNMENT_BYTES == 0 else array.copy())
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from qtool.passes.constants import is_constant
+from qtool.passes.node_reads import read_by
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 
@@ -122,25 +123,10 @@ def _read_from_outside(nodes: Sequence[ir.Node], graph: ir.Graph) -> tuple[ir.Va
     made = {value for node in nodes for value in node.outputs}
     found: dict[ir.Value, None] = {}
     for node in nodes:
-        for value in _read_by(node):
+        for value in read_by(node):
             maker = value.producer()
             if value in made or value.graph is not graph or is_constant(value):
                 continue
             if maker is None or not _makes_constant(maker):
                 found[value] = None
     return tuple(found)
-
-
-def _read_by(node: ir.Node) -> Iterator[ir.Value]:
-    """Yields what a node reads, what the graphs inside it read included."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = tuple(attribute.as_graphs())
-        for graph in graphs:
-            yield from (value for value in graph.outputs)
-            for inner in graph:
-                yield from _read_by(inner)

@@ -1,0 +1,41 @@
+"""Hands weights over to onnxruntime where they are in memory, past the message that holds the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.specs import Array
+
+# What onnxruntime takes out of numpy's memory.
+_TYPES = frozenset(
+    {
+        ir.DataType.BFLOAT16,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+    }
+)
+# onnxruntime reads weights in steps of this size.
+_ALIGNMENT_BYTES = 16
+
+
+def may_be_handed_over(tensor: ir.TensorProtocol, *, smallest_bytes: int) -> bool:
+    """Tells whether ``tensor`` has a type that onnxruntime takes so, and is not too small for it to pay."""
+    return tensor.nbytes >= smallest_bytes and tensor.dtype in _TYPES
+
+
+def place_holder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+    """Returns what stands in the message for a tensor that is handed over by ``name``."""
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor("handed over", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+
+
+def ready(tensor: ir.TensorProtocol) -> Array:
+    """Returns the numbers of ``tensor`` as onnxruntime reads them; a copy only where they lie otherwise."""
+    array = np.ascontiguousarray(tensor.numpy())
+    return array if array.ctypes.data % _ALIGNMENT_BYTES == 0 else array.copy()
