@@ -11,6 +11,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption
+from qtool.json_values import json_value
 
 _TITLES = {
     "interface": "Inputs and outputs",
@@ -45,10 +46,7 @@ def diff(
                 "first": str(report.first),
                 "second": str(report.second),
                 "equal": report.equal,
-                "changes": [
-                    {**asdict(change), "size": change.size if math.isfinite(change.size) else None}
-                    for change in report.changes
-                ],
+                "changes": [json_value(asdict(change)) for change in report.changes],
             }
         )
     elif report.equal:

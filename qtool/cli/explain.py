@@ -87,7 +87,7 @@ def _node_rows(found: Any) -> list[tuple[str, object]]:
         state = f"in float, as {fate.kernel}"
     rows: list[tuple[str, object]] = [("node", f"{node.node} ({node.operator})"), ("in onnxruntime", state)]
     rows += [("because", fate.reason)] if fate.reason is not None else []
-    rows += [("left float, since", node.planned)] if node.planned is not None else []
+    rows += [("reason of the plan", node.planned)] if node.planned is not None else []
     rows += [("conversions beside it", fate.conversions)] if fate.conversions else []
     if node.time is not None:
         text = f"{node.time.seconds * 1e6:,.0f} µs, {node.time.share:.1%} of the model"
@@ -135,18 +135,6 @@ def _show_histogram(console: Console, tensor: Any) -> None:
 def _as_json(found: Any) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {"schema": "qtool.explain/1", **_plain(asdict(found))}
+    from qtool.json_values import json_value
 
-
-def _plain(value: Any) -> Any:
-    """Returns values as JSON has them: paths as texts, what is not finite as null."""
-    import math
-    from pathlib import Path
-
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    return {"schema": "qtool.explain/1", **json_value(asdict(found))}

@@ -9,6 +9,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.errors import GateError, UsageError
+from qtool.json_values import json_value
 
 if TYPE_CHECKING:
     from qtool.search.goal import Goal
@@ -96,8 +97,8 @@ def mixed_as_json(mixed: MixedPrecision | None) -> dict[str, object] | None:
     return {
         "goal": asdict(mixed.goal),
         "met": mixed.met,
-        "reached": {key: _finite(value) for key, value in asdict(mixed.reached).items()},
-        "integers_everywhere": {key: _finite(value) for key, value in asdict(mixed.plain).items()},
+        "reached": json_value(asdict(mixed.reached)),
+        "integers_everywhere": json_value(asdict(mixed.plain)),
         "float_layers": list(mixed.layers),
         "nodes": mixed.nodes,
         "samples": mixed.samples,
@@ -138,7 +139,3 @@ def share_of(option: str, text: str, *, example: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise UsageError(f"{option} '{text}' is no share from 0 to 1", fix=f"pass one such as {example}")
     return value
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

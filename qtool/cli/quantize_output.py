@@ -13,6 +13,7 @@ from calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.goal_options import mixed_as_json
 from qtool.cli.search_options import search_as_json, search_remarks, show_search
+from qtool.json_values import json_value
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
@@ -180,7 +181,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
 
 def fidelity_as_json(outputs: Sequence[OutputFidelity]) -> list[dict[str, object]]:
     """Returns how close each output is as values for JSON."""
-    return [{key: _finite(value) for key, value in asdict(output).items()} for output in outputs]
+    return [json_value(asdict(output)) for output in outputs]
 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
@@ -296,7 +297,3 @@ def _decimal(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return "identical" if math.isinf(value) else f"{value:.{digits}f}"
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

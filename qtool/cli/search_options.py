@@ -12,6 +12,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.goal_options import share_of
+from qtool.json_values import json_value
 
 if TYPE_CHECKING:
     from qtool.workflows.quantize import QuantizeReport
@@ -147,15 +148,15 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         "error_feedback_layers": list(report.refinement.rounding.guided),
         "fitted_weights": list(report.refinement.rounding.fitted),
         "fitted_biases": list(report.refinement.biases),
-        "gains": [{key: _finite(value) for key, value in asdict(gain).items()} for gain in report.gains],
+        "gains": [json_value(asdict(gain)) for gain in report.gains],
         "kept_float": None
         if kept is None
         else {
             "layers": [layer.group.layer for layer in kept.bargain.layers],
             "dynamic_layers": list(kept.dynamic),
             "share_given_up": kept.bargain.share,
-            "sqnr_db": _finite(kept.bargain.sqnr_db),
-            "integers_everywhere_sqnr_db": _finite(kept.plain_db),
+            "sqnr_db": json_value(kept.bargain.sqnr_db),
+            "integers_everywhere_sqnr_db": json_value(kept.plain_db),
             "samples": kept.samples,
             "stopped": kept.stopped,
         },
@@ -172,7 +173,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _decibels(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else ("no noise" if value > 0 else "unusable")
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

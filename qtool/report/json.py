@@ -7,10 +7,10 @@ null tells ``identical``, whether a NaN does tells ``non_finite``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
+from qtool.json_values import json_value
 from qtool.metrics.changed_samples import ChangedSample
 from qtool.report.model import Comparison, Report
 
@@ -28,7 +28,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "quantized_models": models,
         **{key: value for key, value in asdict(report).items() if key != "comparisons"},
     }
-    return {key: _plain(value) for key, value in document.items()}
+    return {key: json_value(value) for key, value in document.items()}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
@@ -50,13 +50,3 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _sample(sample: ChangedSample) -> dict[str, Any]:
     # The picture is for people, who have it in HTML.
     return {key: value for key, value in asdict(sample).items() if key != "picture"}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -11,6 +11,7 @@ from pathlib import Path
 from calib.ranges import RangeMethod
 from qtool.atomic import check_output, staged
 from qtool.errors import UsageError
+from qtool.json_values import json_value
 from qtool.plan import build_plan
 from qtool.progress import Progress
 from qtool.quantizer import unfit_tensors
@@ -85,14 +86,14 @@ class SensitivityReport:
         """Returns the report as values for JSON; an SQNR that is infinite is null."""
         return {
             "schema": "qtool.sensitivity/1",
-            "sqnr_db": _finite(self.sqnr_db),
+            "sqnr_db": json_value(self.sqnr_db),
             "samples": self.samples,
             "layers": [
                 {
                     "rank": rank,
                     "layer": layer.group.layer,
                     "operator": layer.group.operator,
-                    "sqnr_db": _finite(layer.sqnr_db),
+                    "sqnr_db": json_value(layer.sqnr_db),
                     "noise_share": layer.share,
                     "nodes": list(layer.group.nodes),
                 }
@@ -202,7 +203,3 @@ def in_decibels(sqnr_db: float) -> str:
     if math.isfinite(sqnr_db):
         return f"{sqnr_db:.1f} dB"
     return "no noise" if sqnr_db > 0 else "unusable"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
