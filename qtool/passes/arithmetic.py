@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array
+from qtool.passes.names import Names
 
 
 class CanonicalArithmetic(ir.passes.InPlacePass):
@@ -14,6 +15,7 @@ class CanonicalArithmetic(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites each such node in place, under its own name."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.domain != "" or node.op_type not in ("Sub", "Div"):
                 continue
@@ -28,7 +30,7 @@ class CanonicalArithmetic(ir.passes.InPlacePass):
                 continue
             inverse = -array if node.op_type == "Sub" else (1.0 / array.astype(np.float64)).astype(array.dtype)
             name = "negated" if node.op_type == "Sub" else "reciprocal"
-            constant = add_constant(model.graph, f"{right.name}_{name}", inverse)
+            constant = add_constant(model.graph, f"{right.name}_{name}", inverse, names=names)
             replacement = ir.node("Add" if node.op_type == "Sub" else "Mul", [left, constant], name=node.name)
             replace_node(model.graph, node, replacement)
             modified = True

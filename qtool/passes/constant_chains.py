@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, sole_consumer
+from qtool.passes.names import Names
 
 # An offset divided by a smaller factor could leave what float32 holds well.
 _SMALLEST_FACTOR = 1e-6
@@ -25,11 +26,13 @@ class JoinConstantChains(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites until nothing changes."""
         modified = False
+        names = Names(model.graph)
         changed = True
         while changed:
             changed = False
             for node in list(model.graph):
-                if node.graph is model.graph and (_join(model.graph, node) or _swap(model.graph, node)):
+                joined = node.graph is model.graph and _join(model.graph, node, names)
+                if joined or (node.graph is model.graph and _swap(model.graph, node, names)):
                     changed = modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -56,7 +59,7 @@ def is_normalized(value: ir.Value) -> bool:
     return maker is not None and maker.op_type in ("Div", "LayerNormalization", "SkipLayerNormalization")
 
 
-def _join(graph: ir.Graph, second: ir.Node) -> bool:
+def _join(graph: ir.Graph, second: ir.Node, names: Names) -> bool:
     """Makes two like operations one."""
     found = constant_operand(second)
     first = None if found is None else found[0].producer()
@@ -71,12 +74,12 @@ def _join(graph: ir.Graph, second: ir.Node) -> bool:
     if both.size > max(inner[1].size, found[1].size) or not np.isfinite(both).all():
         return False
     second.replace_input_with(0, inner[0])
-    second.replace_input_with(1, add_constant(graph, f"{second.name}_constant", both))
+    second.replace_input_with(1, add_constant(graph, f"{second.name}_constant", both, names=names))
     graph.remove(first, safe=True)
     return True
 
 
-def _swap(graph: ir.Graph, add: ir.Node) -> bool:
+def _swap(graph: ir.Graph, add: ir.Node, names: Names) -> bool:
     """Turns x * a + b into (x + b / a) * a."""
     found = constant_operand(add) if add.op_type == "Add" else None
     mul = None if found is None else found[0].producer()
@@ -97,7 +100,7 @@ def _swap(graph: ir.Graph, add: ir.Node) -> bool:
     factor = next(value for value in mul.inputs if value is not source)
     # The two nodes change places, and with them the names of what they make.
     add.replace_input_with(0, source)
-    add.replace_input_with(1, add_constant(graph, f"{add.name}_offset", offset))
+    add.replace_input_with(1, add_constant(graph, f"{add.name}_offset", offset, names=names))
     mul.replace_input_with(0, total)
     mul.replace_input_with(1, factor)
     for use in readers:

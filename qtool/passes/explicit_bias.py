@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, integer_attribute, is_constant
+from qtool.passes.names import Names
 
 
 class ExplicitBias(ir.passes.InPlacePass):
@@ -14,6 +15,7 @@ class ExplicitBias(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes Conv and Gemm nodes whose third input is missing and whose weights are float32 constants."""
         modified = False
+        names = Names(model.graph)
         for node in model.graph:
             if node.domain != "" or node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 2:
                 continue
@@ -25,7 +27,7 @@ class ExplicitBias(ir.passes.InPlacePass):
             axis = 0 if node.op_type == "Conv" or integer_attribute(node, "transB", 0) else 1
             channels = weight.shape.numpy()[axis]
             node.resize_inputs(3)
-            bias = add_constant(model.graph, f"{node.name}_zero_bias", np.zeros(channels, np.float32))
+            bias = add_constant(model.graph, f"{node.name}_zero_bias", np.zeros(channels, np.float32), names=names)
             node.replace_input_with(2, bias)
             # Without a bias it had no effect.
             node.attributes.pop("beta", None)

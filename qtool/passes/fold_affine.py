@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, sole_consumer
+from qtool.passes.names import Names
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -20,14 +21,15 @@ class FoldAffine(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds as long as a constant follows a layer whose weights are its own."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.op_type in _LAYERS and node.domain == "":
-                while _fold_follower(model.graph, node):
+                while _fold_follower(model.graph, node, names):
                     modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _fold_follower(graph: ir.Graph, layer: ir.Node) -> bool:
+def _fold_follower(graph: ir.Graph, layer: ir.Node, names: Names) -> bool:
     output = layer.outputs[0]
     follower = sole_consumer(output)
     if follower is None or follower.domain != "" or follower.graph is not graph:
@@ -52,12 +54,12 @@ def _fold_follower(graph: ir.Graph, layer: ir.Node) -> bool:
     )
     if affine.factors is not None:
         scaled = (weights * _along_output(layer, weights, affine.factors)).astype(np.float32)
-        layer.replace_input_with(1, add_constant(graph, f"{weight.name}_scaled", scaled))
+        layer.replace_input_with(1, add_constant(graph, f"{weight.name}_scaled", scaled, names=names))
         old_bias = old_bias * affine.factors
     if biases is not None or affine.offsets is not None:
         new_bias = old_bias if affine.offsets is None else old_bias + affine.offsets
         name = bias.name if bias is not None else f"{weight.name}_bias"
-        constant = add_constant(graph, f"{name}_folded", new_bias.astype(np.float32))
+        constant = add_constant(graph, f"{name}_folded", new_bias.astype(np.float32), names=names)
         if len(layer.inputs) < 3:
             layer.resize_inputs(3)
         layer.replace_input_with(2, constant)

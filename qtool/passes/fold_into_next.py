@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from qtool.passes.constant_chains import constant_operand, is_normalized
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
+from qtool.passes.names import Names
 
 
 class FoldIntoNext(ir.passes.InPlacePass):
@@ -19,13 +20,14 @@ class FoldIntoNext(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds every constant that can be."""
         modified = False
+        names = Names(model.graph)
         for node in reversed(list(model.graph)):
-            if _fold(model.graph, node):
+            if _fold(model.graph, node, names):
                 modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _fold(graph: ir.Graph, node: ir.Node) -> bool:
+def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     found = constant_operand(node)
     output = node.outputs[0]
     if found is None or output.is_graph_output() or not output.uses():
@@ -42,9 +44,9 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
         layers.append((use.node, spread))
     for layer, spread in layers:
         if node.op_type == "Mul":
-            _scale(graph, layer, spread)
+            _scale(graph, layer, spread, names)
         else:
-            _shift(graph, layer, spread)
+            _shift(graph, layer, spread, names)
         layer.replace_input_with(0, source)
     graph.remove(node, safe=True)
     return True
@@ -116,16 +118,16 @@ def _along_input(layer: ir.Node, spread: npt.NDArray[np.float64]) -> npt.NDArray
     return by_group.reshape(*by_group.shape, *[1] * (weights.ndim - 2))
 
 
-def _scale(graph: ir.Graph, layer: ir.Node, factors: npt.NDArray[np.float64]) -> None:
+def _scale(graph: ir.Graph, layer: ir.Node, factors: npt.NDArray[np.float64], names: Names) -> None:
     value = layer.inputs[1]
     weights = constant_array(value)
     if value is None or weights is None:
         raise AssertionError("the weights were looked at before")
     scaled = (weights * _along_input(layer, factors)).astype(np.float32)
-    layer.replace_input_with(1, add_constant(graph, f"{value.name}_scaled", scaled))
+    layer.replace_input_with(1, add_constant(graph, f"{value.name}_scaled", scaled, names=names))
 
 
-def _shift(graph: ir.Graph, layer: ir.Node, offsets: npt.NDArray[np.float64]) -> None:
+def _shift(graph: ir.Graph, layer: ir.Node, offsets: npt.NDArray[np.float64], names: Names) -> None:
     weights = constant_array(layer.inputs[1])
     if weights is None:
         raise AssertionError("the weights were looked at before")
@@ -138,4 +140,5 @@ def _shift(graph: ir.Graph, layer: ir.Node, offsets: npt.NDArray[np.float64]) ->
     bias = change if old is None else old.reshape(-1).astype(np.float64) + change
     if len(layer.inputs) < 3:
         layer.resize_inputs(3)
-    layer.replace_input_with(2, add_constant(graph, f"{layer.name}_shifted_bias", bias.astype(np.float32)))
+    shifted = add_constant(graph, f"{layer.name}_shifted_bias", bias.astype(np.float32), names=names)
+    layer.replace_input_with(2, shifted)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, sole_consumer
+from qtool.passes.names import Names
 
 _READERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
@@ -16,6 +17,7 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds each such Transpose."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.op_type != "Transpose" or node.domain != "":
                 continue
@@ -27,7 +29,8 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
                 continue
             permutation = node.attributes.get("perm")
             order = tuple(permutation.as_ints()) if permutation is not None else tuple(reversed(range(array.ndim)))
-            folded = add_constant(model.graph, f"{source.name}_transposed", np.transpose(array, order))
+            transposed = np.transpose(array, order)
+            folded = add_constant(model.graph, f"{source.name}_transposed", transposed, names=names)
             target.replace_all_uses_with(folded)
             model.graph.remove(node, safe=True)
             modified = True

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qtool.passes.arithmetic import replace_node
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
+from qtool.passes.names import Names
 
 
 class MeanToGlobalAveragePool(ir.passes.InPlacePass):
@@ -15,9 +16,10 @@ class MeanToGlobalAveragePool(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replaces each such node of known rank."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.op_type == "ReduceMean" and node.domain == "" and _is_spatial(node):
-                _replace(model.graph, node)
+                _replace(model.graph, node, names)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
@@ -42,7 +44,7 @@ def _axes(node: ir.Node) -> list[int] | None:
     return None if array is None else [int(axis) for axis in array.reshape(-1)]
 
 
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, names: Names) -> None:
     source = node.inputs[0]
     pool = ir.node("GlobalAveragePool", [source], name=node.name and f"{node.name}_pool")
     if integer_attribute(node, "keepdims", 1):
@@ -54,6 +56,6 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
     pool.outputs[0].dtype = ir.DataType.FLOAT
     pool.outputs[0].shape = ir.Shape([*source.shape[:2], *[1] * (rank - 2)])
-    axes = add_constant(graph, f"{node.outputs[0].name}_axes", np.arange(2, rank, dtype=np.int64))
+    axes = add_constant(graph, f"{node.outputs[0].name}_axes", np.arange(2, rank, dtype=np.int64), names=names)
     graph.insert_before(node, pool)
     replace_node(graph, node, ir.node("Squeeze", [pool.outputs[0], axes], name=node.name))

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, is_constant
+from qtool.passes.names import Names
 
 # Operators whose outputs are never below zero: the clamp at zero in the Q behind them changes nothing.
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt", "ReduceL2", "ReduceSumSquare")
@@ -25,16 +26,17 @@ class RemoveQdq(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Removes every pair it understands; what is left is still QuantizeLinear or DequantizeLinear."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.domain == "" and node.op_type == "DequantizeLinear":
-                modified = self._remove(model.graph, node) or modified
+                modified = self._remove(model.graph, node, names) or modified
             elif node.domain == "" and node.op_type == "Sum" and len(node.inputs) == 1 and node.inputs[0] is not None:
                 # It did nothing but keep a layer float.
                 _replace(model.graph, node.outputs[0], node.inputs[0])
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 
-    def _remove(self, graph: ir.Graph, dequantize: ir.Node) -> bool:
+    def _remove(self, graph: ir.Graph, dequantize: ir.Node, names: Names) -> bool:
         source, output = dequantize.inputs[0], dequantize.outputs[0]
         if source is None:
             return False
@@ -43,7 +45,7 @@ class RemoveQdq(ir.passes.InPlacePass):
             if floats is None:
                 return False
             name = (source.name or "constant").removesuffix("_quantized")
-            _replace(graph, output, add_constant(graph, name, floats))
+            _replace(graph, output, add_constant(graph, name, floats, names=names))
             return True
         quantize = source.producer()
         if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.inputs[0] is None:

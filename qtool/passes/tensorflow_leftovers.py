@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, sole_consumer
+from qtool.passes.names import Names
 
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"})
 
@@ -21,6 +22,7 @@ class ReduceBeforeTranspose(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites each Transpose that only such a reduction reads."""
         modified = False
+        names = Names(model.graph)
         for node in [node for node in model.graph if node.op_type == "Transpose" and not node.domain]:
             reduction = sole_consumer(node.outputs[0])
             source = node.inputs[0]
@@ -31,7 +33,8 @@ class ReduceBeforeTranspose(ir.passes.InPlacePass):
                 continue
             name = f"{reduction.inputs[1].name}_moved" if reduction.inputs[1] is not None else "axes"
             reduction.replace_input_with(0, source)
-            reduction.replace_input_with(1, add_constant(model.graph, name, np.asarray(axes, np.int64)))
+            moved = add_constant(model.graph, name, np.asarray(axes, np.int64), names=names)
+            reduction.replace_input_with(1, moved)
             model.graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified=modified)
