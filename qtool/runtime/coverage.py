@@ -27,6 +27,7 @@ _KERNELS = (
 )
 # Layers whose activations are quantized as they run.
 _INTEGER_LAYERS = ("MatMulInteger", "ConvInteger")
+_QGEMM_OUTPUT_SCALE = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,5 +186,8 @@ def _holds_integers(value: ir.Value | None) -> bool:
         return False
     if maker.op_type == "QuantizeLinear" or maker.op_type.startswith("QLinear"):
         return True
+    if maker.op_type == "QGemm":
+        # Without the scale of its output it gives out floats.
+        return len(maker.inputs) > _QGEMM_OUTPUT_SCALE and maker.inputs[_QGEMM_OUTPUT_SCALE] is not None
     operator = OPERATORS.get(maker.op_type)
     return operator is not None and operator.kind is Kind.MOVING and _holds_integers(maker.inputs[0])

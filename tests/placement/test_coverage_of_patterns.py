@@ -94,6 +94,20 @@ def test_every_operator_of_the_table_is_found_where_onnxruntime_put_it(
         assert optimized["QuantizeLinear"] == 1
 
 
+@pytest.mark.parametrize(("quantized", "kernel"), [(True, "Unsqueeze on integers"), (False, None)])
+def test_what_moves_the_values_of_a_matrix_product_reads_integers_where_that_gives_some(
+    pattern: Pattern, quantized: bool, kernel: str | None
+) -> None:
+    x, weight = pattern.pair(pattern.input(2, 4)), pattern.weight(4, 3, axis=1)
+    product = pattern.node("Gemm", x, weight)
+    axis = pattern.constant(np.array([1], np.int64))
+    # Between two scales, the integers would have to change as well.
+    moved = pattern.node("Unsqueeze", pattern.pair(product, scale=0.05 if quantized else 0.07), axis)
+    pattern.output(pattern.pair(moved))
+    kernels = {row.operator: row.kernel for row in integer_coverage(ir.from_proto(_proto(pattern))).nodes}
+    assert kernels == {"Gemm": "QGemm", "Unsqueeze": kernel}
+
+
 @pytest.mark.parametrize("operator", [name for name, row in OPERATORS.items() if row.kind is not Kind.CLAMPING])
 def test_without_a_pair_in_front_every_operator_stays_float_and_says_so(
     pattern: Pattern, tmp_path: Path, operator: str
