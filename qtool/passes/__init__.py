@@ -22,6 +22,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "matmul-add-to-gemm": "qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
     "mean-to-pool": "qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
     "hoist-clamps": "qtool.passes.hoist_clamps:HoistClamps",
+    "join-relus": "qtool.passes.join_relus:JoinRelus",
     "tidy": "qtool.passes.normalize:Tidy",
     "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }

@@ -16,13 +16,17 @@ class RemoveIdentities(ir.passes.InPlacePass):
         """Removes each Identity that only passes a value on."""
         modified = False
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if node.op_type == "Identity" and node.domain == "" and _remove(node):
+            if node.op_type == "Identity" and node.domain == "" and bypass(node, node.inputs[0]):
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _remove(node: ir.Node) -> bool:
-    source, output, graph = node.inputs[0], node.outputs[0], node.graph
+def bypass(node: ir.Node, source: ir.Value | None) -> bool:
+    """Removes a node and lets the readers of its first output read ``source``, which has the same values.
+
+    Returns whether that could be done: an output of a graph keeps its name, and is made in that graph.
+    """
+    output, graph = node.outputs[0], node.graph
     if source is None or graph is None:
         return False
     if output.is_graph_output():
@@ -31,6 +35,7 @@ def _remove(node: ir.Node) -> bool:
         if maker is None or maker.graph is not graph or source.is_graph_output() or _is_captured(source, graph):
             return False
         source.name = output.name
+        source.shape = output.shape or source.shape
     if source.type is None:
         source.type = output.type
     if source.shape is None:

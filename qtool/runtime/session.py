@@ -50,6 +50,10 @@ NO_WEIGHTS: Mapping[str, Array] = MappingProxyType({})
 _IMAGE_AXES = 4
 _CHANNELS = (1, 3)
 
+# What versions before 1.27 say about weights whose channels have zero points of their own.
+_UNEQUAL_ZERO_POINTS = "zero point of per-channel filter must be same"
+_FIX_OF_ZERO_POINTS = "quantize with --weight-type s8 or --per-tensor, or install onnxruntime 1.27 or newer"
+
 
 class Session:
     """Holds one model opened in onnxruntime.
@@ -212,7 +216,9 @@ def _running(feeds: Mapping[str, Array]) -> Iterator[None]:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
         raise RuntimeRefusedError(
             f"onnxruntime stops while running the model on {shapes}: {_first_line(error)}",
-            fix="check that the data has the shapes that the model takes (`qtool inspect` shows them)",
+            fix=_FIX_OF_ZERO_POINTS
+            if _UNEQUAL_ZERO_POINTS in str(error)
+            else "check that the data has the shapes that the model takes (`qtool inspect` shows them)",
         ) from error
 
 
