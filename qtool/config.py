@@ -131,7 +131,7 @@ def command_defaults(settings: Settings, commands: Mapping[str, Sequence[Paramet
         if dashed in SHARED:
             _check(value, "text", f"{settings.source}: {key}", key)
             for command, parameter in _receivers(SHARED[dashed], commands):
-                defaults[command][parameter.name] = value
+                defaults[command][parameter.name] = [value] if parameter.many else value
         elif key in commands:
             if not isinstance(value, dict):
                 raise UsageError(

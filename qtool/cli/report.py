@@ -13,7 +13,6 @@ from qtool.cli.model_options import model_source, trust
 from qtool.cli.options import (
     AllowGlobalOption,
     DebugOption,
-    EvalDataOption,
     FactoryKwargsOption,
     FactoryOption,
     ForceOption,
@@ -39,6 +38,7 @@ from qtool.cli.report_options import (
     MarkdownOption,
     MetricOption,
     ProfileOption,
+    ReportDataOption,
     ReportFileOption,
     StepSummaryOption,
     ThreadCountsOption,
@@ -54,7 +54,7 @@ class _Chosen:
 
     float_model: Path
     quantized_models: tuple[Path, ...]
-    data: str
+    data: tuple[str, ...]
     preprocess: str | None
     is_calibration_data: bool = False
 
@@ -72,7 +72,7 @@ def report(
             show_default=False,
         ),
     ] = None,
-    data: EvalDataOption = None,
+    data: ReportDataOption = None,
     preprocess: PreprocessOption = None,
     labels: Annotated[
         str | None,
@@ -123,8 +123,9 @@ def report(
     from calib.datasets.images import Preprocess
     from qtool.metrics.task import metric_named
     from qtool.report.baseline import read_baseline
-    from qtool.report.gates import enforce, parse_gate
+    from qtool.report.gates import enforce, parse_gate, told
     from qtool.workflows.report import ReportRequest, compare
+    from qtool.workflows.report_data import DataSource
     from qtool.workflows.report_times import Asked
 
     where = destinations(
@@ -140,13 +141,13 @@ def report(
     gates = tuple(parse_gate(text) for text in fail_if or ())
     earlier = None if baseline is None else read_baseline(baseline)
     console = Console(json=json or where.markdown_on_stdout, quiet=quiet, debug=debug)
-    chosen = _choose(float_model, tuple(quantized_models or ()), data, preprocess, output_dir or Path())
+    chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
-        console.warn(f"{chosen.data} is what the model was calibrated on: new data may show less favourable figures")
+        console.warn(f"{chosen.data[0]} is what the model was calibrated on: new data may show less favourable figures")
     request = ReportRequest(
         float_model=chosen.float_model,
         quantized_models=chosen.quantized_models,
-        data=chosen.data,
+        datasets=tuple(map(DataSource.parse, chosen.data)),
         conversion=model_source(
             chosen.float_model, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)
         ),
@@ -173,7 +174,7 @@ def report(
     deliver(result, where, console)
     for verdict in result.verdicts:
         if verdict.outcome == "unproven":
-            console.warn(f"not proven to fail: {verdict.message}")
+            console.warn(f"not proven to fail: {told(result, verdict)}")
     enforce(result)
 
 
@@ -187,13 +188,13 @@ def _inside(layers: bool, where: Destinations) -> Literal["no", "if possible", "
 def _choose(
     float_model: Path | None,
     quantized_models: tuple[Path, ...],
-    data: str | None,
+    data: tuple[str, ...],
     preprocess: str | None,
     folder: Path,
 ) -> _Chosen:
     """Takes what was given, and the rest from the newest manifest in ``folder``."""
     if float_model is not None and quantized_models:
-        if data is None:
+        if not data:
             raise UsageError(
                 "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
             )
@@ -210,7 +211,7 @@ def _choose(
             f"no model is given, and no run of `qtool quantize` has left its manifest in {folder.resolve()}",
             fix="name both models: qtool report FLOAT.onnx QUANTIZED.onnx --data DATA",
         )
-    if data is None and manifest.data is not None:
-        data, preprocess = manifest.data, preprocess or manifest.options.get("preprocess")
+    if not data and manifest.data is not None:
+        data, preprocess = (manifest.data,), preprocess or manifest.options.get("preprocess")
     chosen = _choose(manifest.float_model.path, (manifest.quantized_model.path,), data, preprocess, folder)
-    return replace(chosen, is_calibration_data=chosen.data == manifest.data)
+    return replace(chosen, is_calibration_data=chosen.data == (manifest.data,))

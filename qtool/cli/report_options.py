@@ -18,12 +18,22 @@ FailIfOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+ReportDataOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        "--eval-data",
+        metavar="[NAME=]DATA",
+        help="Evaluation data: .npz, a folder of arrays or images, or pkg.module:function; repeatable.",
+        show_default=False,
+    ),
+]
 MetricOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="Judge the models by top1, top5, cosine, edit, or pkg.module:function.",
+        help="Judge the models by top1, top5, cosine, edit, wer, detection, or pkg.module:function.",
         show_default=False,
     ),
 ]

@@ -1,10 +1,11 @@
-"""Scores of a model at its task: one number a sample, higher is better, their mean is the figure."""
+"""Scores of a model at its task."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,28 +14,9 @@ import numpy.typing as npt
 from calib.datasets.python_function import imported
 from calib.specs import Array
 from qtool.errors import InputError, UsageError
-
-_TEXT_AXES = 3
-_BLANK = 0
-_PADDING = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What a metric judges.
-
-    Attributes:
-        outputs: of the model that is judged.
-        reference: of the float model.
-        labels: one entry a sample; None without labels.
-        rows: how many samples these are.
-    """
-
-    outputs: Mapping[str, Array]
-    reference: Mapping[str, Array]
-    labels: Array | None
-    rows: int
-
+from qtool.metrics.detection import DetectionMeter
+from qtool.metrics.judged_batch import Batch, MetricMeter, called_with
+from qtool.metrics.text_scores import WordErrorMeter, edit_accuracy
 
 Score: TypeAlias = Callable[[Batch], npt.NDArray[np.float64]]
 
@@ -45,23 +27,25 @@ class Metric:
 
     Attributes:
         name: what it is called.
-        score: returns one number a sample, (rows,).
+        start: makes what judges one model.
         needs_labels: whether there is nothing to judge without labels.
         owns_labels: whether labels are in a form of its own, and no class indices.
+        lower_is_better: whether it counts errors.
     """
 
     name: str
-    score: Score
+    start: Callable[[], MetricMeter]
     needs_labels: bool = False
     owns_labels: bool = False
+    lower_is_better: bool = False
 
 
-class MetricMeter:
-    """Averages the scores of one model, batch by batch."""
+class MeanMeter:
+    """Averages scores of samples."""
 
-    def __init__(self, metric: Metric) -> None:
-        """Starts with nothing seen."""
-        self._metric = metric
+    def __init__(self, score: Score) -> None:
+        """Takes what returns one number a sample, (rows,)."""
+        self._score = score
         self._sum = 0.0
         self._samples = 0
 
@@ -71,7 +55,7 @@ class MetricMeter:
         Raises:
             InputError: the metric does not fit the outputs or the labels.
         """
-        self._sum += float(self._metric.score(batch).sum())
+        self._sum += float(self._score(batch).sum())
         self._samples += batch.rows
 
     def result(self) -> float:
@@ -86,29 +70,19 @@ def metric_named(text: str) -> Metric:
         UsageError: there is no such metric.
         CalibError: there is no such function, or its module cannot be imported.
     """
-    if ":" in text:
-        return Metric(name=text, score=_of_function(text, imported(text)), owns_labels=True)
-    if text not in METRICS:
-        near = difflib.get_close_matches(text, METRICS, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"there is no metric '{text}'",
-            fix=f"did you mean '{near}'? all of them: {', '.join(METRICS)}, or pkg.module:function",
-        )
-    return METRICS[text]
-
-
-def edit_distance(left: Sequence[int], right: Sequence[int]) -> int:
-    """Returns the fewest insertions, deletions and substitutions that make one sequence the other.
-
-    Wagner and Fischer, The String-to-String Correction Problem, 1974.
-    """
-    before = list(range(len(right) + 1))
-    for place, ours in enumerate(left, start=1):
-        row = [place]
-        for other, theirs in enumerate(right, start=1):
-            row.append(min(before[other] + 1, row[-1] + 1, before[other - 1] + (ours != theirs)))
-        before = row
-    return before[-1]
+    if text in METRICS:
+        return METRICS[text]
+    kind, _, function = text.partition(":")
+    if kind in _READ_BY_FUNCTIONS and ":" in function:
+        read = partial(_READ_BY_FUNCTIONS[kind], function, imported(function))
+        return Metric(name=kind, start=read, owns_labels=True, lower_is_better=METRICS[kind].lower_is_better)
+    if function:
+        return Metric(name=text, start=partial(MeanMeter, _of_function(text, imported(text))), owns_labels=True)
+    near = difflib.get_close_matches(text, METRICS, n=1, cutoff=0.0)[0]
+    raise UsageError(
+        f"there is no metric '{text}'",
+        fix=f"did you mean '{near}'? all of them: {', '.join(METRICS)}, or pkg.module:function",
+    )
 
 
 def _top(count: int) -> Score:
@@ -135,40 +109,6 @@ def _cosine(batch: Batch) -> npt.NDArray[np.float64]:
     found[a.any(axis=1) | b.any(axis=1)] = 0.0
     np.divide((a * b).sum(axis=1), lengths, out=found, where=lengths > 0)
     return found
-
-
-def _edit(batch: Batch) -> npt.NDArray[np.float64]:
-    texts = _decoded(batch.outputs, batch.rows)
-    expected = _decoded(batch.reference, batch.rows) if batch.labels is None else _label_texts(batch.labels)
-    return np.array([_similarity(text, other) for text, other in zip(texts, expected, strict=True)])
-
-
-def _similarity(left: Sequence[int], right: Sequence[int]) -> float:
-    longest = max(len(left), len(right))
-    return 1 - edit_distance(left, right) / longest if longest else 1.0
-
-
-def _decoded(outputs: Mapping[str, Array], rows: int) -> list[list[int]]:
-    """Reads texts off scores, the best class at each step, without repetitions and blanks.
-
-    Best-path decoding of Graves et al., Connectionist Temporal Classification, 2006, section 3.2.
-    """
-    best = _output(outputs, rows, axes=_TEXT_AXES, form="(samples, steps, classes)").argmax(axis=2)
-    texts = []
-    for row in best.tolist():
-        fresh = [symbol for place, symbol in enumerate(row) if place == 0 or symbol != row[place - 1]]
-        texts.append([symbol for symbol in fresh if symbol != _BLANK])
-    return texts
-
-
-def _label_texts(labels: Array) -> list[list[int]]:
-    if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"the metric 'edit' takes labels of integers of the shape (samples, length), these are {labels.dtype} "
-            f"{labels.shape}",
-            fix="store the classes of each text in a row, with -1 behind shorter ones",
-        )
-    return [[symbol for symbol in row if symbol != _PADDING] for row in labels.tolist()]
 
 
 def _class_labels(batch: Batch, classes: int) -> npt.NDArray[np.int64]:
@@ -198,14 +138,14 @@ def _name(outputs: Mapping[str, Array], rows: int, *, axes: int | None) -> str |
 
 
 def _of_function(name: str, function: Callable[..., Any]) -> Score:
+    wanted = "takes the outputs by name and the labels, and returns one number a sample"
+
     def score(batch: Batch) -> npt.NDArray[np.float64]:
+        returned = called_with(name, function, dict(batch.outputs), batch.labels, wanted=wanted)
         try:
-            scores = np.asarray(function(dict(batch.outputs), batch.labels), np.float64)
-        except Exception as error:  # the function is not ours: whatever it raises is named with it
-            raise InputError(
-                f"{name} raises {type(error).__name__}: {' '.join(str(error).split())}",
-                fix="mend the function: it takes the outputs by name and the labels, and returns one number a sample",
-            ) from error
+            scores = np.asarray(returned, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} returns no numbers", fix=f"mend the function: it {wanted}") from error
         if scores.shape != (batch.rows,) or not np.isfinite(scores).all():
             raise InputError(
                 f"{name} returns an array of the shape {scores.shape} for {batch.rows} samples, or not only numbers",
@@ -217,8 +157,16 @@ def _of_function(name: str, function: Callable[..., Any]) -> Score:
 
 
 METRICS: Mapping[str, Metric] = {
-    "top1": Metric(name="top1", score=_top(1), needs_labels=True),
-    "top5": Metric(name="top5", score=_top(5), needs_labels=True),
-    "cosine": Metric(name="cosine", score=_cosine),
-    "edit": Metric(name="edit", score=_edit, owns_labels=True),
+    "top1": Metric(name="top1", start=partial(MeanMeter, _top(1)), needs_labels=True),
+    "top5": Metric(name="top5", start=partial(MeanMeter, _top(5)), needs_labels=True),
+    "cosine": Metric(name="cosine", start=partial(MeanMeter, _cosine)),
+    "edit": Metric(name="edit", start=partial(MeanMeter, edit_accuracy), owns_labels=True),
+    "wer": Metric(name="wer", start=partial(WordErrorMeter, "wer"), owns_labels=True, lower_is_better=True),
+    "detection": Metric(name="detection", start=partial(DetectionMeter, "detection"), owns_labels=True),
+}
+
+# Metrics that a function may read the outputs for.
+_READ_BY_FUNCTIONS: Mapping[str, Callable[[str, Callable[..., Any]], MetricMeter]] = {
+    "wer": WordErrorMeter,
+    "detection": DetectionMeter,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,13 @@ class Baseline:
 
     Attributes:
         path: the file it was read from.
-        data: what it was measured on.
-        samples: how many samples that were.
-        models: the figures of each quantized model, by the model's name.
+        samples: how many samples it was measured on, by the name of the dataset.
+        models: the figures of each quantized model, by the model's name, on each dataset, by its name.
     """
 
     path: Path
-    data: str
-    samples: int
-    models: Mapping[str, Mapping[str, Measured]]
+    samples: Mapping[str, int]
+    models: Mapping[str, Mapping[str, Mapping[str, Measured]]]
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -72,12 +70,7 @@ def read_baseline(path: Path) -> Baseline:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ValueError(document["schema"])
-        return Baseline(
-            path=path,
-            data=str(document["data"]),
-            samples=int(document["samples"]),
-            models={str(model["name"]): _figures(model) for model in document["quantized_models"]},
-        )
+        return _baseline(path, document)
     except OSError as error:
         raise InputError(f"there is no report at {path}", fix="write one with `qtool report -o old.json`") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -95,22 +88,45 @@ def regressions(report: Report, baseline: Baseline) -> tuple[Verdict, ...]:
         InputError: the earlier report is on other data.
         UsageError: it has none of the models.
     """
-    if (Path(report.data).name, report.samples) != (Path(baseline.data).name, baseline.samples):
+    samples = {dataset.name: dataset.samples for dataset in report.datasets}
+    if samples != baseline.samples:
         raise InputError(
-            f"{baseline.path} is a report on {baseline.samples} samples of {baseline.data}, "
-            f"this one on {report.samples} of {report.data}",
+            f"{baseline.path} is a report on {_counted(baseline.samples)}, this one on {_counted(samples)}",
             fix="compare reports on the same data",
         )
     verdicts: list[Verdict] = []
-    for comparison, before in _matched(report.comparisons, baseline):
-        for figure in RULES:
-            now, then = comparison.figures.get(figure), before.get(figure)
-            if now is not None and now.value is not None and then is not None and then.value is not None:
-                verdicts.append(_verdict(comparison.quantized_model.name, figure, now, then, baseline.path.name))
+    several = len(report.datasets) > 1
+    for place, dataset in enumerate(report.datasets):
+        for comparison, before in _matched(report.on(dataset), baseline):
+            for figure in RULES:
+                # What is measured once a model is judged once.
+                of_data = several and FIGURES[figure].of_data
+                now, then = comparison.figures.get(figure), before.get(dataset.name, {}).get(figure)
+                if now is None or then is None or now.value is None or then.value is None or (place and not of_data):
+                    continue
+                verdict = _verdict(comparison.quantized_model.name, figure, now, then, baseline.path.name)
+                verdicts.append(replace(verdict, dataset=dataset.name) if of_data else verdict)
     return tuple(verdicts)
 
 
-def _matched(comparisons: Sequence[Comparison], baseline: Baseline) -> list[tuple[Comparison, Mapping[str, Measured]]]:
+def _baseline(path: Path, document: Mapping[str, Any]) -> Baseline:
+    # Reports of one dataset did not always list it.
+    used = document.get("datasets") or [{"name": Path(document["data"]).name, "samples": document["samples"]}]
+    samples = {str(dataset["name"]): int(dataset["samples"]) for dataset in used}
+    models: dict[str, dict[str, dict[str, Measured]]] = {}
+    for model in document["quantized_models"]:
+        of_data = models.setdefault(str(model["name"]), {})
+        of_data[str(model.get("dataset", next(iter(samples))))] = _figures(model)
+    return Baseline(path=path, samples=samples, models=models)
+
+
+def _counted(samples: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} samples of {name}" for name, count in samples.items())
+
+
+def _matched(
+    comparisons: Sequence[Comparison], baseline: Baseline
+) -> list[tuple[Comparison, Mapping[str, Mapping[str, Measured]]]]:
     if len(comparisons) == len(baseline.models) == 1:
         # The only one is meant, whatever the file is called by now.
         return [(comparisons[0], next(iter(baseline.models.values())))]

@@ -51,6 +51,11 @@ class Figure:
     need: Need | None = None
     noisy: bool = False
 
+    @property
+    def of_data(self) -> bool:
+        """Whether it depends on the data, and so differs from dataset to dataset."""
+        return self.of_output is not None or self.need in ("labels", "metric")
+
 
 def with_figures(comparison: Comparison) -> Comparison:
     """Returns ``comparison`` with every figure by name."""
@@ -113,6 +118,12 @@ _TOP1, _TOP1_FLOAT = accuracy(_quantized, "top1"), accuracy(_float, "top1")
 _TOP5, _TOP5_FLOAT = accuracy(_quantized, "top5"), accuracy(_float, "top5")
 _METRIC, _METRIC_FLOAT = _metric(_quantized), _metric(_float)
 
+
+def _metric_lost(comparison: Comparison) -> Measured:
+    read = drop(_METRIC, _METRIC_FLOAT) if comparison.lower_is_better else drop(_METRIC_FLOAT, _METRIC)
+    return read(comparison)
+
+
 FIGURES: Mapping[str, Figure] = {
     "sqnr_db": _output(
         lambda output: output.sqnr_db, min, "dB", "signal-to-quantization-noise ratio of the outputs, the lowest one"
@@ -135,9 +146,9 @@ FIGURES: Mapping[str, Figure] = {
     "top5": _labelled(_TOP5, "%", "top-5 accuracy of the quantized model"),
     "top5_float": _labelled(_TOP5_FLOAT, "%", "top-5 accuracy of the float model"),
     "top5_drop": _labelled(drop(_TOP5_FLOAT, _TOP5), "points", "top-5 accuracy lost, in percentage points"),
-    "metric": _judged(_METRIC, "mean score of the quantized model"),
-    "metric_float": _judged(_METRIC_FLOAT, "mean score of the float model"),
-    "metric_drop": _judged(drop(_METRIC_FLOAT, _METRIC), "mean score lost"),
+    "metric": _judged(_METRIC, "score of the quantized model"),
+    "metric_float": _judged(_METRIC_FLOAT, "score of the float model"),
+    "metric_drop": _judged(_metric_lost, "how much worse the score of the quantized model is"),
     "latency_ms": _timed(latency(_quantized, "median"), "ms", "median time of one sample, quantized model"),
     "latency_float_ms": _timed(latency(_float, "median"), "ms", "median time of one sample, float model"),
     "latency_p95_ms": _timed(latency(_quantized, "p95"), "ms", "95th percentile of that time, quantized model"),

@@ -7,7 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
 from qtool.errors import GateError, UsageError
@@ -100,6 +100,7 @@ def check_gates(
     rounds: int,
     cold_start: bool = False,
     metric: bool = False,
+    data: str = "the data",
 ) -> None:
     """Refuses gates that no report on this data could judge, before anything runs.
 
@@ -110,6 +111,7 @@ def check_gates(
         rounds: rounds of the latency measurement; 0 where it is not to be measured.
         cold_start: whether the time to the first result is to be measured.
         metric: whether a metric judges the models.
+        data: what errors call the data.
 
     Raises:
         UsageError: a gate needs what is not there.
@@ -118,7 +120,7 @@ def check_gates(
         need, noisy = FIGURES[gate.figure].need, FIGURES[gate.figure].noisy
         if need == "labels" and not labels:
             raise UsageError(
-                f"'{gate}' needs labels and the data has none",
+                f"'{gate}' needs labels and {data} has none",
                 fix="name the array of class indices with --labels, or store it as '_label'",
             )
         if need == "latency" and not rounds:
@@ -140,8 +142,21 @@ def check_gates(
             )
 
 
+def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
+    """Says what the gates make of every quantized model: on each dataset, or once where the figure is the model's."""
+    gates = tuple(gates)
+    if len(report.datasets) == 1:
+        return tuple(verdict for comparison in report.comparisons for verdict in judge(comparison, gates))
+    of_data = [gate for gate in gates if FIGURES[gate.figure].of_data]
+    of_model = [gate for gate in gates if not FIGURES[gate.figure].of_data]
+    verdicts = [verdict for comparison in report.by_model for verdict in judge(comparison, of_model)]
+    for comparison in report.comparisons:
+        verdicts += [replace(verdict, dataset=comparison.dataset) for verdict in judge(comparison, of_data)]
+    return tuple(verdicts)
+
+
 def judge(comparison: Comparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
-    """Says what each gate makes of one quantized model."""
+    """Says what each gate makes of one quantized model on one dataset."""
     figures = dict(comparison.figures)
     if len(comparison.fidelity) == 1:
         only = comparison.fidelity[0].name
@@ -156,21 +171,22 @@ def enforce(report: Report) -> None:
         GateError: a gate trips; the problem lists every one that does, with the figure and by how much it misses.
         UsageError: the report lacks a figure.
     """
-    several = len(report.comparisons) > 1
     for verdict in report.verdicts:
         if verdict.outcome == "unjudged":
-            raise UsageError(verdict.message, fix=verdict.fix)
-    missed = [
-        f"{verdict.model}: {verdict.message}" if several else verdict.message
-        for verdict in report.verdicts
-        if verdict.outcome == "failed"
-    ]
+            raise UsageError(told(report, verdict), fix=verdict.fix)
+    missed = [told(report, verdict) for verdict in report.verdicts if verdict.outcome == "failed"]
     if missed:
         count = "a figure misses its gate" if len(missed) == 1 else f"{len(missed)} figures miss their gates"
         raise GateError(
             f"{count}: {'; '.join(missed)}",
             fix="change how the model is quantized (qtool quantize --help), or the limit",
         )
+
+
+def told(report: Report, verdict: Verdict) -> str:
+    """Returns the message of a verdict, with the model and the dataset where there are several."""
+    about = report.described(verdict.model, verdict.dataset)
+    return f"{about}: {verdict.message}" if about else verdict.message
 
 
 def shown(figure: str, found: Measured) -> str:

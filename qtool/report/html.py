@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+from collections.abc import Sequence
 
 from qtool.report.model import Comparison, Report
 from qtool.report.png import thumbnail
@@ -51,9 +52,12 @@ def to_html(report: Report) -> str:
     where = html.escape(f"{versions}; {machine.system}, {machine.processor}, {machine.cores} cores")
     sections = [_table(found[0], heading="h1"), _plots("Accuracy and time", _scatters(report))]
     sections += [_table(table, heading="h2") for table in found[1:]]
+    several = len(report.datasets) > 1
     for comparison in report.comparisons:
-        sections.append(_plots(f"Samples that {comparison.quantized_model.name} changes most", _pictures(comparison)))
-        sections.append(_plots(f"Inside of {comparison.quantized_model.name}", _inside(comparison)))
+        name = comparison.quantized_model.name
+        of_data = f" of {comparison.dataset}" if several else ""
+        sections.append(_plots(f"Samples{of_data} that {name} changes most", _pictures(comparison)))
+        sections.append(_plots(f"Inside of {name}", _inside(comparison)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -91,24 +95,29 @@ def _plots(title: str, figures: list[tuple[str, str]]) -> str:
 def _scatters(report: Report) -> list[tuple[str, str]]:
     if not report.rounds:
         return []
-    accuracy = ("top1", "top1_float") if report.labels is not None else ("agreement", None)
     found = []
-    for figure, of_float, label in ((*accuracy, _ACCURACY[accuracy[0]]), ("sqnr_db", None, "SQNR, dB")):
-        points = _points(report, figure, of_float)
-        if points:
-            picture = scatter(points, title=f"{label} against latency", x_label="median latency, ms", y_label=label)
-            found.append((f"{label}, against the median time of one sample with its 99 % confidence interval", picture))
+    for dataset in report.datasets:
+        comparisons = report.on(dataset)
+        on_data = f" on {dataset.name}" if len(report.datasets) > 1 else ""
+        accuracy = ("top1", "top1_float") if comparisons[0].figures["top1"].value is not None else ("agreement", None)
+        for figure, of_float, label in ((*accuracy, _ACCURACY[accuracy[0]]), ("sqnr_db", None, "SQNR, dB")):
+            points = _points(comparisons, figure, of_float)
+            if points:
+                title = f"{label}{on_data} against latency"
+                picture = scatter(points, title=title, x_label="median latency, ms", y_label=label)
+                caption = f"{label}{on_data}, against the median time of one sample with its 99 % confidence interval"
+                found.append((caption, picture))
     return found
 
 
 _ACCURACY = {"top1": "top-1 accuracy, %", "agreement": "same class as float, %"}
 
 
-def _points(report: Report, figure: str, of_float: str | None) -> list[Point]:
+def _points(comparisons: Sequence[Comparison], figure: str, of_float: str | None) -> list[Point]:
     points = []
     if of_float is not None:
-        points += _point(report.comparisons[0], "float", of_float, "latency_float_ms")
-    for comparison in report.comparisons:
+        points += _point(comparisons[0], "float", of_float, "latency_float_ms")
+    for comparison in comparisons:
         points += _point(comparison, comparison.quantized_model.name, figure, "latency_ms")
     return points
 

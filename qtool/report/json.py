@@ -7,7 +7,7 @@ null tells ``identical``, whether a NaN does tells ``non_finite``.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from qtool.json_values import json_value
@@ -20,13 +20,29 @@ SCHEMA = "qtool.report/1"
 def to_json(report: Report) -> dict[str, Any]:
     """Lays the report out as values that ``json.dumps(..., allow_nan=False)`` takes."""
     models = [_comparison(comparison) for comparison in report.comparisons]
+    only = report.datasets[0] if len(report.datasets) == 1 else None
+    float_model = report.float_model
+    if only is None:
+        # What depends on the data stands under the figures of each entry.
+        float_model = replace(float_model, accuracy=None, metric=None)
     document = {
         "schema": SCHEMA,
-        # Those of the only quantized model, for programs that know of no more; null where there are several.
+        # Those of the only entry, for programs that know of no more; null where there are several.
         "figures": models[0]["figures"] if len(models) == 1 else None,
-        "float_model": asdict(report.float_model),
+        "float_model": asdict(float_model),
         "quantized_models": models,
-        **{key: value for key, value in asdict(report).items() if key != "comparisons"},
+        "data": None if only is None else only.source,
+        "labels": None if only is None else only.labels,
+        "samples": None if only is None else only.samples,
+        "datasets": [asdict(dataset) for dataset in report.datasets],
+        "metric": report.metric,
+        "lower_is_better": report.comparisons[0].lower_is_better,
+        "batch_size": report.batch_size,
+        "threads": report.threads,
+        "rounds": report.rounds,
+        "versions": dict(report.versions),
+        "machine": asdict(report.machine),
+        "verdicts": [asdict(verdict) for verdict in report.verdicts],
     }
     return {key: json_value(value) for key, value in document.items()}
 
@@ -35,6 +51,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     figures = comparison.figures
     return {
         **asdict(comparison.quantized_model),
+        "dataset": comparison.dataset,
         "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
         "classes": [asdict(change) for change in comparison.classes],

@@ -34,14 +34,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """What was measured on one model alone.
+    """What was measured on one model alone; accuracy and metric are those on one dataset.
 
     Attributes:
         name: what the report calls it: the file's name, and as much of the folder as tells it from the others.
         path: the file, as it was given.
         size_bytes: on disk, external data included.
         accuracy: on the labels; None without labels.
-        metric: the mean score at its task; None where no metric was asked for.
+        metric: the score at its task; None where no metric was asked for.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
@@ -97,21 +97,25 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One quantized model beside the float model it was made from.
+    """One quantized model beside the float model it was made from, on one dataset.
 
     Attributes:
+        dataset: the name of the dataset.
         float_model: the float model's figures.
         quantized_model: the quantized model's figures.
         fidelity: how close the outputs are, one entry an output.
         speedup: float time over quantized time, from paired rounds; None where latency was not to be measured.
         classes: the classes that the two name more or less often rightly; empty without labels.
         samples: the samples that changed most, the worst first.
-        layers: how close the tensors inside are; empty where they were not to be looked at.
+        layers: how close the tensors inside are; empty where they were not to be looked at, and on all datasets but
+            the first.
         histograms: where the values of some of these tensors lie.
         grid: the times at other batch sizes and numbers of threads; empty where none were asked for.
+        lower_is_better: whether a lower metric is a better one.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
     """
 
+    dataset: str
     float_model: ModelReport
     quantized_model: ModelReport
     fidelity: tuple[OutputFidelity, ...]
@@ -121,6 +125,7 @@ class Comparison:
     layers: tuple[LayerFidelity, ...] = ()
     histograms: tuple[TensorHistogram, ...] = ()
     grid: tuple[GridPoint, ...] = ()
+    lower_is_better: bool = False
     figures: Mapping[str, Measured] = field(default_factory=dict)
 
 
@@ -135,6 +140,7 @@ class Verdict:
             "unjudged" is a condition on a figure that the report does not have.
         message: one line: the figure, and how far it misses.
         fix: one line: what to do about it; empty where nothing has to be done.
+        dataset: the dataset whose figure it is; empty where there is only one, or the figure is that of the model.
     """
 
     model: str
@@ -142,6 +148,24 @@ class Verdict:
     outcome: Outcome
     message: str
     fix: str = ""
+    dataset: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedData:
+    """A dataset that all models ran on.
+
+    Attributes:
+        name: what the report calls it: the name that it was given, or as much of its path as tells it from the others.
+        source: where it was read from, as it was given.
+        labels: the name of the labels; None without labels.
+        samples: how many samples all ran on.
+    """
+
+    name: str
+    source: str
+    labels: str | None
+    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +173,10 @@ class Report:
     """Compares quantized models with the float model that they were made from.
 
     Attributes:
-        comparisons: one entry a quantized model, at least one, all with the same float model.
-        data: what all models ran on.
-        labels: the name of the labels; None without labels.
+        comparisons: one entry a dataset and quantized model, the models on the first dataset first, all with the same
+            float model. What is measured once a model stands in the entries of every dataset.
+        datasets: what all models ran on, at least one.
         metric: what judged the models at their task; None where nothing did.
-        samples: how many samples all ran on.
         batch_size: samples a run.
         threads: threads inside an operator; 0 is one a core.
         rounds: rounds of the latency measurement; 0 where it was not to be measured.
@@ -163,9 +186,7 @@ class Report:
     """
 
     comparisons: tuple[Comparison, ...]
-    data: str
-    labels: str | None
-    samples: int
+    datasets: tuple[UsedData, ...]
     batch_size: int
     threads: int
     rounds: int
@@ -176,5 +197,22 @@ class Report:
 
     @property
     def float_model(self) -> ModelReport:
-        """The float model's figures."""
+        """The float model's figures, on the first dataset."""
         return self.comparisons[0].float_model
+
+    @property
+    def by_model(self) -> tuple[Comparison, ...]:
+        """One entry a quantized model, on the first dataset: for what does not depend on the data."""
+        return self.on(self.datasets[0])
+
+    def on(self, dataset: UsedData) -> tuple[Comparison, ...]:
+        """Returns one entry a quantized model, on this dataset."""
+        return tuple(comparison for comparison in self.comparisons if comparison.dataset == dataset.name)
+
+    def called(self, comparison: Comparison) -> str:
+        """Returns what tells a comparison from the others: its model, its dataset, both, or nothing."""
+        return self.described(comparison.quantized_model.name, comparison.dataset if len(self.datasets) > 1 else "")
+
+    def described(self, model: str, dataset: str) -> str:
+        """Returns the model where there are several, and the dataset where there is one to name."""
+        return " on ".join(filter(None, (model if len(self.by_model) > 1 else "", dataset)))

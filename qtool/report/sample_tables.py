@@ -8,11 +8,11 @@ from qtool.report.table_form import NONE, Table, number
 _MOST_CLASSES = 10
 
 
-def classes_table(comparison: Comparison, of_model: str) -> Table:
+def classes_table(comparison: Comparison, about: str) -> Table:
     """Lays out the classes that change, those that lose most first."""
     shown = comparison.classes[:_MOST_CLASSES]
     return Table(
-        title=f"Classes that change most{of_model}",
+        title=f"Classes that change most{about}",
         columns=("class", "samples", "float", "quantized", "change"),
         rows=tuple(
             (
@@ -28,7 +28,7 @@ def classes_table(comparison: Comparison, of_model: str) -> Table:
     )
 
 
-def samples_table(comparison: Comparison, of_model: str) -> Table:
+def samples_table(comparison: Comparison, about: str) -> Table:
     """Lays out the samples that change most; classes stand there where the models name one."""
     has_classes = any(sample.float_class is not None for sample in comparison.samples)
     columns = ("sample", "SQNR", "class, float", "class, quantized")
@@ -43,7 +43,7 @@ def samples_table(comparison: Comparison, of_model: str) -> Table:
     )
     kept = len(columns) if has_classes else 2
     return Table(
-        title=f"Samples that change most{of_model}",
+        title=f"Samples that change most{about}",
         columns=columns[:kept],
         rows=tuple(row[:kept] for row in rows),
         caption="samples count from 0",

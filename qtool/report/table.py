@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.report.model import Comparison, Measured, Report
+from qtool.report.figures import FIGURES
+from qtool.report.model import Comparison, Measured, Report, UsedData
 from qtool.report.sample_tables import classes_table, samples_table
 from qtool.report.table_form import NONE, Table, number
 from qtool.report.time_tables import grid_table, operators_table
@@ -35,16 +37,17 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
     """
     found = [_models(report), _outputs(report)]
     for comparison in report.comparisons:
+        about = _about(report.called(comparison))
         if changes and comparison.classes:
-            found.append(classes_table(comparison, _of_model(comparison, report)))
+            found.append(classes_table(comparison, about))
         if changes and comparison.samples:
-            found.append(samples_table(comparison, _of_model(comparison, report)))
+            found.append(samples_table(comparison, about))
     found += [
-        grid_table(comparison, _of_model(comparison, report)) for comparison in report.comparisons if comparison.grid
+        grid_table(comparison, _of_model(comparison, report)) for comparison in report.by_model if comparison.grid
     ]
     if report.float_model.operators:
         found.append(operators_table(report))
-    found += [_layers(comparison, report) for comparison in report.comparisons if comparison.layers]
+    found += [_layers(comparison, report) for comparison in report.by_model if comparison.layers]
     if report.verdicts:
         found.append(_verdicts(report))
     return tuple(found)
@@ -53,18 +56,12 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
 def _models(report: Report) -> Table:
     rows = []
     for row in _rows(report):
-        found = [comparison.figures[row.figure] for comparison in report.comparisons]
-        base = report.comparisons[0].figures[row.float_figure]
-        if base.value is None or all(figure.value is None for figure in found):
-            continue
-        changes = [_change(row, comparison, base) for comparison in report.comparisons]
-        shown = [_shown(row, figure) for figure in found]
-        if len(shown) > 1:
-            cells = [f"{cell}, {change}" for cell, change in zip(shown, changes, strict=True)]
-        else:
-            cells = [shown[0], changes[0]]
-        rows.append((row.label, _shown(row, base), *cells))
-    names = tuple(comparison.quantized_model.name for comparison in report.comparisons)
+        datasets = report.datasets if FIGURES[row.figure].of_data else report.datasets[:1]
+        for dataset in datasets:
+            cells = _cells(row, report.on(dataset))
+            if cells:
+                rows.append((f"{row.label}, {dataset.name}" if len(datasets) > 1 else row.label, *cells))
+    names = tuple(comparison.quantized_model.name for comparison in report.by_model)
     columns = ("", "float", *names) if len(names) > 1 else ("", "float", "quantized", "change")
     return Table(
         title=f"{report.float_model.name} → {', '.join(names)}",
@@ -74,13 +71,26 @@ def _models(report: Report) -> Table:
     )
 
 
+def _cells(row: _Row, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """Returns the figure of the float model and those of the others; nothing where there are none."""
+    found = [comparison.figures[row.figure] for comparison in comparisons]
+    base = comparisons[0].figures[row.float_figure]
+    if base.value is None or all(figure.value is None for figure in found):
+        return ()
+    changes = [_change(row, comparison, base) for comparison in comparisons]
+    shown = [_shown(row, figure) for figure in found]
+    if len(shown) == 1:
+        return (_shown(row, base), shown[0], changes[0])
+    return (_shown(row, base), *(f"{cell}, {change}" for cell, change in zip(shown, changes, strict=True)))
+
+
 def _rows(report: Report) -> tuple[_Row, ...]:
     return tuple(
         _Row(label=label, float_figure=left, figure=right, digits=digits, unit=unit, change=change)
         for label, left, right, digits, unit, change in (
             ("top-1 accuracy", "top1_float", "top1", 2, " %", "points"),
             ("top-5 accuracy", "top5_float", "top5", 2, " %", "points"),
-            (f"{report.metric}, mean", "metric_float", "metric", 4, "", "difference"),
+            (f"{report.metric}", "metric_float", "metric", 4, "", "difference"),
             ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
             ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
             (f"throughput, batch {report.batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
@@ -92,11 +102,15 @@ def _rows(report: Report) -> tuple[_Row, ...]:
 
 
 def _measured_on(report: Report) -> str:
-    measured = [f"{report.samples} samples of {report.data}"]
+    measured = [" and ".join(f"{dataset.samples} samples of {_source(dataset)}" for dataset in report.datasets)]
     if report.rounds:
         measured.append(f"{report.rounds} rounds in turns, one sample a run")
     measured.append("one thread a core" if report.threads == 0 else f"threads: {report.threads}")
     return "; ".join(measured)
+
+
+def _source(dataset: UsedData) -> str:
+    return dataset.source if dataset.source.endswith(dataset.name) else f"{dataset.name} ({dataset.source})"
 
 
 def _shown(row: _Row, figure: Measured) -> str:
@@ -121,20 +135,23 @@ def _change(row: _Row, comparison: Comparison, base: Measured) -> str:
 
 
 def _outputs(report: Report) -> Table:
-    columns = ("model", "output", "SQNR", "cosine", "largest error", "mean error", "same top-1", "equal values")
+    columns = ("model", "data", "output", "SQNR", "cosine", "largest error", "mean error", "same top-1", "equal values")
     pairs = [(comparison, output) for comparison in report.comparisons for output in comparison.fidelity]
-    rows = tuple((comparison.quantized_model.name, *_output_row(output)) for comparison, output in pairs)
-    several = len(report.comparisons) > 1
-    # Columns that no output has say nothing, nor does the model's where there is one.
+    rows = tuple(
+        (comparison.quantized_model.name, comparison.dataset, *_output_row(output)) for comparison, output in pairs
+    )
+    # Columns that no output has say nothing, nor do those of the only model and the only dataset.
+    needed = (len(report.by_model) > 1, len(report.datasets) > 1, True)
     used = [
         place
         for place in range(len(columns))
-        if place == 1 or (several if place == 0 else any(row[place] != NONE for row in rows))
+        if (needed[place] if place < len(needed) else any(row[place] != NONE for row in rows))
     ]
     remarks = []
     for comparison, output in pairs:
         if output.non_finite or output.unmatched_batches:
-            remarks.append((f"{comparison.quantized_model.name}: " if several else "") + _remark(output))
+            called = report.called(comparison)
+            remarks.append(f"{called}: {_remark(output)}" if called else _remark(output))
     return Table(
         title="Outputs beside those of the float model",
         columns=tuple(columns[place] for place in used),
@@ -165,16 +182,30 @@ def _layers(comparison: Comparison, report: Report) -> Table:
 
 
 def _verdicts(report: Report) -> Table:
+    several = len(report.datasets) > 1
     return Table(
         title="Gates",
-        columns=("model", "condition", "outcome", "figure"),
-        rows=tuple((verdict.model, verdict.condition, verdict.outcome, verdict.message) for verdict in report.verdicts),
+        columns=("model", *(("data",) if several else ()), "condition", "outcome", "figure"),
+        rows=tuple(
+            (
+                verdict.model,
+                *((verdict.dataset or NONE,) if several else ()),
+                verdict.condition,
+                verdict.outcome,
+                verdict.message,
+            )
+            for verdict in report.verdicts
+        ),
         caption="",
     )
 
 
 def _of_model(comparison: Comparison, report: Report) -> str:
-    return f": {comparison.quantized_model.name}" if len(report.comparisons) > 1 else ""
+    return _about(report.described(comparison.quantized_model.name, ""))
+
+
+def _about(what: str) -> str:
+    return f": {what}" if what else ""
 
 
 def _output_row(output: OutputFidelity) -> tuple[str, ...]:

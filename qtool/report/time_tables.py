@@ -30,7 +30,7 @@ def grid_table(comparison: Comparison, of_model: str) -> Table:
 
 def operators_table(report: Report) -> Table:
     """Lays out where the time of one sample goes, operator by operator, all models side by side."""
-    models = (report.float_model, *(comparison.quantized_model for comparison in report.comparisons))
+    models = (report.float_model, *(comparison.quantized_model for comparison in report.by_model))
     most: dict[str, float] = {}
     for model in models:
         for entry in model.operators:

@@ -7,27 +7,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
 from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
-from qtool.errors import InputError, RuntimeRefusedError, UsageError
+from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import open_group
+from qtool.metrics.session_group import SessionGroup, open_group
 from qtool.metrics.size import model_bytes
 from qtool.metrics.task import Metric
 from qtool.progress import Progress
 from qtool.report.baseline import Baseline, regressions
 from qtool.report.figures import with_figures
-from qtool.report.gates import Gate, check_gates, judge
-from qtool.report.model import Comparison, ModelReport, Report
+from qtool.report.gates import Gate, check_gates, judge_all
+from qtool.report.model import Comparison, ModelReport, Report, UsedData
 from qtool.report.names import display_names
 from qtool.report.surroundings import machine, versions
 from qtool.workflows.graphs_to_compare import graphs_of
 from qtool.workflows.model_source import ModelSource
+from qtool.workflows.report_data import DataSource, OpenData, open_data, refuse_labels
 from qtool.workflows.report_layers import Inside, look_inside
-from qtool.workflows.report_outputs import labels_of, refuse_labels, run_over, samples_in
-from qtool.workflows.report_times import Asked, Models, measure
+from qtool.workflows.report_outputs import Seen, run_over, samples_in
+from qtool.workflows.report_times import Asked, Measurements, Models, measure
 
 _USUAL_BATCH_SIZE = 16
 
@@ -40,7 +40,7 @@ class ReportRequest:
         float_model: the file of the float model.
         quantized_models: the files of quantized models, at least one.
         conversion: how to make graphs of them, where they are none; its own path does not count.
-        data: evaluation data, as ``open_dataset`` takes it.
+        datasets: evaluation data, at least one; times are measured on the first.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where the data has it.
         batch_size: samples a run; None takes what the models fix, or 16.
@@ -55,7 +55,7 @@ class ReportRequest:
 
     float_model: Path
     quantized_models: tuple[Path, ...]
-    data: str
+    datasets: tuple[DataSource, ...]
     conversion: ModelSource | None = None
     preprocess: Preprocess | None = None
     labels: str | None = None
@@ -80,89 +80,134 @@ def compare(request: ReportRequest, progress: Progress) -> Report:
     Raises:
         InputError: a model is missing, they do not belong together, or the labels do not fit.
         FormatError: a model is damaged, or cannot be converted.
-        UsageError: labels, gates or baseline ask for what is not there.
+        UsageError: names of datasets, labels, gates or baseline ask for what is not there.
         RuntimeRefusedError: onnxruntime does not load or run a model.
         CalibError: the data does not fit the models.
     """
-    data = open_dataset(request.data, preprocess=request.preprocess)
-    with graphs_of(request.models, request.conversion, data, progress) as paths:
-        return _judged(_compare(request, data, paths, progress), request)
+    opened = open_data(request.datasets, preprocess=request.preprocess, labels=request.labels, metric=request.metric)
+    with graphs_of(request.models, request.conversion, opened[0].data, progress) as paths:
+        return _judged(_compare(request, opened, paths, progress), request)
 
 
 def _judged(report: Report, request: ReportRequest) -> Report:
-    verdicts = [verdict for comparison in report.comparisons for verdict in judge(comparison, request.gates)]
+    verdicts = judge_all(report, request.gates)
     if request.baseline is not None:
         verdicts += regressions(report, request.baseline)
-    return replace(report, verdicts=tuple(verdicts))
+    return replace(report, verdicts=verdicts)
 
 
-def _compare(request: ReportRequest, data: Dataset, paths: Sequence[Path], progress: Progress) -> Report:
+def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence[Path], progress: Progress) -> Report:
     """Compares the graphs in ``paths``, which the models of ``request`` are or became."""
-    sizes = [model_bytes(path) for path in paths]
+    asked = request.times
     names = display_names(request.models)
-    labels = labels_of(data, request.labels, where=request.data)
-    asked, metric = request.times, request.metric
-    if metric is not None and metric.needs_labels and labels is None:
-        raise UsageError(
-            f"the metric '{metric.name}' needs labels and the data has none",
-            fix="name the array of class indices with --labels, or store it as '_label'",
-        )
+    sizes = [model_bytes(path) for path in paths]
     group = open_group(paths, names, threads=asked.threads)
     rounds = asked.rounds if asked.latency else 0
-    check_gates(
-        request.gates,
-        outputs=[spec.name for spec in group.outputs],
-        labels=labels is not None and not (metric is not None and metric.owns_labels),
-        rounds=rounds,
-        cold_start=asked.cold_start,
-        metric=metric is not None,
-    )
+    for entry in opened:
+        _check_gates(request, entry, group, rounds)
     batch_size = request.batch_size or fixed_batch_size(group.inputs) or _USUAL_BATCH_SIZE
-    seen = run_over(group, data, labels, metric, batch_size=batch_size, limit=request.limit, progress=progress)
-    if labels is not None and not seen.accuracy and metric is None:
-        refuse_labels(labels, given=request.labels is not None, progress=progress)
-    found = measure(group, Models(tuple(paths), names), data, seen, asked, progress)
-    inside = _inside(paths, data, request, progress)
+    seen = []
+    for entry in opened:
+        found = run_over(group, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress)
+        if entry.labels is not None and not found.accuracy and request.metric is None:
+            refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
+        seen.append(found)
+    # Times do not depend on the values: the first dataset stands for all of them.
+    first = seen[0]
+    measured = measure(group, Models(tuple(paths), names), opened[0].data, first, asked, progress)
+    inside = _inside(paths, opened[0].data, request, progress)
     models = [
-        ModelReport(
-            name=names[place],
-            path=str(path),
-            size_bytes=sizes[place],
-            accuracy=seen.accuracy[place] if seen.accuracy else None,
-            metric=seen.metric[place] if seen.metric else None,
-            latency=latency(found.sample[place]) if found.sample else None,
-            throughput=throughput(found.batch[place], batch_size=samples_in(seen.batch)) if found.batch else None,
-            memory=found.memory[place],
-            cold_start=found.cold_start[place],
-            operators=found.operators[place],
-        )
-        for place, path in enumerate(request.models)
+        _measured(names[place], path, size, place, measured, samples_in(first.batch))
+        for place, (path, size) in enumerate(zip(request.models, sizes, strict=True))
     ]
-    comparisons = [
-        Comparison(
-            float_model=models[0],
-            quantized_model=model,
-            fidelity=seen.fidelity[place],
-            speedup=paired_ratio(found.sample[0], found.sample[place + 1]) if found.sample else None,
-            classes=seen.classes[place],
-            samples=seen.changed[place],
-            layers=inside[place].layers,
-            histograms=inside[place].histograms,
-            grid=found.grid[place],
-        )
-        for place, model in enumerate(models[1:])
-    ]
+    comparisons = []
+    for place, (entry, found) in enumerate(zip(opened, seen, strict=True)):
+        nothing = [Inside() for _ in inside]
+        comparisons += _comparisons(request, entry.name, models, found, measured, nothing if place else inside)
     return Report(
         comparisons=tuple(map(with_figures, comparisons)),
-        data=request.data,
-        labels=labels.name if labels is not None and (seen.accuracy or seen.metric) else None,
-        metric=None if metric is None else metric.name,
-        samples=seen.samples,
-        batch_size=samples_in(seen.batch),
+        datasets=tuple(_used(entry, found) for entry, found in zip(opened, seen, strict=True)),
+        metric=None if request.metric is None else request.metric.name,
+        batch_size=samples_in(first.batch),
         threads=asked.threads,
         rounds=rounds,
         versions=versions(),
         machine=machine(),
+    )
+
+
+def _measured(
+    name: str, path: Path, size_bytes: int, place: int, measured: Measurements, batch_size: int
+) -> ModelReport:
+    """Returns what does not depend on the data."""
+    return ModelReport(
+        name=name,
+        path=str(path),
+        size_bytes=size_bytes,
+        accuracy=None,
+        latency=latency(measured.sample[place]) if measured.sample else None,
+        throughput=throughput(measured.batch[place], batch_size=batch_size) if measured.batch else None,
+        memory=measured.memory[place],
+        cold_start=measured.cold_start[place],
+        operators=measured.operators[place],
+    )
+
+
+def _comparisons(
+    request: ReportRequest,
+    dataset: str,
+    models: Sequence[ModelReport],
+    found: Seen,
+    measured: Measurements,
+    inside: Sequence[Inside],
+) -> list[Comparison]:
+    """Puts what was found on one dataset beside what was measured."""
+    judged = [
+        replace(
+            model,
+            accuracy=found.accuracy[place] if found.accuracy else None,
+            metric=found.metric[place] if found.metric else None,
+        )
+        for place, model in enumerate(models)
+    ]
+    return [
+        Comparison(
+            dataset=dataset,
+            float_model=judged[0],
+            quantized_model=model,
+            fidelity=found.fidelity[place],
+            speedup=paired_ratio(measured.sample[0], measured.sample[place + 1]) if measured.sample else None,
+            classes=found.classes[place],
+            samples=found.changed[place],
+            layers=inside[place].layers,
+            histograms=inside[place].histograms,
+            grid=measured.grid[place],
+            lower_is_better=request.metric is not None and request.metric.lower_is_better,
+        )
+        for place, model in enumerate(judged[1:])
+    ]
+
+
+def _check_gates(request: ReportRequest, entry: OpenData, group: SessionGroup, rounds: int) -> None:
+    metric = request.metric
+    check_gates(
+        request.gates,
+        outputs=[spec.name for spec in group.outputs],
+        labels=entry.labels is not None and not (metric is not None and metric.owns_labels),
+        rounds=rounds,
+        cold_start=request.times.cold_start,
+        metric=metric is not None,
+        data="the data" if len(request.datasets) == 1 else entry.name,
+    )
+
+
+def _used(entry: OpenData, found: Seen) -> UsedData:
+    used = entry.labels is not None and (found.accuracy or found.metric)
+    return UsedData(
+        name=entry.name,
+        source=entry.source,
+        labels=entry.labels.name if entry.labels is not None and used else None,
+        samples=found.samples,
     )
 
 

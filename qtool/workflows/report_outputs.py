@@ -6,30 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.datasets.base import Dataset
 from calib.specs import Array, Feed
-from qtool.errors import InputError, UsageError
+from qtool.errors import InputError
 from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.metrics.judged_batch import Batch
 from qtool.metrics.session_group import SessionGroup
-from qtool.metrics.task import Batch, Metric, MetricMeter
+from qtool.metrics.task import Metric
 from qtool.progress import Progress
-
-_USUAL_LABELS = "_label"
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """One class index a sample.
-
-    Attributes:
-        name: the array that they come from.
-        values: the class indices.
-    """
-
-    name: str
-    values: Array
+from qtool.workflows.report_data import OpenData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +25,7 @@ class Seen:
     Attributes:
         fidelity: how close the outputs of each quantized model are to those of the float model.
         accuracy: of each model, the float model's first; empty without labels, or without scores to compare them with.
-        metric: the mean score of each model, the float model's first; empty without a metric.
+        metric: the score of each model, the float model's first; empty without a metric.
         classes: what changes for each class, by quantized model; each empty without accuracy.
         changed: the samples that changed most, by quantized model.
         samples: how many samples there were.
@@ -57,41 +43,9 @@ class Seen:
     batch: Feed
 
 
-def labels_of(data: Dataset, asked: str | None, *, where: str) -> Labels | None:
-    """Returns the labels that are asked for, or those under the usual name, if any.
-
-    Raises:
-        UsageError: the data does not have those that are asked for.
-    """
-    name = asked or _USUAL_LABELS
-    values = data.array(name)
-    if values is not None:
-        return Labels(name, values)
-    if asked is None:
-        return None
-    known = ", ".join(spec.name for spec in data.specs() if spec.name) or "none by name"
-    raise UsageError(
-        f"{where} has no array '{name}' to take labels from",
-        fix=f"store one class index a sample under this name (arrays it has: {known})",
-    )
-
-
-def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
-    """Tells that no output can be compared with the labels.
-
-    Raises:
-        UsageError: they were asked for.
-    """
-    why = "the models have no float output of the shape (samples, classes)"
-    if given:
-        raise UsageError(f"labels were given, but {why}", fix="leave --labels out")
-    progress.note(f"the labels '{labels.name}' are not used: {why}")
-
-
 def run_over(
     group: SessionGroup,
-    data: Dataset,
-    labels: Labels | None,
+    opened: OpenData,
     metric: Metric | None,
     *,
     batch_size: int,
@@ -105,10 +59,11 @@ def run_over(
         RuntimeRefusedError: onnxruntime stops while it runs a model.
         CalibError: the data does not fit the models.
     """
+    data, labels = opened.data, opened.labels
     fidelity = [FidelityMeter() for _ in range(group.count - 1)]
     changed = [SampleMeter() for _ in fidelity]
     accuracy: list[AccuracyMeter] = []
-    scores = [MetricMeter(metric) for _ in range(group.count)] if metric is not None else []
+    scores = [metric.start() for _ in range(group.count)] if metric is not None else []
     class_labels = None if metric is not None and metric.owns_labels else labels
     classes: str | None = None
     batch: Feed | None = None
@@ -158,7 +113,7 @@ def samples_in(feed: Feed) -> int:
 
 
 def _judged(outputs: Feed, reference: Feed, labels: Array | None, feed: Feed) -> Batch:
-    return Batch(outputs=outputs, reference=reference, labels=labels, rows=samples_in(feed))
+    return Batch(outputs=outputs, reference=reference, inputs=feed, labels=labels, rows=samples_in(feed))
 
 
 def _classes_output(outputs: Feed) -> str | None:

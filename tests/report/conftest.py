@@ -15,7 +15,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.memory import Memory
 from qtool.report.figures import with_figures
-from qtool.report.model import Comparison, Machine, ModelReport, Report
+from qtool.report.model import Comparison, Machine, ModelReport, Report, UsedData
 
 FEATURES, CLASSES, SAMPLES = 8, 10, 37
 
@@ -105,6 +105,7 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
 
     def make(**changes: Any) -> Report:
         comparison = Comparison(
+            dataset="eval.npz",
             float_model=ModelReport(
                 name="net.onnx",
                 path="models/net.onnx",
@@ -130,9 +131,7 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
         comparison = replace(comparison, **{name: value for name, value in changes.items() if name in own})
         base = Report(
             comparisons=(with_figures(comparison),),
-            data="eval.npz",
-            labels="_label",
-            samples=1000,
+            datasets=(UsedData(name="eval.npz", source="eval.npz", labels="_label", samples=1000),),
             batch_size=16,
             threads=2,
             rounds=25,

@@ -85,10 +85,11 @@ def test_models_are_matched_by_name_where_there_are_several(make_report: MakeRep
 
 def test_reports_on_other_data_are_not_compared(make_report: MakeReport, store: Any) -> None:
     earlier = store(make_report())
-    for changes in ({"samples": 999}, {"data": "other.npz"}):
+    (used,) = make_report().datasets
+    for changes in ({"samples": 999}, {"name": "other.npz"}):
         with pytest.raises(InputError, match="samples of"):
-            regressions(make_report(**changes), earlier)
-    assert not failed(make_report(data="elsewhere/eval.npz"), earlier)
+            regressions(make_report(datasets=(replace(used, **changes),)), earlier)
+    assert not failed(make_report(datasets=(replace(used, source="elsewhere/eval.npz"),)), earlier)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "qtool.report/0"}', '{"schema": "qtool.report/1"}'])

@@ -10,7 +10,7 @@ from qtool.errors import GateError, UsageError
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
 from qtool.report.figures import FIGURES
-from qtool.report.gates import Gate, check_gates, enforce, judge, parse_gate
+from qtool.report.gates import Gate, check_gates, enforce, judge_all, parse_gate
 from qtool.report.model import Measured, Report
 
 MakeReport = Callable[..., Report]
@@ -18,8 +18,7 @@ MakeReport = Callable[..., Report]
 
 def enforced(report: Report, *conditions: str) -> Report:
     gates = [parse_gate(text) for text in conditions]
-    verdicts = [verdict for comparison in report.comparisons for verdict in judge(comparison, gates)]
-    judged = replace(report, verdicts=tuple(verdicts))
+    judged = replace(report, verdicts=judge_all(report, gates))
     enforce(judged)
     return judged
 

@@ -16,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from qtool.cli.app import app
-from qtool.metrics.task import METRICS, Batch, edit_distance, metric_named
+from qtool.metrics.judged_batch import Batch
+from qtool.metrics.task import metric_named
+from qtool.metrics.text_scores import edit_distance
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 texts = st.lists(st.integers(0, 3), max_size=6)
@@ -34,6 +36,15 @@ def report(pair: Pair) -> Callable[..., Result]:
 def figures_of(result: Result) -> dict[str, float]:
     assert result.exit_code == 0, result.stderr
     return dict(json.loads(result.stdout)["figures"])
+
+
+def judged(
+    name: str, outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray], labels: np.ndarray | None = None
+) -> float:
+    rows = len(next(iter(outputs.values())))
+    meter = metric_named(name).start()
+    meter.add(Batch(outputs=outputs, reference=reference, inputs={}, labels=labels, rows=rows))
+    return meter.result()
 
 
 def outputs_of(pair: Pair) -> list[np.ndarray]:
@@ -130,19 +141,17 @@ def test_texts_are_read_without_blanks_and_repetitions() -> None:
     def scores(*rows: str) -> np.ndarray:
         return np.stack([np.eye(4, dtype=np.float32)[[int(step) for step in row]] for row in rows])
 
-    edit = METRICS["edit"].score
     outputs = {"text": scores("0110123", "0000000")}
     labels = np.array([[1, 1, 2, 3], [-1, -1, -1, -1]])
-    assert edit(Batch(outputs=outputs, reference=outputs, labels=labels, rows=2)).tolist() == [1, 1]
-    other = {"text": scores("0110100", "3000000")}
-    assert edit(Batch(outputs=other, reference=outputs, labels=None, rows=2)).tolist() == [0.5, 0]
+    assert judged("edit", outputs, outputs, labels) == 1
+    # Half of the first text, and nothing of the second.
+    assert judged("edit", {"text": scores("0110100", "3000000")}, outputs) == 0.25
 
 
 def test_two_vectors_of_zeros_agree_and_one_does_not() -> None:
-    a = np.array([[0, 0], [0, 0], [1, 0]], np.float32)
-    b = np.array([[0, 0], [1, 0], [2, 0]], np.float32)
-    batch = Batch(outputs={"y": b}, reference={"y": a}, labels=None, rows=3)
-    assert metric_named("cosine").score(batch).tolist() == [1, 0, 1]
+    for a, b, expected in (([0, 0], [0, 0], 1), ([0, 0], [1, 0], 0), ([1, 0], [2, 0], 1)):
+        got, reference = ({"y": np.array([vector], np.float32)} for vector in (b, a))
+        assert judged("cosine", got, reference) == expected
 
 
 def test_outputs_that_do_not_fit_the_metric_are_refused(report: Callable[..., Result]) -> None:

@@ -12,6 +12,7 @@ from qtool.progress import Silent
 from qtool.report.gates import parse_gate
 from qtool.report.model import Report
 from qtool.workflows.report import ReportRequest, compare
+from qtool.workflows.report_data import DataSource
 from qtool.workflows.report_times import Asked
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
@@ -43,7 +44,7 @@ def report_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repo
         request = ReportRequest(
             float_model=pair.float_model,
             quantized_models=(quantized,),
-            data=str(pair.data),
+            datasets=(DataSource(source=str(pair.data)),),
             times=Asked(threads=1),
             gates=tuple(map(parse_gate, gates)),
         )

@@ -1,0 +1,78 @@
+"""Boxes with scores and classes, as detectors find them in one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# What YOLO's own tools and most others keep: https://docs.ultralytics.com/modes/predict/ has 0.7 and 300.
+_SAME_OBJECT = 0.7
+_MOST_CANDIDATES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """What was found in one picture.
+
+    Attributes:
+        corners: two opposite corners a box, (boxes, 4), in any unit; the lower ones first.
+        scores: how sure it is, (boxes,).
+        classes: what it is, (boxes,), whole numbers.
+    """
+
+    corners: Floats
+    scores: Floats
+    classes: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, corners: npt.NDArray[Any], scores: npt.NDArray[Any], classes: npt.NDArray[Any]) -> Boxes:
+        """Takes arrays of any number type; corners in the wrong order are exchanged."""
+        found = corners.reshape(-1, 4).astype(np.float64)
+        ordered = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], 1)
+        # A broken model may call something NaN.
+        labels = np.nan_to_num(classes.reshape(-1)).astype(np.int64)
+        return cls(ordered, scores.reshape(-1).astype(np.float64), labels)
+
+    def where(self, chosen: npt.NDArray[Any]) -> Boxes:
+        """Returns some of the boxes, by a mask or by their places."""
+        return Boxes(self.corners[chosen], self.scores[chosen], self.classes[chosen])
+
+
+def corners_of(centers: npt.NDArray[Any]) -> Floats:
+    """Returns the corners of boxes that are given as center x, center y, width and height, (boxes, 4)."""
+    wide = centers.astype(np.float64)
+    half = np.abs(wide[:, 2:]) / 2
+    return np.concatenate([wide[:, :2] - half, wide[:, :2] + half], axis=1)
+
+
+def overlaps(left: Floats, right: Floats) -> Floats:
+    """Returns intersection over union of every box with every other, (left boxes, right boxes)."""
+    low = np.maximum(left[:, None, :2], right[None, :, :2])
+    high = np.minimum(left[:, None, 2:], right[None, :, 2:])
+    common = np.prod(np.clip(high - low, 0, None), axis=2)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (left, right)]
+    union = areas[0][:, None] + areas[1][None, :] - common
+    shares: Floats = np.zeros_like(common)
+    np.divide(common, union, out=shares, where=union > 0)
+    return shares
+
+
+def suppressed(boxes: Boxes) -> Boxes:
+    """Returns the boxes without those that overlap a surer one of their class by 0.7: greedy non-maximum suppression.
+
+    Of more than 1000 boxes, the surest count.
+    """
+    order = np.argsort(-boxes.scores, kind="stable")[:_MOST_CANDIDATES]
+    ranked = boxes.where(order)
+    alike = overlaps(ranked.corners, ranked.corners) > _SAME_OBJECT
+    alike &= ranked.classes[:, None] == ranked.classes[None, :]
+    kept = np.ones(len(order), bool)
+    for place in range(len(order)):
+        if kept[place]:
+            kept[place + 1 :] &= ~alike[place, place + 1 :]
+    return ranked.where(kept)

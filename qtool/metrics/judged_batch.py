@@ -1,0 +1,60 @@
+"""What metrics judge, and how they call functions of other people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from calib.specs import Array
+from qtool.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a metric judges.
+
+    Attributes:
+        outputs: of the model that is judged.
+        reference: of the float model.
+        inputs: what both ran on.
+        labels: one entry a sample; None without labels.
+        rows: how many samples these are.
+    """
+
+    outputs: Mapping[str, Array]
+    reference: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    labels: Array | None
+    rows: int
+
+
+class MetricMeter(Protocol):
+    """Judges one model batch by batch."""
+
+    def add(self, batch: Batch) -> None:
+        """Takes in one batch; an InputError says that the metric does not fit the outputs or the labels."""
+
+    def result(self) -> float:
+        """Returns the score so far; there has to be a sample."""
+
+
+def called_with(name: str, function: Callable[..., Any], *arguments: Any, wanted: str) -> Any:
+    """Returns what a function returns that a person named.
+
+    Args:
+        name: what errors call it.
+        function: what to call.
+        arguments: what it gets.
+        wanted: what it has to do, for the error.
+
+    Raises:
+        InputError: the function raises something.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:  # the function is not ours: whatever it raises is named with it
+        raise InputError(
+            f"{name} raises {type(error).__name__}: {' '.join(str(error).split())}",
+            fix=f"mend the function: it {wanted}",
+        ) from error
