@@ -117,7 +117,7 @@ class BargainSeeker:
         )
 
     def _run(self, most: float) -> None:
-        feeds = self._samples.spread(_RANKING_SAMPLES).feeds
+        feeds = self._samples.spread(_RANKING_SAMPLES)
         ranking = OutputJudge(self._original, feeds, view=with_unsaturated_outputs, threads=self._threads)
         with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
             ranked = rank_layers(self.variants, self._groups, ranking, advance=advance, stop=self._is_over)

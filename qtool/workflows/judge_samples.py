@@ -17,11 +17,13 @@ class ChosenSamples:
 
     Attributes:
         feeds: the batches that they are in.
-        rows: their numbers in the data, from 0.
+        rows: their numbers among the samples they were chosen from, from 0.
+        batches: the numbers of the batches, from 0.
     """
 
     feeds: tuple[Feed, ...]
     rows: tuple[int, ...]
+    batches: tuple[int, ...]
 
 
 def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None) -> ChosenSamples:
@@ -38,8 +40,9 @@ def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None
     step = 1.0 if available is None else max(1.0, available / samples)
     chosen: list[Feed] = []
     rows: list[int] = []
+    batches: list[int] = []
     size = gone = 0
-    for feed in feeds:
+    for number, feed in enumerate(feeds):
         count = _rows(feed)
         if gone >= len(rows) * step:
             size += sum(array.nbytes for array in feed.values())
@@ -47,10 +50,11 @@ def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None
                 break
             chosen.append(feed)
             rows.extend(range(gone, gone + count))
+            batches.append(number)
         gone += count
         if len(rows) >= samples:
             break
-    return ChosenSamples(tuple(chosen), tuple(rows))
+    return ChosenSamples(tuple(chosen), tuple(rows), tuple(batches))
 
 
 def _rows(feed: Feed) -> int:

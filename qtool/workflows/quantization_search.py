@@ -49,11 +49,12 @@ class QuantizationSearch:
         self._wanted = wanted
         self._progress = progress
         self._threads = threads
-        self._samples = None if samples is None else SearchSamples(original, samples)
+        judged = wanted.judged_samples if wanted.need_judge else 0
+        self._samples = None if samples is None else SearchSamples(original, samples, judged=judged)
         self._judge: OutputJudge | None = None
         self._trials: Trials | None = None
-        if self._samples is not None and wanted.need_judge:
-            feeds = self._samples.spread(wanted.judged_samples).feeds
+        if self._samples is not None and judged:
+            feeds = self._samples.judging
             self._judge = OutputJudge(original, feeds, threads=threads)
             # One sample that flips at the end would decide between corrections.
             unsaturated = OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
+from calib.specs import Feed
 from calib.statistics import TensorStatistics
 from qtool.progress import Progress
 from qtool.quantizer import quantities, useful_statistics, with_moved_tensors
@@ -123,9 +124,7 @@ class Refiner:
         activations, weights = quantities(
             variants.model, plan, variants.statistics, variants.method, variants.refinement
         )
-        feeds = self._samples.spread(self._wanted.fitted_samples).feeds
-
-        def fitted(*, rounding: bool) -> StaticVariants:
+        def fitted(feeds: Sequence[Feed], *, rounding: bool) -> StaticVariants:
             found = reconstruct(
                 variants.model,
                 plan,
@@ -140,13 +139,18 @@ class Refiner:
             changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
             return replace(variants, refinement=changed)
 
+        feeds = self._samples.spread(self._wanted.fitted_samples)
         # Biases alone cannot fit too closely to a few samples.
-        candidates = {"layer fitting, biases": partial(fitted, rounding=False)}
+        candidates = {"layer fitting, biases": partial(fitted, feeds, rounding=False)}
         if self._wanted.fits_weights:
-            candidates = {"layer fitting": partial(fitted, rounding=True), **candidates}
+            candidates = {"layer fitting": partial(fitted, feeds, rounding=True), **candidates}
         if self._trials is None:
             return next(iter(candidates.values()))()
-        return self._trials.first_of(variants, candidates, kept_float, always=use is Use.ALWAYS)
+        found = self._trials.first_of(variants, candidates, kept_float, always=use is Use.ALWAYS)
+        if not found.refinement.rounding.fitted:
+            return found
+        # It does not fit too closely: now the samples that have shown it may shape the weights, too.
+        return fitted(self._samples.spread_over_all(self._wanted.fitted_samples), rounding=True)
 
 
 def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:
