@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qtool.cli.adapter_output import show_adapter
 from qtool.cli.console import Console
+from qtool.cli.inspect_output import analysis_json, show_analysis
 from qtool.cli.model_options import input_shapes, model_path, trust
 from qtool.cli.options import (
     AllowGlobalOption,
+    BatchSizeOption,
     DebugOption,
+    EvalDataOption,
     InputShapeOption,
     JsonOption,
+    LimitOption,
     OptionalModelArgument,
+    PreprocessOption,
     QuietOption,
     TrustPickleOption,
 )
@@ -28,6 +34,32 @@ def inspect(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     largest: Annotated[int, typer.Option("--largest", min=0, help="How many of the largest tensors to name.")] = 10,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Show how long activations live, and where memory peaks.")
+    ] = False,
+    flow: Annotated[
+        str | None,
+        typer.Option(
+            "--flow",
+            metavar="TENSOR",
+            help="Show what makes a tensor, what reads it, and its range.",
+            show_default=False,
+        ),
+    ] = None,
+    macs: Annotated[bool, typer.Option("--macs", help="Show the multiply-adds of every node.")] = False,
+    partition: Annotated[
+        bool, typer.Option("--partition", help="Show which subgraphs run on integers, and what their borders cost.")
+    ] = False,
+    data: EvalDataOption = None,
+    calib_stats: Annotated[
+        Path | None,
+        typer.Option(
+            "--calib-stats", metavar="FILE", help="Statistics of `qtool calibrate`, for --flow.", show_default=False
+        ),
+    ] = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = None,
+    limit: LimitOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -38,7 +70,12 @@ def inspect(
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
+    analyses = memory or macs or partition or flow is not None
+    if not analyses and (data is not None or calib_stats is not None):
+        raise UsageError("there is nothing to measure", fix="say what: --memory, --flow TENSOR, --macs or --partition")
     if is_adapter(path):
+        if analyses:
+            raise UsageError(f"{path} is an adapter, which has no graph", fix="merge it first: qtool merge-lora")
         show_adapter(console, path, json=json)
         return
     shapes = input_shapes(input_shape)
@@ -46,9 +83,31 @@ def inspect(
         raise UsageError(
             "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
         )
+    found = None
+    if analyses:
+        from qtool.workflows.data_request import DataRequest
+        from qtool.workflows.inspect_graph import AnalysisRequest, analyse
+
+        samples = None
+        if data is not None:
+            samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+        request = AnalysisRequest(
+            model=path,
+            input_shapes=shapes.dims,
+            data=samples,
+            statistics=calib_stats,
+            memory=memory,
+            flow=flow,
+            macs=macs,
+            partition=partition,
+        )
+        found = analyse(request, console.progress())
+        if not json:
+            show_analysis(console, found, largest)
+            return
     report = inspect_model(path, input_shapes=shapes.dims, largest=largest, trust=trust(trust_pickle, allow_global))
     if json:
-        console.json({**asdict(report), "path": str(report.path)})
+        console.json({**asdict(report), "path": str(report.path), **({} if found is None else analysis_json(found))})
         return
     _show(console, report)
 

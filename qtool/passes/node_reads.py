@@ -13,14 +13,15 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
     A value comes as often as it is read, in the order in which it is.
     """
     yield from (value for value in node.inputs if value is not None)
-    for graph in _graphs(node):
+    for graph in graphs_in(node):
         own = {*graph.inputs, *graph.initializers.values(), *(value for one in graph for value in one.outputs)}
         for one in graph:
             yield from (value for value in read_by(one) if value not in own)
         yield from (value for value in graph.outputs if value not in own)
 
 
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
+def graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yields the graphs inside a node: branches and loop bodies."""
     for attribute in node.attributes.values():
         graphs: Sequence[ir.Graph] = ()
         if attribute.type == ir.AttributeType.GRAPH:

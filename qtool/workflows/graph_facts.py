@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from formats.library_noise import quiet_libraries
+from qtool.analysis.multiply_adds import multiplies
+from qtool.analysis.multiply_adds import multiply_adds as multiply_adds_of
 from qtool.errors import UsageError
 from qtool.workflows.model_facts import MultiplyAdds, Quantization, TensorFacts
 
@@ -79,10 +81,15 @@ def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, .
         UsageError: there is no such input, or it has another rank or length.
     """
     graph_inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    lengths = _lengths(graph_inputs, input_shapes or {})
+    given = _given_shapes(graph_inputs, input_shapes or {})
+    lengths = _lengths(graph_inputs, given)
     for value in (*graph_inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
         if value.shape is not None:
             value.shape = ir.Shape([_length(dim, lengths) for dim in value.shape])
+    for value in graph_inputs:
+        if value.shape is not None:
+            shape = given.get(value.name or "", tuple(value.shape))
+            value.shape = ir.Shape([_bound(value, axis, dim, shape, lengths) for axis, dim in enumerate(value.shape)])
     with quiet_libraries():
         if model.functions:
             common.InlinePass()(model)
@@ -93,8 +100,8 @@ def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, .
 def multiply_adds(model: ir.Model, assumed: Mapping[str, int]) -> MultiplyAdds:
     """Counts the multiply-adds of the nodes whose shapes are known."""
     total = quantized = known = unknown = 0
-    for node in _layers(model):
-        count = _node_multiply_adds(node)
+    for node in (node for node in model.graph.all_nodes() if multiplies(node)):
+        count = multiply_adds_of(node, _static_shape)
         if count is None:
             unknown += 1
             continue
@@ -155,7 +162,10 @@ def _facts(name: str, tensor: ir.TensorProtocol) -> TensorFacts:
     )
 
 
-def _lengths(graph_inputs: Sequence[ir.Value], input_shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, int]:
+def _given_shapes(
+    graph_inputs: Sequence[ir.Value], input_shapes: Mapping[str, tuple[int | str, ...]]
+) -> dict[str, tuple[int | str, ...]]:
+    """Returns the shapes by input, each of which has the rank of its input and keeps its fixed lengths."""
     names = [value.name or "" for value in graph_inputs]
     given = dict(input_shapes)
     if "" in given and len(names) == 1:
@@ -164,56 +174,66 @@ def _lengths(graph_inputs: Sequence[ir.Value], input_shapes: Mapping[str, tuple[
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise UsageError(f"the graph has no input '{name}'", fix=f"write --input-shape {near[0]}=…")
+    for value in graph_inputs:
+        shape = given.get(value.name or "")
+        if shape is None or value.shape is None:
+            continue
+        fix = f"its shape: {described(value)}"
+        if len(shape) != len(value.shape):
+            raise UsageError(
+                f"input '{value.name}' has {len(value.shape)} dimensions, not {len(shape)}",
+                fix=fix,
+            )
+        for axis, (dim, length) in enumerate(zip(value.shape, shape, strict=True)):
+            if isinstance(dim, int) and isinstance(length, int) and dim not in (length, -1):
+                raise UsageError(f"dimension {axis} of input '{value.name}' is {dim}, not {length}", fix=fix)
+    return given
+
+
+def _lengths(graph_inputs: Sequence[ir.Value], given: Mapping[str, tuple[int | str, ...]]) -> dict[str, int]:
+    """Returns the lengths of the free dimensions that have names, by name."""
     lengths: dict[str, int] = {}
     for value in graph_inputs:
         dims = tuple(value.shape) if value.shape is not None else ()
         shape = given.get(value.name or "", dims)
-        if value.shape is not None and len(shape) != len(dims):
-            raise UsageError(
-                f"input '{value.name}' has {len(dims)} dimensions, not {len(shape)}",
-                fix=f"its shape: {described(value)}",
-            )
-        for axis, (dim, length) in enumerate(zip(dims, shape, strict=False)):
-            if isinstance(dim, int):
-                if isinstance(length, int) and length != dim:
-                    raise UsageError(
-                        f"dimension {axis} of input '{value.name}' is {dim}, not {length}",
-                        fix=f"its shape: {described(value)}",
-                    )
-            elif isinstance(length, int) and dim.value is not None:
+        for axis, (dim, length) in enumerate(zip(dims, shape, strict=True)):
+            if isinstance(dim, int) or dim.value is None:
+                continue
+            if isinstance(length, int):
                 lengths[dim.value] = length
-            elif axis == 0 and dim.value is not None:
+            elif axis == 0:
                 lengths.setdefault(dim.value, 1)
     return lengths
 
 
+def _bound(
+    value: ir.Value,
+    axis: int,
+    dim: int | ir.SymbolicDim,
+    shape: Sequence[int | str | ir.SymbolicDim],
+    lengths: dict[str, int],
+) -> int | ir.SymbolicDim:
+    """Returns the length of a dimension that has no name to find it by; some exporters write -1 for a free one."""
+    if isinstance(dim, int) and dim >= 0:
+        return dim
+    length = shape[axis]
+    if isinstance(length, int) and length >= 0:
+        return length
+    if axis == 0 and (isinstance(dim, int) or dim.value is None):
+        lengths[f"{value.name}[0]"] = 1
+        return 1
+    return dim
+
+
 def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | None:
     # Another name, or a formula of the exporter's, is left to shape inference.
-    return dim if isinstance(dim, int) else lengths.get(dim.value or "")
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return lengths.get(dim.value or "")
 
 
 def _layers(model: ir.Model) -> Iterator[ir.Node]:
     return (node for node in model.graph.all_nodes() if node.op_type in _FACTORS and not node.domain)
-
-
-def _node_multiply_adds(node: ir.Node) -> int | None:
-    """Counts from shapes: every output value sums as many products as the weights have values an output channel.
-
-    Source: https://onnx.ai/onnx/operators/, the definitions of Conv, ConvTranspose, Gemm and MatMul.
-    """
-    first, second = _FACTORS[node.op_type]
-    left, right = _static_shape(node.inputs[first]), _static_shape(node.inputs[second])
-    out = _static_shape(node.outputs[0])
-    if "ConvTranspose" in node.op_type:
-        return None if left is None or right is None else math.prod(left) * math.prod(right[1:])
-    if out is None:
-        return None
-    if "Conv" in node.op_type:
-        return None if right is None else math.prod(out) * math.prod(right[1:])
-    if left is None or not left:
-        return None
-    transposed = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
-    return math.prod(out) * (left[0] if transposed else left[-1])
 
 
 def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -225,9 +245,11 @@ def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 def _is_quantized(node: ir.Node) -> bool:
     if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
         return True
-    factors = [node.inputs[position] for position in _FACTORS[node.op_type]]
+    factors = [node.inputs[position] for position in _FACTORS.get(node.op_type, ())]
     producers = [None if value is None else value.producer() for value in factors]
-    return all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+    return bool(producers) and all(
+        producer is not None and producer.op_type == "DequantizeLinear" for producer in producers
+    )
 
 
 def _scaled_inputs(node: ir.Node) -> tuple[int, ...]:

@@ -1,0 +1,206 @@
+"""Finds the parts of an optimized graph that run on integers, and what it costs to get into and out of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import onnx_ir as ir
+
+from qtool.analysis.tensor_sizes import TensorSize
+from qtool.passes.constants import is_constant
+
+Direction: TypeAlias = Literal["to integers", "to float"]
+
+# How the types of onnxruntime's integer kernels begin.
+_KERNELS = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_MORE_KERNELS = ("ConvInteger",)
+_DIRECTIONS: Mapping[str, Direction] = {
+    "QuantizeLinear": "to integers",
+    "DynamicQuantizeLinear": "to integers",
+    "DequantizeLinear": "to float",
+}
+_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Border:
+    """A conversion that runs between integers and floats.
+
+    Attributes:
+        node: the node that converts.
+        direction: which way.
+        tensor: the float tensor that it reads or writes.
+        elements: how many values it converts in one run; None where the shape is unknown.
+        behind: the node that makes what it converts; None for an input of the graph.
+        before: the nodes that read what it makes.
+    """
+
+    node: str
+    direction: Direction
+    tensor: str
+    elements: int | None
+    behind: str | None
+    before: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerRegion:
+    """Nodes that hand integers to each other.
+
+    Attributes:
+        nodes: their names, in the order of the graph.
+        operators: how many of each type there are.
+        multiply_adds: what they multiply, as far as it is known.
+    """
+
+    nodes: tuple[str, ...]
+    operators: Mapping[str, int]
+    multiply_adds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """How a graph divides into integers and floats, as onnxruntime runs it.
+
+    Attributes:
+        regions: what runs on integers, that with the most multiply-adds first.
+        borders: the conversions, in the order of the graph.
+        float_operators: how many nodes of each type run on floats.
+        multiply_adds: what all nodes multiply, as far as it is known.
+    """
+
+    regions: tuple[IntegerRegion, ...]
+    borders: tuple[Border, ...]
+    float_operators: Mapping[str, int]
+    multiply_adds: int
+
+    @property
+    def integer_nodes(self) -> int:
+        """How many nodes run on integers."""
+        return sum(len(region.nodes) for region in self.regions)
+
+    @property
+    def integer_multiply_adds(self) -> int:
+        """What these multiply."""
+        return sum(region.multiply_adds for region in self.regions)
+
+    @property
+    def converted_elements(self) -> int:
+        """How many values all conversions together convert, as far as it is known."""
+        return sum(border.elements or 0 for border in self.borders)
+
+
+def partition_of(
+    graph: ir.Graph, sizes: Mapping[str, TensorSize], lengths: Mapping[str, int], work: Mapping[str, int]
+) -> Partition:
+    """Divides a graph that onnxruntime has optimized.
+
+    Args:
+        graph: it.
+        sizes: of the tensors of the graph that it was before; most keep their names.
+        lengths: of free dimensions, by name.
+        work: multiply-adds by the names of nodes, before and after; fused kernels keep the name of one node.
+    """
+    nodes = list(graph)
+    integer = _integer_nodes(nodes)
+    borders = [node for node in nodes if _is_border(node)]
+    float_operators: dict[str, int] = {}
+    for node in nodes:
+        if node not in integer and not _is_border(node):
+            float_operators[node.op_type] = float_operators.get(node.op_type, 0) + 1
+    groups = _groups([node for node in nodes if node in integer])
+    regions = [_region(group, work) for group in groups]
+    return Partition(
+        regions=tuple(sorted(regions, key=lambda region: (-region.multiply_adds, -len(region.nodes)))),
+        borders=tuple(_border(node, sizes, lengths) for node in borders),
+        float_operators=dict(sorted(float_operators.items(), key=lambda item: (-item[1], item[0]))),
+        multiply_adds=sum(work.get(node.name or "", 0) for node in nodes),
+    )
+
+
+def _integer_nodes(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """Returns the integer kernels, and what only moves the integers that these or a conversion made."""
+    integer: set[ir.Node] = set()
+    for node in nodes:
+        if _is_border(node):
+            continue
+        if node.op_type.startswith(_KERNELS) or node.op_type in _MORE_KERNELS:
+            integer.add(node)
+            continue
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            made = maker is not None and (maker in integer or _DIRECTIONS.get(maker.op_type) == "to integers")
+            if made and value is not None and value.dtype in _INTEGERS:
+                integer.add(node)
+    return integer
+
+
+def _is_border(node: ir.Node) -> bool:
+    return node.op_type in _DIRECTIONS and not is_constant(node.inputs[0])
+
+
+def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Puts nodes together that make or read the same tensor of integers."""
+    leaders = {node: node for node in nodes}
+
+    def leader(node: ir.Node) -> ir.Node:
+        while leaders[node] is not node:
+            leaders[node] = leaders[leaders[node]]
+            node = leaders[node]
+        return node
+
+    first: dict[ir.Value, ir.Node] = {}
+    for node in nodes:
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and value.dtype in _INTEGERS and not is_constant(value):
+                leaders[leader(node)] = leader(first.setdefault(value, node))
+    groups: dict[ir.Node, list[ir.Node]] = {}
+    for node in nodes:
+        groups.setdefault(leader(node), []).append(node)
+    return list(groups.values())
+
+
+def _region(nodes: Sequence[ir.Node], work: Mapping[str, int]) -> IntegerRegion:
+    operators: dict[str, int] = {}
+    for node in nodes:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return IntegerRegion(
+        nodes=tuple(node.name or "" for node in nodes),
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        multiply_adds=sum(work.get(node.name or "", 0) for node in nodes),
+    )
+
+
+def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str, int]) -> Border:
+    direction = _DIRECTIONS[node.op_type]
+    source = node.inputs[0]
+    value = node.outputs[0] if direction == "to float" or source is None else source
+    maker = None if source is None else source.producer()
+    return Border(
+        node=node.name or "",
+        direction=direction,
+        tensor=value.name or "",
+        elements=_elements((value, node.outputs[0], source), sizes, lengths),
+        behind=None if maker is None else maker.name,
+        before=tuple(dict.fromkeys(use.node.name or "" for output in node.outputs for use in output.uses())),
+    )
+
+
+def _elements(
+    values: Iterable[ir.Value | None], sizes: Mapping[str, TensorSize], lengths: Mapping[str, int]
+) -> int | None:
+    """Returns how many elements the first of ``values`` has whose size is known; all have the same shape."""
+    for value in values:
+        if value is None:
+            continue
+        size = sizes.get(value.name or "")
+        if size is not None:
+            return size.elements
+        dims = [dim if isinstance(dim, int) else lengths.get(dim.value or "") for dim in value.shape or ()]
+        known = [dim for dim in dims if dim is not None]
+        if value.shape is not None and len(known) == len(dims):
+            return math.prod(known)
+    return None
