@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qtool.metrics.boxes import Boxes, Floats, overlaps
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)
-_RECALLS = np.linspace(0.0, 1.0, 101)
+_RECALL_STEPS = 100
 _MOST_BOXES = 100
 
 
@@ -61,8 +61,9 @@ def average_precision(scores: Floats, right: npt.NDArray[np.bool_], truths: int)
     hits = np.cumsum(right[np.argsort(-scores, kind="stable")])
     precision = hits / np.arange(1, len(hits) + 1)
     highest = np.maximum.accumulate(precision[::-1])[::-1]
-    # The first place at which each recall is reached.
-    places = np.searchsorted(hits / truths, _RECALLS, side="left")
+    # The first place at which each recall is reached; in whole numbers, since 7/20 of them is a recall of 0.35.
+    wanted = -(-np.arange(_RECALL_STEPS + 1) * truths // _RECALL_STEPS)
+    places = np.searchsorted(hits, wanted, side="left")
     reached = places < len(highest)
     return float(np.where(reached, highest[np.minimum(places, len(highest) - 1)], 0.0).mean())
 

@@ -53,6 +53,11 @@ def box_reader(reference: Mapping[str, Array], inputs: Mapping[str, Array], rows
 def _beside_scores(reference: Mapping[str, Array], rows: int) -> BoxReader | None:
     """Boxes (samples, n, 4) with scores and classes (samples, n), or with a score a class (samples, n, classes)."""
     boxes = [name for name, value in reference.items() if _floats(value) and value.shape[-1:] == (4,)]
+    if len(boxes) > 1:
+        # Scores of four classes have the same shape.
+        boxes = [name for name in boxes if "box" in name.lower()] or [
+            name for name in boxes if not _shares(reference[name])
+        ]
     if len(boxes) != 1:
         return None
     (name,) = boxes

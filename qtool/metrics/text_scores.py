@@ -94,14 +94,20 @@ def _texts(outputs: Mapping[str, Array], rows: int) -> list[Text]:
     Off scores: the best class at each step, without repetitions and blanks, the best-path decoding of Graves et al.,
     Connectionist Temporal Classification, 2006, section 3.2.
     """
-    for value in outputs.values():
-        if value.dtype.kind == "f" and value.ndim == _STEP_AXES and len(value) == rows:
+    scores = [value for value in outputs.values() if value.dtype.kind == "f" and value.ndim == _STEP_AXES]
+    for value in scores:
+        if len(value) == rows:
             return [_without_blanks(row) for row in value.argmax(axis=2).tolist()]
+    for value in scores:
+        # The order of axes that torch.nn.CTCLoss takes.
+        if value.shape[1] == rows:
+            return [_without_blanks(row) for row in value.argmax(axis=2).T.tolist()]
     for value in outputs.values():
         if value.dtype.kind in "iu" and value.ndim == _TOKEN_AXES and len(value) == rows:
             return _padded(value)
     raise InputError(
-        "the models have no float output of the shape (samples, steps, classes), and no integers (samples, length)",
+        "the models have no float output of the shape (samples, steps, classes) or (steps, samples, classes), and no "
+        "integers (samples, length)",
         fix="use another metric, or a function: --metric wer:pkg.module:function returns each sample's text",
     )
 

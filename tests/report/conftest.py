@@ -80,6 +80,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the memory out, which takes a process each time and has no say in most figures."""
+    monkeypatch.setattr("qtool.workflows.report_times.measure_memory", lambda *_, **__: Memory(reason="not measured"))
+
+
+@pytest.fixture
 def make_output() -> Callable[..., OutputFidelity]:
     def make(**changes: Any) -> OutputFidelity:
         base = OutputFidelity(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from qtool.metrics.memory import Memory
 from qtool.progress import Silent
 from qtool.report.gates import parse_gate
 from qtool.report.model import Report
@@ -36,10 +35,7 @@ def load() -> Iterator[None]:
 
 
 @pytest.fixture
-def report_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
-    # Memory takes a process each and has no say here.
-    monkeypatch.setattr("qtool.workflows.report_times.measure_memory", lambda *_, **__: Memory(reason="not measured"))
-
+def report_on(pair: Pair, without_memory: None) -> Callable[..., Report]:
     def run(quantized: Path, *gates: str) -> Report:
         request = ReportRequest(
             float_model=pair.float_model,
