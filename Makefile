@@ -1,6 +1,7 @@
 # make demo    the main job on a real model: convert, calibrate, quantize, report
 # make test    the test suite
 # make test-slow  the tests that take long: models of several gigabytes, many runs under load
+# make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
 # make lint    style, formatting and types
 # make bench   qtool beside other quantizers on real models, which it makes first; on your own: make bench MODELS=folder
@@ -10,6 +11,8 @@
 
 PYTHON ?=
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PACKAGES ?= '.[dev]'
 REAL_MODELS := bench-models
 MODELS ?= $(REAL_MODELS)
 
@@ -17,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qtool calib formats samples benchmarks tests
 
-.PHONY: demo test test-slow test-tensorflow lint bench clean
+.PHONY: demo test test-slow test-oldest oldest test-tensorflow lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -27,6 +30,14 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Its onnxruntime is made for Python 3.11 to 3.13.
+test-oldest:
+	@$(MAKE) --no-print-directory oldest VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt \
+	  PACKAGES='. hypothesis pytest pytest-xdist'
+
+oldest: $(STAMP)
+	$(BIN)/python -m pytest -n 2 tests/architecture tests/cli tests/config tests/passes tests/placement tests/quantize
 
 test-tensorflow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow]'
@@ -45,7 +56,7 @@ endif
 	$(BIN)/python benchmarks/compare.py "$(MODELS)" --all --output "$(MODELS)/results"
 
 # The environment is made anew when what it should hold changes: no package of an older list stays behind.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@python=""; \
 	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -59,9 +70,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 2; \
 	fi; \
 	echo "making $(VENV) with $$python" && "$$python" -m venv --clear "$(VENV)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e $(PACKAGES)
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)-oldest" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

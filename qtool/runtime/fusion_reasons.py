@@ -5,13 +5,19 @@ The conditions are those of its QDQ selectors; tests pin them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from qtool.passes.constants import is_constant
+from qtool.passes.constants import constant_array, is_constant
 from qtool.placement.operators import FLOAT_TYPES, OPERATORS
 
+# Operators that older versions than these move in float.
+_INTEGERS_SINCE: Mapping[str, str] = {"DepthToSpace": "1.22"}
+# How far the scale of a bias may be from that of its products: the tolerance of onnxruntime's own check.
+_SCALE_TOLERANCE = 0.01
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
 
 
@@ -62,7 +68,24 @@ def _input_reason(node: ir.Node) -> FloatReason | None:
             return FloatReason(
                 "its bias is float instead of int32", "quantize for a CPU: --target x86, x86-avx2 or arm"
             )
+        if bias is not None and not _fits_products(node, bias):
+            return FloatReason(
+                "its bias has another scale than its products", "quantize the float model again with `qtool quantize`"
+            )
     return None
+
+
+def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
+    """Tells whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
+    scales = []
+    for value in (node.inputs[0], node.inputs[1], bias):
+        maker = None if value is None else _dequantize(value)
+        scale = None if maker is None else constant_array(maker.inputs[1])
+        if scale is None:
+            return True
+        scales.append(scale)
+    activation, weight, own = scales
+    return bool(np.allclose(own, activation * weight, rtol=_SCALE_TOLERANCE, atol=0.0))
 
 
 def _fix_for_maker(node: ir.Node, maker: ir.Node) -> str:
@@ -125,6 +148,11 @@ def _unknown(node: ir.Node) -> FloatReason:
         return FloatReason(
             "on x86, onnxruntime has no kernel for s8 activations that it cannot rewrite as u8",
             "quantize with --activation-type u8",
+        )
+    if node.op_type in _INTEGERS_SINCE:
+        return FloatReason(
+            f"this onnxruntime moves {node.op_type} in float",
+            f"install onnxruntime {_INTEGERS_SINCE[node.op_type]} or newer",
         )
     return FloatReason(
         f"this onnxruntime does not fuse {node.op_type} here",

@@ -52,7 +52,7 @@ _CHANNELS = (1, 3)
 
 # What versions before 1.27 say about weights whose channels have zero points of their own.
 _UNEQUAL_ZERO_POINTS = "zero point of per-channel filter must be same"
-_FIX_OF_ZERO_POINTS = "quantize with --weight-type s8 or --per-tensor, or install onnxruntime 1.27 or newer"
+_FIX_OF_ZERO_POINTS = "quantize with --per-tensor or without --weights-asymmetric, or install onnxruntime 1.27 or newer"
 
 
 class Session:

@@ -97,6 +97,7 @@ class Pattern:
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self.opset = 14
 
     def _new(self, stem: str) -> str:
         return f"{stem}_{len(self.nodes) + len(self.initializers)}"
@@ -151,7 +152,8 @@ class Pattern:
 
     def model(self) -> bytes:
         graph = helper.make_graph(self.nodes, "pattern", self.inputs, self.outputs, self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+        opsets, ir_version = [helper.make_opsetid("", self.opset)], 8 if self.opset < 21 else 10
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
         return bytes(model.SerializeToString())
 
     def optimized(self, folder: Path, level: Level = "extended") -> Counter[str]:

@@ -231,7 +231,7 @@ def test_a_target_that_wants_s8_around_zero_refuses_the_rest(run: Any, model: Pa
 
 
 def test_unsigned_weights_cannot_overflow(run: Any, model: Path, data: Path) -> None:
-    options = ("--weight-type", "u8", "--weights-asymmetric")
+    options = ("--weight-type", "u8", "--weights-asymmetric", "--per-tensor")
     assert run("quantize", model, "--calib-data", data, *options).code == 0
     outcome = run("verify", "net.int8.onnx", "--target", "x86-avx2", "--json")
     assert outcome.code == 0, outcome.err
