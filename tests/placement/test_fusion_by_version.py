@@ -196,6 +196,22 @@ def test_zero_points_that_differ_by_channel_run_since_1_27(
         assert "without --weights-asymmetric" in refused.value.fix
 
 
+@pytest.mark.parametrize("relus", [1, 2])
+def test_two_relus_behind_a_sum_of_a_tensor_with_itself_did_not_load_for_a_while(
+    pattern: Pattern, tmp_path: Path, runtime: Version, relus: int
+) -> None:
+    x = _image(pattern)
+    y = pattern.node("Add", x, x)
+    for _ in range(relus):
+        y = pattern.node("Relu", y)
+    _close(pattern, y, zero_point=0)
+    if relus == 2 and (1, 22) <= runtime <= (1, 30):
+        with pytest.raises(RuntimeRefusedError, match="two nodes with same node name"):
+            pattern.optimized(tmp_path)
+    else:
+        assert pattern.optimized(tmp_path) == _left(1, QLinearAdd=1)
+
+
 def _norm(count: int) -> Callable[[Pattern], list[str]]:
     return lambda pattern: [pattern.constant(np.ones(4, np.float32)) for _ in range(count)]
 
