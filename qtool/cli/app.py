@@ -24,6 +24,8 @@ COMMANDS = (
     "merge_lora",
     "inspect",
     "audit",
+    "optimize",
+    "passes",
     "calibrate",
     "sensitivity",
     "quantize",

@@ -15,6 +15,8 @@ COMMANDS = (
     "merge-lora",
     "inspect",
     "audit",
+    "optimize",
+    "passes",
     "calibrate",
     "sensitivity",
     "quantize",

@@ -25,6 +25,8 @@ COMMANDS = (
     "merge-lora",
     "inspect",
     "audit",
+    "optimize",
+    "passes",
     "calibrate",
     "sensitivity",
     "quantize",

@@ -1,0 +1,145 @@
+"""``qtool optimize``: the same model with fewer nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from qtool.cli.console import Console
+from qtool.cli.options import (
+    BatchSizeOption,
+    DebugOption,
+    EvalDataOption,
+    ForceOption,
+    JsonOption,
+    LimitOption,
+    ModelArgument,
+    OutputDirOption,
+    OutputOption,
+    PreprocessOption,
+    QuietOption,
+    TargetOption,
+)
+from qtool.errors import UsageError
+
+
+def optimize(
+    model: ModelArgument,
+    output: OutputOption = None,
+    output_dir: OutputDirOption = None,
+    passes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--passes",
+            metavar="NAME",
+            help="Run this pass and no other; repeatable. 'default' stands for those that run anyway.",
+            show_default=False,
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option("--skip", metavar="NAME", help="Leave this pass out; repeatable.", show_default=False),
+    ] = None,
+    target: TargetOption = None,
+    data: EvalDataOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = None,
+    limit: LimitOption = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="How far outputs may be apart, as a share of the largest value. Default: 1e-5; more in fp16, bf16.",
+            show_default=False,
+        ),
+    ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Write the result without running it beside the model.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the passes would do and write nothing.")
+    ] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Removes, merges and fuses nodes of a graph, and compares its outputs with those it had."""
+    from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.optimize import OptimizeRequest
+    from qtool.workflows.optimize import optimize as run
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    if no_check and (data is not None or tolerance is not None):
+        raise UsageError("--no-check compares nothing, on no data", fix="drop it, or --data and --tolerance")
+    request = OptimizeRequest(
+        model=model,
+        output=output,
+        output_dir=output_dir,
+        force=force,
+        passes=tuple(passes or ()),
+        skip=tuple(skip or ()),
+        target=target,
+        data=None
+        if data is None
+        else DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+        tolerance=tolerance,
+        check=not no_check,
+        dry_run=dry_run,
+    )
+    report = run(request, console.progress())
+    if json:
+        console.json(_as_json(report))
+        return
+    _show(console, report)
+    if no_check and not dry_run:
+        console.warn("the outputs were not compared")
+
+
+def _show(console: Console, report: Any) -> None:
+    rows = [(step.name, step.before, step.after, _changes(step.operators)) for step in report.steps]
+    if rows:
+        console.table("Passes that changed something", ("pass", "nodes before", "after", "by operator"), rows)
+    names = sorted({*report.before, *report.after}, key=lambda name: (-report.before[name], name))
+    different = [name for name in names if report.before[name] != report.after[name]]
+    if different:
+        counts = [(name, report.before[name], report.after[name]) for name in different]
+        console.table("Operators", ("operator", "before", "after"), counts)
+    nodes = f"{sum(report.before.values())} → {sum(report.after.values())} nodes"
+    if report.output is None:
+        console.say(f"{nodes}; nothing was written")
+        return
+    console.say(f"wrote {report.output}: {nodes}, {report.bytes_before:,} → {report.bytes_after:,} bytes")
+    if report.agreement is not None:
+        worst = report.agreement.worst
+        console.say(
+            f"outputs differ by at most {worst.relative:.1e} of the largest value, on {report.agreement.samples}"
+        )
+
+
+def _changes(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{change:+d} {operator}" for operator, change in operators.items()).replace("-", "−")
+
+
+def _as_json(report: Any) -> dict[str, object]:
+    agreement = report.agreement
+    return {
+        "schema": "qtool.optimize/1",
+        "model": str(report.model),
+        "output": None if report.output is None else str(report.output),
+        "nodes_before": sum(report.before.values()),
+        "nodes_after": sum(report.after.values()),
+        "operators_before": dict(report.before),
+        "operators_after": dict(report.after),
+        "passes": [asdict(step) for step in report.steps],
+        "bytes_before": report.bytes_before,
+        "bytes_after": report.bytes_after,
+        "largest_difference": None
+        if agreement is None
+        else {difference.output: difference.relative for difference in agreement.differences},
+        "compared_on": None if agreement is None else agreement.samples,
+    }

@@ -1,0 +1,19 @@
+"""``qtool passes``: what ``qtool optimize`` can do to a graph."""
+
+from __future__ import annotations
+
+from qtool.cli.console import Console
+from qtool.cli.options import DebugOption, JsonOption, QuietOption
+
+
+def passes(json: JsonOption = False, quiet: QuietOption = False, debug: DebugOption = False) -> None:
+    """Lists the passes of `qtool optimize`, in the order in which they run."""
+    from qtool.optimization import PASSES
+
+    console = Console(json=json, quiet=quiet, debug=debug)
+    if json:
+        found = [{"name": name, "effect": entry.effect, "runs": entry.runs} for name, entry in PASSES.items()]
+        console.json({"schema": "qtool.passes/1", "passes": found})
+        return
+    rows = [(name, entry.effect, entry.runs) for name, entry in PASSES.items()]
+    console.table("Passes of qtool optimize", ("pass", "effect", "runs"), rows)

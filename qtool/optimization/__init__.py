@@ -1,0 +1,107 @@
+"""Graph passes that make a float model smaller and faster without changing what it computes, in order.
+
+A new pass is a new file and an entry in ``PASSES``. Fusions look for what exporters spell out, and stand before the
+passes that rewrite arithmetic, which would hide it from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Runs(StrEnum):
+    """When a pass is part of the pipeline without being named."""
+
+    ALWAYS = "always"
+    ON_ONNXRUNTIME = "for targets that run onnxruntime's own operators"
+    ELSEWHERE = "for targets that do not"
+    NAMED = "only when named"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Is one pass of the pipeline.
+
+    Attributes:
+        location: ``module:class`` of the pass.
+        effect: what it does, in one line.
+        runs: when it runs without being named.
+        takes_operators: whether it is made with the ``Operators`` that it may use.
+    """
+
+    location: str
+    effect: str
+    runs: Runs = Runs.ALWAYS
+    takes_operators: bool = False
+
+
+PASSES: Mapping[str, Entry] = {
+    "inline-functions": Entry(
+        location="qtool.passes.normalize:InlineFunctions",
+        effect="puts bodies in the place of calls of the model's own functions",
+    ),
+    "lift-constants": Entry(
+        location="qtool.optimization.lift_constants:LiftConstants", effect="stores every constant as an initializer"
+    ),
+    "infer-shapes": Entry(
+        location="qtool.optimization.infer_shapes:InferShapes", effect="finds types and shapes of all tensors"
+    ),
+    "fold-constants": Entry(
+        location="qtool.optimization.fold_constants:FoldConstants",
+        effect="computes what depends on constants only, and takes the branch of an If that is known",
+    ),
+    "unroll-loops": Entry(
+        location="qtool.optimization.unroll_loops:UnrollLoops",
+        effect="writes out loops that run a few times, always the same number of them",
+    ),
+    "remove-no-ops": Entry(
+        location="qtool.optimization.remove_no_ops:RemoveNoOps",
+        effect="removes Identity, Dropout and whatever else returns what it is given",
+    ),
+    "known-shapes": Entry(
+        location="qtool.optimization.known_shapes:KnownShapes",
+        effect="stores shapes that follow from the input's as constants, and removes what leaves a shape as it is",
+    ),
+    "merge-views": Entry(
+        location="qtool.optimization.merge_views:MergeViews",
+        effect="makes one of Reshape, Flatten, Squeeze and Unsqueeze that follow each other",
+    ),
+    "merge-neighbours": Entry(
+        location="qtool.optimization.merge_neighbours:MergeNeighbours",
+        effect="makes one of two Transpose, Cast, Slice, Concat or clamps that follow each other",
+    ),
+    "fold-weight-transposes": Entry(
+        location="qtool.passes.fold_weight_transposes:FoldWeightTransposes",
+        effect="stores weights the way their layer reads them",
+    ),
+    "pad-into-conv": Entry(
+        location="qtool.optimization.pad_into_conv:PadIntoConv",
+        effect="lets Conv do the padding with zeros in front of it",
+    ),
+    "fold-affine": Entry(
+        location="qtool.passes.fold_affine:FoldAffine",
+        effect="makes BatchNormalization, Mul and Add behind Conv, ConvTranspose and Gemm part of their weights",
+    ),
+    "join-constants": Entry(
+        location="qtool.passes.constant_chains:JoinConstantChains",
+        effect="makes one of several Add or Mul with constants, and sends factors towards the next layer",
+    ),
+    "fold-into-next": Entry(
+        location="qtool.passes.fold_into_next:FoldIntoNext",
+        effect="makes Mul and Add with constants part of the weights of the layer behind them",
+    ),
+    "matmul-add-to-gemm": Entry(
+        location="qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
+        effect="makes one Gemm of a MatMul of matrices and the bias behind it",
+    ),
+    "share-subexpressions": Entry(
+        location="qtool.optimization.share_subexpressions:ShareSubexpressions",
+        effect="computes once what is computed several times, and stores equal constants once",
+    ),
+    "remove-unused": Entry(
+        location="qtool.optimization.remove_unused:RemoveUnused",
+        effect="removes nodes, outputs of nodes, constants and operator sets that nothing uses",
+    ),
+}

@@ -1,0 +1,30 @@
+"""Which operators a pass may put into a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+ONNXRUNTIME_DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operators:
+    """Says what the runtime that the result is for has.
+
+    Attributes:
+        onnxruntime: whether onnxruntime's own operators, those of ``com.microsoft``, are among it.
+    """
+
+    onnxruntime: bool = False
+
+
+def opset_of(model: ir.Model) -> int:
+    """Returns the version of the standard's operators that a model uses; 1 where it names none."""
+    return model.opset_imports.get("", 1)
+
+
+def use_onnxruntime(model: ir.Model) -> None:
+    """Lets a model use onnxruntime's own operators."""
+    model.opset_imports.setdefault(ONNXRUNTIME_DOMAIN, 1)

@@ -1,0 +1,23 @@
+"""Applies rewrite rules of onnxscript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import RewritePass
+
+
+def apply_rules(model: ir.Model, rules: Sequence[Any]) -> bool:
+    """Applies rules wherever they match, and returns whether anything changed.
+
+    They remove what nothing reads as well, which the library does not count.
+    """
+    before = _size(model)
+    applied = RewritePass(rules)(model).modified
+    return bool(applied) or _size(model) != before
+
+
+def _size(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes()) + len(model.graph.initializers)

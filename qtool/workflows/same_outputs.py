@@ -1,0 +1,150 @@
+"""Runs a changed model beside the one it was made from, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calib.specs import Array, Feed
+from formats.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
+from qtool.errors import InputError, RuntimeRefusedError
+from qtool.runtime.session import Session
+from qtool.workflows.data_request import DataRequest
+
+# Of data that has more, so many samples tell enough.
+_SAMPLES = 16
+_SECOND_SAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Says how far an output is from what it was.
+
+    Attributes:
+        output: its name.
+        relative: the largest difference over the largest value; for integers and booleans, the share of values that
+            differ. Infinite where shapes differ, or one is no number where the other is.
+    """
+
+    output: str
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Is the outcome of a comparison.
+
+    Attributes:
+        differences: the largest ones, by output.
+        samples: what both ran on, in words.
+    """
+
+    differences: tuple[Difference, ...]
+    samples: str
+
+    @property
+    def worst(self) -> Difference:
+        """The output that is furthest off."""
+        return max(self.differences, key=lambda difference: difference.relative)
+
+
+class Witness:
+    """Holds the inputs and the outputs of a model, so that others can be compared with it."""
+
+    def __init__(self, model: Path, inputs: Sequence[InputSpec], data: DataRequest | None) -> None:
+        """Runs the model, as it is written and not as onnxruntime would rewrite it.
+
+        Args:
+            model: the file.
+            inputs: what it is fed.
+            data: real data; random values at two sizes of the free dimensions otherwise.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load the model, or not run it on the data.
+            InputError: it does not run on random values.
+            CalibError: the data does not fit the inputs.
+        """
+        session = Session(model, level="none")
+        self._runs: list[tuple[Feed, dict[str, Array]]] = []
+        if data is None:
+            self.samples = "random inputs"
+            self._runs = list(_random_runs(session, inputs))
+        else:
+            dataset = data.open()
+            count = 0
+            for feed in data.feeds(dataset, session.inputs, session.outputs):
+                self._runs.append((feed, session.run(feed)))
+                count += next(iter(feed.values())).shape[0] if next(iter(feed.values())).ndim else 1
+                if count >= (data.limit or _SAMPLES):
+                    break
+            self.samples = f"{count} sample{'' if count == 1 else 's'} of {data.source}"
+
+    def compare(self, model: Path) -> Agreement:
+        """Runs another model on the same inputs.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run it.
+        """
+        session = Session(model, level="none")
+        worst: dict[str, float] = {}
+        for feed, expected in self._runs:
+            found = session.run(feed)
+            for name, values in expected.items():
+                worst[name] = max(worst.get(name, 0.0), _distance(values, found[name]))
+        differences = tuple(Difference(output=name, relative=relative) for name, relative in worst.items())
+        return Agreement(differences=differences, samples=self.samples)
+
+
+def _random_runs(session: Session, inputs: Sequence[InputSpec]) -> Iterator[tuple[Feed, dict[str, Array]]]:
+    sizes = first_sizes(inputs, None)
+    feed = make_feeds(inputs, sizes, None)
+    try:
+        yield feed, session.run(feed)
+    except RuntimeRefusedError as error:
+        raise InputError(
+            "the model does not run on random inputs, so that nothing shows whether its outputs stay the same",
+            fix="give real ones with --data, or write the result unchecked with --no-check",
+        ) from error
+    yield from islice(_other_sizes(session, inputs, sizes), 1)
+
+
+def _other_sizes(
+    session: Session, inputs: Sequence[InputSpec], first: Mapping[str, int]
+) -> Iterator[tuple[Feed, dict[str, Array]]]:
+    """Yields runs at other lengths, where there are free ones and the model takes them."""
+    leading = leading_dims(inputs)
+    for factor in (2.0, 0.5, 1.0):
+        sizes = {
+            name: _SECOND_SAMPLES if name in leading else max(2, int(length * factor)) for name, length in first.items()
+        }
+        if not free_dims(inputs) or sizes == first:
+            continue
+        feed = make_feeds(inputs, sizes, None)
+        try:
+            found = session.run(feed)
+        except RuntimeRefusedError:  # what the model itself does not take is no test
+            continue
+        yield feed, found
+
+
+def _distance(expected: Any, found: Any) -> float:
+    """Returns how far two outputs are apart; what is no tensor is equal or not."""
+    if not isinstance(expected, np.ndarray):
+        return 0.0 if expected == found else float("inf")
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if expected.dtype.kind != "f":
+        return float(np.mean(expected != found)) if expected.size else 0.0
+    left, right = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(left)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(right[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    largest = max(float(np.abs(left[finite]).max()), float(np.finfo(np.float32).tiny))
+    return float(np.abs(left[finite] - right[finite]).max()) / largest

@@ -1,0 +1,73 @@
+"""Every pass of `qtool optimize` keeps what a model computes, and has nothing left to do the second time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qtool.optimization import PASSES
+from qtool.optimization.operators import Operators
+from qtool.optimization.pipeline import run_passes
+from qtool.progress import Silent
+
+_TOLERANCES: dict[str, float] = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2}
+
+
+def _apply(model: onnx.ModelProto, *names: str, rounds: int = 6) -> tuple[onnx.ModelProto, tuple[Any, ...]]:
+    graph = ir.from_proto(model)
+    steps = run_passes(graph, names, Operators(onnxruntime=True), Silent(), rounds=rounds)
+    return ir.to_proto(graph), steps
+
+
+def _assert_same_outputs(outputs: Any, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    expected, got = outputs(before), outputs(after)
+    assert list(got) == list(expected)
+    for name, values in expected.items():
+        assert got[name].dtype == values.dtype
+        assert got[name].shape == values.shape
+        bound = _TOLERANCES.get(str(values.dtype), 0.0) * max(1e-30, np.abs(values).max(initial=0))
+        np.testing.assert_allclose(got[name], values, rtol=0, atol=bound, err_msg=name)
+
+
+def _interface(model: onnx.ModelProto) -> Any:
+    stored = {initializer.name for initializer in model.graph.initializer} if model.ir_version < 4 else set()
+    inputs = [(value.name, str(value.type)) for value in model.graph.input if value.name not in stored]
+    return inputs, [(value.name, str(value.type)) for value in model.graph.output]
+
+
+@pytest.fixture(params=list(PASSES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_pass_keeps_outputs_and_interface_and_is_done_after_one_run(
+    name: str, model: onnx.ModelProto, outputs: Any
+) -> None:
+    once, _ = _apply(model, "lift-constants", "infer-shapes", name, rounds=1)
+    _assert_same_outputs(outputs, model, once)
+    assert _interface(once) == _interface(model)
+    onnx.checker.check_model(once)
+    twice, steps = _apply(once, name, rounds=1)
+    assert twice == once
+    assert not steps
+
+
+def test_the_pipeline_keeps_outputs_and_interface_and_is_done_after_one_run(
+    model: onnx.ModelProto, outputs: Any
+) -> None:
+    once, _ = _apply(model, *PASSES)
+    _assert_same_outputs(outputs, model, once)
+    assert _interface(once) == _interface(model)
+    onnx.checker.check_model(once, full_check=True)
+    twice, steps = _apply(once, *PASSES)
+    assert not [step for step in steps if step.operators]
+    assert twice == once
+
+
+def test_every_pass_says_what_it_does(name: str) -> None:
+    assert PASSES[name].effect
+    assert not PASSES[name].effect.endswith(".")
