@@ -12,6 +12,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
+from qtool.metrics.size_by_kind import SizePart
 from qtool.runtime.profile import OperatorTime
 
 Outcome: TypeAlias = Literal["passed", "unproven", "failed", "unjudged"]
@@ -42,6 +43,7 @@ class ModelReport:
         size_bytes: on disk, external data included.
         accuracy: on the labels; None without labels.
         metric: the score at its task; None where no metric was asked for.
+        size_parts: what takes the room on disk.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
@@ -59,6 +61,7 @@ class ModelReport:
     cold_start: Interval | None = None
     operators: tuple[OperatorTime, ...] = ()
     metric: float | None = None
+    size_parts: tuple[SizePart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

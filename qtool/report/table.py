@@ -10,6 +10,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.figures import FIGURES
 from qtool.report.model import Comparison, Measured, Report, UsedData
 from qtool.report.sample_tables import classes_table, samples_table
+from qtool.report.size_tables import sizes_table
 from qtool.report.table_form import NONE, Table, number
 from qtool.report.time_tables import grid_table, operators_table
 
@@ -36,6 +37,8 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
         changes: whether the classes and the samples that change most belong to it.
     """
     found = [_models(report), _outputs(report)]
+    if report.float_model.size_parts:
+        found.append(sizes_table(report))
     for comparison in report.comparisons:
         about = _about(report.called(comparison))
         if changes and comparison.classes:

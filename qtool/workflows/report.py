@@ -13,7 +13,7 @@ from calib.datasets.images import Preprocess
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import SessionGroup, open_group
-from qtool.metrics.size import model_bytes
+from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import Progress
 from qtool.report.baseline import Baseline, regressions
@@ -100,7 +100,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     """Compares the graphs in ``paths``, which the models of ``request`` are or became."""
     asked = request.times
     names = display_names(request.models)
-    sizes = [model_bytes(path) for path in paths]
+    sizes = [model_size(path) for path in paths]
     group = open_group(paths, names, threads=asked.threads)
     rounds = asked.rounds if asked.latency else 0
     for entry in opened:
@@ -137,19 +137,25 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
 
 
 def _measured(
-    name: str, path: Path, size_bytes: int, place: int, measured: Measurements, batch_size: int
+    name: str,
+    path: Path,
+    size: ModelSize,
+    place: int,
+    measured: Measurements,
+    batch_size: int,
 ) -> ModelReport:
     """Returns what does not depend on the data."""
     return ModelReport(
         name=name,
         path=str(path),
-        size_bytes=size_bytes,
+        size_bytes=size.bytes,
         accuracy=None,
         latency=latency(measured.sample[place]) if measured.sample else None,
         throughput=throughput(measured.batch[place], batch_size=batch_size) if measured.batch else None,
         memory=measured.memory[place],
         cold_start=measured.cold_start[place],
         operators=measured.operators[place],
+        size_parts=size.parts,
     )
 
 
