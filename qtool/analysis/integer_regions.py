@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,10 @@ _DIRECTIONS: Mapping[str, Direction] = {
     "DynamicQuantizeLinear": "to integers",
     "DequantizeLinear": "to float",
 }
-_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+# Which input of QGemm is the scale of its output.
+_QGEMM_OUTPUT_SCALE = 7
+# Read integers, and return something else.
+_LOOKING = frozenset({"ArgMax", "ArgMin", "Cast", "NonZero", "Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +108,13 @@ def partition_of(
         work: multiply-adds by the names of nodes, before and after; fused kernels keep the name of one node.
     """
     nodes = list(graph)
-    integer = _integer_nodes(nodes)
+    integer, values = _integer_nodes(nodes)
     borders = [node for node in nodes if _is_border(node)]
     float_operators: dict[str, int] = {}
     for node in nodes:
         if node not in integer and not _is_border(node):
             float_operators[node.op_type] = float_operators.get(node.op_type, 0) + 1
-    groups = _groups([node for node in nodes if node in integer])
+    groups = _groups([node for node in nodes if node in integer], values)
     regions = [_region(group, work) for group in groups]
     return Partition(
         regions=tuple(sorted(regions, key=lambda region: (-region.multiply_adds, -len(region.nodes)))),
@@ -121,28 +124,34 @@ def partition_of(
     )
 
 
-def _integer_nodes(nodes: Iterable[ir.Node]) -> set[ir.Node]:
-    """Returns the integer kernels, and what only moves the integers that these or a conversion made."""
+def _integer_nodes(nodes: Iterable[ir.Node]) -> tuple[set[ir.Node], set[ir.Value]]:
+    """Returns the integer kernels with what only moves integers, and the tensors that hold integers."""
     integer: set[ir.Node] = set()
+    values: set[ir.Value] = set()
     for node in nodes:
         if _is_border(node):
-            continue
-        if node.op_type.startswith(_KERNELS) or node.op_type in _MORE_KERNELS:
+            values.update(node.outputs[:1] if _DIRECTIONS[node.op_type] == "to integers" else ())
+        elif node.op_type.startswith(_KERNELS) or node.op_type in _MORE_KERNELS:
             integer.add(node)
-            continue
-        for value in node.inputs:
-            maker = None if value is None else value.producer()
-            made = maker is not None and (maker in integer or _DIRECTIONS.get(maker.op_type) == "to integers")
-            if made and value is not None and value.dtype in _INTEGERS:
-                integer.add(node)
-    return integer
+            values.update(node.outputs if _returns_integers(node) else ())
+        elif node.op_type not in _LOOKING and any(value in values for value in node.inputs):
+            integer.add(node)
+            values.update(node.outputs)
+    return integer, values
+
+
+def _returns_integers(node: ir.Node) -> bool:
+    """Tells whether a kernel ends in integers of 8 bits; others convert their sums to floats themselves."""
+    if node.op_type == "QGemm":
+        return len(node.inputs) > _QGEMM_OUTPUT_SCALE and node.inputs[_QGEMM_OUTPUT_SCALE] is not None
+    return node.op_type.startswith("QLinear")
 
 
 def _is_border(node: ir.Node) -> bool:
     return node.op_type in _DIRECTIONS and not is_constant(node.inputs[0])
 
 
-def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+def _groups(nodes: Sequence[ir.Node], values: Set[ir.Value]) -> list[list[ir.Node]]:
     """Puts nodes together that make or read the same tensor of integers."""
     leaders = {node: node for node in nodes}
 
@@ -155,7 +164,7 @@ def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     first: dict[ir.Value, ir.Node] = {}
     for node in nodes:
         for value in (*node.inputs, *node.outputs):
-            if value is not None and value.dtype in _INTEGERS and not is_constant(value):
+            if value is not None and value in values:
                 leaders[leader(node)] = leader(first.setdefault(value, node))
     groups: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:

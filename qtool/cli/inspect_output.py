@@ -9,12 +9,14 @@ from typing import Any
 from qtool.cli.console import Console
 
 _INPUT = "an input of the graph"
+# Some exporters join the names of all they fused; JSON has the whole.
+_LONGEST_NAME = 64
 
 
 def analysis_json(found: Any) -> dict[str, Any]:
     """Returns the analysis as JSON has it; what nobody asked for is left out."""
     parts = {
-        "memory": None if found.memory is None else _memory_json(found.memory),
+        "memory": None if found.memory is None else _memory_json(found),
         "flow": None if found.flow is None else _flow_json(found),
         "macs": None if found.work is None else _work_json(found.work),
         "partition": None if found.partition is None else _partition_json(found.partition),
@@ -42,9 +44,10 @@ def _show_memory(console: Console, found: Any, largest: int) -> None:
     saved = peak - memory.reused_peak_bytes
     rows: list[tuple[str, object]] = [
         ("peak of live activations", _bytes(peak)),
-        ("at node", f"{node} ({memory.peak_at + 1} of {len(memory.nodes)})"),
+        ("at node", f"{_short(node)} ({memory.peak_at + 1} of {len(memory.nodes)})"),
         ("with nodes that write in place", _bytes(memory.reused_peak_bytes)),
         ("which saves", f"{_bytes(saved)}, {saved / peak:.1%}" if peak else "nothing"),
+        ("in the best order found", _bytes(found.lowest_peak)),
         ("all activations together", _bytes(sum(entry.nbytes for entry in memory.lifetimes))),
         ("lengths", _lengths(found)),
     ]
@@ -53,16 +56,16 @@ def _show_memory(console: Console, found: Any, largest: int) -> None:
     console.table("Memory of activations", ("", ""), rows)
     alive = memory.alive_at(memory.peak_at)
     console.table(
-        f"Alive at {node}",
+        f"Alive at {_short(node)}",
         ("tensor", "bytes", "shape", "made by", "last used by", "could overwrite"),
         [
             (
-                entry.tensor,
+                _short(entry.tensor),
                 f"{entry.nbytes:,}" if entry.size is not None else "unknown",
                 _shape(entry.size),
-                entry.made_by or _INPUT,
-                entry.last_used_by or "the caller",
-                entry.takes_over or "",
+                _short(entry.made_by or _INPUT),
+                _short(entry.last_used_by or "the caller"),
+                _short(entry.takes_over or ""),
             )
             for entry in alive[:largest]
         ],
@@ -83,7 +86,7 @@ def _show_flow(console: Console, found: Any) -> None:
         rows.append(("range", f"{values.minimum:.6g} to {values.maximum:.6g}"))
         rows += [(f"{share:.1%} lie below", f"{value:.4g}") for share, value in values.quantiles.items()]
         rows.append(("seen in", f"{values.samples} samples" if values.samples else "the model"))
-    console.table(flow.tensor, ("", ""), rows)
+    console.table(_short(flow.tensor), ("", ""), rows)
     maker = [] if flow.maker is None else [("made by", flow.maker, f"output {flow.maker.position}", flow.maker.reads)]
     readers = [
         ("read by", node, "a graph inside" if node.position is None else f"input {node.position}", node.makes)
@@ -93,7 +96,7 @@ def _show_flow(console: Console, found: Any) -> None:
         "Made and read",
         ("", "node", "operator", "as", "place", "from or to"),
         [
-            (part, node.node, node.operator, position, node.place + 1, ", ".join(others))
+            (part, _short(node.node), node.operator, position, node.place + 1, ", ".join(map(_short, others)))
             for part, node, position, others in (*maker, *readers)
         ],
     )
@@ -115,7 +118,7 @@ def _show_work(console: Console, found: Any, largest: int) -> None:
         ("node", "operator", "output", "multiply-adds", "share"),
         [
             (
-                node.node,
+                _short(node.node),
                 node.operator,
                 "unknown" if node.output_shape is None else _dims(node.output_shape),
                 "unknown" if node.multiply_adds is None else f"{node.multiply_adds:,}",
@@ -149,8 +152,8 @@ def _show_partition(console: Console, partition: Any, largest: int) -> None:
                 (
                     len(region.nodes),
                     _counts(region.operators),
-                    region.nodes[0],
-                    region.nodes[-1],
+                    _short(region.nodes[0]),
+                    _short(region.nodes[-1]),
                     f"{region.multiply_adds:,}",
                 )
                 for region in partition.regions[:largest]
@@ -164,11 +167,11 @@ def _show_partition(console: Console, partition: Any, largest: int) -> None:
             ("tensor", "direction", "values", "between", "and"),
             [
                 (
-                    border.tensor,
+                    _short(border.tensor),
                     border.direction,
                     "unknown" if border.elements is None else f"{border.elements:,}",
-                    border.behind or _INPUT,
-                    ", ".join(border.before) or "the caller",
+                    _short(border.behind or _INPUT),
+                    ", ".join(map(_short, border.before)) or "the caller",
                 )
                 for border in ranked[:largest]
             ],
@@ -178,12 +181,14 @@ def _show_partition(console: Console, partition: Any, largest: int) -> None:
         console.table("Nodes in float", ("operator", "nodes"), list(partition.float_operators.items()))
 
 
-def _memory_json(memory: Any) -> dict[str, Any]:
+def _memory_json(found: Any) -> dict[str, Any]:
+    memory = found.memory
     return {
         "peak_bytes": memory.peak_bytes,
         "peak_node": memory.nodes[memory.peak_at] if memory.nodes else None,
         "peak_place": memory.peak_at,
         "in_place_peak_bytes": memory.reused_peak_bytes,
+        "reordered_peak_bytes": found.lowest_peak,
         "alive_at_peak": [entry.tensor for entry in memory.alive_at(memory.peak_at)],
         "unknown": list(memory.unknown),
         "nodes": [
@@ -220,6 +225,13 @@ def _partition_json(partition: Any) -> dict[str, Any]:
 
 def _size_json(size: Any) -> dict[str, Any] | None:
     return None if size is None else {"dtype": _dtype(size), "shape": list(size.shape), "nbytes": size.nbytes}
+
+
+def _short(name: str) -> str:
+    """Leaves the middle of a very long name out."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME // 2 - 1]} … {name[1 - _LONGEST_NAME // 2 :]}"
 
 
 def _lengths(found: Any) -> str:

@@ -20,6 +20,7 @@ from qtool.errors import InputError, UsageError
 from qtool.passes.constants import constant_array
 from qtool.progress import Progress
 from qtool.runtime.coverage import optimized_nodes
+from qtool.scheduling.graph_tasks import lowest_peak
 from qtool.workflows.calibrate import model_specs
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.graph_facts import fix_free_dims
@@ -62,6 +63,7 @@ class Analysis:
         lengths: the lengths that free dimensions were given, by name; those of the samples where there are some.
         measured: whether sizes were measured on samples.
         memory: how long every activation is in memory.
+        lowest_peak: the peak of live activations in the best order of the nodes that was found, in bytes.
         flow: where the tensor comes from and goes.
         values: the range of that tensor; None too where nothing tells it.
         work: the multiply-adds of every node.
@@ -71,6 +73,7 @@ class Analysis:
     lengths: Mapping[str, int]
     measured: bool
     memory: MemoryUse | None
+    lowest_peak: int | None
     flow: TensorFlow | None
     values: TensorRange | None
     work: Work | None
@@ -104,6 +107,7 @@ def analyse(request: AnalysisRequest, progress: Progress) -> Analysis:
         lengths=lengths,
         measured=feed is not None,
         memory=memory_use(model.graph, sizes) if request.memory else None,
+        lowest_peak=lowest_peak(model.graph, sizes) if request.memory else None,
         flow=flow,
         values=values,
         work=work if request.macs else None,

@@ -1,0 +1,1 @@
+"""Finds the order in which nodes need the least memory."""

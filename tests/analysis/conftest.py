@@ -1,0 +1,85 @@
+"""Small graphs, and the command line run in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
+
+Run: TypeAlias = Callable[..., Any]
+Save: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs qtool in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def facts(run: Run) -> Run:
+    """Runs ``qtool inspect`` and returns its JSON."""
+
+    def call(*arguments: object) -> Any:
+        result = run("inspect", *arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return call
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Writes the text of a graph with the given tensors as an ONNX file; nodes are called after their first outputs."""
+
+    def call(name: str, text: str, *, opset: int = 18, **tensors: np.ndarray) -> Path:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
+        for node in model.graph.node:
+            node.name = f"n_{node.output[0]}"
+        onnx.checker.check_model(model)
+        path = tmp_path / name
+        onnx.save(model, path)
+        return path
+
+    return call
+
+
+@pytest.fixture
+def network(save: Save) -> Path:
+    """Two Conv with a Relu between them on ``image`` (batch, 3, 8, 8), whose sum with a third one is pooled."""
+    generator = np.random.default_rng(3)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 3, 1, 1), "w4": (5, 8), "b4": (5,)}
+    weights = {name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    return save(
+        "net.onnx",
+        """network (float[batch,3,8,8] image) => (float[batch,5] scores) {
+            c1 = Conv <pads = [1,1,1,1]> (image, w1)
+            r1 = Relu (c1)
+            c2 = Conv <pads = [1,1,1,1]> (r1, w2)
+            c3 = Conv (image, w3)
+            s = Add (c2, c3)
+            p = GlobalAveragePool (s)
+            f = Flatten (p)
+            scores = Gemm <transB = 1> (f, w4, b4)
+        }""",
+        **weights,
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twenty images."""
+    path = tmp_path / "data.npz"
+    np.savez(path, image=np.random.default_rng(4).normal(0, 1, (20, 3, 8, 8)).astype(np.float32))
+    return path

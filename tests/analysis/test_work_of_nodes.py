@@ -1,0 +1,108 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def _works(report: Any) -> dict[str, int]:
+    return {node["node"]: node["multiply_adds"] for node in report["macs"]["nodes"]}
+
+
+def test_every_node_that_multiplies_is_listed(facts: Any, network: Path) -> None:
+    report = facts("net.onnx", "--macs")
+    assert _works(report) == {"n_c1": 64 * 8 * 27, "n_c2": 64 * 8 * 72, "n_c3": 64 * 8 * 3, "n_scores": 40}
+    assert report["macs"]["total"] == report["graph"]["multiply_adds"]["total"] == 64 * 8 * 102 + 40
+    assert (report["macs"]["other_nodes"], report["macs"]["unknown_nodes"]) == (4, 0)
+    assert report["macs"]["by_operator"] == {"Conv": 64 * 8 * 102, "Gemm": 40}
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (torch.nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2, output_padding=1), (2, 6, 5, 7)),
+        (torch.nn.Conv3d(2, 4, (1, 3, 3), dilation=(1, 2, 2)), (1, 2, 4, 9, 9)),
+        (torch.nn.Conv1d(4, 6, 5, padding=2, groups=2), (3, 4, 20)),
+        (torch.nn.Bilinear(4, 5, 3), None),
+    ],
+    ids=["transposed", "three axes", "one axis", "several factors"],
+)
+def test_the_count_is_that_of_the_loops_that_torch_runs(
+    facts: Any, module: torch.nn.Module, shape: tuple[int, ...] | None
+) -> None:
+    inputs = (torch.zeros(shape),) if shape else (torch.zeros(7, 4), torch.zeros(7, 5))
+    if shape is None:
+        module = _Product()
+    torch.onnx.export(module.eval(), inputs, "net.onnx", dynamo=True, external_data=False, verbose=False)
+    with FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    assert facts("net.onnx", "--macs")["macs"]["total"] == counter.get_total_flops() // 2 > 0
+
+
+class _Product(torch.nn.Module):
+    """A batch of products of matrices that are both computed."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        one = left.reshape(7, 2, 2)
+        two = right[:, :4].reshape(7, 2, 2)
+        return torch.bmm(one, two)
+
+
+def test_attention_counts_as_its_two_products(facts: Any, save: Any) -> None:
+    save(
+        "attention.onnx",
+        """attention (float[2,4,6,8] q, float[2,4,10,8] k, float[2,4,10,16] v) => (float[2,4,6,16] y) {
+            y = Attention (q, k, v)
+        }""",
+        opset=23,
+    )
+    query, key, value = torch.zeros(2, 4, 6, 8), torch.zeros(2, 4, 10, 8), torch.zeros(2, 4, 10, 16)
+    with FlopCounterMode(display=False) as counter:
+        query @ key.mT @ value
+    assert facts("attention.onnx", "--macs")["macs"]["total"] == counter.get_total_flops() // 2
+
+
+def test_a_recurrent_layer_meets_its_weights_at_every_step(facts: Any, save: Any) -> None:
+    steps, batch, size, hidden = 5, 3, 4, 6
+    save(
+        "lstm.onnx",
+        f"""lstm (float[{steps},{batch},{size}] x) => (float[{steps},2,{batch},{hidden}] y) {{
+            y = LSTM <hidden_size = {hidden}, direction = "bidirectional"> (x, w, r)
+        }}""",
+        w=np.zeros((2, 4 * hidden, size), np.float32),
+        r=np.zeros((2, 4 * hidden, hidden), np.float32),
+    )
+    one_direction = steps * batch * 4 * hidden * (size + hidden)
+    assert facts("lstm.onnx", "--macs")["macs"]["total"] == 2 * one_direction
+
+
+@pytest.mark.parametrize(
+    ("equation", "left", "right", "expected"),
+    [
+        ("bij,bjk->bik", (3, 4, 5), (3, 5, 6), 3 * 4 * 5 * 6),
+        ("...ij,...jk->...ik", (2, 3, 4, 5), (3, 5, 6), 2 * 3 * 4 * 5 * 6),
+        ("i,j->ij", (4,), (5,), 20),
+    ],
+)
+def test_an_einsum_multiplies_once_for_every_combination(
+    facts: Any, save: Any, equation: str, left: tuple[int, ...], right: tuple[int, ...], expected: int
+) -> None:
+    dims = [",".join(map(str, shape)) for shape in (left, right)]
+    save(
+        "einsum.onnx",
+        f'einsum (float[{dims[0]}] a, float[{dims[1]}] b) => (float y) {{ c = Einsum <equation = "{equation}"> (a, b)'
+        " y = ReduceSum <keepdims = 0> (c) }",
+    )
+    assert facts("einsum.onnx", "--macs")["macs"]["total"] == expected
+
+
+def test_unknown_lengths_are_said(run: Any, save: Any) -> None:
+    save(
+        "free.onnx",
+        "free (float[batch,n] x) => (float[batch,3] y) { y = MatMul (x, w) }",
+        w=np.ones((4, 3), np.float32),
+    )
+    assert "1 × 3" in run("inspect", "free.onnx", "--macs", "--input-shape", "x=1,4").stdout
+    assert "batch=1" in run("inspect", "free.onnx", "--macs").stdout
