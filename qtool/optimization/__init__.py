@@ -72,6 +72,31 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.optimization.merge_neighbours:MergeNeighbours",
         effect="makes one of two Transpose, Cast, Slice, Concat or clamps that follow each other",
     ),
+    "fuse-layer-norm": Entry(
+        location="qtool.optimization.fuse_normalization:FuseLayerNormalization",
+        effect="recognizes LayerNormalization (opset 17)",
+        takes_operators=True,
+    ),
+    "fuse-rms-norm": Entry(
+        location="qtool.optimization.fuse_normalization:FuseRmsNormalization",
+        effect="recognizes RMSNormalization (opset 23)",
+        takes_operators=True,
+    ),
+    "fuse-gelu": Entry(
+        location="qtool.optimization.fuse_gelu:FuseGelu",
+        effect="recognizes Gelu (opset 20, or onnxruntime's) in its forms with Erf, Tanh and Sigmoid",
+        takes_operators=True,
+    ),
+    "fuse-hard-swish": Entry(
+        location="qtool.optimization.fuse_swish:FuseHardSwish",
+        effect="recognizes HardSwish (opset 14)",
+        takes_operators=True,
+    ),
+    "fuse-swish": Entry(
+        location="qtool.optimization.fuse_swish:FuseSwish",
+        effect="recognizes SiLU (Swish of opset 24, or onnxruntime's), also as part of SwiGLU",
+        takes_operators=True,
+    ),
     "fold-weight-transposes": Entry(
         location="qtool.passes.fold_weight_transposes:FoldWeightTransposes",
         effect="stores weights the way their layer reads them",

@@ -12,7 +12,12 @@ _NONE: Attributes = {}
 
 
 def replace(
-    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Attributes = _NONE, *, domain: str = ""
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Attributes = _NONE,
+    *,
+    domain: str = "",
 ) -> ir.Node:
     """Puts a node of another operator, with one output, in the place of ``node``, and returns it."""
     graph = node.graph

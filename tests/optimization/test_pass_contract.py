@@ -47,10 +47,12 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_a_pass_keeps_outputs_and_interface_and_is_done_after_one_run(
     name: str, model: onnx.ModelProto, outputs: Any
 ) -> None:
-    once, _ = _apply(model, "lift-constants", "infer-shapes", name, rounds=1)
-    _assert_same_outputs(outputs, model, once)
+    ready, _ = _apply(model, "lift-constants", "infer-shapes", rounds=1)
+    once, _ = _apply(ready, name, rounds=1)
     assert _interface(once) == _interface(model)
-    onnx.checker.check_model(once)
+    if once != ready:
+        _assert_same_outputs(outputs, model, once)
+        onnx.checker.check_model(once)
     twice, steps = _apply(once, name, rounds=1)
     assert twice == once
     assert not steps
