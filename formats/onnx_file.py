@@ -125,6 +125,26 @@ def audit_external_data(path: Path, notes: AuditNotes) -> None:
             notes.add(Risk.INCONSISTENT, tensor.name, error.problem)
 
 
+def external_files(path: Path) -> tuple[str, ...]:
+    """Returns the files, relative to its folder, in which the model in ``path`` keeps weights; none of its own.
+
+    Raises:
+        FormatError: the model is damaged, or such a file is missing, too short, or outside of its folder.
+    """
+    try:
+        proto = read_outline(path)
+    except Exception as error:  # as in _parsed
+        raise _damaged(path, "") from error
+    locations = set()
+    for tensor in _external_tensors(proto):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        claim = claim_from_entries(tensor.name, entries, _nbytes(tensor))
+        if claim.location != path.name:  # that is where the outline leaves what the model itself holds
+            check_claim(claim, path)
+            locations.add(claim.location)
+    return tuple(sorted(locations))
+
+
 def weights_nbytes(model: ir.Model) -> int:
     """Returns the bytes of all initializers, subgraphs included."""
     return sum(

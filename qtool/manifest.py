@@ -26,11 +26,13 @@ class FileRecord:
         path: where it is.
         sha256: of its bytes, in hex; None for data that a function makes.
         bytes: its size; None likewise.
+        weights: of a model, the files beside it that hold its weights.
     """
 
     path: Path
     sha256: str | None
     bytes: int | None
+    weights: tuple[FileRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,8 @@ def write_manifest(path: Path, manifest: Manifest, *, home: Path) -> None:
     """Writes ``manifest`` to ``path``; paths in it are relative to ``home``, the folder where it will stand."""
 
     def record(entry: FileRecord) -> dict[str, Any]:
-        return {"path": _relative(entry.path, home), "sha256": entry.sha256, "bytes": entry.bytes}
+        plain = {"path": _relative(entry.path, home), "sha256": entry.sha256, "bytes": entry.bytes}
+        return {**plain, "weights": [record(part) for part in entry.weights]} if entry.weights else plain
 
     document = {
         "schema": SCHEMA,
@@ -108,7 +111,12 @@ def read_manifest(path: Path) -> Manifest:
             )
 
         def record(entry: Mapping[str, Any]) -> FileRecord:
-            return FileRecord(path=_found(path.parent, entry["path"]), sha256=entry["sha256"], bytes=entry["bytes"])
+            return FileRecord(
+                path=_found(path.parent, entry["path"]),
+                sha256=entry["sha256"],
+                bytes=entry["bytes"],
+                weights=tuple(record(part) for part in entry.get("weights", ())),
+            )
 
         return Manifest(
             command=document["command"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 from formats.example_inputs import EXAMPLE_SEED
 from qtool.errors import InputError
-from qtool.fingerprint import data_sha256, file_sha256
-from qtool.manifest import Manifest
+from qtool.manifest import FileRecord, Manifest
 from qtool.report.surroundings import machine, versions
+from qtool.workflows.file_records import data_record, file_record, model_record
 from qtool.workflows.model_source import ModelSource
 
 # What makes a graph of weights, and so decides about the bytes.
@@ -59,22 +60,47 @@ def check_lock(manifest: Manifest, source: ModelSource, data: str | None, statis
         if here != wanted:
             differences.append(f"{name} is {here}, not {wanted}")
     given = {
-        "model": file_sha256(source.path) if source.path.exists() else None,
-        "calib_data": None if data is None else data_sha256(data),
-        "calib_stats": file_sha256(statistics) if statistics is not None and statistics.exists() else None,
+        "model": model_record(source.path, source.path) if source.path.exists() else None,
+        "calib_data": None if data is None else data_record(data),
+        "calib_stats": file_record(statistics, statistics) if statistics is not None and statistics.exists() else None,
     }
     paths = {"model": source.path, "calib_data": data, "calib_stats": statistics}
     for role, record in manifest.inputs.items():
-        if record.sha256 != given[role]:
-            found = given[role]
-            state = "is missing" if found is None else f"has the hash {found[:_SHOWN_DIGITS]}"
-            wanted = "none" if record.sha256 is None else record.sha256[:_SHOWN_DIGITS]
-            differences.append(f"the {_ROLES[role]} {paths[role]} {state}, not {wanted}")
+        differences += _differences(f"the {_ROLES[role]} {paths[role]}", record, given[role])
     if differences:
         raise InputError(
             f"this is not the run of the manifest: {'; '.join(differences)}",
             fix="bring back what differs, or quantize anew without --locked",
         )
+
+
+def _differences(title: str, recorded: FileRecord, given: FileRecord | None) -> list[str]:
+    """Says how a file differs from the one that was recorded, and how those do that hold its weights."""
+    found = None if given is None else given.sha256
+    differences = []
+    if recorded.sha256 != found:
+        state = "is missing" if given is None or found is None else f"has the hash {_form(given)}"
+        differences.append(f"{title} {state}, not {_form(recorded)}")
+    weights = {} if given is None else {_beside(part, given): part for part in given.weights}
+    for part in recorded.weights if given is not None else ():
+        name = _beside(part, recorded)
+        differences += _differences(f"the file {name} with weights of {title}", part, weights.get(name))
+    return differences
+
+
+def _beside(part: FileRecord, model: FileRecord) -> str:
+    return Path(os.path.relpath(part.path, model.path.parent)).as_posix()
+
+
+def _form(record: FileRecord) -> str:
+    if record.sha256 is None:
+        return "none"
+    size = "" if record.bytes is None else f" ({record.bytes:,} bytes)"
+    return f"{record.sha256[:_SHOWN_DIGITS]}{size}"
+
+
+def _hashes(record: FileRecord) -> list[str | None]:
+    return [record.sha256, *(part.sha256 for part in record.weights)]
 
 
 def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
@@ -83,22 +109,22 @@ def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
     Raises:
         InputError: the bytes differ.
     """
-    if locked is None or made.quantized_model.sha256 == locked.quantized_model.sha256:
+    if locked is None or _hashes(made.quantized_model) == _hashes(locked.quantized_model):
         return
     reasons = [
         f"{name} is '{made.lock[name]}', not '{locked.lock.get(name)}'"
         for name in ("system", "processor", "cores", "seeds")
         if made.lock[name] != locked.lock.get(name)
     ]
-    if locked.float_model.sha256 != made.float_model.sha256:
+    if _hashes(locked.float_model) != _hashes(made.float_model):
         reasons.append("the float model made on the way differs")
     if any(record.sha256 is None for record in locked.inputs.values()):
         reasons.append("samples come from a function, which has no hash")
     options = locked.options
     if options.get("goal") or options.get("time_budget_s") is not None:
         reasons.append("layers to keep float were chosen by measured times")
-    wanted, found = (str(entry.quantized_model.sha256)[:_SHOWN_DIGITS] for entry in (locked, made))
+    told = "; ".join(reasons) or "nothing else is known to differ"
     raise InputError(
-        f"the result has the hash {found}, not {wanted}: {'; '.join(reasons) or 'nothing else is known to differ'}",
+        f"the result has the hash {_form(made.quantized_model)}, not {_form(locked.quantized_model)}: {told}",
         fix="nothing was written; use the machine of the manifest, or quantize anew without --locked",
     )

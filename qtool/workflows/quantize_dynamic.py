@@ -20,12 +20,12 @@ from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
+from qtool.workflows.file_records import data_record, model_record
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
-from qtool.workflows.quantize_record import data_record, file_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +145,13 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
 
 def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
     """Returns the record of one run; the two files are where the models lie while it is written."""
-    inputs = {"model": file_record(request.source.path, request.source.path)}
+    inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
         inputs["calib_data"] = data_record(request.data.source)
     return Manifest(
         command="quantize",
-        float_model=file_record(report.float_model, float_file),
-        quantized_model=file_record(report.output, quantized_file),
+        float_model=model_record(report.float_model, float_file),
+        quantized_model=model_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
         versions=locked_versions(request.source),

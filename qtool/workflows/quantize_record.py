@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtool.fingerprint import data_sha256, file_sha256, path_bytes
-from qtool.manifest import FileRecord, Manifest
+from qtool.manifest import Manifest
+from qtool.workflows.file_records import data_record, file_record, model_record
 from qtool.workflows.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ def manifest_of(
     request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
 ) -> Manifest:
     """Returns the record of one run; the two files are where the models lie while it is written."""
-    inputs = {"model": file_record(request.source.path, request.source.path)}
+    inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
         inputs["calib_data"] = data_record(request.data.source)
     if request.statistics is not None:
         inputs["calib_stats"] = file_record(request.statistics, request.statistics)
     return Manifest(
         command="quantize",
-        float_model=file_record(report.float_model, float_file),
-        quantized_model=file_record(report.output, quantized_file),
+        float_model=model_record(report.float_model, float_file),
+        quantized_model=model_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
         versions=locked_versions(request.source),
@@ -35,17 +35,6 @@ def manifest_of(
         figures=_figures(report),
         lock=lock_record(request.arguments),
     )
-
-
-def file_record(path: Path, now: Path) -> FileRecord:
-    """Returns the record of the file that will stand at ``path`` and lies at ``now``."""
-    return FileRecord(path=path, sha256=file_sha256(now), bytes=path_bytes(now))
-
-
-def data_record(source: str) -> FileRecord:
-    """Returns the record of samples, given as ``open_dataset`` takes them."""
-    path = Path(source)
-    return FileRecord(path=path, sha256=data_sha256(source), bytes=path.stat().st_size if path.is_file() else None)
 
 
 def _options(request: QuantizeRequest) -> dict[str, Any]:
