@@ -104,6 +104,9 @@ def _show(console: Console, report: Any) -> None:
     rows = [(step.name, step.before, step.after, _changes(step.operators)) for step in report.steps]
     if rows:
         console.table("Passes that changed something", ("pass", "nodes before", "after", "by operator"), rows)
+    for step in report.steps:
+        if step.remark is not None:
+            console.say(f"{step.name}: {step.remark}")
     names = sorted({*report.before, *report.after}, key=lambda name: (-report.before[name], name))
     different = [name for name in names if report.before[name] != report.after[name]]
     if different:

@@ -129,4 +129,9 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.optimization.remove_unused:RemoveUnused",
         effect="removes nodes, outputs of nodes, constants and operator sets that nothing uses",
     ),
+    "reorder-for-memory": Entry(
+        location="qtool.scheduling.reorder_for_memory:ReorderForMemory",
+        effect="puts nodes into the order in which the fewest activations are in memory at once",
+        runs=Runs.NAMED,
+    ),
 }

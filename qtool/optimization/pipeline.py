@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Protocol, runtime_checkable
 
 import onnx_ir as ir
 
@@ -31,12 +32,25 @@ class Step:
         before: how many nodes there were.
         after: how many there are.
         operators: by how many nodes each operator's number grew; those that did not change are left out.
+        remark: what the pass itself says of it; None where the nodes say all.
     """
 
     name: str
     before: int
     after: int
     operators: Mapping[str, int]
+    remark: str | None = None
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A pass whose change does not show in the numbers of nodes.
+
+    Attributes:
+        remark: what it did when it ran last, in words; None where it did nothing.
+    """
+
+    remark: str | None
 
 
 def run_passes(
@@ -55,12 +69,12 @@ def run_passes(
         for _ in range(rounds):
             worked = False
             for name in names:
-                modified = _run(model, name, operators)
+                modified, remark = _run(model, name, operators)
                 advance(1)
                 after = node_counts(model)
                 if not modified and after == counts:
                     continue
-                steps.append(_step(name, counts, after))
+                steps.append(replace(_step(name, counts, after), remark=remark))
                 worked = worked or name != "infer-shapes"
                 counts = after
             if not worked:
@@ -87,13 +101,13 @@ def make_pass(name: str, operators: Operators) -> ir.passes.PassBase:
     return made
 
 
-def _run(model: ir.Model, name: str, operators: Operators) -> bool:
+def _run(model: ir.Model, name: str, operators: Operators) -> tuple[bool, str | None]:
     graph_pass = make_pass(name, operators)
     try:
         result = graph_pass(model)
     except Exception as error:  # the libraries' passes raise whatever an unusual graph leads to
         raise InputError(f"the pass {name} fails on this model", fix=f"leave it out: --skip {name}") from error
-    return bool(result.modified)
+    return bool(result.modified), graph_pass.remark if isinstance(graph_pass, Remarking) else None
 
 
 def _step(name: str, before: Counter[str], after: Counter[str]) -> Step:
