@@ -71,6 +71,36 @@ def net() -> nn.Module:
 
 
 @pytest.fixture
+def base(tmp_path: Path, net: nn.Module) -> Path:
+    """The weights of the network in a file."""
+    path = tmp_path / "base.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def noise() -> Callable[..., torch.Tensor]:
+    """Makes a random tensor of a given shape, always the same for the same one."""
+
+    def make(*shape: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(shape) + 10 * len(shape))
+        return torch.randn(shape, generator=generator) * 0.3
+
+    return make
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[..., Path]:
+    """Writes tensors to a file."""
+
+    def write(tensors: State, name: str = "style.safetensors") -> Path:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
 def train(tmp_path: Path, net: nn.Module) -> Train:
     """Lets PEFT build an adapter for ``module``, fills it with noise, saves it, and merges it."""
 
