@@ -25,7 +25,9 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 60rem; background: var(--pape
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
 p, figcaption { color: var(--grey); font-size: 0.9rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+/* Names stay in sight while a table is moved, and a shade at its edge tells that there is more of it. */
+.scroll { overflow-x: auto; background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100%
+  no-repeat local, linear-gradient(to left, var(--rule), transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--rule); text-align: right; }
 th, td { white-space: nowrap; }
@@ -34,12 +36,16 @@ tr.failed td, tr.unjudged td { color: var(--base); font-weight: 600; }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
 img { width: 8rem; image-rendering: pixelated; border: 1px solid var(--rule); }
- svg { width: 100%; max-width: 40rem; height: auto; }
+svg { width: 100%; max-width: 40rem; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
 .mark { fill: var(--mark); stroke: var(--mark); stroke-width: 2; }
 .base { fill: var(--base); stroke: var(--base); stroke-width: 2; }
 .bar { fill: var(--mark); } .span { fill: var(--span); } .edge { stroke: var(--base); stroke-width: 2; }
-@media (max-width: 40rem) { body { padding: 1rem; font-size: 15px; } th, td { padding-right: 0.6rem; } }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
+@media (max-width: 40rem) {
+  body { padding: 1rem; font-size: 15px; } th, td { padding-right: 0.6rem; }
+  th:first-child, td:first-child { min-width: 5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word; }
+}
 """.strip()
 
 

@@ -14,6 +14,8 @@ _PLOT_HEIGHT = 230.0
 _ROW = 20.0
 _LABEL_CHARACTERS = 22
 _LETTER = 6.6
+# Fonts are of many widths: so much takes a letter of the widest usual one.
+_WIDEST_LETTER = 7.6
 _TICKS = 4
 
 
@@ -43,12 +45,14 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str) 
     across = _Axis.around([end for point in points for end in (point.low, point.high)], _LEFT, _WIDTH - _RIGHT)
     up = _Axis.around([point.y for point in points], _PLOT_HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(across, up), _axis_labels(x_label, y_label, _PLOT_HEIGHT)]
-    for point in points:
-        x, y, kind = across.at(point.x), up.at(point.y), "base" if point.is_base else "mark"
+    marks = [(across.at(point.x), up.at(point.y)) for point in points]
+    for point, (x, y) in zip(points, marks, strict=True):
+        kind = "base" if point.is_base else "mark"
         parts.append(_line(across.at(point.low), y, across.at(point.high), y, kind))
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-        on_right = x < _WIDTH * 0.6
-        parts.append(_text(x + (9 if on_right else -9), y - 8, point.label, "start" if on_right else "end"))
+    labels = [_shortened(point.label) for point in points]
+    for point, label, place in zip(points, labels, _label_places(marks, labels), strict=True):
+        parts.append(_text(place.x, place.y, label, place.anchor, full=point.label))
     return _picture(title, _PLOT_HEIGHT, parts)
 
 
@@ -93,6 +97,44 @@ def histogram(counts: Sequence[int], *, low: float, high: float, span: tuple[flo
     return _picture(title, height, parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a text stands: its end next to a mark, and its base line."""
+
+    x: float
+    y: float
+    anchor: str
+
+    def box(self, text: str) -> tuple[float, float, float, float]:
+        """Returns left, top, right and bottom of the room that ``text`` takes."""
+        width = _WIDEST_LETTER * len(text)
+        left = self.x if self.anchor == "start" else self.x - width
+        return left, self.y - 11, left + width, self.y + 4
+
+
+def _label_places(marks: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[_Place]:
+    """Finds a place near each mark where its label covers no other label and no mark, as long as there is one."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
+    found = []
+    for (x, y), label in zip(marks, labels, strict=True):
+        near = [
+            _Place(x + aside, y + lift, "start" if aside > 0 else "end")
+            for lift in (-8, 18, -24, 34, -40, 50, -56, 66)
+            for aside in ((9, -9) if x < _WIDTH * 0.6 else (-9, 9))
+        ]
+        place = next((place for place in near if _is_free(place.box(label), taken)), near[0])
+        taken.append(place.box(label))
+        found.append(place)
+    return found
+
+
+def _is_free(box: tuple[float, ...], taken: Sequence[tuple[float, ...]]) -> bool:
+    left, top, right, bottom = box
+    if left < _LEFT or right > _WIDTH or top < 0 or bottom > _PLOT_HEIGHT - _BOTTOM:
+        return False
+    return not any(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in taken)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Axis:
     """Maps values to places in the picture."""
@@ -132,7 +174,7 @@ def _frame(across: _Axis, up: _Axis) -> list[str]:
 
 
 def _axis_labels(x_label: str, y_label: str, height: float) -> str:
-    turned = f'<text transform="translate(11 {(height - _BOTTOM) / 2:.1f}) rotate(-90)" text-anchor="middle">'
+    turned = f'<text transform="translate(13 {(height - _BOTTOM) / 2:.1f}) rotate(-90)" text-anchor="middle">'
     return _text((_LEFT + _WIDTH) / 2, height - 6, x_label, "middle") + f"{turned}{html.escape(y_label)}</text>"
 
 

@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
+from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
 from qtool.report.figures import with_figures
-from qtool.report.model import Comparison, Machine, ModelReport, Report, UsedData
+from qtool.report.model import Comparison, Machine, ModelReport, Report, UsedData, Verdict
 
 FEATURES, CLASSES, SAMPLES = 8, 10, 37
 
@@ -147,6 +148,23 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
         return replace(base, **{name: value for name, value in changes.items() if name not in own})
 
     return make
+
+
+@pytest.fixture
+def full_report(make_report: Callable[..., Report]) -> Report:
+    """A report on two models, with layers, histograms and a gate that failed."""
+    layers = tuple(
+        LayerFidelity(tensor=f"layer.{n}", operator="Conv", quantized=True, sqnr_db=10.0 + n, rescaled=n == 1)
+        for n in range(3)
+    )
+    drawn = TensorHistogram(
+        tensor="layer.0", low=-2.0, high=6.0, counts=(1, 0, 90, 9), range_low=-1.0, range_high=5.0, clipped_share=0.01
+    )
+    full = make_report(layers=layers, histograms=(drawn,))
+    first = full.comparisons[0]
+    second = replace(first, quantized_model=replace(first.quantized_model, name="<b>&.onnx"), layers=(), histograms=())
+    verdict = Verdict(model="<b>&.onnx", condition="speedup < 3", outcome="failed", message="speedup is 2x")
+    return replace(full, comparisons=(first, second), verdicts=(verdict,))
 
 
 def _latency(median_ms: float, p95_ms: float) -> Latency:
