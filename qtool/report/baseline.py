@@ -39,6 +39,7 @@ RULES: Mapping[str, Rule] = {
     "non_finite": Rule(higher_is_better=False),
     "top1": Rule(higher_is_better=True, slack=0.2),
     "top5": Rule(higher_is_better=True, slack=0.2),
+    "metric_drop": Rule(higher_is_better=False, slack=0.005),
     "speedup": Rule(higher_is_better=True),
     "size_ratio": Rule(higher_is_better=False, share=0.01),
     "memory_ratio": Rule(higher_is_better=False, share=0.1),

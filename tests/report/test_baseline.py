@@ -12,7 +12,7 @@ import pytest
 from qtool.errors import InputError, UsageError
 from qtool.metrics.latency import Interval
 from qtool.report.baseline import RULES, Baseline, read_baseline, regressions
-from qtool.report.figures import FIGURES
+from qtool.report.figures import FIGURES, with_figures
 from qtool.report.json import to_json
 from qtool.report.model import Report
 
@@ -59,6 +59,23 @@ def test_what_became_worse_is_named_with_both_values(
         "sqnr_db",
         "non_finite",
     }
+
+
+def test_a_lost_score_is_a_regression_whichever_way_it_points(make_report: MakeReport, store: Any) -> None:
+    def judged(score: float, *, lower_is_better: bool) -> Report:
+        first = make_report().comparisons[0]
+        changed = replace(
+            first,
+            float_model=replace(first.float_model, metric=0.5),
+            quantized_model=replace(first.quantized_model, metric=score),
+            lower_is_better=lower_is_better,
+        )
+        return make_report(comparisons=(with_figures(changed),), metric="own")
+
+    for lower_is_better, better, worse in ((False, 0.6, 0.4), (True, 0.4, 0.6)):
+        earlier = store(judged(0.5, lower_is_better=lower_is_better))
+        assert not failed(judged(better, lower_is_better=lower_is_better), earlier)
+        assert set(failed(judged(worse, lower_is_better=lower_is_better), earlier)) == {"metric_drop"}
 
 
 def test_outputs_that_were_identical_must_stay_so(make_report: MakeReport, make_output: MakeOutput, store: Any) -> None:
