@@ -18,15 +18,13 @@ from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
 from qtool.passes.keep_float import KeepFloatLayers
 from qtool.placement.clamped_ranges import within_clamps
-from qtool.placement.operators import OPERATORS, Kind
+from qtool.placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.refinement import Refinement
 from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import orders_of
 
-# No activation of a working model is that large; what is, stands for minus infinity in a mask.
-_LARGEST_ACTIVATION = 1e8
 NO_REFINEMENT = Refinement()
 
 
@@ -57,7 +55,7 @@ def unfit_tensors(statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
             unfit[name] = f"holds {seen.infinite} infinite values"
         elif seen.batches == 0:
             unfit[name] = "was not reached by the data"
-        elif max(-seen.minimum, seen.maximum) > _LARGEST_ACTIVATION:
+        elif max(-seen.minimum, seen.maximum) > LARGEST_ACTIVATION:
             largest = seen.minimum if -seen.minimum > seen.maximum else seen.maximum
             unfit[name] = f"reaches {largest:.3g}, as masks do"
     return unfit

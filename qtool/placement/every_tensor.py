@@ -29,10 +29,9 @@ _OTHERS: Mapping[str, tuple[int, ...] | None] = {
         (0,),
     ),
     **dict.fromkeys(("Neg", "Round", "Sign", "Sin", "Softmax", "Sqrt", "Tanh", "Pad", "SpaceToDepth"), (0,)),
-    **dict.fromkeys(("GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), (0,)),
+    **dict.fromkeys(("GlobalMaxPool", "ReduceMean", "ReduceSum"), (0,)),
     **dict.fromkeys(("Sub", "Div", "Max", "Min", "Pow", "PRelu"), None),
     **dict.fromkeys(("LayerNormalization", "InstanceNormalization"), (0, 1)),
-    "Where": (1, 2),
 }
 # Their third input is added to the product of the first two, as a layer's bias is.
 _NORMALIZATIONS = ("LayerNormalization", "InstanceNormalization")

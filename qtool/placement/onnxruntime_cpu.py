@@ -17,6 +17,7 @@ from calib.grid import Grid
 from qtool.passes.constants import constant_array, is_constant, sole_consumer
 from qtool.placement.gates import lowest_useful_value
 from qtool.placement.layers import OUTPUT_OF_MODEL, reason_to_skip_layer, weight_granularity
+from qtool.placement.node_form import reason_to_skip_node, reason_without_kernel
 from qtool.placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
@@ -89,16 +90,7 @@ class _Placement:
             if reason is None and node.op_type == "Conv" and not self._final(node.outputs[0]).uses():
                 return OUTPUT_OF_MODEL
             return reason
-        if any(value is None for value in self._data_inputs(node)):
-            return "an input is missing"
-        if all(is_constant(value) for value in self._data_inputs(node)):
-            return "it reads constants only"
-        if kind is Kind.MOVING:
-            return _reason_by_moving_form(node)
-        for value in self._data_inputs(node):
-            if is_constant(value) and value is not None and value.dtype != ir.DataType.FLOAT:
-                return f"it combines {value.dtype}, not float32"
-        return None
+        return reason_to_skip_node(node, kind, self._data_inputs(node))
 
     def _reason_by_values(self, node: ir.Node) -> str | None:
         for value in [*self._data_inputs(node), *(self._final(output) for output in node.outputs)]:
@@ -304,7 +296,7 @@ class _Placement:
             if node.graph is not self.graph:
                 reason = "it is inside a branch or a loop"
             else:
-                reason = self.reasons.get(node, f"onnxruntime has no integer kernel for {node.op_type}")
+                reason = self.reasons.get(node) or reason_without_kernel(node.op_type)
             found.append(Skipped(node=_name(node), operator=node.op_type, reason=reason))
         return tuple(found)
 
@@ -317,16 +309,6 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
     low = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
     high = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
     return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
-
-
-def _reason_by_moving_form(node: ir.Node) -> str | None:
-    if node.op_type == "Resize":
-        mode = node.attributes.get("mode")
-        if mode is not None and mode.as_string() != "nearest":
-            return f"onnxruntime resizes integers in nearest mode only, not {mode.as_string()}"
-    if node.op_type == "MaxPool" and len(node.outputs) > 1:
-        return "it returns indices as well"
-    return None
 
 
 def agreed_weight(tensor: str, wishes: list[tuple[str, Grid, Granularity]], scheme: Scheme) -> WeightPlan:

@@ -14,6 +14,9 @@ import onnx_ir as ir
 # None is a type that shape inference did not find.
 FLOAT_TYPES = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
+# No activation of a working model is that large; what is, stands for minus infinity in a mask.
+LARGEST_ACTIVATION = 1e8
+
 
 class Kind(Enum):
     """How an operator can take part in integer arithmetic."""
@@ -50,6 +53,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(kind=Kind.ELEMENTWISE, data_inputs=None),
     "Mul": Operator(kind=Kind.ELEMENTWISE, data_inputs=None),
     "Concat": Operator(kind=Kind.ELEMENTWISE, data_inputs=None),
+    "Where": Operator(kind=Kind.ELEMENTWISE, data_inputs=(1, 2)),
     "AveragePool": Operator(kind=Kind.ELEMENTWISE),
     "GlobalAveragePool": Operator(kind=Kind.ELEMENTWISE),
     "Sigmoid": Operator(kind=Kind.ELEMENTWISE),
@@ -62,6 +66,9 @@ OPERATORS: Mapping[str, Operator] = {
     "Unsqueeze": Operator(kind=Kind.MOVING),
     "Slice": Operator(kind=Kind.MOVING),
     "Gather": Operator(kind=Kind.MOVING),
+    "GatherElements": Operator(kind=Kind.MOVING),
+    "ReduceMax": Operator(kind=Kind.MOVING),
+    "ReduceMin": Operator(kind=Kind.MOVING),
     "Expand": Operator(kind=Kind.MOVING),
     "Tile": Operator(kind=Kind.MOVING),
     "Split": Operator(kind=Kind.MOVING),

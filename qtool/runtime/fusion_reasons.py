@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import constant_array, is_constant
+from qtool.placement.node_form import reason_to_skip_move
 from qtool.placement.operators import FLOAT_TYPES, OPERATORS
 
 # Operators that older versions than these move in float.
@@ -144,6 +145,9 @@ def _fix_for_reader(node: ir.Node, reader: ir.Node) -> str:
 
 
 def _unknown(node: ir.Node) -> FloatReason:
+    form = reason_to_skip_move(node)
+    if form is not None:
+        return FloatReason(form, f"change the model, or --exclude '{node.name}'")
     if _stored_type(node.inputs[0]) == ir.DataType.INT8:
         return FloatReason(
             "on x86, onnxruntime has no kernel for s8 activations that it cannot rewrite as u8",

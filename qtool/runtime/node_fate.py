@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.passes.constants import is_constant
+from qtool.placement.node_form import reason_without_kernel
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.coverage import coverage_in
 from qtool.runtime.fusion_reasons import reason_for_float
@@ -60,7 +61,7 @@ def _float_by_nature(node: ir.Node) -> tuple[str, str]:
     operator = OPERATORS.get(node.op_type) if node.domain == "" else None
     if operator is None:
         return (
-            f"onnxruntime has no integer kernel for {node.op_type}",
+            reason_without_kernel(node.op_type),
             "replace it in the model by what has one (README: sums, products, Sigmoid, LeakyRelu, pooling)",
         )
     if operator.kind is Kind.CLAMPING:

@@ -24,7 +24,9 @@ def _layer(operator: str, pattern: Pattern) -> str:
 
 def _elementwise(operator: str, pattern: Pattern) -> str:
     x = pattern.pair(pattern.input(1, 4, 6, 6))
-    others = [pattern.pair(pattern.input(1, 4, 6, 6))] if operator in ("Add", "Mul", "Concat") else []
+    others = [pattern.pair(pattern.input(1, 4, 6, 6))] if operator in ("Add", "Mul", "Concat", "Where") else []
+    if operator == "Where":
+        return str(pattern.node("Where", pattern.constant(np.eye(6, dtype=np.bool_)), x, *others))
     attributes = {"Concat": {"axis": 1}, "AveragePool": {"kernel_shape": [2, 2]}}
     return pattern.node(operator, x, *others, **attributes.get(operator, {}))
 
@@ -40,6 +42,7 @@ def _moving(operator: str, pattern: Pattern) -> str:
         "Unsqueeze": lambda: [integers(0)],
         "Slice": lambda: [integers(1), integers(3), integers(2)],
         "Gather": lambda: [integers(2, 0)],
+        "GatherElements": lambda: [pattern.constant(np.ones((1, 2, 6, 6), np.int64))],
         "Expand": lambda: [integers(3, 4, 6, 6)],
         "Tile": lambda: [integers(1, 1, 2, 1)],
         "Resize": lambda: ["", pattern.constant(np.array([1, 1, 2, 2], np.float32))],
@@ -48,6 +51,9 @@ def _moving(operator: str, pattern: Pattern) -> str:
         "MaxPool": {"kernel_shape": [2, 2]},
         "Transpose": {"perm": [0, 2, 3, 1]},
         "Gather": {"axis": 1},
+        "GatherElements": {"axis": 1},
+        "ReduceMax": {"axes": [2, 3]},
+        "ReduceMin": {"axes": [2], "keepdims": 0},
         "Resize": {"mode": "nearest"},
         "DepthToSpace": {"blocksize": 2},
         "Split": {"axis": 1},
@@ -67,6 +73,7 @@ _KERNELS = {
     "Add": "QLinearAdd",
     "Mul": "QLinearMul",
     "Concat": "QLinearConcat",
+    "Where": "QLinearWhere",
     "AveragePool": "QLinearAveragePool",
     "GlobalAveragePool": "QLinearGlobalAveragePool",
     "Sigmoid": "QLinearSigmoid",

@@ -79,6 +79,14 @@ def test_concat_of_quantized_tensors_runs_on_integers(pattern: Pattern, tmp_path
     assert pattern.kernels(tmp_path) == {"QLinearConcat": 1}
 
 
+def test_a_choice_between_quantized_tensors_runs_on_integers(pattern: Pattern, tmp_path: Path) -> None:
+    choice = pattern.constant(np.eye(7, dtype=np.bool_)[:4])
+    chosen = pattern.pair(pattern.input(1, 4, 7), zero_point=3)
+    other = pattern.weight(1, dtype=_U8, zero_point=128)
+    pattern.output(pattern.pair(pattern.node("Where", choice, chosen, other), scale=0.07))
+    assert pattern.kernels(tmp_path) == {"QLinearWhere": 1}
+
+
 def _moving(operator: str, pattern: Pattern, x: str) -> str:
     """Applies an operator that only moves values to ``x``, of shape (1, 4, 6, 6)."""
 
@@ -92,6 +100,7 @@ def _moving(operator: str, pattern: Pattern, x: str) -> str:
         "Unsqueeze": [integers(0)],
         "Slice": [integers(1), integers(3), integers(2)],
         "Gather": [integers(2, 0)],
+        "GatherElements": [pattern.constant(np.ones((1, 2, 6, 6), np.int64))] if operator == "GatherElements" else [],
         "Expand": [integers(3, 4, 6, 6)],
         "Tile": [integers(1, 1, 2, 1)],
         "Resize": [empty, pattern.constant(np.array([1, 1, 2, 2], np.float32))] if operator == "Resize" else [],
@@ -100,6 +109,9 @@ def _moving(operator: str, pattern: Pattern, x: str) -> str:
         "MaxPool": {"kernel_shape": [2, 2], "strides": [2, 2]},
         "Transpose": {"perm": [0, 2, 3, 1]},
         "Gather": {"axis": 1},
+        "GatherElements": {"axis": 1},
+        "ReduceMax": {"axes": [2, 3]},
+        "ReduceMin": {"axes": [2], "keepdims": 0},
         "Resize": {"mode": "nearest"},
     }
     return pattern.node(operator, x, *extra.get(operator, []), **attributes.get(operator, {}))
@@ -116,6 +128,9 @@ def _moving(operator: str, pattern: Pattern, x: str) -> str:
         "Unsqueeze",
         "Slice",
         "Gather",
+        "GatherElements",
+        "ReduceMax",
+        "ReduceMin",
         "Expand",
         "Tile",
         "Resize",
