@@ -16,6 +16,7 @@ from qtool.cli.quantize_output import (
     show_fidelity,
     show_skipped,
     show_written,
+    tables_remark,
     weight_rows,
 )
 from qtool.errors import UsageError
@@ -108,6 +109,8 @@ def _show_report(console: Console, report: DynamicReport, request: DynamicReques
         console.say("runs on random inputs; give --calib-data to compare it with the float model on real ones")
     if report.dead_channels:
         console.say(dead_channels_remark(report.dead_channels))
+    if report.tables:
+        console.say(tables_remark(report.tables))
     show_written(console, report)
 
 
@@ -125,6 +128,7 @@ def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str,
         "coverage": coverage_as_json(report.coverage),
         "outputs": fidelity_as_json(report.fidelity),
         "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
+        "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.integer_nodes),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }

@@ -15,6 +15,7 @@ from qtool.cli.goal_options import mixed_as_json
 from qtool.cli.search_options import search_as_json, search_remarks, show_search
 from qtool.json_values import json_value
 from qtool.metrics.fidelity import OutputFidelity
+from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
 from qtool.schemes import Scheme
@@ -173,6 +174,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
         "reduced_channels": {name: list(channels) for name, channels in report.findings.reduced_channels.items()},
         "corrected_biases": dict(report.findings.corrected),
+        "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.dynamic.integer_nodes),
         "mixed_precision": mixed_as_json(report.mixed),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
@@ -258,6 +260,11 @@ def weight_rows(weights: Mapping[str, WeightPlan], *, remark: str = "") -> list[
     return rows
 
 
+def tables_remark(tables: Sequence[StoredTable]) -> str:
+    """Names the embedding tables that are integers now."""
+    return f"embedding tables stored as integers: {_some(tuple(table.tensor for table in tables))}"
+
+
 def dead_channels_remark(channels: Mapping[str, tuple[int, ...]]) -> str:
     """Names the weights that have channels of zeros."""
     return f"channels whose weights are all zero: {_channels(channels)}"
@@ -274,6 +281,8 @@ def _remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
     if findings.reduced_channels:
         remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
+    if report.tables:
+        remarks.append(tables_remark(report.tables))
     remarks += search_remarks(report)
     if findings.corrected:
         worst = max(findings.corrected, key=lambda name: findings.corrected[name])

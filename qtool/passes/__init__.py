@@ -16,6 +16,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "fold-constants": "qtool.passes.fold_constants:FoldConstants",
     "einsum-to-matmul": "qtool.passes.einsum_to_matmul:EinsumToMatMul",
     "fold-weight-transposes": "qtool.passes.fold_weight_transposes:FoldWeightTransposes",
+    "untie-tables": "qtool.passes.untie_tables:UntieTables",
     "arithmetic": "qtool.passes.arithmetic:CanonicalArithmetic",
     "prelu-to-leaky-relu": "qtool.passes.prelu_to_leaky_relu:PReluToLeakyRelu",
     "hard-swish": "qtool.passes.hard_swish:SpellOutHardSwish",

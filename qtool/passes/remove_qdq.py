@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.passes.names import Names
+from qtool.passes.restore_tables import restore_table
 
 # Operators whose outputs are never below zero: the clamp at zero in the Q behind them changes nothing.
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt", "ReduceL2", "ReduceSumSquare")
@@ -48,6 +49,8 @@ class RemoveQdq(ir.passes.InPlacePass):
             _replace(graph, output, add_constant(graph, name, floats, names=names))
             return True
         quantize = source.producer()
+        if quantize is not None and quantize.op_type == "Gather":
+            return restore_table(graph, quantize, dequantize, names)
         if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.inputs[0] is None:
             return False
         original = quantize.inputs[0]

@@ -20,7 +20,7 @@ from qtool.search.sensitivity import LayerNoise
 from qtool.search.variant import Quantize
 
 # Below the first figure, in dB, a model is broken for many uses; beyond the second nobody tells it from the float one.
-_USABLE_DB, _PERFECT_DB = 20.0, 30.0
+_USABLE_DB, PERFECT_DB = 20.0, 30.0
 # What a decibel between the two is worth beside one below both.
 _COMFORT = 0.5
 # What it costs to give up a tenth of what integers save, in dB.
@@ -48,7 +48,7 @@ class Bargain:
     @property
     def worth(self) -> float:
         """What it is worth, in dB."""
-        reached = min(self.sqnr_db, _PERFECT_DB)
+        reached = min(self.sqnr_db, PERFECT_DB)
         if reached > _USABLE_DB:
             reached = _USABLE_DB + _COMFORT * (reached - _USABLE_DB)
         return reached - 10.0 * _PRICE * max(self.share, 0.0)
@@ -64,7 +64,7 @@ class Bargain:
 
 def could_gain(sqnr_db: float) -> bool:
     """Tells whether layers in float could make a model with ``sqnr_db`` worth more."""
-    return sqnr_db < _PERFECT_DB
+    return sqnr_db < PERFECT_DB
 
 
 def best_bargain(

@@ -148,6 +148,11 @@ class GoalSeeker:
             stopped=stopped,
         )
 
+    def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
+        """Tells whether embedding tables may be integers, as in ``after``: the goal is met, or no further away."""
+        least = min(0.0, self._goal.margin(self._judge.assess(before)))
+        return self._goal.margin(self._judge.assess(after)) >= least
+
     def conclude(self, found: FloatLayers, result: ir.Model, quantize: Quantize, progress: Progress) -> MixedPrecision:
         """Measures what the model that came of a search is worth, and how fast it is.
 

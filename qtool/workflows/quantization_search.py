@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.progress import Progress
 from qtool.schemes import Scheme
+from qtool.search.bargain import PERFECT_DB
 from qtool.search.output_judge import OutputJudge
 from qtool.search.trials import Gain, Trials
 from qtool.search.unsaturated import with_unsaturated_outputs
@@ -21,6 +22,9 @@ from qtool.workflows.rewriting import Rewriter, Rewritten
 from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
+
+# Tables of a quarter of their size are worth so much noise, in dB.
+_TABLES_DB = 0.5
 
 
 class QuantizationSearch:
@@ -113,6 +117,12 @@ class QuantizationSearch:
         )
         found = seeker.seek(most=self._wanted.most_float)
         return seeker.variants, found
+
+    def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
+        """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""
+        if self._judge is None:
+            return True
+        return self._judge.sqnr_db(after) >= min(self._judge.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
     def speedup(self, quantized: ir.Model) -> float | None:
         """Returns how many times faster than float ``quantized`` is, from a few runs in turns; None without samples."""

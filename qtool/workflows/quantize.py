@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
+from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
@@ -30,6 +31,7 @@ from qtool.workflows.calibrate import Watched, gather, model_specs
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.efforts import NO_SEARCHES, Searches
+from qtool.workflows.embedding_tables import Tables, with_tables
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced
 from qtool.workflows.mixed_precision import GoalSeeker, MixedPrecision
@@ -99,6 +101,7 @@ class QuantizeReport:
         plan: what was quantized, and what was not.
         coverage: what onnxruntime runs on integers.
         findings: constant tensors, dead channels, corrected biases.
+        tables: the embedding tables that are stored as integers.
         rewritten: what was changed in the float model before it was calibrated.
         refinement: what the search found.
         gains: what every correction that was tried did to the outputs.
@@ -119,6 +122,7 @@ class QuantizeReport:
     plan: Plan
     coverage: Coverage
     findings: Findings
+    tables: tuple[StoredTable, ...]
     rewritten: Rewritten
     refinement: Refinement
     gains: tuple[Gain, ...]
@@ -205,6 +209,10 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             bias_correction=variants.bias_correction,
             refinement=variants.refinement,
         )
+        tables = Tables(model=model, stored=())
+        if request.scheme.for_cpu:
+            tables = with_tables(model, request.selection, (seeker or search).bears_tables)
+            model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         coverage = integer_coverage(model)
@@ -216,6 +224,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             plan=plan,
             coverage=coverage,
             findings=findings,
+            tables=tables.stored,
             rewritten=rewritten,
             refinement=variants.refinement,
             gains=search.gains,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
+from qtool.passes.store_tables import StoredTable
 from qtool.plan import DynamicPlan, build_dynamic_plan
 from qtool.progress import Progress
 from qtool.runtime.coverage import Coverage, integer_coverage
@@ -20,6 +21,7 @@ from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
+from qtool.workflows.embedding_tables import whatever, with_tables
 from qtool.workflows.file_records import data_record, model_record
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
@@ -68,6 +70,7 @@ class DynamicReport:
         plan: what was quantized, and what was not.
         coverage: what onnxruntime runs on integers.
         dead_channels: by weight, the channels that are all zero.
+        tables: the embedding tables that are stored as integers.
         fidelity: how close each output stays to the float model's.
         compared_on: the samples that ``fidelity`` comes from, in words.
         compared_on_data: whether they are real data.
@@ -81,6 +84,7 @@ class DynamicReport:
     plan: DynamicPlan
     coverage: Coverage
     dead_channels: Mapping[str, tuple[int, ...]]
+    tables: tuple[StoredTable, ...]
     fidelity: tuple[OutputFidelity, ...]
     compared_on: str
     compared_on_data: bool
@@ -120,6 +124,8 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         model = prepare(original.clone())
         plan = build_dynamic_plan(model, request.scheme, request.selection)
         weights = quantize_dynamically(model, plan)
+        tables = with_tables(model, request.selection, whatever)
+        model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         coverage = integer_coverage(model)
@@ -131,6 +137,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
             plan=plan,
             coverage=coverage,
             dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
+            tables=tables.stored,
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
@@ -157,6 +164,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
         versions=locked_versions(request.source),
         quantized={
             "weights": len(report.plan.weights),
+            "tables": [table.tensor for table in report.tables],
             "dynamic_nodes": len(report.plan.integer_nodes),
             "integer_nodes": report.coverage.integer,
             "quantizable_nodes": report.coverage.total,

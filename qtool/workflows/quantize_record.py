@@ -64,6 +64,7 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
     return {
         "activations": len(report.plan.activations),
         "weights": len(report.plan.weights) + len(report.plan.dynamic.weights),
+        "tables": [table.tensor for table in report.tables],
         "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
         "integer_nodes": report.coverage.integer,
         "quantizable_nodes": report.coverage.total,

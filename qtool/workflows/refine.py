@@ -124,6 +124,7 @@ class Refiner:
         activations, weights = quantities(
             variants.model, plan, variants.statistics, variants.method, variants.refinement
         )
+
         def fitted(feeds: Sequence[Feed], *, rounding: bool) -> StaticVariants:
             found = reconstruct(
                 variants.model,
