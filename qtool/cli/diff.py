@@ -38,7 +38,7 @@ def diff(
     from qtool.workflows.diff import diff as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    report = run(model, other)
+    report = run(model, other, console.progress())
     if json:
         console.json(
             {

@@ -38,7 +38,7 @@ def verify(
     console = Console(json=json, quiet=quiet, debug=debug)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
     machine = None if target is None else preset(target)
-    report = run(model)
+    report = run(model, console.progress())
     fit = None if machine is None else check_target(model, machine)
     if json:
         found: dict[str, object] = {

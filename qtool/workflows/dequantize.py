@@ -88,9 +88,11 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
             fix="only static quantization in QDQ form can be turned back",
         )
     with staged(output) as path:
-        write_graph(model, path)
+        with progress.task(f"writing {output.name}"):
+            write_graph(model, path)
         progress.note("comparing the two models in onnxruntime")
-        comparison = compare_with_float(model, request.model, None)
+        with progress.task("comparing"):
+            comparison = compare_with_float(model, request.model, None)
         return DequantizeReport(
             output=output,
             removed=len(before),

@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.fingerprint import graph_fingerprint
+from qtool.progress import Progress
 from qtool.quantized_tensors import QuantizedTensor, quantized_tensors
 from qtool.workflows.verify import onnx_path
 
@@ -116,17 +117,24 @@ class _Side:
         return uses[0] if uses else None
 
 
-def diff(first: Path, second: Path) -> DiffReport:
+def diff(first: Path, second: Path, progress: Progress) -> DiffReport:
     """Compares two models, float or quantized, tensor by tensor.
 
     Raises:
         FormatError: a file cannot be read.
         InputError: a file is no ONNX graph.
     """
-    a, b = _Side.of(first), _Side.of(second)
+    sides = []
+    with progress.task("reading the models", 2) as advance:
+        for path in (first, second):
+            sides.append(_Side.of(path))
+            advance(1)
+    a, b = sides
     found: list[Change] = []
-    for part in (_interface, _operators, _nodes, _schemes, _scales, _weights):
-        found += sorted(part(a, b), key=lambda change: (-change.size, change.name))
+    with progress.task("comparing", len(_PARTS)) as advance:
+        for part in _PARTS:
+            found += sorted(part(a, b), key=lambda change: (-change.size, change.name))
+            advance(1)
     if not found and a.fingerprint != b.fingerprint:
         found.append(
             Change(kind="other", name="graph", before="", after="names of values, or order of nodes", size=1.0)
@@ -272,3 +280,6 @@ def _unequal(kind: Kind, before: Mapping[str, str], after: Mapping[str, str]) ->
         one, two = before.get(name), after.get(name)
         if one != two:
             yield Change(kind=kind, name=name, before=one, after=two, size=2.0 if None in (one, two) else 1.0)
+
+
+_PARTS = (_interface, _operators, _nodes, _schemes, _scales, _weights)

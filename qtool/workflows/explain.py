@@ -119,7 +119,9 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
         CalibError: the samples do not fit the model.
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    model = load_weights(OnnxFile().read(onnx_path(request.model)))
+    path = onnx_path(request.model)
+    with progress.task("reading the model"):
+        model = load_weights(OnnxFile().read(path))
     common.NameFixPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     tensors = quantized_tensors(model)
@@ -132,7 +134,10 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
         measured = measure(model, chosen, others, request.data, progress, threads=request.threads)
     manifest = _manifest(request.model, progress)
     facts = tuple(_tensor_facts(name, role, tensors.get(name), measured) for name, role in roles.items())
-    node = None if found.node is None else _node_facts(model, found.node, manifest, measured)
+    node = None
+    if found.node is not None:
+        with progress.task("opening it in onnxruntime"):
+            node = _node_facts(model, found.node, manifest, measured)
     return Explanation(
         model=request.model,
         name=found.tensor or (node.node if node is not None else request.name),

@@ -8,6 +8,7 @@ from pathlib import Path
 from formats.detect import detect
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.errors import GateError, InputError
+from qtool.progress import Progress
 from qtool.report.surroundings import versions
 from qtool.runtime.coverage import Coverage, integer_coverage
 
@@ -27,7 +28,7 @@ class VerifyReport:
     coverage: Coverage
 
 
-def verify(model: Path) -> VerifyReport:
+def verify(model: Path, progress: Progress) -> VerifyReport:
     """Opens a model in onnxruntime and reads its optimized graph.
 
     Raises:
@@ -35,8 +36,11 @@ def verify(model: Path) -> VerifyReport:
         InputError: the file is no ONNX graph, or has nothing that could run on integers.
         RuntimeRefusedError: onnxruntime does not load it.
     """
-    graph = load_weights(OnnxFile().read(onnx_path(model)))
-    coverage = integer_coverage(graph)
+    path = onnx_path(model)
+    with progress.task("reading the model"):
+        graph = load_weights(OnnxFile().read(path))
+    with progress.task("opening it in onnxruntime"):
+        coverage = integer_coverage(graph)
     if coverage.total == 0:
         raise InputError(
             f"{model} has no node that could run on integers",
@@ -56,7 +60,7 @@ def check_coverage(report: VerifyReport, minimum: float) -> None:
         worst = min(report.coverage.by_operator(), key=lambda row: row.integer - row.total)
         raise GateError(
             f"{share:.1%} of the quantizable nodes run on integers, {minimum - share:.1%} too few "
-            f"for --min-coverage {minimum:.4g}: {worst.total - worst.integer} of {worst.total} {worst.operator} do not",
+            f"for --min-coverage {100 * minimum:.4g}%: {worst.total - worst.integer} of {worst.total} {worst.operator} do not",
             fix="follow the fixes above, or lower --min-coverage",
         )
 

@@ -86,6 +86,25 @@ def test_verbose_tells_steps_on_stderr(invoke: Invoke) -> None:
     assert json.loads(result.stdout)["output"] == "net.int8.onnx"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (("verify", "net.int8.onnx"), ("reading the model", "opening it in onnxruntime")),
+        (("diff", "net.onnx", "net.int8.onnx"), ("reading the models: 2", "comparing: 6")),
+        (("explain", "net.int8.onnx", "node"), ("reading the model", "opening it in onnxruntime")),
+        (("dequantize", "net.int8.onnx"), ("writing net.float.onnx", "comparing")),
+    ],
+)
+def test_what_takes_long_with_a_large_model_tells_its_steps(
+    invoke: Invoke, arguments: tuple[str, ...], steps: tuple[str, ...]
+) -> None:
+    assert invoke("quantize", "net.onnx", "--calib-data", "d.npz", "--effort", "fast").exit_code == 0
+    result = invoke(*arguments, "-v")
+    assert result.exit_code == (arguments[0] == "diff"), result.output
+    for step in steps:
+        assert re.search(rf"^{step}.* in \d+\.\d s$", result.stderr, re.MULTILINE), result.stderr
+
+
 def test_a_log_never_damages_a_model(invoke: Invoke) -> None:
     before = Path("net.onnx").read_bytes()
     result = invoke("verify", "net.onnx", "--log-file", "net.onnx")
