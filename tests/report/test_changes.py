@@ -21,6 +21,8 @@ from qtool.metrics.changed_samples import SampleMeter
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 def report(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["report", *map(str, arguments), "--no-latency"])

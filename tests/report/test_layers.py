@@ -14,6 +14,8 @@ from qtool.cli.app import app
 
 SCALE, ZERO = 0.05, 40
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:

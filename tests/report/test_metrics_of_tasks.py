@@ -23,6 +23,8 @@ from qtool.metrics.text_scores import edit_distance
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 texts = st.lists(st.integers(0, 3), max_size=6)
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 @pytest.fixture
 def report(pair: Pair) -> Callable[..., Result]:

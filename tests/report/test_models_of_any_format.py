@@ -26,6 +26,8 @@ class Net(torch.nn.Module):
         return {"logits": self.layer(x)}
 """
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 @pytest.fixture
 def weights(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -12,6 +12,8 @@ from qtool.cli.app import app
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 @pytest.fixture
 def report(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -15,6 +15,8 @@ from qtool.cli.app import app
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 @pytest.fixture
 def coarse(pair: Pair, tmp_path: Path, classifier: Callable[..., onnx.ModelProto]) -> Path:
