@@ -97,6 +97,16 @@ PASSES: Mapping[str, Entry] = {
         effect="recognizes SiLU (Swish of opset 24, or onnxruntime's), also as part of SwiGLU",
         takes_operators=True,
     ),
+    "fuse-rope": Entry(
+        location="qtool.optimization.fuse_rope:FuseRope",
+        effect="recognizes rotary embeddings of both layouts (RotaryEmbedding of opset 23, or onnxruntime's)",
+        takes_operators=True,
+    ),
+    "decompose-rope": Entry(
+        location="qtool.optimization.decompose_rope:DecomposeRope",
+        effect="spells RotaryEmbedding out as Slice, Mul, Add and Concat",
+        runs=Runs.ELSEWHERE,
+    ),
     "fold-weight-transposes": Entry(
         location="qtool.passes.fold_weight_transposes:FoldWeightTransposes",
         effect="stores weights the way their layer reads them",

@@ -7,8 +7,11 @@ from difflib import get_close_matches
 
 from qtool.errors import UsageError
 from qtool.optimization import PASSES, Runs
+from qtool.optimization.operators import Operators
 from qtool.schemes import preset
 
+# The one would undo what the other does.
+_OPPOSITES = {"fuse-rope": "decompose-rope"}
 # Stands for the passes that run without being named.
 DEFAULT = "default"
 
@@ -20,6 +23,16 @@ def runs_onnxruntime(target: str | None) -> bool:
         UsageError: there is no such target.
     """
     return target is not None and preset(target).for_cpu
+
+
+def operators_for(target: str | None) -> Operators:
+    """Returns the operators that a target has beside those that every runtime of the standard has.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    own = runs_onnxruntime(target)
+    return Operators(onnxruntime=own, rotary_embedding=own or target is None)
 
 
 def chosen_passes(only: Collection[str], skipped: Collection[str], target: str | None) -> tuple[str, ...]:
@@ -41,6 +54,9 @@ def chosen_passes(only: Collection[str], skipped: Collection[str], target: str |
             )
     usual = usual_passes(target)
     wanted = {*only, *(usual if not only or DEFAULT in only else ())} - set(skipped)
+    for undone, undoing in _OPPOSITES.items():
+        if undoing in wanted and undone not in only:
+            wanted.discard(undone)
     chosen = tuple(name for name in PASSES if name in wanted)
     if not chosen:
         raise UsageError("no pass is left to run", fix="name fewer with --skip, or more with --passes")

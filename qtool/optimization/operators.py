@@ -15,9 +15,11 @@ class Operators:
 
     Attributes:
         onnxruntime: whether onnxruntime's own operators, those of ``com.microsoft``, are among it.
+        rotary_embedding: whether there is an operator for rotary embeddings, where the opset has one.
     """
 
     onnxruntime: bool = False
+    rotary_embedding: bool = True
 
 
 def opset_of(model: ir.Model) -> int:

@@ -14,8 +14,7 @@ from formats.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
 from qtool.metrics.size import model_bytes
-from qtool.optimization.choice import chosen_passes, runs_onnxruntime
-from qtool.optimization.operators import Operators
+from qtool.optimization.choice import chosen_passes, operators_for
 from qtool.optimization.pipeline import Step, node_counts, run_passes
 from qtool.progress import Progress, Silent
 from qtool.workflows.data_request import DataRequest
@@ -103,7 +102,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     tolerance = _tolerance(model) if request.tolerance is None else request.tolerance
     compared = output is not None and request.check
     witness = Witness(request.model, input_specs(model), request.data) if compared else None
-    steps = run_passes(model, names, _operators(request), progress)
+    steps = run_passes(model, names, operators_for(request.target), progress)
     report = OptimizeReport(
         model=request.model,
         output=output,
@@ -136,10 +135,6 @@ def _output(request: OptimizeRequest) -> Path:
     return output
 
 
-def _operators(request: OptimizeRequest) -> Operators:
-    return Operators(onnxruntime=runs_onnxruntime(request.target))
-
-
 def _tolerance(model: ir.Model) -> float:
     """Returns what the coarsest type among a model's tensors allows."""
     values = [value for node in model.graph.all_nodes() for value in node.outputs]
@@ -156,7 +151,7 @@ def _culprit(
         for suspect in dict.fromkeys(step.name for step in steps):
             model = load_weights(OnnxFile().read(request.model))
             others = tuple(name for name in names if name != suspect)
-            run_passes(model, others, _operators(request), Silent())
+            run_passes(model, others, operators_for(request.target), Silent())
             path = Path(folder) / f"{suspect}.onnx"
             write_graph(model, path)
             with suppress(RuntimeRefusedError):

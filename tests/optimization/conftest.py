@@ -88,9 +88,15 @@ def model(request: pytest.FixtureRequest) -> onnx.ModelProto:
 
 
 @pytest.fixture
-def graph() -> Callable[[str], onnx.ModelProto]:
-    """Reads one of the small models by name."""
-    return lambda name: parsed(_GRAPHS[name].read_text(encoding="utf-8"))
+def graph() -> Callable[..., onnx.ModelProto]:
+    """Reads one of the small models by name, with one piece of its text replaced where two are given."""
+
+    def read(name: str, old: str = "", new: str = "") -> onnx.ModelProto:
+        text = _GRAPHS[name].read_text(encoding="utf-8")
+        assert old in text
+        return parsed(text.replace(old, new) if old else text)
+
+    return read
 
 
 @pytest.fixture

@@ -10,16 +10,20 @@ import onnx_ir as ir
 import pytest
 
 from qtool.optimization import PASSES
+from qtool.optimization.choice import operators_for, usual_passes
 from qtool.optimization.operators import Operators
 from qtool.optimization.pipeline import run_passes
 from qtool.progress import Silent
 
+_EVERY_OPERATOR = Operators(onnxruntime=True)
 _TOLERANCES: dict[str, float] = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2}
 
 
-def _apply(model: onnx.ModelProto, *names: str, rounds: int = 6) -> tuple[onnx.ModelProto, tuple[Any, ...]]:
+def _apply(
+    model: onnx.ModelProto, *names: str, rounds: int = 6, operators: Operators = _EVERY_OPERATOR
+) -> tuple[onnx.ModelProto, tuple[Any, ...]]:
     graph = ir.from_proto(model)
-    steps = run_passes(graph, names, Operators(onnxruntime=True), Silent(), rounds=rounds)
+    steps = run_passes(graph, names, operators, Silent(), rounds=rounds)
     return ir.to_proto(graph), steps
 
 
@@ -39,37 +43,33 @@ def _interface(model: onnx.ModelProto) -> Any:
     return inputs, [(value.name, str(value.type)) for value in model.graph.output]
 
 
-@pytest.fixture(params=list(PASSES))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_a_pass_keeps_outputs_and_interface_and_is_done_after_one_run(
-    name: str, model: onnx.ModelProto, outputs: Any
-) -> None:
+def test_each_pass_keeps_outputs_and_interface_and_is_done_after_one_run(model: onnx.ModelProto, outputs: Any) -> None:
     ready, _ = _apply(model, "lift-constants", "infer-shapes", rounds=1)
-    once, _ = _apply(ready, name, rounds=1)
-    assert _interface(once) == _interface(model)
-    if once != ready:
-        _assert_same_outputs(outputs, model, once)
-        onnx.checker.check_model(once)
-    twice, steps = _apply(once, name, rounds=1)
-    assert twice == once
-    assert not steps
+    for name in PASSES:
+        once, _ = _apply(ready, name, rounds=1)
+        assert _interface(once) == _interface(model), name
+        if once != ready:
+            _assert_same_outputs(outputs, model, once)
+            onnx.checker.check_model(once)
+        twice, steps = _apply(once, name, rounds=1)
+        assert twice == once, name
+        assert not steps, name
 
 
+@pytest.mark.parametrize("target", [None, "x86", "tensorrt"])
 def test_the_pipeline_keeps_outputs_and_interface_and_is_done_after_one_run(
-    model: onnx.ModelProto, outputs: Any
+    model: onnx.ModelProto, outputs: Any, target: str | None
 ) -> None:
-    once, _ = _apply(model, *PASSES)
+    once, _ = _apply(model, *usual_passes(target), operators=operators_for(target))
     _assert_same_outputs(outputs, model, once)
     assert _interface(once) == _interface(model)
     onnx.checker.check_model(once, full_check=True)
-    twice, steps = _apply(once, *PASSES)
+    twice, steps = _apply(once, *usual_passes(target), operators=operators_for(target))
     assert not [step for step in steps if step.operators]
     assert twice == once
 
 
+@pytest.mark.parametrize("name", PASSES)
 def test_every_pass_says_what_it_does(name: str) -> None:
     assert PASSES[name].effect
     assert not PASSES[name].effect.endswith(".")
