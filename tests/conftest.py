@@ -1,12 +1,50 @@
-"""What holds for every test: property tests draw the same examples in each run, and slow machines are no failures."""
+"""What holds for every test: property tests draw the same examples in each run, and slow machines are no failures.
 
+And the command line, run in a folder of the test's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs qtool in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Outcome:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return call
 
 
 @pytest.fixture

@@ -215,8 +215,9 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
-        coverage = integer_coverage(model)
-        comparison = compare_with_float(original, path, samples, threads=request.threads)
+        with progress.task("comparing with float"):
+            coverage = integer_coverage(model)
+            comparison = compare_with_float(original, path, samples, threads=request.threads)
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),

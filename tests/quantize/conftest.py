@@ -1,20 +1,15 @@
-"""A small residual network, data for it, and the command line run in a folder of its own."""
+"""A small residual network, and data for it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-from typer.testing import CliRunner
-
-from qtool.cli.app import app
 
 _NETWORK = """
 network (float[batch,3,16,16] image) => (float[batch,10] logits)
@@ -43,33 +38,7 @@ _SHAPES = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of the command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run: TypeAlias = Callable[..., Outcome]
 Save: TypeAlias = Callable[..., Path]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs qtool in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Outcome:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        return Outcome(result.exit_code, result.stdout, result.stderr)
-
-    return call
 
 
 @pytest.fixture

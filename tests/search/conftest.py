@@ -1,21 +1,14 @@
-"""A residual network with one layer that integers ruin, data for it, and the command line."""
+"""A residual network with one layer that integers ruin, and data for it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
-from typer.testing import CliRunner
-
-from qtool.cli.app import app
 
 _NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -47,34 +40,6 @@ _SHAPES = {
     "b5": (10,),
 }
 BAD = "net[0]/c3"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of the command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run: TypeAlias = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs qtool in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Outcome:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        return Outcome(result.exit_code, result.stdout, result.stderr)
-
-    return call
 
 
 @pytest.fixture
