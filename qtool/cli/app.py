@@ -25,6 +25,7 @@ COMMANDS = (
     "inspect",
     "audit",
     "optimize",
+    "split",
     "passes",
     "calibrate",
     "sensitivity",

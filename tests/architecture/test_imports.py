@@ -16,6 +16,7 @@ COMMANDS = (
     "inspect",
     "audit",
     "optimize",
+    "split",
     "passes",
     "calibrate",
     "sensitivity",

@@ -26,6 +26,7 @@ COMMANDS = (
     "inspect",
     "audit",
     "optimize",
+    "split",
     "passes",
     "calibrate",
     "sensitivity",

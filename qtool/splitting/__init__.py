@@ -1,0 +1,1 @@
+"""Divides a graph into files that run one after the other."""

@@ -1,0 +1,40 @@
+"""Finds nodes that every part can have a copy of its own of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+import onnx_ir as ir
+
+from qtool.passes.constants import is_constant
+from qtool.passes.node_reads import read_by
+
+
+def free_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Returns the nodes that depend on constants alone, and those that only turn integers back into floats.
+
+    What they make is never handed from part to part: the integers of a tensor are a quarter of its floats.
+    """
+    free: set[ir.Node] = set()
+    constants: set[ir.Value] = set()
+    for node in graph:
+        read = list(read_by(node))
+        if node.op_type == "Constant" or (read and all(is_constant(value) or value in constants for value in read)):
+            constants.update(node.outputs)
+            free.add(node)
+        elif node.op_type == "DequantizeLinear" and not node.outputs[0].is_graph_output():
+            free.add(node)
+    return free
+
+
+def with_free(nodes: Iterable[ir.Node], free: Set[ir.Node]) -> set[ir.Node]:
+    """Returns ``nodes`` with the free ones that they read from, directly or through others."""
+    found = set(nodes)
+    waiting = list(found)
+    while waiting:
+        for value in read_by(waiting.pop()):
+            maker = value.producer()
+            if maker is not None and maker in free and maker not in found:
+                found.add(maker)
+                waiting.append(maker)
+    return found

@@ -1,0 +1,107 @@
+"""Models to split, and the command line run in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper, parser
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
+
+Run: TypeAlias = Callable[..., Any]
+Save: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs qtool in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def split(run: Run) -> Run:
+    """Runs ``qtool split`` into the folder ``parts`` and returns its JSON."""
+
+    def call(*arguments: object) -> Any:
+        result = run("split", *arguments, "-o", "parts", "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return call
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Writes the text of a graph with the given tensors as an ONNX file."""
+
+    def call(name: str, text: str, *, opset: int = 18, **tensors: np.ndarray) -> Path:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
+        for node in model.graph.node:
+            node.name = f"n_{node.output[0]}"
+        onnx.checker.check_model(model)
+        path = tmp_path / name
+        onnx.save(model, path)
+        return path
+
+    return call
+
+
+@pytest.fixture
+def network(save: Save) -> Path:
+    """Three Conv in a row with a residual sum, then a Gemm."""
+    generator = np.random.default_rng(3)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 1, 1), "w4": (5, 8), "b4": (5,)}
+    return save(
+        "net.onnx",
+        """network (float[batch,3,8,8] image) => (float[batch,5] scores) {
+            c1 = Conv <pads = [1,1,1,1]> (image, w1)
+            r1 = Relu (c1)
+            c2 = Conv <pads = [1,1,1,1]> (r1, w2)
+            r2 = Relu (c2)
+            c3 = Conv (r2, w3)
+            s = Add (c3, r1)
+            p = GlobalAveragePool (s)
+            f = Flatten (p)
+            scores = Gemm <transB = 1> (f, w4, b4)
+        }""",
+        **{name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()},
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twenty images."""
+    path = tmp_path / "data.npz"
+    np.savez(path, image=np.random.default_rng(4).normal(0, 1, (20, 3, 8, 8)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def run_by_hand() -> Callable[[Path, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Runs parts with onnxruntime alone, by what the manifest says."""
+
+    def call(manifest: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        values = dict(feeds)
+        for part in listed["parts"]:
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = ort.InferenceSession(
+                str(manifest.parent / part["file"]), options, providers=["CPUExecutionProvider"]
+            )
+            assert [value.name for value in session.get_inputs()] == part["inputs"]
+            made = session.run(part["outputs"], {name: values[name] for name in part["inputs"]})
+            values |= dict(zip(part["outputs"], made, strict=True))
+        return {name: values[name] for name in listed["outputs"]}
+
+    return call
