@@ -32,8 +32,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--rule); text-align: right; }
 th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+tr[class] td:last-child { white-space: normal; min-width: 14rem; }
 tr.failed td, tr.unjudged td { color: var(--base); font-weight: 600; }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
 figure { margin: 0; min-width: 0; }
 img { width: 8rem; image-rendering: pixelated; border: 1px solid var(--rule); }
 svg { width: 100%; max-width: 40rem; height: auto; }
@@ -56,13 +58,16 @@ def to_html(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     machine = report.machine
     where = html.escape(f"{versions}; {machine.system}, {machine.processor}, {machine.cores} cores")
-    sections = [_table(found[0], heading="h1"), _plots("Accuracy and time", _scatters(report))]
-    sections += [_table(table, heading="h2") for table in found[1:]]
+    # Gates come first, since they are what a page is most often opened for.
+    gates = [table for table in found if "outcome" in table.columns]
+    sections = [_table(found[0], heading="h1"), *(_table(table, heading="h2") for table in gates)]
+    sections.append(_plots("Accuracy and time", _scatters(report)))
+    sections += [_table(table, heading="h2") for table in found[1:] if table not in gates]
     several = len(report.datasets) > 1
     for comparison in report.comparisons:
         name = comparison.quantized_model.name
         of_data = f" of {comparison.dataset}" if several else ""
-        sections.append(_plots(f"Samples{of_data} that {name} changes most", _pictures(comparison)))
+        sections.append(_plots(f"Samples{of_data} that {name} changes most", _pictures(comparison), kind="pictures"))
         sections.append(_plots(f"Inside of {name}", _inside(comparison)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -89,13 +94,13 @@ def _table(table: Table, *, heading: str) -> str:
     )
 
 
-def _plots(title: str, figures: list[tuple[str, str]]) -> str:
+def _plots(title: str, figures: list[tuple[str, str]], *, kind: str = "plots") -> str:
     if not figures:
         return ""
     shown = "\n".join(
         f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>" for caption, picture in figures
     )
-    return f'<section>\n<h2>{html.escape(title)}</h2>\n<div class="plots">\n{shown}\n</div>\n</section>'
+    return f'<section>\n<h2>{html.escape(title)}</h2>\n<div class="{kind}">\n{shown}\n</div>\n</section>'
 
 
 def _scatters(report: Report) -> list[tuple[str, str]]:
