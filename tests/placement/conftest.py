@@ -26,6 +26,7 @@ from qtool.workflows.prepare import prepare
 
 Prepared: TypeAlias = Callable[..., ir.Model]
 Quantized: TypeAlias = Callable[..., ir.Model]
+Feed: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
 _U8, _S8 = np.dtype(np.uint8), np.dtype(np.int8)
@@ -165,6 +166,43 @@ class Pattern:
     def kernels(self, folder: Path, level: Level = "extended") -> dict[str, int]:
         """As ``optimized``, without the Q and DQ at the ends."""
         return {name: n for name, n in self.optimized(folder, level).items() if name not in _ENDS}
+
+
+@pytest.fixture
+def run_graph() -> Callable[..., Feed]:
+    """Runs a model in onnxruntime on one thread."""
+
+    def run(model: ir.Model | onnx.ModelProto, feed: Feed, level: Level = "none") -> Feed:
+        proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+        return Session(proto.SerializeToString(), threads=1, level=level).run(feed)
+
+    return run
+
+
+@pytest.fixture
+def kernels_of() -> Callable[[ir.Model, Path], Counter[str]]:
+    """Returns the operators that are left of a model once onnxruntime has rewritten it."""
+
+    def count(model: ir.Model, folder: Path) -> Counter[str]:
+        path = folder / "optimized.onnx"
+        Session(ir.to_proto(model).SerializeToString(), threads=1, level="extended", optimized_to=path)
+        return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+    return count
+
+
+@pytest.fixture
+def signal_to_noise_db() -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]:
+    def ratio(signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+        return float(10 * np.log10(np.sum(signal.astype(np.float64) ** 2) / np.sum((signal - other) ** 2.0)))
+
+    return ratio
+
+
+@pytest.fixture
+def stored_in() -> Callable[[ir.Model], Feed]:
+    """Returns the stored tensors of a model."""
+    return lambda model: {tensor.name: numpy_helper.to_array(tensor) for tensor in ir.to_proto(model).graph.initializer}
 
 
 @pytest.fixture

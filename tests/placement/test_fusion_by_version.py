@@ -274,7 +274,9 @@ def test_the_largest_values_and_their_places_stay_float(pattern: Pattern, tmp_pa
 @pytest.mark.parametrize(
     ("operator", "kernel"), [("Softmax", "QLinearSoftmax"), ("Where", "QLinearWhere"), ("ArgMax", "ArgMax")]
 )
-def test_kernels_that_plans_leave_alone(pattern: Pattern, tmp_path: Path, operator: str, kernel: str) -> None:
+def test_softmax_choices_and_places_of_the_largest_have_kernels(
+    pattern: Pattern, tmp_path: Path, operator: str, kernel: str
+) -> None:
     if operator == "Softmax":
         _close(pattern, pattern.node("Softmax", _image(pattern)), scale=1 / 256, zero_point=0)
     elif operator == "Where":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from calib.grid import Grid
 from qtool.errors import RuntimeRefusedError
-from qtool.runtime.session import Session
 from qtool.schemes import PRESETS, Scheme
 
 Arrays = Callable[..., npt.NDArray[np.float32]]
@@ -56,25 +53,6 @@ def image_feeds() -> list[Feed]:
     return [{"x": rng.normal(0.0, 1.0, (2, 3, 8, 8)).astype(np.float32)} for _ in range(8)]
 
 
-def _run(model: ir.Model | onnx.ModelProto, feed: Feed, level: Any = "none") -> Feed:
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    return Session(proto.SerializeToString(), threads=1, level=level).run(feed)
-
-
-def _kernels(model: ir.Model, folder: Path) -> Counter[str]:
-    path = folder / "optimized.onnx"
-    Session(ir.to_proto(model).SerializeToString(), threads=1, level="extended", optimized_to=path)
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-def _signal_to_noise_db(signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    return float(10 * np.log10(np.sum(signal.astype(np.float64) ** 2) / np.sum((signal - other) ** 2.0)))
-
-
-def _stored(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in ir.to_proto(model).graph.initializer}
-
-
 def test_the_quantized_graph_is_valid_and_keeps_its_interface(
     residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
 ) -> None:
@@ -88,9 +66,13 @@ def test_the_quantized_graph_is_valid_and_keeps_its_interface(
 
 
 def test_a_residual_network_runs_on_integer_kernels_only(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed], tmp_path: Path
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    tmp_path: Path,
+    kernels_of: Any,
 ) -> None:
-    assert _kernels(quantized(residual, image_feeds), tmp_path) == {
+    assert kernels_of(quantized(residual, image_feeds), tmp_path) == {
         "QuantizeLinear": 1,
         "QLinearConv": 2,
         "QLinearAdd": 1,
@@ -102,17 +84,24 @@ def test_a_residual_network_runs_on_integer_kernels_only(
 
 
 def test_the_quantized_graph_stays_near_the_float_one(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
-    expected = np.concatenate([_run(residual, feed)["y"] for feed in image_feeds])
+    expected = np.concatenate([run_graph(residual, feed)["y"] for feed in image_feeds])
     model = quantized(residual, image_feeds)
     for level in ("none", "all"):
-        got = np.concatenate([_run(model, feed, level)["y"] for feed in image_feeds])
-        assert _signal_to_noise_db(expected, got) > 30.0, level
+        got = np.concatenate([run_graph(model, feed, level)["y"] for feed in image_feeds])
+        assert signal_to_noise_db(expected, got) > 30.0, level
 
 
 def test_the_quantized_graph_agrees_with_the_onnx_reference(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    run_graph: Any,
 ) -> None:
     model = ir.to_proto(quantized(residual, image_feeds))
     # The reference knows Q and DQ since opset 19; nothing else in this graph has changed its meaning since 17.
@@ -120,14 +109,19 @@ def test_the_quantized_graph_agrees_with_the_onnx_reference(
     reference = ReferenceEvaluator(model)
     for feed in image_feeds[:2]:
         (expected,) = reference.run(None, feed)
-        np.testing.assert_allclose(_run(model, feed)["y"], expected, atol=0.02)
+        np.testing.assert_allclose(run_graph(model, feed)["y"], expected, atol=0.02)
 
 
 def test_only_integers_are_stored_of_the_weights(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    stored_in: Any,
 ) -> None:
-    floats = {name: array for name, array in _stored(residual).items() if array.dtype == np.float32 and array.ndim > 1}
-    stored = _stored(quantized(residual, image_feeds))
+    floats = {
+        name: array for name, array in stored_in(residual).items() if array.dtype == np.float32 and array.ndim > 1
+    }
+    stored = stored_in(quantized(residual, image_feeds))
     assert floats.keys().isdisjoint(stored)
     assert sorted(array.shape for array in stored.values() if array.dtype == np.int8 and array.ndim > 1) == sorted(
         array.shape for array in floats.values()
@@ -135,9 +129,14 @@ def test_only_integers_are_stored_of_the_weights(
     assert all(array.ndim <= 1 for array in stored.values() if array.dtype == np.float32)
 
 
-def test_every_scale_is_finite_and_positive(residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]) -> None:
+def test_every_scale_is_finite_and_positive(
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    stored_in: Any,
+) -> None:
     model = quantized(residual, image_feeds)
-    stored = _stored(model)
+    stored = stored_in(model)
     scales = [node.inputs[1].name for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert scales
     for name in scales:
@@ -146,7 +145,10 @@ def test_every_scale_is_finite_and_positive(residual: ir.Model, quantized: Quant
 
 
 def test_a_fully_connected_network_computes_what_numpy_computes(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
 ) -> None:
     w1, b1, w2, b2 = random_array(6, 8), random_array(8), random_array(4, 8), random_array(4)
     model = prepared(
@@ -187,16 +189,19 @@ def test_a_fully_connected_network_computes_what_numpy_computes(
     # One step of the hidden layer may fall to the other side of a tie.
     step = h_scale * float(np.abs(q2).max())
     for level in ("none", "all"):
-        got = _run(graph, {"x": data}, level)["y"]
+        got = run_graph(graph, {"x": data}, level)["y"]
         assert np.abs(got - expected).max() <= step + 1e-5
         assert np.mean(np.abs(got - expected) < 1e-4) > 0.9
 
 
 def test_biases_are_int32_on_the_exact_scale_of_the_products(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed]
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    stored_in: Any,
 ) -> None:
     model = quantized(residual, image_feeds)
-    stored = _stored(model)
+    stored = stored_in(model)
     checked = 0
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm"):
@@ -220,31 +225,38 @@ def test_every_kind_of_weights_loads_and_stays_near_the_float_model(
     per_channel: bool,
     symmetric: bool,
     signed: bool,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
-    expected = _run(residual, image_feeds[0])["y"]
+    expected = run_graph(residual, image_feeds[0])["y"]
     scheme = Scheme(
         activations=PRESETS["x86"].activations,
         weights=Grid(bits=8, signed=signed, symmetric=symmetric),
         per_channel=per_channel,
     )
     model = quantized(residual, image_feeds, scheme=scheme)
-    assert _signal_to_noise_db(expected, _run(model, image_feeds[0], "none")["y"]) > 25.0
+    assert signal_to_noise_db(expected, run_graph(model, image_feeds[0], "none")["y"]) > 25.0
     if per_channel and not symmetric and runtime < (1, 27):
         with pytest.raises(RuntimeRefusedError, match="zero point of per-channel filter"):
-            _run(model, image_feeds[0], "all")
+            run_graph(model, image_feeds[0], "all")
     else:
-        assert _signal_to_noise_db(expected, _run(model, image_feeds[0], "all")["y"]) > 25.0
+        assert signal_to_noise_db(expected, run_graph(model, image_feeds[0], "all")["y"]) > 25.0
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_signed_activations_load_and_stay_near_the_float_model(
-    residual: ir.Model, quantized: Quantized, image_feeds: list[Feed], symmetric: bool
+    residual: ir.Model,
+    quantized: Quantized,
+    image_feeds: list[Feed],
+    symmetric: bool,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
-    expected = _run(residual, image_feeds[0])["y"]
+    expected = run_graph(residual, image_feeds[0])["y"]
     scheme = Scheme(
         activations=Grid(bits=8, signed=True, symmetric=symmetric),
         weights=PRESETS["x86"].weights,
     )
     model = quantized(residual, image_feeds, scheme=scheme)
     for level in ("none", "all"):
-        assert _signal_to_noise_db(expected, _run(model, image_feeds[0], level)["y"]) > 25.0
+        assert signal_to_noise_db(expected, run_graph(model, image_feeds[0], level)["y"]) > 25.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from qtool.runtime.session import Session
 
@@ -22,26 +20,14 @@ Quantized = Callable[..., ir.Model]
 Feed = dict[str, npt.NDArray[Any]]
 
 
-def _run(model: ir.Model | onnx.ModelProto, feed: Feed, level: Any = "none") -> Feed:
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    return Session(proto.SerializeToString(), threads=1, level=level).run(feed)
-
-
-def _kernels(model: ir.Model, folder: Path) -> Counter[str]:
-    path = folder / "optimized.onnx"
-    Session(ir.to_proto(model).SerializeToString(), threads=1, level="extended", optimized_to=path)
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-def _signal_to_noise_db(signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    return float(10 * np.log10(np.sum(signal.astype(np.float64) ** 2) / np.sum((signal - other) ** 2.0)))
-
-
-def _stored(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in ir.to_proto(model).graph.initializer}
-
-
-def test_tied_weights_are_stored_once(prepared: Prepared, random_array: Arrays, quantized: Quantized) -> None:
+def test_tied_weights_are_stored_once(
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
+    signal_to_noise_db: Any,
+    stored_in: Any,
+) -> None:
     model = prepared(
         """g (float[N,4,8] x) => (float[N,4,8] y) {
             a = Conv (x, w)
@@ -51,14 +37,18 @@ def test_tied_weights_are_stored_once(prepared: Prepared, random_array: Arrays, 
         w=random_array(4, 4, 1),
     )
     feed = {"x": random_array(2, 4, 8, seed=3)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
-    assert [array.shape for array in _stored(graph).values() if array.dtype == np.int8] == [(4, 4, 1), (4,)]
-    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+    assert [array.shape for array in stored_in(graph).values() if array.dtype == np.int8] == [(4, 4, 1), (4,)]
+    assert signal_to_noise_db(expected, run_graph(graph, feed, "all")["y"]) > 25.0
 
 
 def test_a_weight_that_a_float_node_reads_too_stays_right(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     model = prepared(
         """g (int64[N,T] ids) => (float[N,T,7] y) {
@@ -70,15 +60,18 @@ def test_a_weight_that_a_float_node_reads_too_stays_right(
         table=random_array(7, 5),
     )
     feed = {"ids": np.array([[0, 3, 6], [5, 5, 1]], np.int64)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
-    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+    assert signal_to_noise_db(expected, run_graph(graph, feed, "all")["y"]) > 25.0
 
 
 def test_an_excluded_convolution_between_integer_layers_really_stays_float(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    tmp_path: Path,
+    kernels_of: Any,
 ) -> None:
-    # onnxruntime quantizes a float Conv itself, one scale for all channels, when there are pairs on both its sides.
     model = prepared(
         """g (float[N,4,8] x) => (float[N,4,8] y) {
             a = Conv (x, w1)
@@ -91,7 +84,7 @@ def test_an_excluded_convolution_between_integer_layers_really_stays_float(
         w3=random_array(4, 4, 1, seed=2),
     )
     graph = quantized(model, [{"x": random_array(2, 4, 8, seed=3)}], exclude=("/b/Conv",))
-    kernels = _kernels(graph, tmp_path)
+    kernels = kernels_of(graph, tmp_path)
     assert kernels["Conv"] == 1
     assert kernels["QLinearConv"] == 2
 
@@ -121,9 +114,13 @@ def test_a_transposed_convolution_between_integer_layers_keeps_its_float_weights
 
 @pytest.mark.parametrize("first", ["MatMul (x, w1)", "Gemm (x, w1)"])
 def test_a_product_read_by_integer_and_float_nodes_runs_on_integers(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path, first: str
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    tmp_path: Path,
+    first: str,
+    kernels_of: Any,
 ) -> None:
-    # onnxruntime fuses it when all read it in float or all read it quantized, but not when some do and some do not.
     model = prepared(
         f"""g (float[N,4] x) => (float[N,4] y, float[N,4] z) {{
             a = {first}
@@ -134,7 +131,7 @@ def test_a_product_read_by_integer_and_float_nodes_runs_on_integers(
         w2=random_array(4, 4, seed=1),
     )
     graph = quantized(model, [{"x": random_array(5, 4, seed=3)}])
-    kernels = _kernels(graph, tmp_path)
+    kernels = kernels_of(graph, tmp_path)
     assert kernels["MatMul"] == kernels["Gemm"] == 0
 
 
@@ -148,7 +145,12 @@ def test_a_product_read_by_integer_and_float_nodes_runs_on_integers(
     ],
 )
 def test_a_relu_behind_moved_values_leaves_them_integers(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path, mover: str
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    tmp_path: Path,
+    mover: str,
+    kernels_of: Any,
 ) -> None:
     model = prepared(
         f"""g (float[N,4,4] x) => (float[N,4,4] y) {{
@@ -166,14 +168,20 @@ def test_a_relu_behind_moved_values_leaves_them_integers(
         one=np.array([1], np.int64),
     )
     graph = quantized(model, [{"x": random_array(2, 4, 4, seed=3)}])
-    kernels = _kernels(graph, tmp_path)
+    kernels = kernels_of(graph, tmp_path)
     assert kernels["QLinearConv"] == 2
     # One Q where the input comes in and one DQ before Tanh: nothing turns to float and back in between.
     assert (kernels["QuantizeLinear"], kernels["DequantizeLinear"]) == (1, 1)
 
 
 def test_an_integer_tensor_that_is_an_output_too_is_given_out_in_float(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    tmp_path: Path,
+    run_graph: Any,
+    kernels_of: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     model = prepared(
         """g (float[N,4,8] x) => (float[N,4,8] a, float[N,4,8] y) {
@@ -185,18 +193,22 @@ def test_an_integer_tensor_that_is_an_output_too_is_given_out_in_float(
         w2=random_array(4, 4, 1, seed=1),
     )
     feed = {"x": random_array(2, 4, 8, seed=3)}
-    expected = _run(model, feed)
+    expected = run_graph(model, feed)
     graph = quantized(model, [feed])
-    got = _run(graph, feed, "all")
+    got = run_graph(graph, feed, "all")
     assert list(got) == ["a", "y"]
     for name, values in expected.items():
         assert got[name].dtype == np.float32
-        assert _signal_to_noise_db(values, got[name]) > 25.0
-    assert _kernels(graph, tmp_path)["QLinearConv"] == 2
+        assert signal_to_noise_db(values, got[name]) > 25.0
+    assert kernels_of(graph, tmp_path)["QLinearConv"] == 2
 
 
 def test_branches_read_the_same_values_as_before(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     model = prepared(
         """g (float[N,4,8] x, bool go) => (float[N,4,8] y) {
@@ -210,15 +222,20 @@ def test_branches_read_the_same_values_as_before(
         w=random_array(4, 4, 1),
     )
     feeds = [{"x": random_array(2, 4, 8, seed=3), "go": np.array(go)} for go in (True, False)]
-    expected = [_run(model, feed)["y"] for feed in feeds]
+    expected = [run_graph(model, feed)["y"] for feed in feeds]
     graph = quantized(model, feeds)
     for feed, values in zip(feeds, expected, strict=True):
-        assert _signal_to_noise_db(values, _run(graph, feed, "all")["y"]) > 20.0
+        assert signal_to_noise_db(values, run_graph(graph, feed, "all")["y"]) > 20.0
 
 
 @pytest.mark.parametrize("taken", ["a_scale", "a_zero_point", "a_quantized", "w_scale", "w_quantized"])
 def test_names_that_the_model_uses_itself_are_left_to_it(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, taken: str
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    taken: str,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     model = prepared(
         f"""g (float[N,4,8] x) => (float[N,4,8] y) {{
@@ -231,14 +248,19 @@ def test_names_that_the_model_uses_itself_are_left_to_it(
         **{taken: np.array(3.0, np.float32)},
     )
     feed = {"x": random_array(2, 4, 8, seed=3)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
-    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+    assert signal_to_noise_db(expected, run_graph(graph, feed, "all")["y"]) > 25.0
 
 
 @pytest.mark.parametrize("taken", ["a_scale", "a_quantized", "a_dequantized", "w_quantized", "w_dequantized"])
 def test_names_of_computed_values_are_left_to_the_model(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized, taken: str
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    taken: str,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     model = prepared(
         f"""g (float[N,4,8] x) => (float[N,4,8] y) {{
@@ -249,13 +271,16 @@ def test_names_of_computed_values_are_left_to_the_model(
         w=random_array(4, 4, 1),
     )
     feed = {"x": random_array(2, 4, 8, seed=3)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
-    assert _signal_to_noise_db(expected, _run(graph, feed, "all")["y"]) > 25.0
+    assert signal_to_noise_db(expected, run_graph(graph, feed, "all")["y"]) > 25.0
 
 
 def test_constant_and_dead_activations_give_a_model_that_runs(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
 ) -> None:
     w1 = random_array(4, 4, 1)
     w1[1] = 0.0
@@ -271,14 +296,18 @@ def test_constant_and_dead_activations_give_a_model_that_runs(
         w2=np.zeros((4, 4, 1), np.float32),
     )
     feed = {"x": np.zeros((2, 4, 8), np.float32)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
     for level in ("none", "all"):
-        np.testing.assert_allclose(_run(graph, feed, level)["y"], expected, atol=1e-6)
+        np.testing.assert_allclose(run_graph(graph, feed, level)["y"], expected, atol=1e-6)
 
 
 def test_a_large_bias_on_a_small_weight_survives(
-    prepared: Prepared, random_array: Arrays, quantized: Quantized
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
+    signal_to_noise_db: Any,
 ) -> None:
     w = random_array(4, 4, 1)
     w[2] *= np.float32(1e-9)
@@ -294,7 +323,7 @@ def test_a_large_bias_on_a_small_weight_survives(
         v=random_array(4, 4, 1, seed=9) * np.float32(0.02),
     )
     feed = {"x": random_array(2, 4, 8, seed=3)}
-    expected = _run(model, feed)["y"]
+    expected = run_graph(model, feed)["y"]
     graph = quantized(model, [feed])
     for level in ("none", "all"):
-        assert _signal_to_noise_db(expected, _run(graph, feed, level)["y"]) > 25.0
+        assert signal_to_noise_db(expected, run_graph(graph, feed, level)["y"]) > 25.0
