@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
 import onnx_ir as ir
 
+from formats.library_noise import quiet_loggers
 from qtool.passes import PREPARE_PASSES
 
 
@@ -18,23 +16,9 @@ def prepare(model: ir.Model) -> ir.Model:
     Raises:
         InputError: the model's opset cannot be raised.
     """
-    with _quiet_libraries():
+    with quiet_loggers(("onnx_ir", "onnxscript")):  # what they could not improve stays as it was, which is no news
         for location in PREPARE_PASSES.values():
             module, _, name = location.partition(":")
             graph_pass: ir.passes.PassBase = getattr(import_module(module), name)()
             model = graph_pass(model).model
     return model
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Silences the graph libraries' own logs: what they could not improve stays as it was, which is no news."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
