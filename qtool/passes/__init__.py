@@ -22,6 +22,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "hard-swish": "qtool.passes.hard_swish:SpellOutHardSwish",
     "join-constant-chains": "qtool.passes.constant_chains:JoinConstantChains",
     "fold-affine": "qtool.passes.fold_affine:FoldAffine",
+    "fold-scales-back": "qtool.passes.fold_scales_back:FoldScalesBack",
     "transposed-conv": "qtool.passes.transposed_conv:TransposedConvToConv",
     "fold-into-next": "qtool.passes.fold_into_next:FoldIntoNext",
     "matmul-add-to-gemm": "qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",

@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.passes.names import Names
+from qtool.passes.residual_sums import added_again
 from qtool.passes.restore_tables import restore_table
 
 # Operators whose outputs are never below zero: the clamp at zero in the Q behind them changes nothing.
@@ -34,6 +35,8 @@ class RemoveQdq(ir.passes.InPlacePass):
             elif node.domain == "" and node.op_type == "Sum" and len(node.inputs) == 1 and node.inputs[0] is not None:
                 # It did nothing but keep a layer float.
                 _replace(model.graph, node.outputs[0], node.inputs[0])
+            else:
+                added_again(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 

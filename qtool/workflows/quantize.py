@@ -16,6 +16,7 @@ from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
+from qtool.passes.residual_sums import ResidualSums
 from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
@@ -213,6 +214,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         if request.scheme.for_cpu:
             tables = with_tables(model, request.selection, (seeker or search).bears_tables)
             model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
+            ResidualSums()(model)
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):

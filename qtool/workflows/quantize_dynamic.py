@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
+from qtool.passes.residual_sums import ResidualSums
 from qtool.passes.store_tables import StoredTable
 from qtool.plan import DynamicPlan, build_dynamic_plan
 from qtool.progress import Progress
@@ -28,6 +28,7 @@ from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
+from qtool.workflows.quantize_record import figures_record, nodes_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +127,12 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         weights = quantize_dynamically(model, plan)
         tables = with_tables(model, request.selection, whatever)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
+        ResidualSums()(model)
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
-        coverage = integer_coverage(model)
-        comparison = compare_with_float(original, path, samples, threads=request.threads)
+        with progress.task("comparing with float"):
+            coverage = integer_coverage(model)
+            comparison = compare_with_float(original, path, samples, threads=request.threads)
         report = DynamicReport(
             output=output,
             manifest=manifest_path(output),
@@ -164,14 +167,10 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
         versions=locked_versions(request.source),
         quantized={
             "weights": len(report.plan.weights),
-            "tables": [table.tensor for table in report.tables],
             "dynamic_nodes": len(report.plan.integer_nodes),
-            "integer_nodes": report.coverage.integer,
-            "quantizable_nodes": report.coverage.total,
-            "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
-            "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+            **nodes_record(report, report.plan.skipped),
         },
-        figures=_figures(report),
+        figures=figures_record(report),
         lock=lock_record(request.arguments),
     )
 
@@ -188,14 +187,3 @@ def _options(request: DynamicRequest) -> dict[str, Any]:
         "preprocess": None if data is None else data.preprocess,
         "threads": request.threads,
     }
-
-
-def _figures(report: DynamicReport) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {
-        "float_bytes": float(report.float_bytes),
-        "quantized_bytes": float(report.quantized_bytes),
-    }
-    for output in report.fidelity:
-        sqnr = output.sqnr_db
-        figures[f"sqnr_db:{output.name}"] = sqnr if sqnr is not None and math.isfinite(sqnr) else None
-    return figures
