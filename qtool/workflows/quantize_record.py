@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from qtool.workflows.file_records import data_record, file_record, model_record
 from qtool.workflows.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
+    from qtool.plan import Skipped
     from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
+    from qtool.workflows.quantize_dynamic import DynamicReport
 
 
 def manifest_of(
@@ -32,7 +35,7 @@ def manifest_of(
         options=_options(request),
         versions=locked_versions(request.source),
         quantized=_quantized(report),
-        figures=_figures(report),
+        figures={**figures_record(report), "samples": float(report.samples)},
         lock=lock_record(request.arguments),
     )
 
@@ -64,20 +67,27 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
     return {
         "activations": len(report.plan.activations),
         "weights": len(report.plan.weights) + len(report.plan.dynamic.weights),
-        "tables": [table.tensor for table in report.tables],
         "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
-        "integer_nodes": report.coverage.integer,
-        "quantizable_nodes": report.coverage.total,
-        "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
-        "float_nodes": [asdict(skip) for skip in report.plan.skipped],
+        **nodes_record(report, report.plan.skipped),
     }
 
 
-def _figures(report: QuantizeReport) -> dict[str, float | None]:
+def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Returns what a manifest says about the nodes of a result, and about the tables that are stored as integers."""
+    return {
+        "tables": [table.tensor for table in report.tables],
+        "integer_nodes": report.coverage.integer,
+        "quantizable_nodes": report.coverage.total,
+        "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
+        "float_nodes": [asdict(skip) for skip in skipped],
+    }
+
+
+def figures_record(report: QuantizeReport | DynamicReport) -> dict[str, float | None]:
+    """Returns what a manifest says was measured."""
     figures: dict[str, float | None] = {
         "float_bytes": float(report.float_bytes),
         "quantized_bytes": float(report.quantized_bytes),
-        "samples": float(report.samples),
     }
     for output in report.fidelity:
         sqnr = output.sqnr_db

@@ -60,7 +60,8 @@ def check_coverage(report: VerifyReport, minimum: float) -> None:
         worst = min(report.coverage.by_operator(), key=lambda row: row.integer - row.total)
         raise GateError(
             f"{share:.1%} of the quantizable nodes run on integers, {minimum - share:.1%} too few "
-            f"for --min-coverage {100 * minimum:.4g}%: {worst.total - worst.integer} of {worst.total} {worst.operator} do not",
+            f"for --min-coverage {100 * minimum:.4g}%: {worst.total - worst.integer} of {worst.total} "
+            f"{worst.operator} do not",
             fix="follow the fixes above, or lower --min-coverage",
         )
 
