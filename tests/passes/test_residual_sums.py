@@ -32,7 +32,8 @@ g (float[1,4,8] x, float[1,4,8] r) => (float[1,4,8] y) {
 
 @pytest.fixture
 def block(parsed: Parsed, random_array: Arrays) -> onnx.ModelProto:
-    return parsed(_BLOCK, gamma=random_array(8), beta=random_array(8, seed=1), w=random_array(8, 8))
+    model = parsed(_BLOCK, gamma=random_array(8), beta=random_array(8, seed=1), w=random_array(8, 8))
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def _run_by_onnxruntime(model: onnx.ModelProto, folder: Path) -> list[str]:
