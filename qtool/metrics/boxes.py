@@ -13,6 +13,7 @@ Floats = npt.NDArray[np.float64]
 # What YOLO's own tools and most others keep: https://docs.ultralytics.com/modes/predict/ has 0.7 and 300.
 _SAME_OBJECT = 0.7
 _MOST_CANDIDATES = 1000
+_MOST_CLASSES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Boxes:
         found = corners.reshape(-1, 4).astype(np.float64)
         ordered = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], 1)
         # A broken model may call something NaN.
-        labels = np.nan_to_num(classes.reshape(-1)).astype(np.int64)
+        labels = np.clip(np.nan_to_num(classes.reshape(-1)), -1, _MOST_CLASSES).astype(np.int64)
         return cls(ordered, scores.reshape(-1).astype(np.float64), labels)
 
     def where(self, chosen: npt.NDArray[Any]) -> Boxes:
@@ -52,13 +53,15 @@ def corners_of(centers: npt.NDArray[Any]) -> Floats:
 
 def overlaps(left: Floats, right: Floats) -> Floats:
     """Returns intersection over union of every box with every other, (left boxes, right boxes)."""
-    low = np.maximum(left[:, None, :2], right[None, :, :2])
-    high = np.minimum(left[:, None, 2:], right[None, :, 2:])
-    common = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (left, right)]
-    union = areas[0][:, None] + areas[1][None, :] - common
-    shares: Floats = np.zeros_like(common)
-    np.divide(common, union, out=shares, where=union > 0)
+    # Boxes of a broken model may be infinite; they overlap nothing.
+    with np.errstate(invalid="ignore", over="ignore"):
+        low = np.maximum(left[:, None, :2], right[None, :, :2])
+        high = np.minimum(left[:, None, 2:], right[None, :, 2:])
+        common = np.prod(np.clip(high - low, 0, None), axis=2)
+        areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (left, right)]
+        union = areas[0][:, None] + areas[1][None, :] - common
+        shares: Floats = np.zeros_like(common)
+        np.divide(common, union, out=shares, where=(union > 0) & np.isfinite(union))
     return shares
 
 

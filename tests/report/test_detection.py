@@ -101,6 +101,18 @@ def test_overlaps_are_intersection_over_union() -> None:
     assert overlaps(boxes, boxes) == pytest.approx(np.array(expected))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_boxes_of_a_broken_model_find_nothing(broken: float) -> None:
+    true = pictures(2, count=1)[0]
+    meter = PrecisionMeter()
+    meter.add(boxes_of(np.full_like(true, broken)), boxes_of(true))
+    found = true.copy()
+    found[:, :4] = broken
+    meter.add(boxes_of(found), boxes_of(true))
+    assert meter.result() == 0
+
+
 def test_the_surest_of_candidates_for_one_object_is_kept() -> None:
     rows = np.array([[0, 0, 9, 10, 0.8, 0], [0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.7, 1], [20, 20, 30, 30, 0.6, 0]])
     assert suppressed(boxes_of(rows)).scores.tolist() == [0.9, 0.7, 0.6]
