@@ -139,6 +139,16 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.optimization.remove_unused:RemoveUnused",
         effect="removes nodes, outputs of nodes, constants and operator sets that nothing uses",
     ),
+    "to-nchw": Entry(
+        location="qtool.layout.to_nchw:ToNchw",
+        effect="moves Transpose nodes towards the outputs until they cancel, as around the layers of TensorFlow models",
+        runs=Runs.NAMED,
+    ),
+    "to-nhwc": Entry(
+        location="qtool.layout.to_nhwc:ToNhwc",
+        effect="keeps channels last between layers, for runtimes that take a layer between two Transpose as one",
+        runs=Runs.NAMED,
+    ),
     "reorder-for-memory": Entry(
         location="qtool.scheduling.reorder_for_memory:ReorderForMemory",
         effect="puts nodes into the order in which the fewest activations are in memory at once",
