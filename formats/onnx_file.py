@@ -14,6 +14,7 @@ import onnx_ir as ir
 from formats.errors import FormatError
 from formats.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from formats.findings import AuditNotes, Risk
+from formats.graph_check import broken_graph, broken_names
 from formats.inline_tensors import check_inline
 from formats.library_noise import quiet_libraries
 from formats.onnx_outline import read_outline
@@ -195,6 +196,9 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
     folder = _resolve_external(proto, path)
+    names = broken_names(proto.graph)
+    if names is not None:
+        raise _damaged(path, f": {names}")
     try:
         with quiet_libraries():
             model = ir.from_proto(proto)
@@ -202,6 +206,9 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
         raise _damaged(path, f": {_first_line(error)}") from error
     _check_functions(model, path)
     _check_meaning(model, path)
+    problem = broken_graph(model)
+    if problem is not None:
+        raise _damaged(path, f": {problem}")
     ir.external_data.set_base_dir(model.graph, folder)
     return model
 
