@@ -36,7 +36,7 @@ class Rewrite:
 # Returns the rewrite of a node whose first input is kept with that permutation; None where there is none.
 Rule: TypeAlias = Callable[[ir.Node, Perm], Rewrite | None]
 
-_ALIKE = (
+VALUE_BY_VALUE = (
     *("Abs", "Cast", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"),
     *("Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign"),
     *("Sin", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
@@ -259,7 +259,7 @@ def _stored(graph: ir.Graph, names: Names, node: ir.Node, part: str, array: npt.
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_ALIKE, _alike),
+    **dict.fromkeys(VALUE_BY_VALUE, _alike),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(("Concat", "Softmax", "LogSoftmax", "Hardmax", "Split"), _along_axis),
     **dict.fromkeys(("ArgMax", "ArgMin"), _argument),

@@ -10,7 +10,7 @@ from qtool.passes.names import Names
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 # Operators that ONNX defines for channels in front only.
-_LAYERS = frozenset(
+LAYERS = frozenset(
     {
         *("AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "DepthToSpace"),
         *("GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "QLinearConv"),
@@ -51,7 +51,7 @@ class ToNhwc(ir.passes.InPlacePass):
 def _is_layer(node: ir.Node) -> bool:
     shape = node.outputs[0].shape
     is_image = shape is not None and len(shape) == len(TO_LAST) and not node.outputs[0].is_graph_output()
-    return node.op_type in _LAYERS and not node.domain and is_image
+    return node.op_type in LAYERS and not node.domain and is_image
 
 
 def _is_turned(value: ir.Value) -> bool:
