@@ -29,6 +29,10 @@ _PRICE = 0.4
 _BROKEN_SHARE = 0.5
 # Layers that cost next to nothing come first, but not before one with ten times their noise.
 _LEAST_SHARE = 0.005
+# Up to this length, every beginning of a line may be tried.
+_SHORT = 12
+# Lengths are told apart down to this part of the best one.
+_FEW_PARTS, _MANY_PARTS = 8, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ def best_bargain(
     cost: FloatCost,
     *,
     most: float,
+    every_short: bool,
     advance: Advance,
     stop: Callable[[], bool],
 ) -> Bargain:
@@ -89,10 +94,11 @@ def best_bargain(
         in_order: the same, in graph order.
         cost: knows what layers cost in float.
         most: the largest part of what integers save that may be given up once the model is usable.
+        every_short: whether every short beginning of a line is tried, and every one near the best.
         advance: called with 1 after every try.
         stop: asked before every try.
     """
-    tried = _Line(quantize, judge, plain, cost, advance, stop)
+    tried = _Line(quantize, judge, plain, cost, every_short, advance, stop)
     line = _lined_up(ranked, cost)
     best = tried.best(line, most)
     for other in (in_order, line):
@@ -111,6 +117,7 @@ class _Line:
     judge: OutputJudge
     plain: Bargain
     cost: FloatCost
+    every_short: bool
     advance: Advance
     stop: Callable[[], bool]
 
@@ -122,14 +129,15 @@ class _Line:
         """
         longest = self._longest(line, most)
         tried = {0: self.plain}
-        lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest} - {0})
+        short = range(1, min(longest, _SHORT) + 1) if self.every_short else ()
+        lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest, *short} - {0})
         while lengths:
             for length in lengths:
                 if self.stop():
                     return _best(tried.values())
                 tried[length] = self._tried(line[:length])
                 self.advance(1)
-            lengths = _between(tried)
+            lengths = _between(tried, parts=_MANY_PARTS if self.every_short else _FEW_PARTS)
         return _best(tried.values())
 
     def _tried(self, layers: Sequence[LayerNoise]) -> Bargain:
@@ -153,12 +161,17 @@ def _best(found: Iterable[Bargain]) -> Bargain:
     return max(sorted(found, key=lambda bargain: len(bargain.layers)), key=lambda bargain: bargain.worth)
 
 
-def _between(tried: Mapping[int, Bargain]) -> list[int]:
-    """Returns lengths half way between the best one and its neighbours, as long as they are an eighth apart."""
+def _between(tried: Mapping[int, Bargain], *, parts: int) -> list[int]:
+    """Returns lengths half way between the best one and its neighbours, as long as these are far enough apart.
+
+    Args:
+        tried: by length, what came of those tried so far.
+        parts: lengths closer than this part of the best one are taken for the same.
+    """
     lengths = sorted(tried)
     place = lengths.index(len(_best(tried.values()).layers))
     gaps = zip(lengths[max(place - 1, 0) : place + 1], lengths[place : place + 2], strict=False)
-    return [(low + high) // 2 for low, high in gaps if high - low > max(1, lengths[place] // 8)]
+    return [(low + high) // 2 for low, high in gaps if high - low > max(1, lengths[place] // parts)]
 
 
 def _lined_up(ranked: Sequence[LayerNoise], cost: FloatCost) -> list[LayerNoise]:

@@ -94,15 +94,16 @@ class BargainSeeker:
         self.best = Bargain(layers=(), sqnr_db=self._plain_db, share=0.0)
         self.stopped: str | None = None
 
-    def seek(self, *, most: float) -> KeptFloat:
+    def seek(self, *, most: float, every_short: bool = False) -> KeptFloat:
         """Searches layers that are better dynamic, and then those to keep float.
 
         Args:
             most: the largest part of what integers save that may be given up once the model is usable, 0 to 1.
+            every_short: as for ``best_bargain``.
         """
         if could_gain(self._plain_db) and len(self._groups) > 1:
             try:
-                self._run(most)
+                self._run(most, every_short=every_short)
                 if self._is_over():
                     self.stopped = f"the time of {self._budget_s:g} s was up"
             except KeyboardInterrupt:
@@ -116,7 +117,7 @@ class BargainSeeker:
             stopped=self.stopped,
         )
 
-    def _run(self, most: float) -> None:
+    def _run(self, most: float, *, every_short: bool) -> None:
         feeds = self._samples.spread(_RANKING_SAMPLES)
         ranking = OutputJudge(self._original, feeds, view=with_unsaturated_outputs, threads=self._threads)
         with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
@@ -134,6 +135,7 @@ class BargainSeeker:
                 in_order,
                 cost,
                 most=most,
+                every_short=every_short,
                 advance=advance,
                 stop=self._is_over,
             )

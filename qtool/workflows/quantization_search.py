@@ -115,7 +115,7 @@ class QuantizationSearch:
             budget_s=budget_s,
             threads=self._threads,
         )
-        found = seeker.seek(most=self._wanted.most_float)
+        found = seeker.seek(most=self._wanted.most_float, every_short=self._wanted.every_short)
         return seeker.variants, found
 
     def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:

@@ -51,6 +51,7 @@ def _best(
     each: float = 0.02,
     most: float = 0.1,
     layer_names: str = _NAMES,
+    every_short: bool = False,
 ) -> tuple[str, Bargain]:
     layers = {
         name: LayerNoise(
@@ -68,6 +69,7 @@ def _best(
         [layers[name] for name in layer_names],
         cast(FloatCost, _Cost(each)),
         most=most,
+        every_short=every_short,
         advance=lambda units: None,
         stop=lambda: False,
     )
@@ -109,6 +111,19 @@ def test_few_tries_find_how_long_a_line_has_to_be(enough: int) -> None:
     names, _ = _best(worth, _MANY, each=0.001, most=1.0, layer_names=_MANY)
     assert enough <= len(names) <= enough + max(enough // 8, 1)
     assert len(tries) <= 16
+
+
+@pytest.mark.parametrize(("enough", "every_short", "taken"), [(7, False, 0), (7, True, 7), (11, True, 11)])
+def test_a_best_search_finds_a_length_that_stands_out_alone(enough: int, every_short: bool, taken: int) -> None:
+    names, _ = _best(
+        lambda kept: 26.0 if len(kept) == enough else 21.0,
+        _MANY,
+        each=0.001,
+        most=1.0,
+        layer_names=_MANY,
+        every_short=every_short,
+    )
+    assert len(names) == taken
 
 
 def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
