@@ -172,12 +172,24 @@ class _Placement:
         if operator.needs_integer_output:
             return True
         final = self._final(head)
+        if self._meets_clamp(final):
+            return True
         if not self._read_by_integers_only(final):
             return False
         # The bias behind a MatMul is better added before rounding than after.
         return maker.op_type != "MatMul" or all(
             OPERATORS[use.node.op_type].kind is not Kind.ELEMENTWISE for use in final.uses()
         )
+
+    def _meets_clamp(self, value: ir.Value) -> bool:
+        """Tells whether a clamp that is not absorbed stands between a product and the Q of what reads it.
+
+        onnxruntime takes that Q for the product's own, finds that the clamp is in the way, and leaves both in float.
+        """
+        reader = sole_consumer(value)
+        if reader is None or reader.domain != "" or reader.op_type not in ("Relu", "Clip"):
+            return False
+        return reader.inputs[0] is value and self._read_by_integers(reader.outputs[0])
 
     def _read_by_integers(self, value: ir.Value) -> bool:
         return any(use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses())
