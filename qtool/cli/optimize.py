@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,13 @@ from qtool.cli.options import (
     TargetOption,
 )
 from qtool.errors import UsageError
+
+
+class ImageLayout(StrEnum):
+    """Where images have their channels."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
 
 
 def optimize(
@@ -60,6 +68,14 @@ def optimize(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Write the result without running it beside the model.")
     ] = False,
+    io_layout: Annotated[
+        ImageLayout | None,
+        typer.Option(
+            "--io-layout",
+            help="Let inputs and outputs that are images have their channels there.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the passes would do and write nothing.")
     ] = False,
@@ -90,6 +106,7 @@ def optimize(
         tolerance=tolerance,
         check=not no_check,
         dry_run=dry_run,
+        io_layout=None if io_layout is None else io_layout.value,
     )
     report = run(request, console.progress())
     if json:
@@ -112,6 +129,9 @@ def _show(console: Console, report: Any) -> None:
     if different:
         counts = [(name, report.before[name], report.after[name]) for name in different]
         console.table("Operators", ("operator", "before", "after"), counts)
+    if report.turned is not None:
+        changed = ", ".join((*report.turned.inputs, *report.turned.outputs))
+        console.say(f"{report.turned.layout.upper()} now: {changed or 'nothing, every image was'}")
     nodes = f"{sum(report.before.values())} → {sum(report.after.values())} nodes"
     if report.output is None:
         console.say(f"{nodes}; nothing was written")
@@ -139,6 +159,7 @@ def _as_json(report: Any) -> dict[str, object]:
         "operators_before": dict(report.before),
         "operators_after": dict(report.after),
         "passes": [asdict(step) for step in report.steps],
+        "turned": None if report.turned is None else asdict(report.turned),
         "bytes_before": report.bytes_before,
         "bytes_after": report.bytes_after,
         "largest_difference": None

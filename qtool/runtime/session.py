@@ -73,6 +73,7 @@ class Session:
         profile_to: Path | None = None,
         mapped: bool = False,
         weights: Mapping[str, Array] = NO_WEIGHTS,
+        reuses_memory: bool = True,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -85,6 +86,8 @@ class Session:
             mapped: whether weights in external files stay there and are read as they are needed, which takes little
                 memory and more time; the graph is not rewritten then.
             weights: C-contiguous initializers that the model's bytes only name, as external data; they are not copied.
+            reuses_memory: whether it is planned in advance which tensors share memory, which takes time in proportion
+                to the square of the nodes.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -93,6 +96,7 @@ class Session:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.graph_optimization_level = _LEVELS[level]
+        options.enable_mem_reuse = reuses_memory
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
             options.enable_cpu_mem_arena = False

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calib.specs import Layout
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
+from qtool.layout.graph_borders import Turned, turn_borders
 from qtool.metrics.size import model_bytes
 from qtool.optimization.choice import chosen_passes, operators_for
 from qtool.optimization.pipeline import Step, node_counts, run_passes
@@ -45,6 +47,7 @@ class OptimizeRequest:
         tolerance: how far outputs may be apart, as a share of the largest value; None for what the types allow.
         check: whether the outputs are compared.
         dry_run: whether nothing is written.
+        io_layout: the layout that inputs and outputs that are images get; None for that which they have.
     """
 
     model: Path
@@ -58,6 +61,7 @@ class OptimizeRequest:
     tolerance: float | None = None
     check: bool = True
     dry_run: bool = False
+    io_layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,7 @@ class OptimizeReport:
         agreement: how close the outputs are; None where they were not compared.
         bytes_before: size of the model, with its data files.
         bytes_after: size of the result; None after a dry run.
+        turned: the inputs and outputs that have another layout; None where nobody asked for it.
     """
 
     model: Path
@@ -83,6 +88,7 @@ class OptimizeReport:
     agreement: Agreement | None = None
     bytes_before: int
     bytes_after: int | None = None
+    turned: Turned | None = None
 
 
 def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
@@ -101,8 +107,10 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     before = node_counts(model)
     tolerance = _tolerance(model) if request.tolerance is None else request.tolerance
     compared = output is not None and request.check
-    witness = Witness(request.model, input_specs(model), request.data) if compared else None
+    inputs = input_specs(model)
+    witness = Witness(request.model, inputs, request.data, nodes=before.total()) if compared else None
     steps = run_passes(model, names, operators_for(request.target), progress)
+    turned = None if request.io_layout is None else turn_borders(model, request.io_layout)
     report = OptimizeReport(
         model=request.model,
         output=output,
@@ -110,6 +118,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
         after=node_counts(model),
         steps=steps,
         bytes_before=model_bytes(request.model),
+        turned=turned,
     )
     if output is None:
         return report
@@ -117,7 +126,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
         write_graph(model, path)
         if witness is not None:
             with progress.task("comparing"):
-                agreement = witness.compare(path)
+                agreement = witness.compare(path, turned)
             if agreement.worst.relative > tolerance:
                 culprit = _culprit(request, names, steps, witness, tolerance)
                 raise _changed(agreement.worst, culprit, tolerance)

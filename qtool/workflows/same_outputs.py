@@ -13,12 +13,15 @@ import numpy as np
 from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
+from qtool.layout.graph_borders import Turned
 from qtool.runtime.session import Session
 from qtool.workflows.data_request import DataRequest
 
 # Of data that has more, so many samples tell enough.
 _SAMPLES = 16
 _SECOND_SAMPLES = 3
+# onnxruntime plans the memory of so many nodes in a second or two, of ten times as many in minutes.
+_MANY_NODES = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +59,22 @@ class Agreement:
 class Witness:
     """Holds the inputs and the outputs of a model, so that others can be compared with it."""
 
-    def __init__(self, model: Path, inputs: Sequence[InputSpec], data: DataRequest | None) -> None:
+    def __init__(self, model: Path, inputs: Sequence[InputSpec], data: DataRequest | None, *, nodes: int = 0) -> None:
         """Runs the model, as it is written and not as onnxruntime would rewrite it.
 
         Args:
             model: the file.
             inputs: what it is fed.
             data: real data; random values at two sizes of the free dimensions otherwise.
+            nodes: how many nodes it has.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model, or not run it on the data.
             InputError: it does not run on random values.
             CalibError: the data does not fit the inputs.
         """
-        session = Session(model, level="none")
+        self._is_large = nodes > _MANY_NODES
+        session = self._opened(model)
         self._runs: list[tuple[Feed, dict[str, Array]]] = []
         if data is None:
             self.samples = "random inputs"
@@ -84,16 +89,23 @@ class Witness:
                     break
             self.samples = f"{count} sample{'' if count == 1 else 's'} of {data.source}"
 
-    def compare(self, model: Path) -> Agreement:
+    def _opened(self, model: Path) -> Session:
+        return Session(model, level="none", reuses_memory=not self._is_large)
+
+    def compare(self, model: Path, turned: Turned | None = None) -> Agreement:
         """Runs another model on the same inputs.
+
+        Args:
+            model: the file.
+            turned: which of its inputs and outputs have another layout; None for none.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run it.
         """
-        session = Session(model, level="none")
+        session = self._opened(model)
         worst: dict[str, float] = {}
         for feed, expected in self._runs:
-            found = session.run(feed)
+            found = session.run(feed) if turned is None else turned.returned(session.run(turned.feed(feed)))
             for name, values in expected.items():
                 worst[name] = max(worst.get(name, 0.0), _distance(values, found[name]))
         differences = tuple(Difference(output=name, relative=relative) for name, relative in worst.items())
