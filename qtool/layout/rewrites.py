@@ -177,10 +177,10 @@ def _reshape(node: ir.Node, perm: Perm) -> Rewrite | None:
 
 
 def _resolved(before: Sequence[int], target: Sequence[int]) -> list[int] | None:
-    """Returns a target shape without zeros, and without -1 where all lengths are known; None where a 0 is unclear."""
+    """Returns a target shape without zeros, nor -1 where all lengths are known; None where a 0 means nothing."""
     after = []
     for axis, dim in enumerate(target):
-        if dim == 0 and (axis >= len(before) or before[axis] == -1):
+        if dim == 0 and axis >= len(before):
             return None
         after.append(before[axis] if dim == 0 else dim)
     if after.count(-1) == 1 and -1 not in before:
@@ -218,14 +218,20 @@ def broadcasting_rewrite(node: ir.Node, perms: Sequence[Perm | None]) -> Rewrite
     """
     rank = max((len(perm) for perm in perms if perm is not None), default=0)
     computed = [place for place, value in enumerate(node.inputs) if value is not None and not is_constant(value)]
-    full = [perm for place in computed if (perm := perms[place]) is not None and len(perm) == rank]
+    if any(perms[place] is None for place in computed) or (node.op_type == "PRelu" and computed != [0]):
+        return None
+    candidates = dict.fromkeys([identity(rank), *(perm for place in computed if (perm := perms[place]) is not None)])
+    turned = {
+        candidate: [place for place in computed if not _fits(node.inputs[place], perms[place], candidate)]
+        for candidate in candidates
+        if len(candidate) == rank
+    }
+    chosen = min(turned, key=lambda candidate: len(turned[candidate]))
     # A computed operand with fewer axes would need another shape.
-    if len(full) != len(computed) or (node.op_type == "PRelu" and computed != [0]):
+    shorter = any(len(perms[place] or ()) < rank for place in turned[chosen])
+    if is_identity(chosen) or shorter:
         return None
-    costs = {perm: sum(other != perm for other in full) for perm in (identity(rank), *full)}
-    chosen = min(costs, key=lambda perm: costs[perm])
-    if is_identity(chosen):
-        return None
+    wanted = {place: chosen for place in computed if place in turned[chosen] or perms[place] == chosen}
 
     def change(graph: ir.Graph, names: Names) -> None:
         for place, value in enumerate(node.inputs):
@@ -236,7 +242,17 @@ def broadcasting_rewrite(node: ir.Node, perms: Sequence[Perm | None]) -> Rewrite
             moved = np.transpose(whole, inverse(chosen))
             node.replace_input_with(place, add_constant(graph, f"{value.name}_moved", moved, names=names))
 
-    return Rewrite(wanted=dict.fromkeys(computed, chosen), made=(chosen,), change=change)
+    return Rewrite(wanted=wanted, made=(chosen,), change=change)
+
+
+def _fits(value: ir.Value | None, perm: Perm | None, chosen: Perm) -> bool:
+    """Tells whether an operand can be taken with one permutation as it is kept: only axes of length 1 move."""
+    if perm == chosen:
+        return True
+    if perm is None or not is_identity(perm) or value is None or value.shape is None:
+        return False
+    dims = (*(1,) * (len(chosen) - len(perm)), *value.shape)
+    return all(axis == source or dim == 1 for axis, (source, dim) in enumerate(zip(chosen, dims, strict=True)))
 
 
 def _axes(node: ir.Node, position: int) -> list[int] | None:

@@ -49,12 +49,14 @@ def parts_of(graph: ir.Graph, groups: Sequence[Group]) -> tuple[Part, ...]:
     reads = [{value for node in nodes for value in read_by(node)} for nodes in whole]
     made = [{value for node in group.nodes for value in node.outputs} for group in groups]
     outputs = set(graph.outputs)
+    needed_later = [outputs] * len(groups)
+    for number in range(len(groups) - 1, 0, -1):
+        needed_later[number - 1] = needed_later[number] | reads[number]
     places = {value: place for place, value in enumerate(_values(graph))}
     parts = []
     for number, (group, nodes) in enumerate(zip(groups, whole, strict=True)):
         own = {value for node in nodes for value in node.outputs}
-        later = set().union(outputs, *reads[number + 1 :])
-        gives = made[number] & later
+        gives = made[number] & needed_later[number]
         if number == len(groups) - 1:
             # Constants, or what is computed from them, that the graph returns.
             gives |= {value for value in outputs if is_constant(value) or value.producer() in free}

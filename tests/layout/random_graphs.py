@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 SHAPE = (2, 3, 4, 5)
 _KINDS = ("join", "constant", "concat", "slice", "pad", "reduce", "squeeze", "unsqueeze", "softmax", "reshape")
-_MORE_KINDS = ("argmax", "shape", "flat", "conv", "unary", "split")
+_MORE_KINDS = ("argmax", "gate", "shape", "flat", "conv", "unary", "split")
 
 
 @dataclass
@@ -108,7 +108,13 @@ def _add_other(maker: _Maker, kind: str, name: str, shape: tuple[int, ...]) -> N
             for _ in range(chosen.randint(0, 2)):
                 dims.insert(chosen.randint(0, len(dims)), 1)
             target = [-1 if place == axis and chosen.random() < 0.5 else dim for place, dim in enumerate(dims)]
+            if -1 not in target and dims[0] == shape[0] and chosen.random() < 0.5:
+                target[0] = 0
             maker.add("Reshape", [name, maker.constant(np.array(target))], dims)
+        case "gate":
+            axes = sorted(chosen.sample(range(rank), chosen.randint(1, rank)))
+            maker.add("ReduceMax", [name], [1 if place in axes else dim for place, dim in enumerate(dims)], axes=axes)
+            maker.add("Mul", [name, maker.values[-1][0]], dims)
         case "flat":
             dims = [dims[0], int(np.prod(dims[1:]))]
             maker.add("Reshape", [name, maker.constant(np.array(dims))], dims)
