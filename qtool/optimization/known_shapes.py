@@ -94,7 +94,7 @@ class _Worker:
         if None not in target and target == source and bypass(node, source_value):
             return True
         output = node.outputs[0]
-        if None not in target and not output.is_graph_output():
+        if None not in target and output.type is not None and not output.is_graph_output():
             output.shape = shape_of(target)
         numbers = as_reshape(target, source)
         if numbers is None:

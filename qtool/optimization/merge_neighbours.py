@@ -32,6 +32,8 @@ _CLAMPS = (
     min_max_rule,
     max_min_rule,
 )
+# Each of the rules has one of them.
+_CLAMPING = frozenset({"Clip", "Max", "Min"})
 
 
 class MergeNeighbours(ir.passes.InPlacePass):
@@ -46,7 +48,7 @@ class MergeNeighbours(ir.passes.InPlacePass):
                 rule = _RULES.get(node.op_type) if node.domain == "" else None
                 while rule is not None and node.graph is graph and rule(node, model.graph, names):
                     modified = True
-        return ir.passes.PassResult(model, modified=apply_rules(model, _CLAMPS) or modified)
+        return ir.passes.PassResult(model, modified=apply_rules(model, _CLAMPS, _CLAMPING) or modified)
 
 
 def _first(second: ir.Node, value: ir.Value | None) -> ir.Node | None:

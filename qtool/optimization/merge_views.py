@@ -64,8 +64,9 @@ def _merge(graph: ir.Graph, second: ir.Node, arithmetic: ShapeArithmetic, names:
         return None
     shape = add_constant(graph, f"{second.outputs[0].name}_shape", np.asarray(numbers, np.int64), names=names)
     made = replace(second, "Reshape", [source_value, shape])
-    if None not in target and not made.outputs[0].is_graph_output():
-        made.outputs[0].shape = shape_of(target)
+    output = made.outputs[0]
+    if None not in target and output.type is not None and not output.is_graph_output():
+        output.shape = shape_of(target)
     _remove_unread(first)
     return made
 

@@ -65,15 +65,15 @@ def run_passes(
     """
     steps: list[Step] = []
     with quiet_libraries(), _defaults_aside(model), progress.task("optimizing", rounds * len(names)) as advance:
-        counts = node_counts(model)
+        counts, nodes = node_counts(model), len(model.graph)
         for _ in range(rounds):
             worked = False
             for name in names:
                 modified, remark = _run(model, name, operators)
                 advance(1)
-                after = node_counts(model)
-                if not modified and after == counts:
+                if not modified and len(model.graph) == nodes:
                     continue
+                after, nodes = node_counts(model), len(model.graph)
                 steps.append(replace(_step(name, counts, after), remark=remark))
                 worked = worked or name != "infer-shapes"
                 counts = after

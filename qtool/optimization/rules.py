@@ -9,11 +9,18 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewritePass
 
 
-def apply_rules(model: ir.Model, rules: Sequence[Any]) -> bool:
+def apply_rules(model: ir.Model, rules: Sequence[Any], operators: frozenset[str]) -> bool:
     """Applies rules wherever they match, and returns whether anything changed.
 
     They remove what nothing reads as well, which the library does not count.
+
+    Args:
+        model: the model.
+        rules: the rules.
+        operators: those without one of which no rule can match, which saves trying.
     """
+    if not any(node.op_type in operators for node in model.graph.all_nodes()):
+        return False
     before = _size(model)
     applied = RewritePass(rules)(model).modified
     return bool(applied) or _size(model) != before

@@ -16,7 +16,7 @@ from qtool.optimization.pipeline import run_passes
 from qtool.progress import Silent
 
 _EVERY_OPERATOR = Operators(onnxruntime=True)
-_TOLERANCES: dict[str, float] = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2}
+_TOLERANCE, _HALF_TOLERANCE = 1e-5, 1e-2
 
 
 def _apply(
@@ -29,11 +29,14 @@ def _apply(
 
 def _assert_same_outputs(outputs: Any, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     expected, got = outputs(before), outputs(after)
+    # Values that are rounded to half precision on the way move as a whole where another order rounds otherwise.
+    half = any(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for value in before.graph.input)
     assert list(got) == list(expected)
     for name, values in expected.items():
         assert got[name].dtype == values.dtype
         assert got[name].shape == values.shape
-        bound = _TOLERANCES.get(str(values.dtype), 0.0) * max(1e-30, np.abs(values).max(initial=0))
+        share = 0.0 if values.dtype.kind != "f" else _HALF_TOLERANCE if half else _TOLERANCE
+        bound = share * max(1e-30, np.abs(values).max(initial=0))
         np.testing.assert_allclose(got[name], values, rtol=0, atol=bound, err_msg=name)
 
 

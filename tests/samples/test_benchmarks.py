@@ -38,7 +38,7 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",
     [
         *("compare", "calibration", "calibration_pass", "large_model", "onnxruntime_static", "plain_inference"),
-        *("real_models", "conversion", "torch_exporter", "merging", "merge_once"),
+        *("real_models", "conversion", "torch_exporter", "merging", "merge_once", "optimizing"),
     ],
 )
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
