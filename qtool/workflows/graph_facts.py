@@ -191,8 +191,9 @@ def _given_shapes(
 
 
 def _lengths(graph_inputs: Sequence[ir.Value], given: Mapping[str, tuple[int | str, ...]]) -> dict[str, int]:
-    """Returns the lengths of the free dimensions that have names, by name."""
-    lengths: dict[str, int] = {}
+    """Returns the lengths of the free dimensions that have names, by name; a name of several lengths says nothing."""
+    said: dict[str, set[int]] = {}
+    first: set[str] = set()
     for value in graph_inputs:
         dims = tuple(value.shape) if value.shape is not None else ()
         shape = given.get(value.name or "", dims)
@@ -200,10 +201,11 @@ def _lengths(graph_inputs: Sequence[ir.Value], given: Mapping[str, tuple[int | s
             if isinstance(dim, int) or dim.value is None:
                 continue
             if isinstance(length, int):
-                lengths[dim.value] = length
+                said.setdefault(dim.value, set()).add(length)
             elif axis == 0:
-                lengths.setdefault(dim.value, 1)
-    return lengths
+                first.add(dim.value)
+    known = {name: min(lengths) for name, lengths in said.items() if len(lengths) == 1}
+    return known | dict.fromkeys(sorted(first - said.keys()), 1)
 
 
 def _bound(

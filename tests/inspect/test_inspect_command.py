@@ -46,6 +46,16 @@ def test_free_dimensions_leave_nodes_unknown_but_a_batch_is_one_sample(facts: An
     assert (work["known_nodes"], work["unknown_nodes"], work["assumed"]) == (2, 2, {"batch": 1})
 
 
+def test_a_name_that_stands_for_several_lengths_is_no_contradiction(facts: Any, tmp_path: Path) -> None:
+    # As some exporters write what they know nothing about.
+    graph = onnx.parser.parse_graph("odd (float[unknown,2,unknown,3] x) => (float[a,2,c,5] y) { y = MatMul (x, w) }")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 5), np.float32), "w"))
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "odd.onnx")
+    work = facts("odd.onnx", "--input-shape", "x=7,2,4,3")["graph"]["multiply_adds"]
+    assert work["total"] == 7 * 2 * 4 * 3 * 5
+
+
 def test_multiply_adds_agree_with_the_loops_that_torch_runs(facts: Any, tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
