@@ -3,6 +3,7 @@
 # make test-slow  the tests that take long: models of several gigabytes, many runs under load
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
+# make support-table  measures what becomes of every kind of operator, and writes the README's table of them
 # make lint    style, formatting and types
 # make bench   qtool beside other quantizers on real models, which it makes first; on your own: make bench MODELS=folder
 # make clean   removes what these made
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qtool calib formats samples benchmarks tests
 
-.PHONY: demo test test-slow test-oldest oldest test-tensorflow lint bench clean
+.PHONY: demo test test-slow test-oldest oldest test-tensorflow support-table lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -42,6 +43,9 @@ oldest: $(STAMP)
 test-tensorflow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow]'
 	$(BIN)/python -m pytest -m tensorflow
+
+support-table: $(STAMP)
+	$(BIN)/python -m tests.operators.support_table
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check $(SOURCES)
