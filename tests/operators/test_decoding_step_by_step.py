@@ -1,4 +1,4 @@
-"""A decoder layer that hands its cache on gives the same step by step as for a whole sequence, in float and quantized."""
+"""A decoder layer that hands its cache on gives the same step by step as at once, in float and quantized."""
 
 from __future__ import annotations
 
