@@ -1,8 +1,7 @@
-"""Small graphs, and the command line run in a folder of its own."""
+"""Small graphs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,19 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-from typer.testing import CliRunner
-
-from qtool.cli.app import app
 
 Run: TypeAlias = Callable[..., Any]
 Save: TypeAlias = Callable[..., Path]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs qtool in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -32,8 +21,8 @@ def facts(run: Run) -> Run:
 
     def call(*arguments: object) -> Any:
         result = run("inspect", *arguments, "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        assert result.code == 0, result.err
+        return result.json
 
     return call
 

@@ -49,13 +49,13 @@ def test_the_range_is_that_of_the_samples(facts: Any, network: Path, data: Path,
 
 def test_the_range_comes_from_a_statistics_file(run: Any, facts: Any, network: Path, data: Path) -> None:
     made = run("calibrate", "net.onnx", "--calib-data", "data.npz", "-o", "net.stats.npz")
-    assert made.exit_code == 0, made.output
+    assert made.code == 0, made.err
     found = facts("net.onnx", "--flow", "image", "--calib-stats", "net.stats.npz")["flow"]["range"]
     images = np.load(data)["image"]
     assert (found["minimum"], found["maximum"], found["source"]) == (images.min(), images.max(), "statistics")
     result = run("inspect", "net.onnx", "--flow", "c1", "--calib-stats", "net.stats.npz")
-    assert result.exit_code == 2
-    assert "--data" in result.stderr or "it has" in result.stderr
+    assert result.code == 2
+    assert "--data" in result.err or "it has" in result.err
 
 
 def test_a_constant_shows_its_own_range(facts: Any, network: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_constant_shows_its_own_range(facts: Any, network: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_a_suggestion(run: Any, network: Path) -> None:
     result = run("inspect", "net.onnx", "--flow", "scors")
-    assert result.exit_code == 2
-    assert "scores" in result.stderr
+    assert result.code == 2
+    assert "scores" in result.err
 
 
 def _first_layer(network: Path, images: np.ndarray) -> np.ndarray:

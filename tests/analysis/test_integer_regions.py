@@ -13,7 +13,7 @@ def quantize(run: Any, network: Path, data: Path) -> Any:
         made = run(
             "quantize", "net.onnx", "--calib-data", "data.npz", "--effort", "fast", "-o", "q.onnx", "--force", *options
         )
-        assert made.exit_code == 0, made.output
+        assert made.code == 0, made.err
         return facts("q.onnx", "--partition")["partition"]
 
     return call
@@ -69,6 +69,6 @@ def test_moving_integers_is_part_of_their_region(facts: Any, save: Any) -> None:
 
 def test_the_tables_show_regions_and_conversions(run: Any, facts: Any, quantize: Any) -> None:
     quantize(facts, "--exclude", "n_c2")
-    shown = run("inspect", "q.onnx", "--partition").stdout
+    shown = run("inspect", "q.onnx", "--partition").out
     assert "Integer subgraphs" in shown
     assert "to float" in shown

@@ -107,7 +107,7 @@ def test_what_is_alive_is_what_was_made_and_is_still_needed(drawn: tuple[ir.Grap
 
 
 def test_a_table_names_the_node_at_the_peak(run: Any, network: Path) -> None:
-    shown = run("inspect", "net.onnx", "--memory").stdout
+    shown = run("inspect", "net.onnx", "--memory").out
     assert "n_s (5 of 8)" in shown
     assert "6,144 bytes" in shown
 
@@ -115,5 +115,5 @@ def test_a_table_names_the_node_at_the_peak(run: Any, network: Path) -> None:
 @pytest.mark.parametrize("option", ["--data", "--calib-stats"])
 def test_data_without_an_analysis_is_refused(run: Any, network: Path, data: Path, option: str) -> None:
     result = run("inspect", "net.onnx", option, "data.npz")
-    assert result.exit_code == 2
-    assert "--memory" in result.stderr
+    assert result.code == 2
+    assert "--memory" in result.err

@@ -110,4 +110,4 @@ def test_the_table_shows_what_another_order_would_need(run: Any, facts: Any, sav
     )
     memory = facts(path, "--memory")["memory"]
     assert (memory["peak_bytes"], memory["reordered_peak_bytes"]) == (2 * 128 + 16, 128 + 16 + 4)
-    assert "in the best order found" in run("inspect", path, "--memory").stdout
+    assert "in the best order found" in run("inspect", path, "--memory").out

@@ -1,4 +1,4 @@
-"""Models to split, and the command line run in a folder of its own."""
+"""Models to split."""
 
 from __future__ import annotations
 
@@ -12,19 +12,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
-from typer.testing import CliRunner
-
-from qtool.cli.app import app
 
 Run: TypeAlias = Callable[..., Any]
 Save: TypeAlias = Callable[..., Path]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs qtool in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -33,8 +23,8 @@ def split(run: Run) -> Run:
 
     def call(*arguments: object) -> Any:
         result = run("split", *arguments, "-o", "parts", "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        assert result.code == 0, result.err
+        return result.json
 
     return call
 

@@ -13,7 +13,7 @@ def mixed(run: Any, network: Path, images: Path) -> Path:
     """The network in integers, but for the Conv in its middle."""
     options = ("--calib-data", "data.npz", "--effort", "fast", "--exclude", "n_c2", "-o", "q.onnx")
     result = run("quantize", "net.onnx", *options)
-    assert result.exit_code == 0, result.output
+    assert result.code == 0, result.err
     return network.parent / "q.onnx"
 
 
@@ -60,6 +60,6 @@ def test_parts_agree_with_the_whole_on_samples(split: Any, mixed: Path, images: 
 
 def test_the_table_says_what_each_part_runs_on(run: Any, mixed: Path) -> None:
     result = run("split", "q.onnx", "--at-integer-borders", "-o", "parts")
-    assert result.exit_code == 0, result.output
-    assert "floats" in result.stdout
-    assert "bit by bit" in result.stdout
+    assert result.code == 0, result.err
+    assert "floats" in result.out
+    assert "bit by bit" in result.out
