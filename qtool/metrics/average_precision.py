@@ -34,12 +34,13 @@ class PrecisionMeter:
         return sum(self._truths.values())
 
     def add(self, found: Boxes, truth: Boxes) -> None:
-        """Takes in one picture; of more than 100 boxes found, the surest count."""
-        surest = found.where(np.argsort(-found.scores, kind="stable")[:_MOST_BOXES])
+        """Takes in one picture; of more than 100 boxes found of one class, the surest count."""
+        ordered = found.where(np.argsort(-found.scores, kind="stable"))
         for label in np.unique(truth.classes).tolist():
             self._truths[label] = self._truths.get(label, 0) + int(np.count_nonzero(truth.classes == label))
-        for label in np.unique(surest.classes).tolist():
-            own, true = surest.where(surest.classes == label), truth.where(truth.classes == label)
+        for label in np.unique(ordered.classes).tolist():
+            own, true = ordered.where(ordered.classes == label), truth.where(truth.classes == label)
+            own = own.where(np.arange(len(own.scores)) < _MOST_BOXES)
             self._scores.setdefault(label, []).append(own.scores)
             self._right.setdefault(label, []).append(_right(overlaps(own.corners, true.corners)))
 

@@ -285,3 +285,13 @@ def test_outputs_and_labels_without_boxes_are_refused(report: Any) -> None:
     empty = report(x=x)
     assert empty.exit_code == 2
     assert "no object in the data" in empty.stderr
+
+
+def test_a_hundred_boxes_of_each_class_count() -> None:
+    corners = np.array([[10.0 * place, 0, 10.0 * place + 8, 8] for place in range(160)])
+    classes = np.array([0] * 130 + [1] * 30)
+    truth = Boxes.of(corners, np.ones(160), classes)
+    meter = PrecisionMeter()
+    meter.add(Boxes.of(corners, np.linspace(1, 0.5, 160), classes), truth)
+    # 100 of 130 are found, which is recall 0 to 0.76, and all of the less sure ones of the other class.
+    assert meter.result() == pytest.approx((77 / 101 + 1) / 2)
