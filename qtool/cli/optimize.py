@@ -142,6 +142,8 @@ def _show(console: Console, report: Any) -> None:
         console.say(
             f"outputs differ by at most {worst.relative:.1e} of the largest value, on {report.agreement.samples}"
         )
+    if report.noise is not None:
+        console.say(f"onnxruntime's own rewriting of the model moves them by {report.noise:.1e}")
 
 
 def _changes(operators: Mapping[str, int]) -> str:
@@ -165,5 +167,6 @@ def _as_json(report: Any) -> dict[str, object]:
         "largest_difference": None
         if agreement is None
         else {difference.output: difference.relative for difference in agreement.differences},
+        "noise": report.noise,
         "compared_on": None if agreement is None else agreement.samples,
     }
