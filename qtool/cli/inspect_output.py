@@ -29,6 +29,7 @@ def show_analysis(console: Console, found: Any, largest: int) -> None:
     """Prints one table or more for each part that was asked for, with ``largest`` rows where there could be many."""
     if found.memory is not None:
         _show_memory(console, found, largest)
+        _show_lifetimes(console, found.memory, largest)
     if found.flow is not None:
         _show_flow(console, found)
     if found.work is not None:
@@ -70,6 +71,25 @@ def _show_memory(console: Console, found: Any, largest: int) -> None:
             for entry in alive[:largest]
         ],
         _caption(len(alive), largest),
+    )
+
+
+def _show_lifetimes(console: Console, memory: Any, largest: int) -> None:
+    ranked = sorted(memory.lifetimes, key=lambda entry: (-entry.nbytes, entry.made_at))
+    console.table(
+        "Largest activations",
+        ("tensor", "bytes", "from node", "to node", "nodes"),
+        [
+            (
+                _short(entry.tensor),
+                f"{entry.nbytes:,}" if entry.size is not None else "unknown",
+                entry.made_at + 1,
+                entry.last_used_at + 1,
+                entry.last_used_at - entry.made_at + 1,
+            )
+            for entry in ranked[:largest]
+        ],
+        _caption(len(ranked), largest),
     )
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from formats.library_noise import quiet_libraries
+from formats.shape_inference import infer_shapes
 from qtool.analysis.multiply_adds import multiplies
 from qtool.analysis.multiply_adds import multiply_adds as multiply_adds_of
 from qtool.errors import UsageError
@@ -93,7 +94,7 @@ def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, .
     with quiet_libraries():
         if model.functions:
             common.InlinePass()(model)
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        infer_shapes(model)
     return lengths
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qtool.errors import InputError
 from qtool.runtime.part_chain import PartChain
+from qtool.runtime.session import Session
 
 
 def _whole(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -146,6 +147,22 @@ def test_large_weights_go_beside_their_part(network: Path) -> None:
     # The first part has 864 bytes of weights.
     assert not (network.parent / "first.onnx.data").exists()
     assert (network.parent / "second.onnx.data").stat().st_size == 4 * 8 * 8 * 9
+
+
+def test_models_that_fill_the_memory_run_one_part_at_a_time(
+    split: Any, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qtool.workflows.split.LARGEST_MESSAGE_BYTES", 1000)
+    opened: list[str] = []
+
+    def open_one(path: Path, **options: Any) -> Session:
+        opened.append(path.name)
+        return Session(path, **options)
+
+    monkeypatch.setattr("qtool.runtime.part_chain.Session", open_one)
+    report = split("net.onnx", "--at", "r1")
+    assert report["difference"] <= 1e-6
+    assert opened == ["net.part1.onnx", "net.part2.onnx"]
 
 
 @pytest.mark.parametrize(
