@@ -97,6 +97,16 @@ PASSES: Mapping[str, Entry] = {
         effect="recognizes SiLU (Swish of opset 24, or onnxruntime's), also as part of SwiGLU",
         takes_operators=True,
     ),
+    "fuse-attention": Entry(
+        location="qtool.optimization.fuse_attention:FuseAttention",
+        effect="recognizes scaled dot-product attention (Attention of opset 23)",
+        takes_operators=True,
+    ),
+    "fuse-for-onnxruntime": Entry(
+        location="qtool.optimization.fuse_for_onnxruntime:FuseForOnnxruntime",
+        effect="fuses attention, residual normalizations and biased activations into onnxruntime's own operators",
+        runs=Runs.ON_ONNXRUNTIME,
+    ),
     "fuse-rope": Entry(
         location="qtool.optimization.fuse_rope:FuseRope",
         effect="recognizes rotary embeddings of both layouts (RotaryEmbedding of opset 23, or onnxruntime's)",
@@ -119,6 +129,10 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.passes.fold_affine:FoldAffine",
         effect="makes BatchNormalization, Mul and Add behind Conv, ConvTranspose and Gemm part of their weights",
     ),
+    "canonical-arithmetic": Entry(
+        location="qtool.passes.arithmetic:CanonicalArithmetic",
+        effect="writes subtraction of and division by constants as addition and multiplication",
+    ),
     "join-constants": Entry(
         location="qtool.passes.constant_chains:JoinConstantChains",
         effect="makes one of several Add or Mul with constants, and sends factors towards the next layer",
@@ -130,6 +144,16 @@ PASSES: Mapping[str, Entry] = {
     "matmul-add-to-gemm": Entry(
         location="qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
         effect="makes one Gemm of a MatMul of matrices and the bias behind it",
+    ),
+    "mean-to-pool": Entry(
+        location="qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
+        effect="writes means over all positions of an image as GlobalAveragePool, which runs on integers",
+        runs=Runs.NAMED,
+    ),
+    "hoist-clamps": Entry(
+        location="qtool.passes.hoist_clamps:HoistClamps",
+        effect="moves Relu and Clip in front of what only moves values, next to the layer that absorbs them",
+        runs=Runs.NAMED,
     ),
     "share-subexpressions": Entry(
         location="qtool.optimization.share_subexpressions:ShareSubexpressions",

@@ -19,6 +19,7 @@ from qtool.progress import Progress
 
 # What one pass leaves is work for another; graphs that need more rounds than that were not seen.
 _MOST_ROUNDS = 6
+_FIRST_WITH_DEFAULTS = 4
 # Notes that the libraries leave at what they change.
 _NOTES = "pkg.onnxscript."
 
@@ -123,19 +124,20 @@ def _step(name: str, before: Counter[str], after: Counter[str]) -> Step:
 @contextmanager
 def _defaults_aside(model: ir.Model) -> Iterator[None]:
     """Takes the default values of inputs away until the block ends, so that nobody takes them for constants."""
-    graph = model.graph
     # Formats before version 4 list every constant as an input.
-    overridable = [] if (model.ir_version or 4) < 4 else [value for value in graph.inputs if value.is_initializer()]
-    kept = [(value, value.const_value) for value in overridable]
-    for value in overridable:
-        del graph.initializers[value.name or ""]
+    old = (model.ir_version or _FIRST_WITH_DEFAULTS) < _FIRST_WITH_DEFAULTS
+    kept = {}
+    for value in [] if old else [value for value in model.graph.inputs if value.is_initializer()]:
+        kept[value.name] = value.const_value
+        del model.graph.initializers[value.name or ""]
         value.const_value = None
     try:
         yield
     finally:
-        for value, tensor in kept:
-            value.const_value = tensor
-            graph.register_initializer(value)
+        # A pass may have put another graph in the place of the one that there was.
+        for value in [value for value in model.graph.inputs if value.name in kept]:
+            value.const_value = kept[value.name]
+            model.graph.register_initializer(value)
 
 
 def _remove_notes(model: ir.Model) -> None:

@@ -35,6 +35,8 @@ def _optimized(model: onnx.ModelProto, target: str | None = None) -> Counter[str
         ),
         ("swish-forms", None, {"Swish": 2, "HardSwish": 3, "MatMul": 2, "Mul": 2, "HardSigmoid": 1}),
         ("normalizations", None, {"LayerNormalization": 2, "RMSNormalization": 2, "ReduceMean": 2}),
+        # The last one returns its weights as well.
+        ("attention", None, {"Attention": 3, "Softmax": 1, "MatMul": 2, "Transpose": 1}),
         ("normalizations-opset-18", None, {"LayerNormalization": 2, "ReduceMean": 4}),
     ],
 )

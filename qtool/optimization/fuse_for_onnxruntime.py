@@ -1,0 +1,28 @@
+"""Fuses transformers into onnxruntime's own operators, with the fusions of onnxscript."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+# Attention without this there is not.
+_SOFTMAX = "Softmax"
+
+
+class FuseForOnnxruntime(ir.passes.InPlacePass):
+    """Puts Attention, MultiHeadAttention, SkipLayerNormalization, BiasGelu and their kin in the place of their parts.
+
+    The library rewrites more than it fuses: where it fuses nothing, the graph stays as it was.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Works on a copy, which takes the place of the graph if something was fused."""
+        if not any(node.op_type == _SOFTMAX for node in model.graph):
+            return ir.passes.PassResult(model, modified=False)
+        fused, counts = optimize_for_ort(model.clone())
+        if not sum(counts.values()):
+            return ir.passes.PassResult(model, modified=False)
+        model.graph = fused.graph
+        model.functions.clear()
+        model.functions.update(fused.functions)
+        return ir.passes.PassResult(model, modified=True)
