@@ -41,6 +41,11 @@ class Scheme:
         return self.placement == "onnxruntime-cpu"
 
     @property
+    def integers_between_layers(self) -> bool:
+        """Whether operators between layers run on integers, and clamps inside of them, wherever there are kernels."""
+        return self.for_cpu and not self.activations.symmetric
+
+    @property
     def description(self) -> str:
         """The scheme in words, such as ``u8 asymmetric activations, s8 symmetric per-channel weights``."""
         spread = "per-channel" if self.per_channel else "per-tensor"

@@ -32,3 +32,5 @@ PREPARE_PASSES: Mapping[str, str] = {
     "tidy": "qtool.passes.normalize:Tidy",
     "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }
+# They pay only where onnxruntime's CPU provider carries integers from layer to layer, with clamps inside of them.
+FOR_INTEGERS_BETWEEN_LAYERS = frozenset({"hard-swish", "transposed-conv"})

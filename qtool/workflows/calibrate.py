@@ -114,9 +114,10 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     check_output(output, force=request.force)
     scheme = preset(request.target)
     dataset = request.data.open()
-    model = prepare(request.source.load(progress, dataset=dataset))
     if request.activations_symmetric is not None:
         scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
+    model = request.source.load(progress, dataset=dataset)
+    model = prepare(model, integers_between_layers=scheme.integers_between_layers)
     watched = Watched.by(build_plan(model, scheme, Selection()))
     collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
     origin = statistics_origin(model, request.data.source)

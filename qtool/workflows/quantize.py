@@ -146,7 +146,8 @@ def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
         FormatError: the model file cannot be read.
     """
     dataset = None if request.data is None else request.data.open()
-    model = prepare(request.source.load(progress, dataset=dataset))
+    model = request.source.load(progress, dataset=dataset)
+    model = prepare(model, integers_between_layers=request.scheme.integers_between_layers)
     return _plan(model, request)
 
 
@@ -166,7 +167,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     original = request.source.load(progress, dataset=dataset)
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
-        model = prepare(original.clone())
+        model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
         _plan(model, request)  # what a person asked for in vain is refused before anything runs
         samples = None
         if dataset is not None and request.data is not None:
@@ -290,7 +291,7 @@ def _checked_statistics(stored: StoredStatistics, model: ir.Model, path: Path | 
     if stored.origin.get("model") != graph_fingerprint(model):
         raise InputError(
             f"the statistics in {path} are of another model",
-            fix="calibrate this model again with `qtool calibrate`",
+            fix="calibrate this model again with `qtool calibrate`, with the same --target and --activations-symmetric",
         )
     return stored.collected
 

@@ -101,7 +101,7 @@ def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
         FormatError: the model file cannot be read.
     """
     dataset = None if request.data is None else request.data.open()
-    model = prepare(request.source.load(progress, dataset=dataset))
+    model = prepare(request.source.load(progress, dataset=dataset), integers_between_layers=False)
     return build_dynamic_plan(model, request.scheme, request.selection)
 
 
@@ -122,7 +122,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack())
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
-        model = prepare(original.clone())
+        model = prepare(original.clone(), integers_between_layers=False)
         plan = build_dynamic_plan(model, request.scheme, request.selection)
         weights = quantize_dynamically(model, plan)
         tables = with_tables(model, request.selection, whatever)

@@ -114,7 +114,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     _check_outputs(request)
     dataset = request.data.open()
     original = request.source.load(progress, dataset=dataset)
-    model = prepare(original.clone())
+    model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
     plan = build_plan(model, request.scheme, request.selection)
     collected = gather(model, Watched.by(plan), dataset, request.data, progress, threads=request.threads)
     variants = StaticVariants(
