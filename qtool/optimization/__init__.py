@@ -29,12 +29,14 @@ class Entry:
         effect: what it does, in one line.
         runs: when it runs without being named.
         takes_operators: whether it is made with the ``Operators`` that it may use.
+        comes_last: whether it runs once, behind all others, which would undo what it does.
     """
 
     location: str
     effect: str
     runs: Runs = Runs.ALWAYS
     takes_operators: bool = False
+    comes_last: bool = False
 
 
 PASSES: Mapping[str, Entry] = {
@@ -172,10 +174,12 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.layout.to_nhwc:ToNhwc",
         effect="keeps channels last between layers, for runtimes that take a layer between two Transpose as one",
         runs=Runs.NAMED,
+        comes_last=True,
     ),
     "reorder-for-memory": Entry(
         location="qtool.scheduling.reorder_for_memory:ReorderForMemory",
         effect="puts nodes into the order in which the fewest activations are in memory at once",
         runs=Runs.NAMED,
+        comes_last=True,
     ),
 }

@@ -59,17 +59,23 @@ def run_passes(
 ) -> tuple[Step, ...]:
     """Runs the passes of these names over ``model``, in place, and returns those that changed something.
 
-    Inputs with a default value are inputs as long as the passes run: callers may give them another one.
+    Inputs with a default value are inputs as long as the passes run: callers may give them another one. Passes that
+    come last run once, when the others are done.
 
     Raises:
         InputError: a pass fails on this model.
     """
     steps: list[Step] = []
+    last = tuple(name for name in names if PASSES[name].comes_last)
+    turns = [*[tuple(name for name in names if name not in last)] * rounds, last]
     with quiet_libraries(), _defaults_aside(model), progress.task("optimizing", rounds * len(names)) as advance:
         counts, nodes = node_counts(model), len(model.graph)
-        for _ in range(rounds):
+        done = False
+        for turn in turns:
+            if done and turn is not last:
+                continue
             worked = False
-            for name in names:
+            for name in turn:
                 modified, remark = _run(model, name, operators)
                 advance(1)
                 if not modified and len(model.graph) == nodes:
@@ -78,8 +84,7 @@ def run_passes(
                 steps.append(replace(_step(name, counts, after), remark=remark))
                 worked = worked or name != "infer-shapes"
                 counts = after
-            if not worked:
-                break
+            done = done or not worked
         _remove_notes(model)
     return tuple(steps)
 

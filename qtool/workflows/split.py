@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,25 +103,39 @@ def split(request: SplitRequest, progress: Progress) -> SplitReport:
     parts = parts_of(model.graph, _groups(model, request))
     _know_types(model, parts)
     old = _old_parts(manifest_path)
-    request.folder.mkdir(exist_ok=True)
-    with staged(manifest_path) as staged_manifest:
-        with progress.task("writing parts", len(parts)) as advance:
-            files = []
-            for number, part in enumerate(parts, start=1):
-                name = f"{path.stem}.part{number:0{len(str(len(parts)))}}.onnx"
-                files.append(_write(model, part, staged_manifest.parent / name))
-                advance(1)
+    with _made(request.folder), staged(manifest_path) as staged_manifest:
+        files = _written(model, parts, path.stem, staged_manifest.parent, progress)
         inputs = tuple(value.name or "" for value in model.graph.inputs if not value.is_initializer())
         outputs = tuple(value.name or "" for value in model.graph.outputs)
-        SplitManifest(model=path.name, inputs=inputs, outputs=outputs, parts=tuple(files)).write(staged_manifest)
+        SplitManifest(model=path.name, inputs=inputs, outputs=outputs, parts=files).write(staged_manifest)
         with progress.task("comparing"):
             difference, samples = _compare(model, path, staged_manifest, request)
         nbytes = tuple(_nbytes(staged_manifest.parent / file.file) for file in files)
         for name in old:
             (request.folder / name).unlink(missing_ok=True)
-    return SplitReport(
-        manifest=manifest_path, parts=tuple(files), nbytes=nbytes, difference=difference, samples=samples
-    )
+    return SplitReport(manifest=manifest_path, parts=files, nbytes=nbytes, difference=difference, samples=samples)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder, which goes again where nothing came of it."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _written(
+    model: ir.Model, parts: Sequence[Part], stem: str, folder: Path, progress: Progress
+) -> tuple[PartFile, ...]:
+    files = []
+    with progress.task("writing parts", len(parts)) as advance:
+        for number, part in enumerate(parts, start=1):
+            files.append(_write(model, part, folder / f"{stem}.part{number:0{len(str(len(parts)))}}.onnx"))
+            advance(1)
+    return tuple(files)
 
 
 def _check_folder(folder: Path, manifest: Path, *, force: bool) -> None:

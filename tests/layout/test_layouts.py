@@ -78,6 +78,17 @@ def test_the_command_says_how_many_are_left(run: Any, tmp_path: Path, channels_l
     assert [step["remark"] for step in passes] == ["6 → 2 Transpose nodes"]
 
 
+def test_channels_come_last_when_the_other_passes_are_done(run: Any, tmp_path: Path, graph: Any) -> None:
+    text = """two (float[1,2,4,4] x) => (float[1,2,4,4] y) {
+        a = Conv (x, w)  b = Conv (a, w)  c = Relu (b)  d = Conv (c, w)  y = Sigmoid (d)
+    }"""
+    onnx.save(graph(text, w=np.full((2, 2, 1, 1), 0.5, np.float32)), tmp_path / "two.onnx")
+    options = ("--passes", "default", "--passes", "to-nhwc", "--dry-run", "--json")
+    passes = [step["name"] for step in run("optimize", "two.onnx", *options).json["passes"]]
+    assert passes.count("to-nhwc") == 1
+    assert passes[-1] == "to-nhwc"
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_random_graphs_keep_their_outputs_and_lose_transposes(
     part: int, rewritten: Any, outputs: Any, count: Any

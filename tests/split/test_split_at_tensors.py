@@ -184,6 +184,26 @@ def test_cuts_that_make_no_sense_are_refused(run: Any, network: Path, arguments:
     assert not (network.parent / "parts" / "net.split.json").exists()
 
 
+def test_parts_that_differ_are_not_put_in_place(
+    run: Any, network: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qtool.splitting import part_models
+
+    right = part_models.part_model
+
+    def wrong(model: Any, part: Any) -> Any:
+        made = right(model, part)
+        for node in made.graph:
+            node.op_type = "Abs" if node.op_type == "Relu" else node.op_type
+        return made
+
+    monkeypatch.setattr("qtool.workflows.split.part_model", wrong)
+    result = run("split", "net.onnx", "--at", "s", "-o", "parts", "--data", "data.npz")
+    assert result.code == 2
+    assert "another output 'scores'" in result.err
+    assert not (network.parent / "parts").exists()
+
+
 def test_what_exists_is_replaced_only_when_asked(run: Any, network: Path) -> None:
     assert run("split", "net.onnx", "--at", "r1", "--at", "s", "-o", "parts").code == 0
     again = run("split", "net.onnx", "--at", "r1", "-o", "parts")
