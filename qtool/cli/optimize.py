@@ -43,7 +43,8 @@ def optimize(
         typer.Option(
             "--passes",
             metavar="NAME",
-            help="Run this pass and no other; repeatable. 'default' stands for those that run anyway.",
+            help="Run this pass and no other; repeatable. 'default' stands for those that run anyway, 'integers' for "
+            "those that get a graph ready to be quantized.",
             show_default=False,
         ),
     ] = None,

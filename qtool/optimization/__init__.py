@@ -17,6 +17,7 @@ class Runs(StrEnum):
     ALWAYS = "always"
     ON_ONNXRUNTIME = "for targets that run onnxruntime's own operators"
     ELSEWHERE = "for targets that do not"
+    FOR_INTEGERS = "with --passes integers"
     NAMED = "only when named"
 
 
@@ -147,15 +148,20 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
         effect="makes one Gemm of a MatMul of matrices and the bias behind it",
     ),
+    "spell-out-hard-swish": Entry(
+        location="qtool.optimization.spell_out_hard_swish:SpellOutHardSwish",
+        effect="writes HardSwish and HardSigmoid as Mul, Add and Clip, which run on integers",
+        runs=Runs.FOR_INTEGERS,
+    ),
     "mean-to-pool": Entry(
         location="qtool.passes.mean_to_pool:MeanToGlobalAveragePool",
         effect="writes means over all positions of an image as GlobalAveragePool, which runs on integers",
-        runs=Runs.NAMED,
+        runs=Runs.FOR_INTEGERS,
     ),
     "hoist-clamps": Entry(
         location="qtool.passes.hoist_clamps:HoistClamps",
         effect="moves Relu and Clip in front of what only moves values, next to the layer that absorbs them",
-        runs=Runs.NAMED,
+        runs=Runs.FOR_INTEGERS,
     ),
     "share-subexpressions": Entry(
         location="qtool.optimization.share_subexpressions:ShareSubexpressions",

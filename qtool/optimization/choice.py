@@ -10,10 +10,14 @@ from qtool.optimization import PASSES, Runs
 from qtool.optimization.operators import Operators
 from qtool.schemes import preset
 
-# The one would undo what the other does.
-_OPPOSITES = {"fuse-rope": "decompose-rope"}
-# Stands for the passes that run without being named.
-DEFAULT = "default"
+# The one would undo what the other does, or leave it nothing that runs on integers.
+_OPPOSITES = {
+    "fuse-rope": "decompose-rope",
+    "fuse-hard-swish": "spell-out-hard-swish",
+    "fuse-swish": "spell-out-hard-swish",
+}
+# Stand for the passes that run without being named, and for those that get a graph ready to be quantized.
+DEFAULT, INTEGERS = "default", "integers"
 
 
 def runs_onnxruntime(target: str | None) -> bool:
@@ -39,21 +43,23 @@ def chosen_passes(only: Collection[str], skipped: Collection[str], target: str |
     """Returns the names of passes, in the order in which they run.
 
     Args:
-        only: these and no others, ``default`` for those that run anyway; nothing is the same as that.
+        only: these and no others, ``default`` for those that run anyway and ``integers`` for those that get a graph
+            ready to be quantized; nothing is the same as ``default``.
         skipped: without these.
         target: the machine that the result is for.
 
     Raises:
         UsageError: there is no such pass or target, or none is left.
     """
-    for option, names in (("--passes", set(only) - {DEFAULT}), ("--skip", set(skipped))):
+    for option, names in (("--passes", set(only) - {DEFAULT, INTEGERS}), ("--skip", set(skipped))):
         for name in sorted(names - set(PASSES)):
             near = get_close_matches(name, PASSES, n=1, cutoff=0.0)
             raise UsageError(
                 f"{option}: there is no pass '{name}'", fix=f"did you mean '{near[0]}'? see `qtool passes`"
             )
-    usual = usual_passes(target)
-    wanted = {*only, *(usual if not only or DEFAULT in only else ())} - set(skipped)
+    usual = usual_passes(target) if not only or DEFAULT in only else ()
+    integers = [name for name, entry in PASSES.items() if entry.runs is Runs.FOR_INTEGERS and INTEGERS in only]
+    wanted = {*only, *usual, *integers} - set(skipped)
     for undone, undoing in _OPPOSITES.items():
         if undoing in wanted and undone not in only:
             wanted.discard(undone)

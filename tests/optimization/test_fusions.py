@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.optimization.choice import usual_passes
+from qtool.optimization.choice import chosen_passes, operators_for, usual_passes
 from qtool.optimization.operators import Operators
 from qtool.optimization.pipeline import node_counts, run_passes
 from qtool.progress import Silent
@@ -45,6 +45,15 @@ def test_what_is_spelled_out_is_recognized(
 ) -> None:
     counts = _optimized(graph(name), target)
     assert {operator: counts[operator] for operator in expected} == expected
+
+
+def test_what_has_no_integer_kernel_is_spelled_out_on_request(graph: Graph) -> None:
+    model = ir.from_proto(graph("swish-forms"))
+    run_passes(model, chosen_passes(("default", "integers"), (), None), operators_for(None), Silent())
+    counts = node_counts(model)
+    assert not {"HardSwish", "HardSigmoid", "Swish", "Div"} & set(counts)
+    assert counts["Sigmoid"] == 2
+    assert counts["Clip"] == 4
 
 
 @pytest.mark.parametrize("name", ["gelu-forms-opset-17", "swish-forms-opset-13"])

@@ -76,6 +76,13 @@ def test_passes_are_chosen_by_name(run: Any, folded: Path) -> None:
     alone = run("optimize", folded, "--dry-run", "--json", "--passes", "lift-constants", "--passes", "fold-affine").json
     assert {step["name"] for step in alone["passes"]} <= {"lift-constants", "fold-affine"}
     assert "BatchNormalization" not in alone["operators_after"]
+    integers = run("optimize", folded, "--dry-run", "--json", "--passes", "integers")
+    assert integers.code == 0, integers.err
+    assert {step["name"] for step in integers.json["passes"]} <= {
+        "mean-to-pool",
+        "hoist-clamps",
+        "spell-out-hard-swish",
+    }
     both = run("optimize", folded, "--dry-run", "--json", "--passes", "default", "--passes", "fold-affine").json
     assert both == with_all
 
