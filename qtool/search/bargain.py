@@ -11,7 +11,7 @@ float came to 19.9 dB on the samples that chose them among all, and to 13.6 dB o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qtool.progress import Advance
 from qtool.search.float_cost import FloatCost
@@ -23,8 +23,6 @@ from qtool.search.variant import Quantize
 _USABLE_DB, PERFECT_DB = 20.0, 30.0
 # What a decibel between the two is worth beside one below both.
 _COMFORT = 0.5
-# What it costs to give up a tenth of what integers save, in dB.
-_PRICE = 0.4
 # So much of what integers save may be given up for a model that is broken otherwise.
 _BROKEN_SHARE = 0.5
 # Layers that cost next to nothing come first, but not before one with ten times their noise.
@@ -43,11 +41,13 @@ class Bargain:
         layers: the layers, the most rewarding first.
         sqnr_db: SQNR of the worst output in dB with them in float.
         share: which part of what integers save they give up; below 0 where they are faster in float.
+        price: what it costs to give up a tenth of what integers save, in dB.
     """
 
     layers: tuple[LayerNoise, ...]
     sqnr_db: float
     share: float
+    price: float
 
     @property
     def worth(self) -> float:
@@ -55,7 +55,7 @@ class Bargain:
         reached = min(self.sqnr_db, PERFECT_DB)
         if reached > _USABLE_DB:
             reached = _USABLE_DB + _COMFORT * (reached - _USABLE_DB)
-        return reached - 10.0 * _PRICE * max(self.share, 0.0)
+        return reached - 10.0 * self.price * max(self.share, 0.0)
 
     def kept_float(self) -> dict[str, str]:
         """Returns the nodes to keep float, each with the reason."""
@@ -89,7 +89,7 @@ def best_bargain(
     Args:
         quantize: makes the variants.
         judge: measures them.
-        plain: integers everywhere.
+        plain: integers everywhere, with the price that others have, too.
         ranked: the layers that may stay float.
         in_order: the same, in graph order.
         cost: knows what layers cost in float.
@@ -143,7 +143,7 @@ class _Line:
     def _tried(self, layers: Sequence[LayerNoise]) -> Bargain:
         kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
         reached = self.judge.sqnr_db(self.quantize(kept).model)
-        return Bargain(layers=tuple(layers), sqnr_db=reached, share=self._share(layers))
+        return replace(self.plain, layers=tuple(layers), sqnr_db=reached, share=self._share(layers))
 
     def _longest(self, line: Sequence[LayerNoise], most: float) -> int:
         """Returns how long a beginning may be; a model all in float is no bargain."""

@@ -63,6 +63,7 @@ class BargainSeeker:
         samples: SearchSamples,
         progress: Progress,
         *,
+        price: float,
         budget_s: float | None = None,
         threads: int = 0,
     ) -> None:
@@ -74,6 +75,7 @@ class BargainSeeker:
             judge: decides between them.
             samples: what ranks the layers.
             progress: receives the steps.
+            price: what it costs to give up a tenth of what integers save, in dB.
             budget_s: seconds after which the search ends.
             threads: threads inside an operator; 0 is one a core.
 
@@ -91,7 +93,7 @@ class BargainSeeker:
         self._plain_db = judge.sqnr_db(everything.model)
         self._groups = node_groups(variants.model, everything.plan)
         self.variants = variants
-        self.best = Bargain(layers=(), sqnr_db=self._plain_db, share=0.0)
+        self.best = Bargain(layers=(), sqnr_db=self._plain_db, share=0.0, price=price)
         self.stopped: str | None = None
 
     def seek(self, *, most: float, every_short: bool = False) -> KeptFloat:
@@ -168,7 +170,7 @@ class BargainSeeker:
         if reached < self.best.sqnr_db + _WORTH_DB:
             return tuple(ranked)
         self.variants = changed
-        self.best = Bargain(layers=(), sqnr_db=reached, share=0.0)
+        self.best = replace(self.best, sqnr_db=reached)
         now = {layer.group.layer: layer for layer in better}
         return tuple(now.get(layer.group.layer, layer) for layer in ranked)
 

@@ -36,6 +36,7 @@ class Searches:
         fitting: fitting layers one after another, in the quantized model, to what the float model gives out.
         fits_weights: whether that may change integers as well as biases.
         most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1.
+        float_price: how many dB have to come of giving up a tenth of that.
         every_short: whether every short line of layers to keep float is tried, instead of some.
         judged_batches: how many batches judge ranges.
         seen_batches: how many batches show the layers' inputs.
@@ -52,6 +53,7 @@ class Searches:
     fitting: Use
     fits_weights: bool
     most_float: float
+    float_price: float
     every_short: bool
     judged_batches: int
     seen_batches: int
@@ -102,6 +104,7 @@ def searches(
         fitting=use(fitting, usual=not fast),
         fits_weights=best,
         most_float=(0.0 if fast else 0.2) if most_float is None else most_float,
+        float_price=0.2 if best else 0.4,
         every_short=best,
         judged_batches=4 if best else 2,
         seen_batches=32 if best else 12,

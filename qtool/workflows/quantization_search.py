@@ -112,6 +112,7 @@ class QuantizationSearch:
             self._judge,
             self._samples,
             self._progress,
+            price=self._wanted.float_price,
             budget_s=budget_s,
             threads=self._threads,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
@@ -52,6 +52,7 @@ def _best(
     most: float = 0.1,
     layer_names: str = _NAMES,
     every_short: bool = False,
+    price: float = 0.4,
 ) -> tuple[str, Bargain]:
     layers = {
         name: LayerNoise(
@@ -64,7 +65,7 @@ def _best(
     found = best_bargain(
         _quantize,
         cast(OutputJudge, _Judge(worth)),
-        Bargain(layers=(), sqnr_db=worth(frozenset()), share=0.0),
+        Bargain(layers=(), sqnr_db=worth(frozenset()), share=0.0, price=price),
         sorted(layers.values(), key=lambda layer: -layer.share),
         [layers[name] for name in layer_names],
         cast(FloatCost, _Cost(each)),
@@ -85,6 +86,10 @@ def test_a_layer_that_ruins_much_and_saves_little_stays_float() -> None:
 def test_decibels_that_cost_too_much_are_not_bought() -> None:
     # 1 dB of comfort is worth half of what it costs to give up a tenth.
     assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh")[0] == ""
+
+
+def test_at_a_lower_price_more_decibels_are_bought() -> None:
+    assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh", price=0.2)[0] == "abcde"
 
 
 def test_no_more_is_given_up_than_allowed() -> None:
@@ -133,4 +138,5 @@ def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
 
 @pytest.mark.parametrize("sqnr_db", [30.0, 45.0])
 def test_more_than_enough_is_worth_as_much_as_enough(sqnr_db: float) -> None:
-    assert Bargain(layers=(), sqnr_db=sqnr_db, share=0.1).worth == Bargain(layers=(), sqnr_db=30.0, share=0.1).worth
+    enough = Bargain(layers=(), sqnr_db=30.0, share=0.1, price=0.4)
+    assert replace(enough, sqnr_db=sqnr_db).worth == enough.worth
