@@ -17,6 +17,8 @@ Direction: TypeAlias = Literal["to integers", "to float"]
 # How the types of onnxruntime's integer kernels begin.
 _KERNELS = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _MORE_KERNELS = ("ConvInteger",)
+# Those that find the range of what they read, and quantize it, as they run.
+_CONVERTING_KERNELS = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _DIRECTIONS: Mapping[str, Direction] = {
     "QuantizeLinear": "to integers",
     "DynamicQuantizeLinear": "to integers",
@@ -33,7 +35,7 @@ class Border:
     """A conversion that runs between integers and floats.
 
     Attributes:
-        node: the node that converts.
+        node: the node that converts; an integer kernel where it does so itself.
         direction: which way.
         tensor: the float tensor that it reads or writes.
         elements: how many values it converts in one run; None where the shape is unknown.
@@ -109,7 +111,7 @@ def partition_of(
     """
     nodes = list(graph)
     integer, values = _integer_nodes(nodes)
-    borders = [node for node in nodes if _is_border(node)]
+    borders = [node for node in nodes if _is_border(node) or node.op_type.startswith(_CONVERTING_KERNELS)]
     float_operators: dict[str, int] = {}
     for node in nodes:
         if node not in integer and not _is_border(node):
@@ -184,17 +186,19 @@ def _region(nodes: Sequence[ir.Node], work: Mapping[str, int]) -> IntegerRegion:
 
 
 def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str, int]) -> Border:
-    direction = _DIRECTIONS[node.op_type]
+    direction = _DIRECTIONS.get(node.op_type, "to integers")
     source = node.inputs[0]
     value = node.outputs[0] if direction == "to float" or source is None else source
     maker = None if source is None else source.producer()
+    # A kernel that converts what it reads is itself on the other side.
+    readers = [use.node for output in node.outputs for use in output.uses()] if _is_border(node) else [node]
     return Border(
         node=node.name or "",
         direction=direction,
         tensor=value.name or "",
         elements=_elements((value, node.outputs[0], source), sizes, lengths),
         behind=None if maker is None else maker.name,
-        before=tuple(dict.fromkeys(use.node.name or "" for output in node.outputs for use in output.uses())),
+        before=tuple(dict.fromkeys(reader.name or "" for reader in readers)),
     )
 
 

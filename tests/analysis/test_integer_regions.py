@@ -46,6 +46,15 @@ def test_a_layer_in_float_costs_conversions(facts: Any, quantize: Any) -> None:
     assert parted["integer_multiply_adds"] == 64 * 8 * 30 + 40
 
 
+def test_a_kernel_that_quantizes_as_it_runs_is_its_own_border(run: Any, facts: Any, network: Path) -> None:
+    made = run("quantize", "net.onnx", "--scheme", "dynamic", "-o", "q.onnx")
+    assert made.code == 0, made.err
+    partition = facts("q.onnx", "--partition")["partition"]
+    assert [region["operators"] for region in partition["regions"]] == [{"DynamicQuantizeMatMul": 1}]
+    (border,) = partition["borders"]
+    assert (border["direction"], border["elements"], border["before"]) == ("to integers", 8, [border["node"]])
+
+
 def test_moving_integers_is_part_of_their_region(facts: Any, save: Any) -> None:
     save(
         "moved.onnx",
