@@ -16,6 +16,7 @@ from formats.errors import FormatError
 from formats.example_inputs import Array, Feeds, InputSpec
 from formats.garbage import few_collections
 from formats.library_noise import quiet_libraries
+from formats.missing_translations import translations
 from formats.torch_calls import Parameter, StoredProgram, call, names_in, parameters, tensors_in
 from formats.torchscript_file import export_script
 
@@ -170,6 +171,7 @@ def _exported(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feed
         input_names=names,
         opset_version=opset,
         dynamo=True,
+        custom_translation_table=translations(),
         dynamic_shapes={"inputs": tuple(free.values())} if stored else free,
         external_data=False,
         verbose=False,

@@ -45,6 +45,8 @@ class Picking(nn.Module):
             return y.scatter_add(1, ids, y * 0.5)
         if self.how == "scatter-nd":
             return y.index_put((samples, ids), torch.ones(1))
+        if self.how == "masked-select":
+            return torch.masked_select(y, ids[:, :, None]).reshape(-1, 16)
         return y[ids]
 
 
@@ -116,10 +118,16 @@ PICKING = (
         bounds=near_float((37, 1.0), (37, 0.9), (37, 0.9), (38, 0.8)),
     ),
     Kind(
-        name="Selection by a mask",
+        name="masked_select",
         build=lambda: Picking("masked-select"),
         inputs={"x": floats(6, 16), "ids": flags(6)},
         bounds=near_float((39, 0.9), (39, 1.0), (39, 0.9), (40, 1.0)),
+    ),
+    Kind(
+        name="Indexing with a mask",
+        build=lambda: Picking("mask"),
+        inputs={"x": floats(6, 16), "ids": flags(6)},
+        bounds=near_float((37, 1.0), (37, 1.0), (37, 1.0), (37, 1.0)),
     ),
     Kind(
         name="Where (masked_fill)",
