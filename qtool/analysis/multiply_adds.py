@@ -106,6 +106,25 @@ def _attention(node: ir.Node, shape_of: ShapeOf) -> int | None:
     return batch * queries * keys * (hidden + query_heads * value[-1] // value_heads)
 
 
+def _multi_head_attention(node: ir.Node, shape_of: ShapeOf) -> int | None:
+    """The two products of attention, on hidden sizes that hold all heads: B·Sq·Sk · (D + Dv); only unpacked inputs."""
+    query, key, value = (shape_of(_input(node, position)) for position in range(3))
+    if query is None or key is None or value is None or not len(query) == len(key) == len(value) == 3:
+        return None
+    # A cache holds batch, heads, steps and head size.
+    past = shape_of(_input(node, 6)) if _input(node, 6) is not None else (0, 0, 0)
+    return None if past is None else query[0] * query[1] * (key[1] + past[2]) * (query[2] + value[2])
+
+
+def _attention_with_weights(node: ir.Node, shape_of: ShapeOf) -> int | None:
+    """One product makes queries, keys and values; then come the two of attention: B·S·D·|3H| + B·S·S·2H."""
+    source, weights = shape_of(_input(node, 0)), shape_of(_input(node, 1))
+    if source is None or weights is None or _input(node, 4) is not None or "qkv_hidden_sizes" in node.attributes:
+        return None
+    batch, steps, size = source
+    return batch * steps * size * weights[1] + batch * steps * steps * 2 * (weights[1] // 3)
+
+
 def _input(node: ir.Node, position: int) -> ir.Value | None:
     return node.inputs[position] if position < len(node.inputs) else None
 
@@ -149,6 +168,8 @@ _COUNTS: Mapping[tuple[str, str], _Count] = {
             ("MatMulIntegerToFloat", _product),
             ("DynamicQuantizeMatMul", _product),
             ("MatMulNBits", _packed_product),
+            ("Attention", _attention_with_weights),
+            ("MultiHeadAttention", _multi_head_attention),
         ],
     ),
 }

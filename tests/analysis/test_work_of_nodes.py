@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,6 +63,35 @@ def test_attention_counts_as_its_two_products(facts: Any, save: Any) -> None:
     with FlopCounterMode(display=False) as counter:
         query @ key.mT @ value
     assert facts("attention.onnx", "--macs")["macs"]["total"] == counter.get_total_flops() // 2
+
+
+def test_attention_of_onnxruntime_counts_as_its_products(facts: Any, tmp_path: Path) -> None:
+    batch, queries, keys, hidden, heads = 2, 5, 7, 12, 3
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        make("MultiHeadAttention", ["q", "k", "v"], ["y"], domain="com.microsoft", num_heads=heads, name="outside"),
+        make("Attention", ["q", "w", "b"], ["z"], domain="com.microsoft", num_heads=heads, name="whole"),
+    ]
+    shapes = {"q": [batch, queries, hidden], "k": [batch, keys, hidden], "v": [batch, keys, hidden]}
+    stored = {"w": np.ones((hidden, 3 * hidden), np.float32), "b": np.zeros(3 * hidden, np.float32)}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "attention",
+        [value(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [value(name, onnx.TensorProto.FLOAT, shapes["q"]) for name in ("y", "z")],
+        [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "attention.onnx")
+    query, key = torch.zeros(batch, queries, hidden), torch.zeros(batch, keys, hidden)
+    with FlopCounterMode(display=False) as outside:
+        q, k = (x.reshape(batch, -1, heads, hidden // heads).transpose(1, 2) for x in (query, key))
+        q @ k.mT @ k
+    with FlopCounterMode(display=False) as whole:
+        q, k, v = (query @ torch.zeros(hidden, 3 * hidden)).chunk(3, -1)
+        q @ k.mT @ v
+    expected = {"outside": outside.get_total_flops() // 2, "whole": whole.get_total_flops() // 2}
+    assert _works(facts("attention.onnx", "--macs")) == expected
 
 
 def test_a_recurrent_layer_meets_its_weights_at_every_step(facts: Any, save: Any) -> None:
