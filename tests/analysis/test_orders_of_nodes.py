@@ -90,9 +90,9 @@ def test_twice_the_nodes_take_about_twice_the_time(reach: int) -> None:
         tasks = _tasks(count, 1, reach)
         tries = []
         for _ in range(2):
-            start = time.perf_counter()
+            start = time.process_time()
             best_order(tasks)
-            tries.append(time.perf_counter() - start)
+            tries.append(time.process_time() - start)
         seconds[count] = min(tries)
     assert seconds[8_000] < 4 * seconds[4_000]
 
