@@ -113,7 +113,7 @@ def _cell_in(text: str) -> Cell | None:
 
 def measured_row(kind: Kind) -> Row:
     """Measures one kind."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         return row_of(quantized_every_way(Subject(kind, Path(folder))))
 
 
