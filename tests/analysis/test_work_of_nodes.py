@@ -21,34 +21,40 @@ def test_every_node_that_multiplies_is_listed(facts: Any, network: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("module", "shape"),
+    ("node", "module", "shape", "weights"),
     [
-        (torch.nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2, output_padding=1), (2, 6, 5, 7)),
-        (torch.nn.Conv3d(2, 4, (1, 3, 3), dilation=(1, 2, 2)), (1, 2, 4, 9, 9)),
-        (torch.nn.Conv1d(4, 6, 5, padding=2, groups=2), (3, 4, 20)),
-        (torch.nn.Bilinear(4, 5, 3), None),
+        (
+            "ConvTranspose <strides = [2,2], group = 2, output_padding = [1,1]> (x, w)",
+            torch.nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2, output_padding=1, bias=False),
+            (2, 6, 5, 7),
+            (6, 2, 3, 3),
+        ),
+        (
+            "Conv <dilations = [1,2,2]> (x, w)",
+            torch.nn.Conv3d(2, 4, (1, 3, 3), dilation=(1, 2, 2), bias=False),
+            (1, 2, 4, 9, 9),
+            (4, 2, 1, 3, 3),
+        ),
+        (
+            "Conv <pads = [2,2], group = 2> (x, w)",
+            torch.nn.Conv1d(4, 6, 5, padding=2, groups=2, bias=False),
+            (3, 4, 20),
+            (6, 2, 5),
+        ),
+        ("MatMul (x, w)", lambda x: x @ torch.zeros(7, 4, 5), (7, 3, 4), (7, 4, 5)),
+        ("Gemm <transA = 1, transB = 1> (x, w)", lambda x: x.T @ torch.zeros(6, 5).T, (5, 3), (6, 5)),
     ],
-    ids=["transposed", "three axes", "one axis", "several factors"],
+    ids=["transposed", "three axes", "one axis", "batch of products", "both sides turned"],
 )
 def test_the_count_is_that_of_the_loops_that_torch_runs(
-    facts: Any, module: torch.nn.Module, shape: tuple[int, ...] | None
+    facts: Any, save: Any, node: str, module: Any, shape: tuple[int, ...], weights: tuple[int, ...]
 ) -> None:
-    inputs = (torch.zeros(shape),) if shape else (torch.zeros(7, 4), torch.zeros(7, 5))
-    if shape is None:
-        module = _Product()
-    torch.onnx.export(module.eval(), inputs, "net.onnx", dynamo=True, external_data=False, verbose=False)
     with FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    assert facts("net.onnx", "--macs")["macs"]["total"] == counter.get_total_flops() // 2 > 0
-
-
-class _Product(torch.nn.Module):
-    """A batch of products of matrices that are both computed."""
-
-    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        one = left.reshape(7, 2, 2)
-        two = right[:, :4].reshape(7, 2, 2)
-        return torch.bmm(one, two)
+        out = module(torch.zeros(shape))
+    dims = [",".join(map(str, lengths)) for lengths in (shape, out.shape)]
+    text = f"one (float[{dims[0]}] x) => (float[{dims[1]}] y) {{ y = {node} }}"
+    save("one.onnx", text, w=np.zeros(weights, np.float32))
+    assert facts("one.onnx", "--macs")["macs"]["total"] == counter.get_total_flops() // 2 > 0
 
 
 def test_attention_counts_as_its_two_products(facts: Any, save: Any) -> None:
