@@ -148,7 +148,8 @@ def _show(console: Console, report: Any) -> None:
 
 
 def _changes(operators: Mapping[str, int]) -> str:
-    return ", ".join(f"{change:+d} {operator}" for operator, change in operators.items()).replace("-", "−")
+    changes = [f"{change:+d} {operator}".replace("-", "−", 1) for operator, change in operators.items()]
+    return ", ".join(changes) or "shapes, constants or connections only"
 
 
 def _as_json(report: Any) -> dict[str, object]:

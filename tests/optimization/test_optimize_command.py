@@ -160,3 +160,60 @@ def test_the_passes_are_listed_in_their_order(run: Any) -> None:
     shown = run("passes").out
     for name, entry in PASSES.items():
         assert any(name in line and entry.effect in line for line in shown.splitlines())
+
+
+def test_operators_of_other_runtimes_need_no_check(run: Any) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]> g (float[N,3] x) => (float[N,3] y) {
+        a = Identity (x) b = my.ops.Anything (a) c = my.ops.Anything (a) d = Add (b, c) y = Identity (d) }"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    checked = run("optimize", "net.onnx", "-o", "small.onnx")
+    assert checked.code == 2
+    assert "onnxruntime does not load net.onnx" in checked.err
+    assert run("optimize", "net.onnx", "-o", "small.onnx", "--no-check").code == 0
+    # Nobody knows whether what is foreign returns the same twice.
+    assert _nodes(Path("small.onnx")) == ["Anything", "Anything", "Add"]
+
+
+def test_a_pass_that_fails_is_named(run: Any, folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unheard of")
+
+    monkeypatch.setattr("qtool.optimization.unroll_loops.UnrollLoops.call", fail)
+    outcome = run("optimize", folded, "-o", "small.onnx")
+    assert outcome.code == 2
+    assert "the pass unroll-loops fails on this model" in outcome.err
+    assert "--skip unroll-loops" in outcome.err
+    assert run("optimize", folded, "-o", "small.onnx", "--skip", "unroll-loops").code == 0
+
+
+def test_constants_that_old_formats_list_as_inputs_are_none(run: Any, graph: Callable[[str], onnx.ModelProto]) -> None:
+    model = graph("conv-batchnorm")
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, "old.onnx")
+    outcome = run("optimize", "old.onnx", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert [value.name for value in onnx.load("small.onnx").graph.input] == ["x"]
+    assert _nodes(Path("small.onnx")) == ["Conv", "Relu"]
+
+
+def test_a_model_that_any_rounding_moves_is_judged_by_that(run: Any) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,64] x) => (float[N,1] y)
+        <float[64,64] w, float[64] b, float[64,1] v, float steep = {200000.0}> {
+        a = MatMul (x, w) c = Add (a, b) d = MatMul (c, v) e = Mul (d, steep) y = Sin (e) }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(2)
+    for declared in model.graph.value_info:
+        dims = [dim.dim_value for dim in declared.type.tensor_type.shape.dim]
+        values = rng.normal(size=dims).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, declared.name))
+    del model.graph.value_info[:]
+    onnx.save(model, "steep.onnx")
+    np.savez("data.npz", x=rng.normal(size=(8, 64)).astype(np.float32))
+    report = run("optimize", "steep.onnx", "-o", "small.onnx", "--data", "data.npz", "--json")
+    assert report.code == 0, report.err
+    difference = max(report.json["largest_difference"].values())
+    assert difference <= 1e-5 or difference <= 3 * report.json["noise"]
+    strict = run("optimize", "steep.onnx", "-o", "strict.onnx", "--data", "data.npz", "--tolerance", difference / 2)
+    assert (strict.code == 2) == (difference > 0)
