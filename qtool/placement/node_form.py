@@ -31,7 +31,7 @@ def reason_to_skip_node(node: ir.Node, kind: Kind, data: Sequence[ir.Value | Non
         if value.dtype != ir.DataType.FLOAT:
             return f"it combines {value.dtype}, not float32"
         if not (np.abs(array) <= LARGEST_ACTIVATION).all():
-            return f"its constant '{value.name}' is as large as masks are"
+            return f"its constant '{value.name}' holds NaN, or numbers as large as masks have"
     return None
 
 
