@@ -8,6 +8,10 @@ import onnx_ir as ir
 from qtool.passes.arithmetic import replace_node
 from qtool.passes.constants import add_constant, sole_consumer
 from qtool.passes.names import Names
+from qtool.placement.operators import OPERATORS
+
+# Later passes make them a layer, a part of one, or a pool.
+_BECOME_INTEGERS = frozenset({"BatchNormalization", "ConvTranspose", "ReduceMean"})
 
 
 class SpellOutHardSwish(ir.passes.InPlacePass):
@@ -19,7 +23,7 @@ class SpellOutHardSwish(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites float32 nodes of the graph itself whose slope is above zero."""
+        """Rewrites float32 nodes of the graph itself whose slope is above zero, where integers may come and go."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):
@@ -30,9 +34,9 @@ class SpellOutHardSwish(ir.passes.InPlacePass):
 
 def _rewrite(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     source = node.inputs[0] if node.inputs else None
-    if source is None or source.dtype != ir.DataType.FLOAT:
+    if source is None or source.dtype != ir.DataType.FLOAT or not _may_be_integers(source.producer()):
         return False
-    if node.op_type == "HardSwish":
+    if node.op_type == "HardSwish" and _is_read_by_integers(node.outputs[0]):
         _spell_out(graph, node, source, slope=1 / 6, offset=0.5, names=names)
         return True
     if node.op_type != "HardSigmoid":
@@ -41,11 +45,19 @@ def _rewrite(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     if product is None or product.op_type != "Mul" or product.domain != "" or product.graph is not graph:
         return False
     slope, offset = _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5)
-    if slope <= 0.0 or source not in product.inputs:
+    if slope <= 0.0 or source not in product.inputs or not _is_read_by_integers(product.outputs[0]):
         return False
     _spell_out(graph, product, source, slope=slope, offset=offset, names=names)
     graph.remove(node, safe=True)
     return True
+
+
+def _may_be_integers(node: ir.Node | None) -> bool:
+    return node is not None and node.domain == "" and (node.op_type in OPERATORS or node.op_type in _BECOME_INTEGERS)
+
+
+def _is_read_by_integers(value: ir.Value) -> bool:
+    return any(_may_be_integers(use.node) for use in value.uses())
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:

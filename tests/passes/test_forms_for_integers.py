@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from qtool.passes.einsum_to_matmul import EinsumToMatMul
 from qtool.passes.hard_swish import SpellOutHardSwish
@@ -19,36 +20,72 @@ Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
 Arrays = Callable[..., npt.NDArray[np.float32]]
 
+# Types between nodes are known by the time that it runs.
+_SPELLED_OUT = (common.ShapeInferencePass(), SpellOutHardSwish())
+
 
 def _operators(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
+def _between_layers(parsed: Parsed, random_array: Arrays, body: str) -> onnx.ModelProto:
+    """Parses nodes that make h of x, between two convolutions."""
+    return parsed(
+        f"g (float[N,3,4] image) => (float[N,2,4] y) {{ x = Conv (image, w1) {body} y = Conv (h, w2) }}",
+        w1=random_array(3, 3, 1),
+        w2=random_array(2, 3, 1),
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        "y = HardSwish (x)",
-        "gate = HardSigmoid <alpha = 0.3, beta = 0.6> (x) y = Mul (x, gate)",
-        "gate = HardSigmoid (x) y = Mul (gate, x)",
+        "h = HardSwish (x)",
+        "gate = HardSigmoid <alpha = 0.3, beta = 0.6> (x) h = Mul (x, gate)",
+        "gate = HardSigmoid (x) h = Mul (gate, x)",
     ],
 )
-def test_a_hard_swish_becomes_a_clamp_and_products(parsed: Parsed, applied: Applied, body: str) -> None:
-    model = applied(parsed(f"g (float[N,3,4] x) => (float[N,3,4] y) {{ {body} }}"), SpellOutHardSwish())
-    assert _operators(model) == ["Add", "Clip", "Mul", "Mul"]
+def test_a_hard_swish_between_layers_becomes_a_clamp_and_products(
+    parsed: Parsed, applied: Applied, random_array: Arrays, body: str
+) -> None:
+    model = applied(_between_layers(parsed, random_array, body), *_SPELLED_OUT)
+    assert _operators(model) == ["Conv", "Add", "Clip", "Mul", "Mul", "Conv"]
 
 
 @pytest.mark.parametrize(
     ("body", "operators"),
     [
-        ("y = HardSigmoid (x)", ["HardSigmoid"]),
-        ("gate = HardSigmoid (x) y = Mul (gate, gate)", ["HardSigmoid", "Mul"]),
-        ("gate = HardSigmoid <alpha = -0.3> (x) y = Mul (x, gate)", ["HardSigmoid", "Mul"]),
-        ("gate = HardSigmoid (x) a = Mul (x, gate) y = Add (a, gate)", ["HardSigmoid", "Mul", "Add"]),
+        ("h = HardSigmoid (x)", ["HardSigmoid"]),
+        ("gate = HardSigmoid (x) h = Mul (gate, gate)", ["HardSigmoid", "Mul"]),
+        ("gate = HardSigmoid <alpha = -0.3> (x) h = Mul (x, gate)", ["HardSigmoid", "Mul"]),
+        ("gate = HardSigmoid (x) a = Mul (x, gate) h = Add (a, gate)", ["HardSigmoid", "Mul", "Add"]),
+        ("e = Exp (x) h = HardSwish (e)", ["Exp", "HardSwish"]),
+        ("s = HardSwish (x) h = Tanh (s)", ["HardSwish", "Tanh"]),
     ],
 )
-def test_other_hard_sigmoids_are_left_alone(parsed: Parsed, applied: Applied, body: str, operators: list[str]) -> None:
-    model = applied(parsed(f"g (float[N,3,4] x) => (float[N,3,4] y) {{ {body} }}"), SpellOutHardSwish())
-    assert _operators(model) == operators
+def test_other_hard_sigmoids_and_those_among_floats_are_left_alone(
+    parsed: Parsed, applied: Applied, random_array: Arrays, body: str, operators: list[str]
+) -> None:
+    model = applied(_between_layers(parsed, random_array, body), *_SPELLED_OUT)
+    assert _operators(model) == ["Conv", *operators, "Conv"]
+
+
+def test_a_hard_swish_in_front_of_a_normalization_or_a_mean_becomes_a_clamp_and_products(
+    parsed: Parsed, applied: Applied, random_array: Arrays
+) -> None:
+    tensors = {name: np.abs(random_array(3, seed=seed)) + 0.5 for seed, name in enumerate(("s", "b", "m", "v"))}
+    model = parsed(
+        """g (float[N,3,4] image) => (float[N,3,1] y) {
+            x = Conv (image, w)
+            n = BatchNormalization (x, s, b, m, v)
+            h = HardSwish (n)
+            y = ReduceMean <axes = [2]> (h)
+        }""",
+        w=random_array(3, 3, 1),
+        **tensors,
+    )
+    operators = _operators(applied(model, *_SPELLED_OUT))
+    assert operators == ["Conv", "BatchNormalization", "Add", "Clip", "Mul", "Mul", "ReduceMean"]
 
 
 @pytest.mark.parametrize(("shape", "operator"), [((1,), "LeakyRelu"), ((1, 1), "LeakyRelu"), ((3, 1), "PRelu")])
