@@ -32,6 +32,8 @@ _CLAMPS = (
     min_max_rule,
     max_min_rule,
 )
+# Parts that one Concat may come to: what is copied at each merge has to stay little.
+_MOST_PARTS = 64
 # Each of the rules has one of them.
 _CLAMPING = frozenset({"Clip", "Max", "Min"})
 
@@ -116,6 +118,8 @@ def _concats(second: ir.Node, _graph: ir.Graph, _names: Names) -> bool:
             or integer_attribute(first, "axis", 0) != axis
             or sole_consumer(first.outputs[0]) is not second
         ):
+            continue
+        if len(second.inputs) + len(first.inputs) > _MOST_PARTS:
             continue
         parts = [*second.inputs[:index], *first.inputs, *second.inputs[index + 1 :]]
         second.resize_inputs(len(parts))

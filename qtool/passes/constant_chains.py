@@ -14,6 +14,8 @@ from qtool.passes.names import Names
 
 # An offset divided by a smaller factor could leave what float32 holds well.
 _SMALLEST_FACTOR = 1e-6
+# Steps behind a normalization that still belong to it: a scale and an offset, and those of another one.
+_LONGEST_TAIL = 4
 
 
 class JoinConstantChains(ir.passes.InPlacePass):
@@ -54,7 +56,10 @@ def is_normalized(value: ir.Value) -> bool:
     Such a spelled-out normalization is one fast operator for the runtime as long as it keeps its form.
     """
     maker = value.producer()
-    while maker is not None and (found := constant_operand(maker)) is not None:
+    for _ in range(_LONGEST_TAIL):
+        found = None if maker is None else constant_operand(maker)
+        if found is None:
+            break
         maker = found[0].producer()
     return maker is not None and maker.op_type in ("Div", "LayerNormalization", "SkipLayerNormalization")
 

@@ -10,6 +10,7 @@ class Names:
 
     def __init__(self, graph: ir.Graph) -> None:
         """Takes note of every value's name; values that are added later without asking are not seen."""
+        self._counts: dict[str, int] = {}
         self._taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
         for node in ir.traversal.RecursiveGraphIterator(graph):
             self._taken.update(value.name for value in node.outputs)
@@ -20,8 +21,10 @@ class Names:
 
     def free(self, wish: str) -> str:
         """Returns ``wish``, or where that is taken, ``wish`` with a number, and takes it."""
-        name, count = wish, 1
+        name, count = wish, self._counts.get(wish, 1)
         while name in self._taken:
             name, count = f"{wish}_{count}", count + 1
         self._taken.add(name)
+        # The same wish again need not try all of these once more.
+        self._counts[wish] = count
         return name
