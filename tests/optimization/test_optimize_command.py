@@ -214,6 +214,6 @@ def test_a_model_that_any_rounding_moves_is_judged_by_that(run: Any) -> None:
     report = run("optimize", "steep.onnx", "-o", "small.onnx", "--data", "data.npz", "--json")
     assert report.code == 0, report.err
     difference = max(report.json["largest_difference"].values())
-    assert difference <= 1e-5 or difference <= 3 * report.json["noise"]
+    assert difference <= 1e-5 or difference <= 5 * report.json["noise"]
     strict = run("optimize", "steep.onnx", "-o", "strict.onnx", "--data", "data.npz", "--tolerance", difference / 2)
     assert (strict.code == 2) == (difference > 0)
