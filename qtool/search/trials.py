@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -48,10 +48,10 @@ class Trials:
         self._veto = veto
         self.gains: list[Gain] = []
 
-    def helps(self, correction: str, before: ir.Model, after: ir.Model, *, always: bool) -> bool:
-        """Returns whether one change stays: it does no harm, or is wanted ``always``."""
+    def helps(self, correction: str, before: ir.Model, after: ir.Model, *, always: bool, doubt_db: float = 0.0) -> bool:
+        """Returns whether one change stays: it does no more harm than ``doubt_db``, or is wanted ``always``."""
         before_db, after_db = self._judge.sqnr_db(before), self._judge.sqnr_db(after)
-        kept = always or after_db >= before_db
+        kept = always or after_db >= before_db - doubt_db
         self.gains.append(Gain(correction=correction, before_db=before_db, after_db=after_db, kept=kept))
         return kept
 
@@ -96,6 +96,29 @@ class Trials:
             without, within = reached[best - {name}], reached[best | {name}]
             self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
         return made(best)
+
+    def better_of(self, starts: Sequence[Variants], refine: Callable[[Variants], Variants]) -> tuple[int, Variants]:
+        """Returns which start comes out best when it is refined, by its place, and what it comes to.
+
+        What refining the others gained is forgotten.
+
+        Args:
+            starts: makes uncorrected models.
+            refine: corrects one of them; what that gains it notes.
+        """
+        known = self.gains
+        found: list[tuple[float, Variants, list[Gain]]] = []
+        for start in starts:
+            self.gains = []
+            refined = refine(start)
+            found.append((self._judge.sqnr_db(refined({}).model), refined, self.gains))
+        best = max(range(len(found)), key=lambda place: found[place][0])
+        self.gains = [*known, *found[best][2]]
+        return best, found[best][1]
+
+    def undo(self, corrections: Collection[str]) -> None:
+        """Notes that ``corrections`` were not kept after all."""
+        self.gains = [replace(gain, kept=gain.kept and gain.correction not in corrections) for gain in self.gains]
 
     def first_of(
         self,

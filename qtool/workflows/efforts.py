@@ -30,6 +30,7 @@ class Searches:
         ranges: whether each activation's range is chosen among the methods by the outputs.
         equalization: scaling channels of activations against the layers around them.
         smoothing: moving outlier channels of activations into the weights behind them.
+        doubts_rewriting: whether the model without either is refined as well, and the better of both is taken.
         bias_correction: letting biases take back what rounding weights does to the layers' means.
         weight_clipping: narrower scales of weights where products lose less then.
         error_feedback: rounding that minimizes the error of products instead of that of weights.
@@ -47,6 +48,7 @@ class Searches:
     ranges: bool
     equalization: Use
     smoothing: Use
+    doubts_rewriting: bool
     bias_correction: Use
     weight_clipping: Use
     error_feedback: Use
@@ -98,6 +100,7 @@ def searches(
         ranges=ranges and not fast,
         equalization=use(equalization, usual=not fast),
         smoothing=use(smoothing, usual=not fast),
+        doubts_rewriting=best,
         bias_correction=use(True if fast and bias_correction is None else bias_correction, usual=True),
         weight_clipping=use(weight_clipping, usual=best),
         error_feedback=use(error_feedback, usual=not fast),

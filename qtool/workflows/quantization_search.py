@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -18,13 +18,30 @@ from qtool.workflows.bargains import BargainSeeker, KeptFloat
 from qtool.workflows.check_result import CheckSamples
 from qtool.workflows.efforts import Searches, Use
 from qtool.workflows.refine import Refiner
-from qtool.workflows.rewriting import Rewriter, Rewritten
+from qtool.workflows.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritten
 from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
 
 # Tables of a quarter of their size are worth so much noise, in dB.
 _TABLES_DB = 0.5
+# What a change of the float model costs before ranges are chosen says little about what it is worth then.
+_DOUBT_DB = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Is one form of the float model to start from.
+
+    Attributes:
+        rewritten: the form, and how it came about.
+        variants: makes quantized variants of it.
+        samples: how many samples its ranges come from.
+    """
+
+    rewritten: Rewritten
+    variants: StaticVariants
+    samples: int
 
 
 class QuantizationSearch:
@@ -69,26 +86,40 @@ class QuantizationSearch:
         """What every correction that was tried did to the outputs."""
         return () if self._trials is None else tuple(self._trials.gains)
 
-    def rewritten(self, model: ir.Model) -> Rewritten:
-        """Returns a form of the prepared float model that is easier to quantize."""
+    def rewritten(self, model: ir.Model) -> tuple[Rewritten, ...]:
+        """Returns forms of the prepared float model to start from, the one that promises most first."""
+        plain = Rewritten(model=model)
         if self._samples is None:
-            return Rewritten(model=model)
+            return (plain,)
+        wanted = self._wanted
+        must = Use.ALWAYS in (wanted.equalization, wanted.smoothing)
+        doubts = wanted.doubts_rewriting and self._trials is not None and not must
         rewriter = Rewriter(
             self._scheme,
             self._selection,
             self._samples,
-            self._wanted,
+            wanted,
             self._progress,
             trials=self._trials,
+            doubt_db=_DOUBT_DB if doubts else 0.0,
             threads=self._threads,
         )
-        return rewriter.rewrite(model)
+        found = rewriter.rewrite(model)
+        return (found, plain) if doubts and found.is_changed else (found,)
 
-    def refined(self, variants: StaticVariants) -> StaticVariants:
-        """Returns better variants than ``variants``, which come without any correction."""
+    def refined(self, starts: Sequence[Start]) -> Start:
+        """Returns the start with the better variants, refined; all come without any correction."""
         if self._samples is None:
-            return replace(variants, bias_correction=self._wanted.bias_correction is not Use.NEVER)
-        return self._refiner(self._samples).refine(variants)
+            (start,) = starts
+            corrected = self._wanted.bias_correction is not Use.NEVER
+            return replace(start, variants=replace(start.variants, bias_correction=corrected))
+        refine = self._refiner(self._samples).refine
+        if self._trials is None or len(starts) == 1:
+            return replace(starts[0], variants=refine(starts[0].variants))
+        place, variants = self._trials.better_of([start.variants for start in starts], refine)
+        if not starts[place].rewritten.is_changed:
+            self._trials.undo((EQUALIZATION, SMOOTHING))
+        return replace(starts[place], variants=variants)
 
     def fitted(self, variants: StaticVariants, kept_float: Mapping[str, str]) -> StaticVariants:
         """Returns variants fitted to the float model with the nodes of ``kept_float`` in float."""

@@ -38,7 +38,7 @@ from qtool.workflows.lock import check_reproduced
 from qtool.workflows.mixed_precision import GoalSeeker, MixedPrecision
 from qtool.workflows.model_source import ModelSource, write_graph
 from qtool.workflows.prepare import prepare
-from qtool.workflows.quantization_search import QuantizationSearch
+from qtool.workflows.quantization_search import QuantizationSearch, Start
 from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import manifest_of
 from qtool.workflows.rewriting import Rewritten
@@ -185,13 +185,9 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             progress,
             threads=request.threads,
         )
-        rewritten = search.rewritten(model)
-        model, plan = rewritten.model, _plan(rewritten.model, request)
-        if stored is not None:
-            collected = _checked_statistics(stored, model, request.statistics)
-        else:
-            collected = _gathered(model, plan, samples, request, progress)
-        variants = search.refined(_variants(model, plan, collected, request))
+        starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
+        start = search.refined(starts)
+        rewritten, variants, model = start.rewritten, start.variants, start.rewritten.model
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
         if request.goal is not None and samples is not None:
@@ -206,7 +202,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         findings = quantize_graph(
             model,
             plan,
-            collected.statistics,
+            variants.statistics,
             request.method,
             bias_correction=variants.bias_correction,
             refinement=variants.refinement,
@@ -236,7 +232,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             fidelity=comparison.fidelity,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
-            samples=collected.samples,
+            samples=start.samples,
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
             mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
@@ -296,10 +292,22 @@ def _checked_statistics(stored: StoredStatistics, model: ir.Model, path: Path | 
     return stored.collected
 
 
-def _variants(model: ir.Model, plan: Plan, collected: Collected, request: QuantizeRequest) -> StaticVariants:
-    """Returns what quantizes ``model`` without the tensors that the data has shown to be unfit."""
+def _start(
+    rewritten: Rewritten,
+    stored: StoredStatistics | None,
+    samples: CheckSamples | None,
+    request: QuantizeRequest,
+    progress: Progress,
+) -> Start:
+    """Returns what quantizes a form of the model without the tensors that the data has shown to be unfit."""
+    model = rewritten.model
+    plan = _plan(model, request)
+    if stored is not None:
+        collected = _checked_statistics(stored, model, request.statistics)
+    else:
+        collected = _gathered(model, plan, samples, request, progress)
     needed = {activation.source for activation in plan.activations.values()}
-    return StaticVariants(
+    variants = StaticVariants(
         model=model.clone(),
         scheme=request.scheme,
         selection=request.selection,
@@ -308,3 +316,4 @@ def _variants(model: ir.Model, plan: Plan, collected: Collected, request: Quanti
         method=request.method,
         bias_correction=False,
     )
+    return Start(rewritten=rewritten, variants=variants, samples=collected.samples)

@@ -24,6 +24,8 @@ from qtool.workflows.static_variants import StaticVariants
 
 Rewrite = Callable[..., tuple[str, ...]]
 
+EQUALIZATION, SMOOTHING = "equalization", "smoothing"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewritten:
@@ -39,6 +41,11 @@ class Rewritten:
     equalized: tuple[str, ...] = ()
     smoothed: tuple[str, ...] = ()
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything was changed."""
+        return bool(self.equalized or self.smoothed)
+
 
 class Rewriter:
     """Tries changes of a prepared float model, which compute the same, with ranges from a few batches."""
@@ -52,15 +59,20 @@ class Rewriter:
         progress: Progress,
         *,
         trials: Trials | None,
+        doubt_db: float = 0.0,
         threads: int = 0,
     ) -> None:
-        """Takes what the model will be quantized with; without ``trials`` nothing is judged."""
+        """Takes what the model will be quantized with; without ``trials`` nothing is judged.
+
+        Changes may do harm of ``doubt_db`` decibels, where somebody looks at them again later.
+        """
         self._scheme = scheme
         self._selection = selection
         self._samples = samples
         self._wanted = wanted
         self._progress = progress
         self._trials = trials
+        self._doubt_db = doubt_db
         self._threads = threads
         self._judged: tuple[ir.Model, ir.Model] | None = None
 
@@ -71,8 +83,8 @@ class Rewriter:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             CalibError: the data does not fit the model.
         """
-        model, equalized = self._tried("equalization", self._wanted.equalization, equalize_model, model)
-        model, smoothed = self._tried("smoothing", self._wanted.smoothing, smooth_model, model)
+        model, equalized = self._tried(EQUALIZATION, self._wanted.equalization, equalize_model, model)
+        model, smoothed = self._tried(SMOOTHING, self._wanted.smoothing, smooth_model, model)
         return Rewritten(model=model, equalized=equalized, smoothed=smoothed)
 
     def _tried(self, name: str, use: Use, change: Rewrite, model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
@@ -91,7 +103,7 @@ class Rewriter:
         if before is None or judged is not model:
             before = self._quantized(model)
         after = self._quantized(changed)
-        kept = self._trials.helps(name, before, after, always=use is Use.ALWAYS)
+        kept = self._trials.helps(name, before, after, always=use is Use.ALWAYS, doubt_db=self._doubt_db)
         self._judged = (changed, after) if kept else (model, before)
         return (changed, tensors) if kept else (model, ())
 

@@ -110,3 +110,29 @@ def test_what_harms_by_the_other_measure_is_not_taken() -> None:
     trials = Trials(judge, veto=cast(OutputJudge, _Judge({"": 15, "x": 12, "y": 14.95})))
     assert trials.first_of(_Variants(), candidates, {}, always=False).made == {"y"}
     assert [gain.kept for gain in trials.gains] == [False, True]
+
+
+@pytest.mark.parametrize(("after", "doubt_db", "kept"), [(20.0, 0.0, True), (19.4, 0.0, False), (19.4, 1.0, True)])
+def test_a_change_of_the_float_model_may_harm_only_in_doubt(after: float, doubt_db: float, kept: bool) -> None:
+    trials = _trials({"": 20.0, "x": after})
+    before, changed = cast(Any, frozenset()), cast(Any, frozenset({"x"}))
+    assert trials.helps("smoothing", before, changed, always=False, doubt_db=doubt_db) is kept
+    assert trials.helps("smoothing", before, changed, always=True) is True
+    assert trials.gains[0] == Gain(correction="smoothing", before_db=20.0, after_db=after, kept=kept)
+
+
+def test_the_start_that_refining_takes_furthest_is_taken() -> None:
+    trials = _trials({"x": 21.0, "y": 20.0, "x a": 24.0, "y a": 25.0, "y b": 19.0, "y a b": 25.5, "x a b": 23.0})
+    starts = [_Variants(frozenset({name})) for name in "xy"]
+    corrections = {name: _with(name) for name in "ab"}
+    place, made = trials.better_of(starts, lambda start: trials.best(start, corrections, advance=lambda units: None))
+    assert (place, made.made) == (1, {"y", "a", "b"})
+    assert [(gain.before_db, gain.after_db) for gain in trials.gains] == [(19.0, 25.5), (25.0, 25.5)]
+
+
+def test_what_was_undone_is_not_said_to_be_kept() -> None:
+    trials = _trials({"": 20.0, "x": 21.0})
+    for name in ("equalization", "others"):
+        trials.helps(name, cast(Any, frozenset()), cast(Any, frozenset({"x"})), always=False)
+    trials.undo({"equalization"})
+    assert [gain.kept for gain in trials.gains] == [False, True]
