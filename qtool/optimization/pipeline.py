@@ -70,18 +70,23 @@ def run_passes(
     turns = [*[tuple(name for name in names if name not in last)] * rounds, last]
     with quiet_libraries(), _defaults_aside(model), progress.task("optimizing", rounds * len(names)) as advance:
         counts, nodes = node_counts(model), len(model.graph)
-        done = False
+        done, seen = False, dict[str, int]()
         for turn in turns:
             if done and turn is not last:
                 continue
             worked = False
             for name in turn:
-                modified, remark = _run(model, name, operators)
                 advance(1)
+                # Nothing has changed since it had its turn.
+                if seen.get(name) == len(steps):
+                    continue
+                modified, remark = _run(model, name, operators)
+                seen[name] = len(steps)
                 if not modified and len(model.graph) == nodes:
                     continue
                 after, nodes = node_counts(model), len(model.graph)
                 steps.append(replace(_step(name, counts, after), remark=remark))
+                seen[name] = len(steps)
                 worked = worked or name != "infer-shapes"
                 counts = after
             done = done or not worked
