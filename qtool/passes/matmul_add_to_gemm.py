@@ -25,6 +25,9 @@ class MatMulAddToGemm(ir.passes.InPlacePass):
 
 def _join(graph: ir.Graph, matmul: ir.Node) -> bool:
     product = matmul.outputs[0]
+    # Between integers a MatMul without Q behind it stays one, and a Gemm with a float bias does not.
+    if any(_is_dequantized(value) for value in matmul.inputs):
+        return False
     adder = sole_consumer(product)
     if adder is None or adder.op_type != "Add" or adder.domain != "" or adder.graph is not graph:
         return False
@@ -44,6 +47,11 @@ def _join(graph: ir.Graph, matmul: ir.Node) -> bool:
     output.replace_all_uses_with(result, replace_graph_outputs=True)
     graph.remove(replaced, safe=True)
     return True
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    maker = None if value is None else value.producer()
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _columns(matmul: ir.Node) -> int | None:

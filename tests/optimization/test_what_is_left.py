@@ -78,6 +78,15 @@ def test_integers_of_quantized_models_stay_integers() -> None:
     assert node_counts(_optimized(model))["DequantizeLinear"] == 2
 
 
+def test_products_of_integers_keep_the_form_that_the_runtime_knows() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,4] x) => (float[2,3] y)
+        <int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float scale = {0.5}, uint8 zero = {3}, float[3] bias = {1,2,3}> {
+        q = QuantizeLinear (x, scale, zero) d = DequantizeLinear (q, scale, zero) w1 = DequantizeLinear (w, scale)
+        m = MatMul (d, w1) y = Add (m, bias) }"""
+    counts = node_counts(_optimized(onnx.parser.parse_model(text)))
+    assert counts == {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1, "Add": 1}
+
+
 def test_the_file_does_not_grow_by_what_is_folded() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,1] x) => (float[N,500000] y)
         <float[1,1] w = {2.0}, int64[2] shape = {1, 500000}> { wide = Expand (w, shape) y = MatMul (x, wide) }"""
