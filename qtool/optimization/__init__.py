@@ -144,6 +144,10 @@ PASSES: Mapping[str, Entry] = {
         location="qtool.passes.fold_into_next:FoldIntoNext",
         effect="makes Mul and Add with constants part of the weights of the layer behind them",
     ),
+    "fold-scales-back": Entry(
+        location="qtool.passes.fold_scales_back:FoldScalesBack",
+        effect="makes numbers that multiply whole tensors, such as attention scores, part of the layer before",
+    ),
     "matmul-add-to-gemm": Entry(
         location="qtool.passes.matmul_add_to_gemm:MatMulAddToGemm",
         effect="makes one Gemm of a MatMul of matrices and the bias behind it",

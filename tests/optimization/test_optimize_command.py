@@ -211,9 +211,11 @@ def test_a_model_that_any_rounding_moves_is_judged_by_that(run: Any) -> None:
     del model.graph.value_info[:]
     onnx.save(model, "steep.onnx")
     np.savez("data.npz", x=rng.normal(size=(8, 64)).astype(np.float32))
-    report = run("optimize", "steep.onnx", "-o", "small.onnx", "--data", "data.npz", "--json")
+    # Weights that hold the large factor themselves would be rounded after it.
+    usual = ("--data", "data.npz", "--skip", "fold-scales-back")
+    report = run("optimize", "steep.onnx", "-o", "small.onnx", *usual, "--json")
     assert report.code == 0, report.err
     difference = max(report.json["largest_difference"].values())
     assert difference <= 1e-5 or difference <= 5 * report.json["noise"]
-    strict = run("optimize", "steep.onnx", "-o", "strict.onnx", "--data", "data.npz", "--tolerance", difference / 2)
+    strict = run("optimize", "steep.onnx", "-o", "strict.onnx", *usual, "--tolerance", difference / 2)
     assert (strict.code == 2) == (difference > 0)
