@@ -12,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import settings
+from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
 from qtool.cli.app import app
@@ -43,6 +46,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcom
     def call(*arguments: object) -> Outcome:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the text of a graph with the given tensors as an ONNX file; nodes are called after their first outputs."""
+
+    def call(name: str, text: str, *, opset: int = 18, **tensors: np.ndarray) -> Path:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
+        for node in model.graph.node:
+            node.name = f"n_{node.output[0]}"
+        onnx.checker.check_model(model)
+        path = tmp_path / name
+        onnx.save(model, path)
+        return path
 
     return call
 

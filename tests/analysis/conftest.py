@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper, parser
 
 Run: TypeAlias = Callable[..., Any]
 Save: TypeAlias = Callable[..., Path]
@@ -23,23 +21,6 @@ def facts(run: Run) -> Run:
         result = run("inspect", *arguments, "--json")
         assert result.code == 0, result.err
         return result.json
-
-    return call
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    """Writes the text of a graph with the given tensors as an ONNX file; nodes are called after their first outputs."""
-
-    def call(name: str, text: str, *, opset: int = 18, **tensors: np.ndarray) -> Path:
-        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
-        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
-        for node in model.graph.node:
-            node.name = f"n_{node.output[0]}"
-        onnx.checker.check_model(model)
-        path = tmp_path / name
-        onnx.save(model, path)
-        return path
 
     return call
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper, parser
-from typer.testing import CliRunner
 
-from qtool.cli.app import app
 from qtool.runtime.session import Session
 
 _HERE = Path(__file__).parent
@@ -25,22 +21,6 @@ _GRAPHS = {
     path.stem: path for folder in ("contracts", "optimization") for path in _HERE.parent.glob(f"{folder}/graphs/*.txt")
 }
 _FREE_LENGTH = 2
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of the command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run: TypeAlias = Callable[..., Outcome]
 
 
 def parsed(text: str) -> onnx.ModelProto:
@@ -103,15 +83,3 @@ def graph() -> Callable[..., onnx.ModelProto]:
 def outputs() -> Callable[[onnx.ModelProto], dict[str, npt.NDArray[Any]]]:
     """Runs a model, as it is written, on random inputs."""
     return run_model
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs qtool in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Outcome:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        return Outcome(result.exit_code, result.stdout, result.stderr)
-
-    return call
