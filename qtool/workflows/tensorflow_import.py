@@ -202,7 +202,6 @@ def _converted(
     moved: Sequence[str],
     opset: int | None,
 ) -> ir.Model:
-    from formats.onnx_file import OnnxFile
     from qtool.workflows.opsets import to_opset, unknown_operators
 
     asked = {
@@ -213,7 +212,8 @@ def _converted(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         process.convert(file, opset=_EXPORTER_OPSET, channels_first=moved, shapes=asked)
-        model = OnnxFile().read(file)
+        # Read as it is: operators that ONNX does not have are listed below, all of them.
+        model = ir.load(file)
     # tf2onnx names the commit that it was built from, which releases do not know.
     model.producer_version = (model.producer_version or "").removesuffix(" None")
     for domain in set(model.opset_imports) - {"", *(node.domain for node in model.graph.all_nodes())}:
