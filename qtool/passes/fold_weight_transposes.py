@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, sole_consumer
 from qtool.passes.names import Names
 
-_READERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
-
 
 class FoldWeightTransposes(ir.passes.InPlacePass):
     """Replaces Transpose(weight), read by one node, by the transposed weight; a tied weight stays one tensor."""
+
+    readers: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds each such Transpose."""
@@ -23,9 +25,9 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
                 continue
             source, target = node.inputs[0], node.outputs[0]
             array, reader = constant_array(source), sole_consumer(target)
-            if source is None or array is None or reader is None or reader.op_type not in _READERS:
+            if source is None or array is None or reader is None or reader.op_type not in self.readers:
                 continue
-            if sole_consumer(source) is not node:
+            if not self.may_fold(source, node):
                 continue
             permutation = node.attributes.get("perm")
             order = tuple(permutation.as_ints()) if permutation is not None else tuple(reversed(range(array.ndim)))
@@ -35,3 +37,7 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
             model.graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified=modified)
+
+    def may_fold(self, weight: ir.Value, transpose: ir.Node) -> bool:
+        """Tells whether a weight may be stored transposed for the reader of ``transpose``."""
+        return sole_consumer(weight) is transpose

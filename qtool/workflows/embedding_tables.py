@@ -34,15 +34,13 @@ class Tables:
         return tuple(skip for skip in skipped if skip.node not in reading)
 
 
-def with_tables(model: ir.Model, selection: Selection, accepts: Accepts) -> Tables:
-    """Returns ``model``, which is left as it is, with its tables as integers where ``accepts`` takes that."""
+def with_tables(model: ir.Model, selection: Selection, accepts: Accepts | None = None) -> Tables:
+    """Returns ``model``, which is left as it is, with its tables as integers where ``accepts`` takes that.
+
+    Without ``accepts``, every table counts whose own noise is low.
+    """
     changed = model.clone()
     stored = store_tables(changed, selection)
-    if not stored or not accepts(model, changed):
+    if not stored or not (accepts is None or accepts(model, changed)):
         return Tables(model=model, stored=())
     return Tables(model=changed, stored=stored)
-
-
-def whatever(before: ir.Model, after: ir.Model) -> bool:
-    """Takes any table: its own noise was found to be low."""
-    return before is not after

@@ -21,7 +21,7 @@ from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
-from qtool.workflows.embedding_tables import whatever, with_tables
+from qtool.workflows.embedding_tables import with_tables
 from qtool.workflows.file_records import data_record, model_record
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
@@ -125,7 +125,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         model = prepare(original.clone(), integers_between_layers=False)
         plan = build_dynamic_plan(model, request.scheme, request.selection)
         weights = quantize_dynamically(model, plan)
-        tables = with_tables(model, request.selection, whatever)
+        tables = with_tables(model, request.selection)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         ResidualSums()(model)
         write_graph(model, path)
