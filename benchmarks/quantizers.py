@@ -50,9 +50,10 @@ def qtool(options: str) -> Quantizer:
     )
 
 
-def onnxruntime(method: str) -> Quantizer:
+def onnxruntime(method: str, *options: str) -> Quantizer:
     """Returns onnxruntime's own static quantizer."""
-    return Quantizer(program=(sys.executable, str(HERE / "onnxruntime_static.py")), options=("--method", method))
+    program = (sys.executable, str(HERE / "onnxruntime_static.py"))
+    return Quantizer(program=program, options=("--method", method, *options))
 
 
 def qtool_variants() -> dict[str, Quantizer]:
@@ -65,6 +66,7 @@ def qtool_variants() -> dict[str, Quantizer]:
 def rivals() -> Mapping[str, Quantizer]:
     """Returns all that is installed."""
     found = {f"onnxruntime {method}": onnxruntime(method) for method in METHODS}
+    found["onnxruntime minmax, reduce_range"] = onnxruntime("minmax", "--reduce-range")
     if find_spec("nncf") is not None:
         script = (sys.executable, str(HERE / "nncf_static.py"))
         found["nncf"] = Quantizer(program=script)

@@ -37,15 +37,6 @@ class IntegerFeatures:
     matrix_multiply: bool | None = None
     virtual: bool | None = None
 
-    @property
-    def target(self) -> str | None:
-        """The preset for this processor; None where too little is known."""
-        if self.family == "arm":
-            return "arm"
-        if self.family != "x86" or self.vnni is None:
-            return None
-        return "x86" if self.vnni else "x86-avx2"
-
 
 def integer_features() -> IntegerFeatures:
     """Asks the operating system; what it does not tell is None."""

@@ -20,6 +20,10 @@ class Progress(Protocol):
         """Tells the person one line, now."""
         ...
 
+    def warn(self, message: str) -> None:
+        """Warns the person, now, also when quiet."""
+        ...
+
 
 class Silent:
     """Drops every step and remark."""
@@ -31,6 +35,9 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Drops the remark."""
+
+    def warn(self, message: str) -> None:
+        """Drops the warning."""
 
 
 def _drop(units: int) -> None:

@@ -33,7 +33,7 @@ class Scheme:
     placement: str = "onnxruntime-cpu"
     largest_pair: int | None = None
     target: str = "x86"
-    machine: str = "x86 with VNNI"
+    machine: str = "any x86"
 
     @property
     def for_cpu(self) -> bool:
@@ -81,22 +81,32 @@ _U8 = Grid(bits=8, signed=False, symmetric=False)
 _S8 = Grid(bits=8, signed=True, symmetric=False)
 _S8_SYMMETRIC = Grid(bits=8, signed=True, symmetric=True)
 
-# What `--target` takes; README.md and the tests go through it row by row.
+# Without VNNI onnxruntime multiplies u8 by s8 with VPMADDUBSW, which saturates at 16 bits
+# (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, Data type selection).
+_LARGEST_PAIR = 32767 // 255
+
+# What `--target` takes beside `auto`; README.md and the tests go through it row by row.
 PRESETS: Mapping[str, Scheme] = {
-    # u8 activations by s8 weights run 1.6 to 2.4 times faster than float; s8 by s8 hardly faster than float.
-    "x86": Scheme(target="x86", machine="x86 with VNNI", activations=_U8, weights=_S8_SYMMETRIC),
-    # Without VNNI onnxruntime multiplies u8 by s8 with VPMADDUBSW, which saturates at 16 bits
-    # (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, Data type selection).
-    "x86-avx2": Scheme(
-        target="x86-avx2",
-        machine="x86 with AVX2 or AVX512, but no VNNI",
+    # What holds 16-bit sums is exact with 32 bits, too: one file for a fleet of both kinds.
+    "x86": Scheme(
+        target="x86",
+        machine="any x86, with VNNI or without",
         activations=_U8,
         weights=_S8_SYMMETRIC,
-        largest_pair=32767 // 255,
+        largest_pair=_LARGEST_PAIR,
+    ),
+    # u8 activations by s8 weights run 1.6 to 2.4 times faster than float; s8 by s8 hardly faster than float.
+    "x86-vnni": Scheme(target="x86-vnni", machine="x86 with VNNI", activations=_U8, weights=_S8_SYMMETRIC),
+    "x86-avx2": Scheme(
+        target="x86-avx2",
+        machine="x86 with AVX2 or AVX-512, but no VNNI",
+        activations=_U8,
+        weights=_S8_SYMMETRIC,
+        largest_pair=_LARGEST_PAIR,
     ),
     # SDOT multiplies s8 by s8 as it is; u8 by s8 flips the weights first, or without dot products the activations
     # (https://github.com/microsoft/onnxruntime/pull/9902). Kernels for symmetric convolutions want s8 weights around 0.
-    "arm": Scheme(target="arm", machine="64-bit ARM", activations=_S8, weights=_S8_SYMMETRIC),
+    "arm64": Scheme(target="arm64", machine="64-bit ARM", activations=_S8, weights=_S8_SYMMETRIC),
     # INT8 is signed and symmetric. Q/DQ stand before what layers read, not behind what they compute, and before both
     # sides of a residual Add; biases stay float
     # (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html).
@@ -130,7 +140,7 @@ PRESETS: Mapping[str, Scheme] = {
         placement="layer-inputs",
     ),
 }
-DEFAULT_PRESET = "x86"
+AUTO = "auto"
 
 
 def preset(name: str) -> Scheme:
@@ -140,9 +150,9 @@ def preset(name: str) -> Scheme:
         UsageError: there is none.
     """
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1, cutoff=0.0)
+        near = get_close_matches(name, (AUTO, *PRESETS), n=1, cutoff=0.0)
         raise UsageError(
-            f"there is no target '{name}'", fix=f"did you mean '{near[0]}'? all of them: {', '.join(PRESETS)}"
+            f"there is no target '{name}'", fix=f"did you mean '{near[0]}'? all of them: {', '.join((AUTO, *PRESETS))}"
         )
     return PRESETS[name]
 

@@ -63,7 +63,7 @@ def calibrate(
     debug: DebugOption = False,
 ) -> None:
     """Runs a float model over data once and writes statistics from which every range method can work."""
-    from qtool.schemes import DEFAULT_PRESET
+    from qtool.runtime.this_machine import target_named
     from qtool.workflows.calibrate import CalibrateRequest
     from qtool.workflows.calibrate import calibrate as run
     from qtool.workflows.data_request import DataRequest
@@ -74,13 +74,15 @@ def calibrate(
         raise UsageError(
             "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
         )
+    machine = target_named(target)
+    console.say(machine.description)
     report = run(
         CalibrateRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             output=output,
             output_dir=output_dir,
-            target=target or DEFAULT_PRESET,
+            scheme=machine.scheme,
             activations_symmetric=activations_symmetric,
             exact=exact,
             threads=threads,

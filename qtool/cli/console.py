@@ -13,7 +13,7 @@ import rich.console
 from rich.text import Text
 
 from qtool.cli.log import SAID, LoggedProgress, verbose_is_on
-from qtool.progress import Advance, Progress, Silent
+from qtool.progress import Advance, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -45,7 +45,7 @@ class Console:
 
     def progress(self) -> Progress:
         """Returns where workflows report their steps: bars on a terminal, only the remarks elsewhere."""
-        return LoggedProgress(Silent() if self._quiet else _TerminalProgress(self._stderr, bars=self._bars))
+        return LoggedProgress(_TerminalProgress(self._stderr, bars=self._bars, quiet=self._quiet))
 
     def say(self, text: str) -> None:
         """Prints one remark or result."""
@@ -56,7 +56,7 @@ class Console:
     def warn(self, text: str) -> None:
         """Prints a warning to stderr, also when quiet."""
         SAID.warning("%s", text)
-        _print_line(self._stderr, Text.assemble(("warning: ", "bold yellow"), text))
+        _print_line(self._stderr, _warning(text))
 
     def remark(self, text: str) -> None:
         """Prints one line to stderr, also when quiet."""
@@ -113,8 +113,9 @@ class Console:
 class _TerminalProgress:
     """Draws every open step as a bar with its rate and the time left."""
 
-    def __init__(self, console: rich.console.Console, *, bars: bool) -> None:
+    def __init__(self, console: rich.console.Console, *, bars: bool, quiet: bool) -> None:
         self._console = console
+        self._quiet = quiet
         self._draws = bars
         self._live: Bars | None = None
         self._open_steps = 0
@@ -141,8 +142,17 @@ class _TerminalProgress:
                 self._live = None
 
     def note(self, message: str) -> None:
-        """Prints one line above the bars."""
-        _print_line(self._console, Text(message))
+        """Prints one line above the bars, unless quiet."""
+        if not self._quiet:
+            _print_line(self._console, Text(message))
+
+    def warn(self, message: str) -> None:
+        """Prints a warning above the bars."""
+        _print_line(self._console, _warning(message))
+
+
+def _warning(text: str) -> Text:
+    return Text.assemble(("warning: ", "bold yellow"), text)
 
 
 class _Stream(rich.console.Console):

@@ -29,7 +29,6 @@ def doctor(json: JsonOption = False, quiet: QuietOption = False, debug: DebugOpt
             {
                 "schema": "qtool.doctor/1",
                 **asdict(found),
-                "target": found.features.target,
                 "speedup": found.speed.speedup,
             }
         )
@@ -51,7 +50,8 @@ def _rows(found: Any) -> list[tuple[str, object]]:
         ("system", found.machine.system),
         ("processor", found.machine.processor),
         ("for integers", present or "the system does not tell"),
-        ("--target", found.features.target or "unknown"),
+        ("sums of products", "16 bits, saturating" if found.saturates else "32 bits"),
+        ("--target", found.target),
         ("cores", f"{found.machine.cores}, of which {found.usable_cores:g} may be used"),
         ("load", "unknown" if found.load is None else f"{found.load:.1f}"),
         ("memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB free"),

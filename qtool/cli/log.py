@@ -65,6 +65,11 @@ class LoggedProgress:
         SAID.info("%s", message)
         self._inner.note(message)
 
+    def warn(self, message: str) -> None:
+        """Passes a warning on."""
+        SAID.warning("%s", message)
+        self._inner.warn(message)
+
 
 def _listen(context: typer.Context, logger: logging.Logger, handler: logging.Handler, form: str) -> None:
     """Lets ``handler`` listen to ``logger`` until the outermost command is over, its error messages included."""

@@ -18,11 +18,11 @@ from qtool.cli.options import (
     JsonOption,
     LimitOption,
     ModelArgument,
+    OptionalTargetOption,
     OutputDirOption,
     OutputOption,
     PreprocessOption,
     QuietOption,
-    TargetOption,
 )
 from qtool.errors import UsageError
 
@@ -52,7 +52,7 @@ def optimize(
         list[str] | None,
         typer.Option("--skip", metavar="NAME", help="Leave this pass out; repeatable.", show_default=False),
     ] = None,
-    target: TargetOption = None,
+    target: OptionalTargetOption = None,
     data: EvalDataOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
@@ -86,6 +86,7 @@ def optimize(
     debug: DebugOption = False,
 ) -> None:
     """Removes, merges and fuses nodes of a graph, and compares its outputs with those it had."""
+    from qtool.runtime.this_machine import target_named
     from qtool.workflows.data_request import DataRequest
     from qtool.workflows.optimize import OptimizeRequest
     from qtool.workflows.optimize import optimize as run
@@ -100,7 +101,7 @@ def optimize(
         force=force,
         passes=tuple(passes or ()),
         skip=tuple(skip or ()),
-        target=target,
+        target=None if target is None else target_named(target).scheme.target,
         data=None
         if data is None
         else DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit),

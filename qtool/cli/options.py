@@ -124,11 +124,28 @@ InputShapeOption: TypeAlias = Annotated[
     ),
 ]
 
-# The presets of qtool.schemes, whose import costs more than `--help` may take; a test compares the two.
-TARGETS = ("x86", "x86-avx2", "arm", "tensorrt", "qnn", "openvino")
+# The presets of qtool.schemes, whose import costs more than `--help` may take, with a line each; a test compares the two.
+TARGETS = {
+    "auto": "this machine",
+    "x86": "any x86: sums are exact with VNNI and without, for fleets",
+    "x86-vnni": "x86 with VNNI, AVX-512, AVX or AMX",
+    "x86-avx2": "x86 without VNNI",
+    "arm64": "64-bit ARM",
+    "tensorrt": "NVIDIA GPUs",
+    "qnn": "Qualcomm NPUs",
+    "openvino": "Intel CPUs, GPUs and NPUs through OpenVINO",
+}
+_TARGET_LINES = "".join(f"\n\n{name}: {machine}." for name, machine in TARGETS.items())
 TargetOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--target", metavar="NAME", help=f"Machine to run on: {', '.join(TARGETS)}.", show_default=False),
+    typer.Option(
+        "--target", metavar="NAME", help=f"Machine to run on; default auto.{_TARGET_LINES}", show_default=False
+    ),
+]
+# For commands that need no machine, as long as none is named.
+OptionalTargetOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help=f"Machine to run on.{_TARGET_LINES}", show_default=False),
 ]
 
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone, on stdout.")]

@@ -209,6 +209,7 @@ def quantize(
         run_locked(quantize, context, locked)
         return
     from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
+    from qtool.runtime.this_machine import target_named
     from qtool.schemes import as_dynamic
     from qtool.selection import Selection
     from qtool.workflows.data_request import DataRequest
@@ -224,14 +225,17 @@ def quantize(
     patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
     selection = Selection(**{name: tuple(given or ()) for name, given in patterns.items()})
     schemes = SchemeOptions(
-        target=target,
         per_channel=per_channel,
         weights_symmetric=weights_symmetric,
         activations_symmetric=activations_symmetric,
         activation_type=activation_type,
         weight_type=weight_type,
     )
-    integers = schemes.scheme(dynamic=scheme is SchemeName.DYNAMIC)
+    machine = target_named(target)
+    integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
+    # A run that is repeated elsewhere is for the same machine.
+    context.params["target"] = machine.scheme.target
+    console.say(machine.description)
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
         from qtool.workflows.quantize_dynamic import DynamicRequest

@@ -96,24 +96,20 @@ class MethodOptions:
 class SchemeOptions:
     """What the options say about integers; None where they leave it to the target."""
 
-    target: str | None
     per_channel: bool | None
     weights_symmetric: bool | None
     activations_symmetric: bool | None
     activation_type: IntegerType | None
     weight_type: IntegerType | None
 
-    def scheme(self, *, dynamic: bool) -> Scheme:
+    def changed(self, target: Scheme, *, dynamic: bool) -> Scheme:
         """Returns the target's scheme with what the options change in it.
 
         ``dynamic`` tells whether activations are to be quantized as the model runs.
 
         Raises:
-            UsageError: there is no such target, or it has no kernel for the combination.
+            UsageError: the target has no kernel for the combination.
         """
-        from qtool.schemes import DEFAULT_PRESET, preset
-
-        target = preset(self.target or DEFAULT_PRESET)
         if dynamic and not target.for_cpu:
             raise UsageError(
                 f"--scheme dynamic is for onnxruntime's CPU provider, not for {target.machine}",

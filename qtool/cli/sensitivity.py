@@ -71,7 +71,7 @@ def sensitivity(
     debug: DebugOption = False,
 ) -> None:
     """Quantizes one layer at a time and ranks the layers by the noise that they put into the outputs."""
-    from qtool.schemes import DEFAULT_PRESET, preset
+    from qtool.runtime.this_machine import target_named
     from qtool.selection import Selection
     from qtool.workflows.data_request import DataRequest
     from qtool.workflows.sensitivity import SensitivityRequest, in_decibels
@@ -82,11 +82,13 @@ def sensitivity(
     if calib_data is None:
         raise UsageError("there is no data to judge by", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
+    machine = target_named(target)
+    console.say(machine.description)
     report = run(
         SensitivityRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
             data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
-            scheme=preset(target or DEFAULT_PRESET),
+            scheme=machine.scheme,
             method=ranges.range_method(method),
             chosen_ranges=method is Method.AUTO,
             selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),

@@ -8,7 +8,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.goal_options import share_of
-from qtool.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption, TargetOption
+from qtool.cli.options import DebugOption, JsonOption, ModelArgument, OptionalTargetOption, QuietOption
 
 
 def verify(
@@ -22,7 +22,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    target: TargetOption = None,
+    target: OptionalTargetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -30,14 +30,14 @@ def verify(
     """Shows which nodes onnxruntime runs on integers, and with --target whether a machine takes the model as it is."""
     from qtool.cli.quantize_output import coverage_as_json, show_coverage
     from qtool.cli.target_output import show_target, target_as_json
-    from qtool.schemes import preset
+    from qtool.runtime.this_machine import target_named
     from qtool.workflows.target_check import check_gate, check_target
     from qtool.workflows.verify import check_coverage
     from qtool.workflows.verify import verify as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
-    machine = None if target is None else preset(target)
+    machine = None if target is None else target_named(target).scheme
     report = run(model, console.progress())
     fit = None if machine is None else check_target(model, machine)
     if json:
@@ -46,6 +46,7 @@ def verify(
             "model": str(report.model),
             "onnxruntime": report.onnxruntime,
             **coverage_as_json(report.coverage),
+            "overflowing_layers": list(report.overflowing_layers),
         }
         console.json(found if fit is None else {**found, **target_as_json(fit)})
     else:

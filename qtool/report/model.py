@@ -44,6 +44,7 @@ class ModelReport:
         accuracy: on the labels; None without labels.
         metric: the score at its task; None where no metric was asked for.
         size_parts: what takes the room on disk.
+        overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
@@ -62,6 +63,7 @@ class ModelReport:
     operators: tuple[OperatorTime, ...] = ()
     metric: float | None = None
     size_parts: tuple[SizePart, ...] = ()
+    overflowing_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +204,11 @@ class Report:
     def float_model(self) -> ModelReport:
         """The float model's figures, on the first dataset."""
         return self.comparisons[0].float_model
+
+    @property
+    def models(self) -> tuple[ModelReport, ...]:
+        """The float model, then the quantized ones, on the first dataset."""
+        return (self.float_model, *(comparison.quantized_model for comparison in self.by_model))
 
     @property
     def by_model(self) -> tuple[Comparison, ...]:

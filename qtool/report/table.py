@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.figures import FIGURES
 from qtool.report.model import Comparison, Measured, Report, UsedData
+from qtool.report.overflow_table import overflow_table
 from qtool.report.sample_tables import classes_table, samples_table
 from qtool.report.size_tables import sizes_table
 from qtool.report.table_form import NONE, Table, number
@@ -36,7 +37,8 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
         report: the report.
         changes: whether the classes and the samples that change most belong to it.
     """
-    found = [_models(report), _outputs(report)]
+    found = [overflow_table(report)] if any(model.overflowing_layers for model in report.models) else []
+    found += [_models(report), _outputs(report)]
     if report.float_model.size_parts:
         found.append(sizes_table(report))
     for comparison in report.comparisons:

@@ -66,9 +66,7 @@ def _input_reason(node: ir.Node) -> FloatReason | None:
     if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2:
         bias = node.inputs[2]
         if bias is not None and _dequantize(bias) is None:
-            return FloatReason(
-                "its bias is float instead of int32", "quantize for a CPU: --target x86, x86-avx2 or arm"
-            )
+            return FloatReason("its bias is float instead of int32", "quantize for a CPU: --target auto, x86 or arm64")
         if bias is not None and not _fits_products(node, bias):
             return FloatReason(
                 "its bias has another scale than its products", "quantize the float model again with `qtool quantize`"
@@ -131,7 +129,7 @@ def _output_reason(node: ir.Node) -> FloatReason | None:
             return FloatReason(f"its output is read in float by {others[0].op_type}", _fix_for_reader(node, others[0]))
         if len(uses) != 1:
             return (
-                FloatReason("its output is quantized more than once", "quantize for a CPU: --target x86 or arm")
+                FloatReason("its output is quantized more than once", "quantize for a CPU: --target auto, x86 or arm64")
                 if uses
                 else FloatReason("nothing reads its output", "remove the node from the model")
             )

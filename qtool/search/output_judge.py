@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -13,6 +12,7 @@ from calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.runtime.exact_sums import Form, as_it_is
 from qtool.runtime.graphs import open_graph
 
 
@@ -32,14 +32,6 @@ class Assessment:
     top1_drop: float | None
 
 
-View: TypeAlias = Callable[[ir.Model], ir.Model]
-
-
-def as_it_is(model: ir.Model) -> ir.Model:
-    """Returns ``model``."""
-    return model
-
-
 class OutputJudge:
     """Knows what the float model gives out for some samples; of its insides it keeps nothing.
 
@@ -53,7 +45,8 @@ class OutputJudge:
         feeds: Sequence[Feed],
         *,
         labels: Array | None = None,
-        view: View = as_it_is,
+        view: Form = as_it_is,
+        form: Form = as_it_is,
         threads: int = 0,
     ) -> None:
         """Runs the float model once.
@@ -62,7 +55,8 @@ class OutputJudge:
             original: the float model.
             feeds: batches of samples, held as long as the judge lives.
             labels: one class index a sample, in the order of the samples.
-            view: what to make of each model before it runs.
+            view: which outputs to look at in place of each model's own.
+            form: what lets this processor compute quantized models exactly.
             threads: threads inside an operator; 0 is one a core.
 
         Raises:
@@ -74,6 +68,7 @@ class OutputJudge:
         self._feeds = tuple(feeds)
         self._threads = threads
         self._view = view
+        self._form = form
         with open_graph(view(original), threads=threads) as session:
             self._expected = tuple(session.run(feed) for feed in self._feeds)
         self.samples = sum(_rows(feed) for feed in self._feeds)
@@ -88,7 +83,7 @@ class OutputJudge:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: the model lacks an output.
         """
-        with open_graph(self._view(model), threads=self._threads) as session:
+        with open_graph(self._form(self._view(model)), threads=self._threads) as session:
             given = [session.run(feed) for feed in self._feeds]
         meter = FidelityMeter()
         for expected, got in zip(self._expected, given, strict=True):
@@ -109,7 +104,7 @@ class OutputJudge:
             InputError: the model lacks an output.
         """
         meter = FidelityMeter()
-        with open_graph(self._view(model), threads=self._threads) as session:
+        with open_graph(self._form(self._view(model)), threads=self._threads) as session:
             for feed, expected in zip(self._feeds, self._expected, strict=True):
                 meter.add(expected, session.run(feed))
         return meter.results()

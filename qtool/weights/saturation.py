@@ -2,10 +2,10 @@
 
 On x86 without VNNI, integer kernels multiply eight bits with VPMADDUBSW, which adds the products of two neighbours,
 u8 x s8, in a saturating int16 (Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW). Activations
-reach 255, so nothing can saturate where no two neighbouring weights of one sign add up to more than 32767 / 255, which
-is 128; weights of opposite signs never do. Kernels pair weights along the sum of a layer: onnxruntime's lay those of a
-convolution out with the channel running fastest, and take two at a time. Here every weight counts as the neighbour of
-the one before it and of the one behind it, so that the proof holds from whichever weight a kernel begins to pair.
+reach 255, so nothing can saturate where no pair of weights of one sign adds up to more than 32767 / 255, which is 128;
+weights of opposite signs never do. Kernels pair weights along the sum of a layer, the first with the second, the third
+with the fourth: onnxruntime's lay those of a convolution out with the channel running fastest, and take two at a time.
+Depthwise convolutions have a kernel of their own, which multiplies in 32 bits.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class KernelOrder:
 
 @dataclass(frozen=True, slots=True)
 class PairSums:
-    """The sums of neighbours furthest from zero, int32, (outputs,) each.
+    """The sums of pairs furthest from zero, int32, (outputs,) each.
 
     Attributes:
-        lowest: over neighbours below zero; 0 where there are none.
-        highest: over neighbours above zero; 0 where there are none.
+        lowest: over weights below zero; 0 where there are none.
+        highest: over weights above zero; 0 where there are none.
     """
 
     lowest: npt.NDArray[np.int32]
@@ -82,24 +82,34 @@ def kernel_order(operator: str, rank: int, *, transposed: bool = False) -> Kerne
     return KernelOrder((*range(rank - 2), rank - 1, rank - 2), 1)
 
 
+def multiplies_in_32_bits(node: ir.Node, shape: Sequence[int]) -> bool:
+    """Tells whether a layer with a weight of ``shape`` has onnxruntime's kernel for depthwise convolutions.
+
+    ConvInteger has none.
+    """
+    return node.op_type in ("Conv", "QLinearConv") and (shape[0], shape[1]) == (integer_attribute(node, "group", 1), 1)
+
+
 def orders_of(value: ir.Value, readers: Collection[str]) -> tuple[KernelOrder, ...]:
     """Returns the orders in which the layers among ``readers``, by name, sum up a weight's products."""
     found: dict[KernelOrder, None] = {}
     for use in value.uses():
         node = use.node
         if use.idx == 1 and node.name in readers and node.op_type in ("Conv", "Gemm", "MatMul") and value.shape:
+            if multiplies_in_32_bits(node, value.shape.numpy()):
+                continue
             transposed = node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))
             found[kernel_order(node.op_type, len(value.shape), transposed=transposed)] = None
     return tuple(found)
 
 
 def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:
-    """Returns what neighbouring weights add up to; a kernel pads a lone weight with zero."""
-    rows = np.pad(order.rows(integers), ((0, 0), (0, 1)))
-    above, below = np.maximum(rows, 0), np.minimum(rows, 0)
+    """Returns what pairs of weights add up to; a kernel pads a lone weight with zero."""
+    rows = order.rows(integers)
+    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
     return PairSums(
-        lowest=(below[:, :-1] + below[:, 1:]).min(axis=1, initial=0),
-        highest=(above[:, :-1] + above[:, 1:]).max(axis=1, initial=0),
+        lowest=np.minimum(pairs, 0).sum(axis=2).min(axis=1, initial=0),
+        highest=np.maximum(pairs, 0).sum(axis=2).max(axis=1, initial=0),
     )
 
 
@@ -109,7 +119,7 @@ def without_saturation(
     orders: Sequence[KernelOrder],
     largest_pair: int | None,
 ) -> QuantizedWeight:
-    """Changes a weight where, and only where, neighbours could overflow.
+    """Changes a weight where, and only where, pairs could overflow.
 
     Each scale under which some do is widened as far as loses least: between leaving it, and moving each pair that is
     too large towards zero, and widening it until no pair is too large.
@@ -118,7 +128,7 @@ def without_saturation(
         weight: the integers, and what they stand for.
         original: the float weights.
         orders: how the kernels of its layers pair them.
-        largest_pair: what two neighbours of one sign may add up to; None for everything.
+        largest_pair: what a pair of one sign may add up to; None for everything.
     """
     if largest_pair is None or not weight.params.grid.signed or not orders:
         return weight
@@ -166,16 +176,15 @@ def _limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pai
     integers = weight.integers
     for order in orders:
         rows = order.rows(integers)
-        for first in (0, 1):
-            left, right = rows[:, first:-1:2], rows[:, first + 1 :: 2]
-            over = np.abs(left + right) - largest_pair
-            # Opposite signs take away from each other, and one weight alone is at most 128.
-            over = np.where((over > 0) & (np.sign(left) == np.sign(right)), over, 0)
-            from_left = np.minimum(np.abs(left), (over + (np.abs(left) > np.abs(right))) // 2)
-            from_right = np.minimum(np.abs(right), over - from_left)
-            sign = np.sign(left)
-            left -= sign * (over - from_right)
-            right -= sign * from_right
+        left, right = rows[:, 0 : rows.shape[1] // 2 * 2 : 2], rows[:, 1::2]
+        over = np.abs(left + right) - largest_pair
+        # Opposite signs take away from each other, and one weight alone is at most 128.
+        over = np.where((over > 0) & (np.sign(left) == np.sign(right)), over, 0)
+        from_left = np.minimum(np.abs(left), (over + (np.abs(left) > np.abs(right))) // 2)
+        from_right = np.minimum(np.abs(right), over - from_left)
+        sign = np.sign(left)
+        left -= sign * (over - from_right)
+        right -= sign * from_right
         integers = order.restored(rows, integers.shape).astype(weight.integers.dtype)
     return replace(weight, integers=integers)
 

@@ -20,7 +20,7 @@ from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.schemes import DEFAULT_PRESET, preset
+from qtool.schemes import Scheme
 from qtool.selection import Selection
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
@@ -42,7 +42,7 @@ class CalibrateRequest:
         data: the samples.
         output: the statistics file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
-        target: the preset that the statistics are for.
+        scheme: what the statistics are for.
         activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for what the
             preset says.
         exact: whether histograms count every value.
@@ -52,9 +52,9 @@ class CalibrateRequest:
 
     source: ModelSource
     data: DataRequest
+    scheme: Scheme
     output: Path | None = None
     output_dir: Path | None = None
-    target: str = DEFAULT_PRESET
     activations_symmetric: bool | None = None
     exact: bool = False
     threads: int = 0
@@ -112,7 +112,7 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     folder = request.output_dir or request.source.path.parent
     output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
     check_output(output, force=request.force)
-    scheme = preset(request.target)
+    scheme = request.scheme
     dataset = request.data.open()
     if request.activations_symmetric is not None:
         scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))

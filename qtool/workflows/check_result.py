@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from calib.specs import Feed, TensorSpec
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.errors import InputError
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.runtime.exact_sums import Form, as_it_is
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
 from qtool.workflows.data_request import DataRequest
@@ -54,17 +56,23 @@ class Comparison:
 
 
 def compare_with_float(
-    original: ir.Model, quantized: Path, samples: CheckSamples | None, *, threads: int = 0
+    original: ir.Model, quantized: Path, samples: CheckSamples | None, *, form: Form = as_it_is, threads: int = 0
 ) -> Comparison:
     """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.
+
+    ``form`` lets this processor compute the quantized one exactly.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
     """
     meter = FidelityMeter()
-    with open_graph(original, threads=threads) as float_session:
-        quantized_session = Session(quantized, threads=threads)
+    with ExitStack() as stack:
+        float_session = stack.enter_context(open_graph(original, threads=threads))
+        if form is as_it_is:
+            quantized_session = Session(quantized, threads=threads)
+        else:
+            quantized_session = stack.enter_context(open_graph(form(ir.load(quantized)), threads=threads))
         seen = 0
         for feed in _feeds(float_session.inputs, float_session.outputs, samples):
             meter.add(float_session.run(feed), quantized_session.run(feed))

@@ -15,6 +15,8 @@ from qtool.metrics.size import model_bytes
 from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
 from qtool.progress import Progress
+from qtool.runtime.exact_sums import as_it_is, with_exact_sums
+from qtool.runtime.integer_sums import sums_saturate
 from qtool.workflows.check_result import compare_with_float
 from qtool.workflows.model_source import write_graph
 from qtool.workflows.verify import onnx_path
@@ -91,8 +93,10 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
         with progress.task(f"writing {output.name}"):
             write_graph(model, path)
         progress.note("comparing the two models in onnxruntime")
+        # What the integers mean is to be kept, on whichever processor.
+        form = with_exact_sums if sums_saturate() else as_it_is
         with progress.task("comparing"):
-            comparison = compare_with_float(model, request.model, None)
+            comparison = compare_with_float(model, request.model, None, form=form)
         return DequantizeReport(
             output=output,
             removed=len(before),

@@ -11,7 +11,9 @@ from pathlib import Path
 from qtool.processor import IntegerFeatures, integer_features
 from qtool.report.model import Machine
 from qtool.report.surroundings import machine, versions
+from qtool.runtime.integer_sums import sums_saturate
 from qtool.runtime.machine_speed import ProductSpeed, product_speed, providers
+from qtool.runtime.this_machine import target_of
 
 _PACKAGES = ("onnx", "onnxscript", "torch", "typer", "rich")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -44,7 +46,9 @@ class Diagnosis:
     Attributes:
         versions: of qtool, Python and packages.
         machine: system, processor and logical cores.
-        features: what the processor has for integers.
+        features: what the processor has for integers, as far as the system tells.
+        saturates: whether sums of u8 by s8 products saturate at 16 bits here, found by running some.
+        target: the preset for this machine.
         usable_cores: how many cores this process may use at a time; fewer than there are in containers.
         load: programs that wanted to run in the last minute, on average; None where the system does not tell.
         thread_variables: those that are set and change how many threads libraries take.
@@ -57,6 +61,8 @@ class Diagnosis:
     versions: Mapping[str, str]
     machine: Machine
     features: IntegerFeatures
+    saturates: bool
+    target: str
     usable_cores: float
     load: float | None
     thread_variables: Mapping[str, str]
@@ -72,12 +78,12 @@ def diagnose() -> Diagnosis:
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
     """
-    here, features = machine(), integer_features()
+    here, features, saturates = machine(), integer_features(), sums_saturate()
     usable, load, memory = usable_cores(here.cores), _load(), _free_memory()
     variables = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
     speed = product_speed(threads=1)
     remarks = (
-        *about_processor(features),
+        *about_processor(features, saturates=saturates),
         *_about_speed(speed),
         *about_cores(here.cores, usable, load),
         *_about_surroundings(variables, memory),
@@ -86,6 +92,8 @@ def diagnose() -> Diagnosis:
         versions={**versions(), **_more_versions()},
         machine=here,
         features=features,
+        saturates=saturates,
+        target=target_of(features, saturates=saturates),
         usable_cores=usable,
         load=load,
         thread_variables=variables,
@@ -96,10 +104,13 @@ def diagnose() -> Diagnosis:
     )
 
 
-def about_processor(features: IntegerFeatures) -> Iterator[Remark]:
+def about_processor(features: IntegerFeatures, *, saturates: bool) -> Iterator[Remark]:
     """Says what the processor lacks for integers."""
-    if features.family == "x86" and features.vnni is False:
-        yield Remark("the processor has no VNNI: sums of products have 16 bits, and can overflow", "--target x86-avx2")
+    if saturates:
+        yield Remark(
+            "the processor adds products of integers in 16 bits: models that are not made for that overflow",
+            "--target auto, x86-avx2 or x86; `qtool verify MODEL` tells whether a model fits",
+        )
     if features.family == "x86" and features.avx2 is False:
         yield Remark("the processor has no AVX2: integers are hardly faster than floats", "run on a newer one")
     if features.family == "arm" and features.dot_product is False:
@@ -108,11 +119,6 @@ def about_processor(features: IntegerFeatures) -> Iterator[Remark]:
         )
     if features.family not in ("x86", "arm"):
         yield Remark(f"qtool has no target for {features.family}", "measure with `qtool report` what integers gain")
-    elif features.vnni is None and features.dot_product is None:
-        yield Remark(
-            "the system does not tell what the processor has for integers",
-            "go by the speedup below, and use --target x86-avx2 on x86 without VNNI",
-        )
     if features.virtual:
         yield Remark(
             "this is a virtual machine: its neighbours make times vary", "gate on ratios such as speedup, not on times"

@@ -24,6 +24,7 @@ from qtool.workflows.data_request import DataRequest
 from qtool.workflows.explain_advice import Advice, advise
 from qtool.workflows.graph_names import find
 from qtool.workflows.measured_tensors import Measured, NodeTime, measure
+from qtool.workflows.overflow import warn_of_overflow
 from qtool.workflows.verify import onnx_path
 
 
@@ -127,6 +128,7 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
     tensors = quantized_tensors(model)
     found = find(model, tensors, request.name)
     roles = _roles(found.node, found.tensor, tensors)
+    warn_of_overflow(path, path.name, progress)
     measured = Measured(errors={}, noise_db={}, times={}, samples=0)
     if request.data is not None:
         chosen = [tensors[name] for name in roles if name in tensors and tensors[name].role == "activation"]

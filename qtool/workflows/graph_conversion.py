@@ -42,7 +42,9 @@ def comparison_with_source(
     from formats.onnx_file import OnnxFile
     from qtool.runtime.parts import Parts
     from qtool.runtime.session import Session
+    from qtool.workflows.overflow import warn_of_overflow
 
+    warn_of_overflow(request.source, request.source.name, progress)
     specs = input_specs(model)
     real = real_feed(request, model)
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES

@@ -22,6 +22,7 @@ from qtool.progress import Progress, Silent
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.half_precision import input_specs
 from qtool.workflows.model_source import write_graph
+from qtool.workflows.overflow import warn_of_overflow
 from qtool.workflows.same_outputs import Agreement, Difference, Witness
 from qtool.workflows.verify import onnx_path
 
@@ -112,6 +113,8 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     tolerance = _tolerance(model) if request.tolerance is None else request.tolerance
     compared = output is not None and request.check
     inputs = input_specs(model)
+    if compared:
+        warn_of_overflow(request.model, request.model.name, progress)
     witness = Witness(request.model, inputs, request.data, nodes=before.total()) if compared else None
     steps = run_passes(model, names, operators_for(request.target), progress)
     turned = None if request.io_layout is None else turn_borders(model, request.io_layout)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from qtool.progress import Progress
+from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import Scheme
 from qtool.search.bargain import PERFECT_DB
 from qtool.search.output_judge import OutputJudge
@@ -76,9 +77,10 @@ class QuantizationSearch:
         self._trials: Trials | None = None
         if self._samples is not None and judged:
             feeds = self._samples.judging
-            self._judge = OutputJudge(original, feeds, threads=threads)
+            form = exact_form(scheme)
+            self._judge = OutputJudge(original, feeds, form=form, threads=threads)
             # One sample that flips at the end would decide between corrections.
-            unsaturated = OutputJudge(original, feeds, view=with_unsaturated_outputs, threads=threads)
+            unsaturated = OutputJudge(original, feeds, view=with_unsaturated_outputs, form=form, threads=threads)
             self._trials = Trials(unsaturated, veto=self._judge)
 
     @property

@@ -23,6 +23,7 @@ from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.refinement import Refinement
 from qtool.runtime.coverage import Coverage, integer_coverage
+from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import Scheme
 from qtool.search.goal import Goal
 from qtool.search.trials import Gain
@@ -188,10 +189,11 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
         start = search.refined(starts)
         rewritten, variants, model = start.rewritten, start.variants, start.rewritten.model
+        form = exact_form(request.scheme)
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
         if request.goal is not None and samples is not None:
-            seeker = GoalSeeker(original, request.goal, samples, threads=request.threads)
+            seeker = GoalSeeker(original, request.goal, samples, form=form, threads=request.threads)
             found = seeker.seek(model, variants, progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
@@ -216,7 +218,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
             coverage = integer_coverage(model)
-            comparison = compare_with_float(original, path, samples, threads=request.threads)
+            comparison = compare_with_float(original, path, samples, form=form, threads=request.threads)
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),

@@ -17,6 +17,7 @@ from qtool.passes.store_tables import StoredTable
 from qtool.plan import DynamicPlan, build_dynamic_plan
 from qtool.progress import Progress
 from qtool.runtime.coverage import Coverage, integer_coverage
+from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
@@ -132,7 +133,9 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
             coverage = integer_coverage(model)
-            comparison = compare_with_float(original, path, samples, threads=request.threads)
+            comparison = compare_with_float(
+                original, path, samples, form=exact_form(request.scheme), threads=request.threads
+            )
         report = DynamicReport(
             output=output,
             manifest=manifest_path(output),

@@ -19,17 +19,20 @@ from qtool.progress import Progress
 from qtool.report.baseline import Baseline, regressions
 from qtool.report.figures import with_figures
 from qtool.report.gates import Gate, check_gates, judge_all
-from qtool.report.model import Comparison, ModelReport, Report, UsedData
+from qtool.report.model import Comparison, ModelReport, Report, UsedData, Verdict
 from qtool.report.names import display_names
 from qtool.report.surroundings import machine, versions
 from qtool.workflows.graphs_to_compare import graphs_of
 from qtool.workflows.model_source import ModelSource
+from qtool.workflows.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 from qtool.workflows.report_data import DataSource, OpenData, open_data, refuse_labels
 from qtool.workflows.report_layers import Inside, look_inside
 from qtool.workflows.report_outputs import Seen, run_over, samples_in
 from qtool.workflows.report_times import Asked, Measurements, Models, measure
 
 _USUAL_BATCH_SIZE = 16
+# The condition that stands beside gates where sums can overflow.
+SUMS_HOLD = "integer sums hold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +94,26 @@ def compare(request: ReportRequest, progress: Progress) -> Report:
 
 def _judged(report: Report, request: ReportRequest) -> Report:
     verdicts = judge_all(report, request.gates)
+    if request.gates or request.baseline is not None:
+        verdicts += _judged_sums(report)
     if request.baseline is not None:
         verdicts += regressions(report, request.baseline)
     return replace(report, verdicts=verdicts)
+
+
+def _judged_sums(report: Report) -> tuple[Verdict, ...]:
+    """Fails every model whose figures are not those that it has where sums do not overflow."""
+    return tuple(
+        Verdict(
+            model=model.name,
+            condition=SUMS_HOLD,
+            outcome="failed",
+            message=overflow_told(model.name, model.overflowing_layers),
+            fix=OVERFLOW_FIX,
+        )
+        for model in report.models
+        if model.overflowing_layers
+    )
 
 
 def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence[Path], progress: Progress) -> Report:
@@ -101,6 +121,8 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     asked = request.times
     names = display_names(request.models)
     sizes = [model_size(path) for path in paths]
+    # The float model may well be quantized itself, by another tool.
+    overflowing = [warn_of_overflow(path, name, progress) for path, name in zip(paths, names, strict=True)]
     group = open_group(paths, names, threads=asked.threads)
     rounds = asked.rounds if asked.latency else 0
     for entry in opened:
@@ -117,7 +139,10 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     measured = measure(group, Models(tuple(paths), names), opened[0].data, first, asked, progress)
     inside = _inside(paths, opened[0].data, request, progress)
     models = [
-        _measured(names[place], path, size, place, measured, samples_in(first.batch))
+        replace(
+            _measured(names[place], path, size, place, measured, samples_in(first.batch)),
+            overflowing_layers=overflowing[place],
+        )
         for place, (path, size) in enumerate(zip(request.models, sizes, strict=True))
     ]
     comparisons = []

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qtool.passes.constants import constant_array, integer_attribute
 from qtool.schemes import Scheme
-from qtool.weights.saturation import LARGEST_ACTIVATION, kernel_order, pair_sums
+from qtool.weights.saturation import LARGEST_ACTIVATION, kernel_order, multiplies_in_32_bits, pair_sums
 
 # Layers of QDQ graphs, whose weight comes from a DequantizeLinear, and the operator whose kernel runs them.
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -95,6 +95,11 @@ def prove(model: ir.Model, scheme: Scheme) -> SaturationProof:
     )
 
 
+def is_integer_operator(operator: str) -> bool:
+    """Tells whether nodes of a type multiply integers by themselves, and not only between Q and DQ."""
+    return operator in _INTEGER_OPERATORS
+
+
 def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
     """Returns the layer that a node is, its integer weights, and whether these lie as the layer reads them.
 
@@ -136,6 +141,8 @@ def _proof(node: ir.Node, operator: str, weight: ir.Value, direct: bool, *, limi
     unsafe = channels = 0
     if _dtype(weight) == ir.DataType.UINT8:
         reason = "u8 by u8 is multiplied in 16 bits and added in 32"
+    elif integers is not None and integers.ndim > 1 and multiplies_in_32_bits(node, integers.shape):
+        reason = "depthwise convolutions are multiplied in 32 bits"
     elif integers is None:
         safe, reason = not limited, "its second factor is computed at run time, in s8"
     elif not direct:

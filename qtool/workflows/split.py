@@ -32,6 +32,7 @@ from qtool.workflows.calibrate import model_specs
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.graph_names import find
 from qtool.workflows.half_precision import input_specs
+from qtool.workflows.overflow import warn_of_overflow
 from qtool.workflows.verify import onnx_path
 
 # What rounding makes of it where onnxruntime fuses otherwise.
@@ -97,6 +98,7 @@ def split(request: SplitRequest, progress: Progress) -> SplitReport:
     path = onnx_path(request.model)
     manifest_path = request.folder / f"{path.stem}.split.json"
     _check_folder(request.folder, manifest_path, force=request.force)
+    warn_of_overflow(path, path.name, progress)
     model = OnnxFile().read(path)
     common.NameFixPass()(model)
     infer_shapes(model)

@@ -11,6 +11,7 @@ from qtool.errors import GateError, InputError
 from qtool.progress import Progress
 from qtool.report.surroundings import versions
 from qtool.runtime.coverage import Coverage, integer_coverage
+from qtool.workflows.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,13 @@ class VerifyReport:
         model: the file.
         onnxruntime: the version that was asked.
         coverage: what it runs on integers.
+        overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
     """
 
     model: Path
     onnxruntime: str
     coverage: Coverage
+    overflowing_layers: tuple[str, ...] = ()
 
 
 def verify(model: Path, progress: Progress) -> VerifyReport:
@@ -46,15 +49,22 @@ def verify(model: Path, progress: Progress) -> VerifyReport:
             f"{model} has no node that could run on integers",
             fix="verify a model with Conv, Gemm or MatMul layers, such as `qtool quantize` writes",
         )
-    return VerifyReport(model=model, onnxruntime=versions()["onnxruntime"], coverage=coverage)
+    return VerifyReport(
+        model=model,
+        onnxruntime=versions()["onnxruntime"],
+        coverage=coverage,
+        overflowing_layers=warn_of_overflow(path, model.name, progress),
+    )
 
 
 def check_coverage(report: VerifyReport, minimum: float) -> None:
     """Holds the share of nodes on integers against a gate.
 
     Raises:
-        GateError: it is smaller than ``minimum``, 0 to 1.
+        GateError: it is smaller than ``minimum``, 0 to 1, or sums can overflow here.
     """
+    if report.overflowing_layers:
+        raise GateError(overflow_told(report.model.name, report.overflowing_layers), fix=OVERFLOW_FIX)
     share = report.coverage.share
     if share < minimum:
         worst = min(report.coverage.by_operator(), key=lambda row: row.integer - row.total)
