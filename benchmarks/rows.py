@@ -65,4 +65,6 @@ def open_session(model: Path | str, threads: int) -> ort.InferenceSession:
     """Opens a model in onnxruntime's CPU provider, without its log."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
+    # Idle worker threads of one model would keep the cores busy that the next one is timed on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

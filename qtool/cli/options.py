@@ -124,7 +124,7 @@ InputShapeOption: TypeAlias = Annotated[
     ),
 ]
 
-# The presets of qtool.schemes, whose import costs more than `--help` may take, with a line each; a test compares the two.
+# The presets of qtool.schemes, whose import costs more than `--help` may take; a test compares the two.
 TARGETS = {
     "auto": "this machine",
     "x86": "any x86: sums are exact with VNNI and without, for fleets",

@@ -57,6 +57,7 @@ from qtool.cli.search_options import (
     WeightClippingOption,
     most_float_of,
 )
+from qtool.cli.timing_options import MachineProfileOption, SmallestOption, timing_of
 from qtool.errors import UsageError
 
 
@@ -76,6 +77,8 @@ def quantize(
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
     target: TargetOption = None,
+    machine_profile: MachineProfileOption = None,
+    smallest: SmallestOption = False,
     scheme: Annotated[
         SchemeName,
         typer.Option(
@@ -277,6 +280,7 @@ def quantize(
             fitting=layer_fitting,
             most_float=most_float_of(max_float),
         ),
+        timing=timing_of(machine, machine_profile, lock_of(context), smallest=smallest),
         goal=goal_of(min_sqnr, min_agreement, max_drop),
         time_budget_s=time_budget,
         output=output,

@@ -12,6 +12,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.goal_options import share_of
+from qtool.cli.timing_options import show_times
 from qtool.json_values import json_value
 
 if TYPE_CHECKING:
@@ -128,14 +129,7 @@ def show_search(console: Console, report: QuantizeReport) -> None:
         console.say(f"layers that find their ranges as they run: {_some(kept.dynamic)}")
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
-    if report.speedup is None:
-        return
-    console.say(f"{report.speedup:.2f}x as fast as float, from a few runs in turns")
-    if report.speedup < 1.0:
-        console.warn(
-            "slower than the float model on this machine: `qtool report` measures it more carefully; stay with float, "
-            "or keep more of it float with --exclude"
-        )
+    show_times(console, report)
 
 
 def search_as_json(report: QuantizeReport) -> dict[str, object]:
@@ -160,7 +154,8 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
             "samples": kept.samples,
             "stopped": kept.stopped,
         },
-        "speedup": report.speedup,
+        "speedup": None if report.speedup is None else report.speedup.median,
+        "kept_float_for_speed": list(report.slow),
     }
 
 

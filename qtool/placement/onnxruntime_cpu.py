@@ -24,6 +24,13 @@ from qtool.schemes import Scheme
 from qtool.selection import Selection
 
 
+# What stands between a Conv and the pool that takes over its layout.
+_KEEPING_LAYOUT = frozenset(
+    {"Add", "AveragePool", "Clip", "Concat", "Div", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul"}
+    | {"PRelu", "Relu", "Resize", "Sigmoid", "Softplus", "Sub", "Sum", "Tanh"}
+)
+
+
 def place(
     graph: ir.Graph, scheme: Scheme, selection: Selection, unfit: Mapping[str, str], kept_float: Mapping[str, str]
 ) -> Plan:
@@ -104,6 +111,8 @@ class _Placement:
         if kind is Kind.LAYER:
             return None
         finals = [self._final(output) for output in node.outputs]
+        if node.op_type == "MaxPool" and not self._has_channels_last(node.inputs[0]):
+            return "integers are slow to pool with channels first, and no integer Conv before it turns them around"
         if kind is Kind.MOVING:
             if all(self._read_by_integers_only(final) for final in finals):
                 return None
@@ -190,6 +199,29 @@ class _Placement:
         if reader is None or reader.domain != "" or reader.op_type not in ("Relu", "Clip"):
             return False
         return reader.inputs[0] is value and self._read_by_integers(reader.outputs[0])
+
+    def _has_channels_last(self, value: ir.Value | None) -> bool:
+        """Tells whether a value comes from an integer Conv, whose layout goes through all that is element by element.
+
+        onnxruntime's pools of 8-bit integers with channels first take dozens of times as long as those in float.
+        """
+        seen: set[ir.Value] = set()
+        waiting = [value]
+        while waiting:
+            value = waiting.pop()
+            if value is None or value in seen or is_constant(value):
+                continue
+            seen.add(value)
+            maker = value.producer()
+            if maker is None:
+                continue
+            if maker.op_type == "Conv":
+                if maker in self.integer:
+                    return True
+                continue
+            if maker.op_type in _KEEPING_LAYOUT:
+                waiting += maker.inputs
+        return False
 
     def _read_by_integers(self, value: ir.Value) -> bool:
         return any(use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses())

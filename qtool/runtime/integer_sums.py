@@ -6,10 +6,12 @@ makes of it. Without VNNI its kernels for u8 by s8 add the products of two neigh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qtool.runtime.session import Session
 
@@ -60,7 +62,7 @@ def _convolution() -> ModelProto:
 _CASES = {"product of matrices": _product, "convolution": _convolution}
 
 
-def _model(node: object, shape: list[int], result: int, constants: dict[str, np.ndarray | np.generic]) -> ModelProto:
+def _model(node: NodeProto, shape: list[int], result: int, constants: Mapping[str, Any]) -> ModelProto:
     graph = helper.make_graph(
         [node],
         "sums",

@@ -14,10 +14,10 @@ from calib.specs import Feed
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
 
-_RUNS = 4
+_RUNS = 8
 _KERNEL = "_kernel_time"
 # What onnxruntime adds to the name of a node, or of the output it is named after, when it rewrites it.
-_REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*)$")
+_REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*|/QuickGeluFusion/?)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +67,11 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
     return {name: min(times) * max(1, len(times) // _RUNS) for name, times in seconds.items()}
 
 
-def operator_seconds(model: Path, feed: Feed, *, threads: int = 0) -> tuple[OperatorTime, ...]:
-    """Returns how long each operator of the model in a file takes, by the shortest of several runs, the longest first.
+def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tuple[OperatorTime, ...]:
+    """Returns how long each operator of a model takes, by the shortest of several runs, the longest first.
 
     Args:
-        model: the file.
+        model: the file, or its bytes.
         feed: what to run it on.
         threads: threads inside an operator; 0 is one a core.
 

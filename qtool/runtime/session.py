@@ -97,6 +97,8 @@ class Session:
         options.log_severity_level = 4
         options.graph_optimization_level = _LEVELS[level]
         options.enable_mem_reuse = reuses_memory
+        # Idle worker threads of one session would keep the cores of another one busy, and times wrong.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
             options.enable_cpu_mem_arena = False

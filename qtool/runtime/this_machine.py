@@ -26,6 +26,11 @@ class Target:
     is_here: bool
 
     @property
+    def is_measurable(self) -> bool:
+        """Whether what kernels cost here decides about it; a file for a fleet is not for this machine alone."""
+        return self.is_here and self.scheme.target != _FLEET
+
+    @property
     def description(self) -> str:
         """The target in a line, such as ``target x86-avx2: x86 with AVX2 or AVX-512, but no VNNI (this machine)``."""
         here = " (this machine)" if self.chosen else "" if self.is_here else "; times measured here are not from it"

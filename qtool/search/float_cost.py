@@ -1,10 +1,8 @@
-"""Estimates what keeping layers float costs, from the graph and the sizes of its tensors alone.
+"""Estimates what keeping layers float costs, or saves, in time.
 
-Measured times would differ from run to run, and with them the model that is written. What integers save is about
-proportional to the multiply-adds of a layer, and to its weights, which are a quarter as large to read for each sample.
-Where float and integer layers meet, every element has to be converted, and its layout changed. From onnxruntime's
-profile of EfficientNet-Lite0 on a CPU with VNNI: 0.02 ns saved for a multiply-add and 0.2 ns for a weight, 0.4 ns spent
-on an element.
+What a layer saves on integers is measured, or follows from its multiply-adds and a profile of the machine. Where float
+and integer layers meet, every element has to be converted, and its layout changed: integer convolutions want channels
+last, float ones blocks of channels. The sum over layers and tensors is a cost that a minimum cut minimizes exactly.
 """
 
 from __future__ import annotations
@@ -12,62 +10,148 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import onnx_ir as ir
 
 from calib.specs import Feed
-from qtool.passes.constants import constant_array, integer_attribute, is_constant
+from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.machine_profile import MachineProfile
 from qtool.runtime.session import Watcher
+from qtool.search.layer_savings import predicted_savings
 from qtool.search.node_groups import NodeGroup
 
-_PRODUCTS_AN_ELEMENT = 20
-_PRODUCTS_A_WEIGHT = 10
+# Float operators that onnxruntime runs on blocks of channels, next to a Conv
+# (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/nchwc_transformer.cc).
+_BLOCKED = frozenset(
+    {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul", "Concat", "Relu"}
+    | {"Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "BatchNormalization", "Resize"}
+)
+_IMAGE_AXES = 4
+_INTEGERS, _FLOATS = "integers", "floats"
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """An activation between layers: where it comes from and goes to; None stands for what is float anyway."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Border:
+    """An activation between layers, and what it costs where they differ; None stands for what is float anyway.
 
-    elements: int
+    Attributes:
+        maker: the layer that it comes from.
+        readers: the layers that it goes to.
+        to_integers: nanoseconds for a float to be read as integers.
+        to_floats: nanoseconds for integers to be read as floats.
+        among_floats: nanoseconds that it takes between floats in different layouts.
+    """
+
     maker: str | None
     readers: frozenset[str | None]
+    to_integers: float
+    to_floats: float
+    among_floats: float = 0.0
 
 
 class FloatCost:
-    """Knows the layers of one model."""
+    """Knows the layers of one model.
 
-    def __init__(self, products: Mapping[str, int], tensors: Sequence[_Tensor]) -> None:
-        """Takes what every layer saves, in multiply-adds, and the tensors between them."""
-        self._products = products
-        self._tensors = tensors
-        self._total = max(sum(products.values()), 1)
-        self._usual = self._conversions(frozenset())
+    Attributes:
+        base: layers that are float in any case.
+    """
+
+    def __init__(
+        self, savings: Mapping[str, float], borders: Sequence[Border], *, base: Collection[str] = frozenset()
+    ) -> None:
+        """Takes what every layer saves on integers, in nanoseconds, below 0 where it takes longer, and the borders."""
+        self._savings = savings
+        self._borders = borders
+        self.base = frozenset(base)
+        self._usual = self._nanoseconds(self.base)
+        # What all of the integers save, as they are used; layers that do not pay are none of them.
+        self._total = max(self._nanoseconds(frozenset(savings)) - self._usual, 1.0)
+
+    def beside(self, base: Collection[str]) -> FloatCost:
+        """Returns the costs beside a model in which the layers of ``base`` are float."""
+        return FloatCost(self._savings, self._borders, base=base)
+
+    def trusted(self, factor: float) -> FloatCost:
+        """Returns the same with savings ``factor`` times as large, and losses as much smaller."""
+        savings = {layer: saved * factor if saved > 0.0 else saved / factor for layer, saved in self._savings.items()}
+        return FloatCost(savings, self._borders, base=self.base)
+
+    def nanoseconds(self, layers: Collection[str]) -> float:
+        """Returns how much longer a run takes with ``layers`` in float as well; below 0 where it is shorter."""
+        return self._nanoseconds(self.base | set(layers)) - self._usual
 
     def share(self, layers: Collection[str]) -> float:
         """Returns which part of what integers save is given up with ``layers`` in float; below 0 where it is faster."""
-        kept = frozenset(layers)
-        products = sum(self._products[layer] for layer in kept)
-        conversions = self._conversions(kept) - self._usual
-        return (products + _PRODUCTS_AN_ELEMENT * conversions) / self._total
+        return self.nanoseconds(layers) / self._total
 
-    def _conversions(self, kept: frozenset[str]) -> int:
-        """Returns how many elements pass between float and integers."""
+    def cheapest(self) -> frozenset[str]:
+        """Returns the layers that are faster in float, all taken together: the choice with the shortest run."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from((_INTEGERS, _FLOATS))
+
+        def pays(start: object, end: object, cost: float) -> None:
+            """Lets ``cost`` be due where ``start`` is on integers and ``end`` is in float."""
+            if cost > 0.0 and start != end:
+                known = graph.get_edge_data(start, end, {"capacity": 0.0})
+                graph.add_edge(start, end, capacity=known["capacity"] + cost)
+
+        for layer, saved in self._savings.items():
+            place = ("layer", layer)
+            pays(_INTEGERS, place, saved)
+            pays(place, _FLOATS, -saved)
+        for number, border in enumerate(self._borders):
+            maker = _place(border.maker)
+            readers = [_place(reader) for reader in border.readers]
+            # Among floats costs are due where the maker is float, and as much less at its other borders.
+            pays(_INTEGERS, maker, border.among_floats)
+            some_integers, some_floats = ("read by integers", number), ("read by floats", number)
+            pays(some_integers, maker, max(border.to_integers - border.among_floats, 0.0))
+            pays(maker, some_floats, border.to_floats)
+            for reader in readers:
+                # No capacity is no limit: a reader takes the node that stands for all of them with it.
+                graph.add_edge(reader, some_integers)
+                graph.add_edge(some_floats, reader)
+        for layer in self.base:
+            graph.add_edge(("layer", layer), _FLOATS)
+        _, (_, floats) = nx.minimum_cut(graph, _INTEGERS, _FLOATS)
+        return frozenset(layer for layer in self._savings if ("layer", layer) in floats)
+
+    def _nanoseconds(self, kept: frozenset[str]) -> float:
+        """Returns what a run takes with the layers of ``kept`` in float, beside all on integers and no borders."""
         floats = kept | {None}
-        return sum(
-            tensor.elements
-            for tensor in self._tensors
-            if any((reader in floats) != (tensor.maker in floats) for reader in tensor.readers)
-        )
+        return sum(self._savings[layer] for layer in kept) + sum(_cost(border, floats) for border in self._borders)
 
 
-def float_cost(model: ir.Model, groups: Sequence[NodeGroup], feed: Feed, *, threads: int = 0) -> FloatCost:
+def _cost(border: Border, floats: Collection[str | None]) -> float:
+    read_by_integers = any(reader not in floats for reader in border.readers)
+    if border.maker not in floats:
+        return border.to_floats if any(reader in floats for reader in border.readers) else 0.0
+    return max(border.to_integers, border.among_floats) if read_by_integers else border.among_floats
+
+
+def _place(layer: str | None) -> object:
+    return _FLOATS if layer is None else ("layer", layer)
+
+
+def float_cost(
+    model: ir.Model,
+    groups: Sequence[NodeGroup],
+    feed: Feed,
+    profile: MachineProfile,
+    *,
+    measured: Mapping[str, float] | None = None,
+    threads: int = 0,
+) -> FloatCost:
     """Returns the costs for the layers of ``groups``.
 
     Args:
         model: the prepared float model, which is left as it is.
         groups: its layers, with what belongs to each.
-        feed: one batch, for the sizes of tensors.
+        feed: a sample, for the sizes of tensors.
+        profile: what kernels cost on the machine.
+        measured: by layer, the nanoseconds that integers were found to save; None to follow from ``profile``.
         threads: threads inside an operator; 0 is one a core.
 
     Raises:
@@ -79,21 +163,34 @@ def float_cost(model: ir.Model, groups: Sequence[NodeGroup], feed: Feed, *, thre
     watched = {name: value for name, value in values.items() if name and not is_constant(value)}
     with watching(model, tuple(watched)) as graph, open_graph(graph, threads=threads) as session:
         shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
-    nodes = {node.name: node for node in involved}
-    samples = max(next((value.shape[0] for value in feed.values() if value.ndim), 1), 1)
-    products = {
-        group.layer: _products(nodes[group.layer], shapes) + _PRODUCTS_A_WEIGHT * samples * _weights(nodes[group.layer])
-        for group in groups
-    }
-    tensors = []
-    for name, value in watched.items():
-        maker = value.producer()
-        readers: set[str | None] = {owners.get(use.node.name or "") for use in value.uses()}
-        if value.is_graph_output():
-            readers.add(None)
-        made_by = None if maker is None else owners.get(maker.name or "")
-        tensors.append(_Tensor(_size(shapes.get(name, ())), made_by, frozenset(readers)))
-    return FloatCost(products, tensors)
+    savings = predicted_savings(model, groups, shapes, profile) if measured is None else measured
+    borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
+    return FloatCost({group.layer: savings[group.layer] for group in groups}, borders)
+
+
+def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:
+    maker, readers = value.producer(), [use.node for use in value.uses()]
+    read_by: set[str | None] = {owners.get(reader.name or "") for reader in readers}
+    if value.is_graph_output():
+        read_by.add(None)
+    image = len(shape) == _IMAGE_AXES
+    elements = _size(shape)
+    # Integer convolutions read and write channels last.
+    integer_conv = [reader.op_type == "Conv" for reader in readers]
+    turned_in = profile.transpose if image and any(integer_conv) else 0.0
+    turned_out = profile.transpose if image and maker is not None and maker.op_type in _BLOCKED else 0.0
+    from_blocks = image and maker is not None and maker.op_type in _BLOCKED
+    into_blocks = image and any(reader.op_type in _BLOCKED for reader in readers)
+    differs = from_blocks != (image and all(reader.op_type in _BLOCKED for reader in readers) and bool(readers))
+    return Border(
+        maker=None if maker is None else owners.get(maker.name or ""),
+        readers=frozenset(read_by),
+        to_integers=profile.node
+        + elements * (profile.quantize + turned_in + (profile.reorder if from_blocks else 0.0)),
+        to_floats=profile.node
+        + elements * (profile.dequantize + turned_out + (profile.reorder if into_blocks else 0.0)),
+        among_floats=profile.node + elements * profile.reorder if differs else 0.0,
+    )
 
 
 def _owners(model: ir.Model, groups: Sequence[NodeGroup]) -> dict[str, str]:
@@ -105,27 +202,6 @@ def _owners(model: ir.Model, groups: Sequence[NodeGroup]) -> dict[str, str]:
         if operator is not None and operator.kind is Kind.CLAMPING and maker is not None and maker.name in owners:
             owners.setdefault(node.name or "", owners[maker.name])
     return owners
-
-
-def _products(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Returns a layer's multiply-adds."""
-    source, result = node.inputs[0], node.outputs[0]
-    given = shapes.get((source.name or "") if source else "", ())
-    made = _size(shapes.get(result.name or "", ()))
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if node.op_type == "Conv":
-        kernel = [dim for dim in (weight.shape or ()) if isinstance(dim, int)] if weight is not None else []
-        return made * _size(tuple(kernel[1:]))
-    if not given:
-        return made
-    inner = given[0] if node.op_type == "Gemm" and integer_attribute(node, "transA", 0) else given[-1]
-    return made * inner
-
-
-def _weights(node: ir.Node) -> int:
-    """Returns how many stored weights a layer reads."""
-    stored = [constant_array(value) for value in node.inputs[1:2]]
-    return sum(array.size for array in stored if array is not None)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import as_dynamic
 from qtool.search.bargain import Bargain, best_bargain, could_gain
 from qtool.search.dynamic_choice import better_dynamic
-from qtool.search.float_cost import float_cost
+from qtool.search.float_cost import FloatCost
 from qtool.search.node_groups import NodeGroup, node_groups
 from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise, rank_layers
@@ -64,6 +64,7 @@ class BargainSeeker:
         samples: SearchSamples,
         progress: Progress,
         *,
+        cost: FloatCost,
         price: float,
         budget_s: float | None = None,
         threads: int = 0,
@@ -76,6 +77,7 @@ class BargainSeeker:
             judge: decides between them.
             samples: what ranks the layers.
             progress: receives the steps.
+            cost: knows what layers cost in float.
             price: what it costs to give up a tenth of what integers save, in dB.
             budget_s: seconds after which the search ends.
             threads: threads inside an operator; 0 is one a core.
@@ -88,6 +90,7 @@ class BargainSeeker:
         self._samples = samples
         self._progress = progress
         self._threads = threads
+        self._cost = cost
         self._budget_s = budget_s
         self._end = math.inf if budget_s is None else time.monotonic() + budget_s
         everything = variants({})
@@ -129,7 +132,6 @@ class BargainSeeker:
         ranked = self._with_dynamic(ranked, ranking)
         place = {group.layer: number for number, group in enumerate(self._groups)}
         in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])
-        cost = float_cost(self.variants.model, self._groups, feeds[0], threads=self._threads)
         with self._progress.task("trying which layers to keep float") as advance:
             self.best = best_bargain(
                 self.variants,
@@ -137,7 +139,7 @@ class BargainSeeker:
                 self.best,
                 ranked,
                 in_order,
-                cost,
+                self._cost,
                 most=most,
                 every_short=every_short,
                 advance=advance,

@@ -13,8 +13,8 @@ from calib.specs import Array
 from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import Form, as_it_is
+from qtool.search.float_cost import FloatCost
 from qtool.search.goal import Goal
-from qtool.search.layer_cost import layer_costs
 from qtool.search.mixed_precision import Candidate, MixedPrecisionSearch
 from qtool.search.node_groups import node_groups
 from qtool.search.output_judge import Assessment, OutputJudge
@@ -121,13 +121,20 @@ class GoalSeeker:
         self._feed = chosen.feeds[0]
 
     def seek(
-        self, model: ir.Model, quantize: Quantize, progress: Progress, *, budget_s: float | None = None
+        self,
+        model: ir.Model,
+        quantize: Quantize,
+        cost: FloatCost,
+        progress: Progress,
+        *,
+        budget_s: float | None = None,
     ) -> FloatLayers:
         """Searches the layers to keep float.
 
         Args:
             model: the prepared float model.
             quantize: makes variants of it.
+            cost: knows what layers cost in float.
             progress: receives the steps.
             budget_s: seconds after which the best so far is returned; so does an interrupt.
         """
@@ -137,7 +144,7 @@ class GoalSeeker:
             plain = search.best
             stopped = None
             try:
-                self._run(search, model, quantize, progress, end)
+                self._run(search, model, quantize, cost, progress, end)
                 if not search.best.met and time.monotonic() >= end:
                     stopped = f"the time of {budget_s:g} s was up"
             except KeyboardInterrupt:
@@ -179,12 +186,18 @@ class GoalSeeker:
             samples=self._judge.samples,
             tried=found.tried,
             stopped=found.stopped,
-            speedup=measured[0],
-            plain_speedup=measured[-1],
+            speedup=measured[0].median,
+            plain_speedup=measured[-1].median,
         )
 
     def _run(
-        self, search: MixedPrecisionSearch, model: ir.Model, quantize: Quantize, progress: Progress, end: float
+        self,
+        search: MixedPrecisionSearch,
+        model: ir.Model,
+        quantize: Quantize,
+        cost: FloatCost,
+        progress: Progress,
+        end: float,
     ) -> None:
         def is_over() -> bool:
             return time.monotonic() >= end
@@ -197,7 +210,7 @@ class GoalSeeker:
             ranked = rank_layers(quantize, groups, self._ranking_judge, advance=advance, stop=is_over)
         if is_over():
             return
-        costs = layer_costs(model, everything.model, groups, self._feed, threads=self._threads)
+        costs = {group.layer: 1e-9 * cost.nanoseconds([group.layer]) for group in groups}
         search.run(ranked, costs, stop=is_over)
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import Scheme
 from qtool.search.bargain import PERFECT_DB
+from qtool.search.float_cost import FloatCost
 from qtool.search.output_judge import OutputJudge
 from qtool.search.trials import Gain, Trials
 from qtool.search.unsaturated import with_unsaturated_outputs
@@ -23,6 +25,7 @@ from qtool.workflows.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritt
 from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
+from qtool.workflows.time_plan import TimePlan, Timing
 
 # Tables of a quarter of their size are worth so much noise, in dB.
 _TABLES_DB = 0.5
@@ -130,14 +133,20 @@ class QuantizationSearch:
     def _refiner(self, samples: SearchSamples) -> Refiner:
         return Refiner(samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
 
+    def timed(self, variants: StaticVariants, timing: Timing) -> TimePlan | None:
+        """Finds out which layers save time on integers; None without samples, which nothing is timed on."""
+        if self._samples is None:
+            return None
+        return TimePlan(self._original, variants, self._samples.single(), timing, self._progress, threads=self._threads)
+
     def bargain(
-        self, variants: StaticVariants, *, budget_s: float | None = None
+        self, variants: StaticVariants, cost: FloatCost | None, *, budget_s: float | None = None
     ) -> tuple[StaticVariants, KeptFloat | None]:
         """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
 
         There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
         """
-        if self._samples is None or self._judge is None or not self._wanted.most_float:
+        if self._samples is None or self._judge is None or cost is None or not self._wanted.most_float:
             return variants, None
         seeker = BargainSeeker(
             self._original,
@@ -145,6 +154,7 @@ class QuantizationSearch:
             self._judge,
             self._samples,
             self._progress,
+            cost=cost,
             price=self._wanted.float_price,
             budget_s=budget_s,
             threads=self._threads,
@@ -158,9 +168,8 @@ class QuantizationSearch:
             return True
         return self._judge.sqnr_db(after) >= min(self._judge.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
-    def speedup(self, quantized: ir.Model) -> float | None:
+    def speedup(self, quantized: ir.Model) -> Interval | None:
         """Returns how many times faster than float ``quantized`` is, from a few runs in turns; None without samples."""
         if self._samples is None:
             return None
-        feed = next(self._samples.some(1))
-        return speedups(self._original, [quantized], feed, self._progress, threads=self._threads)[0]
+        return speedups(self._original, [quantized], self._samples.single(), self._progress, threads=self._threads)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.latency import Interval
 from qtool.metrics.size import model_bytes
 from qtool.passes.residual_sums import ResidualSums
 from qtool.passes.store_tables import StoredTable
@@ -44,6 +46,7 @@ from qtool.workflows.quantize_files import check_destination, destination, float
 from qtool.workflows.quantize_record import manifest_of
 from qtool.workflows.rewriting import Rewritten
 from qtool.workflows.static_variants import StaticVariants
+from qtool.workflows.time_plan import Timing, is_slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class QuantizeRequest:
         selection: which nodes may be quantized.
         searches: what is looked for beyond one pass; without samples only what needs none.
         goal: what to reach by keeping layers float; None for integers everywhere.
+        timing: where times come from that layers stay float for.
         time_budget_s: seconds after which the search for these layers ends with the best so far.
         output: the file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
@@ -78,6 +82,7 @@ class QuantizeRequest:
     selection: Selection = field(default_factory=Selection)
     searches: Searches = NO_SEARCHES
     goal: Goal | None = None
+    timing: Timing = field(default_factory=Timing)
     time_budget_s: float | None = None
     output: Path | None = None
     output_dir: Path | None = None
@@ -116,6 +121,8 @@ class QuantizeReport:
         quantized_bytes: size of the quantized model on disk.
         mixed: what became of the goal, where there was one.
         speedup: how many times faster than float the model is, from a few runs in turns; None without samples.
+        timing: what runs were taken to cost; None without samples.
+        slow: nodes that stay float since integers save no time there.
     """
 
     output: Path
@@ -136,7 +143,9 @@ class QuantizeReport:
     float_bytes: int
     quantized_bytes: int
     mixed: MixedPrecision | None = None
-    speedup: float | None = None
+    speedup: Interval | None = None
+    timing: Timing | None = None
+    slow: tuple[str, ...] = ()
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
@@ -187,33 +196,33 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
+        times = search.timed(starts[0].variants, request.timing)
+        cost = None if times is None else times.cost()
+        if times is not None:
+            slow = times.slow_nodes()
+            starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
         start = search.refined(starts)
-        rewritten, variants, model = start.rewritten, start.variants, start.rewritten.model
+        rewritten, variants = start.rewritten, start.variants
         form = exact_form(request.scheme)
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
-        if request.goal is not None and samples is not None:
+        if request.goal is not None and samples is not None and cost is not None:
             seeker = GoalSeeker(original, request.goal, samples, form=form, threads=request.threads)
-            found = seeker.seek(model, variants, progress, budget_s=request.time_budget_s)
+            found = seeker.seek(variants.model, variants, cost, progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
-            variants, bargain = search.bargain(variants, budget_s=request.time_budget_s)
+            variants, bargain = search.bargain(variants, cost, budget_s=request.time_budget_s)
             kept = {} if bargain is None else bargain.bargain.kept_float()
         variants = search.fitted(variants, kept)
-        plan = variants.plan(kept)
-        findings = quantize_graph(
-            model,
-            plan,
-            variants.statistics,
-            request.method,
-            bias_correction=variants.bias_correction,
-            refinement=variants.refinement,
-        )
-        tables = Tables(model=model, stored=())
-        if request.scheme.for_cpu:
-            tables = with_tables(model, request.selection, (seeker or search).bears_tables)
-            model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
-            ResidualSums()(model)
+        bears_tables = (seeker or search).bears_tables
+        made = _made(original, variants, kept, request, bears_tables)
+        speedup = search.speedup(made.model)
+        # What was chosen by single layers can come out slower than float all the same.
+        while times is not None and speedup is not None and is_slower(speedup) and times.keep_more():
+            variants = replace(variants, slow=times.slow_nodes())
+            made = _made(original, variants, kept, request, bears_tables)
+            speedup = search.speedup(made.model)
+        model, plan, tables = made.model, made.plan, made.tables
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
@@ -225,7 +234,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             float_model=floats.path,
             plan=plan,
             coverage=coverage,
-            findings=findings,
+            findings=made.findings,
             tables=tables.stored,
             rewritten=rewritten,
             refinement=variants.refinement,
@@ -238,12 +247,52 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
             mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
-            speedup=search.speedup(model),
+            speedup=speedup,
+            timing=None if times is None else times.timing,
+            slow=tuple(variants.slow),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A quantized graph, and what is known about it."""
+
+    model: ir.Model
+    plan: Plan
+    findings: Findings
+    tables: Tables
+
+
+def _made(
+    original: ir.Model,
+    variants: StaticVariants,
+    kept_float: Mapping[str, str],
+    request: QuantizeRequest,
+    bears_tables: Callable[[ir.Model, ir.Model], bool],
+) -> _Made:
+    """Returns the model quantized with the nodes of ``kept_float`` in float, down to its embedding tables."""
+    model = variants.model.clone()
+    plan = variants.plan(kept_float)
+    findings = quantize_graph(
+        model,
+        plan,
+        variants.statistics,
+        request.method,
+        bias_correction=variants.bias_correction,
+        refinement=variants.refinement,
+    )
+    if not (plan.integer_nodes or plan.dynamic.integer_nodes):
+        model = original.clone()  # what was rewritten for integers is of no use then
+    tables = Tables(model=model, stored=())
+    if request.scheme.for_cpu:
+        tables = with_tables(model, request.selection, bears_tables)
+        plan = replace(plan, skipped=tables.without_stored(plan.skipped))
+        ResidualSums()(tables.model)
+    return _Made(model=tables.model, plan=plan, findings=findings, tables=tables)
 
 
 def _plan(model: ir.Model, request: QuantizeRequest) -> Plan:

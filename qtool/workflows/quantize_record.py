@@ -36,7 +36,10 @@ def manifest_of(
         versions=locked_versions(request.source),
         quantized=_quantized(report),
         figures={**figures_record(report), "samples": float(report.samples)},
-        lock=lock_record(request.arguments),
+        lock={
+            **lock_record(request.arguments),
+            "timing": None if report.timing is None else report.timing.as_json(),
+        },
     )
 
 
@@ -56,6 +59,7 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
         "limit": None if data is None else data.limit,
         "preprocess": None if data is None else data.preprocess,
         "threads": request.threads,
+        "smallest": request.timing.for_size,
     }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import onnx_ir as ir
 
 from calib.specs import Feed
-from qtool.metrics.latency import interleaved_times, paired_ratio
+from qtool.metrics.latency import Interval, interleaved_times, paired_ratio
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph
 
@@ -17,8 +17,8 @@ _ROUNDS = 11
 
 def speedups(
     original: ir.Model, others: Sequence[ir.Model], feed: Feed, progress: Progress, *, threads: int = 0
-) -> list[float]:
-    """Returns how many times faster than ``original`` each of ``others`` runs ``feed``, the median over some rounds.
+) -> list[Interval]:
+    """Returns how many times faster than ``original`` each of ``others`` runs ``feed``, over some rounds.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
@@ -29,5 +29,5 @@ def speedups(
             with open_graph(original, threads=threads) as base, open_graph(other, threads=threads) as rival:
                 runs = (partial(base.run, feed), partial(rival.run, feed))
                 times = interleaved_times(runs, rounds=_ROUNDS, advance=advance)
-            found.append(paired_ratio(*times).median)
+            found.append(paired_ratio(*times))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -32,6 +32,7 @@ class StaticVariants:
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
         refinement: what a search has found out.
         dynamic: layers that a search lets find their ranges as the model runs, by name.
+        slow: nodes that stay float in every variant, since integers save no time there, each with the reason.
     """
 
     model: ir.Model
@@ -43,6 +44,7 @@ class StaticVariants:
     bias_correction: bool = True
     refinement: Refinement = NO_REFINEMENT
     dynamic: tuple[str, ...] = ()
+    slow: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, kept_float: Mapping[str, str]) -> Variant:
         """Returns a new variant in which the named nodes stay float, each for the reason given.
@@ -69,4 +71,5 @@ class StaticVariants:
     def _planned(self, model: ir.Model, kept_float: Mapping[str, str]) -> Plan:
         exact = tuple(f"re:{re.escape(name)}" for name in self.dynamic)
         selection = replace(self.selection, dynamic=(*self.selection.dynamic, *exact))
-        return build_plan(model, self.scheme, selection, unfit=self.unfit, kept_float=kept_float, may_be_empty=True)
+        kept = {**self.slow, **kept_float}
+        return build_plan(model, self.scheme, selection, unfit=self.unfit, kept_float=kept, may_be_empty=True)

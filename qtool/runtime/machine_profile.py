@@ -1,0 +1,140 @@
+"""What kernels cost on a machine: what a search takes in place of a clock, so that its choices can be repeated.
+
+A kernel's time is taken for proportional to its multiply-adds or its elements, with a fixed part for every node.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import InputError
+
+SCHEMA = "qtool.profile/1"
+
+
+class LayerKind(StrEnum):
+    """Layers that onnxruntime has kernels of different speed for."""
+
+    CONV = "conv"
+    POINTWISE = "pointwise conv"
+    NARROW = "conv of few channels"
+    DEPTHWISE = "depthwise conv"
+    LARGE_DEPTHWISE = "depthwise conv, large kernel"
+    CONV_1D = "1-D conv"
+    MATRIX = "product with a matrix"
+    VECTOR = "product of one row with a matrix"
+    ACTIVATIONS = "product of activations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpeed:
+    """What a multiply-add takes in each form of a layer, in nanoseconds, threads working together.
+
+    Attributes:
+        floats: in float32.
+        signed: u8 activations by s8 weights.
+        unsigned: u8 activations by u8 weights, whose sums have 32 bits everywhere.
+    """
+
+    floats: float
+    signed: float
+    unsigned: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSpeed:
+    """What an element of an operator between layers takes, in nanoseconds.
+
+    Attributes:
+        floats: in float32.
+        integers: in u8.
+    """
+
+    floats: float
+    integers: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineProfile:
+    """What kernels cost on one machine.
+
+    Attributes:
+        origin: where the figures come from: ``measured``, or the target that they were shipped for.
+        threads: threads inside an operator; 0 is one a core.
+        layers: by kind of layer.
+        operators: by type of operator.
+        quantize: nanoseconds for an element to become an integer.
+        dequantize: nanoseconds for an element to become a float.
+        transpose: nanoseconds for an integer to change between channels first and channels last.
+        reorder: nanoseconds for a float to change between channels first and blocks of channels.
+        node: nanoseconds that every node takes, however little it does.
+    """
+
+    origin: str
+    threads: int
+    layers: Mapping[LayerKind, LayerSpeed]
+    operators: Mapping[str, OperatorSpeed]
+    quantize: float
+    dequantize: float
+    transpose: float
+    reorder: float
+    node: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the profile as values for JSON."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def profile_from_json(document: Any, source: str) -> MachineProfile:
+    """Reads what ``as_json`` wrote.
+
+    Args:
+        document: the values.
+        source: what errors call the place that they come from.
+
+    Raises:
+        InputError: it is no whole profile.
+    """
+    try:
+        if document["schema"] != SCHEMA:
+            raise InputError(
+                f"{source} has the schema {document['schema']}, this qtool reads {SCHEMA}",
+                fix="measure it again with `qtool doctor --profile FILE`",
+            )
+        figures = {name: float(document[name]) for name in ("quantize", "dequantize", "transpose", "reorder", "node")}
+        return MachineProfile(
+            origin=str(document["origin"]),
+            threads=int(document["threads"]),
+            layers={kind: LayerSpeed(**_positive(document["layers"][kind])) for kind in LayerKind},
+            operators={name: OperatorSpeed(**_positive(speed)) for name, speed in document["operators"].items()},
+            **figures,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{source} is no whole profile of a machine", fix="measure it again with `qtool doctor --profile FILE`"
+        ) from error
+
+
+def read_profile(path: Path) -> MachineProfile:
+    """Reads a profile from a file.
+
+    Raises:
+        InputError: it is no whole profile.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no profile of a machine: {error}", fix="name a file that qtool wrote") from error
+    return profile_from_json(document, str(path))
+
+
+def _positive(figures: Mapping[str, Any]) -> dict[str, float]:
+    found = {name: float(value) for name, value in figures.items()}
+    if any(not value > 0.0 for value in found.values()):
+        raise ValueError("times are above zero")
+    return found
