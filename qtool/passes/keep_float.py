@@ -3,8 +3,8 @@
 Since 1.20, onnxruntime quantizes the float weights of a layer by itself, per tensor, when the layer reads a
 DequantizeLinear and its output goes to a QuantizeLinear. A Sum of one tensor between the layer and the QuantizeLinear
 computes nothing and stands in its way; onnxruntime removes other operators without effect, but not this one. Neither
-does a QuantizeLinear move past it to the front of a MaxPool, which onnxruntime does otherwise: behind floats, its pool of
-integers has channels first, and takes dozens of times as long.
+does a QuantizeLinear move past it to the front of a MaxPool, which onnxruntime does otherwise: behind floats, its pool
+of integers has channels first, and takes dozens of times as long.
 """
 
 from __future__ import annotations

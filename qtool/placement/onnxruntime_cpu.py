@@ -23,7 +23,6 @@ from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
 from qtool.selection import Selection
 
-
 # What stands between a Conv and the pool that takes over its layout.
 _KEEPING_LAYOUT = frozenset(
     {"Add", "AveragePool", "Clip", "Concat", "Div", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul"}

@@ -2,7 +2,7 @@
 
 The layers before a layer are quantized already: it reads x' = x + d where the float layer reads x. The weights T that
 minimize E |T x' - W x|^2 are W - W B H^-1 with H = E[x' x'^T] and B = E[d x'^T], by linear regression; they are rounded
-with error feedback under H (see ``error_feedback``), and then one integer after another is moved to where the error is
+by GPTQ under H (see ``gptq``), and then one integer after another is moved to where the error is
 least given all the others. Sources: Y. Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
 Calibration (ICML 2025) for the asymmetric target; K. Behdin et al., QuantEase (2023) for the coordinate descent.
 
@@ -18,7 +18,8 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+from qtool.weights.gptq import Floats, PairLimit, gptq
+
 Samples: TypeAlias = npt.NDArray[np.float32]
 AnyFloat = TypeVar("AnyFloat", np.float32, np.float64)
 
@@ -122,41 +123,21 @@ def fitted_change(moments: PairedMoments, shrinkage: float) -> Samples:
     return change
 
 
-def rounded_steps(target: Floats, moments: PairedMoments, steps: Steps) -> Floats:
+def rounded_steps(target: Floats, moments: PairedMoments, steps: Steps, pairs: PairLimit | None = None) -> Floats:
     """Returns whole numbers of steps for ``target``, (groups, outputs, inputs), with little E |(T' - T) x'|^2."""
-    curvature = _damped(moments.given.astype(np.float64), _ROUNDING_SHRINKAGE)
+    hessian = _damped(moments.given.astype(np.float64), _ROUNDING_SHRINKAGE)
     wanted = target / steps.size
-    return _descended(_with_feedback(wanted, curvature, steps), wanted, curvature, steps)
+    rounded = gptq(wanted, hessian, steps.low[:, :, 0], steps.high[:, :, 0], pairs)
+    return _descended(rounded, wanted, hessian, steps, pairs)
 
 
-def _with_feedback(wanted: Floats, curvature: Floats, steps: Steps) -> Floats:
-    """Rounds one input at a time, from strong ones to weak ones; the rest makes up for each error."""
-    order = np.argsort(-np.diagonal(curvature, axis1=1, axis2=2), axis=1, kind="stable")
-    ordered = np.take_along_axis(np.take_along_axis(curvature, order[:, :, None], 1), order[:, None, :], 2)
-    factor = np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1)
-    left = np.take_along_axis(wanted, order[:, None, :], 2)
-    done = np.empty_like(left)
-    count = left.shape[2]
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        errors = np.empty((*left.shape[:2], stop - start))
-        for column in range(start, stop):
-            done[:, :, column] = np.clip(np.rint(left[:, :, column]), steps.low[:, :, 0], steps.high[:, :, 0])
-            error = (left[:, :, column] - done[:, :, column]) / factor[:, None, column, column]
-            left[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
-            errors[:, :, column - start] = error
-        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    result = np.empty_like(done)
-    np.put_along_axis(result, np.broadcast_to(order[:, None, :], done.shape), done, 2)
-    return result
-
-
-def _descended(start_from: Floats, wanted: Floats, curvature: Floats, steps: Steps) -> Floats:
+def _descended(start_from: Floats, wanted: Floats, curvature: Floats, steps: Steps, pairs: PairLimit | None) -> Floats:
     """Moves one input's integers after another to where the error is least, until none moves any more."""
     done = start_from.copy()
     slope = (done - wanted) @ curvature
     diagonal = np.diagonal(curvature, axis1=1, axis2=2)
-    low, high = steps.low[:, :, 0], steps.high[:, :, 0]
+    least, most = steps.low[:, :, 0], steps.high[:, :, 0]
+    low, high = least, most
     count = done.shape[2]
     for _ in range(_SWEEPS):
         before = done.copy()
@@ -166,6 +147,9 @@ def _descended(start_from: Floats, wanted: Floats, curvature: Floats, steps: Ste
             entry = done[:, :, start:stop].copy()
             for column in range(start, stop):
                 here = done[:, :, column]
+                if pairs is not None and (partner := pairs.partners[column]) != column:
+                    lowest, highest = pairs.bounds(done[:, :, partner])
+                    low, high = np.maximum(least, lowest), np.minimum(most, highest)
                 moved = np.clip(np.rint(here - inner[:, :, column - start] / diagonal[:, None, column]), low, high)
                 change = moved - here
                 if change.any():

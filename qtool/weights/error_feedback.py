@@ -1,38 +1,83 @@
-"""Rounds weights one input at a time, and lets the inputs still to come make up for each rounding error.
+"""Rounds a layer's weights so that its products, not its weights, are off by least.
 
 Rounding to nearest minimizes the error of each weight; what counts is that of the products, |(W' - W) x|^2 over the
-inputs x that the layer really meets. Source: E. Frantar et al., GPTQ (ICLR 2023), algorithm 1, after the optimal brain
-surgeon: with U the upper Cholesky factor of the inverse of H = E[x x^T], an error e in column j is best answered by
-subtracting e * U[j, k] / U[j, j] from every later column k.
+inputs x that the layer really meets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.affine import dequantize
+from qtool.weights.gptq import PairLimit, gptq
 from qtool.weights.input_moments import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import KernelOrder, excess_of, merged, partners_in, rescaled
 
 # A part of the mean diagonal is added to H, so that inputs that were hardly seen move nothing.
 _DAMPING = 0.01
-_BLOCK = 64
+# Scales that are tried for outputs whose pairs add up to too much, from their own to one under which none does.
+_WIDTHS = 4
+# Noise that pairs add to an output is not worth another scale below this part of it.
+_LITTLE_NOISE = 0.05
 
 
 def round_with_feedback(
-    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.float32],
+    rounded: QuantizedWeight,
+    layer: LayerInput,
+    moments: npt.NDArray[np.float64],
+    *,
+    orders: Sequence[KernelOrder] = (),
+    largest_pair: int | None = None,
 ) -> QuantizedWeight:
-    """Returns ``rounded`` with other integers on the same scales, with less error in the layer's outputs.
+    """Returns ``rounded`` with other integers, with less error in the layer's outputs, on the same scales.
+
+    Scales of outputs whose pairs would add up to too much are widened where that costs less than keeping them.
 
     Args:
         weight: the float weight.
         rounded: its integers rounded to nearest, and the scales.
         layer: how the weight meets its input.
         moments: H of the layer's input, (groups, inputs, inputs).
+        orders: how the kernels of its layers pair weights.
+        largest_pair: what a pair of one sign may add up to; None for everything.
     """
+    if largest_pair is None or not rounded.params.grid.signed or len(orders) != 1:
+        return _rounded(weight, rounded, layer, moments, None)
+    partners = partners_in(orders[0], weight.shape, layer.output_axis)
+    free = _rounded(weight, rounded, layer, moments, None)
+    excess = excess_of(free, orders, largest_pair)
+    if (excess <= 1.0).all():
+        return free
+    best = _rounded(weight, rounded, layer, moments, (partners, largest_pair))
+    if rounded.params.scale.size != weight.shape[layer.output_axis]:
+        return replace(best, reduced_channels=(0,))
+    noise = noise_by_output(weight, best, layer, moments)
+    worth_it = noise > (1.0 + _LITTLE_NOISE) * noise_by_output(weight, free, layer, moments)
+    for step in np.linspace(0.0, 1.0, _WIDTHS)[1:]:
+        if not worth_it.any():
+            break
+        factors = np.where(worth_it, 1.0 + (excess - 1.0) * step, 1.0)
+        wider = rescaled(rounded, weight, factors)
+        candidate = _rounded(weight, wider, layer, moments, (partners, largest_pair))
+        found = noise_by_output(weight, candidate, layer, moments)
+        best = merged(best, candidate, worth_it & (found < noise))
+        noise = np.minimum(noise, found)
+    return replace(best, reduced_channels=tuple(int(channel) for channel in np.flatnonzero(excess > 1.0)))
+
+
+def _rounded(
+    weight: npt.NDArray[np.float32],
+    rounded: QuantizedWeight,
+    layer: LayerInput,
+    moments: npt.NDArray[np.float64],
+    pairs: tuple[npt.NDArray[np.intp], int] | None,
+) -> QuantizedWeight:
     params = rounded.params
     axis = layer.output_axis
     moved = np.moveaxis(weight, axis, 0)
@@ -42,7 +87,11 @@ def round_with_feedback(
     steps = (matrix / scales[:, np.newaxis]).reshape(layer.groups, -1, layer.inputs)
     low = (params.grid.low - zeros).reshape(layer.groups, -1)
     high = (params.grid.high - zeros).reshape(layer.groups, -1)
-    integers = _rounded(steps, moments, low, high).reshape(matrix.shape) + zeros[:, np.newaxis]
+    limit = None
+    if pairs is not None:
+        partners, largest = pairs
+        limit = PairLimit(partners=partners, largest=largest, zeros=zeros.reshape(layer.groups, -1))
+    integers = gptq(steps, _damped(moments), low, high, limit).reshape(matrix.shape) + zeros[:, np.newaxis]
     stored = np.moveaxis(integers.reshape(moved.shape), 0, axis).astype(params.grid.dtype)
     return replace(rounded, integers=np.ascontiguousarray(stored))
 
@@ -51,42 +100,22 @@ def output_noise(
     weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
 ) -> float:
     """Returns sum of |(W' - W) x|^2 over the inputs that ``moments`` has seen."""
+    return float(noise_by_output(weight, rounded, layer, moments).sum())
+
+
+def noise_by_output(
+    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns the same for each output, (outputs,)."""
     change = dequantize(rounded.integers, rounded.params).astype(np.float64) - weight
     matrix = np.moveaxis(change, layer.output_axis, 0).reshape(layer.groups, -1, layer.inputs)
-    return float(np.einsum("goi,gij,goj->", matrix, moments, matrix, optimize=True))
+    noise: npt.NDArray[np.float64] = ((matrix @ moments) * matrix).sum(axis=2).reshape(-1)
+    return noise
 
 
-def _rounded(
-    steps: npt.NDArray[np.float64],
-    moments: npt.NDArray[np.float64],
-    low: npt.NDArray[np.float64],
-    high: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    """Rounds ``steps``, (groups, outputs, inputs), in units of each output's scale.
-
-    The order is from strong inputs to weak. Limits are (groups, outputs).
-    """
-    groups, _, count = steps.shape
+def _damped(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     diagonal = np.diagonal(moments, axis1=1, axis2=2)
     # With a diagonal of damping alone, as in a group that was never fed anything, every weight is rounded to nearest.
     damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
-    order = np.argsort(-diagonal, axis=1, kind="stable")
-    every = np.arange(groups)[:, np.newaxis]
-    damped = moments[every[..., np.newaxis], order[:, :, np.newaxis], order[:, np.newaxis, :]]
-    damped += np.eye(count) * damping[:, np.newaxis, np.newaxis]
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
-    # Inputs come first, so that what is left of each lies together in memory.
-    left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
-    done = np.empty_like(left)
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        errors = np.empty((groups, stop - start, left.shape[2]))
-        for column in range(start, stop):
-            np.clip(np.rint(left[:, column]), low, high, out=done[:, column])
-            error = (left[:, column] - done[:, column]) / factor[:, column, column, np.newaxis]
-            left[:, column + 1 : stop] -= factor[:, column, column + 1 : stop, np.newaxis] * error[:, np.newaxis]
-            errors[:, column - start] = error
-        left[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors
-    result = np.empty_like(done)
-    result[every, order] = done
-    return result.transpose(0, 2, 1)
+    damped: npt.NDArray[np.float64] = moments + np.eye(moments.shape[1]) * damping[:, np.newaxis, np.newaxis]
+    return damped

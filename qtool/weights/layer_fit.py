@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from calib.affine import dequantize
 from qtool.weights.compensated_rounding import (
-    Floats,
     PairedMoments,
     Samples,
     Steps,
@@ -19,9 +18,10 @@ from qtool.weights.compensated_rounding import (
     fitted_change,
     rounded_steps,
 )
+from qtool.weights.gptq import Floats, PairLimit
 from qtool.weights.input_moments import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
-from qtool.weights.saturation import KernelOrder, without_saturation
+from qtool.weights.saturation import KernelOrder, partners_in, without_saturation
 
 # Every so many-th block of positions judges what the others propose.
 _HELD_BACK = 4
@@ -159,9 +159,17 @@ class _Problem:
         task, params = self._task, self._task.rounded.params
         zero = self._spread(params.zero_point)
         steps = Steps(size=self._spread(params.scale), low=params.grid.low - zero, high=params.grid.high - zero)
-        integers = self._restored(rounded_steps(target, moments, steps) + zero).astype(params.grid.dtype)
+        integers = self._restored(rounded_steps(target, moments, steps, self._pairs()) + zero).astype(params.grid.dtype)
         weight = replace(task.rounded, integers=integers)
         return without_saturation(weight, self._restored(target).astype(np.float32), task.orders, task.largest_pair)
+
+    def _pairs(self) -> PairLimit | None:
+        """Returns what pairs of weights may add up to; None where that does not matter, or there are several orders."""
+        task, params = self._task, self._task.rounded.params
+        if task.largest_pair is None or not params.grid.signed or len(task.orders) != 1:
+            return None
+        partners = partners_in(task.orders[0], task.weight.shape, task.layer.output_axis)
+        return PairLimit(partners=partners, largest=task.largest_pair, zeros=self._spread(params.zero_point)[:, :, 0])
 
     def _matrix(self, weight: Samples) -> Samples:
         """Lays a weight out as (groups, outputs, inputs)."""

@@ -105,7 +105,7 @@ class WeightRounding:
             room = bias.tobytes() if self.clips and bias is not None else b""
             key = (plan, tuple(orders), nearest.params.scale.tobytes(), room)
             if key not in self._known:
-                guided = self._guided(weight, nearest, layer, bias)
+                guided = self._guided(weight, nearest, layer, bias, plan, orders)
                 self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)
             found = self._known[key]
         fitted = self._fitted.get(plan.tensor)
@@ -117,10 +117,14 @@ class WeightRounding:
         nearest: QuantizedWeight,
         layer: LayerInput,
         bias: npt.NDArray[np.float64] | None,
+        plan: WeightPlan,
+        orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
         moments = self._moments[layer.node]
         clipped = clip_channels(weight, nearest, layer, moments, bias=bias) if self.clips else nearest
-        return round_with_feedback(weight, clipped, layer, moments) if self.feeds_back else clipped
+        if not self.feeds_back:
+            return clipped
+        return round_with_feedback(weight, clipped, layer, moments, orders=orders, largest_pair=plan.largest_pair)
 
 
 def _same_grid(one: QuantizedWeight, other: QuantizedWeight) -> bool:

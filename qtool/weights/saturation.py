@@ -113,6 +113,25 @@ def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:
     )
 
 
+def partners_in(order: KernelOrder, shape: Sequence[int], output_axis: int) -> npt.NDArray[np.intp]:
+    """Returns by input the one whose product a kernel adds to its own in 16 bits, (inputs,); its own where it is alone.
+
+    Args:
+        order: in which the kernel sums up products.
+        shape: of the weight.
+        output_axis: the axis of its outputs; the others, in their order, make up the inputs.
+    """
+    inner = [length for axis, length in enumerate(shape) if axis != output_axis]
+    inputs = np.expand_dims(np.arange(int(np.prod(inner))).reshape(inner), output_axis)
+    row: npt.NDArray[np.intp] = order.rows(inputs)[0].astype(np.intp)
+    partners = row.copy()
+    even = row.size // 2 * 2
+    partners[row[0:even:2]], partners[row[1:even:2]] = row[1:even:2], row[0:even:2]
+    if row.size % 2:
+        partners[row[-1]] = row[-1]
+    return partners
+
+
 def without_saturation(
     weight: QuantizedWeight,
     original: npt.NDArray[np.floating[Any]],
@@ -132,21 +151,21 @@ def without_saturation(
     """
     if largest_pair is None or not weight.params.grid.signed or not orders:
         return weight
-    excess = _excess(weight, orders, largest_pair)
+    excess = excess_of(weight, orders, largest_pair)
     reduced = np.flatnonzero(excess > 1.0)
     if not reduced.size:
         return weight
     best, least = weight, np.full(excess.shape, np.inf)
     for step in np.linspace(0.0, 1.0, _CANDIDATES):
-        candidate = _limited(_rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
+        candidate = _limited(rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
         loss = _loss(candidate, original)
-        best = _merged(best, candidate, loss < least)
+        best = merged(best, candidate, loss < least)
         least = np.minimum(loss, least)
     changed = tuple(int(channel) for channel in reduced)
-    return replace(_merged(weight, best, excess > 1.0), reduced_channels=changed)
+    return replace(merged(weight, best, excess > 1.0), reduced_channels=changed)
 
 
-def _excess(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> npt.NDArray[np.float64]:
+def excess_of(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> npt.NDArray[np.float64]:
     """Returns for each scale by what factor its worst pair is too large, 1 where it is not: (scales,)."""
     worst = np.zeros(weight.integers.shape, np.int32)
     for order in orders:
@@ -158,7 +177,7 @@ def _excess(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair
     return excess
 
 
-def _rescaled(
+def rescaled(
     weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]], factors: npt.NDArray[np.float64]
 ) -> QuantizedWeight:
     """Rounds anew to scales that are wider by ``factors``; what keeps its scale keeps its integers."""
@@ -168,7 +187,7 @@ def _rescaled(
     zero_point = np.rint(params.zero_point.reshape(-1) / factors).astype(params.zero_point.dtype).reshape(shape)
     wider = replace(params, scale=scale, zero_point=zero_point)
     fresh = replace(weight, params=wider, integers=quantize(original, wider))
-    return _merged(weight, fresh, factors > 1.0)
+    return merged(weight, fresh, factors > 1.0)
 
 
 def _limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> QuantizedWeight:
@@ -196,7 +215,7 @@ def _loss(weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]]) -> n
     return loss
 
 
-def _merged(old: QuantizedWeight, new: QuantizedWeight, choice: npt.NDArray[np.bool_]) -> QuantizedWeight:
+def merged(old: QuantizedWeight, new: QuantizedWeight, choice: npt.NDArray[np.bool_]) -> QuantizedWeight:
     """Takes from ``new`` what stands under the scales of ``choice``, (scales,), and from ``old`` the rest."""
     shape = old.params.scale.shape
     params = replace(

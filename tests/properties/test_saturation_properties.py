@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -43,8 +43,9 @@ def _by_hand(case: str, integers: np.ndarray) -> list[list[int]]:
 
 
 def _overflows(row: list[int]) -> bool:
-    """Tries all 65,536 inputs of every two neighbours, as VPMADDUBSW meets them."""
-    sums = [_BYTES[:, None] * first + _BYTES[None, :] * second for first, second in pairwise([*row, 0])]
+    """Tries all 65,536 inputs of every pair, as VPMADDUBSW meets them."""
+    pairs = zip_longest(row[::2], row[1::2], fillvalue=0)
+    sums = [_BYTES[:, None] * first + _BYTES[None, :] * second for first, second in pairs]
     return any((grid.max() > 32767) or (grid.min() < -32768) for grid in sums)
 
 

@@ -1,0 +1,117 @@
+"""Rounds weights one input at a time, and lets the inputs still to come make up for each rounding error.
+
+Source: E. Frantar et al., GPTQ (ICLR 2023), algorithm 1, after the optimal brain surgeon: with U the upper Cholesky
+factor of the inverse of the Hessian H, an error e in column j is best answered by subtracting e * U[j, k] / U[j, j]
+from every later column k, and costs (e / U[j, j])^2.
+
+Where kernels add the products of two weights in 16 bits, the second weight of a pair finds what the first one has left.
+Before that, both give way by as much as costs least: with e1 + e2 given, e1 / e2 = U[1, 1]^2 / U[2, 2]^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLimit:
+    """What the integers of two weights may add up to where both have one sign.
+
+    Attributes:
+        partners: by input, the one that it is added to, (inputs,); an input without one is its own.
+        largest: the largest sum.
+        zeros: the integer that stands for 0, (groups, outputs).
+    """
+
+    partners: npt.NDArray[np.intp]
+    largest: int
+    zeros: Floats
+
+    def bounds(self, partner: Floats) -> tuple[Floats, Floats]:
+        """Returns the fewest and the most steps beside a partner of so many steps, (groups, outputs) each."""
+        stored = partner + self.zeros
+        low: Floats = -self.largest - np.minimum(stored, 0.0) - self.zeros
+        high: Floats = self.largest - np.maximum(stored, 0.0) - self.zeros
+        return low, high
+
+
+def gptq(steps: Floats, hessian: Floats, low: Floats, high: Floats, pairs: PairLimit | None = None) -> Floats:
+    """Returns whole numbers of steps for ``steps`` with little error in the products, strong inputs first.
+
+    Args:
+        steps: the weights in units of each output's scale, (groups, outputs, inputs).
+        hessian: E[x x^T] of the inputs, damped so that it can be inverted, (groups, inputs, inputs).
+        low: the fewest steps, (groups, outputs).
+        high: the most steps, (groups, outputs).
+        pairs: what pairs may add up to; None where that does not matter.
+    """
+    groups, _, count = steps.shape
+    order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+    every = np.arange(groups)[:, np.newaxis]
+    ordered = hessian[every[..., np.newaxis], order[:, :, np.newaxis], order[:, np.newaxis, :]]
+    factor = np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1)
+    # Inputs come first, so that what is left of each lies together in memory.
+    left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
+    done = np.empty_like(left)
+    places = None if pairs is None else _places(order, pairs.partners)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        errors = np.empty((groups, stop - start, left.shape[2]))
+        for column in range(start, stop):
+            wanted = left[:, column]
+            lowest, highest = low, high
+            if pairs is not None and places is not None:
+                wanted, lowest, highest = _beside_partner(wanted, low, high, left, done, factor, column, places, pairs)
+            np.clip(np.rint(wanted), lowest, highest, out=done[:, column])
+            error = (left[:, column] - done[:, column]) / factor[:, column, column, np.newaxis]
+            left[:, column + 1 : stop] -= factor[:, column, column + 1 : stop, np.newaxis] * error[:, np.newaxis]
+            errors[:, column - start] = error
+        left[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+    result = np.empty_like(done)
+    result[every, order] = done
+    return result.transpose(0, 2, 1)
+
+
+def _places(order: npt.NDArray[np.intp], partners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Returns where in each group's order the partner of every input stands, (groups, inputs)."""
+    position = np.argsort(order, axis=1)
+    return np.take_along_axis(position, partners[order], 1)
+
+
+def _beside_partner(
+    wanted: Floats,
+    low: Floats,
+    high: Floats,
+    left: Floats,
+    done: Floats,
+    factor: Floats,
+    column: int,
+    places: npt.NDArray[np.intp],
+    pairs: PairLimit,
+) -> tuple[Floats, Floats, Floats]:
+    """Returns what a column should be rounded to, and its limits, for its pairs to hold."""
+    groups = np.arange(len(left))
+    place = places[:, column]
+    is_second = place < column
+    has_partner = (place != column)[:, np.newaxis]
+    second = is_second[:, np.newaxis]
+    partner = np.where(second, done[groups, place], left[groups, place])
+    lowest, highest = pairs.bounds(partner)
+    low, high = (
+        np.where(second, np.maximum(low, lowest), low),
+        np.where(second, np.minimum(high, highest), high),
+    )
+    # The first of a pair leaves its partner as much room as costs both together least.
+    over = np.minimum(wanted - lowest, 0.0) + np.maximum(wanted - highest, 0.0)
+    own = np.square(factor[:, column, column])
+    other = np.square(factor[groups, place, place])
+    share = (own / (own + other))[:, np.newaxis]
+    return np.where(has_partner & ~second, wanted - share * over, wanted), low, high
