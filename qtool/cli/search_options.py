@@ -74,7 +74,8 @@ MaxFloatOption: TypeAlias = Annotated[
         "--max-float",
         metavar="SHARE",
         help="Part of what integers save that may be given up, by float layers, for accuracy: 10%, or 0 for none. "
-        "Default: 20%, and up to 50% as long as the outputs are below 20 dB; 0 with --effort fast.",
+        "Default: as much as makes a run 4% longer, and up to 50% as long as the outputs are below 20 dB; 0 with "
+        "--effort fast.",
         show_default=False,
     ),
 ]

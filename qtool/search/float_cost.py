@@ -1,14 +1,14 @@
 """Estimates what keeping layers float costs, or saves, in time.
 
-What a layer saves on integers is measured, or follows from its multiply-adds and a profile of the machine. Where float
-and integer layers meet, every element has to be converted, and its layout changed: integer convolutions want channels
-last, float ones blocks of channels. The sum over layers and tensors is a cost that a minimum cut minimizes exactly.
+What a layer takes in both forms is measured, or follows from its multiply-adds and a profile of the machine. Where
+float and integer layers meet, every element has to be converted, and its layout changed: integer convolutions want
+channels last, float ones blocks of channels. The sum over layers and tensors is a cost that a minimum cut minimizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.machine_profile import MachineProfile
 from qtool.runtime.session import Watcher
-from qtool.search.layer_savings import predicted_savings
+from qtool.search.layer_times import LayerTime, predicted_times
 from qtool.search.node_groups import NodeGroup
 
 # Float operators that onnxruntime runs on blocks of channels, next to a Conv
@@ -59,24 +59,27 @@ class FloatCost:
     """
 
     def __init__(
-        self, savings: Mapping[str, float], borders: Sequence[Border], *, base: Collection[str] = frozenset()
+        self, times: Mapping[str, LayerTime], borders: Sequence[Border], *, base: Collection[str] = frozenset()
     ) -> None:
-        """Takes what every layer saves on integers, in nanoseconds, below 0 where it takes longer, and the borders."""
-        self._savings = savings
+        """Takes what every layer takes, and the borders between them."""
+        self._times = times
         self._borders = borders
         self.base = frozenset(base)
         self._usual = self._nanoseconds(self.base)
         # What all of the integers save, as they are used; layers that do not pay are none of them.
-        self._total = max(self._nanoseconds(frozenset(savings)) - self._usual, 1.0)
+        self._total = max(self._nanoseconds(frozenset(times)) - self._usual, 1.0)
 
     def beside(self, base: Collection[str]) -> FloatCost:
         """Returns the costs beside a model in which the layers of ``base`` are float."""
-        return FloatCost(self._savings, self._borders, base=base)
+        return FloatCost(self._times, self._borders, base=base)
 
     def trusted(self, factor: float) -> FloatCost:
         """Returns the same with savings ``factor`` times as large, and losses as much smaller."""
-        savings = {layer: saved * factor if saved > 0.0 else saved / factor for layer, saved in self._savings.items()}
-        return FloatCost(savings, self._borders, base=self.base)
+        times = {}
+        for layer, time in self._times.items():
+            saved = time.saved * factor if time.saved > 0.0 else time.saved / factor
+            times[layer] = replace(time, floats=time.integers + saved)
+        return FloatCost(times, self._borders, base=self.base)
 
     def nanoseconds(self, layers: Collection[str]) -> float:
         """Returns how much longer a run takes with ``layers`` in float as well; below 0 where it is shorter."""
@@ -85,6 +88,10 @@ class FloatCost:
     def share(self, layers: Collection[str]) -> float:
         """Returns which part of what integers save is given up with ``layers`` in float; below 0 where it is faster."""
         return self.nanoseconds(layers) / self._total
+
+    def share_of_slowdown(self, part: float) -> float:
+        """Returns which part of what integers save is given up when a run takes longer by ``part`` of itself."""
+        return part * max(self._usual, 1.0) / self._total
 
     def cheapest(self) -> frozenset[str]:
         """Returns the layers that are faster in float, all taken together: the choice with the shortest run."""
@@ -97,10 +104,10 @@ class FloatCost:
                 known = graph.get_edge_data(start, end, {"capacity": 0.0})
                 graph.add_edge(start, end, capacity=known["capacity"] + cost)
 
-        for layer, saved in self._savings.items():
+        for layer, time in self._times.items():
             place = ("layer", layer)
-            pays(_INTEGERS, place, saved)
-            pays(place, _FLOATS, -saved)
+            pays(_INTEGERS, place, time.saved)
+            pays(place, _FLOATS, -time.saved)
         for number, border in enumerate(self._borders):
             maker = _place(border.maker)
             readers = [_place(reader) for reader in border.readers]
@@ -116,12 +123,13 @@ class FloatCost:
         for layer in self.base:
             graph.add_edge(("layer", layer), _FLOATS)
         _, (_, floats) = nx.minimum_cut(graph, _INTEGERS, _FLOATS)
-        return frozenset(layer for layer in self._savings if ("layer", layer) in floats)
+        return frozenset(layer for layer in self._times if ("layer", layer) in floats)
 
     def _nanoseconds(self, kept: frozenset[str]) -> float:
-        """Returns what a run takes with the layers of ``kept`` in float, beside all on integers and no borders."""
+        """Returns what a run takes with the layers of ``kept`` in float, as far as layers and borders go."""
         floats = kept | {None}
-        return sum(self._savings[layer] for layer in kept) + sum(_cost(border, floats) for border in self._borders)
+        layers = sum(time.floats if layer in kept else time.integers for layer, time in self._times.items())
+        return layers + sum(_cost(border, floats) for border in self._borders)
 
 
 def _cost(border: Border, floats: Collection[str | None]) -> float:
@@ -141,7 +149,7 @@ def float_cost(
     feed: Feed,
     profile: MachineProfile,
     *,
-    measured: Mapping[str, float] | None = None,
+    measured: Mapping[str, LayerTime] | None = None,
     threads: int = 0,
 ) -> FloatCost:
     """Returns the costs for the layers of ``groups``.
@@ -151,7 +159,7 @@ def float_cost(
         groups: its layers, with what belongs to each.
         feed: a sample, for the sizes of tensors.
         profile: what kernels cost on the machine.
-        measured: by layer, the nanoseconds that integers were found to save; None to follow from ``profile``.
+        measured: by layer, what it was found to take; None to follow from ``profile``.
         threads: threads inside an operator; 0 is one a core.
 
     Raises:
@@ -163,9 +171,9 @@ def float_cost(
     watched = {name: value for name, value in values.items() if name and not is_constant(value)}
     with watching(model, tuple(watched)) as graph, open_graph(graph, threads=threads) as session:
         shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
-    savings = predicted_savings(model, groups, shapes, profile) if measured is None else measured
+    times = predicted_times(model, groups, shapes, profile) if measured is None else measured
     borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
-    return FloatCost({group.layer: savings[group.layer] for group in groups}, borders)
+    return FloatCost({group.layer: times[group.layer] for group in groups}, borders)
 
 
 def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:

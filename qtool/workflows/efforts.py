@@ -36,8 +36,10 @@ class Searches:
         error_feedback: rounding that minimizes the error of products instead of that of weights.
         fitting: fitting layers one after another, in the quantized model, to what the float model gives out.
         fits_weights: whether that may change integers as well as biases.
-        most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1.
-        float_price: how many dB have to come of giving up a tenth of that.
+        most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1; None for as much
+            as makes a run ``most_slower`` of itself longer.
+        most_slower: that part, 0 to 1.
+        float_price: how many dB have to come of a run that takes a hundredth longer.
         every_short: whether every short line of layers to keep float is tried, instead of some.
         judged_batches: how many batches judge ranges.
         seen_batches: how many batches show the layers' inputs.
@@ -54,7 +56,8 @@ class Searches:
     error_feedback: Use
     fitting: Use
     fits_weights: bool
-    most_float: float
+    most_float: float | None
+    most_slower: float
     float_price: float
     every_short: bool
     judged_batches: int
@@ -73,7 +76,12 @@ class Searches:
             self.error_feedback,
             self.fitting,
         )
-        return self.most_float > 0.0 or Use.IF_BETTER in uses
+        return self.keeps_float or Use.IF_BETTER in uses
+
+    @property
+    def keeps_float(self) -> bool:
+        """Whether layers stay float for accuracy."""
+        return self.most_slower > 0.0 if self.most_float is None else self.most_float > 0.0
 
 
 def searches(
@@ -106,8 +114,9 @@ def searches(
         error_feedback=use(error_feedback, usual=not fast),
         fitting=use(fitting, usual=not fast),
         fits_weights=best,
-        most_float=(0.0 if fast else 0.2) if most_float is None else most_float,
-        float_price=0.2 if best else 0.4,
+        most_float=most_float,
+        most_slower=0.0 if fast else 0.04,
+        float_price=0.02 if best else 0.04,
         every_short=best,
         judged_batches=4 if best else 2,
         seen_batches=32 if best else 12,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from calib.specs import Feed
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import exact_form
@@ -60,9 +61,12 @@ class QuantizationSearch:
         samples: CheckSamples | None,
         progress: Progress,
         *,
+        timed_on: Feed | None = None,
         threads: int = 0,
     ) -> None:
         """Runs the float model on the samples that decide, where there is something to decide.
+
+        Models are timed on ``timed_on``, one sample; None where nothing is to be timed.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -74,6 +78,7 @@ class QuantizationSearch:
         self._wanted = wanted
         self._progress = progress
         self._threads = threads
+        self._timed_on = timed_on
         judged = wanted.judged_samples if wanted.need_judge else 0
         self._samples = None if samples is None else SearchSamples(original, samples, judged=judged)
         self._judge: OutputJudge | None = None
@@ -134,10 +139,10 @@ class QuantizationSearch:
         return Refiner(samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
 
     def timed(self, variants: StaticVariants, timing: Timing) -> TimePlan | None:
-        """Finds out which layers save time on integers; None without samples, which nothing is timed on."""
-        if self._samples is None:
+        """Finds out which layers save time on integers; None without a sample to time them on."""
+        if self._timed_on is None:
             return None
-        return TimePlan(self._original, variants, self._samples.single(), timing, self._progress, threads=self._threads)
+        return TimePlan(self._original, variants, self._timed_on, timing, self._progress, threads=self._threads)
 
     def bargain(
         self, variants: StaticVariants, cost: FloatCost | None, *, budget_s: float | None = None
@@ -146,7 +151,7 @@ class QuantizationSearch:
 
         There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
         """
-        if self._samples is None or self._judge is None or cost is None or not self._wanted.most_float:
+        if self._samples is None or self._judge is None or cost is None or not self._wanted.keeps_float:
             return variants, None
         seeker = BargainSeeker(
             self._original,
@@ -155,11 +160,15 @@ class QuantizationSearch:
             self._samples,
             self._progress,
             cost=cost,
-            price=self._wanted.float_price,
+            # Of a tenth of what integers save.
+            price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
             budget_s=budget_s,
             threads=self._threads,
         )
-        found = seeker.seek(most=self._wanted.most_float, every_short=self._wanted.every_short)
+        most = self._wanted.most_float
+        if most is None:
+            most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
+        found = seeker.seek(most=most, every_short=self._wanted.every_short)
         return seeker.variants, found
 
     def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
@@ -169,7 +178,7 @@ class QuantizationSearch:
         return self._judge.sqnr_db(after) >= min(self._judge.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
     def speedup(self, quantized: ir.Model) -> Interval | None:
-        """Returns how many times faster than float ``quantized`` is, from a few runs in turns; None without samples."""
-        if self._samples is None:
+        """Returns how many times faster than float ``quantized`` is, from a few runs; None without a sample."""
+        if self._timed_on is None:
             return None
-        return speedups(self._original, [quantized], self._samples.single(), self._progress, threads=self._threads)[0]
+        return speedups(self._original, [quantized], self._timed_on, self._progress, threads=self._threads)[0]

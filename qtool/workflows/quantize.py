@@ -32,7 +32,7 @@ from qtool.search.trials import Gain
 from qtool.selection import Selection
 from qtool.workflows.bargains import KeptFloat
 from qtool.workflows.calibrate import Watched, gather, model_specs
-from qtool.workflows.check_result import CheckSamples, compare_with_float
+from qtool.workflows.check_result import CheckSamples, compare_with_float, single_sample
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.efforts import NO_SEARCHES, Searches
 from qtool.workflows.embedding_tables import Tables, with_tables
@@ -193,6 +193,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             request.searches,
             samples if stored is None else None,
             progress,
+            timed_on=None if samples is None else single_sample(original, samples),
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
@@ -310,7 +311,7 @@ def _check_request(request: QuantizeRequest) -> None:
         )
     if request.goal is not None and request.data is None:
         raise UsageError(f"{request.goal.description} needs samples to judge by", fix="pass --calib-data DATA as well")
-    if request.time_budget_s is not None and request.goal is None and not request.searches.most_float:
+    if request.time_budget_s is not None and request.goal is None and not request.searches.keeps_float:
         raise UsageError(
             "--time-budget limits the search for layers to keep float, and there is none",
             fix="add --min-sqnr, --min-agreement, --max-drop or --max-float, or drop it",

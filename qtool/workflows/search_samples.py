@@ -7,7 +7,6 @@ Silero's voice detector came to 40.7 dB on the samples its weights were fitted o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -54,12 +53,6 @@ class SearchSamples:
                 given += 1
                 if given == wanted:
                     return
-
-    def single(self) -> Feed:
-        """Returns one sample, in a batch of its own where the model takes that."""
-        samples = self._samples
-        data = samples.data if samples.data.batch_size is not None else replace(samples.data, batch_size=1)
-        return next(data.feeds(samples.dataset, self._inputs, self._outputs))
 
     def spread(self, count: int) -> tuple[Feed, ...]:
         """Returns batches with about ``count`` samples in all that judge nothing, held in memory."""

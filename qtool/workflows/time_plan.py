@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from qtool.runtime.graphs import open_graph
 from qtool.runtime.machine_profile import MachineProfile, profile_from_json
 from qtool.runtime.measure_profile import measure_profile
 from qtool.search.float_cost import FloatCost, float_cost
-from qtool.search.layer_savings import measured_savings
+from qtool.search.layer_times import LayerTime, measured_times
 from qtool.search.node_groups import node_groups
 from qtool.workflows.static_variants import StaticVariants
 
@@ -49,13 +49,13 @@ class Timing:
 
     Attributes:
         profile: what kernels cost; None to time them on this machine, and the model's own layers, and the result.
-        savings: by layer, nanoseconds that integers save; None to follow from ``profile``, or to be timed with it.
+        layers: what each layer takes; None to follow from ``profile``, or to be timed with it.
         stage: how much stays float; None to choose.
         for_size: whether layers stay on integers also where they save no time.
     """
 
     profile: MachineProfile | None = None
-    savings: Mapping[str, float] | None = None
+    layers: Mapping[str, LayerTime] | None = None
     stage: Stage | None = None
     for_size: bool = False
 
@@ -68,7 +68,7 @@ class Timing:
         """Returns what makes the same choices again, for a manifest."""
         return {
             "profile": None if self.profile is None else self.profile.as_json(),
-            "savings": None if self.savings is None else dict(self.savings),
+            "layers": None if self.layers is None else {name: asdict(time) for name, time in self.layers.items()},
             "stage": None if self.stage is None else int(self.stage),
             "for_size": self.for_size,
         }
@@ -81,10 +81,10 @@ def timing_from_json(document: Any, source: str) -> Timing:
         InputError: it is something else.
     """
     try:
-        savings, profile = document["savings"], document["profile"]
+        layers, profile = document["layers"], document["profile"]
         return Timing(
             profile=None if profile is None else profile_from_json(profile, source),
-            savings=None if savings is None else {str(name): float(saved) for name, saved in savings.items()},
+            layers=None if layers is None else {str(name): LayerTime(**time) for name, time in layers.items()},
             stage=None if document["stage"] is None else Stage(document["stage"]),
             for_size=bool(document["for_size"]),
         )
@@ -121,15 +121,15 @@ class TimePlan:
         everything = variants({})
         groups = node_groups(variants.model, everything.plan)
         self._members = {group.layer: group.nodes for group in groups}
-        profile, savings = timing.profile, timing.savings
+        profile, layers = timing.profile, timing.layers
         if profile is None:
             profile = measure_profile(progress, threads=threads)
             with progress.task("timing layers"):
-                savings = measured_savings(variants.model, everything.model, groups, feed, threads=threads)
-        cost = float_cost(variants.model, groups, feed, profile, measured=savings, threads=threads)
-        self._cost = cost if savings is not None else cost.trusted(_TRUST)
+                layers = measured_times(variants.model, everything.model, groups, feed, threads=threads)
+        cost = float_cost(variants.model, groups, feed, profile, measured=layers, threads=threads)
+        self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
-        self._found = replace(timing, profile=profile, savings=savings)
+        self._found = replace(timing, profile=profile, layers=layers)
         self._stage = Stage.NOTHING
         if not timing.for_size:
             self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage

@@ -1,9 +1,11 @@
-"""What each layer saves on integers: timed in the model itself, or predicted from a profile of a machine."""
+"""What each layer takes in both forms: timed in the model itself, or predicted from a profile of a machine."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -14,17 +16,35 @@ from qtool.runtime.machine_profile import LayerKind, MachineProfile
 from qtool.runtime.profile import kernel_seconds
 from qtool.search.node_groups import NodeGroup
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 _PAIR = ("_QuantizeLinear", "_DequantizeLinear")
 _FEW_CHANNELS = 8
 _SMALL_KERNEL = 9
 
 
-def measured_savings(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """What a layer takes, with the operators that go with it, in nanoseconds.
+
+    Attributes:
+        floats: in float.
+        integers: on integers.
+    """
+
+    floats: float
+    integers: float
+
+    @property
+    def saved(self) -> float:
+        """How much longer it takes in float; below 0 where float is faster."""
+        return self.floats - self.integers
+
+
+def measured_times(
     model: ir.Model, quantized: ir.Model, groups: Sequence[NodeGroup], feed: Feed, *, threads: int = 0
-) -> dict[str, float]:
-    """Returns by layer how many nanoseconds longer a run takes in float; below 0 where float is faster.
+) -> dict[str, LayerTime]:
+    """Returns by layer what it takes in a run.
 
     The kernels of both models are timed one by one. Changes between float and integers that come with another choice
     are not in the estimate.
@@ -42,18 +62,18 @@ def measured_savings(
     floats = kernel_seconds(model, feed, threads=threads)
     integers = kernel_seconds(quantized, feed, threads=threads)
     nodes = {node.name: node for node in model.graph}
-    savings = {}
+    times = {}
     for group in groups:
         names = dict.fromkeys(name for node in group.nodes for name in _kernel_names(nodes[node]))
         # Conversions depend on the neighbours and are counted by themselves.
         own = [name for name in names if not name.endswith(_PAIR)]
-        savings[group.layer] = 1e9 * (_total(floats, own) - _total(integers, own))
-    return savings
+        times[group.layer] = LayerTime(floats=1e9 * _total(floats, own), integers=1e9 * _total(integers, own))
+    return times
 
 
-def predicted_savings(
+def predicted_times(
     model: ir.Model, groups: Sequence[NodeGroup], shapes: Shapes, profile: MachineProfile
-) -> dict[str, float]:
+) -> dict[str, LayerTime]:
     """Returns the same as it follows from the multiply-adds of each layer and the elements between layers.
 
     Args:
@@ -63,7 +83,12 @@ def predicted_savings(
         profile: what kernels cost on the machine.
     """
     nodes = {node.name: node for node in model.graph}
-    return {group.layer: sum(_saved(nodes[name], shapes, profile) for name in group.nodes) for group in groups}
+    times = {}
+    for group in groups:
+        found = [_predicted(nodes[name], shapes, profile) for name in group.nodes]
+        floats, integers = (sum(getattr(time, form) for time in found) for form in ("floats", "integers"))
+        times[group.layer] = LayerTime(floats=floats, integers=integers)
+    return times
 
 
 def layer_kind(node: ir.Node, shapes: Shapes) -> LayerKind:
@@ -99,16 +124,17 @@ def multiply_adds(node: ir.Node, shapes: Shapes) -> int:
     return made * (given[0] if node.op_type == "Gemm" and integer_attribute(node, "transA", 0) else given[-1])
 
 
-def _saved(node: ir.Node, shapes: Shapes, profile: MachineProfile) -> float:
+def _predicted(node: ir.Node, shapes: Shapes, profile: MachineProfile) -> LayerTime:
     operator = OPERATORS.get(node.op_type)
     if operator is not None and operator.kind is Kind.LAYER:
         speed = profile.layers[layer_kind(node, shapes)]
-        return multiply_adds(node, shapes) * (speed.floats - speed.signed)
+        products = multiply_adds(node, shapes)
+        return LayerTime(floats=products * speed.floats, integers=products * speed.signed)
     found = profile.operators.get(node.op_type)
     if found is None:
-        return 0.0
+        return LayerTime(floats=0.0, integers=0.0)
     elements = max((math.prod(_shape(value, shapes)) for value in (*node.inputs, *node.outputs)), default=0)
-    return elements * (found.floats - found.integers)
+    return LayerTime(floats=elements * found.floats, integers=elements * found.integers)
 
 
 def _shape(value: ir.Value | None, shapes: Shapes) -> tuple[int, ...]:
