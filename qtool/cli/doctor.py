@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json as json_module
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import DebugOption, JsonOption, QuietOption
+from qtool.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from qtool.workflows.doctor import Diagnosis
 
 _FEATURES = {
     "avx2": "AVX2",
-    "avx512": "AVX512",
+    "avx512": "AVX-512",
     "vnni": "VNNI",
     "amx": "AMX",
     "dot_product": "dot product",
@@ -18,30 +25,56 @@ _FEATURES = {
 }
 
 
-def doctor(json: JsonOption = False, quiet: QuietOption = False, debug: DebugOption = False) -> None:
-    """Shows versions, processor, threads and providers, and what makes models slow on this machine."""
+def doctor(
+    machine_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--machine-profile",
+            metavar="FILE",
+            help="Write what kernels cost here, for `qtool quantize --machine-profile FILE` on another machine.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: ThreadsOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Shows versions, processor, threads and providers, what integers gain, and what makes models slow here."""
+    from qtool.atomic import check_output, staged
     from qtool.workflows.doctor import diagnose
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    found = diagnose()
+    if machine_profile is not None:
+        check_output(machine_profile, force=force)
+    found = diagnose(console.progress(), threads=threads)
+    if machine_profile is not None:
+        with staged(machine_profile) as path:
+            path.write_text(json_module.dumps(found.profile.as_json(), indent=2) + "\n", encoding="utf-8")
     if json:
-        console.json(
-            {
-                "schema": "qtool.doctor/1",
-                **asdict(found),
-                "speedup": found.speed.speedup,
-            }
-        )
+        console.json({"schema": "qtool.doctor/2", **asdict(found), "profile": found.profile.as_json()})
         return
     console.table("This machine", ("", ""), _rows(found))
+    console.table(
+        "Layers on integers beside float",
+        ("layer", "s8 weights", "u8 weights"),
+        [
+            (kind.value, f"{speed.floats / speed.signed:.2f}x", f"{speed.floats / speed.unsigned:.2f}x")
+            for kind, speed in found.profile.layers.items()
+        ],
+        "how many times faster, without what stands around them; activations are u8",
+    )
     console.table("Versions", ("package", "version"), list(found.versions.items()))
     for remark in found.remarks:
         console.say(f"{remark.problem}\n  {remark.fix}")
     if not found.remarks:
         console.say("nothing is slow about it")
+    if machine_profile is not None:
+        console.say(f"wrote {machine_profile}")
 
 
-def _rows(found: Any) -> list[tuple[str, object]]:
+def _rows(found: Diagnosis) -> list[tuple[str, object]]:
     features = asdict(found.features)
     told = {name: features[key] for key, name in _FEATURES.items() if features[key] is not None}
     present = ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in told.items())
@@ -56,9 +89,4 @@ def _rows(found: Any) -> list[tuple[str, object]]:
         ("load", "unknown" if found.load is None else f"{found.load:.1f}"),
         ("memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB free"),
         ("providers", ", ".join(found.providers)),
-        (
-            "product of matrices",
-            f"{found.speed.float_seconds * 1e3:.2f} ms in float, {found.speed.integer_seconds * 1e3:.2f} ms in "
-            f"integers, {found.speed.speedup:.2f}x",
-        ),
     ]

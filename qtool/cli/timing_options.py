@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from qtool.workflows.quantize import QuantizeReport
     from qtool.workflows.time_plan import Timing
 
-_SHIPPED = "shipped"
+_MEASURED, _SHIPPED = "measured", "shipped"
 
 MachineProfileOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--machine-profile",
         metavar="FILE",
-        help="What kernels cost on the target, as `qtool doctor --machine-profile FILE` measures it there, or "
-        "'shipped'. Default: measured where the target is this machine, and shipped elsewhere.",
+        help="What kernels cost on the target: a file that `qtool doctor --machine-profile FILE` wrote there, "
+        "'measured' here, or 'shipped' with qtool. Default: measured if the target is this machine, else shipped.",
         show_default=False,
     ),
 ]
@@ -46,10 +46,10 @@ def timing_of(machine: Target, profile: str | None, locked: Manifest | None, *, 
     recorded = None if locked is None else locked.lock.get("timing")
     if recorded is not None:
         return timing_from_json(recorded, "the manifest")
+    if profile == _MEASURED or (profile is None and machine.is_measurable):
+        return Timing(for_size=smallest)
     if profile is not None and profile != _SHIPPED:
         return Timing(profile=read_profile(Path(profile)), for_size=smallest)
-    if profile is None and machine.is_measurable:
-        return Timing(for_size=smallest)
     target = machine.scheme.target
     return Timing(profile=shipped_profile(target), for_size=smallest or not has_profile(target))
 

@@ -15,6 +15,7 @@ from typing import Any
 from qtool.errors import InputError
 
 SCHEMA = "qtool.profile/1"
+_MEASURE_AGAIN = "measure it again with `qtool doctor --machine-profile FILE`"
 
 
 class LayerKind(StrEnum):
@@ -104,7 +105,7 @@ def profile_from_json(document: Any, source: str) -> MachineProfile:
         if document["schema"] != SCHEMA:
             raise InputError(
                 f"{source} has the schema {document['schema']}, this qtool reads {SCHEMA}",
-                fix="measure it again with `qtool doctor --profile FILE`",
+                fix=_MEASURE_AGAIN,
             )
         figures = {name: float(document[name]) for name in ("quantize", "dequantize", "transpose", "reorder", "node")}
         return MachineProfile(
@@ -116,7 +117,8 @@ def profile_from_json(document: Any, source: str) -> MachineProfile:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{source} is no whole profile of a machine", fix="measure it again with `qtool doctor --profile FILE`"
+            f"{source} is no whole profile of a machine",
+            fix=_MEASURE_AGAIN,
         ) from error
 
 

@@ -55,6 +55,11 @@ _UNEQUAL_ZERO_POINTS = "zero point of per-channel filter must be same"
 _FIX_OF_ZERO_POINTS = "quantize with --per-tensor or without --weights-asymmetric, or install onnxruntime 1.27 or newer"
 
 
+def providers() -> tuple[str, ...]:
+    """Returns the execution providers that the installed onnxruntime has; qtool uses the CPU's."""
+    return tuple(ort.get_available_providers())
+
+
 class Session:
     """Holds one model opened in onnxruntime.
 

@@ -10,8 +10,9 @@ float came to 19.9 dB on the samples that chose them among all, and to 13.6 dB o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from qtool.progress import Advance
 from qtool.search.float_cost import FloatCost
@@ -29,6 +30,8 @@ _BROKEN_SHARE = 0.5
 _LEAST_SHARE = 0.005
 # Up to this length, every beginning of a line may be tried.
 _SHORT = 12
+# So many choices are timed, before integers everywhere are taken.
+_MOST_TIMED = 5
 # Lengths are told apart down to this part of the best one.
 _FEW_PARTS, _MANY_PARTS = 8, 64
 
@@ -66,6 +69,14 @@ class Bargain:
         }
 
 
+class Affordable(Protocol):
+    """Says whether a choice saves enough time."""
+
+    def __call__(self, bargain: Bargain, share: float | None) -> bool:
+        """Tells whether it gives up no more than ``share`` of what integers save; None for what is usual."""
+        ...
+
+
 def could_gain(sqnr_db: float) -> bool:
     """Tells whether layers in float could make a model with ``sqnr_db`` worth more."""
     return sqnr_db < PERFECT_DB
@@ -83,8 +94,9 @@ def best_bargain(
     every_short: bool,
     advance: Advance,
     stop: Callable[[], bool],
+    affordable: Affordable | None = None,
 ) -> Bargain:
-    """Returns the choice that is worth most.
+    """Returns the choice that is worth most, of those that are affordable.
 
     Args:
         quantize: makes the variants.
@@ -97,16 +109,27 @@ def best_bargain(
         every_short: whether every short beginning of a line is tried, and every one near the best.
         advance: called with 1 after every try.
         stop: asked before every try.
+        affordable: asked about choices that are worth most by estimates, whether they really save what they should;
+            None to believe the estimates.
     """
     tried = _Line(quantize, judge, plain, cost, every_short, advance, stop)
     line = _lined_up(ranked, cost)
-    best = tried.best(line, most)
+    best = _best_affordable(tried.along(line, most), affordable, None)
     for other in (in_order, line):
         if best.sqnr_db >= _USABLE_DB:
             break
-        found = tried.best(other, max(most, _BROKEN_SHARE))
+        found = _best_affordable(tried.along(other, max(most, _BROKEN_SHARE)), affordable, _BROKEN_SHARE)
         best = found if found.worth > best.worth else best
     return best
+
+
+def _best_affordable(found: Collection[Bargain], affordable: Affordable | None, share: float | None) -> Bargain:
+    """Returns the one that is worth most, of those that are affordable; the shortest one is in any case."""
+    by_worth = sorted(sorted(found, key=lambda bargain: len(bargain.layers)), key=lambda bargain: -bargain.worth)
+    for bargain in by_worth[:_MOST_TIMED]:
+        if not bargain.layers or affordable is None or affordable(bargain, share):
+            return bargain
+    return min(found, key=lambda bargain: len(bargain.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +144,8 @@ class _Line:
     advance: Advance
     stop: Callable[[], bool]
 
-    def best(self, line: Sequence[LayerNoise], most: float) -> Bargain:
-        """Returns the beginning of ``line`` that is worth most, of those that give up no more than ``most``.
+    def along(self, line: Sequence[LayerNoise], most: float) -> Collection[Bargain]:
+        """Returns beginnings of ``line``, none among them, that give up no more than ``most``.
 
         Lengths twice the one before are tried first, then those between the best and its neighbours: what a beginning
         is worth rises and falls slowly along the line.
@@ -134,11 +157,11 @@ class _Line:
         while lengths:
             for length in lengths:
                 if self.stop():
-                    return _best(tried.values())
+                    return tried.values()
                 tried[length] = self._tried(line[:length])
                 self.advance(1)
             lengths = _between(tried, parts=_MANY_PARTS if self.every_short else _FEW_PARTS)
-        return _best(tried.values())
+        return tried.values()
 
     def _tried(self, layers: Sequence[LayerNoise]) -> Bargain:
         kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}

@@ -13,7 +13,7 @@ from qtool.plan import build_dynamic_plan
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import as_dynamic
-from qtool.search.bargain import Bargain, best_bargain, could_gain
+from qtool.search.bargain import Affordable, Bargain, best_bargain, could_gain
 from qtool.search.dynamic_choice import better_dynamic
 from qtool.search.float_cost import FloatCost
 from qtool.search.node_groups import NodeGroup, node_groups
@@ -66,6 +66,7 @@ class BargainSeeker:
         *,
         cost: FloatCost,
         price: float,
+        affordable: Affordable | None = None,
         budget_s: float | None = None,
         threads: int = 0,
     ) -> None:
@@ -78,6 +79,7 @@ class BargainSeeker:
             samples: what ranks the layers.
             progress: receives the steps.
             cost: knows what layers cost in float.
+            affordable: whether choices save what they should; None to believe the estimates.
             price: what it costs to give up a tenth of what integers save, in dB.
             budget_s: seconds after which the search ends.
             threads: threads inside an operator; 0 is one a core.
@@ -91,6 +93,7 @@ class BargainSeeker:
         self._progress = progress
         self._threads = threads
         self._cost = cost
+        self._affordable = affordable
         self._budget_s = budget_s
         self._end = math.inf if budget_s is None else time.monotonic() + budget_s
         everything = variants({})
@@ -144,6 +147,7 @@ class BargainSeeker:
                 every_short=every_short,
                 advance=advance,
                 stop=self._is_over,
+                affordable=self._affordable,
             )
 
     def _with_dynamic(self, ranked: Sequence[LayerNoise], ranking: OutputJudge) -> tuple[LayerNoise, ...]:

@@ -9,10 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qtool.processor import IntegerFeatures, integer_features
+from qtool.progress import Progress
 from qtool.report.model import Machine
 from qtool.report.surroundings import machine, versions
 from qtool.runtime.integer_sums import sums_saturate
-from qtool.runtime.machine_speed import ProductSpeed, product_speed, providers
+from qtool.runtime.machine_profile import LayerKind, LayerSpeed, MachineProfile
+from qtool.runtime.measure_profile import measure_profile
+from qtool.runtime.session import providers
 from qtool.runtime.this_machine import target_of
 
 _PACKAGES = ("onnx", "onnxscript", "torch", "typer", "rich")
@@ -54,7 +57,7 @@ class Diagnosis:
         thread_variables: those that are set and change how many threads libraries take.
         free_memory_bytes: None where the system does not tell.
         providers: execution providers of the installed onnxruntime.
-        speed: what integers gain here, in one product with one thread.
+        profile: what kernels cost here, with a thread a core.
         remarks: what is slow or noisy about all that.
     """
 
@@ -68,12 +71,16 @@ class Diagnosis:
     thread_variables: Mapping[str, str]
     free_memory_bytes: int | None
     providers: tuple[str, ...]
-    speed: ProductSpeed
+    profile: MachineProfile
     remarks: tuple[Remark, ...]
 
 
-def diagnose() -> Diagnosis:
-    """Asks the system, and times one product in float and in integers.
+def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
+    """Asks the system, and times kernels in float and in integers.
+
+    Args:
+        progress: receives the steps.
+        threads: threads inside an operator; 0 is one a core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
@@ -81,10 +88,10 @@ def diagnose() -> Diagnosis:
     here, features, saturates = machine(), integer_features(), sums_saturate()
     usable, load, memory = usable_cores(here.cores), _load(), _free_memory()
     variables = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
-    speed = product_speed(threads=1)
+    profile = measure_profile(progress, threads=threads)
     remarks = (
         *about_processor(features, saturates=saturates),
-        *_about_speed(speed),
+        *about_speed(profile),
         *about_cores(here.cores, usable, load),
         *_about_surroundings(variables, memory),
     )
@@ -99,7 +106,7 @@ def diagnose() -> Diagnosis:
         thread_variables=variables,
         free_memory_bytes=memory,
         providers=providers(),
-        speed=speed,
+        profile=profile,
         remarks=remarks,
     )
 
@@ -125,12 +132,19 @@ def about_processor(features: IntegerFeatures, *, saturates: bool) -> Iterator[R
         )
 
 
-def _about_speed(speed: ProductSpeed) -> Iterator[Remark]:
-    if speed.speedup < _LITTLE_SPEEDUP:
+def about_speed(profile: MachineProfile) -> Iterator[Remark]:
+    """Says where integers save little time."""
+    best = max(speedup(profile.layers[kind]) for kind in (LayerKind.CONV, LayerKind.MATRIX))
+    if best < _LITTLE_SPEEDUP:
         yield Remark(
-            f"integers gain little here: a product is {speed.speedup:.2f}x as fast as in float",
-            "quantize for size, or keep layers float; measure with `qtool report`",
+            f"integers gain little here: the largest layers are {best:.2f}x as fast as in float",
+            "`qtool quantize` keeps float what gains nothing; --smallest quantizes all of it for size",
         )
+
+
+def speedup(speed: LayerSpeed) -> float:
+    """Returns how many times faster a layer is on integers, as quantized models usually have it."""
+    return speed.floats / speed.signed
 
 
 def about_cores(cores: int, usable: float, load: float | None) -> Iterator[Remark]:

@@ -12,8 +12,7 @@ from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import exact_form
 from qtool.schemes import Scheme
-from qtool.search.bargain import PERFECT_DB
-from qtool.search.float_cost import FloatCost
+from qtool.search.bargain import PERFECT_DB, Affordable
 from qtool.search.output_judge import OutputJudge
 from qtool.search.trials import Gain, Trials
 from qtool.search.unsaturated import with_unsaturated_outputs
@@ -26,7 +25,7 @@ from qtool.workflows.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritt
 from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
-from qtool.workflows.time_plan import TimePlan, Timing
+from qtool.workflows.time_plan import Stopwatch, TimePlan, Timing
 
 # Tables of a quarter of their size are worth so much noise, in dB.
 _TABLES_DB = 0.5
@@ -145,14 +144,15 @@ class QuantizationSearch:
         return TimePlan(self._original, variants, self._timed_on, timing, self._progress, threads=self._threads)
 
     def bargain(
-        self, variants: StaticVariants, cost: FloatCost | None, *, budget_s: float | None = None
+        self, variants: StaticVariants, times: TimePlan | None, *, budget_s: float | None = None
     ) -> tuple[StaticVariants, KeptFloat | None]:
         """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
 
         There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
         """
-        if self._samples is None or self._judge is None or cost is None or not self._wanted.keeps_float:
+        if self._samples is None or self._judge is None or times is None or not self._wanted.keeps_float:
             return variants, None
+        cost = times.cost()
         seeker = BargainSeeker(
             self._original,
             variants,
@@ -162,6 +162,7 @@ class QuantizationSearch:
             cost=cost,
             # Of a tenth of what integers save.
             price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
+            affordable=self._affordable(variants, times),
             budget_s=budget_s,
             threads=self._threads,
         )
@@ -170,6 +171,20 @@ class QuantizationSearch:
             most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
         found = seeker.seek(most=most, every_short=self._wanted.every_short)
         return seeker.variants, found
+
+    def _affordable(self, variants: StaticVariants, times: TimePlan) -> Affordable | None:
+        """Returns what tells whether choices of float layers cost what they are estimated to: the clock, if it may."""
+        if self._timed_on is None or not times.is_timed:
+            return None
+        return Stopwatch(
+            self._original,
+            variants,
+            self._timed_on,
+            self._progress,
+            most_slower=self._wanted.most_slower,
+            most_float=self._wanted.most_float,
+            threads=self._threads,
+        )
 
     def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
         """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""

@@ -198,7 +198,6 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
         times = search.timed(starts[0].variants, request.timing)
-        cost = None if times is None else times.cost()
         if times is not None:
             slow = times.slow_nodes()
             starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
@@ -207,12 +206,12 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         form = exact_form(request.scheme)
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
-        if request.goal is not None and samples is not None and cost is not None:
+        if request.goal is not None and samples is not None and times is not None:
             seeker = GoalSeeker(original, request.goal, samples, form=form, threads=request.threads)
-            found = seeker.seek(variants.model, variants, cost, progress, budget_s=request.time_budget_s)
+            found = seeker.seek(variants.model, variants, times.cost(), progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
-            variants, bargain = search.bargain(variants, cost, budget_s=request.time_budget_s)
+            variants, bargain = search.bargain(variants, times, budget_s=request.time_budget_s)
             kept = {} if bargain is None else bargain.bargain.kept_float()
         variants = search.fitted(variants, kept)
         bears_tables = (seeker or search).bears_tables

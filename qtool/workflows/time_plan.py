@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from calib.specs import Feed
 from qtool.errors import InputError
-from qtool.metrics.latency import Interval, interleaved_times, paired_ratio
-from qtool.progress import Progress
+from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio
+from qtool.progress import Advance, Progress
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.machine_profile import MachineProfile, profile_from_json
 from qtool.runtime.measure_profile import measure_profile
+from qtool.search.bargain import Bargain
 from qtool.search.float_cost import FloatCost, float_cost
 from qtool.search.layer_times import LayerTime, measured_times
 from qtool.search.node_groups import node_groups
@@ -141,6 +142,11 @@ class TimePlan:
         """Everything that was measured and chosen."""
         return replace(self._found, stage=self._stage)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether models are timed on this machine."""
+        return self._asked.is_open
+
     def slow_nodes(self) -> dict[str, str]:
         """Returns the nodes that stay float, each with the reason."""
         return self._nodes_of(self._slow_layers(self._stage))
@@ -183,10 +189,9 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 candidates[stage] = variants(self._nodes_of(slow)).model
-        with ExitStack() as stack, progress.task("timing in turns", _ROUNDS) as advance:
-            sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in candidates.values()]
-            runs = [partial(session.run, feed) for session in sessions]
-            times = dict(zip(candidates, interleaved_times(runs, rounds=_ROUNDS, advance=advance), strict=True))
+        with progress.task("timing in turns", _ROUNDS) as advance:
+            found = times_in_turns(tuple(candidates.values()), feed, advance, threads=threads)
+        times = dict(zip(candidates, found, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):
             if paired_ratio(times[best], times[stage]).low > 1.0:
@@ -202,3 +207,59 @@ class TimePlan:
 def is_slower(speedup: Interval) -> bool:
     """Tells whether a model is slower than float beyond what the noise of its timing explains."""
     return speedup.high < 1.0
+
+
+class Stopwatch:
+    """Tells whether choices of float layers cost as little as they are estimated to, by timing them in turns."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        variants: StaticVariants,
+        feed: Feed,
+        progress: Progress,
+        *,
+        most_slower: float,
+        most_float: float | None,
+        threads: int = 0,
+    ) -> None:
+        """Takes how long a run may be.
+
+        Args:
+            original: the float model.
+            variants: makes quantized variants of it.
+            feed: one sample.
+            progress: receives the steps.
+            most_slower: by how much of itself a run may become longer, where ``most_float`` says nothing.
+            most_float: which part of what integers save may be given up; None where ``most_slower`` counts.
+            threads: threads inside an operator; 0 is one a core.
+        """
+        self._original = original
+        self._variants = variants
+        self._feed = feed
+        self._progress = progress
+        self._most_slower = most_slower
+        self._most_float = most_float
+        self._threads = threads
+
+    def __call__(self, bargain: Bargain, share: float | None) -> bool:
+        """Tells whether a choice gives up no more than ``share`` of what integers save; None for what is usual."""
+        kept = {node: "tried in float" for layer in bargain.layers for node in layer.group.nodes}
+        models = [self._original, self._variants({}).model, self._variants(kept).model]
+        with self._progress.task("timing in turns", _ROUNDS) as advance:
+            floats, plain, tried = times_in_turns(models, self._feed, advance, threads=self._threads)
+        saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
+        part = self._most_float if share is None else share
+        allowed = self._most_slower if part is None else part * saved
+        return paired_ratio(tried, plain).low <= 1.0 + allowed
+
+
+def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
+    """Times runs of several models in turns, and returns the seconds of each, one a round.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
+        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS, advance=advance)

@@ -1,0 +1,167 @@
+"""Layers stay float where integers save no time: by a profile, by the clock, and again by a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qtool.metrics.latency import Interval
+from qtool.runtime.machine_profile import MachineProfile
+from qtool.runtime.session import Session
+from qtool.runtime.shipped_profiles import shipped_profile
+from qtool.workflows import quantization_search, time_plan
+
+_NET = """g (float[n,3,16,16] x) => (float[n,10] y) {
+    a = Conv <pads = [1,1,1,1]> (x, w1)
+    r = Relu (a)
+    b = Conv <pads = [1,1,1,1]> (r, w2)
+    p = GlobalAveragePool (b)
+    f = Flatten (p)
+    y = Gemm <transB = 1> (f, w3, b3)
+}"""
+_SHAPES = {"w1": (16, 3, 3, 3), "w2": (16, 16, 3, 3), "w3": (10, 16), "b3": (10,)}
+
+
+@pytest.fixture
+def model(save: Any, tmp_path: Path) -> Path:
+    """A small network, and calib.npz beside it."""
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in _SHAPES.items()}
+    np.savez(tmp_path / "calib.npz", x=generator.normal(0, 1, (48, 3, 16, 16)).astype(np.float32))
+    path: Path = save("net.onnx", _NET, **weights)
+    return path
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Callable[[float], Path]:
+    """Writes the profile of a machine on which integers take so many times as long as floats."""
+
+    def write(factor: float) -> Path:
+        base = shipped_profile("x86-vnni")
+        changed: MachineProfile = replace(
+            base,
+            layers={kind: replace(speed, signed=speed.floats * factor) for kind, speed in base.layers.items()},
+            operators={name: replace(speed, integers=speed.floats) for name, speed in base.operators.items()},
+            **{name: 1e-3 for name in ("quantize", "dequantize", "transpose", "reorder", "node")},
+        )
+        path = tmp_path / f"profile{factor}.json"
+        path.write_text(json.dumps(changed.as_json()))
+        return path
+
+    return write
+
+
+def _quantized(path: Path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+
+
+def _timing(tmp_path: Path) -> Any:
+    return json.loads((tmp_path / "net.int8.manifest.json").read_text("utf-8"))["lock"]["timing"]
+
+
+def test_a_machine_with_slow_integers_gets_the_float_model(
+    run: Any, model: Path, profile: Callable[[float], Path], tmp_path: Path
+) -> None:
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", profile(10.0), "--json")
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json["kept_float_for_speed"]) == {"n_a", "n_b", "n_p", "n_f", "n_y"}
+    assert {entry["reason"] for entry in outcome.json["float_nodes"]} == {"integers save no time here"}
+    output = tmp_path / "net.int8.onnx"
+    assert not _quantized(output)
+    x = np.load(tmp_path / "calib.npz")["x"][:4]
+    assert np.array_equal(Session(output).run({"x": x})["y"], Session(model).run({"x": x})["y"])
+
+
+def test_people_are_told_what_stays_float_and_how_to_change_it(
+    run: Any, model: Path, profile: Callable[[float], Path]
+) -> None:
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", profile(10.0))
+    assert outcome.code == 0, outcome.err
+    assert "kept float, since integers save no time there: 5 nodes (--smallest quantizes them)" in outcome.out
+
+
+@pytest.mark.parametrize("options", [(), ("--smallest",)])
+def test_fast_integers_and_small_files_get_integers(
+    run: Any, model: Path, profile: Callable[[float], Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    factor = 10.0 if options else 0.1
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", profile(factor), *options, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["kept_float_for_speed"] == []
+    assert outcome.json["coverage"]["share"] == 1.0
+    assert _quantized(tmp_path / "net.int8.onnx")
+
+
+def test_the_clock_decides_without_a_profile_and_its_choice_is_recorded(run: Any, model: Path, tmp_path: Path) -> None:
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--json")
+    assert outcome.code == 0, outcome.err
+    timing = _timing(tmp_path)
+    assert timing["profile"]["origin"] == "measured"
+    assert set(timing["layers"]) == {"n_a", "n_b", "n_y"}
+    assert all(min(time.values()) >= 0.0 for time in timing["layers"].values())
+    assert (timing["stage"] == time_plan.Stage.NOTHING) <= (outcome.json["kept_float_for_speed"] == [])
+    assert _quantized(tmp_path / "net.int8.onnx") == (timing["stage"] < time_plan.Stage.EVERYTHING)
+
+
+def test_a_result_that_is_slower_than_float_becomes_float(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[bool] = []
+
+    def slower(original: Any, others: Any, *arguments: Any, **options: Any) -> list[Interval]:
+        measured.append(any(node.op_type == "QuantizeLinear" for node in others[0].graph))
+        return [Interval(median=0.8, low=0.7, high=0.9)] if measured[-1] else [Interval(median=1.0, low=0.9, high=1.1)]
+
+    monkeypatch.setattr(quantization_search, "speedups", slower)
+    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: time_plan.Stage.NOTHING)
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--json")
+    assert outcome.code == 0, outcome.err
+    assert measured[0]
+    assert not measured[-1]
+    assert not _quantized(tmp_path / "net.int8.onnx")
+    assert _timing(tmp_path)["stage"] == time_plan.Stage.EVERYTHING
+    assert outcome.json["speedup"] == 1.0
+
+
+def test_a_small_result_may_be_slow_and_says_so(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Interval(median=0.8, low=0.7, high=0.9)
+    monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [slow])
+    outcome = run("quantize", model, "--calib-data", "calib.npz", "--smallest")
+    assert outcome.code == 0, outcome.err
+    assert "0.80x as fast as float on this machine" in outcome.out
+    assert "slower than the float model on this machine" in outcome.err
+    assert _quantized(tmp_path / "net.int8.onnx")
+
+
+def test_a_manifest_repeats_what_the_clock_chose(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: time_plan.Stage.SLOW_LAYERS)
+    fast = Interval(median=1.5, low=1.4, high=1.6)
+    monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
+    assert run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured").code == 0
+    first = (tmp_path / "net.int8.onnx").read_bytes()
+    timing = _timing(tmp_path)
+    monkeypatch.setattr(time_plan, "measure_profile", lambda *_, **__: pytest.fail("it is recorded"))
+    monkeypatch.setattr(time_plan, "measured_times", lambda *_, **__: pytest.fail("they are recorded"))
+    again = run("quantize", "--locked", "net.int8.manifest.json", "--force")
+    assert again.code == 0, again.err
+    assert (tmp_path / "net.int8.onnx").read_bytes() == first
+    assert _timing(tmp_path) == timing
+
+
+def test_compilers_with_kernels_of_their_own_get_everything(run: Any, model: Path, tmp_path: Path) -> None:
+    options = ("--calib-data", "calib.npz", "--machine-profile", "shipped")
+    outcome = run("quantize", model, *options, "--target", "tensorrt", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["kept_float_for_speed"] == []
+    assert _timing(tmp_path)["for_size"] is True
