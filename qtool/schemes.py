@@ -22,6 +22,8 @@ class Scheme:
         placement: where Q/DQ go, a key of ``PLACEMENTS``.
         largest_pair: what two neighbouring weights of one sign may add up to, so that sums of 16 bits hold their
             products; None where sums have 32 bits.
+        unsigned_layers: layers whose weights are u8 instead, whose sums have 32 bits everywhere.
+        offers_unsigned: whether that is a choice for single layers; with VNNI it gains nothing and takes longer.
         target: the preset that it comes from.
         machine: what that preset is for, in words.
     """
@@ -32,8 +34,14 @@ class Scheme:
     integer_biases: bool = True
     placement: str = "onnxruntime-cpu"
     largest_pair: int | None = None
+    unsigned_layers: frozenset[str] = frozenset()
+    offers_unsigned: bool = False
     target: str = "x86"
     machine: str = "any x86"
+
+    def weights_of(self, layer: str) -> Grid:
+        """The grid of the weights of one layer."""
+        return _U8_SYMMETRIC if layer in self.unsigned_layers else self.weights
 
     @property
     def for_cpu(self) -> bool:
@@ -78,6 +86,7 @@ class DynamicScheme:
 
 
 _U8 = Grid(bits=8, signed=False, symmetric=False)
+_U8_SYMMETRIC = Grid(bits=8, signed=False, symmetric=True)
 _S8 = Grid(bits=8, signed=True, symmetric=False)
 _S8_SYMMETRIC = Grid(bits=8, signed=True, symmetric=True)
 
@@ -103,6 +112,7 @@ PRESETS: Mapping[str, Scheme] = {
         activations=_U8,
         weights=_S8_SYMMETRIC,
         largest_pair=_LARGEST_PAIR,
+        offers_unsigned=True,
     ),
     # SDOT multiplies s8 by s8 as it is; u8 by s8 flips the weights first, or without dot products the activations
     # (https://github.com/microsoft/onnxruntime/pull/9902). Kernels for symmetric convolutions want s8 weights around 0.

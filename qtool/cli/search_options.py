@@ -103,6 +103,9 @@ def search_remarks(report: QuantizeReport) -> list[str]:
     rounding = report.refinement.rounding
     if rounding.guided:
         remarks.append(f"rounded the weights of {len(rounding.guided)} layers with error feedback")
+    if report.unsigned:
+        layers = f"{len(report.unsigned)} layers: {_some(report.unsigned)}"
+        remarks.append(f"weights in u8, whose sums have 32 bits, for {layers}")
     if rounding.fitted or report.refinement.biases:
         remarks.append(f"fitted {len(rounding.fitted)} weights and {len(report.refinement.biases)} biases")
     return remarks
@@ -157,6 +160,7 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         },
         "speedup": None if report.speedup is None else report.speedup.median,
         "kept_float_for_speed": list(report.slow),
+        "unsigned_layers": list(report.unsigned),
     }
 
 

@@ -285,7 +285,7 @@ class _Placement:
                     continue
                 if is_layer and index == 1:
                     granularity = weight_granularity(node, per_channel=self.scheme.per_channel)
-                    wish = (_name(node), self.scheme.weights, granularity)
+                    wish = (_name(node), self.scheme.weights_of(_name(node)), granularity)
                 else:
                     # An element-wise kernel reads both operands in one type, and so does MatMul its first.
                     wish = (_name(node), self.scheme.activations, PerTensor())

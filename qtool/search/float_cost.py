@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import networkx as nx
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.machine_profile import MachineProfile
 from qtool.runtime.session import Watcher
-from qtool.search.layer_times import LayerTime, predicted_times
+from qtool.search.layer_times import LayerTime, predicted_times, unsigned_nanoseconds
 from qtool.search.node_groups import NodeGroup
 
 # Float operators that onnxruntime runs on blocks of channels, next to a Conv
@@ -29,6 +30,7 @@ _BLOCKED = frozenset(
     | {"Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "BatchNormalization", "Resize"}
 )
 _IMAGE_AXES = 4
+NOT_KNOWN: Mapping[str, float] = MappingProxyType({})
 _INTEGERS, _FLOATS = "integers", "floats"
 
 
@@ -59,10 +61,16 @@ class FloatCost:
     """
 
     def __init__(
-        self, times: Mapping[str, LayerTime], borders: Sequence[Border], *, base: Collection[str] = frozenset()
+        self,
+        times: Mapping[str, LayerTime],
+        borders: Sequence[Border],
+        *,
+        base: Collection[str] = frozenset(),
+        unsigned: Mapping[str, float] = NOT_KNOWN,
     ) -> None:
-        """Takes what every layer takes, and the borders between them."""
+        """Takes what every layer takes, the borders, and how much longer layers with u8 weights take."""
         self._times = times
+        self._unsigned = unsigned
         self._borders = borders
         self.base = frozenset(base)
         self._usual = self._nanoseconds(self.base)
@@ -71,7 +79,7 @@ class FloatCost:
 
     def beside(self, base: Collection[str]) -> FloatCost:
         """Returns the costs beside a model in which the layers of ``base`` are float."""
-        return FloatCost(self._times, self._borders, base=base)
+        return FloatCost(self._times, self._borders, base=base, unsigned=self._unsigned)
 
     def trusted(self, factor: float) -> FloatCost:
         """Returns the same with savings ``factor`` times as large, and losses as much smaller."""
@@ -79,7 +87,7 @@ class FloatCost:
         for layer, time in self._times.items():
             saved = time.saved * factor if time.saved > 0.0 else time.saved / factor
             times[layer] = replace(time, floats=time.integers + saved)
-        return FloatCost(times, self._borders, base=self.base)
+        return FloatCost(times, self._borders, base=self.base, unsigned=self._unsigned)
 
     def nanoseconds(self, layers: Collection[str]) -> float:
         """Returns how much longer a run takes with ``layers`` in float as well; below 0 where it is shorter."""
@@ -88,6 +96,10 @@ class FloatCost:
     def share(self, layers: Collection[str]) -> float:
         """Returns which part of what integers save is given up with ``layers`` in float; below 0 where it is faster."""
         return self.nanoseconds(layers) / self._total
+
+    def slowdown_of_unsigned(self, layers: Collection[str]) -> float:
+        """Returns by which part of itself a run becomes longer when the weights of ``layers`` are u8."""
+        return sum(max(self._unsigned[layer], 0.0) for layer in layers) / max(self._usual, 1.0)
 
     def share_of_slowdown(self, part: float) -> float:
         """Returns which part of what integers save is given up when a run takes longer by ``part`` of itself."""
@@ -173,7 +185,8 @@ def float_cost(
         shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
     times = predicted_times(model, groups, shapes, profile) if measured is None else measured
     borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
-    return FloatCost({group.layer: times[group.layer] for group in groups}, borders)
+    known = {group.layer: times[group.layer] for group in groups}
+    return FloatCost(known, borders, unsigned=unsigned_nanoseconds(model, groups, shapes, profile))
 
 
 def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:

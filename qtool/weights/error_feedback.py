@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,10 +108,16 @@ def noise_by_output(
     weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Returns the same for each output, (outputs,)."""
-    change = dequantize(rounded.integers, rounded.params).astype(np.float64) - weight
-    matrix = np.moveaxis(change, layer.output_axis, 0).reshape(layer.groups, -1, layer.inputs)
-    noise: npt.NDArray[np.float64] = ((matrix @ moments) * matrix).sum(axis=2).reshape(-1)
-    return noise
+    return product_power(dequantize(rounded.integers, rounded.params).astype(np.float64) - weight, layer, moments)
+
+
+def product_power(
+    weight: npt.NDArray[np.floating[Any]], layer: LayerInput, moments: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns sum of |W x|^2 over the inputs that ``moments`` has seen, for each output, (outputs,)."""
+    matrix = np.moveaxis(weight, layer.output_axis, 0).reshape(layer.groups, -1, layer.inputs)
+    power: npt.NDArray[np.float64] = ((matrix @ moments) * matrix).sum(axis=2).reshape(-1)
+    return power
 
 
 def _damped(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

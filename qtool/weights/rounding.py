@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qtool.plan import WeightPlan
 from qtool.weights.clipping import clip_channels
-from qtool.weights.error_feedback import round_with_feedback
+from qtool.weights.error_feedback import output_noise, product_power, round_with_feedback
 from qtool.weights.input_moments import LayerInput, Moments
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
@@ -110,6 +110,15 @@ class WeightRounding:
             found = self._known[key]
         fitted = self._fitted.get(plan.tensor)
         return found if fitted is None or not _same_grid(fitted, found) else fitted
+
+    def noise_share(self, weight: npt.NDArray[np.float32], tensor: str, rounded: QuantizedWeight) -> float:
+        """Returns which part of the power of a layer's products its rounded weights add as noise; 0 if not known."""
+        layer = self._layers.get(tensor)
+        if layer is None:
+            return 0.0
+        moments = self._moments[layer.node]
+        signal = float(product_power(weight, layer, moments).sum())
+        return output_noise(weight, rounded, layer, moments) / max(signal, float(np.finfo(np.float32).tiny))
 
     def _guided(
         self,

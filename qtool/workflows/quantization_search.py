@@ -26,6 +26,7 @@ from qtool.workflows.search_samples import SearchSamples
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
 from qtool.workflows.time_plan import Stopwatch, TimePlan, Timing
+from qtool.workflows.unsigned_weights import with_unsigned_weights
 
 # Tables of a quarter of their size are worth so much noise, in dB.
 _TABLES_DB = 0.5
@@ -142,6 +143,12 @@ class QuantizationSearch:
         if self._timed_on is None:
             return None
         return TimePlan(self._original, variants, self._timed_on, timing, self._progress, threads=self._threads)
+
+    def unsigned(self, variants: StaticVariants, times: TimePlan | None) -> StaticVariants:
+        """Returns variants in which weights of some layers are u8, where the target offers that and it is worth it."""
+        if self._judge is None or times is None:
+            return variants
+        return with_unsigned_weights(variants, self._judge, times.cost(), self._progress)
 
     def bargain(
         self, variants: StaticVariants, times: TimePlan | None, *, budget_s: float | None = None

@@ -122,6 +122,7 @@ class QuantizeReport:
         mixed: what became of the goal, where there was one.
         speedup: how many times faster than float the model is, from a few runs in turns; None without samples.
         timing: what runs were taken to cost; None without samples.
+        unsigned: layers whose weights are u8, so that their sums have 32 bits.
         slow: nodes that stay float since integers save no time there.
     """
 
@@ -146,6 +147,7 @@ class QuantizeReport:
     speedup: Interval | None = None
     timing: Timing | None = None
     slow: tuple[str, ...] = ()
+    unsigned: tuple[str, ...] = ()
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
@@ -202,7 +204,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             slow = times.slow_nodes()
             starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
         start = search.refined(starts)
-        rewritten, variants = start.rewritten, start.variants
+        rewritten, variants = start.rewritten, search.unsigned(start.variants, times)
         form = exact_form(request.scheme)
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
@@ -250,6 +252,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             speedup=speedup,
             timing=None if times is None else times.timing,
             slow=tuple(variants.slow),
+            unsigned=tuple(sorted(variants.scheme.unsigned_layers & plan.integer_nodes.keys())),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)

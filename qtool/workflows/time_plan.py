@@ -251,7 +251,7 @@ class Stopwatch:
         saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
         part = self._most_float if share is None else share
         allowed = self._most_slower if part is None else part * saved
-        return paired_ratio(tried, plain).low <= 1.0 + allowed
+        return paired_ratio(tried, plain).median <= 1.0 + allowed
 
 
 def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:

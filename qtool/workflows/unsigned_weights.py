@@ -1,0 +1,85 @@
+"""Gives single layers weights in u8, whose sums have 32 bits on every x86, where s8 with 16 bits loses most for it.
+
+Layers are lined up by the noise that 16 bits add to their products for the time that u8 takes longer, and beginnings of
+that line are judged by the outputs, each twice as long as the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from calib.specs import Array
+from qtool.passes.constants import constant_array
+from qtool.plan import WeightPlan
+from qtool.progress import Progress
+from qtool.search.float_cost import FloatCost
+from qtool.search.output_judge import OutputJudge
+from qtool.weights.saturation import orders_of
+from qtool.workflows.static_variants import StaticVariants
+
+# By so much of itself a run may become longer.
+_MOST_SLOWER = 0.03
+# A gain of less, in dB, is not worth a longer run.
+_WORTH_DB = 0.1
+
+
+def with_unsigned_weights(
+    variants: StaticVariants, judge: OutputJudge, cost: FloatCost, progress: Progress
+) -> StaticVariants:
+    """Returns variants in which the weights of some layers are u8, or ``variants`` where that is not worth it.
+
+    Args:
+        variants: with rounding that has seen the layers' inputs.
+        judge: decides.
+        cost: knows how much longer layers take.
+        progress: receives the steps.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    line = _lined_up(variants, cost) if variants.scheme.offers_unsigned else []
+    longest = 0
+    while longest < len(line) and cost.slowdown_of_unsigned(line[: longest + 1]) <= _MOST_SLOWER:
+        longest += 1
+    if not longest:
+        return variants
+    lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest})
+    best, reached = variants, judge.sqnr_db(variants({}).model)
+    with progress.task("trying weights in u8", len(lengths)) as advance:
+        for length in lengths:
+            scheme = replace(variants.scheme, unsigned_layers=frozenset(line[:length]))
+            changed = replace(variants, scheme=scheme)
+            found = judge.sqnr_db(changed({}).model)
+            if found > reached + _WORTH_DB:
+                best, reached = changed, found
+            advance(1)
+    return best
+
+
+def _lined_up(variants: StaticVariants, cost: FloatCost) -> list[str]:
+    """Returns the layers whose pairs of weights add up to too much, those first that gain most for their time."""
+    plan = variants.plan()
+    values = ir.convenience.create_value_mapping(variants.model.graph, include_subgraphs=False)
+    worth = {}
+    for name, weight in plan.weights.items():
+        array = constant_array(values[name])
+        if array is None or len(weight.nodes) != 1 or weight.largest_pair is None or not weight.grid.signed:
+            continue
+        added = _added_noise(variants, array, weight, values[name])
+        if added > 0.0:
+            (layer,) = weight.nodes
+            worth[layer] = added / max(cost.slowdown_of_unsigned([layer]), 1e-6)
+    return sorted(worth, key=lambda layer: -worth[layer])
+
+
+def _added_noise(variants: StaticVariants, array: Array, weight: WeightPlan, value: ir.Value) -> float:
+    """Returns which part of the products' power the noise is that pairs add; 0 where there is none, or none is known."""
+    rounding = variants.refinement.rounding
+    orders = orders_of(value, weight.nodes)
+    limited = rounding(array, weight, bias=None, orders=orders)
+    if not limited.reduced_channels:
+        return 0.0
+    free = rounding(array, replace(weight, largest_pair=None), bias=None, orders=orders)
+    return rounding.noise_share(array, weight.tensor, limited) - rounding.noise_share(array, weight.tensor, free)
