@@ -58,6 +58,7 @@ def choose_ranges(
     feeds: Sequence[Feed],
     progress: Progress,
     *,
+    each: bool = True,
     threads: int = 0,
 ) -> RangeChoice:
     """Tries the proposals for one tensor at a time, the rest left float, and then all together.
@@ -68,6 +69,7 @@ def choose_ranges(
         statistics: of every source, limited to its useful values.
         feeds: a few batches to judge by.
         progress: receives the steps.
+        each: whether tensors may differ in their method; otherwise the method that suits all of them best is taken.
         threads: threads inside an operator; 0 is one a core.
 
     Raises:
@@ -77,8 +79,9 @@ def choose_ranges(
     proposals = {source: _proposals(statistics[source], grid) for source, grid in grids.items()}
     with switched(model, plan, feeds, threads=threads) as runner:
         search = _Search(runner, proposals)
-        with progress.task("choosing ranges", 2 * len(proposals)) as advance:
-            search.each_alone(advance)
+        if each:
+            with progress.task("choosing ranges", 2 * len(proposals)) as advance:
+                search.each_alone(advance)
         with progress.task("comparing methods", len(CANDIDATES) + 1) as advance:
             return search.all_together(advance)
 

@@ -27,7 +27,8 @@ class Searches:
     """What is looked for.
 
     Attributes:
-        ranges: whether each activation's range is chosen among the methods by the outputs.
+        ranges: whether the method of activations' ranges is chosen by the outputs.
+        each_range: whether that is done for each of them.
         equalization: scaling channels of activations against the layers around them.
         smoothing: moving outlier channels of activations into the weights behind them.
         doubts_rewriting: whether the model without either is refined as well, and the better of both is taken.
@@ -48,6 +49,7 @@ class Searches:
     """
 
     ranges: bool
+    each_range: bool
     equalization: Use
     smoothing: Use
     doubts_rewriting: bool
@@ -105,13 +107,14 @@ def searches(
         return Use.ALWAYS if asked else Use.NEVER
 
     return Searches(
-        ranges=ranges and not fast,
-        equalization=use(equalization, usual=not fast),
-        smoothing=use(smoothing, usual=not fast),
+        ranges=ranges,
+        each_range=not fast,
+        equalization=use(equalization, usual=True),
+        smoothing=use(smoothing, usual=True),
         doubts_rewriting=best,
-        bias_correction=use(True if fast and bias_correction is None else bias_correction, usual=True),
+        bias_correction=use(bias_correction, usual=True),
         weight_clipping=use(weight_clipping, usual=best),
-        error_feedback=use(error_feedback, usual=not fast),
+        error_feedback=use(error_feedback, usual=True),
         fitting=use(fitting, usual=not fast),
         fits_weights=best,
         most_float=most_float,
@@ -119,10 +122,12 @@ def searches(
         float_price=0.02 if best else 0.04,
         every_short=best,
         judged_batches=4 if best else 2,
-        seen_batches=32 if best else 12,
-        judged_samples=64 if best else 32,
+        seen_batches=32 if best else 8 if fast else 12,
+        judged_samples=64 if best else 16 if fast else 32,
         fitted_samples=64 if best else 32,
     )
 
 
-NO_SEARCHES = searches(Effort.FAST, ranges=False)
+NO_SEARCHES = searches(
+    Effort.FAST, ranges=False, equalization=False, smoothing=False, bias_correction=True, error_feedback=False
+)

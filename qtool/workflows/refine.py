@@ -45,7 +45,7 @@ def choose_among_methods(
     full = useful_statistics(plan, with_moved_tensors(variants.model, plan, variants.statistics))
     feeds = list(samples.some(max(wanted.judged_batches, _fewest_batches(full))))
     view = with_unsaturated_outputs(variants.model)
-    choice = choose_ranges(view, plan, full, feeds, progress, threads=threads)
+    choice = choose_ranges(view, plan, full, feeds, progress, each=wanted.each_range, threads=threads)
     chosen = replace(variants.refinement, ranges=choice.params, methods=choice.methods)
     return replace(variants, refinement=chosen)
 

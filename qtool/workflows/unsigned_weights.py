@@ -75,7 +75,7 @@ def _lined_up(variants: StaticVariants, cost: FloatCost) -> list[str]:
 
 
 def _added_noise(variants: StaticVariants, array: Array, weight: WeightPlan, value: ir.Value) -> float:
-    """Returns which part of the products' power the noise is that pairs add; 0 where there is none, or none is known."""
+    """Returns which part of the products' power the noise is that pairs add; 0 where none is known."""
     rounding = variants.refinement.rounding
     orders = orders_of(value, weight.nodes)
     limited = rounding(array, weight, bias=None, orders=orders)
