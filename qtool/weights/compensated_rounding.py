@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qtool.weights.gptq import Floats, PairLimit, gptq
+from qtool.weights.gptq import Curvature, Floats, PairLimit, gptq
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 AnyFloat = TypeVar("AnyFloat", np.float32, np.float64)
@@ -127,7 +127,7 @@ def rounded_steps(target: Floats, moments: PairedMoments, steps: Steps, pairs: P
     """Returns whole numbers of steps for ``target``, (groups, outputs, inputs), with little E |(T' - T) x'|^2."""
     hessian = _damped(moments.given.astype(np.float64), _ROUNDING_SHRINKAGE)
     wanted = target / steps.size
-    rounded = gptq(wanted, hessian, steps.low[:, :, 0], steps.high[:, :, 0], pairs)
+    rounded = gptq(wanted, Curvature.of(hessian), steps.low[:, :, 0], steps.high[:, :, 0], pairs)
     return _descended(rounded, wanted, hessian, steps, pairs)
 
 

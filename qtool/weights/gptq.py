@@ -43,21 +43,40 @@ class PairLimit:
         return low, high
 
 
-def gptq(steps: Floats, hessian: Floats, low: Floats, high: Floats, pairs: PairLimit | None = None) -> Floats:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curvature:
+    """What a Hessian tells about the order and the price of rounding errors.
+
+    Attributes:
+        order: the inputs, strong ones first, (groups, inputs).
+        factor: U, the upper Cholesky factor of the inverse of the Hessian in that order, (groups, inputs, inputs).
+    """
+
+    order: npt.NDArray[np.intp]
+    factor: Floats
+
+    @staticmethod
+    def of(hessian: Floats) -> Curvature:
+        """Takes it from E[x x^T], damped so that it can be inverted, (groups, inputs, inputs)."""
+        order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+        every = np.arange(len(hessian))[:, np.newaxis, np.newaxis]
+        ordered = hessian[every, order[:, :, np.newaxis], order[:, np.newaxis, :]]
+        return Curvature(order=order, factor=np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1))
+
+
+def gptq(steps: Floats, curvature: Curvature, low: Floats, high: Floats, pairs: PairLimit | None = None) -> Floats:
     """Returns whole numbers of steps for ``steps`` with little error in the products, strong inputs first.
 
     Args:
         steps: the weights in units of each output's scale, (groups, outputs, inputs).
-        hessian: E[x x^T] of the inputs, damped so that it can be inverted, (groups, inputs, inputs).
+        curvature: of the layer's inputs.
         low: the fewest steps, (groups, outputs).
         high: the most steps, (groups, outputs).
         pairs: what pairs may add up to; None where that does not matter.
     """
     groups, _, count = steps.shape
-    order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+    order, factor = curvature.order, curvature.factor
     every = np.arange(groups)[:, np.newaxis]
-    ordered = hessian[every[..., np.newaxis], order[:, :, np.newaxis], order[:, np.newaxis, :]]
-    factor = np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1)
     # Inputs come first, so that what is left of each lies together in memory.
     left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
     done = np.empty_like(left)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from qtool.plan import WeightPlan
 from qtool.weights.clipping import clip_channels
-from qtool.weights.error_feedback import output_noise, product_power, round_with_feedback
+from qtool.weights.error_feedback import curvature_of, output_noise, product_power, round_with_feedback
+from qtool.weights.gptq import Curvature
 from qtool.weights.input_moments import LayerInput, Moments
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
@@ -49,6 +50,7 @@ class WeightRounding:
         self._layers = {layer.weight: layer for layer in layers if layer.node in self._moments}
         self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
+        self._curvatures: dict[str, Curvature] = {}
         self._forms: dict[tuple[bool, bool], WeightRounding] = {}
         self.clips = clips
         self.feeds_back = feeds_back
@@ -133,7 +135,17 @@ class WeightRounding:
         clipped = clip_channels(weight, nearest, layer, moments, bias=bias) if self.clips else nearest
         if not self.feeds_back:
             return clipped
-        return round_with_feedback(weight, clipped, layer, moments, orders=orders, largest_pair=plan.largest_pair)
+        if layer.node not in self._curvatures:
+            self._curvatures[layer.node] = curvature_of(moments)
+        return round_with_feedback(
+            weight,
+            clipped,
+            layer,
+            moments,
+            curvature=self._curvatures[layer.node],
+            orders=orders,
+            largest_pair=plan.largest_pair,
+        )
 
 
 def _same_grid(one: QuantizedWeight, other: QuantizedWeight) -> bool:

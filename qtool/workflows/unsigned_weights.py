@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from calib.specs import Array
 from qtool.passes.constants import constant_array
-from qtool.plan import WeightPlan
+from qtool.plan import Plan
 from qtool.progress import Progress
+from qtool.quantizer import quantities
 from qtool.search.float_cost import FloatCost
 from qtool.search.output_judge import OutputJudge
-from qtool.weights.saturation import orders_of
+from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.workflows.static_variants import StaticVariants
 
 # By so much of itself a run may become longer.
@@ -60,26 +60,22 @@ def with_unsigned_weights(
 
 def _lined_up(variants: StaticVariants, cost: FloatCost) -> list[str]:
     """Returns the layers whose pairs of weights add up to too much, those first that gain most for their time."""
-    plan = variants.plan()
+    plan, rounding = variants.plan(), variants.refinement.rounding
+    unlimited = {name: replace(weight, largest_pair=None) for name, weight in plan.weights.items()}
+    limited, free = (_weights(variants, one) for one in (plan, replace(plan, weights=unlimited)))
     values = ir.convenience.create_value_mapping(variants.model.graph, include_subgraphs=False)
     worth = {}
     for name, weight in plan.weights.items():
         array = constant_array(values[name])
-        if array is None or len(weight.nodes) != 1 or weight.largest_pair is None or not weight.grid.signed:
+        if array is None or len(weight.nodes) != 1 or not limited[name].reduced_channels:
             continue
-        added = _added_noise(variants, array, weight, values[name])
+        added = rounding.noise_share(array, name, limited[name]) - rounding.noise_share(array, name, free[name])
         if added > 0.0:
             (layer,) = weight.nodes
             worth[layer] = added / max(cost.slowdown_of_unsigned([layer]), 1e-6)
     return sorted(worth, key=lambda layer: -worth[layer])
 
 
-def _added_noise(variants: StaticVariants, array: Array, weight: WeightPlan, value: ir.Value) -> float:
-    """Returns which part of the products' power the noise is that pairs add; 0 where none is known."""
-    rounding = variants.refinement.rounding
-    orders = orders_of(value, weight.nodes)
-    limited = rounding(array, weight, bias=None, orders=orders)
-    if not limited.reduced_channels:
-        return 0.0
-    free = rounding(array, replace(weight, largest_pair=None), bias=None, orders=orders)
-    return rounding.noise_share(array, weight.tensor, limited) - rounding.noise_share(array, weight.tensor, free)
+def _weights(variants: StaticVariants, plan: Plan) -> dict[str, QuantizedWeight]:
+    _, weights = quantities(variants.model, plan, variants.statistics, variants.method, variants.refinement)
+    return weights

@@ -1,4 +1,4 @@
-"""Graphs in a form whose products are u8 by u8: they give out what 64-bit integer arithmetic does, on every processor."""
+"""Graphs in a form whose products are u8 by u8 give out what 64-bit integers do, on every processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How onnxruntime's kernels add up products on the processor at hand: what the proof against overflow takes for granted.
+"""How onnxruntime's kernels add up products on the processor at hand, as the proof against overflow takes for granted.
 
 With sums of 32 bits every result is exact. Without, each is exactly that of pairs, one weight of an even place with the
 next one, cut off at 16 bits; depthwise convolutions are exact everywhere.

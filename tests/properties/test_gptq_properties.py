@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtool.weights.gptq import PairLimit, gptq
+from qtool.weights.gptq import Curvature, PairLimit, gptq
 from qtool.weights.saturation import KernelOrder, kernel_order, pair_sums, partners_in
 
 _SEEDS = st.integers(0, 2**32)
@@ -51,14 +51,16 @@ def _written_out(steps: np.ndarray, hessian: np.ndarray) -> np.ndarray:
 @given(seed=_SEEDS)
 def test_it_is_the_algorithm_of_the_paper(seed: int) -> None:
     steps, hessian = _problem(seed, 3, 70)  # more than one block
-    assert np.array_equal(gptq(steps, hessian, *_limits(3)), _written_out(steps, hessian))
+    assert np.array_equal(gptq(steps, Curvature.of(hessian), *_limits(3)), _written_out(steps, hessian))
 
 
 @settings(max_examples=20)
 @given(seed=_SEEDS)
 def test_products_are_off_by_no_more_than_with_rounding_to_nearest(seed: int) -> None:
     steps, hessian = _problem(seed, 16, 24)
-    assert _noise(gptq(steps, hessian, *_limits(16)), steps, hessian) <= _noise(np.rint(steps), steps, hessian)
+    assert _noise(gptq(steps, Curvature.of(hessian), *_limits(16)), steps, hessian) <= _noise(
+        np.rint(steps), steps, hessian
+    )
 
 
 _SHAPES = {
@@ -72,18 +74,28 @@ _SHAPES = {
 @pytest.mark.parametrize("kind", _SHAPES)
 @settings(max_examples=20)
 @given(seed=_SEEDS)
-def test_pairs_of_kernels_hold_and_lose_less_than_cut_off(kind: str, zero: int, seed: int) -> None:
+def test_pairs_of_kernels_hold(kind: str, zero: int, seed: int) -> None:
     order, shape, axis = _SHAPES[kind]
-    inputs = int(np.prod(shape)) // 5
-    steps, hessian = _problem(seed, 5, inputs)
-    partners = partners_in(order, shape, axis)
-    zeros = np.full((1, 5), float(zero))
+    steps, hessian = _problem(seed, 5, int(np.prod(shape)) // 5)
+    pairs = PairLimit(partners=partners_in(order, shape, axis), largest=128, zeros=np.full((1, 5), float(zero)))
     low, high = _limits(5)
-    found = gptq(steps, hessian, low - zero, high - zero, PairLimit(partners=partners, largest=128, zeros=zeros))
+    found = gptq(steps, Curvature.of(hessian), low - zero, high - zero, pairs)
     stored = (found[0] + zero).astype(np.int8)
     assert pair_sums(_laid_out(stored, shape, axis), order).worst.max() <= 128
-    if zero == 0:
-        assert _noise(found, steps, hessian) <= _noise(_cut_off(np.rint(steps), partners), steps, hessian)
+
+
+def test_less_is_lost_than_where_pairs_are_cut_off() -> None:
+    partners = np.arange(32) ^ 1
+    pairs = PairLimit(partners=partners, largest=128, zeros=np.zeros((1, 64)))
+    rounded, cut_off = 0.0, 0.0
+    for seed in range(5):
+        # About one pair in a hundred is too large, as in real layers.
+        steps, hessian = _problem(seed, 64, 32, largest=75.0)
+        limited = gptq(steps, Curvature.of(hessian), *_limits(64), pairs)
+        plain = gptq(steps, Curvature.of(hessian), *_limits(64))
+        rounded += _noise(limited, steps, hessian)
+        cut_off += _noise(_cut_off(plain, partners), steps, hessian)
+    assert rounded < 0.8 * cut_off
 
 
 def _laid_out(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
@@ -95,7 +107,11 @@ def _laid_out(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray
 def _cut_off(steps: np.ndarray, partners: np.ndarray) -> np.ndarray:
     """Takes the same from both weights of every pair that is too large."""
     other = steps[..., partners]
-    over = np.maximum(np.abs(steps + other) - 128, 0) * (np.sign(steps) == np.sign(other)) * (partners != np.arange(len(partners)))
+    over = (
+        np.maximum(np.abs(steps + other) - 128, 0)
+        * (np.sign(steps) == np.sign(other))
+        * (partners != np.arange(len(partners)))
+    )
     return steps - np.sign(steps) * np.ceil(over / 2)
 
 
@@ -104,9 +120,9 @@ def _cut_off(steps: np.ndarray, partners: np.ndarray) -> np.ndarray:
 def test_pairs_that_hold_anyway_change_nothing(seed: int) -> None:
     steps, hessian = _problem(seed, 4, 10, largest=50.0)
     pairs = PairLimit(partners=np.arange(10) ^ 1, largest=128, zeros=np.zeros((1, 4)))
-    plain = gptq(steps, hessian, *_limits(4))
+    plain = gptq(steps, Curvature.of(hessian), *_limits(4))
     if np.abs(plain).max() <= 64:
-        assert np.array_equal(gptq(steps, hessian, *_limits(4), pairs), plain)
+        assert np.array_equal(gptq(steps, Curvature.of(hessian), *_limits(4), pairs), plain)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("conv", (2, 3, 2, 1)), ("matmul", (7, 2)), ("gemm", (2, 7))])

@@ -86,9 +86,9 @@ def test_the_first_layer_in_float_moves_the_place_where_its_input_is_converted(c
 
 
 def test_a_layer_in_the_middle_has_to_be_entered_and_left(cost: FloatCost) -> None:
-    # The pool behind it belongs to it: what leaves is one number a channel, in blocks.
+    # The pool and what flattens it belong to it: one number a channel leaves its block first, and then becomes integer.
     entered = 10.0 + 4 * 64 * (1.0 + 0.5 + 0.25)
-    left = 10.0 + 4 * (2.0 + 0.25)
+    left = 10.0 + 4 * 0.25 + 10.0 + 4 * 2.0
     saved = 2.0 * _SECOND + 0.25 * _POOLED
     assert cost.nanoseconds(["c"]) == pytest.approx(saved + entered + left)
 
@@ -167,9 +167,7 @@ _BORDERS = st.builds(
     borders=st.lists(_BORDERS, max_size=8),
     base=st.frozensets(st.sampled_from(_NAMES), max_size=2),
 )
-def test_no_other_choice_is_shorter(
-    times: dict[str, LayerTime], borders: list[Border], base: frozenset[str]
-) -> None:
+def test_no_other_choice_is_shorter(times: dict[str, LayerTime], borders: list[Border], base: frozenset[str]) -> None:
     cost = FloatCost(times, borders, base=base)
     choices = chain.from_iterable(combinations(_NAMES, length) for length in range(len(_NAMES) + 1))
     shortest = min(cost.nanoseconds(choice) for choice in choices)
