@@ -129,7 +129,7 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     assert measured[0]
     assert not measured[-1]
     assert not _quantized(tmp_path / "net.int8.onnx")
-    assert _timing(tmp_path)["stage"] == time_plan.Stage.EVERYTHING
+    assert _timing(tmp_path)["stage"] > time_plan.Stage.NOTHING
     assert outcome.json["speedup"] == 1.0
 
 
