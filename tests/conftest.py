@@ -44,16 +44,17 @@ class Outcome:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs qtool in the test's own folder; ``quantize`` with ``--smallest`` where a test says nothing about time.
+    """Runs qtool in the test's own folder.
 
-    Networks that are small enough for tests are often no faster on integers, and then stay float.
+    Where a test says nothing about time, ``quantize`` measures none, and quantizes what is no faster, too: networks
+    that are small enough for tests often are not. ``as_given`` leaves the arguments as they are.
     """
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: object) -> Outcome:
+    def call(*arguments: object, as_given: bool = False) -> Outcome:
         given = [str(argument) for argument in arguments]
-        if given[:1] == ["quantize"] and not _ABOUT_TIME & set(given):
-            given.append("--smallest")
+        if given[:1] == ["quantize"] and not as_given and not _ABOUT_TIME & set(given):
+            given += ["--smallest", "--machine-profile", "shipped"]
         result = CliRunner().invoke(app, given)
         return Outcome(result.exit_code, result.stdout, result.stderr)
 

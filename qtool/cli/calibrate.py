@@ -75,7 +75,7 @@ def calibrate(
             "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
         )
     machine = target_named(target)
-    console.say(machine.description)
+    console.progress().note(machine.description)
     report = run(
         CalibrateRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),

@@ -238,7 +238,7 @@ def quantize(
     integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target
-    console.say(machine.description)
+    console.progress().note(machine.description)
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
         from qtool.workflows.quantize_dynamic import DynamicRequest

@@ -83,7 +83,7 @@ def sensitivity(
         raise UsageError("there is no data to judge by", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
     machine = target_named(target)
-    console.say(machine.description)
+    console.progress().note(machine.description)
     report = run(
         SensitivityRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),

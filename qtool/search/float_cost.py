@@ -181,8 +181,10 @@ def float_cost(
     involved = [node for node in model.graph if node.name in owners]
     values = {value.name or "": value for node in involved for value in (*node.inputs, *node.outputs) if value}
     watched = {name: value for name, value in values.items() if name and not is_constant(value)}
-    with watching(model, tuple(watched)) as graph, open_graph(graph, threads=threads) as session:
-        shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if watched:
+        with watching(model, tuple(watched)) as graph, open_graph(graph, threads=threads) as session:
+            shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
     times = predicted_times(model, groups, shapes, profile) if measured is None else measured
     borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
     known = {group.layer: times[group.layer] for group in groups}

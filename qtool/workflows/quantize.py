@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from calib.collect import Collected
 from calib.ranges import RangeMethod
@@ -90,6 +91,11 @@ class QuantizeRequest:
     force: bool = False
     arguments: tuple[str, ...] = ()
     locked: Manifest | None = None
+
+    @property
+    def asks_for_times(self) -> bool:
+        """Whether it matters what runs take: layers stay float for speed, or as few as will do for accuracy."""
+        return not self.timing.for_size or self.goal is not None or self.searches.keeps_float
 
     @property
     def destination(self) -> Path:
@@ -177,6 +183,8 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     stored = None if request.statistics is None else read_statistics(request.statistics)
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
+    # Whatever becomes of it, what is said about a node goes by one name.
+    common.NameFixPass()(original)
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
@@ -199,7 +207,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
-        times = search.timed(starts[0].variants, request.timing)
+        times = search.timed(starts[0].variants, request.timing) if request.asks_for_times else None
         if times is not None:
             slow = times.slow_nodes()
             starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]

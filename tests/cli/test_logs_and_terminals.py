@@ -50,7 +50,7 @@ def test_every_command_takes_verbose_and_a_log_file(command: str) -> None:
 
 
 def test_a_log_file_holds_steps_results_and_errors(invoke: Invoke) -> None:
-    options = ("--calib-data", "d.npz", "--effort", "fast", "--log-file", "run.log", "-q")
+    options = ("--calib-data", "d.npz", "--effort", "fast", "--smallest", "--log-file", "run.log", "-q")
     result = invoke("quantize", "net.onnx", *options)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
@@ -98,7 +98,7 @@ def test_verbose_tells_steps_on_stderr(invoke: Invoke) -> None:
 def test_what_takes_long_with_a_large_model_tells_its_steps(
     invoke: Invoke, arguments: tuple[str, ...], steps: tuple[str, ...]
 ) -> None:
-    assert invoke("quantize", "net.onnx", "--calib-data", "d.npz", "--effort", "fast").exit_code == 0
+    assert invoke("quantize", "net.onnx", "--calib-data", "d.npz", "--effort", "fast", "--smallest").exit_code == 0
     result = invoke(*arguments, "-v")
     assert result.exit_code == (arguments[0] == "diff"), result.output
     for step in steps:

@@ -17,7 +17,8 @@ from qtool.passes.insert_qdq import insert_qdq
 from qtool.placement import PLACEMENTS
 from qtool.plan import build_plan
 from qtool.runtime.session import Session
-from qtool.schemes import DEFAULT_PRESET, PRESETS
+from qtool.runtime.this_machine import target_here
+from qtool.schemes import PRESETS
 from qtool.selection import Selection
 from qtool.weights.round_to_nearest import round_to_nearest
 from qtool.workflows.prepare import prepare
@@ -46,8 +47,8 @@ def _model() -> ir.Model:
     return prepare(ir.from_proto(proto))
 
 
-def test_the_default_preset_is_registered() -> None:
-    assert DEFAULT_PRESET in PRESETS
+def test_the_preset_of_this_machine_is_registered() -> None:
+    assert target_here() in PRESETS
 
 
 def test_grids_are_of_eight_bits_and_differ_from_what_has_no_kernel(name: str) -> None:

@@ -14,23 +14,22 @@ from calib.ranges.min_max import MinMax
 from formats.base import Weights
 from formats.onnx_file import OnnxFile
 from qtool.plan import DynamicPlan, Plan
-from qtool.processor import integer_features
 from qtool.progress import Silent
 from qtool.runtime.coverage import Coverage
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS, as_dynamic
 from qtool.schemes import Scheme as Integers
 from qtool.workflows.data_request import DataRequest
-from qtool.workflows.efforts import Effort, searches
+from qtool.workflows.efforts import NO_SEARCHES
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.optimize import OptimizeRequest, optimize
 from qtool.workflows.quantize import QuantizeRequest, quantize
 from qtool.workflows.quantize_dynamic import DynamicRequest, quantize_dynamic
+from qtool.workflows.time_plan import Timing
 from qtool.workflows.torch_import import InputDescription, import_weights
 from tests.operators.kinds import Array, Kind, Scheme
 
-# Where that is not known, or without VNNI, products of u8 and s8 may saturate, which `--target x86-avx2` is for.
-SUMS_ARE_EXACT = integer_features().target in ("x86", "arm")
+# Whose sums are the same on every processor.
 _X86 = PRESETS["x86"]
 STATIC: Mapping[Scheme, Integers] = {
     Scheme.CHANNEL: _X86,
@@ -91,7 +90,8 @@ class Subject:
             scheme=integers,
             method=MinMax(),
             method_name="minmax",
-            searches=searches(Effort.FAST),
+            searches=NO_SEARCHES,
+            timing=Timing(for_size=True),
             output=self.folder / f"{name}.onnx",
             threads=1,
         )

@@ -75,7 +75,7 @@ def test_a_run_says_first_what_it_is_for_and_repeats_it(run: Any, save: Any, tmp
     on(_AVX2, saturates=True)
     outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "shipped")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("target x86-avx2: x86 with AVX2 or AVX-512, but no VNNI (this machine)\n")
+    assert outcome.err.startswith("target x86-avx2: x86 with AVX2 or AVX-512, but no VNNI (this machine)\n")
     manifest = (tmp_path / "net.int8.manifest.json").read_text(encoding="utf-8")
     assert '"target": "x86-avx2"' in manifest
     # On another machine it is still for the first one.

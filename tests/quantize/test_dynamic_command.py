@@ -176,7 +176,7 @@ def test_static_settings_stand_aside_for_a_dynamic_run(run: Any, encoder: Path, 
     settings.write_text('[quantize]\nmethod = "mse"\n')
     assert run("quantize", encoder, "--scheme", "dynamic").code == 0
     settings.write_text('[quantize]\nmethod = "mse"\nscheme = "dynamic"\n')
-    outcome = run("quantize", encoder, "--force")
+    outcome = run("quantize", encoder, "--force", as_given=True)
     assert outcome.code == 2
     assert "--method says nothing to the scheme dynamic" in outcome.err
 

@@ -42,7 +42,7 @@ def _operators(path: str) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-@pytest.mark.parametrize("options", [(), ("--target", "arm"), ("--activation-type", "s8")])
+@pytest.mark.parametrize("options", [(), ("--target", "arm64"), ("--activation-type", "s8")])
 def test_integers_between_layers_need_forms_that_have_kernels(run: Any, model: Path, data: Path, options: Any) -> None:
     result = run("quantize", model, "--calib-data", data, "--effort", "fast", "-o", "out.onnx", *options)
     assert result.code == 0, result.err

@@ -68,7 +68,8 @@ def test_weights_and_their_factory_are_repeated(run: Any, tmp_path: Path) -> Non
 def test_settings_that_counted_are_recorded_and_those_of_today_left_aside(run: Any, model: Path, data: Path) -> None:
     Path("qtool.toml").write_text('[quantize]\nmethod = "mse"\neffort = "fast"\n')
     assert run("quantize", model, "--calib-data", data).code == 0
-    assert json.loads(MANIFEST.read_text())["lock"]["arguments"] == ["--effort", "fast", "--method", "mse"]
+    arguments = " ".join(json.loads(MANIFEST.read_text())["lock"]["arguments"])
+    assert "--effort fast --method mse" in arguments
     Path("qtool.toml").write_text('[quantize]\nmethod = "minmax"\neffort = "best"\n')
     assert run("quantize", "--locked", MANIFEST, "--force").code == 0
 

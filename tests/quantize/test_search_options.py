@@ -176,8 +176,11 @@ def test_integers_that_are_fitted_without_any_other_rounding_are_written(
 
 def test_effort_says_what_is_looked_for(run: Callable[..., Any], model: Path, data: Path) -> None:
     fast = _quantize(run, model, data, "fast.onnx", "--effort", "fast")
-    assert (fast["gains"], fast["kept_float"], fast["chosen_methods"]) == ([], None, {})
-    assert list(fast["corrected_biases"]) == _LAYERS
+    assert set(_gains(fast)) >= {"equalization", "chosen ranges", "error feedback", "bias correction"}
+    assert not {"weight clipping", "layer fitting", "layer fitting, biases"} & set(_gains(fast))
+    assert fast["kept_float"] is None
+    # One method for all tensors.
+    assert len(set(fast["chosen_methods"].values())) <= 2
     balanced = _gains(_quantize(run, model, data, "balanced.onnx"))
     assert {"equalization", "chosen ranges", "error feedback", "bias correction"} <= set(balanced)
     assert not {"weight clipping", "layer fitting"} & set(balanced)
