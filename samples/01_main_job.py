@@ -48,7 +48,7 @@ def main() -> None:
     qtool("convert", weights, "--to", "onnx", "--model", factory, "--calib-data", calib, "-o", floating, "--force")
     qtool("calibrate", floating, "--calib-data", calib, "-o", statistics, "--force")
     data = ("--calib-stats", statistics, "--calib-data", calib)
-    qtool("quantize", floating, *data, "--per-channel", "-o", integer, "--force")
+    qtool("quantize", floating, *data, "--per-channel", "--smallest", "-o", integer, "--force")
     gates = ("--fail-if", "top1_drop > 0.3", "--fail-if", "size_ratio > 0.4")
     qtool("report", floating, integer, "--data", evaluation, "--labels", "_label", *gates)
 

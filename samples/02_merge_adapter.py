@@ -42,7 +42,7 @@ def main() -> None:
     factory = shown(SAMPLES / "mnist_cnn.py") + ":build"
     qtool("merge-lora", base, adapter, "-o", merged, "--force")
     qtool("convert", merged, "--model", factory, "--calib-data", calib, "-o", floating, "--force")
-    qtool("quantize", floating, "--calib-data", calib, "-o", integer, "--force")
+    qtool("quantize", floating, "--calib-data", calib, "--smallest", "-o", integer, "--force")
     qtool("report", floating, integer, "--data", evaluation, "--labels", "_label", "--fail-if", "top1_drop > 0.5")
 
 

@@ -16,7 +16,7 @@ qtool doctor --log-file "$log"
 # From the weights to a float graph that computes the same, and on to integers.
 qtool convert "$samples/mnist_cnn.pth" --model "$samples/mnist_cnn.py:build" --calib-data "$samples/digits_calib.npz" \
   -o "$folder/digits.onnx" --force --log-file "$log"
-qtool quantize "$folder/digits.onnx" --calib-data "$samples/digits_calib.npz" --effort fast \
+qtool quantize "$folder/digits.onnx" --calib-data "$samples/digits_calib.npz" --effort fast --smallest \
   -o "$folder/digits.int8.onnx" --force --log-file "$log"
 
 # Does the same run make the same bytes?

@@ -96,7 +96,7 @@ def test_the_hook_stops_models_that_run_in_float(readme: str, clone: Path, job: 
     proto.graph.initializer.append(numpy_helper.from_array(generator.normal(0, 1, (6, 4)).astype(np.float32), "w"))
     onnx.save(proto, clone / "float.int8.onnx")
     np.savez(clone / "d.npz", x=generator.normal(0, 1, (16, 6)).astype(np.float32))
-    quantize = "qtool quantize float.int8.onnx --calib-data d.npz --effort fast --max-float 0 -o good.int8.onnx"
+    quantize = "qtool quantize float.int8.onnx --calib-data d.npz --effort fast --smallest -o good.int8.onnx"
     result = job(quantize)
     assert result.returncode == 0, result.stderr
     files = [name for name in ("good.int8.onnx", "float.int8.onnx", "notes.onnx") if re.search(hook["files"], name)]
