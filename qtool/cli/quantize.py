@@ -217,7 +217,8 @@ def quantize(
     from qtool.selection import Selection
     from qtool.workflows.data_request import DataRequest
     from qtool.workflows.efforts import Effort, searches
-    from qtool.workflows.quantize import QuantizeRequest, plan_quantization
+    from qtool.workflows.quantization import QuantizeRequest
+    from qtool.workflows.quantize import plan_quantization
     from qtool.workflows.quantize import quantize as run
 
     console = Console(json=json, quiet=quiet, debug=debug)

@@ -19,7 +19,7 @@ from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
 from qtool.schemes import Scheme
-from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
+from qtool.workflows.quantization import QuantizeReport, QuantizeRequest
 
 # Below this a classifier usually changes its mind often enough to be noticed.
 _POOR_SQNR_DB = 10.0

@@ -16,7 +16,7 @@ from qtool.cli.timing_options import show_times
 from qtool.json_values import json_value
 
 if TYPE_CHECKING:
-    from qtool.workflows.quantize import QuantizeReport
+    from qtool.workflows.quantization import QuantizeReport
 
 _MOST_NAMES = 6
 

@@ -12,7 +12,7 @@ from qtool.cli.console import Console
 if TYPE_CHECKING:
     from qtool.manifest import Manifest
     from qtool.runtime.this_machine import Target
-    from qtool.workflows.quantize import QuantizeReport
+    from qtool.workflows.quantization import QuantizeReport
     from qtool.workflows.time_plan import Timing
 
 _MEASURED, _SHIPPED = "measured", "shipped"

@@ -52,3 +52,10 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     return next(iter(uses)).node
+
+
+def clip_bounds(node: ir.Node) -> tuple[float, float]:
+    """Returns the constant bounds of a Clip; infinite where it has none."""
+    low = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+    high = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calib.affine import AffineParams, Range
-from qtool.placement.onnxruntime_cpu import clip_bounds
+from qtool.passes.constants import clip_bounds
 from qtool.plan import Plan
 
 

@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from calib.granularity import Granularity, PerTensor
 from calib.grid import Grid
-from qtool.passes.constants import constant_array, is_constant, sole_consumer
-from qtool.placement.layers import reason_to_skip_layer, weight_granularity
-from qtool.placement.onnxruntime_cpu import agreed_weight, clip_bounds
+from qtool.passes.constants import clip_bounds, constant_array, is_constant, sole_consumer
+from qtool.placement.layers import agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme

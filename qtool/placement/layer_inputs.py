@@ -16,8 +16,7 @@ import onnx_ir as ir
 from calib.granularity import Granularity, PerTensor
 from calib.grid import Grid
 from qtool.passes.constants import is_constant, sole_consumer
-from qtool.placement.layers import reason_to_skip_layer, weight_granularity
-from qtool.placement.onnxruntime_cpu import agreed_weight
+from qtool.placement.layers import agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped
 from qtool.schemes import Scheme

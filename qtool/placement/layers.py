@@ -1,11 +1,14 @@
-"""Whether a layer's own form lets onnxruntime's CPU provider run it on integers."""
+"""Whether a layer's own form lets onnxruntime's CPU provider run it on integers, and the form of its weights."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from calib.granularity import Granularity, PerChannel, PerTensor
+from calib.grid import Grid
 from qtool.passes.constants import constant_array, integer_attribute, is_constant
+from qtool.plan import WeightPlan
+from qtool.schemes import Scheme
 
 OUTPUT_OF_MODEL = "its output is an output of the model, which stays float; Conv runs on integers only between Q and DQ"
 
@@ -93,3 +96,15 @@ def _matmul(node: ir.Node) -> str | None:
 
 def _has_input(node: ir.Node, index: int) -> bool:
     return len(node.inputs) > index and node.inputs[index] is not None
+
+
+def agreed_weight(tensor: str, wishes: list[tuple[str, Grid, Granularity]], scheme: Scheme) -> WeightPlan:
+    """Settles on one form for a tied tensor: where its readers differ, the one that serves them all."""
+    grids, granularities = {wish[1] for wish in wishes}, {wish[2] for wish in wishes}
+    return WeightPlan(
+        tensor=tensor,
+        grid=wishes[0][1] if len(grids) == 1 else next(wish[1] for wish in wishes if not wish[1].signed),
+        granularity=granularities.pop() if len(granularities) == 1 else PerTensor(),
+        nodes=tuple(dict.fromkeys(wish[0] for wish in wishes)),
+        largest_pair=scheme.largest_pair,
+    )

@@ -14,20 +14,15 @@ import onnx_ir as ir
 
 from calib.granularity import Granularity, PerTensor
 from calib.grid import Grid
-from qtool.passes.constants import constant_array, is_constant, sole_consumer
+from qtool.passes.constants import clip_bounds, is_constant, sole_consumer
 from qtool.placement.gates import lowest_useful_value
-from qtool.placement.layers import OUTPUT_OF_MODEL, reason_to_skip_layer, weight_granularity
+from qtool.placement.layers import OUTPUT_OF_MODEL, agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.placement.node_form import reason_to_skip_node, reason_without_kernel
 from qtool.placement.operators import FLOAT_TYPES, OPERATORS, Kind
+from qtool.placement.pools import has_channels_last
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
 from qtool.selection import Selection
-
-# What stands between a Conv and the pool that takes over its layout.
-_KEEPING_LAYOUT = frozenset(
-    {"Add", "AveragePool", "Clip", "Concat", "Div", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul"}
-    | {"PRelu", "Relu", "Resize", "Sigmoid", "Softplus", "Sub", "Sum", "Tanh"}
-)
 
 
 def place(
@@ -110,7 +105,7 @@ class _Placement:
         if kind is Kind.LAYER:
             return None
         finals = [self._final(output) for output in node.outputs]
-        if node.op_type == "MaxPool" and not self._has_channels_last(node.inputs[0]):
+        if node.op_type == "MaxPool" and not has_channels_last(node.inputs[0], self.integer):
             return "integers are slow to pool with channels first, and no integer Conv before it turns them around"
         if kind is Kind.MOVING:
             if all(self._read_by_integers_only(final) for final in finals):
@@ -198,29 +193,6 @@ class _Placement:
         if reader is None or reader.domain != "" or reader.op_type not in ("Relu", "Clip"):
             return False
         return reader.inputs[0] is value and self._read_by_integers(reader.outputs[0])
-
-    def _has_channels_last(self, value: ir.Value | None) -> bool:
-        """Tells whether a value comes from an integer Conv, whose layout goes through all that is element by element.
-
-        onnxruntime's pools of 8-bit integers with channels first take dozens of times as long as those in float.
-        """
-        seen: set[ir.Value] = set()
-        waiting = [value]
-        while waiting:
-            value = waiting.pop()
-            if value is None or value in seen or is_constant(value):
-                continue
-            seen.add(value)
-            maker = value.producer()
-            if maker is None:
-                continue
-            if maker.op_type == "Conv":
-                if maker in self.integer:
-                    return True
-                continue
-            if maker.op_type in _KEEPING_LAYOUT:
-                waiting += maker.inputs
-        return False
 
     def _read_by_integers(self, value: ir.Value) -> bool:
         return any(use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses())
@@ -345,25 +317,6 @@ class _Placement:
 
     def _is_absorbed_here(self, node: ir.Node) -> bool:
         return self._absorbed(node) and self._emits(node.outputs[0])
-
-
-def clip_bounds(node: ir.Node) -> tuple[float, float]:
-    """Returns the constant bounds of a Clip; infinite where it has none."""
-    low = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
-    high = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
-    return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
-
-
-def agreed_weight(tensor: str, wishes: list[tuple[str, Grid, Granularity]], scheme: Scheme) -> WeightPlan:
-    """Settles on one form for a tied tensor: where its readers differ, the one that serves them all."""
-    grids, granularities = {wish[1] for wish in wishes}, {wish[2] for wish in wishes}
-    return WeightPlan(
-        tensor=tensor,
-        grid=wishes[0][1] if len(grids) == 1 else next(wish[1] for wish in wishes if not wish[1].signed),
-        granularity=granularities.pop() if len(granularities) == 1 else PerTensor(),
-        nodes=tuple(dict.fromkeys(wish[0] for wish in wishes)),
-        largest_pair=scheme.largest_pair,
-    )
 
 
 def _name(node: ir.Node) -> str:

@@ -14,7 +14,7 @@ from qtool.workflows.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
     from qtool.plan import Skipped
-    from qtool.workflows.quantize import QuantizeReport, QuantizeRequest
+    from qtool.workflows.quantization import QuantizeReport, QuantizeRequest
     from qtool.workflows.quantize_dynamic import DynamicReport
 
 

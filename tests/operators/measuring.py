@@ -23,7 +23,8 @@ from qtool.workflows.data_request import DataRequest
 from qtool.workflows.efforts import NO_SEARCHES
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.optimize import OptimizeRequest, optimize
-from qtool.workflows.quantize import QuantizeRequest, quantize
+from qtool.workflows.quantization import QuantizeRequest
+from qtool.workflows.quantize import quantize
 from qtool.workflows.quantize_dynamic import DynamicRequest, quantize_dynamic
 from qtool.workflows.time_plan import Timing
 from qtool.workflows.torch_import import InputDescription, import_weights
