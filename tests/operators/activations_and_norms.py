@@ -42,9 +42,9 @@ def _trained(norm: nn.Module) -> nn.Module:
 
 
 ACTIVATIONS = (
-    _of_features("Sigmoid", nn.Sigmoid, near_float((49, 0.6), (48, 0.7), (44, 0.8), (43, 0.8))),
+    _of_features("Sigmoid", nn.Sigmoid, near_float((49, 0.6), (48, 0.7), (44, 0.8), (41, 0.8))),
     _of_features("Tanh", nn.Tanh, near_float((39, 0.8), (39, 0.9), (39, 0.9), (40, 0.9))),
-    _of_features("ReLU", nn.ReLU, near_float((42, 0.7), (42, 0.8), (39, 0.9), (41, 0.8))),
+    _of_features("ReLU", nn.ReLU, near_float((42, 0.7), (41, 0.8), (39, 0.9), (41, 0.8))),
     _of_features("ReLU6", nn.ReLU6, near_float((36, 2.8), (36, 2.6), (35, 2.8), (40, 0.9))),
     _of_features("LeakyReLU", nn.LeakyReLU, near_float((39, 0.9), (40, 0.8), (36, 1.2), (43, 0.7))),
     _of_features("PReLU", nn.PReLU, near_float((38, 1.0), (38, 0.9), (37, 1.0), (40, 0.8))),
@@ -86,5 +86,5 @@ NORMS = (
     _of_images(
         "GroupNorm", lambda: _trained(nn.GroupNorm(4, 8)), near_float((31, 1.6), (32, 1.8), (31, 1.9), (36, 1.0))
     ),
-    _of_features("RMSNorm", lambda: _trained(nn.RMSNorm(16)), near_float((37, 1.3), (38, 1.1), (37, 1.1), (37, 1.2))),
+    _of_features("RMSNorm", lambda: _trained(nn.RMSNorm(16)), near_float((37, 1.3), (37, 1.1), (37, 1.1), (37, 1.2))),
 )
