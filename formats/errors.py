@@ -7,12 +7,12 @@ class FormatError(Exception):
     """Says what is wrong with a file and how to fix it.
 
     Attributes:
-        problem: one line, lower case, no full stop: what is wrong.
+        problem: one line, lower case, no full stop: what is wrong; control characters of names in it are escaped.
         fix: one line: what to do about it.
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
         """Keeps both lines apart, so that each output can lay them out its own way."""
-        super().__init__(f"{problem} ({fix})")
-        self.problem = problem
+        self.problem = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in problem)
+        super().__init__(f"{self.problem} ({fix})")
         self.fix = fix

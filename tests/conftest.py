@@ -1,6 +1,6 @@
 """What holds for every test: property tests draw the same examples in each run, and slow machines are no failures.
 
-And the command line, run in a folder of the test's own.
+And the command line, run in a folder of the test's own, and parts of the suite for runs that take turns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,28 @@ from qtool.cli.app import app
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", type=_part, metavar="I/N", help="run every Nth test, from the Ith on: 1/4 is a quarter")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part = config.getoption("--part")
+    if part is not None:
+        number, parts = part
+        kept = items[number - 1 :: parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Reads I/N."""
+    number, parts = (int(end) for end in text.split("/"))
+    if not 1 <= number <= parts:
+        raise ValueError(text)
+    return number, parts
 
 
 # Options of ``quantize`` that say what time is worth, or have nothing to do with it.
@@ -55,6 +77,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcom
         given = [str(argument) for argument in arguments]
         if given[:1] == ["quantize"] and not as_given and not _ABOUT_TIME & set(given):
             given += ["--smallest", "--machine-profile", "shipped"]
+            monkeypatch.setattr("qtool.metrics.latency._TURN_SECONDS", 0.0)
         result = CliRunner().invoke(app, given)
         return Outcome(result.exit_code, result.stdout, result.stderr)
 

@@ -46,11 +46,22 @@ def test_a_broken_graph_is_refused_in_two_lines(
     more = {"explain": ["y"], "convert": ["--opset", "18"], "quantize": ["--dry-run"]}.get(command, [])
     result = CliRunner().invoke(app, [command, str(path), *more])
     assert result.exit_code == 2
-    first, second = result.stderr.strip().splitlines()
+    *said, first, second = result.stderr.strip().splitlines()
+    assert all(line.startswith("target ") for line in said)
     assert first.startswith(f"error: {path} is a damaged ONNX model")
     assert problem in first
     assert second.strip().startswith("fix: ")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_control_characters_of_names_reach_no_terminal(tmp_path: Path) -> None:
+    model = _model("a = Relu (x)")
+    model.graph.output[0].name = "y\n\x1b[2Jé"
+    onnx.save(model, tmp_path / "net.onnx")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "net.onnx")])
+    assert result.exit_code == 2
+    assert r"it returns 'y\n\x1b[2Jé', which nothing makes" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 2
 
 
 def test_subgraphs_are_looked_at_as_well(tmp_path: Path) -> None:

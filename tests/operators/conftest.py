@@ -14,3 +14,9 @@ def one_registry() -> Iterator[None]:
     """Shares torch's registry of operators among all exports."""
     with remembered_registry():
         yield
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times nothing for longer than a run: no test here looks at times."""
+    monkeypatch.setattr("qtool.metrics.latency._TURN_SECONDS", 0.0)

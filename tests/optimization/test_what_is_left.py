@@ -135,6 +135,7 @@ def _seconds(links: int) -> float:
     return taken
 
 
+@pytest.mark.slow
 def test_twice_the_nodes_take_about_twice_the_time() -> None:
     _seconds(2)
     ratios = [_seconds(24) / _seconds(12) for _ in range(3)]

@@ -83,6 +83,7 @@ def test_the_profile_names_the_operators_that_onnxruntime_runs(report: Callable[
     assert "MatMul" in shown
 
 
+@pytest.mark.slow
 def test_a_cold_start_takes_longer_than_a_warm_run(report: Callable[..., Result]) -> None:
     result = report("--cold-start", "--rounds", 3, "--json", "--fail-if", "cold_start_ms < 0")
     assert result.exit_code == 0, result.stderr

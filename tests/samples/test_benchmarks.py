@@ -47,9 +47,12 @@ def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) ->
     assert "usage" in result.stdout
 
 
+@pytest.mark.slow
 def test_models_are_judged_beside_the_float_model(root: Path, digits: Path, python: Python) -> None:
     compare = (str(root / "benchmarks" / "compare.py"), str(digits.parent), "--rounds", "2")
-    result = python(*compare, "--rival", "--json", "--variant", "plain=", "--variant", "broken=--method nonsense")
+    result = python(
+        *compare, "--rival", "--json", "--variant", "plain=--smallest", "--variant", "broken=--method nonsense"
+    )
     rows = {row["made_by"]: row for row in json.loads(result.stdout)}
     found = {name: row["judgement"] for name, row in rows.items()}
     assert list(rows) == ["float", "plain", "broken", "onnxruntime minmax"]
@@ -61,6 +64,7 @@ def test_models_are_judged_beside_the_float_model(root: Path, digits: Path, pyth
     assert result.returncode == 1
 
 
+@pytest.mark.slow
 def test_rows_that_are_whole_values_are_fed_one_by_one(root: Path, tmp_path: Path, python: Python) -> None:
     folder = tmp_path / "models" / "stateful"
     folder.mkdir(parents=True)
@@ -86,6 +90,7 @@ def test_every_real_model_says_what_it_is_fed(root: Path, python: Python) -> Non
     assert all("; from " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Python) -> None:
     calibration = (str(root / "benchmarks" / "calibration.py"), str(digits / "fp32.onnx"), str(digits / "calib.npz"))
     result = python(*calibration, "--rounds", "1", "--times", "2", "--json")
@@ -96,6 +101,7 @@ def test_calibration_is_timed_and_weighed(root: Path, digits: Path, python: Pyth
     assert list(found["peak_mb"]) == ["40", "80"]
 
 
+@pytest.mark.slow
 def test_conversion_is_timed_beside_the_exporter(root: Path, python: Python) -> None:
     samples = root / "samples"
     given = (str(samples / "mnist_cnn.pth"), f"{samples / 'mnist_cnn.py'}:build", "image=batch,1,28,28")

@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
+import pytest
 
 Python = Callable[..., CompletedProcess[str]]
 
@@ -66,6 +67,7 @@ def test_a_merged_adapter_makes_the_model_read_inverted_digits(clone: Path, pyth
     assert figures["top1_drop"] < 0.5
 
 
+@pytest.mark.slow
 def test_training_writes_all_that_the_main_job_needs(clone: Path, python: Python) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(256, dtype=np.uint8) % 10
