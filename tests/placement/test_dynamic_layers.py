@@ -16,6 +16,7 @@ from calib.grid import Grid
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
 from qtool.plan import DynamicPlan, build_dynamic_plan
+from qtool.runtime.exact_sums import exact_form
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.schemes import DynamicScheme
@@ -37,7 +38,8 @@ def _quantized(model: ir.Model, scheme: DynamicScheme = _SCHEME) -> ir.Model:
 
 
 def _run(model: ir.Model, level: Level = "all", **feeds: np.ndarray) -> np.ndarray:
-    with open_graph(model, level=level) as session:
+    """Runs ``model`` with sums of 32 bits, whatever the processor at hand has."""
+    with open_graph(exact_form(_SCHEME)(model), level=level) as session:
         return next(iter(session.run(feeds).values()))
 
 

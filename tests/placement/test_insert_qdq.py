@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from calib.grid import Grid
 from qtool.errors import RuntimeRefusedError
-from qtool.runtime.exact_sums import with_exact_sums
+from qtool.runtime.exact_sums import exact_form, with_exact_sums
 from qtool.schemes import PRESETS, Scheme
 
 Arrays = Callable[..., npt.NDArray[np.float32]]
@@ -259,6 +259,6 @@ def test_signed_activations_load_and_stay_near_the_float_model(
         activations=Grid(bits=8, signed=True, symmetric=symmetric),
         weights=PRESETS["x86"].weights,
     )
-    model = quantized(residual, image_feeds, scheme=scheme)
+    model = exact_form(scheme)(quantized(residual, image_feeds, scheme=scheme))
     for level in ("none", "all"):
         assert signal_to_noise_db(expected, run_graph(model, image_feeds[0], level)["y"]) > 25.0

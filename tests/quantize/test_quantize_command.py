@@ -238,7 +238,7 @@ def test_samples_of_any_length_calibrate_a_sequence_model(run: Any, save_model: 
     outcome = run("quantize", path, "--calib-data", folder, "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["samples"] == 11
-    assert outcome.json["outputs"][0]["sqnr_db"] > 25
+    assert outcome.json["outputs"][0]["sqnr_db"] > 20
 
 
 def test_a_state_dict_is_quantized_in_one_go(run: Any, tmp_path: Path, data: Path) -> None:
