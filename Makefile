@@ -1,6 +1,7 @@
 # make demo    the main job on a real model: convert, calibrate, quantize, report
 # make test    the test suite
-# make test-slow  the tests that take long: models of several gigabytes, many runs under load
+# make test-slow  the tests that take long: models of several gigabytes, many runs under load; a quarter: make test-slow PART=1/4
+# make test-avx2  what depends on the processor, on one without VNNI: emulated by qemu where this one has it; PART=1/4 as well
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
 # make support-table  measures what becomes of every kind of operator, and writes the README's table of them
@@ -16,12 +17,17 @@ CONSTRAINTS ?= constraints.txt
 PACKAGES ?= '.[dev]'
 REAL_MODELS := bench-models
 MODELS ?= $(REAL_MODELS)
+PART ?= 1/1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := qtool calib formats samples benchmarks tests
+BY_PROCESSOR := tests/placement tests/processors tests/zoo tests/quantize/test_quantize_command.py \
+  tests/quantize/test_targets.py
+EMULATOR := qemu-x86_64
+EMULATED := --dist load --tx '2*popen//python=$(EMULATOR) -cpu Haswell $(BIN)/python'
 
-.PHONY: demo test test-slow test-oldest oldest test-tensorflow support-table lint bench clean
+.PHONY: demo test test-slow test-avx2 test-oldest oldest test-tensorflow support-table lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -30,7 +36,18 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --part $(PART)
+
+# Programs that have many threads crash in the emulator now and then: what failed gets a second run.
+test-avx2: $(STAMP)
+	@if ! grep -qw -e avx512_vnni -e avx_vnni /proc/cpuinfo; then \
+	  $(BIN)/python -m pytest -n 2 $(BY_PROCESSOR) --part $(PART); \
+	elif command -v $(EMULATOR) >/dev/null; then \
+	  $(BIN)/python -m pytest $(EMULATED) $(BY_PROCESSOR) --part $(PART) || \
+	    $(BIN)/python -m pytest $(EMULATED) $(BY_PROCESSOR) --last-failed --last-failed-no-failures none; \
+	else \
+	  echo "skipped: this processor has VNNI, and there is no $(EMULATOR) to emulate one without it (Debian: apt install qemu-user)"; \
+	fi
 
 # Its onnxruntime is made for Python 3.11 to 3.13.
 test-oldest:
