@@ -42,7 +42,7 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
         InputError: the weight is there in a form that is not added to as it runs.
     """
     stored = constant_array(place.stored)
-    if stored is None or place.dequantize is not None or place.offset is not None or place.channel_scale is not None:
+    if stored is None or place.dequantize is not None or place.offset is not None or _is_changed(place):
         raise InputError(
             f"'{weight}' is {place.form} in the graph, and adapters cannot be exchanged there",
             fix="merge the adapter instead, without --as-adapter",
@@ -60,6 +60,10 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
         total = _changed_weight(model.graph, place.stored, first, second, stored.shape, weight)
         for use in others:
             use.node.replace_input_with(use.idx, total)
+
+
+def _is_changed(place: Place) -> bool:
+    return place.channel_scale is not None or place.record is not None
 
 
 def parameters(

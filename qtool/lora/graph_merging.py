@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from qtool.errors import InputError
 from qtool.lora.graph_search import Place
+from qtool.lora.layer_biases import bias_input, layers_of
 from qtool.lora.requantizing import ChangedFloats, Requantized, add_to_integers
-from qtool.lora.stored_integers import ScalePolicy
+from qtool.lora.stored_integers import ScalePolicy, stored_integers
 from qtool.passes.constants import add_constant, constant_array
 
 Array = npt.NDArray[Any]
@@ -55,11 +56,21 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
     if place.channel_scale is not None:
         delta = delta * place.channel_scale.reshape(-1, *(1,) * (delta.ndim - 1))
     delta = delta.T if place.transposed else delta
-    if place.dequantize is not None:
-        return _requantized(place, add_to_integers(place.dequantize, delta, policy), delta)
-    stored = _array(place.stored).astype(np.float64)
     window = (..., slice(place.offset, place.offset + place.length)) if place.offset is not None else (...,)
+    if place.record is not None:
+        whole = np.zeros(place.record.shape)
+        whole[window] = delta
+        replayed = place.record.replay(whole)
+        if replayed.bias is not None:
+            _add_to_biases(place, replayed.bias, name, policy)
+        # Factors of inputs and outputs may have spread over all of it.
+        delta, window = replayed.tensor, (...,)
+    if place.dequantize is not None:
+        changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), policy)
+        return _requantized(place, changed, delta)
+    stored = _array(place.stored).astype(np.float64)
     before = stored[window].copy()
+    delta = delta.reshape(before.shape)
     stored[window] += delta
     with np.errstate(over="ignore"):
         merged = stored.astype(_array(place.stored).dtype)
@@ -77,6 +88,34 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
         rounding_error=_ratio(merged[window].astype(np.float64) - exact, exact),
         growth=_ratio(exact, before),
     )
+
+
+def _add_to_biases(place: Place, delta: Array, name: str, policy: ScalePolicy) -> None:
+    """Adds what the change makes of the offsets that a pass put into the bias of the layers that read the weight.
+
+    Raises:
+        InputError: a layer has no bias that takes it.
+    """
+    for layer in layers_of(place.stored, place.nodes):
+        taken = bias_input(layer)
+        value = None if taken is None else taken[0].inputs[taken[1]]
+        if taken is None or value is None:
+            raise InputError(
+                f"the bias of {layer.name} holds products of '{name}', and is no longer where it was",
+                fix="merge into the checkpoint, and export it again",
+            )
+        maker = value.producer()
+        if maker is not None and maker.inputs[0] is not None:
+            add_to_graph(Place(stored=maker.inputs[0], dequantize=maker), delta, name, policy)
+        else:
+            add_to_graph(Place(stored=value, nodes=(taken[0],)), delta, name, policy)
+
+
+def _integer_shape(node: ir.Node) -> tuple[int, ...]:
+    stored = stored_integers(node)
+    if stored is None:
+        raise AssertionError(node)
+    return stored.integers.shape
 
 
 def _requantized(place: Place, changed: ChangedFloats, delta: Array) -> GraphChange:
@@ -102,6 +141,7 @@ def _store(place: Place, array: Array) -> None:
     if not isinstance(graph, ir.Graph):
         raise AssertionError(value)
     copy = add_constant(graph, value.name or "weight", array)
+    copy.metadata_props.update(value.metadata_props)
     for use in list(value.uses()):
         if use.node in chosen:
             use.node.replace_input_with(use.idx, copy)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.passes.constants import constant_array, is_constant
+from qtool.passes.weight_records import record_of
 
 # Where torch.onnx says what the value that it computed in advance was made of.
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
@@ -22,11 +23,16 @@ def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
         array = constant_array(value) if is_constant(value) else None
         if array is None or array.dtype not in (np.float16, np.float32, np.float64) or value.name is None:
             continue
-        name = _folded_name(value) or _name_by_path(value)
+        record = record_of(value)
+        array = record.undo(array) if record is not None and record.steps else array
+        if array is None:
+            continue
+        first_name = value.name if record is None else record.name
+        name = _folded_name(value) or _name_by_path(value, first_name)
         if name is not None and array.ndim == 2:
             found[name] = array.T
-        elif "::" not in value.name and "." in value.name:
-            found[value.name] = array
+        elif "::" not in first_name and "." in first_name:
+            found[first_name] = array
     return found
 
 
@@ -43,10 +49,10 @@ def _folded_name(value: ir.Value) -> str | None:
     return sources[0] if single and all(use.node.op_type == "MatMul" for use in value.uses()) else None
 
 
-def _name_by_path(value: ir.Value) -> str | None:
+def _name_by_path(value: ir.Value, name: str) -> str | None:
     """Returns the name of a weight that the older exporter calls ``onnx::MatMul_7``, by the path of its node."""
     paths = {use.node.name for use in value.uses() if use.node.op_type == "MatMul"}
-    if not (value.name or "").startswith("onnx::MatMul") or len(paths) != 1:
+    if not name.startswith("onnx::MatMul") or len(paths) != 1:
         return None
     path = next(iter(paths)) or ""
     module = path.strip("/").rpartition("/")[0].replace("/", ".")

@@ -16,8 +16,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputError
-from qtool.lora.stored_integers import StoredIntegers, stored_integers
-from qtool.passes.constants import is_constant
+from qtool.lora.channel_scales import channel_scale, inputs_differ, is_one, whole_scale
+from qtool.lora.layer_biases import bias_input, layers_of
+from qtool.lora.stored_integers import INTEGER_LAYERS, StoredIntegers, stored_integers
+from qtool.passes.constants import constant_array, is_constant
+from qtool.passes.weight_records import WeightRecord, record_of
 
 Array = npt.NDArray[Any]
 
@@ -26,12 +29,13 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 # what was multiplied into it; and that of eight-bit integers with error feedback, to which unrelated weights never come
 # near.
 _FLOAT_TOLERANCE = 1e-5
+_HALF_TOLERANCE = 2e-3
 _INTEGER_TOLERANCE = 0.15
 _FOUR_BIT_TOLERANCE = 0.4
 # Of integers of 32 bits, which hold biases.
 _BIAS_TOLERANCE = 1e-3
 # What reads weights that no exporter multiplies anything into.
-NEVER_SCALED = frozenset({"MatMul", "Gather", "Add", "LayerNormalization", "Identity"})
+NEVER_SCALED = frozenset({"MatMul", "MatMulInteger", "Gather", "Add", "LayerNormalization", "Identity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,9 @@ class Place:
         transposed: whether it holds the transposed weight.
         offset: where it begins along the last axis of an initializer that holds several; None where it is alone.
         length: how long it is there.
-        channel_scale: what each output channel was multiplied with; None where it is as in the checkpoint.
-        dequantize: the node that makes floats of it, where it holds integers.
+        channel_scale: what each output channel was multiplied with, or all of them, (1,); None where nothing was.
+        record: what passes of qtool did to it after an exporter had brought it into this form.
+        dequantize: the node that makes floats of it, or multiplies with it, where it holds integers.
         nodes: the nodes that read this weight from it; None for all of them.
     """
 
@@ -53,6 +58,7 @@ class Place:
     offset: int | None = None
     length: int = 0
     channel_scale: Array | None = None
+    record: WeightRecord | None = None
     dequantize: ir.Node | None = None
     nodes: tuple[ir.Node, ...] | None = None
 
@@ -62,6 +68,7 @@ class Place:
         parts = ["transposed"] if self.transposed else []
         parts += ["joined with others"] if self.offset is not None else []
         parts += ["scaled by a normalization"] if self.channel_scale is not None else []
+        parts += [self.record.form] if self.record is not None and self.record.steps else []
         parts += ["quantized"] if self.dequantize is not None else []
         return ", ".join(parts) or "as it is"
 
@@ -69,26 +76,36 @@ class Place:
 class GraphSearch:
     """Looks for weights in the initializers of one graph."""
 
-    def __init__(self, model: ir.Model, base: Mapping[str, Array], tied: Mapping[str, str]) -> None:
+    def __init__(
+        self, model: ir.Model, base: Mapping[str, Array], tied: Mapping[str, str], *, named: bool = False
+    ) -> None:
         """Reads every stored tensor once.
 
         Args:
             model: the graph.
             base: the tensors of the checkpoint.
             tied: for each tensor that is another name of an earlier one, the name of the first.
+            named: whether the person named the checkpoint, which errors must not advise again.
         """
         self._base = base
         self._tied = tied
+        self._named = named
         self._exact: dict[str, list[ir.Value]] = {}
         self._floats: list[ir.Value] = []
+        self._recorded: list[tuple[ir.Value, WeightRecord, Array | None]] = []
         self._integers: list[tuple[ir.Node, StoredIntegers]] = []
         for graph in model.graphs():
             for value in graph.initializers.values():
-                if is_constant(value) and value.dtype in _FLOATS and value.const_value is not None:
+                if not is_constant(value) or value.dtype not in _FLOATS or value.const_value is None:
+                    continue
+                record = record_of(value)
+                if record is not None and record.steps and not record.is_transposed_only:
+                    self._recorded.append((value, record, _first_numbers(value, record)))
+                else:
                     self._floats.append(value)
                     self._exact.setdefault(_digest(value.const_value.numpy()), []).append(value)
         for node in model.graph.all_nodes():
-            stored = stored_integers(node) if node.op_type == "DequantizeLinear" else None
+            stored = stored_integers(node) if node.op_type in INTEGER_LAYERS else None
             if stored is not None:
                 self._integers.append((node, stored))
         self._twins = self._names_by_values()
@@ -106,16 +123,83 @@ class GraphSearch:
         Raises:
             InputError: it is nowhere, or nothing tells it from others of the same values.
         """
+        biases = self._biases(name)
+        if biases:
+            return biases
         weight = self._base[name]
-        for found in (self._alone(weight), self._joined(weight), self._scaled(weight), self._quantized(weight)):
-            if found:
-                return self._own(name, found)
+        # What several layers read may be multiplied for one of them, and integers for another.
+        found = [
+            *(self._alone(weight) or self._joined(weight)),
+            *self._after_passes(weight),
+            *self._quantized(weight, name),
+        ]
+        found = found or self._scaled(weight)
+        if found:
+            return self._own(name, found)
+        begin = "check that" if self._named else "give the checkpoint that the graph was exported from with"
+        end = " is the checkpoint that the graph was exported from" if self._named else ""
         raise InputError(
             f"the graph does not hold the values of '{name}' in any form: it was exported from other weights, or they "
             "were changed since",
-            fix="give the checkpoint that the graph was exported from with --base-weights, or merge into that "
-            "checkpoint and export it again",
+            fix=f"{begin} --base-weights{end}, or merge into that checkpoint and export it again",
         )
+
+    def _biases(self, name: str) -> list[Place]:
+        """Finds a bias where its layer reads it: what was added to it, by a normalization, hides its values."""
+        module, _, parameter = name.rpartition(".")
+        weight = self._base.get(f"{module}.weight")
+        if parameter != "bias" or weight is None or weight.ndim < 2:
+            return []
+        try:
+            places = self.places(f"{module}.weight")
+        except InputError:
+            return []
+        found = []
+        for place in places:
+            for layer in layers_of(place.stored, place.nodes):
+                bias = self._bias(layer, place, self._base[name])
+                if bias is None:
+                    return []
+                found.append(bias)
+        return found
+
+    def _bias(self, layer: ir.Node, weight: Place, values: Array) -> Place | None:
+        taken = bias_input(layer)
+        value = None if taken is None else taken[0].inputs[taken[1]]
+        if taken is None or value is None or (weight.offset is not None and not weight.transposed):
+            return None
+        maker = value.producer()
+        stored = value if maker is None else maker.inputs[0]
+        array = constant_array(stored)
+        beta = layer.attributes.get("beta")
+        if stored is None or array is None or (beta is not None and beta.as_float() != 1.0):
+            return None
+        factors = np.ones(()) if weight.record is None else weight.record.output_factors
+        factors = factors if weight.channel_scale is None else factors * weight.channel_scale
+        room = array.size if weight.offset is None else weight.length
+        if values.size != room or factors.size not in (1, array.size) or (weight.offset is not None and array.ndim > 1):
+            return None
+        if weight.offset is not None and factors.size > 1:
+            factors = factors[weight.offset : weight.offset + weight.length]
+        return Place(
+            stored=stored,
+            offset=weight.offset,
+            length=weight.length,
+            channel_scale=factors.reshape(-1) if (factors != 1).any() else None,
+            dequantize=maker,
+            nodes=(taken[0],) if maker is None else (maker,),
+        )
+
+    def _after_passes(self, weight: Array) -> list[Place]:
+        """Finds a weight by what passes noted of it."""
+        found = []
+        for value, record, numbers in self._recorded:
+            for transposed in (False, True) if weight.ndim == 2 else (False,):
+                place = _recorded_place(value, record, numbers, weight, transposed=transposed)
+                if place is not None:
+                    found.append(place)
+                    break
+        return found
 
     def _alone(self, weight: Array) -> list[Place]:
         found: dict[str, Place] = {}
@@ -149,31 +233,32 @@ class GraphSearch:
         found = []
         for value, array in self._arrays(weight.ndim):
             if array.shape == weight.shape:
-                scale = _channel_scale(array, weight, _FLOAT_TOLERANCE)
+                scale = channel_scale(array, weight, _FLOAT_TOLERANCE)
                 if scale is not None:
                     found.append(Place(stored=value, channel_scale=scale))
+            if weight.ndim == 2 and array.shape == weight.T.shape:
+                scale = channel_scale(array.T, weight, _FLOAT_TOLERANCE)
+                if scale is not None:
+                    found.append(Place(stored=value, transposed=True, channel_scale=scale))
         return found
 
-    def _quantized(self, weight: Array) -> list[Place]:
+    def _quantized(self, weight: Array, name: str) -> list[Place]:
         found = []
         for node, stored in self._integers:
-            if sorted(stored.integers.shape) != sorted(weight.shape) or node.inputs[0] is None:
+            value, size = stored.value, int(np.prod(weight.shape))
+            if stored.integers.size != size:
                 continue
-            floats = stored.floats()
+            record = record_of(value)
             if weight.ndim == 1:
-                if stored.bits == 32 and np.linalg.norm(floats - weight) <= _BIAS_TOLERANCE * np.linalg.norm(weight):
-                    found.append(Place(stored=node.inputs[0], dequantize=node))
+                floats = stored.floats()
+                near = _BIAS_TOLERANCE * np.linalg.norm(weight)
+                if stored.bits == 32 and floats.ndim == 1 and np.linalg.norm(floats - weight) <= near:
+                    found.append(Place(stored=value, dequantize=node))
                 continue
             for transposed in (False, True) if weight.ndim == 2 else (False,):
-                array = floats.T if transposed else floats
-                if array.shape != weight.shape:
-                    continue
-                scale = _channel_scale(array, weight, _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE)
-                if scale is not None:
-                    readers = {use.node.op_type for use in node.outputs[0].uses()}
-                    plain = readers <= NEVER_SCALED or _is_one(scale, array, weight)
-                    place = Place(stored=node.inputs[0], transposed=transposed, dequantize=node)
-                    found.append(place if plain else replace(place, channel_scale=scale))
+                place = _integer_place(node, stored, record, weight, name, transposed=transposed)
+                if place is not None:
+                    found.append(place)
                     break
         return found
 
@@ -233,22 +318,82 @@ def _digest(array: Array) -> str:
     return mark.hexdigest()
 
 
-def _channel_scale(array: Array, weight: Array, tolerance: float) -> Array | None:
-    """Returns c for which array ≈ c · weight, one number an output channel; None where there is none."""
-    rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
-    seen = array.reshape(array.shape[0], -1).astype(np.float64)
-    power = np.einsum("ij,ij->i", rows, rows)
-    if not power.all():
+def _first_numbers(value: ir.Value, record: WeightRecord) -> Array | None:
+    """Returns the first row of a stored tensor as it was before passes changed it, to tell it quickly from others."""
+    array = constant_array(value)
+    before = None if array is None else record.undo(array)
+    return None if before is None or before.ndim == 0 else before.reshape(-1, before.shape[-1])[:1].copy()
+
+
+def _recorded_place(
+    value: ir.Value, record: WeightRecord, numbers: Array | None, weight: Array, *, transposed: bool
+) -> Place | None:
+    part, array = weight.T if transposed else weight, constant_array(value)
+    if array is None or len(part.shape) != len(record.shape):
         return None
-    scale = np.einsum("ij,ij->i", seen, rows) / power
-    left = np.linalg.norm(seen - scale[:, None] * rows, axis=1)
-    whole: Array = np.linalg.norm(seen, axis=1)
-    return scale if bool(np.all(left <= tolerance * whole)) and bool(whole.all()) else None
+    tolerance = _HALF_TOLERANCE if array.dtype == np.float16 else _FLOAT_TOLERANCE
+    if part.shape == record.shape:
+        # The first row may be small beside the others, so that it is rounded more coarsely.
+        first = part.reshape(-1, part.shape[-1])[:1] if part.ndim else None
+        if numbers is not None and first is not None and not _is_near(numbers, first, 10 * tolerance):
+            return _scaled_before(value, record, array, part) if not transposed else None
+        if _is_near(array, record.replay(part).tensor, tolerance):
+            return Place(stored=value, transposed=transposed, record=record)
+        return None
+    length = part.shape[-1] if part.ndim else 0
+    if part.shape[:-1] != record.shape[:-1] or not 0 < length < record.shape[-1]:
+        return None
+    before = record.undo(array)
+    for offset in range(0, record.shape[-1] - length + 1, length) if before is not None else ():
+        if before is not None and _is_near(before[..., offset : offset + length], part, tolerance):
+            return Place(stored=value, transposed=transposed, offset=offset, length=length, record=record)
+    return None
 
 
-def _is_one(scale: Array, array: Array, weight: Array) -> bool:
-    """Tells whether array = weight but for rounding: factors are as near to 1 as the rounding lets them be known."""
-    rows, seen = (values.reshape(len(values), -1).astype(np.float64) for values in (weight, array))
-    left = np.linalg.norm(seen - scale[:, None] * rows, axis=1)
-    # The standard error of a factor that was fitted by least squares, five times.
-    return bool(np.all(np.abs(scale - 1) <= 5 * left / (np.sqrt(rows.shape[1]) * np.linalg.norm(rows, axis=1))))
+def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: Array) -> Place | None:
+    """Finds a weight that an exporter multiplied with a normalization before passes changed it."""
+    before = record.undo(array) if weight.ndim > 1 else None
+    scale = None if before is None else channel_scale(before, weight, _FLOAT_TOLERANCE)
+    return None if scale is None else Place(stored=value, channel_scale=scale, record=record)
+
+
+def _integer_place(
+    node: ir.Node, stored: StoredIntegers, record: WeightRecord | None, weight: Array, name: str, *, transposed: bool
+) -> Place | None:
+    tolerance = _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE
+    part = weight.T if transposed else weight
+    if record is not None and record.steps:
+        if part.shape != record.shape:
+            return None
+        expected, seen = record.replay(part).tensor, stored.floats()
+        if _is_near(seen, expected, tolerance):
+            return Place(stored=stored.value, transposed=transposed, record=record, dequantize=node)
+        before = record.undo(seen) if not transposed else None
+        scale = None if before is None else channel_scale(before, weight, tolerance)
+        if scale is None:
+            return None
+        return Place(stored=stored.value, channel_scale=scale, record=record, dequantize=node)
+    if part.shape != stored.integers.shape:
+        return None
+    array = stored.floats().T if transposed else stored.floats()
+    scale = channel_scale(array, weight, tolerance)
+    if scale is None:
+        return None
+    place = Place(stored=stored.value, transposed=transposed, dequantize=node)
+    readers = {layer.op_type for layer in layers_of(stored.value, (node,))}
+    if readers <= NEVER_SCALED:
+        factor = whole_scale(array, weight)
+        scale = np.array([factor]) if factor != 1 else np.ones(1)
+    elif is_one(scale, array, weight):
+        scale = np.ones(1)
+    if inputs_differ(array, weight, scale):
+        raise InputError(
+            f"the inputs of '{name}' are multiplied with numbers of their own in the graph, and nothing in it says "
+            "with which",
+            fix="merge into the float weights, export them, and quantize the result",
+        )
+    return place if (scale == 1).all() else replace(place, channel_scale=scale)
+
+
+def _is_near(seen: Array, expected: Array, tolerance: float) -> bool:
+    return bool(np.linalg.norm(seen - expected) <= tolerance * np.linalg.norm(expected))

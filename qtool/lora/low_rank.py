@@ -11,6 +11,7 @@ from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule
 from qtool.lora.changes import Added, Change, Dora, LowRank
 from qtool.lora.module_changes import BaseModule, ModuleChange, check_roles
+from qtool.lora.orientation import has_inputs_first
 from qtool.lora.products import adaptive_changes
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def low_rank_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     if first.ndim > 2:
         changes = [base.change(parameter, _convolution(module, base, parameter, scale))]
     else:
-        inputs_first = adapter.settings.fan_in_fan_out
-        changes = [base.change(parameter, _linear(module, base, parameter, scale, inputs_first=inputs_first))]
+        changes = [base.change(parameter, _linear(module, base, parameter, scale, adapter))]
     if "lora_B.bias" in module.parts:
         bias = module.parts["lora_B.bias"]
         if tuple(bias.shape) != base.shape("bias"):
@@ -47,14 +47,15 @@ def low_rank_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) 
     return changes
 
 
-def _linear(module: AdapterModule, base: BaseModule, parameter: str, scale: float, *, inputs_first: bool) -> Change:
+def _linear(module: AdapterModule, base: BaseModule, parameter: str, scale: float, adapter: Adapter) -> Change:
     first, second = module.parts["lora_A"], module.parts["lora_B"]
     shape, outputs_first = base.shape(parameter), (second.shape[0], first.shape[1])
-    # The settings cover models with both kinds of layers; only where a weight is square do they have to decide.
-    if shape == outputs_first and not (inputs_first and shape == outputs_first[::-1]):
+    square = shape == outputs_first == outputs_first[::-1]
+    inputs_first = has_inputs_first(base, parameter, adapter) if square else shape == outputs_first[::-1]
+    if shape == outputs_first and not inputs_first:
         product = LowRank(left=second, right=first, scale=scale)
         return _with_norms(product, module, base, parameter, axis=0)
-    if shape == outputs_first[::-1] and inputs_first:
+    if inputs_first:
         product = LowRank(left=first.T, right=second.T, scale=scale)
         return _with_norms(product, module, base, parameter, axis=1)
     raise base.misfit(parameter, f"lora_B @ lora_A has the shape {tuple(outputs_first)}")

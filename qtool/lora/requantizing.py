@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.lora.stored_integers import ScalePolicy, StoredIntegers, stored_integers
+from qtool.lora.stored_integers import ScalePolicy, StoredIntegers, integer_inputs, stored_integers
 from qtool.passes.constants import add_constant, constant_array
 
 Array = npt.NDArray[Any]
@@ -50,21 +50,21 @@ class ChangedFloats:
 
 
 def add_to_integers(node: ir.Node, delta: Array, policy: ScalePolicy) -> ChangedFloats:
-    """Adds ``delta`` to the floats that ``node``, a DequantizeLinear, makes, and gives it other integers.
+    """Adds ``delta`` to the floats that the integers of ``node`` stand for, and gives it other integers.
 
     Biases, in 32 bits, keep their scales under any policy: runtimes want the product of the scales of both inputs.
     """
-    stored = stored_integers(node)
-    if stored is None:
+    stored, places = stored_integers(node), integer_inputs(node)
+    if stored is None or places is None:
         raise AssertionError(node)
     before = stored.floats()
     exact = before + delta
     scale = stored.scale if stored.bits == 32 else _scale(stored, exact, policy)
     integers, beyond = stored.rounded(exact, scale)
     factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
-    _replace_input(node, 0, integers)
+    _replace_input(*places.integers, integers)
     if not np.array_equal(scale, stored.scale):
-        _replace_input(node, 1, scale)
+        _replace_input(*places.scale, scale)
         _rescale_biases(node, factors)
     return ChangedFloats(
         before=before,
@@ -112,4 +112,6 @@ def _replace_input(node: ir.Node, index: int, array: Array) -> None:
         value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
         value.shape = ir.Shape(array.shape)
         return
-    node.replace_input_with(index, add_constant(node.graph, value.name or "constant", array))
+    copy = add_constant(node.graph, value.name or "constant", array)
+    copy.metadata_props.update(value.metadata_props)
+    node.replace_input_with(index, copy)

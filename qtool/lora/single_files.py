@@ -10,12 +10,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from formats.safetensors_file import SafetensorsFile
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule, check_tensors
+from qtool.lora.header_settings import header_settings
 from qtool.lora.recognition import CONFIG_NAME
 from qtool.lora.settings import AdapterSettings
 
@@ -50,6 +52,8 @@ _PIECES: Mapping[str, str | None] = {
     "lora_te3": "text_encoder_3",
     "lycoris": None,
 }
+# The roles whose first axis is the rank.
+_FIRST = ("lora_A", "hada_w1_b")
 _DOTTED = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -60,7 +64,8 @@ def read_single_file(path: Path) -> Adapter:
         FormatError: the file is damaged.
         InputError: it is no adapter, or holds tensors that belong to none of its kinds.
     """
-    tensors = dict(SafetensorsFile().read(path).tensors)
+    weights = SafetensorsFile().read(path)
+    tensors = dict(weights.tensors)
     check_tensors({name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}, path)
     modules = _by_module(tensors, path)
     flat = {module: _FLAT.match(module) for module in modules}
@@ -68,10 +73,12 @@ def read_single_file(path: Path) -> Adapter:
         raise InputError(f"{path} holds flattened and other names", fix="save one adapter at a time")
     scale = _mlx_scale(path) if any("mlx_a" in parts for parts in modules.values()) else 1.0
     kinds = {role.partition("_")[0] for parts in modules.values() for role in parts}
+    told = header_settings(weights.metadata, str(path))
+    found = [_module(name, parts, flat[name], scale, path) for name, parts in modules.items()]
     return Adapter(
         source=path,
         settings=AdapterSettings(kind="LoHa" if "hada" in kinds else "LoKr" if "lokr" in kinds else "LoRA"),
-        modules=tuple(_module(name, parts, flat[name], scale, path) for name, parts in modules.items()),
+        modules=tuple(_with_alpha(module, told, path) for module in found),
         flattened=all(flat.values()),
     )
 
@@ -90,6 +97,26 @@ def _module(
     return AdapterModule(
         path=module, parts=_as_peft(parts, scale), alpha=None if alpha is None else float(alpha), piece=piece
     )
+
+
+def _with_alpha(module: AdapterModule, told: Mapping[str | None, AdapterSettings], path: Path) -> AdapterModule:
+    """Gives a module the alpha that the header tells of, where it has none of its own.
+
+    Raises:
+        InputError: its rank is another one than the header says.
+    """
+    first = next((module.parts[role] for role in _FIRST if role in module.parts), None)
+    others = told.get(None) or (next(iter(told.values())) if len(told) == 1 and module.piece is None else None)
+    settings = told.get(module.piece, others)
+    if module.alpha is not None or first is None or settings is None or settings.alpha is None:
+        return module
+    rank, expected = first.shape[0], settings.rank_of(module.path)
+    if expected is not None and rank != expected:
+        raise InputError(
+            f"the matrices of {module.path} in {path} have the rank {rank}, and the header says {expected}",
+            fix="save the adapter again",
+        )
+    return replace(module, alpha=settings.scale_of(module.path, rank) * rank)
 
 
 def _by_module(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.passes.constants import constant_array, integer_attribute
+from qtool.passes.constants import constant_array, integer_attribute, is_constant, sole_consumer
 
 Array = npt.NDArray[Any]
 
+# What reads integers that stand for weights.
+INTEGER_LAYERS = frozenset({"DequantizeLinear", "MatMulInteger", "ConvInteger"})
 # What weights and biases are stored in; eight-bit floats behind DequantizeLinear are not rounded to a grid.
 _BITS = {
     ir.DataType.INT4: 4,
@@ -46,6 +48,7 @@ class StoredIntegers:
     """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 
     Attributes:
+        value: the initializer.
         integers: q.
         scale: as it is stored: one number, one for each length of ``axis``, or one for each block along it.
         zero: in the shape of ``scale``.
@@ -55,6 +58,7 @@ class StoredIntegers:
         signed: whether the type has negative integers.
     """
 
+    value: ir.Value
     integers: Array
     scale: Array
     zero: Array
@@ -119,28 +123,90 @@ class StoredIntegers:
         return largest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerInputs:
+    """Says where a graph has integers: which inputs of which nodes hold them, their scales and their zero points.
+
+    Attributes:
+        integers: the node and its input's number.
+        scale: likewise.
+        zero: likewise; None where zero points are zero.
+        axis: of the integers, where channels or blocks follow each other.
+        block: the length of a block; 0 without blocks.
+    """
+
+    integers: tuple[ir.Node, int]
+    scale: tuple[ir.Node, int]
+    zero: tuple[ir.Node, int] | None
+    axis: int
+    block: int = 0
+
+
+def integer_inputs(node: ir.Node) -> IntegerInputs | None:
+    """Returns where ``node``, a DequantizeLinear, MatMulInteger or ConvInteger, has its weights.
+
+    None where it has none, or products of integers are not multiplied with their scales in the way that quantizers
+    write.
+    """
+    if node.op_type == "DequantizeLinear":
+        zero = (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        axis, block = integer_attribute(node, "axis", 1), integer_attribute(node, "block_size", 0)
+        return IntegerInputs(integers=(node, 0), scale=(node, 1), zero=zero, axis=axis, block=block)
+    scale = _factor_of_weights(node)
+    if scale is None:
+        return None
+    zero = (node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+    stored = node.inputs[1]
+    turn = None if stored is None else stored.producer()
+    if node.op_type == "MatMulInteger" and turn is not None and turn.op_type == "Transpose":
+        return IntegerInputs(integers=(turn, 0), scale=scale, zero=zero, axis=0)
+    return IntegerInputs(integers=(node, 1), scale=scale, zero=zero, axis=0 if node.op_type == "ConvInteger" else -1)
+
+
+def _factor_of_weights(product: ir.Node) -> tuple[ir.Node, int] | None:
+    """Returns the stored factor in Cast(product) · (scale of the input · factor)."""
+    cast = sole_consumer(product.outputs[0])
+    result = None if cast is None or cast.op_type != "Cast" else sole_consumer(cast.outputs[0])
+    if cast is None or result is None or result.op_type != "Mul":
+        return None
+    other = next((value for value in result.inputs if value is not cast.outputs[0]), None)
+    maker = None if other is None else other.producer()
+    if maker is None or maker.op_type != "Mul":
+        return None
+    return next(((maker, index) for index, value in enumerate(maker.inputs) if is_constant(value)), None)
+
+
 def stored_integers(node: ir.Node) -> StoredIntegers | None:
-    """Returns what a DequantizeLinear reads; None where it is computed, is no integer, or the shapes do not agree."""
-    source = node.inputs[0]
-    integers, scale = constant_array(source), constant_array(node.inputs[1])
+    """Returns the integers of one of ``INTEGER_LAYERS``; None where they are computed, or the shapes do not agree."""
+    places = integer_inputs(node)
+    if places is None:
+        return None
+    source = _value(places.integers)
+    integers, scale = constant_array(source), constant_array(_value(places.scale))
     bits = None if source is None or source.dtype is None else _BITS.get(source.dtype)
     if integers is None or scale is None or bits is None or source is None or source.dtype is None:
         return None
-    has_zero = len(node.inputs) > 2 and node.inputs[2] is not None
-    zero = constant_array(node.inputs[2]) if has_zero else np.zeros(scale.shape)
-    axis, block = integer_attribute(node, "axis", 1), integer_attribute(node, "block_size", 0)
-    axis = axis + integers.ndim if axis < 0 else axis
-    if zero is None or zero.shape != scale.shape or not _fits(integers.shape, scale.shape, axis, block):
+    zero = constant_array(_value(places.zero)) if places.zero is not None else np.zeros(scale.shape)
+    axis = places.axis + integers.ndim if places.axis < 0 else places.axis
+    if zero is not None and zero.size == 1:
+        zero = np.broadcast_to(zero.reshape(()), scale.shape)
+    if zero is None or zero.shape != scale.shape or not _fits(integers.shape, scale.shape, axis, places.block):
         return None
     return StoredIntegers(
+        value=source,
         integers=integers,
         scale=scale,
         zero=zero.astype(np.float64),
         axis=axis,
-        block=block if scale.size > 1 else 0,
+        block=places.block if scale.size > 1 else 0,
         bits=bits,
         signed=source.dtype.is_signed(),
     )
+
+
+def _value(place: tuple[ir.Node, int]) -> ir.Value | None:
+    node, index = place
+    return node.inputs[index]
 
 
 def _fits(shape: tuple[int, ...], scale: tuple[int, ...], axis: int, block: int) -> bool:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qtool.optimization.control_flow import graphs_of
 from qtool.passes.remove_identities import bypass
+from qtool.passes.weight_records import record_text
 
 # Each draw is another one; Q/DQ belong to the layer that they stand at.
 _ALONE = frozenset(
@@ -59,7 +60,9 @@ def _share_constants(graph: ir.Graph) -> bool:
         for value in values if len(values) > 1 else ():
             if value.const_value is None or value.name is None:
                 continue
-            kept = first.setdefault(blake2b(value.const_value.tobytes()).digest(), value)
+            # What is changed later, as by an adapter, has to be done to one and not to the other.
+            history = record_text(value).encode()
+            kept = first.setdefault(blake2b(value.const_value.tobytes() + history).digest(), value)
             if kept is not value:
                 value.replace_all_uses_with(kept)
                 del graph.initializers[value.name]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, sole_consumer
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Scaled, record_steps
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -53,8 +54,10 @@ def _fold_follower(graph: ir.Graph, layer: ir.Node, names: Names) -> bool:
         np.zeros(channels) if biases is None else np.broadcast_to(biases.astype(np.float64).reshape(-1), channels)
     )
     if affine.factors is not None:
-        scaled = (weights * _along_output(layer, weights, affine.factors)).astype(np.float32)
-        layer.replace_input_with(1, add_constant(graph, f"{weight.name}_scaled", scaled, names=names))
+        factors = _along_output(layer, weights, affine.factors)
+        scaled = add_constant(graph, f"{weight.name}_scaled", (weights * factors).astype(np.float32), names=names)
+        record_steps(scaled, weight, Scaled(factors=factors, outputs=affine.factors))
+        layer.replace_input_with(1, scaled)
         old_bias = old_bias * affine.factors
     if biases is not None or affine.offsets is not None:
         new_bias = old_bias if affine.offsets is None else old_bias + affine.offsets

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qtool.passes.constant_chains import constant_operand, is_normalized
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Scaled, Shifted, record_steps
 
 
 class FoldIntoNext(ir.passes.InPlacePass):
@@ -123,19 +124,22 @@ def _scale(graph: ir.Graph, layer: ir.Node, factors: npt.NDArray[np.float64], na
     weights = constant_array(value)
     if value is None or weights is None:
         raise AssertionError("the weights were looked at before")
-    scaled = (weights * _along_input(layer, factors)).astype(np.float32)
-    layer.replace_input_with(1, add_constant(graph, f"{value.name}_scaled", scaled, names=names))
+    spread = _along_input(layer, factors)
+    scaled = add_constant(graph, f"{value.name}_scaled", (weights * spread).astype(np.float32), names=names)
+    record_steps(scaled, value, Scaled(factors=spread))
+    layer.replace_input_with(1, scaled)
 
 
 def _shift(graph: ir.Graph, layer: ir.Node, offsets: npt.NDArray[np.float64], names: Names) -> None:
-    weights = constant_array(layer.inputs[1])
-    if weights is None:
+    value = layer.inputs[1]
+    weights = constant_array(value)
+    if value is None or weights is None:
         raise AssertionError("the weights were looked at before")
-    products = weights.astype(np.float64) * _along_input(layer, offsets)
-    if layer.op_type == "Conv" or integer_attribute(layer, "transB", 0):
-        change = products.sum(axis=tuple(range(1, products.ndim)))
-    else:
-        change = products.sum(axis=0)
+    spread = _along_input(layer, offsets)
+    outputs_first = layer.op_type == "Conv" or bool(integer_attribute(layer, "transB", 0))
+    axes = tuple(range(1, weights.ndim)) if outputs_first else (0,)
+    change = (weights.astype(np.float64) * spread).sum(axis=axes)
+    record_steps(value, value, Shifted(offsets=spread, axes=axes))
     old = constant_array(layer.inputs[2]) if len(layer.inputs) > 2 else None
     bias = change if old is None else old.reshape(-1).astype(np.float64) + change
     if len(layer.inputs) < 3:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qtool.passes.constant_chains import constant_operand
 from qtool.passes.constants import add_constant, constant_array, is_constant, sole_consumer
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Scaled, record_steps
 
 _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
@@ -48,7 +49,9 @@ def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
         if value is None or array is None:
             raise AssertionError("only constants were chosen")
         scaled = (array.astype(np.float64) * factor).astype(np.float32)
-        reader.replace_input_with(index, add_constant(graph, f"{value.name}_scaled", scaled, names=names))
+        made = add_constant(graph, f"{value.name}_scaled", scaled, names=names)
+        record_steps(made, value, Scaled(factors=np.asarray(factor), outputs=np.asarray(factor)))
+        reader.replace_input_with(index, made)
     output = node.outputs[0]
     source.name, source.type, source.shape = output.name, output.type, output.shape
     output.replace_all_uses_with(source, replace_graph_outputs=True)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, sole_consumer
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Rearranged, record_steps
 
 
 class FoldWeightTransposes(ir.passes.InPlacePass):
@@ -33,6 +34,7 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
             order = tuple(permutation.as_ints()) if permutation is not None else tuple(reversed(range(array.ndim)))
             transposed = np.transpose(array, order)
             folded = add_constant(model.graph, f"{source.name}_transposed", transposed, names=names)
+            record_steps(folded, source, Rearranged(shape=array.shape, order=order))
             target.replace_all_uses_with(folded)
             model.graph.remove(node, safe=True)
             modified = True

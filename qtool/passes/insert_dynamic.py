@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Rearranged, record_steps
 from qtool.placement.dynamic import is_transposed
 from qtool.plan import DynamicPlan
 from qtool.weights.round_to_nearest import QuantizedWeight
@@ -50,6 +51,8 @@ class _Writer:
         all_turned = len(turned) == len(readers)
         integers = weight.integers.T if all_turned else weight.integers
         stored = add_constant(self._graph, f"{value.name}_quantized", integers, names=self._names)
+        turning = (Rearranged(shape=weight.integers.shape, order=(1, 0)),) if all_turned else ()
+        record_steps(stored, value, *turning)
         scale = add_constant(self._graph, f"{value.name}_scale", weight.params.scale, names=self._names)
         zero_point = None
         # Zero is what its absence means, and saves the kernel the sums that it needs otherwise.
@@ -77,6 +80,7 @@ class _Writer:
         quantized, scale, zero = quantize.outputs
         inputs = [quantized, integers, zero] if zero_point is None else [quantized, integers, zero, zero_point]
         product = ir.node("MatMulInteger", inputs, name=name)
+        product.metadata_props.update(node.metadata_props)
         cast = ir.node("Cast", product.outputs, {"to": ir.DataType.FLOAT}, name=f"{name}_Cast")
         scales = ir.node("Mul", [scale, weight_scale], name=f"{name}_scales")
         result = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{name}_Mul")

@@ -13,6 +13,7 @@ from calib.affine import AffineParams
 from calib.granularity import PerChannel
 from qtool.passes.constants import add_constant, constant_array
 from qtool.passes.names import Names
+from qtool.passes.weight_records import record_steps
 from qtool.placement.operators import OPERATORS
 from qtool.plan import ActivationPlan, Plan
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
@@ -79,6 +80,7 @@ class _Writer:
             self._constant(f"{value.name}_scale", weight.params.scale),
             self._constant(f"{value.name}_zero_point", weight.params.zero_point),
         ]
+        record_steps(inputs[0], value)
         granularity = weight.params.granularity
         axis = {"axis": granularity.axis} if isinstance(granularity, PerChannel) else None
         dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{value.name}_DequantizeLinear")

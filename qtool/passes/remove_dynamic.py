@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 
 from qtool.passes.constants import add_constant, constant_array, is_constant, sole_consumer
 from qtool.passes.names import Names
+from qtool.passes.weight_records import record_steps
 
 
 class RemoveDynamic(ir.passes.InPlacePass):
@@ -80,6 +81,7 @@ class _Remover:
             floats = _dequantized(constant_array(stored), constant_array(scale), constant_array(zero))
             name = (stored.name or "constant").removesuffix("_quantized")
             self._floats[key] = add_constant(self._graph, name, floats, names=self._names)
+            record_steps(self._floats[key], stored)
         if turn is None:
             return self._floats[key]
         node = ir.node("Transpose", [self._floats[key]], turn.attributes, name=f"{product.name}_Transpose")

@@ -11,6 +11,7 @@ from qtool.passes.constants import add_constant, constant_array, integer_attribu
 from qtool.passes.names import Names
 from qtool.passes.residual_sums import added_again
 from qtool.passes.restore_tables import restore_table
+from qtool.passes.weight_records import record_steps
 
 # Operators whose outputs are never below zero: the clamp at zero in the Q behind them changes nothing.
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt", "ReduceL2", "ReduceSumSquare")
@@ -49,7 +50,9 @@ class RemoveQdq(ir.passes.InPlacePass):
             if floats is None:
                 return False
             name = (source.name or "constant").removesuffix("_quantized")
-            _replace(graph, output, add_constant(graph, name, floats, names=names))
+            stored = add_constant(graph, name, floats, names=names)
+            record_steps(stored, source)
+            _replace(graph, output, stored)
             return True
         quantize = source.producer()
         if quantize is not None and quantize.op_type == "Gather":

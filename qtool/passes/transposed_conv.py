@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qtool.passes.arithmetic import replace_node
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Rearranged, record_steps
 
 # onnxruntime's DepthToSpace moves integers one by one: beside products of fewer channels it costs more than integers
 # save (measured with 24 to 256 channels; from 64 on it pays).
@@ -67,7 +68,10 @@ def _replace(graph: ir.Graph, node: ir.Node, side: int, names: Names) -> None:
         raise AssertionError("only called for nodes with stored weights")
     # (inputs, outputs, side, side) becomes (outputs * side * side, inputs, 1, 1).
     matrix = weights.reshape(weights.shape[0], -1).T[:, :, None, None]
-    inputs = [source, add_constant(graph, f"{weight.name}_matrix", matrix, names=names)]
+    stored = add_constant(graph, f"{weight.name}_matrix", matrix, names=names)
+    flat = Rearranged(shape=(weights.shape[0], matrix.shape[0]), order=(1, 0))
+    record_steps(stored, weight, flat, Rearranged(shape=matrix.shape))
+    inputs = [source, stored]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     biases = constant_array(bias)
     if bias is not None and biases is not None:

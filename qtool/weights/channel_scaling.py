@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qtool.passes.constants import add_constant, constant_array, is_constant
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Scaled, record_steps
 from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, offset_shape, stored_weight
 
 Floats = npt.NDArray[np.float64]
@@ -25,9 +26,8 @@ def scale_channels(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Float
         for name in region.readers:
             node = nodes[name]
             weight = stored_weight(node).astype(np.float64, order="C")
-            matrix = layer_matrix(node, weight)
-            groups, _, inputs, _ = matrix.shape
-            _store(node, weight, matrix, 1.0 / scale.reshape(groups, 1, inputs, 1))
+            groups, _, inputs, _ = layer_matrix(node, weight).shape
+            _store(node, weight, 1.0 / scale.reshape(groups, 1, inputs, 1), None)
         for name in region.offsets:
             node = nodes[name]
             index = next(index for index, value in enumerate(node.inputs) if is_constant(value))
@@ -37,19 +37,32 @@ def scale_channels(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Float
 
 def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: Floats, names: Names) -> None:
     weight = stored_weight(node).astype(np.float64, order="C")
-    matrix = layer_matrix(node, weight)
-    groups, outputs, _, _ = matrix.shape
-    _store(node, weight, matrix, scale.reshape(groups, outputs, 1, 1))
+    groups, outputs, _, _ = layer_matrix(node, weight).shape
+    _store(node, weight, scale.reshape(groups, outputs, 1, 1), scale)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         _replace_constant(graph, node, 2, scale, names)
 
 
-def _store(node: ir.Node, weight: Floats, matrix: Floats, factors: Floats) -> None:
-    """Multiplies ``matrix``, a view of ``weight``, and stores it as the layer's weights, which nothing else reads."""
-    matrix *= factors
+def _store(node: ir.Node, weight: Floats, factors: Floats, outputs: Floats | None) -> None:
+    """Multiplies the layer's weights, which nothing else reads.
+
+    Args:
+        node: the layer.
+        weight: its weights.
+        factors: in a shape that broadcasts to (groups, outputs of a group, inputs of a group, kernel).
+        outputs: the same, one an output channel; None where factors belong to inputs.
+    """
+    # One factor for all of a kernel, in the form of the weights.
+    spread = np.ones((*weight.shape[:2], *(1,) * (weight.ndim - 2)))
+    view = layer_matrix(node, spread)
+    view *= factors
+    for axis in (0, 1):
+        first = spread.take([0], axis=axis)
+        spread = first if (spread == first).all() else spread
     value = node.inputs[1]
     if value is not None:
-        value.const_value = ir.tensor(weight.astype(np.float32), name=value.name)
+        record_steps(value, value, Scaled(factors=spread, outputs=outputs))
+        value.const_value = ir.tensor((weight * spread).astype(np.float32), name=value.name)
 
 
 def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, names: Names) -> None:

@@ -20,6 +20,7 @@ from calib.collect import Runner
 from calib.specs import Feed
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.passes.names import Names
+from qtool.passes.weight_records import Scaled, record_steps
 from qtool.plan import Plan
 
 # Factors bring channels down to so many times the reach of the median channel, and leave the others as they are.
@@ -182,7 +183,10 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
             weight_name = (weight.name if weight is not None else None) or ""
             spread = scale.reshape(1, -1) if _is_transposed(node) else scale.reshape(-1, 1)
             scaled = (_stored(node).astype(np.float64) * spread).astype(np.float32)
-            node.replace_input_with(1, add_constant(graph, f"{weight_name}_smoothed", scaled, names=names))
+            made = add_constant(graph, f"{weight_name}_smoothed", scaled, names=names)
+            if weight is not None:
+                record_steps(made, weight, Scaled(factors=spread))
+            node.replace_input_with(1, made)
             graph.initializers.pop(weight_name, None)
         if not _into_normalization(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
@@ -214,7 +218,9 @@ def _into_normalization(
         array = constant_array(part)
         if part is not None and array is not None:
             divided = (array.astype(np.float64) / scale).astype(np.float32)
-            maker.replace_input_with(index, add_constant(graph, f"{part.name}_smoothed", divided, names=names))
+            made = add_constant(graph, f"{part.name}_smoothed", divided, names=names)
+            record_steps(made, part, Scaled(factors=1.0 / scale, outputs=1.0 / scale))
+            maker.replace_input_with(index, made)
     return True
 
 

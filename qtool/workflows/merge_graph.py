@@ -98,7 +98,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
         file: {name: steps for name, steps in found.items() if name not in checkpoint.tied}
         for file, found in changes.items()
     }
-    made = make_exchangeable(model, _search(model, checkpoint), firsts)
+    made = make_exchangeable(model, _search(model, checkpoint, request), firsts)
     if request.base_weights is None:
         _check_told(made.places)
     if not request.dry_run:
@@ -176,7 +176,7 @@ def _merge(
     progress: Progress,
 ) -> list[MergedTarget]:
     firsts = [name for name in changes if name not in checkpoint.tied]
-    search = _search(model, checkpoint)
+    search = _search(model, checkpoint, request)
     # All of them are found before the first one changes: equal tensors may be stored once.
     places = {name: search.places(name) for name in firsts}
     if checkpoint.path == request.base:
@@ -196,9 +196,9 @@ def _merge(
     return targets
 
 
-def _search(model: ir.Model, checkpoint: _Checkpoint) -> GraphSearch:
+def _search(model: ir.Model, checkpoint: _Checkpoint, request: MergeRequest) -> GraphSearch:
     arrays = {name: _as_array(tensor) for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
-    return GraphSearch(model, arrays, checkpoint.tied)
+    return GraphSearch(model, arrays, checkpoint.tied, named=request.base_weights is not None)
 
 
 def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
