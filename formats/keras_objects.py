@@ -111,8 +111,8 @@ def _reason(value: Mapping[str, Any]) -> str | None:
         return f"has an object of the class {name}, which brings its own code"
     if name == "__typespec__":
         spec = value.get("spec_name")
-        at_home = _TENSORFLOW_MODULE.fullmatch(module or "tensorflow")
-        return None if at_home and spec in _TYPE_SPECS else _foreign(spec, module)
+        in_tensorflow = _TENSORFLOW_MODULE.fullmatch(module or "tensorflow")
+        return None if in_tensorflow and str(spec) in _TYPE_SPECS else _foreign(spec, module)
     if name in ("TypeSpec", "CompositeTensor"):
         spec = str(value.get("type_spec", value.get("spec", ""))).rpartition(".")[2]
         return None if spec in _TYPE_SPECS else _foreign(spec, None)
@@ -160,7 +160,7 @@ def _is_marshalled(text: Any) -> bool:
 
 def _registered(value: Mapping[str, Any], names: set[str]) -> bool:
     """Tells whether an object is registered under its own name, or under none: the other name would win."""
-    return value.get("registered_name") is None or value["registered_name"] in names
+    return value.get("registered_name") is None or str(value["registered_name"]) in names
 
 
 def _foreign(name: Any, module: str | None) -> str:

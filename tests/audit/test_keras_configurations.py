@@ -233,3 +233,27 @@ def test_what_is_foreign_is_found_at_any_depth(tree: Any, steps: list[str], form
             case _:
                 inner = {"kwargs": inner, "args": tree}
     assert any(said in finding.what for finding in foreign_objects(inner))
+
+
+odd = st.recursive(
+    st.none()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["Dense", "function", "__typespec__", "TypeSpec"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["class_name", "module", "config", "registered_name", "spec_name", "type_spec", "activation"]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(config=odd)
+def test_objects_of_any_form_are_looked_at_without_a_stop(config: Any) -> None:
+    assert all(finding.what for finding in foreign_objects(config))
