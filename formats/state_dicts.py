@@ -35,7 +35,16 @@ _DEEPEST_NESTING = 4
 _LONGEST_LIST = 4
 # What DistributedDataParallel puts before every key, and torch.compile before those of what it compiled.
 _PARALLEL_PREFIX = "module."
-_COMPILED_PREFIX = "_orig_mod."
+COMPILED_PREFIX = "_orig_mod."
+
+
+# Modules of torch around another one, and where they keep it.
+_MODULE_WRAPPERS = {
+    "AveragedModel": "module",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +103,16 @@ def _stored_module(stored: Any) -> torch.nn.Module | None:
 
     if isinstance(stored, Mapping):
         stored = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), torch.nn.Module)), None)
-    return stored if isinstance(stored, torch.nn.Module) else None
+    if not isinstance(stored, torch.nn.Module):
+        return None
+    module = stored
+    # DataParallel asks for GPUs, AveragedModel takes its inputs as *args, and a compiled module is not exported.
+    while type(module).__name__ in _MODULE_WRAPPERS and type(module).__module__.startswith("torch."):
+        inner = getattr(module, _MODULE_WRAPPERS[type(module).__name__], None)
+        if not isinstance(inner, torch.nn.Module):
+            break
+        module = inner
+    return module
 
 
 @dataclass(slots=True)
@@ -108,7 +126,7 @@ class _Search:
     """
 
     where: str
-    keys: list[str] = field(default_factory=list)
+    keys: list[Any] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
 
     def find(self, stored: Any) -> Mapping[Any, Any]:
@@ -134,7 +152,7 @@ class _Search:
             self.keys.append(key)
             stored = stored[key]
 
-    def _inner(self, stored: Mapping[Any, Any]) -> str | None:
+    def _inner(self, stored: Mapping[Any, Any]) -> Any:
         """Returns the key that leads to the weights; None where they are here."""
         inside = ((key, value) for key, value in stored.items() if isinstance(value, Mapping))
         inner = {key: count for key, value in inside if (count := _count(value, named=True))}
@@ -154,8 +172,7 @@ class _Search:
                 fix=f"save the one you mean: torch.save(torch.load({self.where!r})"
                 f"{''.join(f'[{key!r}]' for key in (*self.keys, names[0]))}, 'weights.pth')",
             )
-        (key,) = inner
-        return key
+        return next(iter(inner))
 
     def _leave_aside(self, stored: Mapping[Any, Any], taken: str | None) -> None:
         for key, value in stored.items():
@@ -197,20 +214,25 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def without_compiled(name: str) -> str:
+    """Returns a tensor's name without what torch.compile put into it, for the module or for any block in it."""
+    return name.replace(COMPILED_PREFIX, "")
+
+
 def _without_prefixes(
     tensors: Mapping[str, torch.Tensor], where: str
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     prefixes: list[str] = []
-    names = {name: name.replace(_COMPILED_PREFIX, "") for name in tensors}
-    if any(_COMPILED_PREFIX in name for name in tensors):
-        prefixes.append(_COMPILED_PREFIX)
+    names = {name: without_compiled(name) for name in tensors}
+    if any(COMPILED_PREFIX in name for name in tensors):
+        prefixes.append(COMPILED_PREFIX)
     while all(name.startswith(_PARALLEL_PREFIX) for name in names.values()):
         prefixes.append(_PARALLEL_PREFIX)
         names = {old: name.removeprefix(_PARALLEL_PREFIX) for old, name in names.items()}
     renamed = {names[old]: tensor for old, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise FormatError(
-            f"{where} holds weights both with and without the prefix {_COMPILED_PREFIX}",
+            f"{where} holds weights both with and without the prefix {COMPILED_PREFIX}",
             fix="save the weights of the module itself, not of what torch.compile returned",
         )
     return renamed, tuple(prefixes)
