@@ -14,7 +14,7 @@ from formats.pickle_scan import scan_pickle
 from formats.safetensors_header import announced_header_bytes, read_header
 from formats.sharded_index import is_index, read_index
 from formats.tensorflow_audit import note_tensorflow
-from formats.tensorflow_kinds import TENSORFLOW_FORMATS
+from formats.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
 from formats.torch_zip import ZipKind
 from formats.torch_zip_audit import audit_zip
 
@@ -38,6 +38,9 @@ def audit(path: Path) -> FileAudit:
     if head.startswith((b"PK", *_PICKLE_HEADS)):
         kind = note_torch_file(path, notes)
         # Keras writes zip files too.
+        if kind == ZipKind.OTHER and is_keras(path):
+            _audit_keras(path, notes)
+            return notes.audit(path, "Keras model")
         return _audited_other(path, notes) if kind == ZipKind.OTHER and not notes.findings else notes.audit(path, kind)
     if announced_header_bytes(head) is not None:
         return _audited_header(path, notes)
@@ -47,14 +50,10 @@ def audit(path: Path) -> FileAudit:
 
 
 def _is_old_pickle(path: Path) -> bool:
-    """Tells whether a file is a pickle of the first protocols, which are told by nothing but what they do.
-
-    One that calls something before it breaks counts, too: whoever opens it runs that.
-    """
+    """Tells whether a file is a pickle of the first protocols, which are told by nothing but what they do."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        scan = scan_pickle(stream, 0, size)
-    return bool(scan.calls) or (bool(scan.imports) and scan.problem is None)
+        return scan_pickle(stream, 0, size).runs_something
 
 
 def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:
@@ -65,6 +64,15 @@ def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:
     elif found.format in TENSORFLOW_FORMATS:
         note_tensorflow(path, found.format, notes)
     return notes.audit(path, found.detail)
+
+
+def _audit_keras(path: Path, notes: AuditNotes) -> None:
+    try:
+        note_tensorflow(path, KERAS, notes)
+    except FormatError:
+        # A damaged file that would also do harm is told as that.
+        if not notes.findings:
+            raise
 
 
 def is_zip(path: Path) -> bool:

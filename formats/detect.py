@@ -137,7 +137,7 @@ def _detect_zip(path: Path) -> Detection:
         return Detection("torch", "torch checkpoint")
     if names and all(name.endswith(".npy") for name in names):
         raise _other(path, "an .npz file of numpy arrays, so data and not a model", _KNOWN_KINDS)
-    if {"config.json", "model.weights.h5"} <= set(names):
+    if set(names) >= tensorflow_kinds.KERAS_MEMBERS:
         return Detection(tensorflow_kinds.KERAS, "Keras model")
     raise _other(path, "a zip file without a model in it", _KNOWN_KINDS)
 

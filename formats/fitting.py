@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from formats.errors import FormatError
+from formats.state_dicts import COMPILED_PREFIX, without_compiled
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
         FormatError: keys are missing or left over, or a shape is another one.
     """
     wanted = module.state_dict()
+    tensors = _uncompiled(tensors, wanted)
     prefix = _shared_prefix(tensors, wanted)
     remark = None
     if prefix is not None:
@@ -59,6 +61,16 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
     if missing or unexpected or reshaped:
         raise _misfit(factory, missing, unexpected, reshaped)
     return remark
+
+
+def _uncompiled(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Drops what torch.compile put into names, of the whole module or of blocks, where the module is not compiled."""
+    names = {name: without_compiled(name) for name in tensors}
+    changed = any(old != new for old, new in names.items())
+    kept = any(COMPILED_PREFIX in name for name in wanted)
+    if not changed or kept or len(set(names.values())) < len(names):
+        return tensors
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def _shared_prefix(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:

@@ -1,4 +1,4 @@
-"""Lists the arrays of an HDF5 file, without their values and without libhdf5.
+"""Lists the arrays of an HDF5 file, without their values, and its texts; without libhdf5.
 
 Reads what h5py writes by default: superblock 0, groups with symbol tables, object headers of version 1. Source:
 https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html.
@@ -7,7 +7,7 @@ https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -15,7 +15,10 @@ HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 # Places in the superblock: its version, how wide addresses and lengths are, and the object header of the root group.
 _SUPERBLOCK_BYTES, _SIZES_PLACE, _ROOT_PLACE = 96, 13, 64
 _DATASPACE, _DATATYPE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x10, 0x11
-_INTEGER, _FLOAT = 0, 1
+_LINK, _EXTERNAL_FILES, _LAYOUT, _ATTRIBUTE, _MANY_ATTRIBUTES = 0x06, 0x07, 0x08, 0x0C, 0x15
+_INTEGER, _FLOAT, _TEXT, _VARIABLE_LENGTH = 0, 1, 3, 9
+_VIRTUAL_LAYOUT, _EXTERNAL_LINK = 3, 64
+_LARGEST_TEXT_BYTES = 64 << 20
 _LARGEST_BLOCK_BYTES = 1 << 20
 _MOST_BLOCKS = 100_000
 _DEEPEST = 32
@@ -23,6 +26,10 @@ _DEEPEST = 32
 
 class Hdf5Error(ValueError):
     """The file is damaged, or of a kind that is not read here."""
+
+
+class Hdf5OutsideError(Hdf5Error):
+    """The file takes values from other files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +54,29 @@ def read_arrays(stream: IO[bytes], begin: int = 0) -> list[Hdf5Array]:
 
     Raises:
         Hdf5Error: the file is damaged, or of a kind that is not read here.
+        Hdf5OutsideError: an array in it has its values in another file.
     """
     reader = _Reader(stream, begin)
     try:
-        head = reader.block(0, _SUPERBLOCK_BYTES)
-        if not head.startswith(HDF5_HEAD) or head[8] != 0 or head[_SIZES_PLACE : _SIZES_PLACE + 2] != b"\x08\x08":
-            raise Hdf5Error("another kind of HDF5")
-        (root,) = struct.unpack_from("<Q", head, _ROOT_PLACE)
-        return list(reader.arrays(root, ()))
-    except (struct.error, IndexError, OSError, OverflowError) as error:
+        return list(reader.arrays(reader.root(), ()))
+    except _DAMAGE as error:
         raise Hdf5Error("damaged") from error
+
+
+def read_texts(stream: IO[bytes], names: Container[str]) -> dict[str, str]:
+    """Returns the attributes of the file's root whose names are in ``names`` and which are texts.
+
+    Raises:
+        Hdf5Error: the file is damaged, or keeps one of them in a form that is not read here.
+    """
+    reader = _Reader(stream, 0)
+    try:
+        return dict(reader.texts(reader.root(), names))
+    except _DAMAGE as error:
+        raise Hdf5Error("damaged") from error
+
+
+_DAMAGE = (struct.error, IndexError, OSError, OverflowError)
 
 
 class _Reader:
@@ -64,10 +84,18 @@ class _Reader:
         self._stream, self._begin = stream, begin
         self._blocks = 0
 
-    def block(self, place: int, count: int) -> bytes:
+    def root(self) -> int:
+        """Returns where the object header of the root group is."""
+        head = self.block(0, _SUPERBLOCK_BYTES)
+        if not head.startswith(HDF5_HEAD) or head[8] != 0 or head[_SIZES_PLACE : _SIZES_PLACE + 2] != b"\x08\x08":
+            raise Hdf5Error("another kind of HDF5")
+        (place,) = struct.unpack_from("<Q", head, _ROOT_PLACE)
+        return int(place)
+
+    def block(self, place: int, count: int, *, limit: int = _LARGEST_BLOCK_BYTES) -> bytes:
         # Files whose parts point at each other in a circle end here.
         self._blocks += 1
-        if self._blocks > _MOST_BLOCKS or not 0 <= count <= _LARGEST_BLOCK_BYTES or place >= 1 << 62:
+        if self._blocks > _MOST_BLOCKS or not 0 <= count <= limit or place >= 1 << 62:
             raise Hdf5Error("damaged")
         self._stream.seek(self._begin + place)
         content = self._stream.read(count)
@@ -91,8 +119,36 @@ class _Reader:
                 shape = _shape(content)
             elif message == _DATATYPE:
                 kind = _kind(content)
+            elif _leads_outside(message, content):
+                raise Hdf5OutsideError(f"'{'/'.join(path)}' takes values from another file")
         if shape is not None and kind is not None:
             yield Hdf5Array(path=path, dtype=kind[0], shape=shape, item_bytes=kind[1])
+
+    def texts(self, header: int, names: Container[str]) -> Iterator[tuple[str, str]]:
+        """Yields the attributes at ``header`` whose names are among ``names`` and which are texts."""
+        for message, content in self._messages(header):
+            if message == _MANY_ATTRIBUTES:
+                raise Hdf5Error("attributes in a form that is not read here")
+            if message == _ATTRIBUTE:
+                name, datatype, value = _attribute(content)
+                if name in names:
+                    yield name, self._text(datatype, value).rstrip(b"\0").decode("utf-8", "replace")
+
+    def _text(self, datatype: bytes, value: bytes) -> bytes:
+        kind = datatype[0] & 15
+        if kind == _TEXT:
+            return value
+        if kind != _VARIABLE_LENGTH or datatype[1] & 15 != 1:
+            raise Hdf5Error("a text of another type")
+        length, heap, number = struct.unpack_from("<IQI", value)
+        (size,) = struct.unpack_from("<Q", self._signed(heap, b"GCOL", 16), 8)
+        place, end = heap + 16, heap + size
+        while place + 16 <= end:
+            found, _, nbytes = struct.unpack("<HH4xQ", self.block(place, 16))
+            if found == number:
+                return self.block(place + 16, min(length, nbytes), limit=_LARGEST_TEXT_BYTES)
+            place += 16 + _padded(nbytes)
+        raise Hdf5Error("damaged")
 
     def _messages(self, header: int) -> Iterator[tuple[int, bytes]]:
         version, _, count, _, size = struct.unpack("<BBHII", self.block(header, 12))
@@ -137,6 +193,31 @@ class _Reader:
     def _name(self, place: int) -> str:
         self._stream.seek(self._begin + place)
         return self._stream.read(256).partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _attribute(content: bytes) -> tuple[str, bytes, bytes]:
+    """Returns the name of an attribute, its type and its value."""
+    version, flags, name_bytes, type_bytes, space_bytes = struct.unpack_from("<BBHHH", content)
+    if version not in (1, 2, 3) or (version > 1 and flags):
+        raise Hdf5Error("attributes in a form that is not read here")
+    if version == 1:
+        at, steps = 8, [_padded(one) for one in (name_bytes, type_bytes, space_bytes)]
+    else:
+        at, steps = 9 if version == 3 else 8, [name_bytes, type_bytes, space_bytes]
+    name = content[at : at + name_bytes].partition(b"\0")[0].decode("utf-8", "replace")
+    at += steps[0]
+    return name, content[at : at + type_bytes], content[at + steps[1] + steps[2] :]
+
+
+def _padded(count: int) -> int:
+    return count + -count % 8
+
+
+def _leads_outside(message: int, content: bytes) -> bool:
+    """Tells whether a message of an object names another file: for all of its values, some, or in its place."""
+    if message == _LINK:
+        return bool(content[1] & 8) and content[2] >= _EXTERNAL_LINK
+    return message == _EXTERNAL_FILES or (message == _LAYOUT and content[0] >= 4 and content[1] == _VIRTUAL_LAYOUT)
 
 
 def _shape(content: bytes) -> tuple[int, ...]:

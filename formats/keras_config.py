@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import FormatError
+from formats.hdf5_outline import Hdf5Error, read_texts
 
 _CONFIG, _METADATA = "config.json", "metadata.json"
 _LARGEST_CONFIG_BYTES = 64 << 20
 # How the configuration begins, as Keras 3 and Keras 2 write it, in HDF5 a text among other bytes.
 _CONFIG_HEAD = re.compile(rb'\{"(module|class_name)": ')
 _MOST_TRIES = 100
+_H5_ATTRIBUTES = ("model_config", "training_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,62 @@ def read_keras_h5(path: Path) -> KerasOutline:
     Raises:
         FormatError: its configuration is not found.
     """
+    with contextlib.suppress(Hdf5Error):
+        for config in _h5_configs(path):
+            if isinstance(_mapping(config.get("config")).get("layers"), list):
+                return _outline(config, "")
+    return _outline(_scanned_h5(path), "")
+
+
+def read_configs(path: Path, *, h5: bool) -> tuple[list[dict[str, Any]], bool]:
+    """Returns all that a ``.keras`` or ``.h5`` file says that Keras is to make, and whether this is sure to be all.
+
+    Raises:
+        FormatError: it is damaged, or no configuration is found.
+    """
+    if not h5:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return [_member(archive, path, _CONFIG)], True
+        except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
+            raise _damaged(path) from error
+    try:
+        found = _h5_configs(path)
+    except Hdf5Error:
+        return [_scanned_h5(path)], False
+    if not found:
+        raise _damaged(path)
+    return found, True
+
+
+def _h5_configs(path: Path) -> list[dict[str, Any]]:
+    """Reads the attributes in which Keras looks.
+
+    Raises:
+        Hdf5Error: they are stored in a way that is not read here.
+    """
+    with path.open("rb") as stream:
+        texts = read_texts(stream, _H5_ATTRIBUTES)
+    try:
+        found = [json.loads(text) for text in texts.values()]
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path) from error
+    return [config for config in found if isinstance(config, dict)]
+
+
+def _scanned_h5(path: Path) -> dict[str, Any]:
+    """Searches the file's bytes for the configuration.
+
+    Raises:
+        FormatError: it is not found.
+    """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for found, _ in zip(_CONFIG_HEAD.finditer(content), range(_MOST_TRIES), strict=False):
             text = content[found.start() : found.start() + _LARGEST_CONFIG_BYTES].decode("utf-8", "replace")
             with contextlib.suppress(ValueError, RecursionError):  # this text is another one, or cut
                 config, _ = json.JSONDecoder().raw_decode(text)
-                if isinstance(_mapping(config.get("config")).get("layers"), list):
-                    return _outline(config, "")
+                if isinstance(config, dict) and isinstance(_mapping(config.get("config")).get("layers"), list):
+                    return config
     raise _damaged(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from formats.hdf5_outline import Hdf5Array, Hdf5Error, read_arrays
+from formats.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
 from formats.tensorflow_kinds import KERAS
 
 _WEIGHTS = "model.weights.h5"
@@ -17,12 +17,26 @@ _NO_WEIGHTS = ("optimizer", "optimizer_weights")
 def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
     """Returns the weights of a ``.keras`` or ``.h5`` file; None where its HDF5 is of a kind that is not read here."""
     try:
-        with path.open("rb") as stream:
-            begin = _member_place(path) if kind == KERAS else 0
-            arrays = read_arrays(stream, begin)
+        arrays = _arrays(path, kind)
     except (Hdf5Error, zipfile.BadZipFile, KeyError):
         return None
     return [array for array in arrays if array.path and array.path[0] not in _NO_WEIGHTS]
+
+
+def values_outside(path: Path, kind: str) -> str | None:
+    """Says which array of a ``.keras`` or ``.h5`` file takes its values from another file; None where none is seen."""
+    try:
+        _arrays(path, kind)
+    except Hdf5OutsideError as error:
+        return str(error)
+    except (Hdf5Error, zipfile.BadZipFile, KeyError):
+        return None
+    return None
+
+
+def _arrays(path: Path, kind: str) -> list[Hdf5Array]:
+    with path.open("rb") as stream:
+        return read_arrays(stream, _member_place(path) if kind == KERAS else 0)
 
 
 def _member_place(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from enum import StrEnum
 
 _REBUILD = (
@@ -93,8 +94,6 @@ TENSOR_GLOBALS: frozenset[str] = frozenset(
         *(f"torch.{name}" for name in _DTYPES),
     }
 )
-# What Python 2 called them.
-_OLD_NAMES = {"__builtin__": "builtins"}
 # No model needs any of these, and attacks use them: they run commands or code, or lead to something that does.
 _ATTACK_MODULES = frozenset(
     [
@@ -177,12 +176,14 @@ _ATTACK_NAMES = frozenset(
         "load_url",
     ]
 )
-# Out of those modules: types that hold values, and run nothing.
+# Out of those modules: types that hold values, or what is named beside them, and run nothing by being made.
 _VALUE_TYPES = frozenset(
     {
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object")),
         *(f"builtins.{name}" for name in ("range", "slice", "str", "tuple")),
         *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
+        "functools.partial",
+        "io.BytesIO",
         "types.SimpleNamespace",
     }
 )
@@ -197,8 +198,9 @@ class Meaning(StrEnum):
 
 
 def full_name(module: str, name: str) -> str:
-    """Returns the two parts of a global as one name, in today's words."""
-    return f"{_OLD_NAMES.get(module, module)}.{name}"
+    """Returns the two parts of a global as one name, in Python 3's words, as pickle itself reads those of Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
 
 
 def meaning(name: str) -> Meaning:

@@ -77,6 +77,14 @@ class PickleScan:
         """The imports that are not for tensors: opening the file would run their code."""
         return tuple(name for name, what in self.imports.items() if what is not Meaning.TENSOR)
 
+    @property
+    def runs_something(self) -> bool:
+        """Whether it imports or calls, so that the bytes are a pickle and no text or data that looks like its start.
+
+        One that calls something before it breaks counts, too: whoever opens it runs that.
+        """
+        return bool(self.calls) or (bool(self.imports) and self.problem is None)
+
 
 def scan_pickle(stream: IO[bytes], start: int, end: int) -> PickleScan:
     """Follows the pickle in bytes ``start`` to ``end`` and returns what it would do; imports and calls nothing.

@@ -19,31 +19,37 @@ if TYPE_CHECKING:
     import torch
 
 
+_LONGEST_LIST = 3
+
+
 class ShardedWeights:
     """Reads ``*.index.json`` and the ``.safetensors`` or ``.bin`` files that it names."""
 
     holds: ClassVar[Literal["weights"]] = "weights"
 
     def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
-        """Reads the tensors that the index names; they stay in their files until they are used.
+        """Reads the tensors that the index names, and others in its files; they stay there until they are used.
 
         Raises:
             FormatError: a file is missing, damaged, outside of the folder, lacks a tensor that the index expects in
-                it, or would do more than ``trust`` allows.
+                it, or would do more than ``trust`` allows; or two files have a tensor that the index does not name.
         """
         index = read_index(path)
         size = sum(shard.stat().st_size for shard in index.shards)
         tensors = few_at_a_time(lambda: _merged(path, index, trust).tensors, size)
-        return Weights(
-            tensors=tensors,
-            metadata=_merged(path, index, trust).metadata,
-            source=f"{len(tensors)} tensors in {len(index.shards)} files",
-        )
+        listed = {name for names in index.shards.values() for name in names}
+        more = [name for name in tensors if name not in listed]
+        source = f"{len(tensors)} tensors in {len(index.shards)} files"
+        if more:
+            source += f", {len(more)} of them not in the index: {', '.join(more[:_LONGEST_LIST])}"
+            source += ", …" if len(more) > _LONGEST_LIST else ""
+        return Weights(tensors=tensors, metadata=_merged(path, index, trust).metadata, source=source)
 
 
 def _merged(path: Path, index: ShardIndex, trust: Trust) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
+    listed = {name for names in index.shards.values() for name in names}
     for shard, names in index.shards.items():
         found = registry.load(detect(shard).format)
         if found.holds != "weights":
@@ -54,7 +60,15 @@ def _merged(path: Path, index: ShardIndex, trust: Trust) -> Weights:
             raise FormatError(
                 f"{shard} has no tensor '{missing[0]}', which {path} says is in it", fix="download both again"
             )
-        tensors |= {name: held.tensors[name] for name in names}
+        # Those who load such weights take every file whole, whatever the index says.
+        others = [name for name in held.tensors if name not in listed]
+        twice = [name for name in others if name in tensors]
+        if twice:
+            raise FormatError(
+                f"{path} does not say which of its files '{twice[0]}' is from, and two have it",
+                fix="name its file in weight_map, or save the weights again",
+            )
+        tensors |= {name: held.tensors[name] for name in (*names, *others)}
         metadata |= held.metadata
     return Weights(tensors=tensors, metadata=metadata, source="")
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from formats import keras_config, tensorflow_kinds, tensorflow_outline
 from formats.findings import AuditNotes, Risk
+from formats.keras_objects import foreign_objects
+from formats.keras_weights import values_outside
 
-# Layers of Keras that hold Python code, or build themselves from other files.
-_LAYERS_WITH_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+# A file with more of them than this is not read any more to its end by a person.
+_MOST_FINDINGS = 100
 
 
 def note_tensorflow(path: Path, kind: str, notes: AuditNotes) -> None:
-    """Notes layers with code and operators that reach for files in a model of one of ``TENSORFLOW_FORMATS``.
+    """Notes objects with code and operators that reach for files in a model of one of ``TENSORFLOW_FORMATS``.
 
     Raises:
         FormatError: the model is damaged.
     """
     if kind in (tensorflow_kinds.KERAS, tensorflow_kinds.KERAS_H5):
-        keras = kind == tensorflow_kinds.KERAS
-        layers = (keras_config.read_keras if keras else keras_config.read_keras_h5)(path).layers
-        for name in _LAYERS_WITH_CODE:
-            if name in layers:
-                notes.add(
-                    Risk.RUNS_CODE, "configuration", f"has a layer of the class {name}, which brings its own code"
-                )
+        _note_keras(path, kind, notes)
         return
     saved = kind == tensorflow_kinds.SAVED_MODEL
     outline = (tensorflow_outline.read_saved_model if saved else tensorflow_outline.read_graph_def)(path)
     for name in outline.reaching_out:
         notes.add(Risk.REACHES_OUTSIDE, name, "reaches outside of the model when it runs")
+
+
+def _note_keras(path: Path, kind: str, notes: AuditNotes) -> None:
+    configs, complete = keras_config.read_configs(path, h5=kind == tensorflow_kinds.KERAS_H5)
+    if not complete:
+        what = "is stored in a way that is not read here, so that Keras may find another one"
+        notes.add(Risk.INCONSISTENT, "configuration", what)
+    found = (finding for config in configs for finding in foreign_objects(config))
+    for finding in islice(found, _MOST_FINDINGS):
+        notes.add(finding.risk, f"configuration, {finding.place}", finding.what)
+    outside = values_outside(path, kind)
+    if outside is not None:
+        notes.add(Risk.REACHES_OUTSIDE, "weights", outside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import zipfile
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,7 @@ KERAS_H5 = "keras_h5"
 TENSORFLOW_FORMATS = frozenset({SAVED_MODEL, GRAPH_DEF, KERAS, KERAS_H5})
 
 SAVED_MODEL_FILE = "saved_model.pb"
+KERAS_MEMBERS = frozenset({"config.json", "model.weights.h5"})
 HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 
 # Fields of GraphDef, graph.proto: node, library, version and versions; and of NodeDef, node_def.proto: name, operator.
@@ -26,6 +28,15 @@ _NODES_TO_LOOK_AT = 20
 def is_saved_model(path: Path) -> bool:
     """Tells whether ``path`` is a folder with a SavedModel in it."""
     return path.is_dir() and (path / SAVED_MODEL_FILE).is_file()
+
+
+def is_keras(path: Path) -> bool:
+    """Tells whether a zip file has the members that Keras writes; a damaged one has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) >= KERAS_MEMBERS
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return False
 
 
 def is_graph_def(path: Path, size: int) -> bool:

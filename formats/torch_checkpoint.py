@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,10 +16,7 @@ from formats.mapped_tensors import few_at_a_time, tied_names
 from formats.resident_pages import DroppingWriter
 from formats.state_dicts import find_state_dict
 from formats.trust import NO_TRUST, Trust, check_trusted
-from formats.trusted_pickle import allowing, load_trusted
-
-# How torch says which class it will not make with weights_only=True.
-_NOT_ALLOWED = re.compile(r"but got <class '([\w.]+)'>")
+from formats.trusted_pickle import allowing, load_allowed, load_trusted
 
 
 class TorchCheckpoint:
@@ -84,10 +80,6 @@ def _load(path: Path, trust: Trust) -> Any:
     except (MemoryError, FormatError):
         raise
     except Exception as error:  # a damaged pickle makes torch raise nearly anything
-        lacking = _NOT_ALLOWED.search(str(error))
-        if lacking is not None and trust.names:
-            raise FormatError(
-                f"{path} makes a {lacking[1]}, which is not among what is allowed",
-                fix=f"where you trust the file, add --allow-global {lacking[1]}, or open it with --trust-pickle",
-            ) from error
+        if trust.names and any(finding.imported in trust.names for finding in notes.findings):
+            return load_allowed(path, trust.names, mmap=zipped)
         raise FormatError(f"{path} is a damaged or cut torch checkpoint", fix="save or download it again") from error

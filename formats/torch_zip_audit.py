@@ -14,7 +14,7 @@ from formats.exported_program_audit import audit_program_json
 from formats.findings import AuditNotes, Risk
 from formats.pickle_scan import PickleScan, StoredBytes, scan_pickle
 from formats.torch_zip import TorchZip, ZipKind, recognize
-from formats.zip_layout import Defect, first_bytes, open_zip, read_member, zip_defects
+from formats.zip_layout import Defect, first_bytes, open_zip, read_member, unpacked, zip_defects
 
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20
@@ -80,6 +80,8 @@ def _audit_member(
             notes.add_pickle(where, scan, harmless=_SCRIPT_TYPES if found.kind is ZipKind.TORCHSCRIPT else ())
         if name == "data.pkl":
             _check_storages(archive, scan.storages, found, where, notes)
+    elif _has_old_pickle(archive, member):
+        notes.add_pickle(where, _scan(read_member(archive, member, limit=_LARGEST_PICKLE_BYTES)))
     elif found.kind is ZipKind.TORCHSCRIPT and name.startswith("code/"):
         code = read_member(archive, member, limit=_LARGEST_TEXT_BYTES)
         for match in dict.fromkeys(_SCRIPT_FILE_ACCESS.findall(code)):
@@ -95,6 +97,13 @@ def _audit_inner(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, 
     stream = io.BytesIO(content)
     with open_zip(stream, where) as inner:
         _audit(inner, stream, len(content), f"{where}:", notes, depth + 1)
+
+
+def _has_old_pickle(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Tells whether a member is a pickle of the first protocols; nothing but what they do tells these."""
+    with unpacked(archive, member) as stream:
+        scan = scan_pickle(stream, 0, member.file_size)
+    return scan.runs_something
 
 
 def _scan(content: bytes) -> PickleScan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import pickle
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from formats.errors import FormatError
+from formats.pickle_globals import Meaning, full_name, meaning
 
 
 def load_trusted(path: Path, *, mmap: bool) -> Any:
@@ -33,6 +36,41 @@ def load_trusted(path: Path, *, mmap: bool) -> Any:
                 fix="run in the folder of the code that saved it and install what it imports; where its classes are in "
                 "a script, save the state_dict() there and name the class: --model script.py:Class",
             ) from error
+
+
+def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
+    """Opens a checkpoint that imports nothing but ``names`` and what tensors take.
+
+    torch's own reader with weights_only=True does not fill the containers and make the objects of many classes, even of
+    those that it was told to allow.
+
+    Raises:
+        FormatError: it imports more, or there is nothing of such a name.
+    """
+    with _working_folder():
+        found = {name: _imported(name) for name in sorted(names)}
+
+    class AllowedUnpickler(pickle.Unpickler):
+        def find_class(self, module_name: str, global_name: str, /) -> Any:
+            name = full_name(module_name, global_name)
+            if name in found:
+                return found[name]
+            if meaning(name) is not Meaning.TENSOR:
+                raise pickle.UnpicklingError(f"imports {name}, which is not allowed")
+            return super().find_class(module_name, global_name)
+
+    reader = types.ModuleType("allowed_pickle")
+    reader.Unpickler = AllowedUnpickler  # type: ignore[attr-defined]
+    reader.load = lambda stream, **options: AllowedUnpickler(stream, **options).load()  # type: ignore[attr-defined]
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign classes raise what they like
+        raise FormatError(
+            f"{path} cannot be opened: {type(error).__name__}: {error}",
+            fix="where you trust the file, open it with --trust-pickle",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -90,9 +91,20 @@ def first_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -
     Raises:
         FormatError: it is damaged.
     """
+    with unpacked(archive, member) as stream:
+        return stream.read(count)
+
+
+@contextmanager
+def unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+    """Yields a member as a stream that is unpacked while it is read.
+
+    Raises:
+        FormatError: it is damaged.
+    """
     try:
         with archive.open(member) as stream:
-            return stream.read(count)
+            yield stream
     except _UNPACKING_ERRORS as error:
         raise FormatError(f"is damaged: {error}", fix="save or download it again") from error
 

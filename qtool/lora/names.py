@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from qtool.errors import InputError
+
+# Where torch.compile keeps the module that it compiled, the whole model or any block in it.
+_COMPILED = "_orig_mod"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,16 +19,19 @@ class Renaming:
     Attributes:
         removed: what names of the adapter begin with and those of the base do not.
         added: the other way round.
+        compiled: the names of the base that say what was compiled, by what they are without.
     """
 
     removed: str = ""
     added: str = ""
+    compiled: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, name: str) -> str:
         """Returns the name in the base; one without the prefix stays as it is."""
-        if not name.startswith(self.removed):
-            return name
-        return self.added + name.removeprefix(self.removed)
+        plain = _without_compiled(name)
+        if plain.startswith(self.removed):
+            plain = self.added + plain.removeprefix(self.removed)
+        return self.compiled.get(plain, plain)
 
 
 def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str) -> Renaming:
@@ -41,11 +47,13 @@ def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str
     Raises:
         InputError: there is none, so the adapter is one for another base.
     """
-    paths = _module_paths(base_names)
+    names = list(base_names)
+    paths = _module_paths(map(_without_compiled, names))
+    modules = [_without_compiled(module) for module in modules]
     candidates = [Renaming(), *_longer(modules, paths), *_shorter(modules)]
     for renaming in candidates:
         if all(renaming(module) in paths for module in modules):
-            return renaming
+            return replace(renaming, compiled=_compiled(names))
     # What is missing under the names that fit best.
     best = max(candidates, key=lambda renaming: sum(renaming(module) in paths for module in modules))
     missing = next(module for module in modules if best(module) not in paths)
@@ -57,6 +65,22 @@ def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str
         fix="name the base that the adapter was trained on; `qtool inspect` shows its name"
         + (f"; or leave this module out with --exclude {missing}" if others else ""),
     )
+
+
+def _without_compiled(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def _compiled(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names of tensors and modules that were compiled, or are in what was, by those without."""
+    found: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        if _COMPILED in parts:
+            # The longest is the module itself, where torch.compile's own is between.
+            wholes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            found |= {_without_compiled(whole): whole for whole in wholes if _without_compiled(whole)}
+    return found
 
 
 def _module_paths(names: Iterable[str]) -> set[str]:

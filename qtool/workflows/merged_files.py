@@ -166,12 +166,15 @@ def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[s
     places: dict[str, str] = {}
     names = _shard_names(base, index)
     total = 0
-    for shard, tensors in read_index(base.path).shards.items():
+    shards = read_index(base.path).shards
+    listed = {name for tensors in shards.values() for name in tensors}
+    for shard, tensors in shards.items():
         source = registry.load_source(detect(shard).format)
         if source.holds != "weights":
             raise AssertionError(shard)
         # Each file alone: what was mapped of it goes before the next one comes.
         weights = source.read(shard, base.trust)
+        tensors = (*tensors, *(name for name in weights.tensors if name not in listed))
         if shard == base.shards[-1]:
             weights, tensors = _with_new(weights, new), (*tensors, *new)
         SafetensorsFile().write(weights, index.with_name(names[shard]), change)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats import tensorflow_kinds, tensorflow_outline
+from formats.audit import audit
 from formats.errors import FormatError
 from formats.example_inputs import InputSpec
 from formats.tensorflow_process import ModelToLoad, TensorDescription, TensorFlowProcess, check_installed, loaded
@@ -111,6 +112,7 @@ def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelTo
             fix="give --inputs and --outputs for frozen graphs only",
         )
     if kind != tensorflow_kinds.SAVED_MODEL:
+        _refuse_foreign_objects(path)
         return ModelToLoad(path=path, kind=kind)
     outline = tensorflow_outline.read_saved_model(path)
     _refuse_reaching_out(path, outline)
@@ -144,6 +146,17 @@ def _graph_to_load(path: Path, options: TensorFlowOptions) -> ModelToLoad:
     return ModelToLoad(
         path=path, kind=tensorflow_kinds.GRAPH_DEF, inputs=chosen["--inputs"], outputs=chosen["--outputs"]
     )
+
+
+def _refuse_foreign_objects(path: Path) -> None:
+    """Raises a FormatError for what Keras would import and call, or read, when it loads the file."""
+    findings = audit(path).findings
+    if findings:
+        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        raise FormatError(
+            f"{path} is not safe to load: {findings[0].where} {findings[0].what}{more}",
+            fix="where you trust it, export it with the code that made it: model.export(folder) makes a SavedModel",
+        )
 
 
 def _refuse_reaching_out(path: Path, outline: tensorflow_outline.TensorFlowOutline) -> None:

@@ -197,3 +197,32 @@ def test_a_zip_behind_another_one_is_refused(tmp_path: Path, audited: Any, whole
     (tmp_path / "two.pth").write_bytes(whole + whole)
     (finding,) = audited(tmp_path / "two.pth")["findings"]
     assert "begins after" in finding["what"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data/readme", ".data/serialization_id"])
+@pytest.mark.parametrize("form", ["inst", "protocol 0", "protocol 1", "broken behind"])
+def test_a_pickle_of_the_first_protocols_is_found_under_any_name(
+    tmp_path: Path, audited: Any, checkpoint: Any, payload: Any, name: str, form: str
+) -> None:
+    contents = {
+        "inst": payload("inst", tmp_path / "ran"),
+        "protocol 0": b"cos\nmkdir\np0\n(Vran\np1\ntp2\nRp3\n.",
+        "protocol 1": b"cos\nmkdir\nq\x00(X\x03\x00\x00\x00ranq\x01tq\x02Rq\x03.",
+        "broken behind": b"cos\nmkdir\n(S'ran'\ntR and more",
+    }
+    (tmp_path / "m.pth").write_bytes(checkpoint(b"\x80\x02}.", {name: contents[form]}))
+    findings = audited(tmp_path / "m.pth")["findings"]
+    assert {finding["where"] for finding in findings} == {f"m/{name}"}
+    assert any("mkdir" in finding["what"] for finding in findings)
+
+
+def test_texts_and_numbers_beside_the_weights_are_no_pickles(tmp_path: Path, audited: Any, checkpoint: Any) -> None:
+    members = {
+        "readme.txt": b"a model\nof weights\n",
+        "classes.txt": b"cat\ndog\nice cream\n",
+        "code.py": b"import os\nclass Model:\n    pass\n",
+        "settings.json": b'{"a": [1, 2]}',
+        "labels": bytes(range(256)),
+    }
+    (tmp_path / "m.pth").write_bytes(checkpoint(b"\x80\x02}.", members))
+    assert audited(tmp_path / "m.pth")["findings"] == []

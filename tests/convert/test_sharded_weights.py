@@ -216,3 +216,33 @@ def test_torch_files_of_three_gigabytes_are_written_from_the_pages_of_the_source
         ("convert", "parts.safetensors.index.json", "--to", "pth", "-o", "again.pth"),
     ):
         assert peak_of(tmp_path, CONVERT_WATCHED, *arguments) < LARGE_TENSOR_BYTES + (1 << 30)
+
+
+def test_tensors_that_the_index_does_not_name_are_converted_too(run: Any, sharded: Path) -> None:
+    expected = torch.load("weights.pth", weights_only=True)
+    index = json.loads(sharded.read_text())
+    left_out = sorted(index["weight_map"])[1::2]
+    for name in left_out:
+        del index["weight_map"][name]
+    sharded.write_text(json.dumps(index))
+    result = run(sharded.name, "--to", "pth")
+    assert result.exit_code == 0, result.output
+    assert f"{len(left_out)} of them not in the index" in " ".join(result.stdout.split())
+    state = torch.load("net.pth", weights_only=True)
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_tensor_in_two_files_is_the_one_that_the_index_names(run: Any, sharded: Path) -> None:
+    index = json.loads(sharded.read_text())
+    name = next(name for name, file in index["weight_map"].items() if file == "net-1.safetensors")
+    second = torch.load("net-2.bin", weights_only=True)
+    torch.save({**second, name: torch.zeros(1)}, "net-2.bin")
+    assert run(sharded.name, "--to", "pth").exit_code == 0
+    expected = torch.load("weights.pth", weights_only=True)
+    assert torch.equal(torch.load("net.pth", weights_only=True)[name], expected[name])
+    del index["weight_map"][name]
+    sharded.write_text(json.dumps(index))
+    result = run(sharded.name, "--to", "pth", "--force")
+    assert result.exit_code == 2
+    assert f"does not say which of its files '{name}' is from" in result.stderr

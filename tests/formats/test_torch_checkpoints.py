@@ -1,13 +1,17 @@
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from formats.base import Weights
 from formats.errors import FormatError
+from formats.state_dicts import find_state_dict
 from formats.torch_checkpoint import TorchCheckpoint
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
@@ -39,6 +43,10 @@ def read(path: Path, stored: Any, *, legacy: bool = False) -> Weights:
         {"ema": {"shadow": {"w": WEIGHT}}},
         {"anything": {"w": WEIGHT}, "lr_scheduler": {"x": torch.ones(1)}},
         {"w": torch.nn.Parameter(WEIGHT), "step": 5},
+        {"student": {"w": WEIGHT}, "step": torch.tensor(3), "losses": torch.ones(2)},
+        {"ema": {"ema_model": {"w": WEIGHT}, "initted": torch.tensor(True)}, "model": {"v": WEIGHT}},
+        {"model": {"student": {"w": WEIGHT}, "scale": torch.ones(1)}, "epoch": torch.tensor(2)},
+        {"ema": {"decay": 0.9, "shadow_params": [WEIGHT]}, "model": {"w": WEIGHT}},
     ],
 )
 def test_the_state_dict_is_found_wherever_it_is(tmp_path: Path, stored: Any, legacy: bool) -> None:
@@ -76,12 +84,15 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
         ({}, "empty dict"),
         ({"epoch": 3}, "its keys: epoch"),
         ({"left": {"w": WEIGHT}, "right": {"w": WEIGHT}}, "several dictionaries of tensors: left, right"),
+        ({"left": {"w": WEIGHT}, "right": {"w": WEIGHT}, "step": torch.tensor(3)}, "several dictionaries"),
+        ({"model": {"left": {"w": WEIGHT}, "right": {"w": WEIGHT}, "scale": torch.ones(1)}}, r"\['model'\]\['left'\]"),
         ({"_orig_mod.w": WEIGHT, "w": WEIGHT}, "both with and without"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, stored: Any, said: str) -> None:
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(FormatError) as caught:
         read(tmp_path / "m.pth", stored)
+    assert re.search(said, str(caught.value))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -135,3 +146,44 @@ def test_tied_tensors_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     assert (tmp_path / "m.pth").stat().st_size < 6_000
     again = torch.load(tmp_path / "m.pth", weights_only=True)
     assert again["embed"].data_ptr() == again["head"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("stored", "aside"),
+    [
+        ({"backbone": {"w": WEIGHT}, "head": {"v": WEIGHT, "b": WEIGHT}}, "head (2 tensors)"),
+        ({"w": WEIGHT, "extra": {"v": torch.ones(2)}}, "extra (a tensor)"),
+        ({"model": {"w": WEIGHT}, "queue": WEIGHT}, "queue (a tensor)"),
+        ({"model": {"w": WEIGHT}, "ema": {"shadow_params": [WEIGHT, WEIGHT]}}, "ema (2 tensors)"),
+    ],
+)
+def test_tensors_that_are_left_aside_are_counted(tmp_path: Path, stored: Any, aside: str) -> None:
+    weights = read(tmp_path / "m.pth", stored)
+    assert list(weights.tensors) == ["w"]
+    assert aside in weights.source
+
+
+leaves = st.integers(0, 3).map(lambda size: torch.ones(size))
+names = st.sampled_from(["model", "ema", "encoder", "net", "w", "step", "head", "x.y"])
+checkpoints = st.recursive(
+    st.dictionaries(names, leaves | st.integers(), max_size=3),
+    lambda inner: st.dictionaries(names, inner | leaves, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(stored=checkpoints)
+def test_every_tensor_is_taken_or_counted(stored: Any) -> None:
+    def count(value: Any) -> int:
+        if isinstance(value, torch.Tensor):
+            return 1
+        return sum(count(inner) for inner in value.values()) if isinstance(value, dict) else 0
+
+    try:
+        found = find_state_dict(stored, "m.pth")
+    except FormatError:
+        return
+    aside = re.findall(r"\((?:(a)|(\d+)) tensors?\)", found.source)
+    more = " more" in found.source
+    told = len(found.tensors) + sum(1 if one else int(several) for one, several in aside)
+    assert told == count(stored) or (more and told < count(stored))
