@@ -94,13 +94,18 @@ class OnnxFile:
         Raises:
             FormatError: the model breaks the ONNX standard.
         """
+        problem = self.problem(path)
+        if problem is not None:
+            raise _damaged(origin or path, f": {problem}")
+
+    def problem(self, path: Path) -> str | None:
+        """Returns what the checker of the onnx package finds in a file; None where it finds nothing."""
         try:
             onnx.checker.check_model(str(path))
         except (onnx.checker.ValidationError, ValueError) as error:
             # The standard has no form for a value of unknown rank, which every runtime takes nevertheless.
-            if "Field 'shape' of 'type' is required" in str(error):
-                return
-            raise _damaged(origin or path, f": {_first_line(error)}") from error
+            return None if "Field 'shape' of 'type' is required" in str(error) else _first_line(error)
+        return None
 
 
 def audit_external_data(path: Path, notes: AuditNotes) -> None:
