@@ -106,9 +106,10 @@ def to_precision(
 
 
 def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> InputError:
-    halves = {value.dtype for node in model.graph for value in node.outputs} & set(HALF_DTYPES.values())
+    made = {value.dtype for node in model.graph for value in node.outputs}
+    halves = [dtype for dtype in HALF_DTYPES.values() if dtype in made]
     if halves and not plan.kept:
-        kinds = ", ".join(sorted(dtype.name.lower() for dtype in halves))
+        kinds = " and ".join(dtype.name.lower() for dtype in halves)
         return InputError(f"the graph computes in {kinds} already", fix="leave out --fp16 and --bf16")
     why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
     return InputError(

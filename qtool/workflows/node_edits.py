@@ -64,7 +64,7 @@ def constant_before(node: ir.Node, array: Array, role: str, step: Step) -> ir.Va
     name = step.names.free(f"{node.outputs[0].name}_{role}")
     tensor = ir.tensor(array, name=name)
     made = ir.node("Constant", [], attributes={"value": ir.AttrTensor("value", tensor)}, name=name)
-    made.outputs[0].name, made.outputs[0].dtype = name, tensor.dtype
+    made.outputs[0].name, made.outputs[0].type = name, ir.TensorType(tensor.dtype)
     made.outputs[0].shape = ir.Shape(array.shape)
     _insert(node, made, before=True)
     return made.outputs[0]
@@ -77,7 +77,7 @@ def transpose_around(node: ir.Node, order: Sequence[int], step: Step) -> None:
         return
     before = ir.node("Transpose", [value], attributes={"perm": ir.AttrInt64s("perm", order)})
     before.name = before.outputs[0].name = step.names.free(f"{value.name}_transposed")
-    before.outputs[0].dtype = value.dtype
+    before.outputs[0].type = value.type
     _insert(node, before, before=True)
     node.replace_input_with(0, before.outputs[0])
     readers, graph = list(old.uses()), node.graph

@@ -117,7 +117,7 @@ def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
     if default is None or not default.type:
         return False
     value = onnx.helper.get_attribute_value(default)
-    return (value.decode() if isinstance(value, bytes) else value) == node.attributes[name].value
+    return bool((value.decode() if isinstance(value, bytes) else value) == node.attributes[name].value)
 
 
 def says_nothing(node: ir.Node, name: str) -> bool:
