@@ -17,6 +17,7 @@ from formats.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weig
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
+    NCHWC_DOMAIN,
     HalfName,
     HalfPlan,
     KeptFloat,
@@ -112,10 +113,10 @@ def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> Inpu
         kinds = " and ".join(dtype.name.lower() for dtype in halves)
         return InputError(f"the graph computes in {kinds} already", fix="leave out --fp16 and --bf16")
     why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
-    return InputError(
-        f"nothing in the graph can compute in {name}: {why}",
-        fix="leave out --fp16 and --bf16, or give a newer --opset",
-    )
+    fix = "leave out --fp16 and --bf16, or give a newer --opset"
+    if any(node.domain == NCHWC_DOMAIN for node in model.graph):
+        fix = "convert the model that onnxruntime read, not what it saved at its highest level of optimization"
+    return InputError(f"nothing in the graph can compute in {name}: {why}", fix=fix)
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:

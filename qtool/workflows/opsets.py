@@ -22,7 +22,7 @@ from qtool.workflows.older_opsets import is_default, restamp, says_nothing
 # Before 7, operators broadcast in ways that the converter does not know.
 _LOWEST_OPSET = 7
 # What the converter says of an operator that it has no rule for.
-_NO_WAY = "No Adapter"
+_NO_WAY = ("No Adapter", "no registered schema")
 
 
 def to_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -75,9 +75,11 @@ def _raised(model: ir.Model, have: int, opset: int) -> ir.Model:
         with quiet_libraries(), _logged_reasons() as reasons:
             result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
     except Exception as error:  # the converter raises whatever its C++ part throws
-        if _NO_WAY in str(error):
+        if any(said in str(error) for said in _NO_WAY):
             return restamp(_plain(model), opset)
         raise _unconvertible(have, opset, str(error)) from error
+    if result.opset_imports.get("", 0) != opset and any(said in "".join(reasons) for said in _NO_WAY):
+        return restamp(_plain(result), opset)
     if result.opset_imports.get("", 0) != opset:
         raise _unconvertible(have, opset, reasons[-1] if reasons else "")
     return result
