@@ -155,7 +155,7 @@ def _detect_pickle(path: Path, head: bytes) -> Detection:
 def _detect_onnx(path: Path, size: int) -> Detection | None:
     """Returns None when the bytes are no ONNX model at all."""
     ir_version: int | None = None
-    graph: protobuf.Field | None = None
+    graphs: list[protobuf.Field] = []
     with path.open("rb") as stream:
         try:
             for field in protobuf.fields(stream, 0, size):
@@ -164,11 +164,13 @@ def _detect_onnx(path: Path, size: int) -> Detection | None:
                 if field.number == _IR_VERSION:
                     ir_version = field.value
                 if field.number == _GRAPH:
-                    graph = field
+                    graphs.append(field)
             if ir_version is None:
                 return None
-            nodes = graph is not None and any(
-                field.number == _GRAPH_NODE for field in protobuf.fields(stream, graph.start, graph.end)
+            nodes = any(
+                field.number == _GRAPH_NODE
+                for graph in graphs
+                for field in protobuf.fields(stream, graph.start, graph.end)
             )
         except protobuf.WireError as error:
             if ir_version is None or not error.cut_short:

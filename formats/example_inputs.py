@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +22,43 @@ Feeds: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """Says which lengths a free dimension may have: ``factor`` · n + ``offset``, for whole n from ``low`` to ``high``.
+
+    Attributes:
+        number: what n is called; dimensions with the same n depend on each other.
+        factor: what n is multiplied by.
+        offset: what is added.
+        low: the smallest n.
+        high: the largest n; None for no limit.
+    """
+
+    number: str
+    factor: int = 1
+    offset: int = 0
+    low: int = 1
+    high: int | None = None
+
+    def nearest(self, length: int) -> int:
+        """Returns the n of the length that is allowed and nearest to ``length``, from above where there is one."""
+        n = max(self.low, -(-(length - self.offset) // self.factor))
+        return n if self.high is None else min(n, self.high)
+
+    def of(self, n: int) -> int:
+        """Returns the length that belongs to n."""
+        return self.factor * n + self.offset
+
+    def allows(self, length: int) -> bool:
+        """Tells whether a dimension may have this length."""
+        return self.of(self.nearest(length)) == length
+
+    def __str__(self) -> str:
+        """Says it in words."""
+        words = f"from {self.of(self.low)}" + ("" if self.high is None else f" to {self.of(self.high)}")
+        return words if self.factor == 1 else f"{words} in steps of {self.factor}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
     """Describes an input of a program.
 
@@ -29,11 +66,13 @@ class InputSpec:
         name: its name in the graph.
         dims: one entry an axis: its length, or the name of a free one.
         dtype: its element type.
+        lengths: which lengths the free dimensions may have, by name; any where nothing is said.
     """
 
     name: str
     dims: tuple[int | str, ...]
     dtype: np.dtype[Any]
+    lengths: Mapping[str, Length] = field(default_factory=dict)
 
 
 def free_dims(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
@@ -66,7 +105,21 @@ def first_sizes(inputs: Sequence[InputSpec], real: Feeds | None) -> dict[str, in
                 sizes[dim] = length
             else:
                 sizes[dim] = _FIRST_LENGTH + _LENGTH_STEP * sum(name not in leading for name in sizes)
-    return sizes
+    # A number of 1 is taken for a constant, as a length of 1 is.
+    return allowed_sizes(inputs, sizes, least=2)
+
+
+def allowed_sizes(inputs: Sequence[InputSpec], sizes: Mapping[str, int], *, least: int = 1) -> dict[str, int]:
+    """Returns the lengths nearest to ``sizes`` that the inputs allow, of at least the ``least`` multiple."""
+    numbers: dict[str, int] = {}
+    allowed = dict(sizes)
+    for spec in inputs:
+        for dim in spec.dims:
+            rule = spec.lengths.get(dim) if isinstance(dim, str) else None
+            if rule is not None and isinstance(dim, str):
+                wanted = max(sizes[dim], rule.of(least))
+                allowed[dim] = rule.of(numbers.setdefault(rule.number, rule.nearest(wanted)))
+    return allowed
 
 
 def make_feeds(inputs: Sequence[InputSpec], sizes: Mapping[str, int], real: Feeds | None) -> dict[str, Array]:

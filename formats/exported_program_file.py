@@ -13,11 +13,14 @@ from torch.utils import _pytree as pytree
 from formats.audit import note_torch_file
 from formats.base import Weights
 from formats.errors import FormatError
-from formats.example_inputs import InputSpec
+from formats.example_inputs import InputSpec, Length
 from formats.findings import AuditNotes
 from formats.library_noise import quiet_libraries
+from formats.stored_containers import register_containers
 from formats.torch_calls import Parameter, StoredProgram
 from formats.trust import NO_TRUST, Trust, check_trusted
+
+_SMALLEST_FREE = 2
 
 
 class ExportedProgramFile:
@@ -36,6 +39,7 @@ class ExportedProgramFile:
         check_trusted(notes, path, trust)
         try:
             with quiet_libraries():
+                register_containers(path)
                 program = torch.export.load(path)
                 module = program.module()
         except MemoryError:
@@ -46,6 +50,8 @@ class ExportedProgramFile:
                 fix="export it again, or update torch",
             ) from error
         inputs = _inputs(program, path)
+        tensors = {name: tensor.detach() for name, tensor in program.state_dict.items()}
+        _compute_in_float(module)
         form = program.call_spec.in_spec
 
         def call(graph: torch.nn.Module, tensors: Mapping[str, Any]) -> Any:
@@ -53,7 +59,7 @@ class ExportedProgramFile:
             return graph(*arguments, **keywords)
 
         return Weights(
-            tensors={name: tensor.detach() for name, tensor in program.state_dict.items()},
+            tensors=tensors,
             metadata={},
             source=f"program with {sum(1 for _ in program.parameters())} weights",
             module=StoredProgram(
@@ -61,6 +67,22 @@ class ExportedProgramFile:
             ),
             inputs=inputs,
         )
+
+
+def _compute_in_float(module: torch.fx.GraphModule) -> None:
+    """Lets a program of bfloat16 compute in float32: onnxruntime's CPU has no kernels for anything less."""
+    values = (node.meta.get("val") for node in module.graph.nodes)
+    if not any(isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 for value in values):
+        return
+
+    def widened(argument: Any) -> Any:
+        return torch.float32 if argument is torch.bfloat16 else argument
+
+    module._apply(lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    for node in module.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, widened)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
+    module.recompile()
 
 
 def _inputs(program: torch.export.ExportedProgram, path: Path) -> tuple[InputSpec, ...]:
@@ -80,6 +102,38 @@ def _inputs(program: torch.export.ExportedProgram, path: Path) -> tuple[InputSpe
             else names.setdefault(str(length), "batch" if axis == 0 and not names else f"{name}_dim{axis}")
             for axis, length in enumerate(value.shape)
         )
-        dtype = torch.empty(0, dtype=value.dtype).numpy().dtype if value.dtype != torch.bfloat16 else np.dtype("f4")
-        specs.append(InputSpec(name=str(name), dims=dims, dtype=dtype))
+        rules = {dim: _length(program, length) for dim, length in zip(dims, value.shape, strict=True)}
+        lengths = {dim: rule for dim, rule in rules.items() if isinstance(dim, str) and rule is not None}
+        # numpy has no bfloat16, and the program is made to compute in float32.
+        dtype = (
+            np.dtype(np.float32) if value.dtype == torch.bfloat16 else torch.empty(0, dtype=value.dtype).numpy().dtype
+        )
+        specs.append(InputSpec(name=str(name), dims=dims, dtype=dtype, lengths=lengths))
     return tuple(specs)
+
+
+def _length(program: torch.export.ExportedProgram, length: Any) -> Length | None:
+    """Reads which lengths a dimension may have, where they are a multiple of one free number and something more."""
+    if isinstance(length, int):
+        return None
+    expression = length.node.expr
+    if len(expression.free_symbols) != 1:
+        return None
+    (symbol,) = expression.free_symbols
+    factor, offset = expression.diff(symbol), expression.subs(symbol, 0)
+    if not (factor.is_Integer and offset.is_Integer and factor > 0):
+        return None
+    ends = program.range_constraints.get(symbol)
+    low, high = (1, None) if ends is None else (_whole(ends.lower), _whole(ends.upper))
+    return Length(
+        number=str(symbol),
+        factor=int(factor),
+        offset=int(offset),
+        # torch writes 2 for whatever is free, because it compiles programs anew for a length of 1.
+        low=low if low is not None and low > _SMALLEST_FREE else 1,
+        high=high,
+    )
+
+
+def _whole(end: Any) -> int | None:
+    return int(end) if getattr(end, "is_Integer", isinstance(end, int)) else None

@@ -43,6 +43,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
             others = [name for name in tensors if not name.startswith(prefix)]
             remark = f"took the weights under '{prefix}', and left {len(others)} aside: {_listed(others)}"
         tensors = {name.removeprefix(prefix): tensors[name] for name in within}
+    rounded = rounding(tensors, wanted)
     reshaped = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
         for name, tensor in tensors.items()
@@ -60,7 +61,23 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
     unexpected = [name for name in tensors if name in set(result.unexpected_keys) - own]
     if missing or unexpected or reshaped:
         raise _misfit(factory, missing, unexpected, reshaped)
-    return remark
+    return "; ".join(filter(None, (remark, rounded))) or None
+
+
+def rounding(stored: Mapping[str, torch.Tensor], used: Mapping[str, torch.Tensor]) -> str | None:
+    """Says which stored weights a module of narrower ones rounds, as float64 to float32; None where it rounds none."""
+    narrower = [
+        name
+        for name, tensor in stored.items()
+        if name in used
+        and tensor.is_floating_point()
+        and used[name].is_floating_point()
+        and tensor.dtype.itemsize > used[name].dtype.itemsize
+    ]
+    if not narrower:
+        return None
+    kinds = [str(tensors[narrower[0]].dtype).removeprefix("torch.") for tensors in (stored, used)]
+    return f"rounded {len(narrower)} weights from {kinds[0]} to {kinds[1]}: {_listed(narrower)}"
 
 
 def _uncompiled(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -19,7 +19,7 @@ _FAMILIES: Mapping[str, str] = {
     "tensor(string)": "text",
 }
 # onnxruntime's own operators that carry no domain, and those of the standard that it has in every opset.
-_ONNXRUNTIME = frozenset(
+ONNXRUNTIME_OPERATORS = frozenset(
     {
         *("Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler", "LayerNormalization"),
         *("MemcpyFromHost", "MemcpyToHost", "ParametricSoftplus", "RotaryEmbedding", "Scale", "ScaledTanh"),
@@ -87,7 +87,7 @@ def _comes_from_nowhere(value: ir.Value) -> bool:
 
 def _unknown_operator(node: ir.Node, opset: int) -> str | None:
     first = _first_opset(node.op_type)
-    if node.op_type in _ONNXRUNTIME or (first is not None and first <= opset):
+    if node.op_type in ONNXRUNTIME_OPERATORS or (first is not None and first <= opset):
         return None
     if first is None:
         return f"{_of(node)} is no operator of the standard, and names no domain that it could come from"

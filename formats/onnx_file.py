@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from formats.errors import FormatError
 from formats.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from formats.findings import AuditNotes, Risk
-from formats.graph_check import broken_graph, broken_names
+from formats.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names
 from formats.inline_tensors import check_inline
 from formats.library_noise import quiet_libraries
 from formats.onnx_outline import read_outline
@@ -23,6 +24,8 @@ from formats.onnx_outline import read_outline
 LARGEST_MESSAGE_BYTES = 1_800_000_000
 # A thousand times as many as there are; only damage gives more.
 _LARGEST_OPSET = 25_000
+# How the checker says that an operator is not of the standard.
+_UNKNOWN_OPERATOR = re.compile(r"No Op registered for (\w+) with domain_version")
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
@@ -94,13 +97,23 @@ class OnnxFile:
         Raises:
             FormatError: the model breaks the ONNX standard.
         """
+        problem = self.problem(path)
+        if problem is not None:
+            raise _damaged(origin or path, f": {problem}")
+
+    def problem(self, path: Path) -> str | None:
+        """Returns what the checker of the onnx package finds in a file; None where it finds nothing."""
         try:
             onnx.checker.check_model(str(path))
         except (onnx.checker.ValidationError, ValueError) as error:
             # The standard has no form for a value of unknown rank, which every runtime takes nevertheless.
             if "Field 'shape' of 'type' is required" in str(error):
-                return
-            raise _damaged(origin or path, f": {_first_line(error)}") from error
+                return None
+            unknown = _UNKNOWN_OPERATOR.search(str(error))
+            if unknown is not None and unknown[1] in ONNXRUNTIME_OPERATORS:
+                return None
+            return _first_line(error)
+        return None
 
 
 def audit_external_data(path: Path, notes: AuditNotes) -> None:

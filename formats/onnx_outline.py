@@ -53,14 +53,23 @@ def _read_graph(graph: onnx.GraphProto, stream: IO[bytes], whole: protobuf.Field
 
 
 def _read_tensor(tensor: onnx.TensorProto, stream: IO[bytes], whole: protobuf.Field, location: str) -> None:
+    raw: protobuf.Field | None = None
     for field in list(protobuf.fields(stream, whole.start, whole.end)):
-        if field.number != _TENSOR_RAW_DATA or field.end - field.start < _SMALLEST_LEFT_OUT_BYTES:
+        if field.number == _TENSOR_RAW_DATA:
+            raw = field
+        else:
             tensor.MergeFromString(_encoded(stream, field))
-            continue
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        place = {"location": location, "offset": field.start, "length": field.end - field.start}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
+    # Whether the values are external is known at the end: of a field that comes twice the last one counts.
+    if raw is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    if raw.end - raw.start < _SMALLEST_LEFT_OUT_BYTES:
+        tensor.MergeFromString(_encoded(stream, raw))
+        return
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    place = {"location": location, "offset": raw.start, "length": raw.end - raw.start}
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _content(stream: IO[bytes], field: protobuf.Field) -> bytes:

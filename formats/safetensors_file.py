@@ -18,10 +18,12 @@ import torch
 from formats.base import Weights
 from formats.errors import FormatError
 from formats.mapped_tensors import few_at_a_time, tied_names
+from formats.odd_tensors import oddity
 from formats.safetensors_header import PREFIX_BYTES, read_header
 from formats.trust import NO_TRUST, Trust
 
 _TIED_KEY = "tied"
+_METADATA_KEY = "__metadata__"
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -85,8 +87,14 @@ class SafetensorsFile:
                 called once for each, when its turn comes, so that no more than one block need be in memory.
 
         Raises:
-            FormatError: a tensor is sparse, quantized by torch, or of an element type that the format lacks.
+            FormatError: a tensor is sparse, nested, quantized by torch, without values, of an element type that the
+                format lacks, or has the name of its metadata.
         """
+        if _METADATA_KEY in weights.tensors:
+            raise FormatError(
+                f"tensor '{_METADATA_KEY}' has the name that .safetensors keeps for something else",
+                fix="rename it, or convert to .pth",
+            )
         codes = {name: _code(name, tensor) for name, tensor in weights.tensors.items()}
         # Wide elements first: every tensor then begins at a multiple of its element size.
         order = sorted(weights.tensors, key=lambda name: (-weights.tensors[name].element_size(), name))
@@ -94,7 +102,7 @@ class SafetensorsFile:
         tied = tied_names(weights.tensors)
         if tied:
             metadata[_TIED_KEY] = json.dumps(tied, sort_keys=True)
-        fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+        fields: dict[str, object] = {_METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
         position = 0
         for name in order:
             tensor = weights.tensors[name]
@@ -125,16 +133,17 @@ def _mapped(path: Path, names: Iterable[str], tied: Mapping[str, str]) -> dict[s
 
 
 def _code(name: str, tensor: torch.Tensor) -> str:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _DTYPES:
-        kind = "sparse" if tensor.layout != torch.strided else str(tensor.dtype)
-        raise FormatError(
-            f"tensor '{name}' is {kind}, which .safetensors does not have", fix="convert to .pth, or change the tensor"
-        )
+    kind = oddity(tensor)
+    if kind is None and tensor.dtype not in _DTYPES:
+        kind = str(tensor.dtype)
+    if kind is not None:
+        fix = "save it again with its values" if tensor.is_meta else "convert to .pth, or change the tensor"
+        raise FormatError(f"tensor '{name}' is {kind}, which .safetensors does not have", fix=fix)
     return _DTYPES[tensor.dtype]
 
 
 def _bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
-    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     values: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return values
 

@@ -74,13 +74,14 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     """
     module = _stored_module(stored)
     if module is not None:
-        # Trained in half precision, stored so, and run so nowhere but on GPUs.
-        module = module.float().eval()
+        tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
         kind = type(module).__name__
-        return StateDict(tensors=module.state_dict(), source=f"whole module {kind}", module=module)
+        # Trained in half precision, stored so, and run so nowhere but on GPUs. The weights themselves stay as they are.
+        return StateDict(tensors=tensors, source=f"whole module {kind}", module=module.float().eval())
     search = _Search(where)
     found = search.find(stored)
     keys = search.keys
+    _check_names_and_kinds(found, where)
     tensors = {str(key): value.detach() for key, value in found.items() if _is_tensor(value)}
     left_out = [str(key) for key, value in found.items() if not _is_tensor(value) and _count(value) is None]
     source = "state dict" + "".join(f" under '{key}'" for key in keys[:1]) + "".join(f" / '{key}'" for key in keys[1:])
@@ -95,6 +96,21 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     if prefixes:
         source += f", prefix {' '.join(prefixes)} removed"
     return StateDict(tensors=renamed, source=source)
+
+
+def _check_names_and_kinds(found: Mapping[Any, Any], where: str) -> None:
+    """Refuses tensors that would be lost: of one name as text, as 0 and '0' are, or of no shape."""
+    names: set[str] = set()
+    for key, value in found.items():
+        if not _is_tensor(value):
+            continue
+        if str(key) in names:
+            raise FormatError(
+                f"{where} holds two tensors called '{key}'", fix="save them again under names of their own"
+            )
+        if value.is_nested:
+            raise FormatError(f"tensor '{key}' in {where} is nested", fix="save its parts as tensors of their own")
+        names.add(str(key))
 
 
 def _stored_module(stored: Any) -> torch.nn.Module | None:

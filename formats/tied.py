@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from formats.odd_tensors import oddity
+
 if TYPE_CHECKING:
     import torch
 
@@ -12,15 +14,16 @@ if TYPE_CHECKING:
 def ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Returns, for each tensor that is another name of an earlier one, the name of the first.
 
-    Two names are tied when they see the same memory in the same shape, strides and element type. Empty tensors
-    own no memory and are never tied.
+    Two names are tied when they see the same memory in the same shape, strides and element type. Empty tensors, and
+    those that are sparse, nested or without values, own no such memory and are never tied.
     """
     first: dict[tuple[object, ...], str] = {}
     tied: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0:
+        if oddity(tensor) is not None or tensor.numel() == 0:
             continue
-        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        view = (tensor.is_conj(), tensor.is_neg())
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), view)
         if place in first:
             tied[name] = first[place]
         else:

@@ -13,6 +13,7 @@ from formats.errors import FormatError
 from formats.findings import AuditNotes, Risk
 from formats.library_noise import quiet_libraries
 from formats.mapped_tensors import few_at_a_time, tied_names
+from formats.odd_tensors import oddity
 from formats.resident_pages import DroppingWriter
 from formats.state_dicts import find_state_dict
 from formats.trust import NO_TRUST, Trust, check_trusted
@@ -43,13 +44,21 @@ class TorchCheckpoint:
         return Weights(tensors=tensors, metadata={}, source=found.source, module=found.module)
 
     def write(self, weights: Weights, path: Path) -> None:
-        """Writes the tensors, tied ones once; the same weights give the same bytes. Metadata has no place in it."""
+        """Writes the tensors, tied ones once; the same weights give the same bytes. Metadata has no place in it.
+
+        Raises:
+            FormatError: a tensor has no values.
+        """
+        for name, tensor in weights.tensors.items():
+            if tensor.is_meta:
+                raise FormatError(f"tensor '{name}' is {oddity(tensor)}", fix="save it again with its values")
         tied = tied_names(weights.tensors)
         state: dict[str, torch.Tensor] = {}
         for name, tensor in weights.tensors.items():
             state[name] = state[tied[name]] if name in tied else _alone(tensor)
         # Through a stream: given a path, torch would store its name in the file.
-        with DroppingWriter(path.open("wb", buffering=0), state.values()) as stream:
+        plain = [tensor for tensor in state.values() if oddity(tensor) is None]
+        with DroppingWriter(path.open("wb", buffering=0), plain) as stream:
             try:
                 torch.save(state, stream)
             except RuntimeError as error:
@@ -62,8 +71,11 @@ class TorchCheckpoint:
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor without the memory around it: torch.save stores whole storages, and views are parts of one."""
     plain = tensor.detach()
+    if oddity(plain) is not None:
+        return plain.clone()
+    plain = plain.resolve_conj().resolve_neg()
     # One without elements may stand where another one begins, which torch takes for two types of the same data.
-    if plain.numel() and plain.layout == torch.strided and not plain.is_quantized and plain.is_contiguous():
+    if plain.numel() and plain.is_contiguous():
         return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
     return plain.clone()
 

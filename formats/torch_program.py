@@ -13,10 +13,11 @@ import onnx_ir as ir
 import torch
 
 from formats.errors import FormatError
-from formats.example_inputs import Array, Feeds, InputSpec
+from formats.example_inputs import Array, Feeds, InputSpec, Length
 from formats.garbage import few_collections
 from formats.library_noise import quiet_libraries
 from formats.missing_translations import translations
+from formats.program_outputs import name_outputs, separate_outputs
 from formats.torch_calls import Parameter, StoredProgram, call, names_in, parameters, tensors_in
 from formats.torchscript_file import export_script
 
@@ -60,6 +61,7 @@ def bind(
     dtypes: Mapping[str, np.dtype[Any]] | None = None,
     feeds: Feeds | None = None,
     data_shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+    lengths: Mapping[str, Mapping[str, Length]] | None = None,
 ) -> tuple[BoundInput, ...]:
     """Decides which input of the graph goes to which parameter of the module's forward method.
 
@@ -73,6 +75,7 @@ def bind(
         dtypes: element types; those of ``feeds`` otherwise (floats become float32), and float32 without either.
         feeds: real data by input name.
         data_shapes: shapes of the data, with names for what varies; the first dimension of ``feeds`` otherwise.
+        lengths: which lengths free dimensions may have, by input and dimension.
 
     Raises:
         FormatError: a required parameter gets nothing, or a name belongs to no parameter.
@@ -94,7 +97,12 @@ def bind(
     return tuple(
         BoundInput(
             parameter=parameter,
-            spec=InputSpec(name=name or parameter, dims=shapes[name], dtype=_dtype(name, feeds or {}, dtypes or {})),
+            spec=InputSpec(
+                name=name or parameter,
+                dims=shapes[name],
+                dtype=_dtype(name, feeds or {}, dtypes or {}),
+                lengths=(lengths or {}).get(name, {}),
+            ),
         )
         for parameter, name in pairs.items()
     )
@@ -147,7 +155,8 @@ def export(
     except Exception as error:  # torch.export and the code it traces raise nearly anything
         raise _not_exported(error, inputs) from error
     _strip_notes(model)
-    _name_outputs(model, output_names)
+    separate_outputs(model)
+    name_outputs(model, output_names)
     return model
 
 
@@ -182,18 +191,6 @@ def _exported(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feed
     return model
 
 
-def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
-    """Gives the outputs their names, except where those are taken or would name one tensor twice."""
-    outputs = model.graph.outputs
-    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    taken |= {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    if len(names) != len(outputs) or len(set(outputs)) != len(outputs) or taken & set(names):
-        return
-    for value, name in zip(outputs, names, strict=True):
-        if value.producer() is not None:
-            value.name = name
-
-
 def _result(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> Any:
     try:
         with torch.no_grad(), quiet_libraries():
@@ -208,6 +205,11 @@ def _result(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds)
         ) from error
     if not tensors_in(result):
         raise FormatError("the module returns no tensor", fix="let its forward return its outputs")
+    if any(tensor.is_complex() for tensor in tensors_in(result)):
+        raise FormatError(
+            "the module returns complex numbers, which ONNX runtimes do not have",
+            fix="let its forward return real ones: torch.view_as_real(y), or y.real and y.imag",
+        )
     return result
 
 

@@ -13,6 +13,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "inline-functions": "qtool.passes.normalize:InlineFunctions",
     "raise-opset": "qtool.passes.raise_opset:RaiseOpset",
     "constants-to-initializers": "qtool.passes.normalize:ConstantsToInitializers",
+    "half-to-float": "qtool.passes.half_to_float:HalfToFloat",
     "fold-constants": "qtool.passes.fold_constants:FoldConstants",
     "einsum-to-matmul": "qtool.passes.einsum_to_matmul:EinsumToMatMul",
     "fold-weight-transposes": "qtool.passes.fold_weight_transposes:FoldWeightTransposes",

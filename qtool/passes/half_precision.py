@@ -15,6 +15,9 @@ from qtool.passes.names import Names
 HalfName = Literal["float16", "bfloat16"]
 HALF_DTYPES: Mapping[HalfName, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
+# Of what onnxruntime turns convolutions into at its highest level, in blocks of channels as the processor likes them.
+NCHWC_DOMAIN = "com.microsoft.nchwc"
+
 # What a tensor of an operator may be: (operator, opset, position, whether it is an input) -> element types by name.
 TakenTypes = Callable[[str, int, int, bool], frozenset[str]]
 
@@ -123,6 +126,8 @@ def _obstacle(node: ir.Node, opset: int, dtype: ir.DataType, taken: TakenTypes) 
     ):
         return "holds graphs of its own"
     half = dtype.name.lower()
+    if node.domain == NCHWC_DOMAIN:
+        return "onnxruntime rewrote it for one processor (NCHWc)"
     if node.domain:
         return f"{node.domain} does not tell whether it takes {half}"
     for position, value in enumerate(node.outputs):

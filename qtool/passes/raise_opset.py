@@ -10,7 +10,7 @@ from qtool.errors import InputError
 LOWEST_OPSET = 13
 # The file format that belongs to it; formats before 4 want every initializer among the inputs.
 _LOWEST_IR_VERSION = 7
-_FIRST_OPSET_WITH_RESIZE_MODES = 11
+FIRST_OPSET_WITH_RESIZE_MODES = 11
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -32,12 +32,12 @@ class RaiseOpset(ir.passes.InPlacePass):
         if result.model.opset_imports.get("", 0) < LOWEST_OPSET:
             raise _unconvertible(opset)
         result.model.ir_version = max(result.model.ir_version, _LOWEST_IR_VERSION)
-        if opset < _FIRST_OPSET_WITH_RESIZE_MODES:
-            _keep_resizing(result.model)
+        if opset < FIRST_OPSET_WITH_RESIZE_MODES:
+            keep_resizing(result.model)
         return result
 
 
-def _keep_resizing(model: ir.Model) -> None:
+def keep_resizing(model: ir.Model) -> None:
     """Names the coordinates that Upsample and Resize had before opset 11; the converter leaves the newer default."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "Resize" and node.domain == "":

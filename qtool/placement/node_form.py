@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.passes.constants import constant_array, is_constant
+from qtool.passes.half_precision import NCHWC_DOMAIN
 from qtool.placement.operators import LARGEST_ACTIVATION, Kind
 
 # Operators that stay float although there are kernels.
@@ -35,8 +36,12 @@ def reason_to_skip_node(node: ir.Node, kind: Kind, data: Sequence[ir.Value | Non
     return None
 
 
-def reason_without_kernel(operator: str) -> str:
+def reason_without_kernel(operator: str, domain: str = "") -> str:
     """Returns why an operator that is in no table stays float."""
+    if domain == NCHWC_DOMAIN:
+        return "onnxruntime rewrote it for one processor (NCHWc); quantize the model that it read, not what it saved"
+    if domain:
+        return f"onnxruntime has no integer kernel for {operator} of {domain}"
     return _BY_CHOICE.get(operator, f"onnxruntime has no integer kernel for {operator}")
 
 

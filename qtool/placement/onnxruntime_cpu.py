@@ -311,7 +311,7 @@ class _Placement:
             if node.graph is not self.graph:
                 reason = "it is inside a branch or a loop"
             else:
-                reason = self.reasons.get(node) or reason_without_kernel(node.op_type)
+                reason = self.reasons.get(node) or reason_without_kernel(node.op_type, node.domain)
             found.append(Skipped(node=_name(node), operator=node.op_type, reason=reason))
         return tuple(found)
 

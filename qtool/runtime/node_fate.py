@@ -61,7 +61,7 @@ def _float_by_nature(node: ir.Node) -> tuple[str, str]:
     operator = OPERATORS.get(node.op_type) if node.domain == "" else None
     if operator is None:
         return (
-            reason_without_kernel(node.op_type),
+            reason_without_kernel(node.op_type, node.domain),
             "replace it in the model by what has one (README: sums, products, Sigmoid, LeakyRelu, pooling)",
         )
     if operator.kind is Kind.CLAMPING:

@@ -60,6 +60,11 @@ def providers() -> tuple[str, ...]:
     return tuple(ort.get_available_providers())
 
 
+# What onnxruntime says of files and operators that came after it.
+_NEWER_THAN_THE_RUNTIME = ("Unsupported model IR version", "under development")
+_FIX_OF_NEW_FILES = "bring it to an older opset with `qtool convert --opset 21`, or install a newer onnxruntime"
+
+
 class Session:
     """Holds one model opened in onnxruntime.
 
@@ -126,7 +131,9 @@ class Session:
             what = "the model" if isinstance(model, bytes) else str(model)
             raise RuntimeRefusedError(
                 f"onnxruntime does not load {what}: {_first_line(error)}",
-                fix="check the file with `qtool inspect`, or export it again with another opset",
+                fix=_FIX_OF_NEW_FILES
+                if any(said in str(error) for said in _NEWER_THAN_THE_RUNTIME)
+                else "check the file with `qtool inspect`, or export it again with another opset",
             ) from error
         self.inputs = _with_graph_facts(tuple(_spec(node) for node in self._session.get_inputs()), model)
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())

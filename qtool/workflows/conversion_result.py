@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from calib.specs import Feed
 from formats.detect import Detection
 from qtool.atomic import staged
+from qtool.errors import InputError
 from qtool.fingerprint import path_bytes
 from qtool.passes.half_precision import KeptFloat
 from qtool.progress import Progress
@@ -46,6 +47,7 @@ def write_graph(
         InputError: the graph computes something else than the source.
         OutputError: it cannot be written.
     """
+    from formats.ir_versions import lowest_ir_version
     from formats.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
 
     kept: tuple[KeptFloat, ...] = ()
@@ -56,11 +58,12 @@ def write_graph(
         storage = replace(storage, external=storage.external or is_large)
         graph, kept = _in_half(request, graph, progress)
         compare = None
+    graph.model.ir_version = lowest_ir_version(graph.model)
     file = OnnxFile()
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
             file.write(graph.model, path, storage)
-            file.check(path, request.source if detection.format == "onnx" else None)
+            _check(request, detection, path)
         if compare is not None:
             graph = replace(graph, comparisons=compare(path))
         nbytes = folder_bytes(path.parent)
@@ -77,6 +80,21 @@ def write_graph(
         comparisons=graph.comparisons,
         kept_float=kept,
     )
+
+
+def _check(request: ConvertRequest, detection: Detection, path: Path) -> None:
+    """Passes when the result in ``path`` follows the ONNX standard; says whether the source does not already."""
+    from formats.onnx_file import OnnxFile
+
+    file = OnnxFile()
+    problem = file.problem(path)
+    if problem is None:
+        return
+    if detection.format == "onnx" and request.opset is not None and file.problem(request.source) is None:
+        raise InputError(
+            f"the graph cannot go to opset {request.opset}: {problem}", fix="choose an opset nearer to its own"
+        )
+    file.check(path, request.source if detection.format == "onnx" else None)
 
 
 def _in_half(
@@ -100,17 +118,20 @@ def _in_half(
 def real_feed(request: ConvertRequest, model: ir.Model) -> Feed | None:
     """Returns some samples of the data of the request, as the graph takes them; None without data.
 
+    Those are a batch of the size that the graph fixes, or one whole feed where its inputs share no batch axis.
+
     Raises:
         CalibError: the data does not fit the graph.
     """
     if request.calib_data is None:
         return None
-    from qtool.workflows.calibrate import specs_of
-    from qtool.workflows.example_data import SAMPLES, open_data
+    from qtool.workflows.calibrate import model_specs
+    from qtool.workflows.data_request import DataRequest
 
-    inputs = specs_of([value for value in model.graph.inputs if not value.is_initializer()])
-    dataset = open_data(request.calib_data, request.preprocess)
-    return next(iter(dataset.feeds(inputs, batch_size=SAMPLES, limit=SAMPLES)))
+    data = DataRequest(source=request.calib_data, preprocess=request.preprocess)
+    feed = next(data.feeds(data.open(), *model_specs(model)))
+    # States without a step yet have no values to repeat or cut.
+    return {name: array for name, array in feed.items() if array.size}
 
 
 def report(

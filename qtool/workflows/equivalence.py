@@ -11,7 +11,7 @@ import numpy as np
 
 from calib.specs import Array, Feed
 from formats.errors import FormatError
-from formats.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
+from formats.example_inputs import InputSpec, allowed_sizes, first_sizes, free_dims, leading_dims, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.progress import Progress
 
@@ -21,6 +21,7 @@ Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
 # Float32 programs that compute the same thing differ by 1e-6 to 1e-4 of their largest output.
 LARGEST_RELATIVE_DIFFERENCE = 1e-3
 _SECOND_SAMPLES = 3
+_SHORT = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,71 @@ def compare_programs(
     return tuple(comparisons)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRun:
+    """Is the first run of a program that others are compared with.
+
+    Attributes:
+        sizes: the lengths of the free dimensions.
+        feeds: what it took.
+        outputs: what it gave.
+        whole: whether it took the data as it is, because it takes none that is cut or repeated.
+    """
+
+    sizes: dict[str, int]
+    feeds: dict[str, Array]
+    outputs: Sequence[Array]
+    whole: bool = False
+
+
+def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Reference) -> FirstRun:
+    """Runs the reference on two samples; on real data as it is where that has no samples, or nothing else is taken.
+
+    Raises:
+        FormatError: the reference, a torch module, does not run.
+        RuntimeRefusedError: the reference does not run in onnxruntime.
+    """
+    sizes = first_sizes(inputs, real)
+    if real is None:
+        return _first_random_run(inputs, sizes, reference)
+    if _has_samples(inputs, real):
+        feeds = make_feeds(inputs, sizes, real)
+        with contextlib.suppress(RuntimeRefusedError):
+            return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds))
+    # Lengths of several inputs may depend on each other, as those of a sequence and of its mask.
+    sizes |= {
+        dim: length
+        for spec in inputs
+        if spec.name in real
+        for dim, length in zip(spec.dims, real[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    feeds = make_feeds(inputs, sizes, real)
+    return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds), whole=True)
+
+
+def _first_random_run(inputs: Sequence[InputSpec], sizes: dict[str, int], reference: Reference) -> FirstRun:
+    """Tries short lengths where the reference takes no long ones, as with tables of few positions."""
+    short = allowed_sizes(inputs, {name: min(length, _SHORT) for name, length in sizes.items()})
+    try:
+        feeds = make_feeds(inputs, sizes, None)
+        return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds))
+    except RuntimeRefusedError:
+        if short == sizes:
+            raise
+    feeds = make_feeds(inputs, short, None)
+    return FirstRun(sizes=short, feeds=feeds, outputs=reference(feeds))
+
+
+def _has_samples(inputs: Sequence[InputSpec], real: Feed) -> bool:
+    """Tells whether the first axis of all inputs counts the same samples."""
+    if any(not spec.dims for spec in inputs):
+        return False
+    firsts = {spec.dims[0] for spec in inputs}
+    lengths = {len(real[spec.name]) for spec in inputs if spec.name in real}
+    return len(firsts) == 1 or (len(lengths) == 1 and all(isinstance(first, str) for first in firsts))
+
+
 def _runs(
     inputs: Sequence[InputSpec],
     real: Feed | None,
@@ -111,29 +177,46 @@ def _runs(
     first_expected: Sequence[Array] | None,
     progress: Progress,
 ) -> Iterator[tuple[dict[str, int], dict[str, Array], Sequence[Array]]]:
-    first = first_sizes(inputs, real)
-    feeds = make_feeds(inputs, first, real)
-    yield first, feeds, reference(feeds) if first_expected is None else first_expected
+    if first_expected is None:
+        begin = first_run(inputs, real, reference)
+    else:
+        sizes = first_sizes(inputs, real)
+        begin = FirstRun(sizes=sizes, feeds=make_feeds(inputs, sizes, real), outputs=first_expected)
+    first = begin.sizes
+    yield first, begin.feeds, begin.outputs
     if not free_dims(inputs):
         return
-    leading = leading_dims(inputs)
-    for sizes in _second_sizes(first, leading):
+    leading = frozenset[str]() if begin.whole else leading_dims(inputs)
+    lengths = [name for name in first if name not in leading]
+    for wanted in _second_sizes(first, leading):
+        sizes = allowed_sizes(inputs, wanted)
+        if lengths and all(sizes[name] == first[name] for name in lengths):
+            continue
         feeds = make_feeds(inputs, sizes, real)
         # What the program itself does not take, such as a sequence longer than its positions, is no test.
         with contextlib.suppress(FormatError, RuntimeRefusedError):
             expected = reference(feeds)
             break
     else:
-        names = ", ".join(name for name in first if name not in leading)
-        progress.note(f"{names} compared at one length only: the model itself fails at others")
-        sizes = {name: _SECOND_SAMPLES if name in leading else length for name, length in first.items()}
+        progress.note(f"{', '.join(lengths)} compared at one length only: the model itself fails at others")
+        if begin.whole:
+            return
+        sizes = allowed_sizes(inputs, {**first, **dict.fromkeys(leading, _SECOND_SAMPLES)})
         feeds = make_feeds(inputs, sizes, real)
         expected = reference(feeds)
     yield sizes, feeds, expected
-    if leading:
-        single = {name: 1 if name in leading else length for name, length in first.items()}
-        feeds = make_feeds(inputs, single, real)
-        yield single, feeds, reference(feeds)
+    single = allowed_sizes(inputs, {**first, **dict.fromkeys(leading, 1)})
+    if not leading or single in (first, sizes):
+        return
+    feeds = make_feeds(inputs, single, real)
+    try:
+        expected = reference(feeds)
+    except FormatError:
+        # Files that say from which length on they take something write 2 where they mean 1, too.
+        if any(spec.lengths for spec in inputs):
+            return
+        raise
+    yield single, feeds, expected
 
 
 def _second_sizes(first: Mapping[str, int], leading: frozenset[str]) -> Iterator[dict[str, int]]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
+import onnx_ir as ir
+
+from formats.ir_versions import lowest_ir_version
+from formats.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
+from qtool.errors import RuntimeRefusedError
 from qtool.progress import Progress
 from qtool.workflows.conversion import ConvertRequest
 from qtool.workflows.conversion_result import real_feed
@@ -14,7 +19,9 @@ from qtool.workflows.equivalence import Comparison, compare_programs
 from qtool.workflows.half_precision import input_specs
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from qtool.runtime.onnx_reference import OnnxReference
+    from qtool.runtime.parts import Parts
+    from qtool.runtime.session import Session
 
 
 def in_opset(model: ir.Model, opset: int | None, progress: Progress) -> ir.Model:
@@ -39,21 +46,17 @@ def comparison_with_source(
 
     Weights that are too many for one message stay in their files while both run, one part after the other.
     """
-    from formats.onnx_file import OnnxFile
-    from qtool.runtime.parts import Parts
-    from qtool.runtime.session import Session
     from qtool.workflows.overflow import warn_of_overflow
 
-    warn_of_overflow(request.source, request.source.name, progress)
+    # What does not run here overflows elsewhere, if at all.
+    with suppress(RuntimeRefusedError):
+        warn_of_overflow(request.source, request.source.name, progress)
     specs = input_specs(model)
     real = real_feed(request, model)
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
 
-    def opened(path: Path) -> Parts | Session:
-        return Parts(OnnxFile().read(path)) if is_large else Session(path)
-
     def compare(path: Path) -> tuple[Comparison, ...]:
-        original, converted = opened(request.source), opened(path)
+        original, converted = _original(request.source, is_large=is_large), _opened(path, is_large=is_large)
         return compare_programs(
             specs,
             real,
@@ -63,3 +66,35 @@ def comparison_with_source(
         )
 
     return compare
+
+
+def _opened(path: Path, *, is_large: bool) -> Parts | Session:
+    from qtool.runtime.parts import Parts
+    from qtool.runtime.session import Session
+
+    return Parts(_readable(path)) if is_large else Session(path)
+
+
+def _original(path: Path, *, is_large: bool) -> Parts | Session | OnnxReference:
+    """Opens the source, also where its file format or its operators are newer than onnxruntime's."""
+    from qtool.runtime.onnx_reference import OnnxReference
+    from qtool.runtime.session import Session
+
+    try:
+        return _opened(path, is_large=is_large)
+    except RuntimeRefusedError as refused:
+        if is_large:
+            raise
+        with suppress(RuntimeRefusedError):
+            return Session(ir.to_proto(load_weights(_readable(path))).SerializeToString())
+        try:
+            return OnnxReference(path)
+        except RuntimeRefusedError:
+            raise refused from None
+
+
+def _readable(path: Path) -> ir.Model:
+    """Reads a graph, in the oldest version of the file format that has all of it."""
+    model = OnnxFile().read(path)
+    model.ir_version = lowest_ir_version(model)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Array, Feed
-from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from formats.example_inputs import InputSpec
+from formats.ir_versions import lowest_ir_version
 from formats.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
-from qtool.errors import InputError
+from qtool.errors import InputError, RuntimeRefusedError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
+    NCHWC_DOMAIN,
     HalfName,
     HalfPlan,
     KeptFloat,
@@ -25,7 +27,7 @@ from qtool.passes.half_precision import (
     to_half,
 )
 from qtool.progress import Progress
-from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.equivalence import Comparison, compare_programs, first_run
 from qtool.workflows.opsets import taken_types, to_opset
 
 if TYPE_CHECKING:
@@ -88,24 +90,33 @@ def to_precision(
     """
     model = _prepared(model, precision, keep_opset=keep_opset)
     specs = input_specs(model)
-    feeds = make_feeds(specs, first_sizes(specs, real), real)
     # As it is now: in half precision the same weights may fit, but what onnxruntime makes of them is float again.
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
     with _opened(model, is_large=is_large) as original, progress.task(f"converting to {precision.name}"):
+        feeds = first_run(specs, real, lambda feed: list(original.run(feed).values())).feeds
         blocked: dict[ir.Node, str] = {}
         for node, reason in _out_of_range(model, precision.name, feeds, is_large=is_large):
             blocked.setdefault(node, reason)
         plan = plan_half(model, HALF_DTYPES[precision.name], taken=taken_types, blocked=blocked)
         if not plan.nodes:
-            why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
-            raise InputError(
-                f"nothing in the graph can compute in {precision.name}: {why}",
-                fix="leave out --fp16 and --bf16, or give a newer --opset",
-            )
+            raise _nothing_to_convert(model, precision.name, plan)
         runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
         to_half(model, plan, taken=taken_types, half_io=precision.half_io)
         comparisons = _compared(runnable, precision.name, specs, real, original.run, progress, is_large=is_large)
     return HalfGraph(model=model, comparisons=comparisons, kept=plan.kept)
+
+
+def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> InputError:
+    made = {value.dtype for node in model.graph for value in node.outputs}
+    halves = [dtype for dtype in HALF_DTYPES.values() if dtype in made]
+    if halves and not plan.kept:
+        kinds = " and ".join(dtype.name.lower() for dtype in halves)
+        return InputError(f"the graph computes in {kinds} already", fix="leave out --fp16 and --bf16")
+    why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
+    fix = "leave out --fp16 and --bf16, or give a newer --opset"
+    if any(node.domain == NCHWC_DOMAIN for node in model.graph):
+        fix = "convert the model that onnxruntime read, not what it saved at its highest level of optimization"
+    return InputError(f"nothing in the graph can compute in {name}: {why}", fix=fix)
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
@@ -133,21 +144,30 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     # What is small enough to be handed to onnxruntime as bytes must not point at files.
     load_weights(model)
     # Before version 4 every weight was an input, too, and weights in half precision are not.
-    model.ir_version = max(model.ir_version, _FREE_INITIALIZERS_VERSION)
+    model.ir_version = max(lowest_ir_version(model), _FREE_INITIALIZERS_VERSION)
     if precision.name == "bfloat16" and not keep_opset and model.opset_imports.get("", 0) < _BFLOAT16_OPSET:
         model = to_opset(model, _BFLOAT16_OPSET)
     with quiet_libraries():
         for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
             model = graph_pass(model).model
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    for node in model.graph:
-        # Operators of other domains tell nobody what they make: mostly what they take.
-        floats = any(one is not None and one.dtype == ir.DataType.FLOAT for one in node.inputs)
-        for position, value in enumerate(node.outputs):
-            makes = taken_types(node.op_type, model.opset_imports.get("", 0), position, False)
-            if value.type is None and floats and (node.domain or "float" in makes):
-                value.dtype = ir.DataType.FLOAT
+    _learn_types(model)
     return model
+
+
+def _learn_types(model: ir.Model) -> None:
+    """Asks onnxruntime for the types of what its own operators make, which the standard does not know."""
+    from qtool.runtime.graphs import open_graph, watching
+
+    unknown = [value for node in model.graph for value in node.outputs if value.name and value.type is None]
+    if not unknown or weights_nbytes(model) > LARGEST_MESSAGE_BYTES:
+        return
+    with suppress(RuntimeRefusedError):  # what else is wrong with the graph comes out when it is opened itself
+        with watching(model, [value.name or "" for value in unknown]) as graph, open_graph(graph, level="none") as one:
+            found = {spec.name: spec.dtype for spec in one.outputs}
+        for value in unknown:
+            if found[value.name or ""] != np.dtype(np.object_):
+                value.dtype = ir.DataType.from_numpy(found[value.name or ""])
 
 
 def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: bool) -> Iterator[tuple[ir.Node, str]]:

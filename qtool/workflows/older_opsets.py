@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import onnx
+import onnx_ir as ir
+from onnx.defs import OpSchema
 
 from qtool.errors import InputError
+from qtool.passes.names import Names
+from qtool.workflows.node_edits import Step, rank_of
+from qtool.workflows.older_forms import older_form
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from onnx.defs import OpSchema
-
-# In their older form they join all axes from theirs on, which is the same for the last axis alone.
-_SOFTMAX = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
-_SOFTMAX_OPSET = 13
+_NEGATIVE_AXES_OPSET = 11
 # Inputs that were attributes before, and have to be constants to become such again.
 _WERE_ATTRIBUTES = {"axes": "axes", "split": "split"}
 
@@ -26,16 +25,19 @@ def restamp(model: ir.Model, opset: int) -> ir.Model:
     Raises:
         InputError: an operator has no such form; its name is in the message.
     """
-    import onnx
-
     have = model.opset_imports.get("", opset)
+    step = Step(opset, Names(model.graph))
     for node in list(model.graph.all_nodes()):
-        if node.domain or not onnx.defs.has(node.op_type, opset, ""):
+        if node.domain or not onnx.defs.has(node.op_type, have, ""):
             continue
-        old, new = (onnx.defs.get_schema(node.op_type, version, "") for version in (opset, have))
-        if old.since_version == new.since_version:
+        new = onnx.defs.get_schema(node.op_type, have, "")
+        if onnx.defs.has(node.op_type, opset, "") and _since(node, opset) == new.since_version:
             continue
-        reason = _settled(node, old, new)
+        reason = older_form(node, step) if opset < have else None
+        # What remains to be settled is what the node is now: some operators had another name.
+        if reason is None and onnx.defs.has(node.op_type, opset, ""):
+            new = onnx.defs.get_schema(node.op_type, have, "")
+            reason = _settled(node, onnx.defs.get_schema(node.op_type, opset, ""), new)
         if reason is not None:
             raise InputError(
                 f"the graph cannot go from opset {have} to {opset}: {node.op_type} '{node.name}' {reason}",
@@ -48,10 +50,13 @@ def restamp(model: ir.Model, opset: int) -> ir.Model:
     return model
 
 
+def _since(node: ir.Node, opset: int) -> int:
+    since: int = onnx.defs.get_schema(node.op_type, opset, "").since_version
+    return since
+
+
 def _settled(node: ir.Node, old: OpSchema, new: OpSchema) -> str | None:
-    """Gives ``node`` its older form, or returns why there is none."""
-    if node.op_type in _SOFTMAX and old.since_version < _SOFTMAX_OPSET:
-        return _settle_softmax(node)
+    """Gives ``node`` the inputs and attributes of ``old``, or returns why it cannot have them."""
     for position, formal in enumerate(new.inputs):
         name = _WERE_ATTRIBUTES.get(formal.name)
         if name is None or name not in old.attributes or position >= len(old.inputs) + 1:
@@ -59,12 +64,16 @@ def _settled(node: ir.Node, old: OpSchema, new: OpSchema) -> str | None:
         reason = _settle_attribute(node, position, name)
         if reason is not None:
             return reason
+    if old.since_version < _NEGATIVE_AXES_OPSET:
+        _count_axes_from_the_front(node)
+    if len(node.inputs) < old.min_input or any(value is None for value in node.inputs[: old.min_input]):
+        return "lacks inputs that its older form needs"
     if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
         return "has inputs or outputs that its older form lacks"
     for name in list(node.attributes):
         if name in old.attributes:
             continue
-        if not _is_default(node, name, new) and not says_nothing(node, name):
+        if not is_default(node, name, new) and not says_nothing(node, name):
             return f"needs its attribute {name}"
         del node.attributes[name]
     for name, attribute in new.attributes.items():
@@ -74,21 +83,20 @@ def _settled(node: ir.Node, old: OpSchema, new: OpSchema) -> str | None:
     return _wrong_type(node, old)
 
 
-def _settle_softmax(node: ir.Node) -> str | None:
-    import onnx_ir as ir
-
-    value = node.inputs[0]
-    rank = None if value is None or value.shape is None else len(value.shape)
-    axis = node.attributes.get_int("axis", -1)
-    if rank is None or axis % rank != rank - 1:
-        return "computes along an axis that is not known to be the last one, which its older form cannot"
-    node.attributes["axis"] = ir.AttrInt64("axis", rank - 1)
-    return None
+def _count_axes_from_the_front(node: ir.Node) -> None:
+    rank = rank_of(node.inputs[0] if node.inputs else None)
+    if node.op_type == "Unsqueeze":  # whose axes are those of what it makes
+        rank = rank_of(node.outputs[0])
+    if rank is None:
+        return
+    if "axis" in node.attributes and node.attributes.get_int("axis", 0) < 0:
+        node.attributes["axis"] = ir.AttrInt64("axis", node.attributes.get_int("axis", 0) + rank)
+    if "axes" in node.attributes:
+        axes = [axis % rank if rank else axis for axis in node.attributes.get_ints("axes", ())]
+        node.attributes["axes"] = ir.AttrInt64s("axes", axes)
 
 
 def _settle_attribute(node: ir.Node, position: int, name: str) -> str | None:
-    import onnx_ir as ir
-
     value = node.inputs[position] if position < len(node.inputs) else None
     if value is None:
         return None
@@ -103,20 +111,22 @@ def _settle_attribute(node: ir.Node, position: int, name: str) -> str | None:
     return None
 
 
-def _is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
-    import onnx
-
+def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
+    """Tells whether an attribute has the value that it would have anyway."""
     default = new.attributes[name].default_value if name in new.attributes else None
-    return default is not None and onnx.helper.get_attribute_value(default) == node.attributes[name].value
+    if default is None or not default.type:
+        return False
+    value = onnx.helper.get_attribute_value(default)
+    return bool((value.decode() if isinstance(value, bytes) else value) == node.attributes[name].value)
 
 
 def says_nothing(node: ir.Node, name: str) -> bool:
     """Tells whether an attribute is about a case that this node is not."""
     if name == "noop_with_empty_axes":
         return "axes" in node.attributes
+    if name == "dilations":
+        return all(step == 1 for step in node.attributes[name].as_ints())
     if name == "allowzero" and node.inputs[1] is not None:
-        import onnx_ir as ir
-
         shape = ir.convenience.get_const_tensor(node.inputs[1])
         return shape is not None and bool(shape.numpy().all())
     return False

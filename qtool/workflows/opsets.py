@@ -6,18 +6,23 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+from onnxscript.version_converter import ConvertVersionPass
 
 from formats.library_noise import quiet_libraries
 from qtool.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
+from qtool.passes.raise_opset import FIRST_OPSET_WITH_RESIZE_MODES, keep_resizing
+from qtool.workflows.older_forms import has_older_name
+from qtool.workflows.older_opsets import is_default, restamp, says_nothing
 
 # Before 7, operators broadcast in ways that the converter does not know.
 _LOWEST_OPSET = 7
 # What the converter says of an operator that it has no rule for.
-_NO_WAY = "No Adapter"
+_NO_WAY = ("No Adapter", "no registered schema")
 
 
 def to_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -27,44 +32,66 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
         UsageError: there is no such opset.
         InputError: an operator of the graph has no form in it.
     """
-    import onnx
-    from onnxscript.version_converter import ConvertVersionPass
-
     newest = onnx.defs.onnx_opset_version()
     if not _LOWEST_OPSET <= opset <= newest:
         raise UsageError(f"there is no way to opset {opset}", fix=f"choose one from {_LOWEST_OPSET} to {newest}")
     have = model.opset_imports.get("", newest)
+    if have > newest:
+        raise InputError(
+            f"the graph has opset {have}, and the installed onnx {onnx.__version__} knows its operators up to {newest}",
+            fix="install a newer onnx, or export the model again with an older opset",
+        )
     if have == opset:
         return model
     if opset < have:
-        _check_operators(model, have, opset)
+        return _lowered(model, have, opset)
+    result = _raised(model, have, opset)
+    if have < FIRST_OPSET_WITH_RESIZE_MODES <= opset:
+        keep_resizing(result)
+    return result
+
+
+def _lowered(model: ir.Model, have: int, opset: int) -> ir.Model:
+    """Takes the definitions of the operators first, and onnx's converter for what they do not settle."""
+    _check_operators(model, have, opset)
+    model = _plain(model)
+    untouched = model.clone()
+    try:
+        return restamp(model, opset)
+    except InputError as refused:
+        try:
+            with quiet_libraries(), _logged_reasons():
+                result = ConvertVersionPass(target_version=opset, fallback=True)(untouched).model
+        except Exception as error:  # the converter raises whatever its C++ part throws
+            raise refused from error
+        if result.opset_imports.get("", 0) != opset:
+            raise
+        _drop_newer_attributes(result, have, opset)
+        return result
+
+
+def _raised(model: ir.Model, have: int, opset: int) -> ir.Model:
     try:
         with quiet_libraries(), _logged_reasons() as reasons:
             result = ConvertVersionPass(target_version=opset, fallback=True)(model).model
     except Exception as error:  # the converter raises whatever its C++ part throws
-        if _NO_WAY in str(error):
-            return _restamped(model, opset)
+        if any(said in str(error) for said in _NO_WAY):
+            return restamp(_plain(model), opset)
         raise _unconvertible(have, opset, str(error)) from error
-    if result.opset_imports.get("", 0) != opset and opset < have and _NO_WAY in "".join(reasons):
-        return _restamped(result, opset)
+    if result.opset_imports.get("", 0) != opset and any(said in "".join(reasons) for said in _NO_WAY):
+        return restamp(_plain(result), opset)
     if result.opset_imports.get("", 0) != opset:
         raise _unconvertible(have, opset, reasons[-1] if reasons else "")
-    if opset < have:
-        _drop_newer_attributes(result, have, opset)
     return result
 
 
-def _restamped(model: ir.Model, opset: int) -> ir.Model:
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
-    from qtool.workflows.older_opsets import restamp
-
+def _plain(model: ir.Model) -> ir.Model:
+    """Returns the model without functions and Constant nodes, and with the shapes that can be known."""
     with quiet_libraries():
         for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
             model = graph_pass(model).model
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    return restamp(model, opset)
+    return model
 
 
 def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> frozenset[str]:
@@ -72,8 +99,6 @@ def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> froz
 
     Source: the operator definitions that come with the onnx package.
     """
-    import onnx
-
     if not onnx.defs.has(op_type, opset, ""):
         return frozenset()
     schema = onnx.defs.get_schema(op_type, opset, "")
@@ -88,8 +113,6 @@ def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> froz
 
 def unknown_operators(model: ir.Model) -> dict[str, int]:
     """Counts the nodes whose operator the ONNX standard does not have, by operator."""
-    import onnx
-
     version = model.opset_imports.get("", onnx.defs.onnx_opset_version())
     kinds = Counter(node.op_type for node in model.graph.all_nodes() if not node.domain)
     return {kind: count for kind, count in sorted(kinds.items()) if not onnx.defs.has(kind, version, "")}
@@ -120,12 +143,10 @@ def _logged_reasons() -> Iterator[list[str]]:
 
 def _check_operators(model: ir.Model, have: int, opset: int) -> None:
     """Names an operator that the older opset does not have; the converter itself keeps its reasons to its log."""
-    import onnx
-
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, ""):
             continue
-        if not onnx.defs.has(node.op_type, opset, ""):
+        if not onnx.defs.has(node.op_type, opset, "") and not has_older_name(node.op_type, opset):
             raise InputError(
                 f"the graph cannot go from opset {have} to {opset}, which has no {node.op_type}",
                 fix=f"choose opset {_first_opset(node.op_type, have)} or newer",
@@ -133,28 +154,18 @@ def _check_operators(model: ir.Model, have: int, opset: int) -> None:
 
 
 def _first_opset(op_type: str, newest: int) -> int:
-    import onnx
-
     return next(opset for opset in range(1, newest + 1) if onnx.defs.has(op_type, opset, ""))
 
 
 def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
     """Removes what the converter leaves behind: attributes that the older operators lack, if they change nothing."""
-    import onnx
-
-    from qtool.workflows.older_opsets import says_nothing
-
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, opset, ""):
             continue
         old = onnx.defs.get_schema(node.op_type, opset, "")
         new = onnx.defs.get_schema(node.op_type, have, "")
         for name in [name for name in node.attributes if name not in old.attributes]:
-            default = new.attributes[name].default_value if name in new.attributes else None
-            if says_nothing(node, name):
-                del node.attributes[name]
-                continue
-            if default is None or onnx.helper.get_attribute_value(default) != node.attributes[name].value:
+            if not is_default(node, name, new) and not says_nothing(node, name):
                 raise _unconvertible(have, opset, f"{node.op_type} '{node.name}' needs its attribute {name}")
             del node.attributes[name]
 

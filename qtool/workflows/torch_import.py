@@ -12,12 +12,13 @@ import numpy as np
 from calib.specs import Feed
 from formats.architecture import Architecture, building
 from formats.base import Weights
-from formats.example_inputs import first_sizes, make_feeds
-from formats.fitting import fit
+from formats.example_inputs import Length, first_sizes, make_feeds
+from formats.fitting import fit, rounding
 from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.workflows.equivalence import Comparison, compare_programs
 from qtool.workflows.output_dims import SeenShapes
+from qtool.workflows.stored_inputs import with_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,12 +36,14 @@ class InputDescription:
         dtypes: element types that the data does not tell.
         feeds: real data, some samples of each array.
         data_shapes: shapes of the data, with names for what varies.
+        lengths: which lengths free dimensions may have, by input and dimension; any where nothing is said.
     """
 
     shapes: Mapping[str, tuple[int | str, ...]] | None = None
     dtypes: Mapping[str, np.dtype[Any]] | None = None
     feeds: Feed | None = None
     data_shapes: Mapping[str, tuple[int | str, ...]] | None = None
+    lengths: Mapping[str, Mapping[str, Length]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +85,17 @@ def import_weights(
         RuntimeRefusedError: onnxruntime does not load the graph.
     """
     if architecture is None and weights.module is not None:
-        if inputs.shapes is None and inputs.feeds is None and weights.inputs:
+        if weights.inputs:
+            stored = with_shapes(weights.inputs, inputs.shapes)
             inputs = replace(
                 inputs,
-                shapes={spec.name: spec.dims for spec in weights.inputs},
-                dtypes={spec.name: spec.dtype for spec in weights.inputs},
+                shapes={spec.name: spec.dims for spec in stored},
+                dtypes={spec.name: spec.dtype for spec in stored},
+                lengths={spec.name: spec.lengths for spec in stored},
             )
+        remark = rounding(weights.tensors, weights.module.state_dict())
+        if remark is not None:
+            progress.note(remark)
         return _exported(weights.module, inputs, opset, progress)
     if architecture is None:
         raise UsageError(
@@ -113,6 +121,7 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
         dtypes=inputs.dtypes,
         feeds=inputs.feeds,
         data_shapes=inputs.data_shapes,
+        lengths=inputs.lengths,
     )
     specs = [one.spec for one in bound]
     # Images and bare arrays have no name of their own: they are the only input.

@@ -51,7 +51,6 @@ def test_layers_that_only_took_fewer_types_before_go_down(run: Any, folder: Path
 @pytest.mark.parametrize(
     ("node", "weights", "said"),
     [
-        (helper.make_node("Softmax", ["a"], ["y"], axis=0), {}, "Softmax 'n' computes along an axis"),
         (
             helper.make_node("ReduceSum", ["a"], ["y"], noop_with_empty_axes=1),
             {},

@@ -37,6 +37,8 @@ def test_an_odd_model_quantizes(name: str, read: Read, make_data: Feeds, tmp_pat
         ("residual_of_matrices", {"Gemm": 2}),
         ("branch_captures", {"Conv": 2}),
         ("channels_last", {"Conv": 2}),
+        ("half", {"Conv": 2}),
+        ("half_and_float", {"Conv": 2}),
     ],
 )
 def test_layers_among_oddities_run_on_integers(

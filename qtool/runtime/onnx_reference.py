@@ -1,0 +1,47 @@
+"""Runs models that onnxruntime does not take, in the reference implementation of the onnx package: slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from calib.specs import Array
+from qtool.errors import RuntimeRefusedError
+
+
+class OnnxReference:
+    """Runs one model in numpy, as the standard defines its operators; knows every opset that onnx does."""
+
+    def __init__(self, model: Path) -> None:
+        """Opens a file.
+
+        Raises:
+            RuntimeRefusedError: it has operators that the reference implementation lacks.
+        """
+        self._path = model
+        try:
+            self._evaluator = ReferenceEvaluator(onnx.load(model))
+        except Exception as error:  # what it lacks, it says in errors of many kinds
+            raise self._refused(error) from error
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns every output for one batch of inputs.
+
+        Raises:
+            RuntimeRefusedError: an operator fails.
+        """
+        try:
+            values = self._evaluator.run(None, dict(feeds))
+        except Exception as error:  # numpy raises what it likes
+            raise self._refused(error) from error
+        return dict(zip(self._evaluator.output_names, values, strict=True))
+
+    def _refused(self, error: Exception) -> RuntimeRefusedError:
+        said = " ".join(str(error).split())
+        return RuntimeRefusedError(
+            f"neither onnxruntime nor the reference implementation of onnx runs {self._path}: {said}",
+            fix="install a newer onnxruntime, or export the model again with an older opset",
+        )
