@@ -82,7 +82,9 @@ class _Remover:
             self._floats[key] = add_constant(self._graph, name, floats, names=self._names)
         if turn is None:
             return self._floats[key]
-        node = ir.node("Transpose", [self._floats[key]], turn.attributes, name=f"{product.name}_Transpose")
+        node = ir.node(
+            "Transpose", [self._floats[key]], turn.attributes, name=self._names.for_node(f"{product.name}_Transpose")
+        )
         node.outputs[0].name = self._names.free(f"{product.name}_weight")
         self._graph.insert_before(product, node)
         return node.outputs[0]
