@@ -192,7 +192,10 @@ def _made(
 def _plan(model: ir.Model, request: QuantizeRequest) -> Plan:
     """Plans; a model in which nothing can be quantized stays float, but a person's patterns must leave something."""
     chosen = bool(request.selection.include or request.selection.exclude)
-    return build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
+    plan = build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
+    if plan.dynamic.integer_nodes and not plan.integer_nodes:
+        raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
+    return plan
 
 
 def _check_request(request: QuantizeRequest) -> None:
