@@ -30,6 +30,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "hoist-clamps": "qtool.passes.hoist_clamps:HoistClamps",
     "join-relus": "qtool.passes.join_relus:JoinRelus",
     "tidy": "qtool.passes.normalize:Tidy",
+    "pad-all-axes": "qtool.passes.pad_all_axes:PadAllAxes",
     "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }
 # They pay only where onnxruntime's CPU provider carries integers from layer to layer, with clamps inside of them.

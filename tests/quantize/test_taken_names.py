@@ -91,7 +91,17 @@ def _scores(path: Path) -> list[np.ndarray]:
     "command",
     [
         ["quantize", "--calib-data", "c.npz", "--target", "x86-avx2", "--effort", "fast", "--exclude", "n_c"],
-        ["quantize", "--calib-data", "c.npz", "--target", "x86-avx2", "--effort", "fast", "--smoothing", "--equalization"],
+        [
+            "quantize",
+            "--calib-data",
+            "c.npz",
+            "--target",
+            "x86-avx2",
+            "--effort",
+            "fast",
+            "--smoothing",
+            "--equalization",
+        ],
         ["quantize", "--calib-data", "c.npz", "--target", "qnn", "--effort", "fast"],
         ["quantize", "--calib-data", "c.npz", "--target", "tensorrt", "--effort", "fast"],
         ["quantize", "--scheme", "dynamic"],
