@@ -20,6 +20,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "arithmetic": "qtool.passes.arithmetic:CanonicalArithmetic",
     "prelu-to-leaky-relu": "qtool.passes.prelu_to_leaky_relu:PReluToLeakyRelu",
     "hard-swish": "qtool.passes.hard_swish:SpellOutHardSwish",
+    "fold-gemm-factors": "qtool.passes.fold_gemm_factors:FoldGemmFactors",
     "join-constant-chains": "qtool.passes.constant_chains:JoinConstantChains",
     "fold-affine": "qtool.passes.fold_affine:FoldAffine",
     "fold-scales-back": "qtool.passes.fold_scales_back:FoldScalesBack",
