@@ -134,6 +134,8 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> Non
         graph.append(identity)
         new = identity.outputs[0]
     new.name = name
+    # What a graph gives out needs a type, and inner tensors often have none in the file.
+    new.type, new.shape = new.type or old.type, old.shape if new.shape is None else new.shape
     for position, output in enumerate(graph.outputs):
         if output is old:
             graph.outputs[position] = new
