@@ -35,7 +35,9 @@ def test_a_named_length_keeps_its_name(
     rng = np.random.default_rng(7)
     path = save(
         "net.onnx",
-        f"g (float[n,t,16] x, int64[rank] lengths) => (float[m,16] y) {{ a = MatMul (x, w) b = Reshape (a, lengths) {body} }}",
+        f"""g (float[n,t,16] x, int64[rank] lengths) => (float[m,16] y) {{
+            a = MatMul (x, w)  b = Reshape (a, lengths)  {body}
+        }}""",
         w=rng.normal(size=(16, 16)).astype(np.float32),
     )
     options = []
