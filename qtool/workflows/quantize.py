@@ -29,6 +29,7 @@ from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced
 from qtool.workflows.mixed_precision import GoalSeeker
 from qtool.workflows.model_source import write_graph
+from qtool.workflows.planned_float import as_planned
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantization import QuantizeReport, QuantizeRequest
 from qtool.workflows.quantization_search import QuantizationSearch, Start
@@ -119,7 +120,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
-            coverage = integer_coverage(model)
+            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=request.scheme.for_cpu)
             comparison = compare_with_float(original, path, samples, form=form, threads=request.threads)
         report = QuantizeReport(
             output=output,
