@@ -23,7 +23,7 @@ from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.embedding_tables import with_tables
-from qtool.workflows.file_records import data_record, model_record
+from qtool.workflows.file_records import data_records, model_record
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.model_source import ModelSource, write_graph
@@ -161,7 +161,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
     """Returns the record of one run; the two files are where the models lie while it is written."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
-        inputs["calib_data"] = data_record(request.data.source)
+        inputs |= data_records(request.data.sources)
     return Manifest(
         command="quantize",
         float_model=model_record(report.float_model, float_file),
