@@ -158,7 +158,7 @@ def build_plan(
 
     Raises:
         InputError: the model is quantized already, or nothing in it can be quantized and the plan may not be empty.
-        UsageError: a pattern of ``selection`` matches nothing, or leaves nothing to calibrate.
+        UsageError: a pattern of ``selection`` matches nothing.
     """
     from qtool.placement import placement_of
     from qtool.placement.logarithms import layers_before_logarithms
@@ -172,11 +172,7 @@ def build_plan(
     if dynamic.integer_nodes:
         skipped = tuple(skip for skip in plan.skipped if skip.node not in dynamic.integer_nodes)
         plan = replace(plan, skipped=skipped, dynamic=dynamic)
-    if not plan.integer_nodes:
-        if dynamic.integer_nodes and not kept_float:
-            raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
-        if may_be_empty:
-            return plan
+    if not (plan.integer_nodes or dynamic.integer_nodes or may_be_empty):
         raise InputError(
             f"nothing in the model can be quantized{_in_short(plan.skipped)}",
             fix="quantize a model with Conv, Gemm or MatMul layers, or loosen --include and --exclude",
@@ -184,11 +180,14 @@ def build_plan(
     return plan
 
 
-def build_dynamic_plan(model: ir.Model, scheme: DynamicScheme, selection: Selection) -> DynamicPlan:
+def build_dynamic_plan(
+    model: ir.Model, scheme: DynamicScheme, selection: Selection, *, may_be_empty: bool = False
+) -> DynamicPlan:
     """Decides which layers of a prepared model quantize their activations as they run, from its graph alone.
 
     Raises:
-        InputError: the model is quantized already, or nothing in it can be quantized in this way.
+        InputError: the model is quantized already, or nothing in it can be quantized in this way and the plan may not
+            be empty.
         UsageError: a pattern of ``selection`` matches nothing.
     """
     from qtool.placement.dynamic import place_dynamic
@@ -196,7 +195,7 @@ def build_dynamic_plan(model: ir.Model, scheme: DynamicScheme, selection: Select
     _check_float(model)
     selection.check(list(model.graph))
     plan = place_dynamic(model.graph, scheme, selection.reason_to_skip)
-    if not plan.integer_nodes:
+    if not (plan.integer_nodes or may_be_empty):
         raise InputError(
             f"nothing in the model can be quantized dynamically{_in_short(plan.skipped)}",
             fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",

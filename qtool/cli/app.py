@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,6 +126,9 @@ def main() -> None:
     # Read once, when torch is loaded. Its threads spin while they wait for each other, which where other programs run
     # makes seconds of a tenth of one; asleep they cost next to nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What a library warns of is about its own lines of code; what a person should know, commands say themselves.
+    if "--debug" not in sys.argv and not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         app()
     finally:

@@ -11,7 +11,7 @@ from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
     AllowGlobalOption,
     BatchSizeOption,
-    CalibDataOption,
+    CalibDataListOption,
     DebugOption,
     FactoryKwargsOption,
     FactoryOption,
@@ -33,7 +33,7 @@ from qtool.errors import UsageError
 
 def calibrate(
     model: OptionalModelArgument = None,
-    calib_data: CalibDataOption = None,
+    calib_data: CalibDataListOption = None,
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
     preprocess: PreprocessOption = None,
@@ -66,11 +66,11 @@ def calibrate(
     from qtool.runtime.this_machine import target_named
     from qtool.workflows.calibrate import CalibrateRequest
     from qtool.workflows.calibrate import calibrate as run
-    from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
-    if calib_data is None:
+    if not calib_data:
         raise UsageError(
             "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
         )
@@ -79,7 +79,7 @@ def calibrate(
     report = run(
         CalibrateRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             output=output,
             output_dir=output_dir,
             scheme=machine.scheme,

@@ -58,6 +58,7 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
         InputError: versions, model or data differ from those of the manifest.
     """
     from qtool.manifest import read_manifest
+    from qtool.workflows.file_records import data_roles
     from qtool.workflows.lock import check_lock
 
     manifest = read_manifest(path)
@@ -69,11 +70,13 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
     kept = {name: value for name, value in context.params.items() if name in _NOT_RECORDED - _OF_THE_LOG}
     recorded = {name: value for name, value in again.params.items() if name not in _OF_THE_LOG}
     parameters = {**recorded, **kept, "locked": None}
-    for name, role in (("model", "model"), ("calib_data", "calib_data"), ("calib_stats", "calib_stats")):
+    for name in ("model", "calib_stats"):
         if not _given(context, name):
-            record = manifest.inputs.get(role)
-            found = None if record is None else record.path
-            parameters[name] = str(found) if found is not None and name == "calib_data" else found
+            record = manifest.inputs.get(name)
+            parameters[name] = None if record is None else record.path
+    if not _given(context, "calib_data"):
+        roles = data_roles(len(manifest.inputs))
+        parameters["calib_data"] = [str(manifest.inputs[role].path) for role in roles if role in manifest.inputs]
     if parameters["output"] is None and parameters["output_dir"] is None:
         parameters["output"] = manifest.quantized_model.path
     source = model_source(
@@ -83,7 +86,7 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
         parameters["input_shape"],
         trust(parameters["trust_pickle"], parameters["allow_global"]),
     )
-    check_lock(manifest, source, parameters["calib_data"], parameters["calib_stats"])
+    check_lock(manifest, source, parameters["calib_data"] or (), parameters["calib_stats"])
     again.meta[_LOCK_KEY] = manifest
     command(again, **parameters)
 

@@ -54,6 +54,15 @@ CalibDataOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+CalibDataListOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calib-data",
+        metavar="DATA",
+        help="Calibration data: .npz, a folder of arrays or images, or pkg.module:function. Repeatable.",
+        show_default=False,
+    ),
+]
 EvalDataOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -22,7 +22,7 @@ from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
     AllowGlobalOption,
     BatchSizeOption,
-    CalibDataOption,
+    CalibDataListOption,
     DebugOption,
     FactoryKwargsOption,
     FactoryOption,
@@ -64,7 +64,7 @@ from qtool.errors import UsageError
 def quantize(
     context: typer.Context,
     model: OptionalModelArgument = None,
-    calib_data: CalibDataOption = None,
+    calib_data: CalibDataListOption = None,
     calib_stats: Annotated[
         Path | None,
         typer.Option(
@@ -215,7 +215,7 @@ def quantize(
     from qtool.runtime.this_machine import target_named
     from qtool.schemes import as_dynamic
     from qtool.selection import Selection
-    from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.data_request import data_request
     from qtool.workflows.efforts import Effort, searches
     from qtool.workflows.quantization import QuantizeRequest
     from qtool.workflows.quantize import plan_quantization
@@ -224,8 +224,8 @@ def quantize(
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
     data = None
-    if calib_data is not None:
-        data = DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+    if calib_data:
+        data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
     patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
     selection = Selection(**{name: tuple(given or ()) for name, given in patterns.items()})
     schemes = SchemeOptions(

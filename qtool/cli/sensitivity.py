@@ -12,7 +12,7 @@ from qtool.cli.model_options import model_path, model_source, trust
 from qtool.cli.options import (
     AllowGlobalOption,
     BatchSizeOption,
-    CalibDataOption,
+    CalibDataListOption,
     DebugOption,
     FactoryKwargsOption,
     FactoryOption,
@@ -34,7 +34,7 @@ from qtool.errors import UsageError
 
 def sensitivity(
     model: OptionalModelArgument = None,
-    calib_data: CalibDataOption = None,
+    calib_data: CalibDataListOption = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="About how many samples to judge by.")] = 8,
     worst: Annotated[int, typer.Option("--worst", min=1, help="How many layers to show; files hold all of them.")] = 20,
     plot: Annotated[
@@ -73,13 +73,13 @@ def sensitivity(
     """Quantizes one layer at a time and ranks the layers by the noise that they put into the outputs."""
     from qtool.runtime.this_machine import target_named
     from qtool.selection import Selection
-    from qtool.workflows.data_request import DataRequest
+    from qtool.workflows.data_request import data_request
     from qtool.workflows.sensitivity import SensitivityRequest, in_decibels
     from qtool.workflows.sensitivity import sensitivity as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
-    if calib_data is None:
+    if not calib_data:
         raise UsageError("there is no data to judge by", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
     machine = target_named(target)
@@ -87,7 +87,7 @@ def sensitivity(
     report = run(
         SensitivityRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=DataRequest(source=calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             scheme=machine.scheme,
             method=ranges.range_method(method),
             chosen_ranges=method is Method.AUTO,

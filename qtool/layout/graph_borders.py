@@ -92,7 +92,9 @@ def _made_layout(value: ir.Value) -> Layout | None:
 
 def _turn_input(graph: ir.Graph, names: Names, value: ir.Value, turn: Perm) -> None:
     readers = list(value.uses())
-    node = ir.node("Transpose", [value], attributes={"perm": inverse(turn)}, name=names.free(f"{value.name}_turned"))
+    node = ir.node(
+        "Transpose", [value], attributes={"perm": inverse(turn)}, name=names.for_both(f"{value.name}_turned")
+    )
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, value.type, value.shape
     if value.shape is not None:
         value.shape = ir.Shape([value.shape[axis] for axis in turn])
@@ -108,7 +110,7 @@ def _turn_input(graph: ir.Graph, names: Names, value: ir.Value, turn: Perm) -> N
 def _turn_output(graph: ir.Graph, names: Names, value: ir.Value, turn: Perm) -> None:
     name = value.name or ""
     value.name = names.free(f"{name}_unturned")
-    node = ir.node("Transpose", [value], attributes={"perm": turn}, name=names.free(f"{name}_turn"))
+    node = ir.node("Transpose", [value], attributes={"perm": turn}, name=names.for_both(f"{name}_turn"))
     node.outputs[0].name, node.outputs[0].type = name, value.type
     if value.shape is not None:
         node.outputs[0].shape = ir.Shape([value.shape[axis] for axis in turn])

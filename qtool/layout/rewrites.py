@@ -197,7 +197,7 @@ def _shape(node: ir.Node, perm: Perm) -> Rewrite | None:
     def change(graph: ir.Graph, names: Names) -> None:
         lengths = node.outputs[0]
         order = _stored(graph, names, node, "order", np.asarray(perm, np.int64))
-        picked = ir.node("Gather", [lengths, order], name=f"{node.name}_in_order")
+        picked = ir.node("Gather", [lengths, order], name=names.for_node(f"{node.name}_in_order"))
         graph.insert_after(node, picked)
         made = picked.outputs[0]
         made.type, made.shape, made.name = lengths.type, lengths.shape, lengths.name

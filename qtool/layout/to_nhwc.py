@@ -71,7 +71,7 @@ def _turned_back(graph: ir.Graph, names: Names, layer: ir.Node) -> ir.Node:
 
 
 def _transpose(graph: ir.Graph, names: Names, value: ir.Value, perm: tuple[int, ...], behind: ir.Node) -> ir.Node:
-    name = names.free(f"{value.name}_{'channels_last' if perm == TO_LAST else 'channels_first'}")
+    name = names.for_both(f"{value.name}_{'channels_last' if perm == TO_LAST else 'channels_first'}")
     node = ir.node("Transpose", [value], attributes={"perm": perm}, name=name)
     node.outputs[0].name, node.outputs[0].type = name, value.type
     if value.shape is not None:

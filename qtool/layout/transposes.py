@@ -231,7 +231,7 @@ def _as_wanted(
     if turn is None:
         return kept.value
     if (kept.value, turn) not in made:
-        node = _transpose(kept.value, turn, names.free(f"{kept.value.name}_transposed"))
+        node = _transpose(kept.value, turn, names.for_both(f"{kept.value.name}_transposed"))
         graph.insert_before(reader, node)
         made[kept.value, turn] = node.outputs[0]
     return made[kept.value, turn]
@@ -262,9 +262,10 @@ def _give_back(
         return
     if turn is not None and known is None:
         node = _transpose(kept.value, turn, name)
+        node.name = names.for_node(name)
         made[kept.value, turn] = node.outputs[0]
     else:
-        node = ir.node("Identity", [known], name=name)
+        node = ir.node("Identity", [known], name=names.for_node(name))
         node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, value.type, value.shape
     graph.append(node)
     graph.outputs[place] = node.outputs[0]

@@ -18,6 +18,7 @@ from qtool.lora.changes import LowRank
 from qtool.lora.graph_search import Place
 from qtool.lora.merging import WeightedChange
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
+from qtool.passes.names import Names
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +52,14 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
     rest = int(np.prod(stored.shape[1:]))
     first = _input(model, left, (stored.shape[0], None), stored.dtype)
     second = _input(model, right, (None, rest), stored.dtype)
+    names = Names(model.graph)
     readers = [use for use in place.stored.uses() if place.nodes is None or use.node in place.nodes]
     beside = [use for use in readers if _narrows(use.node, use.idx)]
     for use in beside:
-        _beside(use.node, first, second, weight)
+        _beside(use.node, first, second, weight, names)
     others = [use for use in readers if use not in beside]
     if others:
-        total = _changed_weight(model.graph, place.stored, first, second, stored.shape, weight)
+        total = _changed_weight(model.graph, place.stored, first, second, stored.shape, weight, names)
         for use in others:
             use.node.replace_input_with(use.idx, total)
 
@@ -115,28 +117,28 @@ def _narrows(node: ir.Node, index: int) -> bool:
     return rows or (node.op_type == "MatMul" and index == 1)
 
 
-def _beside(product: ir.Node, first: ir.Value, second: ir.Value, weight: str) -> None:
+def _beside(product: ir.Node, first: ir.Value, second: ir.Value, weight: str, names: Names) -> None:
     """Adds what the input makes of both matrices to the output of a MatMul or a Gather."""
     output, graph = product.outputs[0], product.graph
     if not isinstance(graph, ir.Graph):
         raise AssertionError(product)
     uses = list(output.uses())
     operands = [first, product.inputs[1]] if product.op_type == "Gather" else [product.inputs[0], first]
-    narrow = ir.node(product.op_type, inputs=operands, name=f"{weight}.lora_narrow")
-    wide = ir.node("MatMul", inputs=[narrow.outputs[0], second], name=f"{weight}.lora_wide")
-    total = ir.node("Add", inputs=[output, wide.outputs[0]], name=f"{weight}.lora_add")
+    narrow = ir.node(product.op_type, inputs=operands, name=names.for_node(f"{weight}.lora_narrow"))
+    wide = ir.node("MatMul", inputs=[narrow.outputs[0], second], name=names.for_node(f"{weight}.lora_wide"))
+    total = ir.node("Add", inputs=[output, wide.outputs[0]], name=names.for_node(f"{weight}.lora_add"))
     for node, kind in ((narrow, "narrow"), (wide, "wide"), (total, "sum")):
-        node.outputs[0].name = f"{weight}.lora_{kind}_of_{output.name}"
+        node.outputs[0].name = names.free(f"{weight}.lora_{kind}_of_{output.name}")
     graph.insert_after(product, [narrow, wide, total])
     for use in uses:
         use.node.replace_input_with(use.idx, total.outputs[0])
     if output.is_graph_output():
-        _take_name(graph, output, total.outputs[0])
+        _take_name(graph, output, total.outputs[0], names)
 
 
-def _take_name(graph: ir.Graph, output: ir.Value, successor: ir.Value) -> None:
+def _take_name(graph: ir.Graph, output: ir.Value, successor: ir.Value, names: Names) -> None:
     name = output.name
-    output.name = f"{name}.without_lora"
+    output.name = names.free(f"{name}.without_lora")
     successor.name, successor.shape = name, output.shape
     if output.dtype is not None:
         successor.dtype = output.dtype
@@ -146,14 +148,20 @@ def _take_name(graph: ir.Graph, output: ir.Value, successor: ir.Value) -> None:
 
 
 def _changed_weight(
-    graph: ir.Graph, stored: ir.Value, first: ir.Value, second: ir.Value, shape: tuple[int, ...], weight: str
+    graph: ir.Graph,
+    stored: ir.Value,
+    first: ir.Value,
+    second: ir.Value,
+    shape: tuple[int, ...],
+    weight: str,
+    names: Names,
 ) -> ir.Value:
-    product = ir.node("MatMul", inputs=[first, second], name=f"{weight}.lora_product")
-    target = add_constant(graph, f"{weight}.lora_shape", np.asarray(shape, np.int64))
-    shaped = ir.node("Reshape", inputs=[product.outputs[0], target], name=f"{weight}.lora_reshape")
-    total = ir.node("Add", inputs=[stored, shaped.outputs[0]], name=f"{weight}.lora_add")
+    product = ir.node("MatMul", inputs=[first, second], name=names.for_node(f"{weight}.lora_product"))
+    target = add_constant(graph, f"{weight}.lora_shape", np.asarray(shape, np.int64), names=names)
+    shaped = ir.node("Reshape", inputs=[product.outputs[0], target], name=names.for_node(f"{weight}.lora_reshape"))
+    total = ir.node("Add", inputs=[stored, shaped.outputs[0]], name=names.for_node(f"{weight}.lora_add"))
     nodes = (product, shaped, total)
     for node, kind in zip(nodes, ("product", "shaped", "sum"), strict=True):
-        node.outputs[0].name = f"{weight}.lora_{kind}"
+        node.outputs[0].name = names.free(f"{weight}.lora_{kind}")
     graph.insert_before(graph[0], nodes)
     return total.outputs[0]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import onnx_ir as ir
 
 from formats.shape_inference import infer_shapes
-
-# How the inference calls a length that it knows nothing about; only equal names mean something.
-_MADE_UP = re.compile(r"unk__\d+|.*#\d+")
+from qtool.passes.declared_lengths import MADE_UP
 
 
 class InferShapes(ir.passes.InPlacePass):
@@ -30,8 +26,8 @@ def _forget(model: ir.Model) -> None:
             if value.shape is None or value.is_graph_output():
                 continue
             dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-            if any(isinstance(dim, str) and _MADE_UP.fullmatch(dim) for dim in dims):
-                kept = [None if isinstance(dim, str) and _MADE_UP.fullmatch(dim) else dim for dim in dims]
+            if any(isinstance(dim, str) and MADE_UP.fullmatch(dim) for dim in dims):
+                kept = [None if isinstance(dim, str) and MADE_UP.fullmatch(dim) else dim for dim in dims]
                 value.shape = ir.Shape(kept)
 
 

@@ -15,6 +15,7 @@ from formats.library_noise import quiet_libraries
 from qtool.errors import InputError
 from qtool.optimization import PASSES
 from qtool.optimization.operators import Operators
+from qtool.passes.declared_lengths import declared_lengths
 from qtool.progress import Progress
 
 # What one pass leaves is work for another; graphs that need more rounds than that were not seen.
@@ -68,7 +69,12 @@ def run_passes(
     steps: list[Step] = []
     last = tuple(name for name in names if PASSES[name].comes_last)
     turns = [*[tuple(name for name in names if name not in last)] * rounds, last]
-    with quiet_libraries(), _defaults_aside(model), progress.task("optimizing", rounds * len(names)) as advance:
+    with (
+        quiet_libraries(),
+        _defaults_aside(model),
+        declared_lengths(model),
+        progress.task("optimizing", rounds * len(names)) as advance,
+    ):
         counts, nodes = node_counts(model), len(model.graph)
         done, seen = False, dict[str, int]()
         for turn in turns:

@@ -14,7 +14,7 @@ from qtool.optimization.lengths import Length, dims_of
 from qtool.optimization.operators import opset_of
 from qtool.optimization.slices import full_axes_removed
 from qtool.optimization.views import axes_of
-from qtool.passes.constants import constant_array, integer_attribute
+from qtool.passes.constants import broadcast_number, constant_array, integer_attribute
 from qtool.passes.names import Names
 from qtool.passes.neutral_constants import DropNeutralConstants
 from qtool.passes.remove_identities import RemoveIdentities, bypass
@@ -146,8 +146,7 @@ def _limit(node: ir.Node) -> ir.Value | None:
         return _only_input(node)
     neutral = -np.inf if node.op_type == "Max" else np.inf
     for value, bound in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        array = constant_array(bound)
-        if value is not None and array is not None and array.ndim == 0 and array == neutral:
+        if value is not None and broadcast_number(bound, value) == neutral:
             return value
     return None
 
@@ -161,15 +160,14 @@ def _twice(node: ir.Node) -> ir.Value | None:
 
 
 def _power(node: ir.Node) -> ir.Value | None:
-    exponent = _constant(node, 1)
-    return node.inputs[0] if exponent is not None and exponent.ndim == 0 and exponent == 1 else None
+    source = node.inputs[0]
+    return source if source is not None and broadcast_number(node.inputs[1], source) == 1 else None
 
 
 def _logic(node: ir.Node) -> ir.Value | None:
     """Looks for And with true and Or with false."""
     for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        array = constant_array(other)
-        if value is not None and array is not None and array.ndim == 0 and bool(array) == (node.op_type == "And"):
+        if value is not None and broadcast_number(other, value) == (node.op_type == "And"):
             return value
     return None
 

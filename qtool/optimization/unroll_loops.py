@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qtool.optimization.control_flow import forget_removed_branches, graphs_of
 from qtool.optimization.operators import opset_of
-from qtool.passes.constants import add_constant, constant_array, is_constant
+from qtool.passes.constants import add_constant, constant_array, constant_number, is_constant
 from qtool.passes.names import Names
 
 _MOST_TRIPS = 8
@@ -41,15 +41,15 @@ class UnrollLoops(ir.passes.InPlacePass):
 
 def _trips(loop: ir.Node) -> int | None:
     """Returns how many turns a loop takes, if that is known and little enough to write them out."""
-    count = constant_array(loop.inputs[0])
+    count = constant_number(loop.inputs[0])
     begins = loop.inputs[1] if len(loop.inputs) > 1 else None
     body = loop.attributes["body"].as_graph()
-    if count is None or not 0 <= int(count.reshape(())) <= _MOST_TRIPS:
+    if count is None or not 0 <= int(count) <= _MOST_TRIPS:
         return None
     start = constant_array(begins)
     if begins is not None and (start is None or not start.all()):
         return None
-    trips, carried = int(count.reshape(())), len(body.inputs) - 2
+    trips, carried = int(count), len(body.inputs) - 2
     # What no turn has added to has a type, but no shape that could be written down.
     if not trips and len(body.outputs) > carried + 1:
         return None

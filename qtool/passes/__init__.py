@@ -21,6 +21,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "arithmetic": "qtool.passes.arithmetic:CanonicalArithmetic",
     "prelu-to-leaky-relu": "qtool.passes.prelu_to_leaky_relu:PReluToLeakyRelu",
     "hard-swish": "qtool.passes.hard_swish:SpellOutHardSwish",
+    "fold-gemm-factors": "qtool.passes.fold_gemm_factors:FoldGemmFactors",
     "join-constant-chains": "qtool.passes.constant_chains:JoinConstantChains",
     "fold-affine": "qtool.passes.fold_affine:FoldAffine",
     "fold-scales-back": "qtool.passes.fold_scales_back:FoldScalesBack",
@@ -31,6 +32,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "hoist-clamps": "qtool.passes.hoist_clamps:HoistClamps",
     "join-relus": "qtool.passes.join_relus:JoinRelus",
     "tidy": "qtool.passes.normalize:Tidy",
+    "pad-all-axes": "qtool.passes.pad_all_axes:PadAllAxes",
     "explicit-bias": "qtool.passes.explicit_bias:ExplicitBias",
 }
 # They pay only where onnxruntime's CPU provider carries integers from layer to layer, with clamps inside of them.

@@ -54,8 +54,27 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return next(iter(uses)).node
 
 
+def constant_number(value: ir.Value | None) -> float | int | bool | None:
+    """Returns the number that a constant of one element holds, or None where it holds another count, or is computed.
+
+    Exporters store what the operators' specification calls a scalar with axes of length 1, too.
+    """
+    array = constant_array(value)
+    if array is None or array.size != 1 or array.dtype.kind in "OSU":
+        return None
+    number: float | int | bool = array.reshape(()).item()
+    return number
+
+
+def broadcast_number(constant: ir.Value | None, value: ir.Value) -> float | int | bool | None:
+    """Returns the one number that a constant combines with all of ``value``; None where that gives the result axes."""
+    array, number = constant_array(constant), constant_number(constant)
+    adds_none = array is not None and (array.ndim == 0 or (value.shape is not None and array.ndim <= len(value.shape)))
+    return number if adds_none else None
+
+
 def clip_bounds(node: ir.Node) -> tuple[float, float]:
     """Returns the constant bounds of a Clip; infinite where it has none."""
-    low = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
-    high = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    low = constant_number(node.inputs[1]) if len(node.inputs) > 1 else None
+    high = constant_number(node.inputs[2]) if len(node.inputs) > 2 else None
     return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))

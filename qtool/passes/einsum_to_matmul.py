@@ -80,7 +80,7 @@ def _replace(graph: ir.Graph, node: ir.Node, product: _Product, names: Names) ->
 
     def step(operator: str, inputs: Sequence[ir.Value], role: str, order: list[int] | None = None) -> ir.Value:
         attributes = {} if order is None else {"perm": order}
-        new = ir.node(operator, list(inputs), name=name and f"{name}_{role}", attributes=attributes)
+        new = ir.node(operator, list(inputs), name=name and names.for_node(f"{name}_{role}"), attributes=attributes)
         new.outputs[0].name = names.free(f"{node.outputs[0].name}_{role}")
         if dtype is not None:
             new.outputs[0].dtype = dtype

@@ -44,7 +44,7 @@ def _fold_follower(graph: ir.Graph, layer: ir.Node, names: Names) -> bool:
     if layer.op_type == "Gemm" and _float_attribute(layer, "beta", 1.0) != 1.0:
         return False
     # A Gemm may add something else to each row.
-    if biases is not None and biases.size not in (1, biases.shape[-1]):
+    if biases is not None and biases.size != 1 and biases.size != biases.shape[-1]:
         return False
     channels = _output_channels(layer, weights)
     affine = _affine_of(follower, output, rank=2 if layer.op_type == "Gemm" else weights.ndim, channels=channels)

@@ -40,7 +40,12 @@ def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     for use in output.uses():
         channels = _input_channels(use.node) if use.idx == 0 and use.node.graph is graph else None
         spread = None if channels is None else _one_per_channel(use.node, constant, channels)
-        if spread is None or (node.op_type == "Add" and not _takes_offset(use.node)):
+        # More axes of the constant would be axes of the layer's output, too.
+        if (
+            spread is None
+            or constant.ndim > _least_rank(source, use.node)
+            or (node.op_type == "Add" and not _takes_offset(use.node))
+        ):
             return False
         layers.append((use.node, spread))
     for layer, spread in layers:
@@ -83,6 +88,14 @@ def _one_per_channel(
     if position < 0 or constant.shape[position] != channels or constant.size != channels:
         return None
     return constant.astype(np.float64).reshape(-1)
+
+
+def _least_rank(source: ir.Value, layer: ir.Node) -> int:
+    """Returns how many axes ``source`` has at least, which ``layer`` reads."""
+    if source.shape is not None:
+        return len(source.shape)
+    weights = constant_array(layer.inputs[1])
+    return weights.ndim if weights is not None and layer.op_type != "MatMul" else 1
 
 
 def _takes_offset(layer: ir.Node) -> bool:

@@ -251,7 +251,7 @@ def _half_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, names: Names) -> ir.Node:
-    name = names.free(f"{value.name}_{'float32' if dtype == ir.DataType.FLOAT else dtype.name.lower()}")
+    name = names.for_both(f"{value.name}_{'float32' if dtype == ir.DataType.FLOAT else dtype.name.lower()}")
     node = ir.node("Cast", [value], attributes={"to": ir.AttrInt64("to", dtype.value)}, name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, value.shape
     return node

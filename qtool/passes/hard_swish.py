@@ -73,7 +73,7 @@ def _spell_out(graph: ir.Graph, node: ir.Node, source: ir.Value, *, slope: float
         return add_constant(graph, f"{stem}_{role}", np.asarray(number, np.float32), names=names)
 
     def step(operator: str, *inputs: ir.Value) -> ir.Value:
-        new = ir.node(operator, list(inputs), name=node.name and f"{node.name}_{operator.lower()}")
+        new = ir.node(operator, list(inputs), name=node.name and names.for_node(f"{node.name}_{operator.lower()}"))
         made = new.outputs[0]
         made.name, made.dtype, made.shape = names.free(f"{stem}_{operator.lower()}"), ir.DataType.FLOAT, source.shape
         graph.insert_before(node, new)

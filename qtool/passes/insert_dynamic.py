@@ -67,7 +67,7 @@ class _Writer:
 
     def _transposed(self, stored: ir.Value, readers: Sequence[ir.Node]) -> ir.Value:
         """Turns integers for layers that read them the other way round; onnxruntime does it once, as it loads."""
-        node = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{stored.name}_Transpose")
+        node = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=self._names.for_node(f"{stored.name}_Transpose"))
         self._graph.insert_before(min(readers, key=self._order.__getitem__), node)
         return self._named(node.outputs[0], f"{stored.name}_transposed")
 
@@ -75,20 +75,23 @@ class _Writer:
         integers, weight_scale, zero_point = weight
         output, name = node.outputs[0], node.name
         quantize = ir.node(
-            "DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3, name=f"{name}_DynamicQuantizeLinear"
+            "DynamicQuantizeLinear",
+            [node.inputs[0]],
+            num_outputs=3,
+            name=self._node_name(node, "DynamicQuantizeLinear"),
         )
         quantized, scale, zero = quantize.outputs
         inputs = [quantized, integers, zero] if zero_point is None else [quantized, integers, zero, zero_point]
         product = ir.node("MatMulInteger", inputs, name=name)
         product.metadata_props.update(node.metadata_props)
-        cast = ir.node("Cast", product.outputs, {"to": ir.DataType.FLOAT}, name=f"{name}_Cast")
-        scales = ir.node("Mul", [scale, weight_scale], name=f"{name}_scales")
-        result = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{name}_Mul")
+        cast = ir.node("Cast", product.outputs, {"to": ir.DataType.FLOAT}, name=self._node_name(node, "Cast"))
+        scales = ir.node("Mul", [scale, weight_scale], name=self._node_name(node, "scales"))
+        result = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=self._node_name(node, "Mul"))
         new = [quantize, product, cast, scales, result]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None and not _is_zero(bias):
             self._named(result.outputs[0], f"{output.name}_without_bias")
-            result = ir.node("Add", [result.outputs[0], bias], name=f"{name}_Add")
+            result = ir.node("Add", [result.outputs[0], bias], name=self._node_name(node, "Add"))
             new.append(result)
         for value, suffix in (
             (quantized, "quantized"),
@@ -102,6 +105,9 @@ class _Writer:
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], new, [output], result.outputs)
         if bias is not None and bias.is_initializer() and not bias.uses() and bias.name is not None:
             self._graph.initializers.pop(bias.name, None)
+
+    def _node_name(self, layer: ir.Node, role: str) -> str:
+        return self._names.for_node(f"{layer.name}_{role}")
 
     def _named(self, value: ir.Value, wish: str) -> ir.Value:
         value.name = self._names.free(wish)

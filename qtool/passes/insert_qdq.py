@@ -66,7 +66,7 @@ class _Writer:
         name = f"{node.name}_bias"
         inputs = [self._constant(f"{name}_quantized", integers), self._constant(f"{name}_scale", scale)]
         axis = {"axis": 0} if per_channel else None
-        dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{name}_DequantizeLinear")
+        dequantize = ir.node("DequantizeLinear", inputs, axis, name=self._names.for_node(f"{name}_DequantizeLinear"))
         self._describe(dequantize.outputs[0], f"{name}_dequantized", ir.Shape(integers.shape))
         self._graph.insert_before(node, dequantize)
         node.replace_input_with(2, dequantize.outputs[0])
@@ -83,7 +83,9 @@ class _Writer:
         record_steps(inputs[0], value)
         granularity = weight.params.granularity
         axis = {"axis": granularity.axis} if isinstance(granularity, PerChannel) else None
-        dequantize = ir.node("DequantizeLinear", inputs, axis, name=f"{value.name}_DequantizeLinear")
+        dequantize = ir.node(
+            "DequantizeLinear", inputs, axis, name=self._names.for_node(f"{value.name}_DequantizeLinear")
+        )
         self._describe(dequantize.outputs[0], f"{value.name}_dequantized", value.shape)
         first = min((use.node for use in uses), key=lambda node: self._order[node])
         self._graph.insert_before(first, dequantize)
@@ -100,11 +102,15 @@ class _Writer:
             if plan.readers is None or (use.node.name in plan.readers and _is_data(use.node, use.idx))
         ]
         scale, zero_point = self._shared_params(plan.source, params)
-        quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_QuantizeLinear")
+        quantize = ir.node(
+            "QuantizeLinear", [value, scale, zero_point], name=self._names.for_node(f"{name}_QuantizeLinear")
+        )
         quantized = quantize.outputs[0]
         quantized.name, quantized.shape = self._names.free(f"{name}_quantized"), value.shape
         quantized.dtype = ir.DataType.from_numpy(params.zero_point.dtype)
-        dequantize = ir.node("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_DequantizeLinear")
+        dequantize = ir.node(
+            "DequantizeLinear", [quantized, scale, zero_point], name=self._names.for_node(f"{name}_DequantizeLinear")
+        )
         self._describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
         maker = value.producer()
         if maker is None:

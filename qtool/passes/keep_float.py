@@ -12,6 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qtool.passes.constants import is_constant, sole_consumer
+from qtool.passes.names import Names
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _ABSORBED = ("Relu", "Clip")
@@ -25,9 +26,10 @@ class KeepFloatLayers(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Inserts one Sum behind each such layer."""
         modified = False
+        names = Names(model.graph)
         for node in list(model.graph):
             if node.domain == "" and (_would_be_quantized(node) or _would_pool_integers(node)):
-                _separate(model.graph, node)
+                _separate(model.graph, node, names)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -57,12 +59,12 @@ def _made_by(value: ir.Value) -> str | None:
     return None if maker is None else maker.op_type
 
 
-def _separate(graph: ir.Graph, node: ir.Node) -> None:
+def _separate(graph: ir.Graph, node: ir.Node, names: Names) -> None:
     output = node.outputs[0]
     uses = list(output.uses())
-    separator = ir.node("Sum", [output], name=f"{node.name}_kept_float")
+    separator = ir.node("Sum", [output], name=names.for_node(f"{node.name}_kept_float"))
     kept = separator.outputs[0]
-    kept.name, kept.shape, kept.type = f"{output.name}_kept_float", output.shape, output.type
+    kept.name, kept.shape, kept.type = names.free(f"{output.name}_kept_float"), output.shape, output.type
     for use in uses:
         use.node.replace_input_with(use.idx, kept)
     graph.insert_after(node, separator)

@@ -46,14 +46,14 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 def _replace(graph: ir.Graph, node: ir.Node, names: Names) -> None:
     source = node.inputs[0]
-    pool = ir.node("GlobalAveragePool", [source], name=node.name and f"{node.name}_pool")
+    pool = ir.node("GlobalAveragePool", [source], name=node.name and names.for_node(f"{node.name}_pool"))
     if integer_attribute(node, "keepdims", 1):
         replace_node(graph, node, pool)
         return
     if source is None or source.shape is None:
         raise AssertionError("only called for nodes of known rank")
     rank = len(source.shape)
-    pool.outputs[0].name = f"{node.outputs[0].name}_pooled"
+    pool.outputs[0].name = names.free(f"{node.outputs[0].name}_pooled")
     pool.outputs[0].dtype = ir.DataType.FLOAT
     pool.outputs[0].shape = ir.Shape([*source.shape[:2], *[1] * (rank - 2)])
     axes = add_constant(graph, f"{node.outputs[0].name}_axes", np.arange(2, rank, dtype=np.int64), names=names)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from qtool.passes.arithmetic import replace_node
-from qtool.passes.constants import constant_array
+from qtool.passes.constants import broadcast_number
 
 # The constant that changes nothing, and whether it may stand on the left too.
 _NEUTRAL: Mapping[str, tuple[int, bool]] = {"Add": (0, True), "Sub": (0, False), "Mul": (1, True), "Div": (1, False)}
@@ -36,9 +36,6 @@ def _unchanged(node: ir.Node) -> ir.Value | None:
     neutral, either_side = _NEUTRAL[node.op_type]
     left, right = node.inputs
     for value, constant in ((left, right), (right, left))[: 2 if either_side else 1]:
-        array = constant_array(constant)
-        if value is None or array is None or array.size != 1 or array.reshape(-1)[0] != neutral:
-            continue
-        if array.ndim == 0 or (value.shape is not None and len(value.shape) >= array.ndim):
+        if value is not None and broadcast_number(constant, value) == neutral:
             return value
     return None

@@ -84,7 +84,9 @@ class _Remover:
             record_steps(self._floats[key], stored)
         if turn is None:
             return self._floats[key]
-        node = ir.node("Transpose", [self._floats[key]], turn.attributes, name=f"{product.name}_Transpose")
+        node = ir.node(
+            "Transpose", [self._floats[key]], turn.attributes, name=self._names.for_node(f"{product.name}_Transpose")
+        )
         node.outputs[0].name = self._names.free(f"{product.name}_weight")
         self._graph.insert_before(product, node)
         return node.outputs[0]

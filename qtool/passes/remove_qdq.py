@@ -35,7 +35,7 @@ class RemoveQdq(ir.passes.InPlacePass):
                 modified = self._remove(model.graph, node, names) or modified
             elif node.domain == "" and node.op_type == "Sum" and len(node.inputs) == 1 and node.inputs[0] is not None:
                 # It did nothing but keep a layer float.
-                _replace(model.graph, node.outputs[0], node.inputs[0])
+                _replace(model.graph, node.outputs[0], node.inputs[0], names)
             else:
                 added_again(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
@@ -52,7 +52,7 @@ class RemoveQdq(ir.passes.InPlacePass):
             name = (source.name or "constant").removesuffix("_quantized")
             stored = add_constant(graph, name, floats, names=names)
             record_steps(stored, source)
-            _replace(graph, output, stored)
+            _replace(graph, output, stored, names)
             return True
         quantize = source.producer()
         if quantize is not None and quantize.op_type == "Gather":
@@ -61,8 +61,8 @@ class RemoveQdq(ir.passes.InPlacePass):
             return False
         original = quantize.inputs[0]
         if _clamps_at_zero(quantize) and not _never_negative(original):
-            original = _with_relu(graph, quantize, original)
-        _replace(graph, output, original)
+            original = _with_relu(graph, quantize, original, names)
+        _replace(graph, output, original, names)
         return True
 
 
@@ -115,28 +115,30 @@ def _never_negative(value: ir.Value) -> bool:
     return maker.op_type in _NEVER_NEGATIVE
 
 
-def _with_relu(graph: ir.Graph, quantize: ir.Node, value: ir.Value) -> ir.Value:
-    relu = ir.node("Relu", [value], name=f"{quantize.name}_clamp")
-    relu.outputs[0].name = f"{value.name}_clamped"
+def _with_relu(graph: ir.Graph, quantize: ir.Node, value: ir.Value, names: Names) -> ir.Value:
+    relu = ir.node("Relu", [value], name=names.for_node(f"{quantize.name}_clamp"))
+    relu.outputs[0].name = names.free(f"{value.name}_clamped")
     relu.outputs[0].shape, relu.outputs[0].type = value.shape, value.type
     graph.insert_before(quantize, relu)
     return relu.outputs[0]
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> None:
     """Lets every reader of ``old`` read ``new``; an output of the model keeps its name."""
     for use in list(old.uses()):
         use.node.replace_input_with(use.idx, new)
     if not old.is_graph_output():
         return
     name = old.name
-    old.name = f"{name}_dequantized"
+    old.name = names.free(f"{name}_dequantized")
     if new.is_graph_output() or new.is_graph_input() or new.is_initializer():
-        identity = ir.node("Identity", [new], name=f"{name}_output")
+        identity = ir.node("Identity", [new], name=names.for_node(f"{name}_output"))
         identity.outputs[0].shape, identity.outputs[0].type = old.shape, old.type
         graph.append(identity)
         new = identity.outputs[0]
     new.name = name
+    # What a graph gives out needs a type, and inner tensors often have none in the file.
+    new.type, new.shape = new.type or old.type, old.shape if new.shape is None else new.shape
     for position, output in enumerate(graph.outputs):
         if output is old:
             graph.outputs[position] = new

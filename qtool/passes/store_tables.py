@@ -141,8 +141,10 @@ def _store(
     for node in readers:
         rows = node.outputs[0]
         node.replace_input_with(0, table)
-        dequantize = ir.node("DequantizeLinear", [rows, scale, zero], name=f"{node.name}_DequantizeLinear")
-        multiply = ir.node("Mul", [dequantize.outputs[0], columns], name=f"{node.name}_column_sizes")
+        dequantize = ir.node(
+            "DequantizeLinear", [rows, scale, zero], name=names.for_node(f"{node.name}_DequantizeLinear")
+        )
+        multiply = ir.node("Mul", [dequantize.outputs[0], columns], name=names.for_node(f"{node.name}_column_sizes"))
         outputs = (dequantize.outputs[0], f"{rows.name}_dequantized"), (multiply.outputs[0], f"{rows.name}_sized")
         for output, wanted in outputs:
             output.name, output.shape, output.dtype = names.free(wanted), rows.shape, ir.DataType.FLOAT

@@ -83,7 +83,9 @@ def _replace(graph: ir.Graph, node: ir.Node, side: int, names: Names) -> None:
     if source.shape is not None and len(source.shape) == 4:
         conv.outputs[0].shape = ir.Shape([source.shape[0], matrix.shape[0], *list(source.shape)[2:]])
     attributes: dict[str, int | str] = {"blocksize": side, "mode": "CRD"}
-    spread = ir.node("DepthToSpace", [conv.outputs[0]], name=name and f"{name}_to_space", attributes=attributes)
+    spread = ir.node(
+        "DepthToSpace", [conv.outputs[0]], name=name and names.for_node(f"{name}_to_space"), attributes=attributes
+    )
     graph.insert_before(node, conv)
     replace_node(graph, node, spread)
 

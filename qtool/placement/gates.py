@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qtool.passes.constant_chains import constant_operand
-from qtool.passes.constants import constant_array
+from qtool.passes.constants import constant_number
 
 # x * sigmoid(x) is between -0.0005 and 0 below this, less than half a step of any 8-bit grid that reaches 1.
 _SIGMOID_IS_ZERO = -10.0
@@ -63,7 +63,6 @@ def _gate(node: ir.Node) -> tuple[ir.Value, float] | None:
     clamp = next(iter(node.outputs[0].uses())).node
     if clamp.domain != "" or clamp.op_type != "Clip" or len(clamp.inputs) < 2 or clamp.inputs[1] is None:
         return None
-    low = constant_array(clamp.inputs[1])
-    if low is None or float(low.reshape(())) != 0.0:
+    if constant_number(clamp.inputs[1]) != 0.0:
         return None
     return clamp.outputs[0], -offset

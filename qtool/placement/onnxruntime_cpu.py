@@ -175,7 +175,7 @@ class _Placement:
         if operator.needs_integer_output:
             return True
         final = self._final(head)
-        if self._meets_clamp(final):
+        if self._meets_clamp(head) or self._meets_clamp(final):
             return True
         if not self._read_by_integers_only(final):
             return False
@@ -185,14 +185,16 @@ class _Placement:
         )
 
     def _meets_clamp(self, value: ir.Value) -> bool:
-        """Tells whether a clamp that is not absorbed stands between a product and the Q of what reads it.
+        """Tells whether onnxruntime would look past the clamp behind a product for the product's own Q.
 
-        onnxruntime takes that Q for the product's own, finds that the clamp is in the way, and leaves both in float.
+        It does where the clamp has one reader. Where that is no Q, or the clamp is none that a Q makes superfluous, it
+        leaves the product in float.
         """
         reader = sole_consumer(value)
         if reader is None or reader.domain != "" or reader.op_type not in ("Relu", "Clip"):
             return False
-        return reader.inputs[0] is value and self._read_by_integers(reader.outputs[0])
+        clamped = reader.outputs[0]
+        return reader.inputs[0] is value and (self._read_by_integers(clamped) or sole_consumer(clamped) is not None)
 
     def _read_by_integers(self, value: ir.Value) -> bool:
         return any(use.node in self.integer and self._reads_as_data(use.node, use.idx) for use in value.uses())

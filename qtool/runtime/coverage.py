@@ -25,8 +25,8 @@ _KERNELS = (
     "DynamicQuantize",
     "ConvInteger",
 )
-# Layers whose activations are quantized as they run.
-_INTEGER_LAYERS = ("MatMulInteger", "ConvInteger")
+_CONVERSIONS = ("DynamicQuantizeLinear",)
+_DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
 
 
@@ -103,9 +103,9 @@ class Coverage:
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the graph that it would run.
 
-    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, their integer forms that models
-    hold whose activations are quantized as they run, and operators with an integer kernel all of whose inputs are
-    dequantized.
+    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, operators that are integer
+    arithmetic themselves, such as QLinearConv and MatMulInteger, and those with an integer kernel all of whose inputs
+    are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
@@ -137,7 +137,7 @@ def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:
 
 
 def _is_quantizable(node: ir.Node) -> bool:
-    if node.domain == "" and node.op_type in _INTEGER_LAYERS:
+    if _computes_integers(node):
         return True
     operator = OPERATORS.get(node.op_type) if node.domain == "" else None
     if operator is None or operator.kind is Kind.CLAMPING:
@@ -150,6 +150,11 @@ def _is_quantizable(node: ir.Node) -> bool:
     if not makers or any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
         return False
     return any(maker is not None and not is_constant(maker.inputs[0]) for maker in makers)
+
+
+def _computes_integers(node: ir.Node) -> bool:
+    """Tells whether an operator is integer arithmetic itself, not a float one between Q and DQ."""
+    return node.domain in _DOMAINS and node.op_type.startswith(_KERNELS) and node.op_type not in _CONVERSIONS
 
 
 def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
@@ -166,7 +171,7 @@ def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
 
 def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     found = kept.get(node.name or "")
-    if node.op_type in _INTEGER_LAYERS:
+    if _computes_integers(node):
         # Alone or as part of a larger kernel; one is gone only where two are the same.
         return "removed" if found is None else found.op_type
     if found is None:

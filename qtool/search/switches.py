@@ -116,7 +116,7 @@ class _Switch:
         self.on = names.free(f"{source}_is_quantized")
         self.scale = names.free(f"{source}_scale")
         self.zero_point = names.free(f"{source}_zero_point")
-        self.node = names.free(f"{source}_switch")
+        self.node = names.for_node(f"{source}_switch")
         self.dtype = dtype
 
 
@@ -163,7 +163,7 @@ def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Swi
     passed = ir.node("Identity", [value])
     for node, what in ((quantize, "quantized"), (dequantize, "dequantized"), (passed, "passed")):
         node.outputs[0].name = names.free(f"{value.name}_{what}")
-        node.name = names.free(f"{value.name}_{what}_node")
+        node.name = names.for_node(f"{value.name}_{what}_node")
     branches = {
         "then_branch": ir.Graph([], [dequantize.outputs[0]], nodes=[quantize, dequantize], name="quantized"),
         "else_branch": ir.Graph([], [passed.outputs[0]], nodes=[passed], name="float"),

@@ -27,7 +27,7 @@ def with_unsaturated_outputs(model: ir.Model) -> ir.Model:
         before = _before_gate(output)
         if before is None or before.is_graph_input():
             continue
-        copy = ir.node("Identity", [before], name=names.free(f"{output.name}_before_gate_Identity"))
+        copy = ir.node("Identity", [before], name=names.for_node(f"{output.name}_before_gate_Identity"))
         copy.outputs[0].name = names.free(f"{output.name}_before_gate")
         copy.outputs[0].type = output.type
         graph.append(copy)

@@ -190,7 +190,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
             graph.initializers.pop(weight_name, None)
         if not _into_normalization(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
-            product = ir.node("Mul", [value, inverse], name=f"{value.name}_smoothing_Mul")
+            product = ir.node("Mul", [value, inverse], name=names.for_node(f"{value.name}_smoothing_Mul"))
             output = product.outputs[0]
             output.name, output.shape, output.type = names.free(f"{value.name}_smoothed"), value.shape, value.type
             maker = value.producer()

@@ -110,7 +110,7 @@ class BargainSeeker:
             most: the largest part of what integers save that may be given up once the model is usable, 0 to 1.
             every_short: as for ``best_bargain``.
         """
-        if could_gain(self._plain_db) and len(self._groups) > 1:
+        if could_gain(self._plain_db) and self._groups:
             try:
                 self._run(most, every_short=every_short)
                 if self._is_over():
@@ -155,8 +155,8 @@ class BargainSeeker:
         eligible = self._eligible()
         if not eligible:
             return tuple(ranked)
-        # Were that not worth it for all of them, it would not be for some. One layer has to stay for a static model.
-        noisy = [layer.group.layer for layer in ranked[: len(self._groups) - 1]]
+        # Were that not worth it for all of them, it would not be for some.
+        noisy = [layer.group.layer for layer in ranked]
         everywhere = replace(self.variants, dynamic=tuple(name for name in noisy if name in eligible))
         if self._judge.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _WORTH_DB:
             return tuple(ranked)
@@ -187,8 +187,10 @@ class BargainSeeker:
         scheme, layers = self.variants.scheme, _products(self._groups)
         if not scheme.for_cpu or not layers:
             return ()
-        possible = build_dynamic_plan(self.variants.model, as_dynamic(scheme), self.variants.selection).integer_nodes
-        return tuple(name for name in layers if name in possible)
+        possible = build_dynamic_plan(
+            self.variants.model, as_dynamic(scheme), self.variants.selection, may_be_empty=True
+        )
+        return tuple(name for name in layers if name in possible.integer_nodes)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._end

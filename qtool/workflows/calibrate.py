@@ -120,7 +120,7 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     model = prepare(model, integers_between_layers=scheme.integers_between_layers)
     watched = Watched.by(build_plan(model, scheme, Selection()))
     collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
-    origin = statistics_origin(model, request.data.source)
+    origin = statistics_origin(model, request.data.sources)
     with staged(output) as path:
         write_statistics(path, collected, origin)
     return CalibrateReport(
@@ -221,7 +221,8 @@ def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSp
     return specs_of(fed), specs_of(model.graph.outputs)
 
 
-def statistics_origin(model: ir.Model, data: str) -> dict[str, str]:
+def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:
     """Returns what tells which model and data statistics belong to."""
-    digest = data_sha256(data)
-    return {"model": graph_fingerprint(model), **({} if digest is None else {"data": digest})}
+    digests = [digest for source in data if (digest := data_sha256(source)) is not None]
+    known = {"data": " ".join(digests)} if len(digests) == len(data) else {}
+    return {"model": graph_fingerprint(model), **known}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from calib.dataset import open_dataset
 from calib.datasets.base import Dataset, Remark
 from calib.datasets.images import Preprocess
+from calib.datasets.joined import JoinedData
 from calib.datasets.zero_states import split_inputs
 from calib.errors import CalibError
 from calib.specs import Feed, TensorSpec
@@ -24,12 +25,14 @@ class DataRequest:
 
     Attributes:
         source: as ``open_dataset`` takes it.
+        more: sources of samples that come behind it, likewise.
         preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
         batch_size: samples a run; None for a few where the model and the data allow it, and 1 elsewhere.
         limit: use only the first so many samples.
     """
 
     source: str
+    more: tuple[str, ...] = ()
     preprocess: str | None = None
     batch_size: int | None = None
     limit: int | None = None
@@ -41,7 +44,13 @@ class DataRequest:
             CalibError: there is none, it is damaged, or the preprocessing makes no sense.
         """
         preprocess = None if self.preprocess is None else Preprocess.parse(self.preprocess)
-        return open_dataset(self.source, preprocess=preprocess)
+        parts = [open_dataset(source, preprocess=preprocess) for source in self.sources]
+        return parts[0] if len(parts) == 1 else JoinedData(parts)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All sources, in order."""
+        return (self.source, *self.more)
 
     def available(self, dataset: Dataset) -> int | None:
         """Returns how many samples there are to use, where that is known."""
@@ -89,3 +98,11 @@ class DataRequest:
         if not isinstance(first, str) or any(part in first.lower() for part in _NO_BATCH_NAMES):
             return 1
         return _USUAL_BATCH_SIZE
+
+
+def data_request(
+    sources: Sequence[str], *, preprocess: str | None, batch_size: int | None, limit: int | None
+) -> DataRequest:
+    """Returns the request for the samples of one source or more, which come in that order."""
+    first, *more = sources
+    return DataRequest(source=first, more=tuple(more), preprocess=preprocess, batch_size=batch_size, limit=limit)

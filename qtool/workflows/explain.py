@@ -25,6 +25,7 @@ from qtool.workflows.explain_advice import Advice, advise
 from qtool.workflows.graph_names import find
 from qtool.workflows.measured_tensors import Measured, NodeTime, measure
 from qtool.workflows.overflow import warn_of_overflow
+from qtool.workflows.planned_float import fix_for_plan
 from qtool.workflows.verify import onnx_path
 
 
@@ -214,22 +215,11 @@ def _node_facts(model: ir.Model, node: ir.Node, manifest: Manifest | None, measu
     name = node.name or ""
     reason = planned.get(name)
     if reason is not None and fate.reason is not None:
-        fate = replace(fate, fix=_fix_for_plan(reason) or fate.fix)
+        fate = replace(fate, fix=fix_for_plan(reason) or fate.fix)
     # Where onnxruntime changed the layout, it names kernels after outputs.
     made = [value.name or "" for output in node.outputs for value in (output, _behind_clamps(output))]
     time = next((measured.times[key] for key in (name, *made) if key in measured.times), None)
     return NodeFacts(node=name, operator=node.op_type, fate=fate, planned=reason, time=time)
-
-
-def _fix_for_plan(reason: str) -> str | None:
-    """Returns the flag that undoes what a person or a search decided; None where neither did."""
-    known = (
-        ("kept float for accuracy", "pass --max-float 0 for integers all the same"),
-        ("kept float for", "lower that goal, or give none"),
-        ("--exclude ", "drop that --exclude"),
-        ("no --include", "name it with --include, or drop --include"),
-    )
-    return next((fix for start, fix in known if reason.startswith(start)), None)
 
 
 def _manifest(model: Path, progress: Progress) -> Manifest | None:

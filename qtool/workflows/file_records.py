@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from formats.companions import companion_files
 from qtool.fingerprint import data_sha256, file_sha256, path_bytes
 from qtool.manifest import FileRecord
+
+_DATA = "calib_data"
 
 
 def file_record(path: Path, now: Path) -> FileRecord:
@@ -22,6 +25,16 @@ def model_record(path: Path, now: Path) -> FileRecord:
     """
     weights = tuple(file_record(path.parent / name, now.parent / name) for name in companion_files(now))
     return FileRecord(path=path, sha256=file_sha256(now), bytes=path_bytes(now), weights=weights)
+
+
+def data_records(sources: Sequence[str]) -> dict[str, FileRecord]:
+    """Returns the records of all sources of samples, by the roles that manifests give them."""
+    return {role: data_record(source) for role, source in zip(data_roles(len(sources)), sources, strict=True)}
+
+
+def data_roles(count: int) -> tuple[str, ...]:
+    """Returns the roles of so many sources of samples: ``calib_data``, ``calib_data_2`` and so on."""
+    return tuple(_DATA if number == 1 else f"{_DATA}_{number}" for number in range(1, count + 1))
 
 
 def data_record(source: str) -> FileRecord:

@@ -26,6 +26,7 @@ from qtool.passes.half_precision import (
     plan_half,
     to_half,
 )
+from qtool.passes.names import Names
 from qtool.progress import Progress
 from qtool.workflows.equivalence import Comparison, compare_programs, first_run
 from qtool.workflows.opsets import taken_types, to_opset
@@ -216,11 +217,13 @@ def _largest_values(model: ir.Model, feeds: Feed, *, is_large: bool) -> dict[ir.
         return {}
     outputs = list(model.graph.outputs)
     added: list[ir.Node] = []
+    names = Names(model.graph)
     # Each right behind what it watches, which may then go from memory.
     for number, value in enumerate(values):
-        magnitude = ir.node("Abs", [value], name=f"{_WATCHED}abs_{number}")
-        largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0}, name=f"{_WATCHED}{number}")
-        magnitude.outputs[0].name, largest.outputs[0].name = f"{_WATCHED}abs_{number}", f"{_WATCHED}{number}"
+        magnitude = ir.node("Abs", [value], name=names.for_both(f"{_WATCHED}abs_{number}"))
+        largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0})
+        largest.name = names.for_both(f"{_WATCHED}{number}")
+        magnitude.outputs[0].name, largest.outputs[0].name = magnitude.name, largest.name
         largest.outputs[0].dtype, largest.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([])
         producer = value.producer()
         if producer is not None:

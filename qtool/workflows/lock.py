@@ -12,7 +12,7 @@ from formats.example_inputs import EXAMPLE_SEED
 from qtool.errors import InputError
 from qtool.manifest import FileRecord, Manifest
 from qtool.report.surroundings import machine, versions
-from qtool.workflows.file_records import data_record, file_record, model_record
+from qtool.workflows.file_records import data_records, data_roles, file_record, model_record
 from qtool.workflows.model_source import ModelSource
 
 # What makes a graph of weights, and so decides about the bytes.
@@ -44,7 +44,7 @@ def lock_record(arguments: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check_lock(manifest: Manifest, source: ModelSource, data: str | None, statistics: Path | None) -> None:
+def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], statistics: Path | None) -> None:
     """Refuses, before anything runs, to repeat a run with other inputs or versions.
 
     Raises:
@@ -61,12 +61,15 @@ def check_lock(manifest: Manifest, source: ModelSource, data: str | None, statis
             differences.append(f"{name} is {here}, not {wanted}")
     given = {
         "model": model_record(source.path, source.path) if source.path.exists() else None,
-        "calib_data": None if data is None else data_record(data),
+        **data_records(data),
         "calib_stats": file_record(statistics, statistics) if statistics is not None and statistics.exists() else None,
     }
-    paths = {"model": source.path, "calib_data": data, "calib_stats": statistics}
+    data_paths = dict(zip(data_roles(len(data)), data, strict=True))
+    paths = {"model": source.path, **data_paths, "calib_stats": statistics}
     for role, record in manifest.inputs.items():
-        differences += _differences(f"the {_ROLES[role]} {paths[role]}", record, given[role])
+        title = f"the {_ROLES.get(role, _ROLES['calib_data'])} {paths.get(role)}"
+        differences += _differences(title, record, given.get(role))
+    differences += [f"the data {data_paths[role]} is new" for role in data_paths if role not in manifest.inputs]
     if differences:
         raise InputError(
             f"this is not the run of the manifest: {'; '.join(differences)}",

@@ -29,6 +29,7 @@ from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced
 from qtool.workflows.mixed_precision import GoalSeeker
 from qtool.workflows.model_source import write_graph
+from qtool.workflows.planned_float import as_planned
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantization import QuantizeReport, QuantizeRequest
 from qtool.workflows.quantization_search import QuantizationSearch, Start
@@ -119,7 +120,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
-            coverage = integer_coverage(model)
+            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=request.scheme.for_cpu)
             comparison = compare_with_float(original, path, samples, form=form, threads=request.threads)
         report = QuantizeReport(
             output=output,
@@ -192,7 +193,10 @@ def _made(
 def _plan(model: ir.Model, request: QuantizeRequest) -> Plan:
     """Plans; a model in which nothing can be quantized stays float, but a person's patterns must leave something."""
     chosen = bool(request.selection.include or request.selection.exclude)
-    return build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
+    plan = build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
+    if plan.dynamic.integer_nodes and not plan.integer_nodes:
+        raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
+    return plan
 
 
 def _check_request(request: QuantizeRequest) -> None:

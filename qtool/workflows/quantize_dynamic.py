@@ -23,10 +23,11 @@ from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.embedding_tables import with_tables
-from qtool.workflows.file_records import data_record, model_record
+from qtool.workflows.file_records import data_records, model_record
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.model_source import ModelSource, write_graph
+from qtool.workflows.planned_float import as_planned
 from qtool.workflows.prepare import prepare
 from qtool.workflows.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize_record import figures_record, nodes_record
@@ -132,7 +133,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         write_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
-            coverage = integer_coverage(model)
+            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=True)
             comparison = compare_with_float(
                 original, path, samples, form=exact_form(request.scheme), threads=request.threads
             )
@@ -160,7 +161,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
     """Returns the record of one run; the two files are where the models lie while it is written."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
-        inputs["calib_data"] = data_record(request.data.source)
+        inputs |= data_records(request.data.sources)
     return Manifest(
         command="quantize",
         float_model=model_record(report.float_model, float_file),

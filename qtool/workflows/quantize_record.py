@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.manifest import Manifest
-from qtool.workflows.file_records import data_record, file_record, model_record
+from qtool.workflows.file_records import data_records, file_record, model_record
 from qtool.workflows.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def manifest_of(
     """Returns the record of one run; the two files are where the models lie while it is written."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
-        inputs["calib_data"] = data_record(request.data.source)
+        inputs |= data_records(request.data.sources)
     if request.statistics is not None:
         inputs["calib_stats"] = file_record(request.statistics, request.statistics)
     return Manifest(

@@ -184,3 +184,19 @@ def test_commands_and_options_are_completed() -> None:
     surroundings |= {"COMP_WORDS": "qtool verify --min", "COMP_CWORD": "2"}
     result = CliRunner().invoke(app, [], prog_name="qtool", env=surroundings)
     assert result.stdout.split() == ["--min-coverage"]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_libraries_warn_of_is_for_those_who_debug(save: Any, tmp_path: Path, debug: bool) -> None:
+    # The product of the two factors is beyond float32.
+    path = save(
+        "net.onnx",
+        "g (float[n,8] x) => (float[n,8] y) { a = Gemm (x, w) b = Mul (a, c) y = Relu (b) }",
+        w=np.full((8, 8), 1e30, np.float32),
+        c=np.full(8, 1e30, np.float32),
+    )
+    command = [sys.executable, "-m", "qtool", "quantize", str(path), "--dry-run", *(["--debug"] if debug else [])]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert ("RuntimeWarning" in result.stderr) is debug
+    assert (".py" in result.stderr) is debug

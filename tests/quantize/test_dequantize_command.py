@@ -121,3 +121,31 @@ def test_an_existing_output_is_kept(run: Any, model: Path, data: Path) -> None:
     same = run("dequantize", "net.int8.onnx", "-o", "net.int8.onnx", "--force")
     assert same.code == 2
     assert "the output is the input" in same.err
+
+
+def test_outputs_have_types_where_inner_tensors_have_none(run: Any, save: Any) -> None:
+    path = save(
+        "q.onnx",
+        """g (float[n,3,6,6] x) => (float[n,4,4,4] y, float[n,4,4,4] z) {
+            xq = QuantizeLinear (x, s, zero)  xd = DequantizeLinear (xq, s, zero)
+            wd = DequantizeLinear (w, s, zw)
+            a = Conv (xd, wd)
+            aq = QuantizeLinear (a, s, zero)
+            y = DequantizeLinear (aq, s, zero)
+            r = Relu (a)
+            rq = QuantizeLinear (r, s, lowest)
+            z = DequantizeLinear (rq, s, lowest)
+        }""",
+        s=np.array(0.05, np.float32),
+        zero=np.array(128, np.uint8),
+        lowest=np.array(0, np.uint8),
+        zw=np.array(0, np.int8),
+        w=np.random.default_rng(1).integers(-40, 40, (4, 3, 3, 3)).astype(np.int8),
+    )
+    assert not onnx.load(path).graph.value_info
+    outcome = run("dequantize", path, "-o", "float.onnx")
+    assert outcome.code == 0, outcome.err
+    onnx.checker.check_model("float.onnx", full_check=True)
+    kept = {value.name: value.type.tensor_type for value in onnx.load("float.onnx").graph.output}
+    assert {name: kind.elem_type for name, kind in kept.items()} == dict.fromkeys("yz", onnx.TensorProto.FLOAT)
+    assert [dim.dim_param or dim.dim_value for dim in kept["y"].shape.dim] == ["n", 4, 4, 4]

@@ -119,3 +119,60 @@ def test_weights_without_a_graph_are_an_error(run: Any, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "not an ONNX graph" in outcome.err
     assert "qtool convert" in outcome.err
+
+
+def _integer_operators() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Returns layers in the form of operators that are integers themselves, and one that is float."""
+    node = onnx.helper.make_node
+    q = ["s", "z"]
+    nodes = [
+        node("QuantizeLinear", ["x", *q], ["xq"]),
+        node("QLinearConv", ["xq", *q, "w", "s", "zw", *q], ["a"], "conv"),
+        node("QLinearAdd", ["a", *q, "a", *q, *q], ["b"], "sum", domain="com.microsoft"),
+        node("Flatten", ["b"], ["c"], "flat"),
+        node("QLinearMatMul", ["c", *q, "v", "s", "zw", *q], ["d"], "product"),
+        node("QGemm", ["d", *q, "u", "s", "zw", "", *q], ["e"], "gemm", domain="com.microsoft"),
+        node("DequantizeLinear", ["e", *q], ["f"]),
+        node("MatMul", ["f", "t"], ["y"], "float"),
+        node("DynamicQuantizeMatMul", ["f", "u", "s", "zw"], ["o"], "dynamic", domain="com.microsoft"),
+    ]
+    rng = np.random.default_rng(5)
+    tensors = {
+        "s": np.array(0.05, np.float32),
+        "z": np.array(128, np.uint8),
+        "zw": np.array(0, np.int8),
+        "w": rng.integers(-50, 50, (4, 3, 3, 3)).astype(np.int8),
+        "v": rng.integers(-50, 50, (144, 8)).astype(np.int8),
+        "u": rng.integers(-50, 50, (8, 8)).astype(np.int8),
+        "t": rng.normal(size=(8, 8)).astype(np.float32),
+    }
+    return nodes, tensors
+
+
+@pytest.mark.parametrize("with_float", [False, True])
+def test_operators_that_are_integers_themselves_count(run: Any, tmp_path: Path, with_float: bool) -> None:
+    nodes, tensors = _integer_operators()
+    nodes = [node for node in nodes if with_float or node.name != "float"]
+    outputs = [name for name in ("y", "o") if with_float or name != "y"]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [value("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [value(name, onnx.TensorProto.FLOAT, [1, 8]) for name in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items() if with_float or name != "t"],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "integers.onnx")
+    outcome = run("verify", "integers.onnx", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["integer_nodes"] == 5
+    assert outcome.json["quantizable_nodes"] == 5 + with_float
+    assert {row["operator"] for row in outcome.json["operators"] if row["integer"]} == {
+        "QLinearConv",
+        "QLinearAdd",
+        "QLinearMatMul",
+        "QGemm",
+        "DynamicQuantizeMatMul",
+    }
+    assert [miss["node"] for miss in outcome.json["misses"]] == ["float"] * with_float

@@ -89,14 +89,41 @@ g (float[n,6,16] x) => (float[n,6,8] y)
 """
 
 
-def _tokens(path: Path, *, spread: float) -> Path:
+_ONE_LAYER = """
+g (float[n,6,16] x) => (float[n,6,16] y)
+{
+    m = MatMul (x, w)
+    y = LayerNormalization <axis = -1> (m, one)
+}
+"""
+_SIDE_BY_SIDE = """
+g (float[n,6,16] x) => (float[n,6,16] y)
+{
+    m = MatMul (x, w)
+    l = LayerNormalization <axis = -1> (m, one)
+    o = MatMul (x, u)
+    p = LayerNormalization <axis = -1> (o, one)
+    y = Add (l, p)
+}
+"""
+_UNLIKE_PRODUCTS = """
+g (float[n,6,16] x) => (float[n,6,6] y)
+{
+    turned = Transpose <perm = [0, 2, 1]> (x)
+    y = MatMul (x, turned)
+}
+"""
+
+
+def _tokens(path: Path, *, spread: float, text: str = _TOKENS) -> Path:
     """Writes a model that scales every token to the same length, and data whose samples differ by up to ``spread``."""
     generator = np.random.default_rng(4)
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_TOKENS}')
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     arrays = {
         "w": generator.normal(0, 1, (16, 16)).astype(np.float32),
         "one": np.ones(16, np.float32),
         "v": generator.normal(0, 1, (16, 8)).astype(np.float32),
+        "u": generator.normal(0, 1, (16, 16)).astype(np.float32),
     }
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
     for node in proto.graph.node:
@@ -149,3 +176,18 @@ def test_samples_of_one_range_leave_every_layer_with_fixed_ranges(run: Callable[
     found = _quantized(run, _tokens(tmp_path, spread=1.0), "q.onnx")
     assert found["kept_float"]["dynamic_layers"] == []
     assert found["dynamic_nodes"] == []
+
+
+@pytest.mark.parametrize(("text", "layers"), [(_ONE_LAYER, ["/m"]), (_SIDE_BY_SIDE, ["/m", "/o"])])
+def test_all_layers_may_be_dynamic(run: Callable[..., Any], tmp_path: Path, text: str, layers: list[str]) -> None:
+    model = _tokens(tmp_path, spread=1000.0, text=text)
+    _quantized(run, model, "fixed.onnx", "--max-float", "0")
+    found = _quantized(run, model, "q.onnx")
+    assert sorted(found["dynamic_nodes"]) == layers
+    assert _sqnr_db(model, tmp_path / "q.onnx", tmp_path / "tokens.npz") > 30
+    assert _sqnr_db(model, tmp_path / "fixed.onnx", tmp_path / "tokens.npz") < 20
+
+
+def test_products_that_cannot_be_dynamic_end_no_search(run: Callable[..., Any], tmp_path: Path) -> None:
+    model = _tokens(tmp_path, spread=300.0, text=_UNLIKE_PRODUCTS)
+    assert _quantized(run, model, "q.onnx")["dynamic_nodes"] == []
