@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,26 +41,33 @@ def comparison_with_source(
     Weights that are too many for one message stay in their files while both run, one part after the other.
     """
     from formats.onnx_file import OnnxFile
+    from qtool.runtime.execution import AS_THE_CPU_DOES
     from qtool.runtime.parts import Parts
     from qtool.runtime.session import Session
+    from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
     from qtool.workflows.overflow import warn_of_overflow
 
     warn_of_overflow(request.source, request.source.name, progress)
+    if file_draws(request.source):
+        progress.note(DRAWN_ALIKE)
     specs = input_specs(model)
     real = real_feed(request, model)
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
 
-    def opened(path: Path) -> Parts | Session:
-        return Parts(OnnxFile().read(path)) if is_large else Session(path)
+    def opened(path: Path, stack: ExitStack) -> Parts | Session:
+        if is_large:
+            return Parts(OnnxFile().read(path))
+        return stack.enter_context(AS_THE_CPU_DOES.open_file(path))
 
     def compare(path: Path) -> tuple[Comparison, ...]:
-        original, converted = opened(request.source), opened(path)
-        return compare_programs(
-            specs,
-            real,
-            reference=lambda feed: list(original.run(feed).values()),
-            converted=converted.run,
-            progress=progress,
-        )
+        with ExitStack() as stack:
+            original, converted = opened(request.source, stack), opened(path, stack)
+            return compare_programs(
+                specs,
+                real,
+                reference=lambda feed: list(original.run(feed).values()),
+                converted=converted.run,
+                progress=progress,
+            )
 
     return compare
