@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.collect import Runner
+from calib.missing_values import places_without_nan
 from calib.specs import Feed
 from qtool.weights.scaling_regions import ScalingRegion
 
@@ -86,6 +87,6 @@ def gather_channels(
     for feed in feeds:
         for name, value in runner.run(feed).items():
             axis, channels = places[name]
-            rows = np.moveaxis(value, axis, 0).reshape(channels, -1)
+            rows = places_without_nan(value, axis)
             found.setdefault(name, ChannelStatistics.of(channels)).add(rows)
     return found
