@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.collect import Runner
-from calib.missing_values import places_without_nan
 from calib.specs import Feed
 from qtool.weights.scaling_regions import ScalingRegion
 
@@ -87,6 +86,6 @@ def gather_channels(
     for feed in feeds:
         for name, value in runner.run(feed).items():
             axis, channels = places[name]
-            rows = places_without_nan(value, axis)
+            rows = np.moveaxis(value, axis, 0).reshape(channels, -1)
             found.setdefault(name, ChannelStatistics.of(channels)).add(rows)
     return found
