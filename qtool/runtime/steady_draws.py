@@ -8,6 +8,7 @@ from their place in the tensor alone, so that models that are compared draw alik
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _OLDEST_OPSET = 9
 _ZERO_LENGTHS_OPSET = 14
 # A prime below 2^31: products of two remainders fit into int64.
 _PRIME = 2147483647
+# So many nodes can draw apart from each other.
+_STREAMS = 1 << 20
 _FACTOR, _SHIFT, _STRIDE = 1103515245, 12345, 69069
 
 
@@ -48,7 +51,7 @@ def file_draws(path: Path) -> bool:
 def with_steady_draws(model: ir.Model) -> ir.Model:
     """Returns a copy of ``model`` whose draws are the same in every run; ``model`` itself where it draws nothing.
 
-    Nodes are told apart by their number among those that draw, which variants of a model have in common.
+    Nodes are told apart by the names of what they draw, which variants of a model and parts of it have in common.
     """
     if not draws(model):
         return model
@@ -56,7 +59,8 @@ def with_steady_draws(model: ir.Model) -> ir.Model:
     changed = model.clone()
     names = Names(changed.graph)
     drawing = [node for node in _nodes(changed.graph) if node.op_type in DRAWING]
-    for number, node in enumerate(drawing, start=1):
+    for node in drawing:
+        number = zlib.crc32((node.outputs[0].name or "").encode()) % _STREAMS
         if opset < _OLDEST_OPSET or node.op_type in _SEEDED:
             node.attributes["seed"] = ir.AttrFloat32("seed", float(number))
         else:
@@ -143,7 +147,7 @@ class _Drawn:
         ones = self._op("ConstantOfShape", shape, value=ir.tensor(np.ones(1, np.int64)))
         places = self._op("NonZero", self._op("Reshape", ones, self._flat()))
         value = self._op("Reshape", places, self._flat())
-        shift = _SHIFT + _STRIDE * (2 * self._number + stream)
+        shift = (_SHIFT + _STRIDE * (2 * self._number + stream)) % _PRIME
         for _ in range(2):
             value = self._remainder(self._op("Add", self._op("Mul", value, self._int(_FACTOR)), self._int(shift)))
             value = self._remainder(self._op("Mul", value, value))

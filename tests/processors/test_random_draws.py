@@ -169,6 +169,13 @@ def test_a_model_is_the_same_as_itself(run: Any, noisy: Path) -> None:
     assert "draws random numbers" in report.err
 
 
+@pytest.mark.parametrize("cut", ["s", "u", "r"])
+def test_parts_of_a_model_draw_as_the_whole_does(run: Any, noisy: Path, cut: str) -> None:
+    outcome = run("split", noisy, "--at", cut, "-o", "parts")
+    assert outcome.code == 0, outcome.err
+    assert "draws random numbers" in outcome.err
+
+
 @pytest.mark.parametrize(
     "command",
     [("optimize", "--data", "data.npz"), ("optimize",), ("convert", "--opset", "18"), ("convert", "--fp16")],
