@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Protocol
 
 import numpy as np
 
 from calib.errors import CalibError
+from calib.missing_values import has_nan, places_without_nan
 from calib.specs import Array, Feed
 from calib.statistics import TensorStatistics
 
@@ -54,6 +56,8 @@ def collect(
     channel_axes: Mapping[str, int] | None = None,
     exact: bool = False,
     advance: Callable[[int], None] | None = None,
+    outputs: Sequence[str] | None = None,
+    numbers: Iterable[int] | None = None,
 ) -> Collected:
     """Runs every batch once and gathers the statistics of ``tensors``.
 
@@ -61,21 +65,29 @@ def collect(
     spaced, or with ``exact`` every value. Tensors named in ``channel_axes`` also get the sum of each channel along
     that axis.
 
+    With ``outputs``, NaN that reaches none of these, which the runner returns as well, is padding or a branch not
+    taken, and left out; without them any NaN is an error. ``numbers`` are those of the batches in the data, where not
+    every one is here.
+
     Raises:
         CalibError: there was no data, or a tensor holds NaN.
     """
     axes = channel_axes or {}
     statistics = {name: TensorStatistics(channel_axis=axes.get(name)) for name in tensors}
     samples = batches = 0
-    for feed in feeds:
+    for feed, number in zip(feeds, count() if numbers is None else numbers, strict=False):
         size = _batch_size(feed)
         values = runner.run(feed)
+        spoilt = outputs is None or any(_is_spoilt(values[name]) for name in outputs)
         for name, value in values.items():
-            if not _add(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact):
+            if name not in statistics or _add(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact):
+                continue
+            if spoilt:
                 raise CalibError(
-                    f"the tensor '{name}' is NaN for batch {batches} of the data",
+                    f"the tensor '{name}' is NaN for batch {number} of the data",
                     fix="run the float model on this batch and mend it, or take the batch out of the data",
                 )
+            _add_rest(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact)
         # The runtime can use this memory for the next batch's tensors only when nothing holds it any more.
         del values, value
         samples += size
@@ -97,6 +109,27 @@ def _add(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> 
     if seen.channel_axis is not None and flat.size and seen.infinite == infinite:
         seen.add_channels(array)
     return True
+
+
+def _add_rest(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> None:
+    """Takes in what is not NaN of one batch of one tensor."""
+    kept, axis = array[~np.isnan(array)], seen.channel_axis
+    step = 1 if exact else _step(max(kept.size, 1), limit=COUNTED_VALUES * samples)
+    infinite = seen.infinite
+    seen.add(kept, kept[::step])
+    if axis is None or not -array.ndim <= axis < array.ndim or seen.infinite != infinite:
+        return
+    rows = places_without_nan(array, axis)
+    if rows.shape[1] and array.ndim > 1:
+        # The places go to another axis than the channels.
+        other = 1 if axis % array.ndim == 0 else 0
+        shape = [1] * array.ndim
+        shape[axis], shape[other] = rows.shape
+        seen.add_channels((rows if other else rows.T).reshape(shape))
+
+
+def _is_spoilt(value: Array) -> bool:
+    return value.dtype.kind == "f" and has_nan(value)
 
 
 def _batch_size(feed: Feed) -> int:

@@ -18,6 +18,8 @@ from qtool.passes.constants import constant_array
 from qtool.passes.insert_qdq import insert_qdq
 from qtool.passes.keep_float import KeepFloatLayers
 from qtool.placement.clamped_ranges import within_clamps
+from qtool.placement.joined_tensors import unlike_parts
+from qtool.placement.masks import masked_scores
 from qtool.placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
 from qtool.plan import Plan
 from qtool.refinement import Refinement
@@ -47,9 +49,9 @@ class Findings:
     corrected: Mapping[str, float]
 
 
-def unfit_tensors(statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
-    """Returns the tensors that must stay float, each with the reason that its values give."""
-    unfit = {}
+def unfit_tensors(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
+    """Returns the tensors of ``graph`` that must stay float, each with the reason that its values give."""
+    unfit = {**unlike_parts(graph, statistics), **masked_scores(graph, statistics)}
     for name, seen in statistics.items():
         if seen.infinite:
             unfit[name] = f"holds {seen.infinite} infinite values"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.outlook_output import show_outlooks
 from qtool.cli.quantize_output import (
     coverage_as_json,
     dead_channels_remark,
@@ -105,6 +106,7 @@ def _show_report(console: Console, report: DynamicReport, request: DynamicReques
     if report.compared_on_data:
         caption = f"{request.scheme.description}; compared on {report.compared_on}"
         show_fidelity(console, report.fidelity, caption, advice="try --scheme static, or --exclude some nodes")
+        show_outlooks(console, report.outlooks)
     else:
         console.say("runs on random inputs; give --calib-data to compare it with the float model on real ones")
     if report.dead_channels:
@@ -126,7 +128,7 @@ def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str,
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,
         "coverage": coverage_as_json(report.coverage),
-        "outputs": fidelity_as_json(report.fidelity),
+        "outputs": fidelity_as_json(report.fidelity, report.outlooks),
         "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
         "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.integer_nodes),

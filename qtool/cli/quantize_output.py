@@ -12,9 +12,11 @@ from typing import Protocol
 from calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.goal_options import mixed_as_json
+from qtool.cli.outlook_output import outlook_as_json, show_outlooks
 from qtool.cli.search_options import search_as_json, search_remarks, show_search
 from qtool.json_values import json_value
 from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.outlook import Outlook
 from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.runtime.coverage import Coverage
@@ -93,6 +95,7 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
             f"compared on {report.compared_on}"
         )
         show_fidelity(console, report.fidelity, caption, advice="try another --method, or --exclude some nodes")
+        show_outlooks(console, report.outlooks)
     else:
         console.say("runs on random inputs; give --calib-data as well to compare it with the float model on real ones")
     for remark in _remarks(report):
@@ -147,6 +150,8 @@ def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: 
         caption,
     )
     for output in outputs:
+        if output.part is not None:
+            console.say(f"'{output.name}' holds values of unlike size: its SQNR is that of {output.part}")
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
             console.warn(f"'{output.name}' is far from the float model: {advice}")
@@ -168,7 +173,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,
         "coverage": coverage_as_json(report.coverage),
-        "outputs": fidelity_as_json(report.fidelity),
+        "outputs": fidelity_as_json(report.fidelity, report.outlooks),
         "constant_tensors": list(report.findings.constant),
         "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
@@ -181,9 +186,9 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
     }
 
 
-def fidelity_as_json(outputs: Sequence[OutputFidelity]) -> list[dict[str, object]]:
-    """Returns how close each output is as values for JSON."""
-    return [json_value(asdict(output)) for output in outputs]
+def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, Outlook]) -> list[dict[str, object]]:
+    """Returns how close each output is, and what to expect of it on other data, as values for JSON."""
+    return [{**json_value(asdict(output)), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:

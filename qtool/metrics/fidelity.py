@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.specs import Array
 from qtool.errors import InputError
+from qtool.metrics.output_parts import PartsMeter
 
 # So many values are widened to float64 at once: a few MB, whatever the size of a batch.
 _CHUNK_VALUES = 1 << 18
@@ -28,7 +29,8 @@ class OutputFidelity:
     Attributes:
         name: the output.
         sqnr_db: signal-to-quantization-noise ratio in dB, 10·log10(Σa²/Σ(a−b)²) over the reference's values a and the
-            candidate's b; infinite where all values are the same.
+            candidate's b; infinite where all values are the same. Of an output with parts of unlike size, that of the
+            worst part.
         cosine: Σab/√(Σa²·Σb²) over all values, 1 for the same direction; two outputs of only zeros count as 1.
         max_abs_error: the largest |a−b|.
         mean_abs_error: the mean of |a−b|.
@@ -39,6 +41,7 @@ class OutputFidelity:
         non_finite: values that are NaN or infinite in one model and not the same in the other; values where both
             agree on being so are left out of all sums.
         unmatched_batches: batches left out because the two models gave them different shapes.
+        part: the part that ``sqnr_db`` is of, in words; None where it is of all values.
     """
 
     name: str
@@ -51,6 +54,7 @@ class OutputFidelity:
     values: int
     non_finite: int
     unmatched_batches: int
+    part: str | None = None
 
     @property
     def identical(self) -> bool:
@@ -110,6 +114,7 @@ class _Tally:
     any_negative: bool = False
     non_finite: int = 0
     unmatched_batches: int = 0
+    parts: PartsMeter = field(default_factory=PartsMeter)
 
     def add_floats(self, expected: Array, got: Array) -> None:
         for a, b in _wide_pairs(expected, got):
@@ -127,6 +132,7 @@ class _Tally:
             self.noise += float(np.square(difference).sum())
             self.deviation += float(difference.sum())
             self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        self.parts.add(expected, got)
         if expected.ndim == 2 and expected.shape[1] >= 2:
             self._add_rows(expected, got)
 
@@ -136,10 +142,15 @@ class _Tally:
 
     def result(self, name: str) -> OutputFidelity:
         cosine = sqnr = largest = mean = None
+        part = None
         if self.non_finite:
             cosine = sqnr = largest = mean = math.nan
         elif self.floats:
             sqnr = _decibels(self.signal, self.noise)
+            for candidate in self.parts.parts():
+                found = _decibels(candidate.signal, candidate.noise)
+                if found < sqnr:
+                    sqnr, part = found, candidate.description
             cosine = _cosine(self.product, self.signal, self.energy)
             largest, mean = self.largest, self.deviation / self.floats
         is_embedding = self.all_unit and self.any_negative
@@ -154,6 +165,7 @@ class _Tally:
             values=self.floats + self.exact,
             non_finite=self.non_finite,
             unmatched_batches=self.unmatched_batches,
+            part=part,
         )
 
     def _add_rows(self, expected: Array, got: Array) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
+from qtool.runtime.execution import AS_THE_CPU_DOES, execution_of_file
 from qtool.runtime.session import Session
+from qtool.runtime.steady_draws import file_draws
 
 
 class SessionGroup:
@@ -68,6 +71,29 @@ def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0
         InputError: they do not belong together.
     """
     return SessionGroup([Session(model, threads=threads) for model in models], names)
+
+
+@contextmanager
+def judged_group(
+    group: SessionGroup, models: Sequence[Path], names: Sequence[str], *, threads: int = 0
+) -> Iterator[SessionGroup]:
+    """Yields what compares outputs in place of ``group``, which opened the same models as they are.
+
+    Models for accelerators run node by node, and all models draw the same random numbers.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load one of them.
+    """
+    executions = [execution_of_file(model) for model in models]
+    if all(execution == AS_THE_CPU_DOES for execution in executions) and not any(map(file_draws, models)):
+        yield group
+        return
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(execution.open_file(model, threads=threads))
+            for execution, model in zip(executions, models, strict=True)
+        ]
+        yield SessionGroup(sessions, names)
 
 
 def _check_names(left: Sequence[TensorSpec], right: Sequence[TensorSpec], role: str, candidate: str) -> None:

@@ -154,7 +154,7 @@ def _outputs(report: Report) -> Table:
     ]
     remarks = []
     for comparison, output in pairs:
-        if output.non_finite or output.unmatched_batches:
+        if output.non_finite or output.unmatched_batches or output.part is not None:
             called = report.called(comparison)
             remarks.append(f"{called}: {_remark(output)}" if called else _remark(output))
     return Table(
@@ -231,4 +231,6 @@ def _remark(output: OutputFidelity) -> str:
         parts.append(f"'{output.name}' has {output.non_finite} values that are NaN or infinite in one model only")
     if output.unmatched_batches:
         parts.append(f"'{output.name}' has another shape in {output.unmatched_batches} runs, which are left out")
+    if output.part is not None:
+        parts.append(f"'{output.name}' holds values of unlike size: its SQNR is that of {output.part}")
     return "; ".join(parts)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calib.specs import Array
 from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
 from qtool.runtime.session import Level, Session
+from qtool.runtime.steady_draws import with_steady_draws
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 _LARGEST_MESSAGE_BYTES = 1_800_000_000
@@ -32,7 +33,8 @@ def open_graph(
 ) -> Iterator[Session]:
     """Yields a session on ``model``, which reads its weights where they are.
 
-    It goes through a temporary file where the model is too large for one message.
+    It goes through a temporary file where the model is too large for one message. Nodes that draw random numbers draw
+    the same ones in every session and run.
 
     Args:
         model: the graph.
@@ -44,6 +46,7 @@ def open_graph(
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
+    model = with_steady_draws(model)
     if not mapped and _weights_bytes(model) < largest_message_bytes:
         message, weights = _apart(model)
         yield Session(message, threads=threads, level=level, weights=weights)

@@ -13,6 +13,7 @@ from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.runtime.exact_sums import Form, as_it_is
+from qtool.runtime.execution import AS_THE_CPU_DOES, Execution
 from qtool.runtime.graphs import open_graph
 
 
@@ -46,7 +47,7 @@ class OutputJudge:
         *,
         labels: Array | None = None,
         view: Form = as_it_is,
-        form: Form = as_it_is,
+        execution: Execution = AS_THE_CPU_DOES,
         threads: int = 0,
     ) -> None:
         """Runs the float model once.
@@ -56,7 +57,7 @@ class OutputJudge:
             feeds: batches of samples, held as long as the judge lives.
             labels: one class index a sample, in the order of the samples.
             view: which outputs to look at in place of each model's own.
-            form: what lets this processor compute quantized models exactly.
+            execution: how quantized models are run.
             threads: threads inside an operator; 0 is one a core.
 
         Raises:
@@ -68,7 +69,7 @@ class OutputJudge:
         self._feeds = tuple(feeds)
         self._threads = threads
         self._view = view
-        self._form = form
+        self._execution = execution
         with open_graph(view(original), threads=threads) as session:
             self._expected = tuple(session.run(feed) for feed in self._feeds)
         self.samples = sum(_rows(feed) for feed in self._feeds)
@@ -83,7 +84,7 @@ class OutputJudge:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: the model lacks an output.
         """
-        with open_graph(self._form(self._view(model)), threads=self._threads) as session:
+        with self._execution.open(self._view(model), threads=self._threads) as session:
             given = [session.run(feed) for feed in self._feeds]
         meter = FidelityMeter()
         for expected, got in zip(self._expected, given, strict=True):
@@ -104,7 +105,7 @@ class OutputJudge:
             InputError: the model lacks an output.
         """
         meter = FidelityMeter()
-        with open_graph(self._form(self._view(model)), threads=self._threads) as session:
+        with self._execution.open(self._view(model), threads=self._threads) as session:
             for feed, expected in zip(self._feeds, self._expected, strict=True):
                 meter.add(expected, session.run(feed))
         return meter.results()

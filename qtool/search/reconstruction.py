@@ -140,14 +140,20 @@ class _Walk:
         if values is None or array is None or source is None:
             raise AssertionError(f"{layer.node} is a layer with stored weights")
         weight_plan = self._plan.weights[layer.weight]
+        wanted = self._columns(layer, [batch[layer.tensor] for batch in self._float.held])
+        given = self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held])
+        # Padding may be NaN in the float model, which integers never are.
+        sound = np.isfinite(wanted).all(axis=(0, 1))
+        if not sound.any():
+            return
         task = LayerTask(
             layer=layer,
             weight=array,
             rounded=self._given[layer.weight],
             orders=orders_of(values, weight_plan.nodes),
             largest_pair=weight_plan.largest_pair,
-            wanted=self._columns(layer, [batch[layer.tensor] for batch in self._float.held]),
-            given=self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held]),
+            wanted=wanted if sound.all() else wanted[:, :, sound],
+            given=given if sound.all() else given[:, :, sound],
             moves_bias=biases and self._has_bias(original, array.shape[layer.output_axis]),
         )
         fit = fit_layer(task, rounding=rounding)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.collect import Runner
+from calib.missing_values import has_nan
 from calib.specs import Feed
 from qtool.passes.constants import constant_array, integer_attribute
 from qtool.plan import Plan
@@ -104,6 +105,8 @@ def gather_moments(
                 continue
             done.add(key)
             columns = layer.columns(values[layer.tensor])
+            if has_nan(columns):
+                columns = columns[:, :, ~np.isnan(columns).any(axis=(0, 1))]
             moment = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
             shared[key] = shared[key] + moment if key in shared else moment
     return {layer.node: shared[_key(layer)] for layer in layers}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.collect import Runner
+from calib.missing_values import places_without_nan
 from calib.specs import Feed
 from qtool.passes.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.passes.names import Names
@@ -98,7 +99,7 @@ def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelS
     rows: dict[str, int] = {}
     for feed in feeds:
         for name, value in runner.run(feed).items():
-            flat = value.reshape(-1, value.shape[-1])
+            flat = places_without_nan(value, -1).T
             if not flat.size:
                 continue
             seen, count = rows.get(name, 0), len(flat)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qtool.plan import build_dynamic_plan
 from qtool.progress import Progress
-from qtool.runtime.exact_sums import exact_form
+from qtool.runtime.execution import execution_for
 from qtool.schemes import as_dynamic
 from qtool.search.bargain import Affordable, Bargain, best_bargain, could_gain
 from qtool.search.dynamic_choice import better_dynamic
@@ -128,8 +128,13 @@ class BargainSeeker:
 
     def _run(self, most: float, *, every_short: bool) -> None:
         feeds = self._samples.spread(_RANKING_SAMPLES)
-        form = exact_form(self.variants.scheme)
-        ranking = OutputJudge(self._original, feeds, view=with_unsaturated_outputs, form=form, threads=self._threads)
+        ranking = OutputJudge(
+            self._original,
+            feeds,
+            view=with_unsaturated_outputs,
+            execution=execution_for(self.variants.scheme),
+            threads=self._threads,
+        )
         with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
             ranked = rank_layers(self.variants, self._groups, ranking, advance=advance, stop=self._is_over)
         ranked = self._with_dynamic(ranked, ranking)

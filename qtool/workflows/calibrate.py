@@ -174,13 +174,15 @@ def gather(
     """Runs a prepared model over the data once, without what ``hold_back`` keeps aside; not at all to watch nothing.
 
     Raises:
-        CalibError: the data does not fit the model, or a tensor holds NaN.
+        CalibError: the data does not fit the model, or NaN reaches an output.
     """
     if not watched.tensors:
         return Collected(statistics={}, samples=0, batches=0)
     total = data.available(dataset)
     outputs = specs_of(model.graph.outputs)
-    with watching(model, watched.tensors) as graph, open_graph(graph, threads=threads) as session:
+    judged = float_outputs(model)
+    seen = tuple(dict.fromkeys((*watched.tensors, *judged)))
+    with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
         feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
         with progress.task("calibrating", total) as advance:
             collected = collect(
@@ -190,10 +192,21 @@ def gather(
                 channel_axes=watched.channel_axes,
                 exact=exact,
                 advance=advance,
+                outputs=judged,
+                numbers=hold_back.numbers(),
             )
     if collected.samples < _FEW_SAMPLES:
         progress.note(f"only {collected.samples} samples: ranges need a few dozen that look like real use")
     return collected
+
+
+def float_outputs(model: ir.Model) -> tuple[str, ...]:
+    """Returns the outputs of a graph that are tensors of floats, which NaN must not reach."""
+    return tuple(
+        value.name or ""
+        for value in model.graph.outputs
+        if isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
+    )
 
 
 def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from calib.specs import Feed, TensorSpec
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.errors import InputError
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
-from qtool.runtime.exact_sums import Form, as_it_is
+from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
+from qtool.runtime.execution import AS_THE_CPU_DOES, Execution
 from qtool.runtime.graphs import open_graph
-from qtool.runtime.session import Session
+from qtool.search.unsaturated import Gate, with_gates_opened
 from qtool.workflows.calibrate import model_specs
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
@@ -49,11 +50,13 @@ class Comparison:
         fidelity: by output.
         samples: what they were compared on, in words.
         on_data: whether that was real data.
+        outlooks: what to expect of outputs on other data, by output; empty without real data.
     """
 
     fidelity: tuple[OutputFidelity, ...]
     samples: str
     on_data: bool
+    outlooks: Mapping[str, Outlook] = field(default_factory=dict)
 
 
 def single_sample(original: ir.Model, samples: CheckSamples) -> Feed:
@@ -67,28 +70,46 @@ def single_sample(original: ir.Model, samples: CheckSamples) -> Feed:
 
 
 def compare_with_float(
-    original: ir.Model, quantized: Path, samples: CheckSamples | None, *, form: Form = as_it_is, threads: int = 0
+    original: ir.Model,
+    quantized: Path,
+    samples: CheckSamples | None,
+    *,
+    execution: Execution = AS_THE_CPU_DOES,
+    threads: int = 0,
 ) -> Comparison:
     """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.
 
-    ``form`` lets this processor compute the quantized one exactly.
+    The quantized one is run as ``execution`` says.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
     """
     meter = FidelityMeter()
+    opened, gates = with_gates_opened(original)
+    outlooks = {
+        value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
+    }
     with ExitStack() as stack:
-        float_session = stack.enter_context(open_graph(original, threads=threads))
-        if form is as_it_is:
-            quantized_session = Session(quantized, threads=threads)
+        float_session = stack.enter_context(open_graph(opened if gates else original, threads=threads))
+        if gates:
+            quantized_graph = with_gates_opened(ir.load(quantized))[0]
+            quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))
         else:
-            quantized_session = stack.enter_context(open_graph(form(ir.load(quantized)), threads=threads))
+            quantized_session = stack.enter_context(execution.open_file(quantized, threads=threads))
         seen = 0
         for feed in _feeds(float_session.inputs, float_session.outputs, samples):
-            meter.add(float_session.run(feed), quantized_session.run(feed))
+            expected, got = float_session.run(feed), quantized_session.run(feed)
             first = next(iter(feed.values()))
-            seen += int(first.shape[0]) if first.ndim else 1
+            rows = int(first.shape[0]) if first.ndim else 1
+            meter.add({name: expected[name] for name in outlooks}, got)
+            for name, outlook in outlooks.items():
+                gate = gates.get(name)
+                pair = None
+                if gate is not None and gate.before in got:
+                    pair = (expected[gate.before], got[gate.before])
+                outlook.add(expected[name], got[name], rows, pair)
+            seen += rows
     results = meter.results()
     for output in results:
         if output.non_finite:
@@ -96,7 +117,17 @@ def compare_with_float(
                 f"the quantized model's output '{output.name}' has {output.non_finite} values that are not finite",
                 fix="keep the layers before it float with --exclude, or try another --method",
             )
-    return Comparison(fidelity=results, samples=_in_words(samples, seen), on_data=samples is not None)
+    found = {name: outlook.result() for name, outlook in outlooks.items() if samples is not None}
+    return Comparison(
+        fidelity=results,
+        samples=_in_words(samples, seen),
+        on_data=samples is not None,
+        outlooks={name: outlook for name, outlook in found.items() if outlook is not None},
+    )
+
+
+def _saturating(gate: Gate | None) -> str | None:
+    return gate.operator if gate is not None and gate.operator in SATURATING else None
 
 
 def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:

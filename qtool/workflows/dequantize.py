@@ -16,6 +16,7 @@ from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import as_it_is, with_exact_sums
+from qtool.runtime.execution import TARGET_KEY, Execution
 from qtool.runtime.integer_sums import sums_saturate
 from qtool.workflows.check_result import compare_with_float
 from qtool.workflows.model_source import write_graph
@@ -83,6 +84,7 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
     RemoveDynamic()(model)
     _check_form(model, request.model, before)
     RemoveQdq()(model)
+    model.metadata_props.pop(TARGET_KEY, None)
     left = _conversions(model)
     if left:
         raise InputError(
@@ -94,9 +96,9 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
             write_graph(model, path)
         progress.note("comparing the two models in onnxruntime")
         # What the integers mean is to be kept, on whichever processor.
-        form = with_exact_sums if sums_saturate() else as_it_is
+        execution = Execution(form=with_exact_sums if sums_saturate() else as_it_is)
         with progress.task("comparing"):
-            comparison = compare_with_float(model, request.model, None, form=form)
+            comparison = compare_with_float(model, request.model, None, execution=execution)
         return DequantizeReport(
             output=output,
             removed=len(before),

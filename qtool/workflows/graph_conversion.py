@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,47 +46,52 @@ def comparison_with_source(
 
     Weights that are too many for one message stay in their files while both run, one part after the other.
     """
+    from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
     from qtool.workflows.overflow import warn_of_overflow
 
     # What does not run here overflows elsewhere, if at all.
     with suppress(RuntimeRefusedError):
         warn_of_overflow(request.source, request.source.name, progress)
+    if file_draws(request.source):
+        progress.note(DRAWN_ALIKE)
     specs = input_specs(model)
     real = real_feed(request, model)
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
 
     def compare(path: Path) -> tuple[Comparison, ...]:
-        original, converted = _original(request.source, is_large=is_large), _opened(path, is_large=is_large)
-        return compare_programs(
-            specs,
-            real,
-            reference=lambda feed: list(original.run(feed).values()),
-            converted=converted.run,
-            progress=progress,
-        )
+        with ExitStack() as stack:
+            original = _original(request.source, stack, is_large=is_large)
+            converted = _opened(path, stack, is_large=is_large)
+            return compare_programs(
+                specs,
+                real,
+                reference=lambda feed: list(original.run(feed).values()),
+                converted=converted.run,
+                progress=progress,
+            )
 
     return compare
 
 
-def _opened(path: Path, *, is_large: bool) -> Parts | Session:
+def _opened(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session:
+    from qtool.runtime.execution import AS_THE_CPU_DOES
     from qtool.runtime.parts import Parts
-    from qtool.runtime.session import Session
 
-    return Parts(_readable(path)) if is_large else Session(path)
+    return Parts(_readable(path)) if is_large else stack.enter_context(AS_THE_CPU_DOES.open_file(path))
 
 
-def _original(path: Path, *, is_large: bool) -> Parts | Session | OnnxReference:
+def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session | OnnxReference:
     """Opens the source, also where its file format or its operators are newer than onnxruntime's."""
+    from qtool.runtime.execution import AS_THE_CPU_DOES
     from qtool.runtime.onnx_reference import OnnxReference
-    from qtool.runtime.session import Session
 
     try:
-        return _opened(path, is_large=is_large)
+        return _opened(path, stack, is_large=is_large)
     except RuntimeRefusedError as refused:
         if is_large:
             raise
         with suppress(RuntimeRefusedError):
-            return Session(ir.to_proto(load_weights(_readable(path))).SerializeToString())
+            return stack.enter_context(AS_THE_CPU_DOES.open(load_weights(_readable(path))))
         try:
             return OnnxReference(path)
         except RuntimeRefusedError:

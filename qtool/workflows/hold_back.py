@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from calib.specs import Feed
 
@@ -37,6 +38,10 @@ class HoldBack:
     def used(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Yields the batches that shape the result."""
         return (feed for number, feed in enumerate(feeds, start=1) if not self._is_aside(number))
+
+    def numbers(self) -> Iterator[int]:
+        """Yields the numbers, from 0, of the batches that shape the result; there is no end to them."""
+        return (number - 1 for number in count(1) if not self._is_aside(number))
 
     def aside(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Yields the batches that judge it, no more than a handful."""

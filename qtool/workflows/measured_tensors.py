@@ -15,6 +15,7 @@ from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
 from qtool.progress import Progress
 from qtool.quantized_tensors import QuantizedTensor
+from qtool.runtime.execution import TARGET_KEY, execution_of
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.profile import kernel_seconds
 from qtool.workflows.calibrate import specs_of
@@ -95,7 +96,7 @@ def measure(
         watching(floats, _outputs(floats, float_names.values())) as float_graph,
         watching(model, _outputs(model, names.values())) as graph,
         open_graph(float_graph, threads=threads) as float_session,
-        open_graph(graph, threads=threads) as session,
+        execution_of(model.metadata_props.get(TARGET_KEY)).open(graph, threads=threads) as session,
         progress.task("measuring", data.available(dataset)) as advance,
     ):
         for feed in feeds:

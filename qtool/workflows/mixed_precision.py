@@ -12,7 +12,7 @@ import onnx_ir as ir
 from calib.specs import Array
 from qtool.errors import UsageError
 from qtool.progress import Progress
-from qtool.runtime.exact_sums import Form, as_it_is
+from qtool.runtime.execution import AS_THE_CPU_DOES, Execution
 from qtool.search.float_cost import FloatCost
 from qtool.search.goal import Goal
 from qtool.search.mixed_precision import Candidate, MixedPrecisionSearch
@@ -88,12 +88,18 @@ class GoalSeeker:
     """Seeks a goal for one model."""
 
     def __init__(
-        self, original: ir.Model, goal: Goal, samples: CheckSamples, *, form: Form = as_it_is, threads: int = 0
+        self,
+        original: ir.Model,
+        goal: Goal,
+        samples: CheckSamples,
+        *,
+        execution: Execution = AS_THE_CPU_DOES,
+        threads: int = 0,
     ) -> None:
         """Runs the float model on the samples to judge by.
 
-        They come from all over the data; goals about classes take many, since each sample counts for one. ``form``
-        lets this processor compute quantized models exactly.
+        They come from all over the data; goals about classes take many, since each sample counts for one. Quantized
+        models are run as ``execution`` says.
 
         Raises:
             UsageError: the goal is about labels, and the data has none.
@@ -113,10 +119,14 @@ class GoalSeeker:
 
         chosen = spread(_SAMPLES_OF_CLASSES if goal.needs_classes else _SAMPLES_OF_NOISE)
         labels = None if labels is None else labels[np.array(chosen.rows)]
-        self._judge = OutputJudge(original, chosen.feeds, labels=labels, form=form, threads=threads)
+        self._judge = OutputJudge(original, chosen.feeds, labels=labels, execution=execution, threads=threads)
         _check_classes(goal, self._judge.assess(original))
         self._ranking_judge = OutputJudge(
-            original, spread(_RANKING_SAMPLES).feeds, view=with_unsaturated_outputs, form=form, threads=threads
+            original,
+            spread(_RANKING_SAMPLES).feeds,
+            view=with_unsaturated_outputs,
+            execution=execution,
+            threads=threads,
         )
         self._feed = chosen.feeds[0]
 

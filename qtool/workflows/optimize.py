@@ -19,6 +19,7 @@ from qtool.metrics.size import model_bytes
 from qtool.optimization.choice import chosen_passes, operators_for
 from qtool.optimization.pipeline import Step, node_counts, run_passes
 from qtool.progress import Progress, Silent
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.half_precision import input_specs
 from qtool.workflows.model_source import write_graph
@@ -115,6 +116,8 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     inputs = input_specs(model)
     if compared:
         warn_of_overflow(request.model, request.model.name, progress)
+        if draws(model):
+            progress.note(DRAWN_ALIKE)
     witness = Witness(request.model, inputs, request.data, nodes=before.total()) if compared else None
     steps = run_passes(model, names, operators_for(request.target), progress)
     turned = None if request.io_layout is None else turn_borders(model, request.io_layout)

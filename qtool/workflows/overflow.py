@@ -11,6 +11,7 @@ from formats.detect import detect
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
 from qtool.runtime.coverage import integer_coverage
+from qtool.runtime.execution import NODE_BY_NODE, TARGET_KEY, execution_of
 from qtool.runtime.integer_sums import sums_saturate
 from qtool.schemes import preset
 from qtool.workflows.saturation_proof import is_integer_operator, prove
@@ -25,12 +26,13 @@ _MOST_NAMES = 3
 def overflowing_layers(model: ir.Model) -> tuple[str, ...]:
     """Returns the layers that run on integers and can overflow here, by name; none where sums have 32 bits.
 
-    Nodes without a name of their own get one, and constants become initializers.
+    A model for another machine is judged by other kernels than this one's. Nodes without a name of their own get one,
+    and constants become initializers.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    if not sums_saturate():
+    if not sums_saturate() or execution_of(model.metadata_props.get(TARGET_KEY)) == NODE_BY_NODE:
         return ()
     common.NameFixPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from calib.ranges import RangeMethod
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
+from qtool.metrics.outlook import Outlook
 from qtool.passes.store_tables import StoredTable
 from qtool.plan import Plan
 from qtool.quantizer import Findings
@@ -98,6 +100,7 @@ class QuantizeReport:
         gains: what every correction that was tried did to the outputs.
         kept_float: layers that stay float since integers save little there for what they cost; None without a search.
         fidelity: how close each output stays to the float model's.
+        outlooks: what to expect of outputs on other data, by output.
         compared_on: the samples that ``fidelity`` comes from, in words.
         compared_on_data: whether they are real data.
         samples: samples that shaped the ranges.
@@ -122,6 +125,7 @@ class QuantizeReport:
     gains: tuple[Gain, ...]
     kept_float: KeptFloat | None
     fidelity: tuple[OutputFidelity, ...]
+    outlooks: Mapping[str, Outlook]
     compared_on: str
     compared_on_data: bool
     samples: int

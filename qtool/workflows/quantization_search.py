@@ -10,7 +10,7 @@ import onnx_ir as ir
 from calib.specs import Feed
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
-from qtool.runtime.exact_sums import exact_form
+from qtool.runtime.execution import execution_for
 from qtool.schemes import Scheme
 from qtool.search.bargain import PERFECT_DB, Affordable
 from qtool.search.output_judge import OutputJudge
@@ -85,11 +85,11 @@ class QuantizationSearch:
         self._trials: Trials | None = None
         if self._samples is not None and judged:
             feeds = self._samples.judging
-            form = exact_form(scheme)
-            self._judge = OutputJudge(original, feeds, form=form, threads=threads)
-            # One sample that flips at the end would decide between corrections.
-            unsaturated = OutputJudge(original, feeds, view=with_unsaturated_outputs, form=form, threads=threads)
-            self._trials = Trials(unsaturated, veto=self._judge)
+            run = execution_for(scheme)
+            # Behind a gate most samples are decided whatever becomes of a layer, and one that flips would decide.
+            self._judge = OutputJudge(original, feeds, view=with_unsaturated_outputs, execution=run, threads=threads)
+            outputs = OutputJudge(original, feeds, execution=run, threads=threads)
+            self._trials = Trials(self._judge, veto=outputs)
 
     @property
     def gains(self) -> tuple[Gain, ...]:

@@ -21,7 +21,8 @@ from qtool.plan import Plan, build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.coverage import integer_coverage
-from qtool.runtime.exact_sums import exact_form
+from qtool.runtime.execution import TARGET_KEY, execution_for
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.calibrate import Watched, gather, model_specs
 from qtool.workflows.check_result import CheckSamples, compare_with_float, single_sample
 from qtool.workflows.embedding_tables import Tables, with_tables
@@ -69,6 +70,8 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     original = request.source.load(progress, dataset=dataset)
     # Whatever becomes of it, what is said about a node goes by one name.
     common.NameFixPass()(original)
+    if draws(original):
+        progress.note(DRAWN_ALIKE)
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
@@ -97,11 +100,11 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
         start = search.refined(starts)
         rewritten, variants = start.rewritten, search.unsigned(start.variants, times)
-        form = exact_form(request.scheme)
+        execution = execution_for(request.scheme)
         seeker, found, bargain = None, None, None
         kept: dict[str, str] = {}
         if request.goal is not None and samples is not None and times is not None:
-            seeker = GoalSeeker(original, request.goal, samples, form=form, threads=request.threads)
+            seeker = GoalSeeker(original, request.goal, samples, execution=execution, threads=request.threads)
             found = seeker.seek(variants.model, variants, times.cost(), progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
@@ -121,7 +124,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
             coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=request.scheme.for_cpu)
-            comparison = compare_with_float(original, path, samples, form=form, threads=request.threads)
+            comparison = compare_with_float(original, path, samples, execution=execution, threads=request.threads)
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),
@@ -135,6 +138,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             gains=search.gains,
             kept_float=bargain,
             fidelity=comparison.fidelity,
+            outlooks=comparison.outlooks,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
             samples=start.samples,
@@ -187,6 +191,8 @@ def _made(
         tables = with_tables(model, request.selection, bears_tables)
         plan = replace(plan, skipped=tables.without_stored(plan.skipped))
         ResidualSums()(tables.model)
+    else:
+        model.metadata_props[TARGET_KEY] = request.scheme.target
     return _Made(model=tables.model, plan=plan, findings=findings, tables=tables)
 
 
@@ -255,12 +261,13 @@ def _start(
         collected = _checked_statistics(stored, model, request.statistics)
     else:
         collected = _gathered(model, plan, samples, request, progress)
-    needed = {activation.source for activation in plan.activations.values()}
+    sources = {activation.source for activation in plan.activations.values()}
+    needed = {name: seen for name, seen in collected.statistics.items() if name in sources}
     variants = StaticVariants(
         model=model.clone(),
         scheme=request.scheme,
         selection=request.selection,
-        unfit={name: why for name, why in unfit_tensors(collected.statistics).items() if name in needed},
+        unfit=unfit_tensors(model.graph, needed),
         statistics=collected.statistics,
         method=request.method,
         bias_correction=False,

@@ -11,13 +11,15 @@ from qtool.atomic import staged
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.outlook import Outlook
 from qtool.metrics.size import model_bytes
 from qtool.passes.residual_sums import ResidualSums
 from qtool.passes.store_tables import StoredTable
 from qtool.plan import DynamicPlan, build_dynamic_plan
 from qtool.progress import Progress
 from qtool.runtime.coverage import Coverage, integer_coverage
-from qtool.runtime.exact_sums import exact_form
+from qtool.runtime.execution import execution_for
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.schemes import DynamicScheme
 from qtool.selection import Selection
 from qtool.workflows.check_result import CheckSamples, compare_with_float
@@ -75,6 +77,7 @@ class DynamicReport:
         dead_channels: by weight, the channels that are all zero.
         tables: the embedding tables that are stored as integers.
         fidelity: how close each output stays to the float model's.
+        outlooks: what to expect of outputs on other data, by output.
         compared_on: the samples that ``fidelity`` comes from, in words.
         compared_on_data: whether they are real data.
         float_bytes: size of the float model on disk.
@@ -89,6 +92,7 @@ class DynamicReport:
     dead_channels: Mapping[str, tuple[int, ...]]
     tables: tuple[StoredTable, ...]
     fidelity: tuple[OutputFidelity, ...]
+    outlooks: Mapping[str, Outlook]
     compared_on: str
     compared_on_data: bool
     float_bytes: int
@@ -119,6 +123,8 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
+    if draws(original):
+        progress.note(DRAWN_ALIKE)
     samples = None
     if dataset is not None and request.data is not None:
         samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack())
@@ -135,7 +141,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         with progress.task("comparing with float"):
             coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=True)
             comparison = compare_with_float(
-                original, path, samples, form=exact_form(request.scheme), threads=request.threads
+                original, path, samples, execution=execution_for(request.scheme), threads=request.threads
             )
         report = DynamicReport(
             output=output,
@@ -146,6 +152,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
             dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
             tables=tables.stored,
             fidelity=comparison.fidelity,
+            outlooks=comparison.outlooks,
             compared_on=comparison.samples,
             compared_on_data=comparison.on_data,
             float_bytes=model_bytes(floats.file),

@@ -12,7 +12,7 @@ from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import SessionGroup, open_group
+from qtool.metrics.session_group import SessionGroup, judged_group, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import Progress
@@ -22,6 +22,8 @@ from qtool.report.gates import Gate, check_gates, judge_all
 from qtool.report.model import Comparison, ModelReport, Report, UsedData, Verdict
 from qtool.report.names import display_names
 from qtool.report.surroundings import machine, versions
+from qtool.runtime.execution import NODE_BY_NODE, execution_of_file
+from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
 from qtool.workflows.graphs_to_compare import graphs_of
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
@@ -123,17 +125,21 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     sizes = [model_size(path) for path in paths]
     # The float model may well be quantized itself, by another tool.
     overflowing = [warn_of_overflow(path, name, progress) for path, name in zip(paths, names, strict=True)]
+    _tell_of_execution(paths, names, progress)
     group = open_group(paths, names, threads=asked.threads)
     rounds = asked.rounds if asked.latency else 0
     for entry in opened:
         _check_gates(request, entry, group, rounds)
     batch_size = request.batch_size or fixed_batch_size(group.inputs) or _USUAL_BATCH_SIZE
     seen = []
-    for entry in opened:
-        found = run_over(group, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress)
-        if entry.labels is not None and not found.accuracy and request.metric is None:
-            refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
-        seen.append(found)
+    with judged_group(group, paths, names, threads=asked.threads) as judged:
+        for entry in opened:
+            found = run_over(
+                judged, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress
+            )
+            if entry.labels is not None and not found.accuracy and request.metric is None:
+                refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
+            seen.append(found)
     # Times do not depend on the values: the first dataset stands for all of them.
     first = seen[0]
     measured = measure(group, Models(tuple(paths), names), opened[0].data, first, asked, progress)
@@ -159,6 +165,15 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         versions=versions(),
         machine=machine(),
     )
+
+
+def _tell_of_execution(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
+    """Says where outputs are not those of a plain run on this machine."""
+    if any(map(file_draws, paths)):
+        progress.note(DRAWN_ALIKE)
+    for path, name in zip(paths, names, strict=True):
+        if execution_of_file(path) == NODE_BY_NODE:
+            progress.note(f"{name} is for another machine: its outputs are those of Q and DQ node by node")
 
 
 def _measured(

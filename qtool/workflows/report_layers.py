@@ -18,6 +18,7 @@ from qtool.errors import InputError, UsageError
 from qtool.metrics.layers import HistogramMeter, LayerFidelity, LayerMeter, Span, TensorHistogram
 from qtool.passes.constants import constant_array
 from qtool.progress import Progress
+from qtool.runtime.execution import TARGET_KEY, execution_of
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session
 
@@ -95,7 +96,11 @@ def look_inside(
     samples = min(_SAMPLES, limit or _SAMPLES)
     with ExitStack() as stack:
         left, right = (
-            stack.enter_context(open_graph(stack.enter_context(watching(graph, names)), threads=threads))
+            stack.enter_context(
+                execution_of(graph.metadata_props.get(TARGET_KEY)).open(
+                    stack.enter_context(watching(graph, names)), threads=threads
+                )
+            )
             for graph, names in (
                 (original, list(dict.fromkeys(twin.tensor for twin in twins))),
                 (quantized, list(dict.fromkeys(twin.other for twin in twins))),

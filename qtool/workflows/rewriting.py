@@ -16,6 +16,7 @@ from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.search.trials import Trials
 from qtool.selection import Selection
+from qtool.workflows.calibrate import float_outputs
 from qtool.workflows.efforts import Searches, Use
 from qtool.workflows.equalize import equalize_model
 from qtool.workflows.search_samples import SearchSamples
@@ -110,8 +111,9 @@ class Rewriter:
     def _quantized(self, model: ir.Model) -> ir.Model:
         plain = self._variants(model)
         plan = plain.plan()
+        judged = float_outputs(model)
         with (
-            watching(model, plan.observed) as graph,
+            watching(model, tuple(dict.fromkeys((*plan.observed, *judged)))) as graph,
             open_graph(graph, threads=self._threads) as session,
             self._progress.task("calibrating on a few batches"),
         ):
@@ -120,8 +122,9 @@ class Rewriter:
                 self._samples.some(self._wanted.seen_batches),
                 plan.observed,
                 channel_axes=plan.channel_axes,
+                outputs=judged,
             )
-        quantize = replace(plain, statistics=seen.statistics, unfit=unfit_tensors(seen.statistics))
+        quantize = replace(plain, statistics=seen.statistics, unfit=unfit_tensors(model.graph, seen.statistics))
         return quantize({}).model
 
     def _variants(self, model: ir.Model) -> StaticVariants:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.layout.graph_borders import Turned
-from qtool.runtime.session import Session
+from qtool.runtime.graphs import open_graph
+from qtool.runtime.session import Level, Session
+from qtool.runtime.steady_draws import file_draws
 from qtool.workflows.data_request import DataRequest
 
 # Of data that has more, so many samples tell enough.
@@ -75,20 +79,23 @@ class Witness:
         """
         self._model = model
         self._is_large = nodes > _MANY_NODES
-        session = self._opened(model)
         self._runs: list[tuple[Feed, dict[str, Array]]] = []
+        with self._opened(model) as session:
+            self.samples = self._run(session, inputs, data)
+
+    def _run(self, session: Session, inputs: Sequence[InputSpec], data: DataRequest | None) -> str:
+        """Runs the model, and returns on what, in words."""
         if data is None:
-            self.samples = "random inputs"
             self._runs = list(_random_runs(session, inputs))
-        else:
-            dataset = data.open()
-            count = 0
-            for feed in data.feeds(dataset, session.inputs, session.outputs):
-                self._runs.append((feed, session.run(feed)))
-                count += next(iter(feed.values())).shape[0] if next(iter(feed.values())).ndim else 1
-                if count >= (data.limit or _SAMPLES):
-                    break
-            self.samples = f"{count} sample{'' if count == 1 else 's'} of {data.source}"
+            return "random inputs"
+        dataset = data.open()
+        count = 0
+        for feed in data.feeds(dataset, session.inputs, session.outputs):
+            self._runs.append((feed, session.run(feed)))
+            count += next(iter(feed.values())).shape[0] if next(iter(feed.values())).ndim else 1
+            if count >= (data.limit or _SAMPLES):
+                break
+        return f"{count} sample{'' if count == 1 else 's'} of {data.source}"
 
     def compare(self, model: Path, turned: Turned | None = None) -> Agreement:
         """Runs another model on the same inputs.
@@ -100,17 +107,25 @@ class Witness:
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run it.
         """
-        return self._agreement(self._opened(model), turned)
+        with self._opened(model) as session:
+            return self._agreement(session, turned)
 
     def noise(self) -> float:
         """Returns how far onnxruntime's own rewriting moves the outputs, as a share of the largest value.
 
         Networks that end in something like a step turn the rounding of any other order of sums into more than others.
         """
-        return self._agreement(Session(self._model, level="all", reuses_memory=not self._is_large)).worst.relative
+        with self._opened(self._model, level="all") as session:
+            return self._agreement(session).worst.relative
 
-    def _opened(self, model: Path) -> Session:
-        return Session(model, level="none", reuses_memory=not self._is_large)
+    @contextmanager
+    def _opened(self, model: Path, *, level: Level = "none") -> Iterator[Session]:
+        """Yields a session; random numbers are drawn alike by all models."""
+        if file_draws(model):
+            with open_graph(ir.load(model), level=level) as session:
+                yield session
+        else:
+            yield Session(model, level=level, reuses_memory=not self._is_large)
 
     def _agreement(self, session: Session, turned: Turned | None = None) -> Agreement:
         found: dict[str, list[tuple[Array, Array]]] = {}

@@ -15,7 +15,7 @@ from qtool.json_values import json_value
 from qtool.plan import build_plan
 from qtool.progress import Progress
 from qtool.quantizer import unfit_tensors
-from qtool.runtime.exact_sums import exact_form
+from qtool.runtime.execution import execution_for
 from qtool.schemes import Scheme
 from qtool.search.node_groups import node_groups
 from qtool.search.output_judge import OutputJudge
@@ -122,7 +122,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         model=model,
         scheme=request.scheme,
         selection=request.selection,
-        unfit=unfit_tensors(collected.statistics),
+        unfit=unfit_tensors(model.graph, collected.statistics),
         statistics=collected.statistics,
         method=request.method,
     )
@@ -135,7 +135,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         samples=request.samples,
         available=request.data.available(dataset),
     )
-    judge = OutputJudge(original, chosen.feeds, form=exact_form(request.scheme), threads=request.threads)
+    judge = OutputJudge(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
     everything = variants({})
     groups = node_groups(model, everything.plan)
     with progress.task("quantizing one layer at a time", len(groups)) as advance:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.part_chain import PartChain
 from qtool.runtime.parts import Parts
 from qtool.runtime.session import Level, Session
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws, with_steady_draws
 from qtool.splitting.groups import Group, groups_at_borders, groups_at_tensors
 from qtool.splitting.part_models import Part, part_model, parts_of
 from qtool.splitting.split_manifest import PartFile, SplitManifest, read_split_manifest
@@ -110,6 +113,8 @@ def split(request: SplitRequest, progress: Progress) -> SplitReport:
         inputs = tuple(value.name or "" for value in model.graph.inputs if not value.is_initializer())
         outputs = tuple(value.name or "" for value in model.graph.outputs)
         SplitManifest(model=path.name, inputs=inputs, outputs=outputs, parts=files).write(staged_manifest)
+        if draws(model):
+            progress.note(DRAWN_ALIKE)
         with progress.task("comparing"):
             difference, samples = _compare(model, path, staged_manifest, request)
         nbytes = tuple(_nbytes(staged_manifest.parent / file.file) for file in files)
@@ -214,11 +219,29 @@ def _compare(model: ir.Model, whole: Path, manifest: Path, request: SplitRequest
         # One stretch of nodes, or one part, is in memory at a time; the kernels read weights in another way then.
         chain = PartChain(manifest, level="none", one_at_a_time=True)
         return _differences(Parts(model), chain, feeds, request.tolerance), samples
+    if draws(model):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            whole, manifest = _drawing_alike(whole, manifest, Path(folder))
+            return _at_every_level(whole, manifest, feeds, request.tolerance), samples
+    return _at_every_level(whole, manifest, feeds, request.tolerance), samples
+
+
+def _drawing_alike(whole: Path, manifest: Path, folder: Path) -> tuple[Path, Path]:
+    """Writes copies of a model and of its parts that draw the same random numbers."""
+    parts = [manifest.parent / part.file for part in read_split_manifest(manifest).parts]
+    for path, name in [(whole, f"whole of {whole.name}"), *((part, part.name) for part in parts)]:
+        ir.save(with_steady_draws(ir.load(path)), folder / name, external_data=f"{name}.data")
+    shutil.copy(manifest, folder / manifest.name)
+    return folder / f"whole of {whole.name}", folder / manifest.name
+
+
+def _at_every_level(whole: Path, manifest: Path, feeds: Sequence[Feed], tolerance: float) -> float:
+    """Compares as onnxruntime runs both, as they are and rewritten."""
     worst = 0.0
-    levels: Mapping[Level, float] = {"none": 0.0, "all": request.tolerance}
-    for level, tolerance in levels.items():
-        worst = _differences(Session(whole, level=level), PartChain(manifest, level=level), feeds, tolerance)
-    return worst, samples
+    levels: Mapping[Level, float] = {"none": 0.0, "all": tolerance}
+    for level, most in levels.items():
+        worst = _differences(Session(whole, level=level), PartChain(manifest, level=level), feeds, most)
+    return worst
 
 
 def _feeds(model: ir.Model, data: DataRequest | None) -> Iterator[Feed]:

@@ -48,7 +48,7 @@ def range_in_data(model: ir.Model, tensor: str, data: DataRequest, progress: Pro
     """Runs ``model`` on samples and watches one tensor; None where it never has a value.
 
     Raises:
-        CalibError: the samples do not fit the model, or the tensor is NaN.
+        CalibError: the samples do not fit the model, or there are none.
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     inputs, outputs = model_specs(model)
@@ -66,7 +66,7 @@ def range_in_data(model: ir.Model, tensor: str, data: DataRequest, progress: Pro
         open_graph(watched, level="basic") as session,
         progress.task("measuring", data.available(dataset)) as advance,
     ):
-        collected = collect(session, feeds, [tensor], advance=advance)
+        collected = collect(session, feeds, [tensor], advance=advance, outputs=())
     return _range(collected.statistics[tensor], "data", collected.samples)
 
 

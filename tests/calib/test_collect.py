@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calib.collect import COUNTED_VALUES, Collected, collect
 from calib.errors import CalibError
 from calib.specs import Array, Feed
+from calib.statistics import TensorStatistics
 
 _AXES = {"doubled": 1, "row": -1}
 
@@ -130,6 +133,46 @@ def test_nan_is_an_error_that_names_the_tensor_and_the_batch() -> None:
     with pytest.raises(CalibError, match="'doubled' is NaN for batch 2") as caught:
         _collect(_batches(samples, 4))
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, None])
+@given(spoilt=st.sets(st.integers(0, 11), max_size=8), size=st.integers(1, 5))
+def test_rows_of_nan_that_no_output_depends_on_leave_no_trace(axis: int | None, spoilt: set[int], size: int) -> None:
+    """Rows are left out of a tensor as if they had not been there, down to the means of its channels."""
+
+    class Padded:
+        def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+            return {"seen": feeds["x"], "out": np.nan_to_num(feeds["x"])}
+
+    samples = np.moveaxis(_samples(), 0, 1)  # (rows, samples, columns): padding may lie on any axis
+    padded = samples.copy()
+    padded[:, sorted(spoilt)] = np.nan
+    kept = np.delete(samples, sorted(spoilt), axis=1)
+    axes = {} if axis is None or axis == 1 else {"seen": axis}
+
+    def seen_of(values: Array) -> TensorStatistics:
+        feeds = [{"x": values[:, start : start + size]} for start in range(0, values.shape[1], size)]
+        found = collect(Padded(), feeds, ["seen"], channel_axes=axes, exact=True, outputs=["out"])
+        return found.statistics["seen"]
+
+    found, expected = seen_of(padded), seen_of(kept)
+    assert (found.minimum, found.maximum, found.values) == (expected.minimum, expected.maximum, expected.values)
+    assert np.array_equal(found.counts, expected.counts)
+    if axes:
+        assert found.channel_means is not None
+        assert expected.channel_means is not None
+        np.testing.assert_allclose(found.channel_means, expected.channel_means, rtol=1e-5, atol=1e-7)
+
+
+def test_nan_that_reaches_an_output_counts_the_batches_that_were_left_out() -> None:
+    class Plain:
+        def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+            return {"seen": feeds["x"], "out": feeds["x"]}
+
+    samples = _samples()
+    samples[9] = np.nan
+    with pytest.raises(CalibError, match="'seen' is NaN for batch 7"):
+        collect(Plain(), _batches(samples, 4), ["seen"], outputs=["out"], numbers=[3, 5, 7])
 
 
 def test_infinities_are_counted_and_left_out() -> None:
