@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.runtime.exact_sums import Form, as_it_is
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
-from qtool.workflows.calibrate import model_specs
+from qtool.workflows.activation_memory import UNKNOWN_MEMORY, ActivationMemory
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 
@@ -34,11 +34,13 @@ class CheckSamples:
         dataset: the calibration data.
         data: how it is used.
         hold_back: the part of it that the calibration left alone.
+        memory: what the activations of a sample take.
     """
 
     dataset: Dataset
     data: DataRequest
     hold_back: HoldBack
+    memory: ActivationMemory = UNKNOWN_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +56,6 @@ class Comparison:
     fidelity: tuple[OutputFidelity, ...]
     samples: str
     on_data: bool
-
-
-def single_sample(original: ir.Model, samples: CheckSamples) -> Feed:
-    """Returns one sample, in a batch of its own where the model takes that.
-
-    Raises:
-        CalibError: the data does not fit the model.
-    """
-    data = samples.data if samples.data.batch_size is not None else replace(samples.data, batch_size=1)
-    return next(data.feeds(samples.dataset, *model_specs(original)))
 
 
 def compare_with_float(
