@@ -42,4 +42,4 @@ class SearchTime:
         """Why the search ended early, in words; None where it did not."""
         if not self._ended:
             return None
-        return f"the search was ended after {self._end - self._start:.0f} s (ten times running the float model, and a minute)"
+        return f"the search was ended after {self._end - self._start:.0f} s"
