@@ -8,9 +8,8 @@ from itertools import accumulate
 import onnx_ir as ir
 
 from calib.specs import Feed
-from formats.shape_inference import infer_shapes
+from qtool.analysis.fed_sizes import fed_sizes
 from qtool.analysis.lifetimes import Lifetime, memory_use
-from qtool.analysis.tensor_sizes import declared_sizes
 
 # What a run may give out at once where every tensor is watched.
 _LARGEST_RUN_BYTES = 256 << 20
@@ -37,17 +36,8 @@ class ActivationMemory:
     @staticmethod
     def of(model: ir.Model, feed: Feed) -> ActivationMemory:
         """Follows the shapes through ``model``, which is left as it is and does not run, from one batch."""
-        known = model.clone()
-        for value in known.graph.inputs:
-            fed = feed.get(value.name or "")
-            if fed is not None:
-                value.shape = ir.Shape(fed.shape)
-        for node in known.graph:
-            for value in node.outputs:
-                value.shape = None
-        infer_shapes(known)
-        lifetimes = memory_use(known.graph, declared_sizes(known)).lifetimes
-        outputs = {value.name for value in known.graph.outputs}
+        lifetimes = memory_use(model.graph, fed_sizes(model, feed)).lifetimes
+        outputs = {value.name for value in model.graph.outputs}
         first = next(iter(feed.values()))
         samples = max(int(first.shape[0]) if first.ndim else 1, 1)
         return ActivationMemory(
