@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qtool.errors import OutputError
+from qtool.private_folder import private_folder, sweep_abandoned
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -36,24 +35,22 @@ def staged(destination: Path) -> Iterator[Path]:
     """Yields a path of the same file name in a private folder beside ``destination``.
 
     Every file that is left in that folder when the block ends well (the file itself, external data) is
-    moved beside the destination. When it ends badly, interrupts included, the folder goes and nothing else was touched.
+    moved beside the destination. When it ends badly, interrupts included, the folder goes and nothing else was touched;
+    where the process is killed, the next one that writes there removes it.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
+    sweep_abandoned(destination.parent)
+    sweep_abandoned()
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        with private_folder(destination.parent) as folder:
+            yield folder / destination.name
+            # The file itself goes last: until then a reader sees the old one, or none.
+            for part in sorted(folder.iterdir(), key=lambda part: part.name == destination.name):
+                os.replace(part, destination.parent / part.name)
     except OSError as error:
         raise _translated(error, destination) from error
-    try:
-        yield folder / destination.name
-        # The file itself goes last: until then a reader sees the old one, or none.
-        for part in sorted(folder.iterdir(), key=lambda part: part.name == destination.name):
-            os.replace(part, destination.parent / part.name)
-    except OSError as error:
-        raise _translated(error, destination) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _translated(error: OSError, destination: Path) -> OutputError:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from calib.specs import Array
+from qtool.private_folder import private_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,8 @@ def run_in_fresh_process(model: Path, feeds: Mapping[str, Array], *, threads: in
     """
     if not sys.executable:
         return NoRun("this Python does not know its own executable")
-    with tempfile.TemporaryDirectory() as folder:
-        batch = Path(folder) / "batch.npz"
+    with private_folder() as folder:
+        batch = folder / "batch.npz"
         # Positions, not names: a name may hold what no file name can.
         np.savez(batch, *feeds.values())
         task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads}

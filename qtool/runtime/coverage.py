@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
+from qtool.private_folder import private_folder
 from qtool.runtime.fusion_reasons import reason_for_float
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
@@ -124,8 +123,8 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as path:
-        optimized_path = Path(folder) / "optimized.onnx"
+    with private_folder() as folder, saved(model, folder) as path:
+        optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names by which nodes are found again.
         Session(path, level="extended", optimized_to=optimized_path)
         yield {node.name: node for node in ir.load(optimized_path).graph if node.name}

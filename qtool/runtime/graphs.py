@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calib.specs import Array
+from qtool.private_folder import private_folder
 from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import with_steady_draws
@@ -51,11 +51,7 @@ def open_graph(
         message, weights = _apart(model)
         yield Session(message, threads=threads, level=level, weights=weights)
         return
-    # Windows deletes no file that a session still reads.
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        saved(model, Path(folder), 0) as source,
-    ):
+    with private_folder() as folder, saved(model, folder, 0) as source:
         yield Session(source, threads=threads, level=level, mapped=mapped)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from calib.specs import Feed
+from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
 
@@ -58,8 +58,8 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    with tempfile.TemporaryDirectory() as folder, saved(model, Path(folder)) as source:
-        kernels = _profiled(source, feed, Path(folder), threads)
+    with private_folder() as folder, saved(model, folder) as source:
+        kernels = _profiled(source, feed, folder, threads)
     seconds: dict[str, list[float]] = {}
     for kernel in kernels:
         seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
@@ -78,9 +78,8 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    # Windows deletes no file that a session still writes.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        kernels = _profiled(model, feed, Path(folder), threads)
+    with private_folder() as folder:
+        kernels = _profiled(model, feed, folder, threads)
     runs: dict[tuple[str, str], list[float]] = {}
     for kernel in kernels:
         runs.setdefault((kernel.operator, kernel.name), []).append(kernel.seconds)

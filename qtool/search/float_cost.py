@@ -15,6 +15,7 @@ import networkx as nx
 import onnx_ir as ir
 
 from calib.specs import Feed
+from qtool.analysis.fed_sizes import fed_sizes
 from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.graphs import open_graph, watching
@@ -181,10 +182,12 @@ def float_cost(
     involved = [node for node in model.graph if node.name in owners]
     values = {value.name or "": value for node in involved for value in (*node.inputs, *node.outputs) if value}
     watched = {name: value for name, value in values.items() if name and not is_constant(value)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    if watched:
-        with watching(model, tuple(watched)) as graph, open_graph(graph, threads=threads) as session:
-            shapes = {name: value.shape for name, value in Watcher(session).run(feed).items()}
+    sizes = fed_sizes(model, feed)
+    shapes = {name: sizes[name].shape for name in watched if name in sizes}
+    unknown = tuple(name for name in watched if name not in shapes)
+    if unknown:
+        with watching(model, unknown) as graph, open_graph(graph, threads=threads) as session:
+            shapes |= {name: value.shape for name, value in Watcher(session).run(feed).items()}
     times = predicted_times(model, groups, shapes, profile) if measured is None else measured
     borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
     known = {group.layer: times[group.layer] for group in groups}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class OutputJudge:
 
     Attributes:
         samples: how many samples it judges by.
+        seconds: how long the float model took for them.
     """
 
     def __init__(
@@ -71,11 +73,16 @@ class OutputJudge:
         self._view = view
         self._execution = execution
         with open_graph(view(original), threads=threads) as session:
+            start = time.monotonic()
             self._expected = tuple(session.run(feed) for feed in self._feeds)
+            self.seconds = time.monotonic() - start
         self.samples = sum(_rows(feed) for feed in self._feeds)
         self._labels = labels
         self._scores = None if labels is None else _scores_output(self._expected[0])
-        self._float_top1 = self._top1(self._expected)
+        meter = self._accuracy()
+        for outputs in self._expected:
+            self._add(outputs, meter)
+        self._float_top1 = None if meter is None else meter.result().top1
 
     def assess(self, model: ir.Model) -> Assessment:
         """Measures everything there is to measure in one run of ``model``, which is left as it is.
@@ -84,13 +91,14 @@ class OutputJudge:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: the model lacks an output.
         """
+        meter, accuracy = FidelityMeter(), self._accuracy()
         with self._execution.open(self._view(model), threads=self._threads) as session:
-            given = [session.run(feed) for feed in self._feeds]
-        meter = FidelityMeter()
-        for expected, got in zip(self._expected, given, strict=True):
-            meter.add(expected, got)
+            for feed, expected in zip(self._feeds, self._expected, strict=True):
+                given = session.run(feed)
+                meter.add(expected, given)
+                self._add(given, accuracy)
         outputs = meter.results()
-        top1 = self._top1(given)
+        top1 = None if accuracy is None else accuracy.result().top1
         return Assessment(
             sqnr_db=worst_sqnr_db(outputs),
             agreement=worst_agreement(outputs),
@@ -126,13 +134,12 @@ class OutputJudge:
         """
         return worst_agreement(self.fidelity(model))
 
-    def _top1(self, given: Sequence[Feed]) -> float | None:
-        if self._labels is None or self._scores is None:
-            return None
-        meter = AccuracyMeter(self._labels)
-        for outputs in given:
+    def _accuracy(self) -> AccuracyMeter | None:
+        return None if self._labels is None else AccuracyMeter(self._labels)
+
+    def _add(self, outputs: Feed, meter: AccuracyMeter | None) -> None:
+        if meter is not None and self._scores is not None:
             meter.add(outputs[self._scores])
-        return meter.result().top1
 
 
 def worst_sqnr_db(outputs: Sequence[OutputFidelity]) -> float:

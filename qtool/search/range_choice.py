@@ -5,7 +5,7 @@ The error of the tensor itself is a poor judge: a clipped outlier may carry a wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -60,6 +60,7 @@ def choose_ranges(
     *,
     each: bool = True,
     threads: int = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RangeChoice:
     """Tries the proposals for one tensor at a time, the rest left float, and then all together.
 
@@ -71,6 +72,7 @@ def choose_ranges(
         progress: receives the steps.
         each: whether tensors may differ in their method; otherwise the method that suits all of them best is taken.
         threads: threads inside an operator; 0 is one a core.
+        stop: asked before every try; when it says so, the best so far is returned.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -78,7 +80,7 @@ def choose_ranges(
     grids = {activation.source: activation.grid for activation in plan.activations.values()}
     proposals = {source: _proposals(statistics[source], grid) for source, grid in grids.items()}
     with switched(model, plan, feeds, threads=threads) as runner:
-        search = _Search(runner, proposals)
+        search = _Search(runner, proposals, stop)
         if each:
             with progress.task("choosing ranges", 2 * len(proposals)) as advance:
                 search.each_alone(advance)
@@ -102,8 +104,11 @@ def _proposals(seen: TensorStatistics, grid: Grid) -> dict[str, AffineParams]:
 class _Search:
     """Keeps what was tried."""
 
-    def __init__(self, runner: SwitchedModel, proposals: Mapping[str, Mapping[str, AffineParams]]) -> None:
+    def __init__(
+        self, runner: SwitchedModel, proposals: Mapping[str, Mapping[str, AffineParams]], stop: Callable[[], bool]
+    ) -> None:
         self._runner = runner
+        self._stop = stop
         self._proposals = proposals
         self._chosen = {source: next(iter(options)) for source, options in proposals.items()}
 
@@ -112,6 +117,8 @@ class _Search:
         in_order = [source for source in self._runner.sources if source in self._proposals]
         alone = {}
         for source, noise in self._runner.one_by_one(in_order):
+            if self._stop():
+                return
             alone[source] = noise(self._proposals[source][self._chosen[source]])
             advance(1)
         total = sum(noise for noise in alone.values() if noise != float("inf"))
@@ -122,6 +129,8 @@ class _Search:
         ]
         advance(len(in_order) - len(doubtful))
         for source, noise in self._runner.one_by_one(doubtful):
+            if self._stop():
+                return
             first, *others = self._proposals[source]
             noises = {first: alone[source]}
             for name in others:
@@ -133,6 +142,8 @@ class _Search:
         """Sets the choices beside those of each method for all tensors, and returns the best."""
         best, best_noise = self._chosen, self._noise(self._params(self._chosen))
         for name in CANDIDATES:
+            if self._stop():
+                break
             uniform = {
                 source: name if name in options else next(iter(options)) for source, options in self._proposals.items()
             }

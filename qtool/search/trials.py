@@ -61,15 +61,17 @@ class Trials:
         corrections: Mapping[str, Callable[[Variants], Variants]],
         *,
         advance: Advance,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Variants:
         """Returns ``variants`` with a set of ``corrections`` that no other one with one more or less of them beats.
 
-        All of them together are tried first: some help only beside others.
+        All of them together are tried first: some help only beside others. The best so far is taken at the end of time.
 
         Args:
             variants: makes the uncorrected model.
             corrections: what to try, by name, in the order in which they are made.
             advance: called with 1 after every try.
+            stop: asked before every try but the first.
         """
         reached: dict[frozenset[str], float] = {}
 
@@ -87,14 +89,20 @@ class Trials:
             return reached[chosen] + _BENEFIT_OF_DOUBT * len(chosen)
 
         best = frozenset(corrections)
+        worth(best)
         while True:
-            beside = max((best ^ {name} for name in corrections), key=worth, default=best)
-            if worth(beside) <= worth(best):
+            beside = [best ^ {name} for name in corrections]
+            for chosen in beside:
+                if chosen in reached or not stop():
+                    worth(chosen)
+            better = max((chosen for chosen in beside if chosen in reached), key=worth, default=best)
+            if worth(better) <= worth(best):
                 break
-            best = beside
+            best = better
         for name in corrections:
-            without, within = reached[best - {name}], reached[best | {name}]
-            self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
+            without, within = reached.get(best - {name}), reached.get(best | {name})
+            if without is not None and within is not None:
+                self.gains.append(Gain(correction=name, before_db=without, after_db=within, kept=name in best))
         return made(best)
 
     def better_of(self, starts: Sequence[Variants], refine: Callable[[Variants], Variants]) -> tuple[int, Variants]:

@@ -93,7 +93,7 @@ class BargainSeeker:
         self._progress = progress
         self._threads = threads
         self._cost = cost
-        self._affordable = affordable
+        self._affordable = None if affordable is None else self._in_time(affordable)
         self._budget_s = budget_s
         self._end = math.inf if budget_s is None else time.monotonic() + budget_s
         everything = variants({})
@@ -114,7 +114,7 @@ class BargainSeeker:
             try:
                 self._run(most, every_short=every_short)
                 if self._is_over():
-                    self.stopped = f"the time of {self._budget_s:g} s was up"
+                    self.stopped = f"the time of {self._budget_s:.4g} s was up"
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
         kept = {layer.group.layer for layer in self.best.layers}
@@ -196,6 +196,10 @@ class BargainSeeker:
             self.variants.model, as_dynamic(scheme), self.variants.selection, may_be_empty=True
         )
         return tuple(name for name in layers if name in possible.integer_nodes)
+
+    def _in_time(self, affordable: Affordable) -> Affordable:
+        """Returns what believes the estimates once time is up."""
+        return lambda bargain, share: self._is_over() or affordable(bargain, share)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._end

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from calib.collect import Collected, collect
 from calib.datasets.base import Dataset
-from calib.specs import TensorSpec
+from calib.specs import Feed, TensorSpec
 from calib.statistics_file import write_statistics
 from qtool.atomic import check_output, staged
 from qtool.fingerprint import data_sha256, graph_fingerprint
@@ -22,7 +22,8 @@ from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.selection import Selection
-from qtool.workflows.data_request import DataRequest
+from qtool.workflows.activation_memory import ActivationMemory
+from qtool.workflows.data_request import USUAL_BATCH_SIZE, DataRequest
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.model_source import ModelSource
 from qtool.workflows.prepare import prepare
@@ -119,7 +120,9 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     model = request.source.load(progress, dataset=dataset)
     model = prepare(model, integers_between_layers=scheme.integers_between_layers)
     watched = Watched.by(build_plan(model, scheme, Selection()))
-    collected = gather(model, watched, dataset, request.data, progress, exact=request.exact, threads=request.threads)
+    memory = ActivationMemory.of(model, single_sample(model, dataset, request.data))
+    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
+    collected = gather(model, watched, dataset, data, progress, exact=request.exact, threads=request.threads)
     origin = statistics_origin(model, request.data.sources)
     with staged(output) as path:
         write_statistics(path, collected, origin)
@@ -232,6 +235,16 @@ def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSp
     """Describes the inputs that data must fill, which leaves out those with a default, and the outputs."""
     fed = [value for value in model.graph.inputs if not value.is_initializer()]
     return specs_of(fed), specs_of(model.graph.outputs)
+
+
+def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:
+    """Returns one sample, in a batch of its own where the model takes that.
+
+    Raises:
+        CalibError: the data does not fit the model.
+    """
+    single = data if data.batch_size is not None else replace(data, batch_size=1)
+    return next(single.feeds(dataset, *model_specs(original)))
 
 
 def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:

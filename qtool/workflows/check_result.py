@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
 from qtool.runtime.execution import AS_THE_CPU_DOES, Execution
 from qtool.runtime.graphs import open_graph
 from qtool.search.unsaturated import Gate, with_gates_opened
-from qtool.workflows.calibrate import model_specs
+from qtool.workflows.activation_memory import UNKNOWN_MEMORY, ActivationMemory
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
 
@@ -35,11 +35,13 @@ class CheckSamples:
         dataset: the calibration data.
         data: how it is used.
         hold_back: the part of it that the calibration left alone.
+        memory: what the activations of a sample take.
     """
 
     dataset: Dataset
     data: DataRequest
     hold_back: HoldBack
+    memory: ActivationMemory = UNKNOWN_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +59,6 @@ class Comparison:
     samples: str
     on_data: bool
     outlooks: Mapping[str, Outlook] = field(default_factory=dict)
-
-
-def single_sample(original: ir.Model, samples: CheckSamples) -> Feed:
-    """Returns one sample, in a batch of its own where the model takes that.
-
-    Raises:
-        CalibError: the data does not fit the model.
-    """
-    data = samples.data if samples.data.batch_size is not None else replace(samples.data, batch_size=1)
-    return next(data.feeds(samples.dataset, *model_specs(original)))
 
 
 def compare_with_float(

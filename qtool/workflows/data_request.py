@@ -14,7 +14,7 @@ from calib.errors import CalibError
 from calib.specs import Feed, TensorSpec
 
 # A few samples at once make better use of the processor, and take little memory beside the model.
-_USUAL_BATCH_SIZE = 4
+USUAL_BATCH_SIZE = 4
 # A free first dimension of such a name counts steps of one sample, not samples.
 _NO_BATCH_NAMES = ("seq", "time", "len", "frame", "step")
 
@@ -29,6 +29,7 @@ class DataRequest:
         preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
         batch_size: samples a run; None for a few where the model and the data allow it, and 1 elsewhere.
         limit: use only the first so many samples.
+        usual_batch_size: what "a few" is.
     """
 
     source: str
@@ -36,6 +37,7 @@ class DataRequest:
     preprocess: str | None = None
     batch_size: int | None = None
     limit: int | None = None
+    usual_batch_size: int = USUAL_BATCH_SIZE
 
     def open(self) -> Dataset:
         """Opens the data.
@@ -61,9 +63,13 @@ class DataRequest:
     def batches(self, dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int | None:
         """Returns about how many batches the samples make, where that is known."""
         total = self.available(dataset)
+        return None if total is None else total // self.rows(inputs, outputs)
+
+    def rows(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
+        """Returns how many samples a batch has, as far as the model tells."""
         firsts = [spec.shape[0] for spec in inputs if spec.shape]
         fixed = max((dim for dim in firsts if isinstance(dim, int)), default=1)
-        return None if total is None else total // max(fixed, self._size(inputs, outputs))
+        return max(fixed, self._size(inputs, outputs))
 
     def feeds(
         self,
@@ -97,7 +103,7 @@ class DataRequest:
         (first,) = firsts
         if not isinstance(first, str) or any(part in first.lower() for part in _NO_BATCH_NAMES):
             return 1
-        return _USUAL_BATCH_SIZE
+        return self.usual_batch_size
 
 
 def data_request(

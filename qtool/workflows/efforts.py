@@ -46,6 +46,7 @@ class Searches:
         seen_batches: how many batches show the layers' inputs.
         judged_samples: how many samples judge corrections.
         fitted_samples: how many samples layers are fitted on.
+        limited: whether a search ends that takes long beside running the float model.
     """
 
     ranges: bool
@@ -66,6 +67,7 @@ class Searches:
     seen_batches: int
     judged_samples: int
     fitted_samples: int
+    limited: bool
 
     @property
     def need_judge(self) -> bool:
@@ -125,6 +127,7 @@ def searches(
         seen_batches=32 if best else 8 if fast else 12,
         judged_samples=64 if best else 16 if fast else 32,
         fitted_samples=64 if best else 32,
+        limited=not best,
     )
 
 

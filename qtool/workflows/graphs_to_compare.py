@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from calib.datasets.base import Dataset
 from formats.detect import detect
 from qtool.errors import UsageError
+from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.workflows.model_source import ModelSource, write_graph
 
@@ -38,8 +38,8 @@ def graphs_of(
         raise UsageError(
             "all models are graphs already: --model and --input-shape say nothing about them", fix="drop them"
         )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        made = {path: Path(folder) / f"{number}.onnx" for number, path in enumerate(others)}
+    with private_folder() as folder:
+        made = {path: folder / f"{number}.onnx" for number, path in enumerate(others)}
         for path, graph in made.items():
             asked = ModelSource(path=path) if source is None else replace(source, path=path)
             write_graph(asked.load(progress, dataset=data), graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from qtool.layout.graph_borders import Turned, turn_borders
 from qtool.metrics.size import model_bytes
 from qtool.optimization.choice import chosen_passes, operators_for
 from qtool.optimization.pipeline import Step, node_counts, run_passes
+from qtool.private_folder import private_folder
 from qtool.progress import Progress, Silent
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.data_request import DataRequest
@@ -169,12 +169,12 @@ def _culprit(
     request: OptimizeRequest, names: tuple[str, ...], steps: tuple[Step, ...], witness: Witness, tolerance: float
 ) -> str | None:
     """Returns the first pass without which the outputs stay the same; None where it is no single one."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with private_folder() as folder:
         for suspect in dict.fromkeys(step.name for step in steps):
             model = load_weights(OnnxFile().read(request.model))
             others = tuple(name for name in names if name != suspect)
             run_passes(model, others, operators_for(request.target), Silent())
-            path = Path(folder) / f"{suspect}.onnx"
+            path = folder / f"{suspect}.onnx"
             write_graph(model, path)
             with suppress(RuntimeRefusedError):
                 if witness.compare(path).worst.relative <= tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from qtool.workflows.efforts import Searches, Use
 from qtool.workflows.refine import Refiner
 from qtool.workflows.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritten
 from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.search_time import SearchTime
 from qtool.workflows.speed import speedups
 from qtool.workflows.static_variants import StaticVariants
 from qtool.workflows.time_plan import Stopwatch, TimePlan, Timing
@@ -79,6 +81,7 @@ class QuantizationSearch:
         self._progress = progress
         self._threads = threads
         self._timed_on = timed_on
+        self._time = SearchTime()
         judged = wanted.judged_samples if wanted.need_judge else 0
         self._samples = None if samples is None else SearchSamples(original, samples, judged=judged)
         self._judge: OutputJudge | None = None
@@ -88,8 +91,16 @@ class QuantizationSearch:
             run = execution_for(scheme)
             # Behind a gate most samples are decided whatever becomes of a layer, and one that flips would decide.
             self._judge = OutputJudge(original, feeds, view=with_unsaturated_outputs, execution=run, threads=threads)
+            if wanted.limited and samples is not None:
+                count = samples.data.available(samples.dataset) or self._judge.samples
+                self._time.limit(self._judge.seconds * count / max(self._judge.samples, 1))
             outputs = OutputJudge(original, feeds, execution=run, threads=threads)
             self._trials = Trials(self._judge, veto=outputs)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search ended early, in words; None where it did not."""
+        return self._time.stopped
 
     @property
     def gains(self) -> tuple[Gain, ...]:
@@ -113,6 +124,7 @@ class QuantizationSearch:
             trials=self._trials,
             doubt_db=_DOUBT_DB if doubts else 0.0,
             threads=self._threads,
+            stop=self._time.is_over,
         )
         found = rewriter.rewrite(model)
         return (found, plain) if doubts and found.is_changed else (found,)
@@ -136,7 +148,14 @@ class QuantizationSearch:
         return variants if self._samples is None else self._refiner(self._samples).fit(variants, kept_float)
 
     def _refiner(self, samples: SearchSamples) -> Refiner:
-        return Refiner(samples, self._wanted, self._progress, trials=self._trials, threads=self._threads)
+        return Refiner(
+            samples,
+            self._wanted,
+            self._progress,
+            trials=self._trials,
+            threads=self._threads,
+            stop=self._time.is_over,
+        )
 
     def timed(self, variants: StaticVariants, timing: Timing) -> TimePlan | None:
         """Finds out which layers save time on integers; None without a sample to time them on."""
@@ -148,7 +167,7 @@ class QuantizationSearch:
         """Returns variants in which weights of some layers are u8, where the target offers that and it is worth it."""
         if self._judge is None or times is None:
             return variants
-        return with_unsigned_weights(variants, self._judge, times.cost(), self._progress)
+        return with_unsigned_weights(variants, self._judge, times.cost(), self._progress, stop=self._time.is_over)
 
     def bargain(
         self, variants: StaticVariants, times: TimePlan | None, *, budget_s: float | None = None
@@ -159,6 +178,7 @@ class QuantizationSearch:
         """
         if self._samples is None or self._judge is None or times is None or not self._wanted.keeps_float:
             return variants, None
+        left_s = min(self._time.left_s, math.inf if budget_s is None else budget_s)
         cost = times.cost()
         seeker = BargainSeeker(
             self._original,
@@ -170,13 +190,14 @@ class QuantizationSearch:
             # Of a tenth of what integers save.
             price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
             affordable=self._affordable(variants, times),
-            budget_s=budget_s,
+            budget_s=None if math.isinf(left_s) else left_s,
             threads=self._threads,
         )
         most = self._wanted.most_float
         if most is None:
             most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
         found = seeker.seek(most=most, every_short=self._wanted.every_short)
+        self._time.is_over()
         return seeker.variants, found
 
     def _affordable(self, variants: StaticVariants, times: TimePlan) -> Affordable | None:

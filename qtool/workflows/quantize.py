@@ -23,8 +23,10 @@ from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.coverage import integer_coverage
 from qtool.runtime.execution import TARGET_KEY, execution_for
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.workflows.calibrate import Watched, gather, model_specs
-from qtool.workflows.check_result import CheckSamples, compare_with_float, single_sample
+from qtool.workflows.activation_memory import ActivationMemory
+from qtool.workflows.calibrate import Watched, gather, model_specs, single_sample
+from qtool.workflows.check_result import CheckSamples, compare_with_float
+from qtool.workflows.data_request import USUAL_BATCH_SIZE
 from qtool.workflows.embedding_tables import Tables, with_tables
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.lock import check_reproduced
@@ -76,13 +78,14 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
         _plan(model, request)  # what a person asked for in vain is refused before anything runs
-        samples = None
+        samples = single = None
         if dataset is not None and request.data is not None:
-            inputs, outputs = model_specs(original)
+            single = single_sample(original, dataset, request.data)
+            memory = ActivationMemory.of(model, single)
+            data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
             # Statistics have seen all of the data already: nothing can be held back from them.
-            batches = request.data.batches(dataset, inputs, outputs) if stored is None else 0
-            hold_back = HoldBack.of(batches)
-            samples = CheckSamples(dataset=dataset, data=request.data, hold_back=hold_back)
+            batches = data.batches(dataset, *model_specs(original)) if stored is None else 0
+            samples = CheckSamples(dataset=dataset, data=data, hold_back=HoldBack.of(batches), memory=memory)
         search = QuantizationSearch(
             original,
             request.scheme,
@@ -90,7 +93,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             request.searches,
             samples if stored is None else None,
             progress,
-            timed_on=None if samples is None else single_sample(original, samples),
+            timed_on=single,
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
@@ -125,6 +128,8 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         with progress.task("comparing with float"):
             coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=request.scheme.for_cpu)
             comparison = compare_with_float(original, path, samples, execution=execution, threads=request.threads)
+        if search.stopped is not None:
+            progress.note(f"{search.stopped}: going on with the best so far")
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),

@@ -16,7 +16,7 @@ from qtool.refinement import Refinement
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.search.range_choice import choose_ranges
-from qtool.search.reconstruction import reconstruct
+from qtool.search.reconstruction import never, reconstruct
 from qtool.search.trials import Trials
 from qtool.search.unsaturated import with_unsaturated_outputs
 from qtool.weights.input_moments import LayerInput, gather_moments, layer_inputs, moments_tensors
@@ -29,12 +29,20 @@ Correction: TypeAlias = Callable[[StaticVariants], StaticVariants]
 
 # A tensor's range is judged by no fewer of its values, as far as there are any.
 _FEWEST_VALUES = 4096
+# ... and by no fewer samples.
+_FEWEST_SAMPLES = 4
 
 
 def choose_among_methods(
-    variants: StaticVariants, samples: SearchSamples, wanted: Searches, progress: Progress, *, threads: int = 0
+    variants: StaticVariants,
+    samples: SearchSamples,
+    wanted: Searches,
+    progress: Progress,
+    *,
+    threads: int = 0,
+    stop: Callable[[], bool] = never,
 ) -> StaticVariants:
-    """Returns ``variants`` with each activation's range chosen among the methods.
+    """Returns ``variants`` with each activation's range chosen among the methods, as far as there is time for it.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -43,9 +51,9 @@ def choose_among_methods(
     if not plan.activations:
         return variants
     full = useful_statistics(plan, with_moved_tensors(variants.model, plan, variants.statistics))
-    feeds = list(samples.some(max(wanted.judged_batches, _fewest_batches(full))))
+    feeds = list(samples.some_held(max(wanted.judged_batches, _fewest_batches(full)), least=_FEWEST_SAMPLES))
     view = with_unsaturated_outputs(variants.model)
-    choice = choose_ranges(view, plan, full, feeds, progress, each=wanted.each_range, threads=threads)
+    choice = choose_ranges(view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop)
     chosen = replace(variants.refinement, ranges=choice.params, methods=choice.methods)
     return replace(variants, refinement=chosen)
 
@@ -61,13 +69,18 @@ class Refiner:
         *,
         trials: Trials | None,
         threads: int = 0,
+        stop: Callable[[], bool] = never,
     ) -> None:
-        """Takes where samples come from; without ``trials`` nothing is judged, and everything wanted is done."""
+        """Takes where samples come from; without ``trials`` nothing is judged, and everything wanted is done.
+
+        What nobody insists on is left out, and searches end, once ``stop`` says so.
+        """
         self._samples = samples
         self._wanted = wanted
         self._progress = progress
         self._trials = trials
         self._threads = threads
+        self._stop = stop
 
     def refine(self, variants: StaticVariants) -> StaticVariants:
         """Returns better variants than ``variants``, which come with plain ranges and rounding.
@@ -84,7 +97,7 @@ class Refiner:
                 open_to_doubt[name] = correction
         if self._trials is not None and open_to_doubt:
             with self._progress.task("judging corrections", 1 + len(open_to_doubt)) as advance:
-                variants = self._trials.best(variants, open_to_doubt, advance=advance)
+                variants = self._trials.best(variants, open_to_doubt, advance=advance, stop=self._stop)
         return variants
 
     def _corrections(self, variants: StaticVariants) -> dict[str, tuple[Use, Correction]]:
@@ -92,10 +105,13 @@ class Refiner:
         wanted = self._wanted
         corrections: dict[str, tuple[Use, Correction]] = {}
         if wanted.ranges:
-            chosen = choose_among_methods(variants, self._samples, wanted, self._progress, threads=self._threads)
+            chosen = choose_among_methods(
+                variants, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
+            )
             corrections["chosen ranges"] = Use.IF_BETTER, partial(_with_ranges, chosen.refinement)
         layers = layer_inputs(variants.model, variants.plan())
-        if layers and not (wanted.error_feedback is Use.NEVER and wanted.weight_clipping is Use.NEVER):
+        guided = {wanted.error_feedback, wanted.weight_clipping} - {Use.NEVER}
+        if layers and guided and (Use.ALWAYS in guided or not self._stop()):
             rounding = self._guided_rounding(variants, layers)
             corrections["weight clipping"] = wanted.weight_clipping, partial(_with_rounding, rounding, clips=True)
             corrections["error feedback"] = wanted.error_feedback, partial(_with_rounding, rounding, feeds_back=True)
@@ -119,7 +135,7 @@ class Refiner:
         """
         use = self._wanted.fitting
         plan = variants.plan(kept_float)
-        if use is Use.NEVER or not plan.integer_nodes:
+        if use is Use.NEVER or not plan.integer_nodes or (use is Use.IF_BETTER and self._stop()):
             return variants
         activations, weights = quantities(
             variants.model, plan, variants.statistics, variants.method, variants.refinement
@@ -135,12 +151,15 @@ class Refiner:
                 self._progress,
                 rounding=rounding,
                 threads=self._threads,
+                stop=self._stop,
             )
             known = variants.refinement
             changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
             return replace(variants, refinement=changed)
 
-        feeds = self._samples.spread(self._wanted.fitted_samples)
+        # The float model and the quantized one are walked through side by side.
+        count = self._samples.held(self._wanted.fitted_samples, walks=2)
+        feeds = self._samples.spread(count)
         # Biases alone cannot fit too closely to a few samples.
         candidates = {"layer fitting, biases": partial(fitted, feeds, rounding=False)}
         if self._wanted.fits_weights:
@@ -151,7 +170,7 @@ class Refiner:
         if not found.refinement.rounding.fitted:
             return found
         # It does not fit too closely: now the samples that have shown it may shape the weights, too.
-        return fitted(self._samples.spread_over_all(self._wanted.fitted_samples), rounding=True)
+        return fitted(self._samples.spread_over_all(count), rounding=True)
 
 
 def _with_ranges(chosen: Refinement, variants: StaticVariants) -> StaticVariants:

@@ -62,10 +62,12 @@ class Rewriter:
         trials: Trials | None,
         doubt_db: float = 0.0,
         threads: int = 0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Takes what the model will be quantized with; without ``trials`` nothing is judged.
 
-        Changes may do harm of ``doubt_db`` decibels, where somebody looks at them again later.
+        Changes may do harm of ``doubt_db`` decibels, where somebody looks at them again later. Those that no person
+        insists on are left out once ``stop`` says so.
         """
         self._scheme = scheme
         self._selection = selection
@@ -75,6 +77,7 @@ class Rewriter:
         self._trials = trials
         self._doubt_db = doubt_db
         self._threads = threads
+        self._stop = stop
         self._judged: tuple[ir.Model, ir.Model] | None = None
 
     def rewrite(self, model: ir.Model) -> Rewritten:
@@ -89,7 +92,7 @@ class Rewriter:
         return Rewritten(model=model, equalized=equalized, smoothed=smoothed)
 
     def _tried(self, name: str, use: Use, change: Rewrite, model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-        if use is Use.NEVER:
+        if use is Use.NEVER or (use is Use.IF_BETTER and self._stop()):
             return model, ()
         changed = model.clone()
         plan = self._variants(changed).plan()

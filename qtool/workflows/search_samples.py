@@ -35,6 +35,7 @@ class SearchSamples:
         self._inputs, self._outputs = model_specs(original)
         available = samples.data.available(samples.dataset)
         self._batches = samples.data.batches(samples.dataset, self._inputs, self._outputs)
+        judged = samples.memory.judged_samples(judged) if judged else 0
         most = judged if available is None else min(judged, max(available // 2, 1))
         chosen = ChosenSamples((), (), ())
         if judged:
@@ -42,6 +43,10 @@ class SearchSamples:
         self.judging: tuple[Feed, ...] = chosen.feeds
         self._judging = frozenset(chosen.batches)
         self._available = None if available is None else max(available - len(chosen.rows), 1)
+
+    def held(self, wanted: int, *, walks: int = 1) -> int:
+        """Returns for how many samples what crosses a place of a graph may be held, as ``ActivationMemory`` has it."""
+        return self._samples.memory.held_samples(wanted, walks=walks)
 
     def some(self, wanted: int) -> Iterator[Feed]:
         """Yields ``wanted`` batches that judge nothing, evenly spread where their number is known."""
@@ -53,6 +58,12 @@ class SearchSamples:
                 given += 1
                 if given == wanted:
                     return
+
+    def some_held(self, wanted: int, *, least: int) -> Iterator[Feed]:
+        """Yields ``wanted`` batches as ``some`` does, ``least`` samples at least, as far as memory holds them all."""
+        rows = self._samples.data.rows(self._inputs, self._outputs)
+        batches = max(wanted, -(-least // rows))
+        return self.some(max(self.held(batches * rows) // rows, 1))
 
     def spread(self, count: int) -> tuple[Feed, ...]:
         """Returns batches with about ``count`` samples in all that judge nothing, held in memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calib.ranges import RangeMethod
@@ -21,9 +21,10 @@ from qtool.search.node_groups import node_groups
 from qtool.search.output_judge import OutputJudge
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import Selection
-from qtool.workflows.calibrate import Watched, gather, model_specs
+from qtool.workflows.activation_memory import ActivationMemory
+from qtool.workflows.calibrate import Watched, gather, model_specs, single_sample
 from qtool.workflows.check_result import CheckSamples
-from qtool.workflows.data_request import DataRequest
+from qtool.workflows.data_request import USUAL_BATCH_SIZE, DataRequest
 from qtool.workflows.efforts import Effort, searches
 from qtool.workflows.hold_back import HoldBack
 from qtool.workflows.judge_samples import spread_batches
@@ -117,7 +118,9 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     original = request.source.load(progress, dataset=dataset)
     model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
     plan = build_plan(model, request.scheme, request.selection)
-    collected = gather(model, Watched.by(plan), dataset, request.data, progress, threads=request.threads)
+    memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
+    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
+    collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
     variants = StaticVariants(
         model=model,
         scheme=request.scheme,
@@ -127,13 +130,13 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = SearchSamples(original, CheckSamples(dataset=dataset, data=request.data, hold_back=HoldBack()))
+        samples = SearchSamples(original, CheckSamples(dataset=dataset, data=data, hold_back=HoldBack(), memory=memory))
         wanted = searches(Effort.BALANCED)
         variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
     chosen = spread_batches(
-        request.data.feeds(dataset, *model_specs(original)),
-        samples=request.samples,
-        available=request.data.available(dataset),
+        data.feeds(dataset, *model_specs(original)),
+        samples=memory.judged_samples(request.samples),
+        available=data.available(dataset),
     )
     judge = OutputJudge(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
     everything = variants({})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +18,7 @@ from formats.errors import FormatError
 from formats.example_inputs import InputSpec
 from formats.tensorflow_process import ModelToLoad, TensorDescription, TensorFlowProcess, check_installed, loaded
 from qtool.errors import InputError, UsageError
+from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.workflows.equivalence import compare_programs
 from qtool.workflows.output_dims import SeenShapes
@@ -222,8 +222,8 @@ def _converted(
         for name, dims in shapes.items()
         if dims is not None
     }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
+    with private_folder() as folder:
+        file = folder / "model.onnx"
         process.convert(file, opset=_EXPORTER_OPSET, channels_first=moved, shapes=asked)
         # Read as it is: operators that ONNX does not have are listed below, all of them.
         model = ir.load(file)

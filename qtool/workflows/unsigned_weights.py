@@ -6,6 +6,7 @@ that line are judged by the outputs, each twice as long as the one before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -26,7 +27,12 @@ _WORTH_DB = 0.1
 
 
 def with_unsigned_weights(
-    variants: StaticVariants, judge: OutputJudge, cost: FloatCost, progress: Progress
+    variants: StaticVariants,
+    judge: OutputJudge,
+    cost: FloatCost,
+    progress: Progress,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> StaticVariants:
     """Returns variants in which the weights of some layers are u8, or ``variants`` where that is not worth it.
 
@@ -35,6 +41,7 @@ def with_unsigned_weights(
         judge: decides.
         cost: knows how much longer layers take.
         progress: receives the steps.
+        stop: asked before every try; when it says so, the best so far is returned.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
@@ -43,12 +50,14 @@ def with_unsigned_weights(
     longest = 0
     while longest < len(line) and cost.slowdown_of_unsigned(line[: longest + 1]) <= _MOST_SLOWER:
         longest += 1
-    if not longest:
+    if not longest or stop():
         return variants
     lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest})
     best, reached = variants, judge.sqnr_db(variants({}).model)
     with progress.task("trying weights in u8", len(lengths)) as advance:
         for length in lengths:
+            if stop():
+                break
             scheme = replace(variants.scheme, unsigned_layers=frozenset(line[:length]))
             changed = replace(variants, scheme=scheme)
             found = judge.sqnr_db(changed({}).model)
