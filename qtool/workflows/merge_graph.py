@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from qtool.runtime.session import Session
 from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
-from qtool.workflows.planned_changes import planned_changes
+from qtool.workflows.planned_changes import PlannedChanges, planned_changes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,6 +46,10 @@ class _Checkpoint:
     tied: Mapping[str, str]
     path: Path
 
+    def without_ties(self, untied: Collection[str]) -> _Checkpoint:
+        """Returns the checkpoint with some names as tensors of their own."""
+        return replace(self, tied={name: first for name, first in self.tied.items() if name not in untied})
+
 
 def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     """Merges ``request.adapters`` into the graph ``request.base``, and writes the result whole, or not at all.
@@ -63,7 +67,8 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     adapters = [read_adapter(source.path) for source in request.adapters]
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
-    changes = _planned(request, adapters, checkpoint, model)
+    planned = _planned(request, adapters, checkpoint, model)
+    changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
     targets = _merge(request, model, checkpoint, changes, progress)
     nbytes = 0
     if output is not None:
@@ -81,6 +86,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         targets=tuple(targets),
         untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
+        untied=tuple(sorted(planned.untied)),
     )
 
 
@@ -91,7 +97,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
     changes = {
-        file: _planned(single, [adapter], checkpoint, model)
+        file: _planned(single, [adapter], checkpoint, model).changes
         for file, single, adapter in zip(files, single_requests(request), adapters, strict=True)
     }
     firsts = {
@@ -147,7 +153,7 @@ def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
 
 def _planned(
     request: MergeRequest, adapters: Sequence[Adapter], checkpoint: _Checkpoint, model: ir.Model
-) -> Mapping[str, tuple[WeightedChange, ...]]:
+) -> PlannedChanges:
     try:
         planned = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
     except InputError as error:
@@ -165,7 +171,7 @@ def _planned(
             fix="merge into the weights and export the model with that layer, or leave it out with --exclude "
             f"{name.rpartition('.')[0]}",
         )
-    return planned.changes
+    return planned
 
 
 def _merge(

@@ -62,14 +62,14 @@ def test_kohya_names_take_the_scale_of_the_header_and_their_own_before_it(
     save_file(tensors, style, metadata={"ss_network_alpha": "16"})
     assert scale_of(base, merge(base, style), noise) == pytest.approx(4.0, rel=1e-4)
     save_file(
-        tensors | {"lora_transformer_blocks_0_to_q.alpha": torch.tensor(2.0)}, style, metadata={"ss_network_alpha": "16"}
+        tensors | {"lora_transformer_blocks_0_to_q.alpha": torch.tensor(2.0)},
+        style,
+        metadata={"ss_network_alpha": "16"},
     )
     assert scale_of(base, merge(base, style), noise) == pytest.approx(0.5, rel=1e-4)
 
 
-def test_a_header_of_another_rank_is_refused(
-    tmp_path: Path, refused: Any, noise: Callable[..., torch.Tensor]
-) -> None:
+def test_a_header_of_another_rank_is_refused(tmp_path: Path, refused: Any, noise: Callable[..., torch.Tensor]) -> None:
     base, style = tmp_path / "base.safetensors", tmp_path / "style.safetensors"
     save_file({"blocks.0.to_q.weight": noise(6, 6)}, base)
     save_file(
@@ -79,7 +79,9 @@ def test_a_header_of_another_rank_is_refused(
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=12), entry=st.sampled_from(["lora_adapter_metadata", "r", "lora_alpha", "ss_network_alpha"]))
+@given(
+    text=st.text(max_size=12), entry=st.sampled_from(["lora_adapter_metadata", "r", "lora_alpha", "ss_network_alpha"])
+)
 def test_no_header_ends_in_an_internal_error(
     tmp_path: Path, command: Any, noise: Callable[..., torch.Tensor], text: str, entry: str
 ) -> None:

@@ -41,7 +41,9 @@ class Bare(nn.Module):
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("targets", [["c_attn", "lm_head"], ["c_proj", "lm_head"], ["c_attn", "c_proj", "lm_head"]])
-def test_linear_and_conv1d_in_one_adapter(train: Any, merge: Any, distance: Any, targets: list[str], dora: bool) -> None:
+def test_linear_and_conv1d_in_one_adapter(
+    train: Any, merge: Any, distance: Any, targets: list[str], dora: bool
+) -> None:
     adapter = train(peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, use_dora=dora), module=Mixed())
     assert distance(merge(adapter.base, adapter.folder), adapter.merged) < NEAR
 
