@@ -57,6 +57,10 @@ class BaseWeights:
         """Returns the shape of every tensor."""
         return {name: tuple(tensor.shape) for name, tensor in self.weights.tensors.items()}
 
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> BaseWeights:
+        """Returns the base with others in the place of its tensors."""
+        return replace(self, weights=replace(self.weights, tensors=tensors), tied=tied_names(tensors))
+
     def untied(self, names: Collection[str]) -> BaseWeights:
         """Returns the base with some tensors that were others' names as tensors of their own."""
         if not names:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
+from qtool.lora.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.base_weights import open_base
 from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
 from qtool.lora.graph_names import weights_by_name
-from qtool.lora.graph_search import NEVER_SCALED, GraphSearch, Place
+from qtool.lora.graph_search import GraphSearch
 from qtool.lora.merging import WeightedChange, total_delta
+from qtool.lora.places import NEVER_SCALED, Place
 from qtool.lora.reading import read_adapter
 from qtool.lora.stored_integers import ScalePolicy, stored_integers
 from qtool.progress import Progress
@@ -154,6 +156,7 @@ def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
 def _planned(
     request: MergeRequest, adapters: Sequence[Adapter], checkpoint: _Checkpoint, model: ir.Model
 ) -> PlannedChanges:
+    refuse_added_rows(added_rows(checkpoint.tensors, checkpoint.tied, adapters), request.base)
     try:
         planned = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
     except InputError as error:

@@ -18,6 +18,7 @@ from formats.safetensors_file import SafetensorsFile
 from formats.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.atomic import check_output, staged
 from qtool.errors import OutputError, UsageError
+from qtool.lora.added_tokens import count_tokens
 from qtool.lora.base_weights import BaseWeights
 from qtool.lora.ties import untie_config
 
@@ -75,7 +76,9 @@ class MergedOutput:
         check_output(named, force=force)
         return MergedOutput(path=named, file=named, folder=None)
 
-    def write(self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor], *, untied: bool) -> None:
+    def write(
+        self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor], *, untied: bool, tokens: int | None
+    ) -> None:
         """Writes the base's tensors as ``change`` gives them; each is asked for when its turn comes.
 
         Args:
@@ -83,6 +86,7 @@ class MergedOutput:
             change: gives what is written in the place of a tensor, in blocks of rows.
             new: tensors that come in addition.
             untied: whether the head no longer is the embedding, which the configuration is to say.
+            tokens: how many tokens there are now, where some were added.
 
         Raises:
             OutputError: the disk is full or the place is not writable.
@@ -93,6 +97,8 @@ class MergedOutput:
                 _copy_rest(base.folder, path.parent)
                 if untied:
                     untie_config(path.parent)
+                if tokens is not None:
+                    count_tokens(path.parent, tokens)
             if path.name.endswith(_INDEX_ENDING):
                 _write_shards(base, path, change, new)
             elif path.suffix in _TORCH_SUFFIXES:

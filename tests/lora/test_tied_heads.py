@@ -62,3 +62,24 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path: Path, nam
         merged.load_state_dict(torch.load(output, weights_only=True))
     with torch.no_grad():
         torch.testing.assert_close(merged(IDS).logits, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+def test_added_tokens_make_the_base_grow(tmp_path: Path, tied: bool) -> None:
+    base = tied_model()
+    base.config.tie_word_embeddings = tied
+    base = LlamaForCausalLM(base.config).eval()
+    base.save_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(27)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    model = peft.get_peft_model(base, config)
+    randomize((value for value in model.parameters() if value.requires_grad), 2)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 26, 24, 3]])).logits
+    result = invoke("merge-lora", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert merged.config.vocab_size == 27
+    with torch.no_grad():
+        torch.testing.assert_close(merged(torch.tensor([[1, 26, 24, 3]])).logits, expected, atol=2e-5, rtol=1e-4)
