@@ -42,6 +42,8 @@ def show_merge(console: Console, report: MergeReport) -> None:
     for source, trained_on in zip(report.adapters, report.base_models, strict=True):
         rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
     rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} as they were"))
+    if report.untied:
+        rows.append(("untied", f"{', '.join(report.untied)}: no longer the same tensor as another one of the base"))
     if report.unmerged:
         worst = max(report.targets, key=lambda target: target.unmerge_error)
         rows.append(("as before", f"but for rounding, at most {worst.unmerge_error:.1e} of the norm ({worst.weight})"))
@@ -94,5 +96,6 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
         "untouched": len(report.untouched),
         "untouched_tensors": list(report.untouched),
         "unmerged": report.unmerged,
+        "untied": list(report.untied),
         "adapter_files": [str(file) for file in report.adapter_files],
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,18 @@ class BaseWeights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every tensor."""
         return {name: tuple(tensor.shape) for name, tensor in self.weights.tensors.items()}
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> BaseWeights:
+        """Returns the base with others in the place of its tensors."""
+        return replace(self, weights=replace(self.weights, tensors=tensors), tied=tied_names(tensors))
+
+    def untied(self, names: Collection[str]) -> BaseWeights:
+        """Returns the base with some tensors that were others' names as tensors of their own."""
+        if not names:
+            return self
+        tensors = {name: t.clone() if name in names else t for name, t in self.weights.tensors.items()}
+        tied = {name: first for name, first in self.tied.items() if name not in names}
+        return replace(self, weights=replace(self.weights, tensors=tensors), tied=tied)
 
     def first_name(self, name: str) -> str:
         """Returns the name under which a tensor is stored first."""

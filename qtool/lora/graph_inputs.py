@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from qtool.errors import InputError
 from qtool.lora.changes import LowRank
-from qtool.lora.graph_search import Place
 from qtool.lora.merging import WeightedChange
+from qtool.lora.places import Place
 from qtool.passes.constants import add_constant, constant_array, integer_attribute
 from qtool.passes.names import Names
 

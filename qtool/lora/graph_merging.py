@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputError
-from qtool.lora.graph_search import Place
 from qtool.lora.layer_biases import bias_input, layers_of
+from qtool.lora.places import Place
 from qtool.lora.requantizing import ChangedFloats, Requantized, add_to_integers
 from qtool.lora.stored_integers import ScalePolicy, stored_integers
 from qtool.passes.constants import add_constant, constant_array

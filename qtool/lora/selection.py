@@ -50,12 +50,13 @@ class Selection:
                         f"{option} {pattern} fits no module that the adapters change",
                         fix=f"use a pattern for names such as {modules[0]}; --dry-run lists them",
                     )
-        chosen = frozenset(module for module in modules if self._takes(module))
+        chosen = frozenset(module for module in modules if self.takes(module))
         if not chosen:
             raise UsageError("--only and --exclude leave nothing to merge", fix="drop one of the patterns")
         return chosen
 
-    def _takes(self, module: str) -> bool:
+    def takes(self, module: str) -> bool:
+        """Tells whether a module is to change."""
         if self._excludes(module):
             return False
         return not self.only or any(_fits(module, pattern) for pattern in self.only)

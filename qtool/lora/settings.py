@@ -98,6 +98,7 @@ class AdapterSettings:
         feedforward: of IA3: the ends of the names of modules whose inputs are scaled, or one regular expression.
         target_parameters: parameters that are trained by name, not as the weight of their module.
         saved_modules: modules that were trained whole, by the ends of their names; the base need not have them.
+        keeps_ties: whether what it changes stays one tensor with what it is tied to.
         token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
         rotation: of OFT.
         details: of the kinds that have fields of their own.
@@ -114,6 +115,7 @@ class AdapterSettings:
     feedforward: tuple[str, ...] | str = ()
     target_parameters: tuple[str, ...] = ()
     saved_modules: tuple[str, ...] = ()
+    keeps_ties: bool = False
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rotation: Rotation = Rotation()
     details: KindDetails = field(default_factory=KindDetails)
@@ -193,6 +195,7 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
         feedforward=feedforward if isinstance(feedforward, str) else tuple(feedforward),
         target_parameters=tuple(fields.get("target_parameters") or ()),
         saved_modules=tuple(fields.get("modules_to_save") or ()),
+        keeps_ties=bool(fields.get("ensure_weight_tying")),
         token_rows=_token_rows(fields, kind),
         rotation=Rotation(
             block_share=bool(fields.get("block_share")),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from qtool.atomic import check_output
 from qtool.errors import UsageError
 from qtool.lora.graph_inputs import Array, add_inputs, parameters, raise_ir_version
-from qtool.lora.graph_search import GraphSearch, Place
+from qtool.lora.graph_search import GraphSearch
 from qtool.lora.merging import WeightedChange, total_delta
+from qtool.lora.places import Place
 from qtool.passes.constants import constant_array
 from qtool.workflows.merging import MergedTarget, MergeRequest
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from formats.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
+from qtool.lora.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.base_weights import open_base
 from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
 from qtool.lora.graph_names import weights_by_name
-from qtool.lora.graph_search import NEVER_SCALED, GraphSearch, Place
+from qtool.lora.graph_search import GraphSearch
 from qtool.lora.merging import WeightedChange, total_delta
+from qtool.lora.places import NEVER_SCALED, Place
 from qtool.lora.reading import read_adapter
 from qtool.lora.stored_integers import ScalePolicy, stored_integers
 from qtool.progress import Progress
@@ -23,7 +25,7 @@ from qtool.runtime.session import Session
 from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
-from qtool.workflows.planned_changes import planned_changes
+from qtool.workflows.planned_changes import PlannedChanges, planned_changes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,6 +48,10 @@ class _Checkpoint:
     tied: Mapping[str, str]
     path: Path
 
+    def without_ties(self, untied: Collection[str]) -> _Checkpoint:
+        """Returns the checkpoint with some names as tensors of their own."""
+        return replace(self, tied={name: first for name, first in self.tied.items() if name not in untied})
+
 
 def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     """Merges ``request.adapters`` into the graph ``request.base``, and writes the result whole, or not at all.
@@ -63,7 +69,8 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     adapters = [read_adapter(source.path) for source in request.adapters]
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
-    changes = _planned(request, adapters, checkpoint, model)
+    planned = _planned(request, adapters, checkpoint, model)
+    changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
     targets = _merge(request, model, checkpoint, changes, progress)
     nbytes = 0
     if output is not None:
@@ -81,6 +88,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         targets=tuple(targets),
         untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
+        untied=tuple(sorted(planned.untied)),
     )
 
 
@@ -91,7 +99,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     model = load_weights(OnnxFile().read(request.base))
     checkpoint = _checkpoint(request, model)
     changes = {
-        file: _planned(single, [adapter], checkpoint, model)
+        file: _planned(single, [adapter], checkpoint, model).changes
         for file, single, adapter in zip(files, single_requests(request), adapters, strict=True)
     }
     firsts = {
@@ -147,7 +155,8 @@ def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
 
 def _planned(
     request: MergeRequest, adapters: Sequence[Adapter], checkpoint: _Checkpoint, model: ir.Model
-) -> Mapping[str, tuple[WeightedChange, ...]]:
+) -> PlannedChanges:
+    refuse_added_rows(added_rows(checkpoint.tensors, checkpoint.tied, adapters), request.base)
     try:
         planned = planned_changes(request, adapters, checkpoint.tensors, checkpoint.tied, checkpoint.path)
     except InputError as error:
@@ -165,7 +174,7 @@ def _planned(
             fix="merge into the weights and export the model with that layer, or leave it out with --exclude "
             f"{name.rpartition('.')[0]}",
         )
-    return planned.changes
+    return planned
 
 
 def _merge(

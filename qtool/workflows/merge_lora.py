@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from formats.detect import detect
 from qtool.errors import UsageError
+from qtool.lora.added_tokens import added_rows, grown, refuse_added_rows
 from qtool.lora.base_weights import BaseWeights, open_base
 from qtool.lora.merging import TensorMerge, WeightedChange
 from qtool.lora.reading import read_adapter
+from qtool.lora.ties import with_tied_head
 from qtool.progress import Advance, Progress
 from qtool.workflows.merge_graph import merge_into_graph
 from qtool.workflows.merged_files import MergedOutput, written_bytes
@@ -45,15 +47,30 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
     if not request.dry_run:
         output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    planned = planned_changes(request, adapters, base.weights.tensors, base.tied, base.path)
+    rows = added_rows(base.weights.tensors, base.tied, adapters)
+    if base.shards:
+        refuse_added_rows(rows, base.path)
+    base = base.with_tensors(grown(base.weights.tensors, rows)) if rows else base
+    tensors, tied = with_tied_head(base.weights.tensors, base.tied, base.path.with_name("config.json"), adapters)
+    planned = planned_changes(request, adapters, tensors, tied, base.path)
     merge = _Merge(base=base, changes=planned.changes, undoes=request.unmerge)
+    # Heads that the base stores under the name of its embedding only.
+    heads = {name: tensors[name].clone() for name in planned.untied if name not in base.weights.tensors}
+    base = base.untied(planned.untied & set(base.tied))
     with _one_thread(request), progress.task("merging", total=len(planned.changes)) as advance:
         if output is None:
             for name in planned.changes:
-                for _ in merge(name, base.weights.tensors[name], advance):
+                for _ in merge(name, tensors[name], advance):
                     pass  # only what they tell of is wanted
         else:
-            output.write(base, lambda name, tensor: merge(name, tensor, advance), planned.new)
+            new = {**planned.new, **heads}
+            output.write(
+                base,
+                lambda name, tensor: merge(name, tensor, advance),
+                new,
+                untied=bool(planned.untied) or "lm_head.weight" in new,
+                tokens=max(rows.values(), default=None),
+            )
     return MergeReport(
         base=base.path,
         base_kind=base.kind,
@@ -62,11 +79,12 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         output=None if output is None else output.path,
         output_bytes=0 if output is None else written_bytes(output, base),
         targets=(
-            *(merge.facts[name] for name in base.weights.tensors if name in merge.facts),
+            *(merge.facts[name] for name in (*base.weights.tensors, *heads) if name in merge.facts),
             *(_brought(name) for name in planned.new),
         ),
         untouched=tuple(name for name in base.weights.tensors if name not in planned.changes),
         unmerged=request.unmerge,
+        untied=tuple(sorted(planned.untied)),
     )
 
 

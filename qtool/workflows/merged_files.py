@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from formats import registry
 from formats.base import Weights
 from formats.detect import detect
-from formats.mapped_tensors import few_at_a_time
+from formats.mapped_tensors import few_at_a_time, tied_names
 from formats.safetensors_file import SafetensorsFile
 from formats.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.atomic import check_output, staged
 from qtool.errors import OutputError, UsageError
+from qtool.lora.added_tokens import count_tokens
 from qtool.lora.base_weights import BaseWeights
+from qtool.lora.ties import untie_config
 
 if TYPE_CHECKING:
     import torch
@@ -74,13 +76,17 @@ class MergedOutput:
         check_output(named, force=force)
         return MergedOutput(path=named, file=named, folder=None)
 
-    def write(self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor]) -> None:
+    def write(
+        self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor], *, untied: bool, tokens: int | None
+    ) -> None:
         """Writes the base's tensors as ``change`` gives them; each is asked for when its turn comes.
 
         Args:
             base: the base.
             change: gives what is written in the place of a tensor, in blocks of rows.
             new: tensors that come in addition.
+            untied: whether the head no longer is the embedding, which the configuration is to say.
+            tokens: how many tokens there are now, where some were added.
 
         Raises:
             OutputError: the disk is full or the place is not writable.
@@ -89,6 +95,10 @@ class MergedOutput:
         with self._made_folder(), staged(self.file) as path:
             if self.folder is not None and base.folder is not None:
                 _copy_rest(base.folder, path.parent)
+                if untied:
+                    untie_config(path.parent)
+                if tokens is not None:
+                    count_tokens(path.parent, tokens)
             if path.name.endswith(_INDEX_ENDING):
                 _write_shards(base, path, change, new)
             elif path.suffix in _TORCH_SUFFIXES:
@@ -175,6 +185,10 @@ def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[s
         # Each file alone: what was mapped of it goes before the next one comes.
         weights = source.read(shard, base.trust)
         tensors = (*tensors, *(name for name in weights.tensors if name not in listed))
+        apart = tied_names(weights.tensors).keys() - base.tied.keys()
+        if apart:
+            tensors_apart = {name: t.clone() if name in apart else t for name, t in weights.tensors.items()}
+            weights = replace(weights, tensors=tensors_apart)
         if shard == base.shards[-1]:
             weights, tensors = _with_new(weights, new), (*tensors, *new)
         SafetensorsFile().write(weights, index.with_name(names[shard]), change)
@@ -205,4 +219,5 @@ def _write_checkpoint(base: BaseWeights, path: Path, change: Change, new: Mappin
     target = registry.load("torch")
     if target.holds != "weights":
         raise AssertionError(path)
-    target.write(Weights(tensors=merged | dict(new), metadata={}, source=""), path)
+    added = {name: _whole(tensor, change(name, tensor)) for name, tensor in new.items()}
+    target.write(Weights(tensors=merged | added, metadata={}, source=""), path)

@@ -138,6 +138,7 @@ class MergeReport:
         targets: the tensors that changed, in the base's order.
         untouched: the tensors that did not.
         unmerged: whether adapters were subtracted.
+        untied: tensors that were one with another of the base, and no longer are.
         adapter_files: what onnxruntime loads beside a graph whose adapters are exchanged as it runs.
     """
 
@@ -150,4 +151,5 @@ class MergeReport:
     targets: tuple[MergedTarget, ...]
     untouched: tuple[str, ...]
     unmerged: bool = False
+    untied: tuple[str, ...] = ()
     adapter_files: tuple[Path, ...] = ()

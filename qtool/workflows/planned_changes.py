@@ -16,6 +16,7 @@ from qtool.lora.merging import WeightedChange
 from qtool.lora.pieces import chosen_pieces
 from qtool.lora.selection import Selection, changes_by_weight
 from qtool.lora.targets import Target, find_targets, fits_base
+from qtool.lora.ties import untied
 from qtool.lora.translation import translated
 from qtool.workflows.merging import MergeRequest
 
@@ -32,10 +33,12 @@ class PlannedChanges:
     Attributes:
         changes: what is added to each tensor that changes.
         new: parameters that the base does not have.
+        untied: names of tensors that were one with another of the base, and no longer are.
     """
 
     changes: Mapping[str, tuple[WeightedChange, ...]]
     new: Mapping[str, torch.Tensor]
+    untied: frozenset[str] = frozenset()
 
 
 def planned_changes(
@@ -66,6 +69,8 @@ def planned_changes(
     gone = {module.path for adapter in parts for module in adapter.modules}
     gone -= {module.path for adapter in kept for module in adapter.modules}
     found = [_without_copies(find_targets(adapter, shapes), tensors, tied) for adapter in kept]
+    apart = untied([[target for target in targets if selection.takes(target.module)] for targets in found], kept, tied)
+    tied = {name: first for name, first in tied.items() if name not in apart}
     chosen = selection.chosen_modules([target for targets in found for target in targets], gone)
     factor = -request.scale if request.unmerge else request.scale
     weighted = [
@@ -83,7 +88,7 @@ def planned_changes(
         _check_reversible(changes)
     if request.combination is not None:
         changes = combined_changes(changes, request.combination)
-    return PlannedChanges(changes=changes, new=new)
+    return PlannedChanges(changes=changes, new=new, untied=apart)
 
 
 def _new_tensors(weighted: Sequence[tuple[Target, float]], request: MergeRequest) -> dict[str, torch.Tensor]:

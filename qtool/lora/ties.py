@@ -1,0 +1,126 @@
+"""Decides which tensors that are one in the base have to become two: adapters may change one of them alone.
+
+Models that tie their head to their embedding store both as one tensor. A layer that an adapter is around computes with
+its own change, and the other one goes on without it, unless the adapter was trained with ``ensure_weight_tying``.
+Source: https://github.com/huggingface/peft, ``tuners/lora/config.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtool.lora.adapter import Adapter
+from qtool.lora.changes import Change
+from qtool.lora.targets import Target
+
+if TYPE_CHECKING:
+    import torch
+
+_CONFIG = "config.json"
+_HEAD = "lm_head"
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
+_TIE = "tie_word_embeddings"
+
+
+def with_tied_head(
+    tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], config: Path, adapters: Sequence[Adapter]
+) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+    """Adds the head that a configuration ties to the embedding, where files store it under that name alone.
+
+    Nothing is added where no adapter has to do with either of them.
+
+    Args:
+        tensors: the base.
+        tied: for each tensor that is another name of an earlier one, the name of the first.
+        config: of the model, beside its weights.
+        adapters: what is merged.
+    """
+    name = f"{_HEAD}.weight"
+    found = [key for key in tensors if key.endswith(_EMBEDDINGS) and tensors[key].ndim == 2]
+    if any(key == name or key.endswith(f".{name}") for key in tensors) or len(found) != 1 or not _ties(config):
+        return tensors, tied
+    ends = (_HEAD, found[0].removesuffix(".weight").rpartition(".")[2])
+    if not any(f".{module.path}".endswith(f".{end}") for each in adapters for module in each.modules for end in ends):
+        saved = [key for each in adapters for key in each.replaced]
+        if not any(f".{key}".endswith(f".{end}.weight") for key in saved for end in ends):
+            return tensors, tied
+    return {**tensors, name: tensors[found[0]]}, {**tied, name: found[0]}
+
+
+def untied(targets: Sequence[Sequence[Target]], adapters: Sequence[Adapter], tied: Mapping[str, str]) -> frozenset[str]:
+    """Returns the names in ``tied`` that must become tensors of their own.
+
+    Args:
+        targets: what each adapter changes.
+        adapters: the adapters, in the same order.
+        tied: for each tensor that is another name of an earlier one, the name of the first.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, first in tied.items():
+        groups.setdefault(first, [first]).append(name)
+    found: set[str] = set()
+    for first, names in groups.items():
+        for each, adapter in zip(targets, adapters, strict=True):
+            changes = {name: [target.change for target in each if target.weight == name] for name in names}
+            if not any(changes.values()) or adapter.settings.keeps_ties:
+                continue
+            if any(not _same(changes[first], changes[name]) for name in names[1:]):
+                found |= set(names[1:])
+    return frozenset(found)
+
+
+def untie_config(folder: Path) -> None:
+    """Makes the configuration in ``folder`` that of a model whose head is not its embedding."""
+    path = folder / _CONFIG
+    fields = _fields(path)
+    if not _ties(path):
+        return
+    fields[_TIE] = False
+    inner = fields.get("text_config")
+    if isinstance(inner, dict) and _TIE in inner:
+        inner[_TIE] = False
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _ties(config: Path) -> bool:
+    fields = _fields(config)
+    inner = fields.get("text_config")
+    if isinstance(inner, dict) and _TIE in inner:
+        return inner[_TIE] is True
+    return fields.get(_TIE) is True
+
+
+def _fields(config: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _same(changes: Sequence[Change], others: Sequence[Change]) -> bool:
+    if len(changes) != len(others):
+        return False
+    return all(_equal(change, other) for change, other in zip(changes, others, strict=True))
+
+
+def _equal(value: object, other: object) -> bool:
+    import torch
+
+    if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(value, other) if value.shape == other.shape else False
+    if type(value) is not type(other):
+        return False
+    if hasattr(value, "__dataclass_fields__"):
+        return all(_equal(getattr(value, f.name), getattr(other, f.name)) for f in fields(value))  # type: ignore[arg-type]
+    return bool(value == other)
