@@ -21,6 +21,9 @@ Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
 # Float32 programs that compute the same thing differ by 1e-6 to 1e-4 of their largest output.
 LARGEST_RELATIVE_DIFFERENCE = 1e-3
 _SECOND_SAMPLES = 3
+# How many times the usual length is tried for inputs of which nothing says how long they are.
+_LONGER = (1, 4, 16, 64, 256, 1024)
+_MOST_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +114,12 @@ def _runs(
     first_expected: Sequence[Array] | None,
     progress: Progress,
 ) -> Iterator[tuple[dict[str, int], dict[str, Array], Sequence[Array]]]:
-    first = first_sizes(inputs, real)
-    feeds = make_feeds(inputs, first, real)
-    yield first, feeds, reference(feeds) if first_expected is None else first_expected
+    if first_expected is None:
+        first, feeds, expected = _first_run(inputs, real, reference, progress)
+    else:
+        first, expected = first_sizes(inputs, real), first_expected
+        feeds = make_feeds(inputs, first, real)
+    yield first, feeds, expected
     if not free_dims(inputs):
         return
     leading = leading_dims(inputs)
@@ -134,6 +140,49 @@ def _runs(
         single = {name: 1 if name in leading else length for name, length in first.items()}
         feeds = make_feeds(inputs, single, real)
         yield single, feeds, reference(feeds)
+
+
+def _first_run(
+    inputs: Sequence[InputSpec], real: Feed | None, reference: Reference, progress: Progress
+) -> tuple[dict[str, int], dict[str, Array], Sequence[Array]]:
+    """Runs the reference at the first lengths that it takes: networks that crop or stride take no short ones."""
+    usual = first_sizes(inputs, real)
+    leading = leading_dims(inputs)
+    invented = [name for name in usual if name not in leading] if real is None else []
+    # Of images both sides would grow, and the work with their product.
+    if any(sum(dim in invented for dim in spec.dims) > 1 for spec in inputs):
+        invented = []
+    for factor in _LONGER if invented else ():
+        sizes = {name: length * (factor if name in invented else 1) for name, length in usual.items()}
+        feeds = make_feeds(inputs, sizes, real)
+        if factor > 1 and sum(array.size for array in feeds.values()) > _MOST_VALUES:
+            break
+        with contextlib.suppress(FormatError, RuntimeRefusedError):
+            expected = reference(feeds)
+            if all(_says_something(output) for output in expected):
+                if factor > 1:
+                    lengths = ", ".join(f"{name}={sizes[name]}" for name in invented)
+                    progress.note(f"compared with {lengths}: the model takes no shorter inputs that were tried")
+                return sizes, feeds, expected
+    feeds = make_feeds(inputs, usual, real)
+    try:
+        return usual, feeds, reference(feeds)
+    except FormatError as error:
+        open_inputs = [spec for spec in inputs if any(dim in usual and dim not in leading for dim in spec.dims)]
+        if real is not None or not open_inputs:
+            raise
+        written = " ".join(
+            f"--input-shape {spec.name}={','.join(str(dim) for dim in spec.dims)}" for spec in open_inputs
+        )
+        names = ", ".join(name for name in usual if name not in leading)
+        raise FormatError(
+            error.problem, fix=f"give lengths that the model takes in the place of {names}: {written}"
+        ) from error
+
+
+def _says_something(output: Array) -> bool:
+    """Tells whether there are values at all; a mean over what a crop left of nothing is NaN."""
+    return output.size > 0 and (output.dtype.kind != "f" or bool(np.isfinite(output).any()))
 
 
 def _second_sizes(first: Mapping[str, int], leading: frozenset[str]) -> Iterator[dict[str, int]]:
