@@ -26,7 +26,7 @@ def load_trusted(path: Path, *, mmap: bool) -> Any:
     """
     with _working_folder(), contextlib.redirect_stdout(sys.stderr):
         try:
-            return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
+            return _unpickled(path, mmap=mmap, reader=None)
         except MemoryError:
             raise
         except Exception as error:  # foreign code raises what it likes
@@ -63,7 +63,7 @@ def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
     reader.Unpickler = AllowedUnpickler  # type: ignore[attr-defined]
     reader.load = lambda stream, **options: AllowedUnpickler(stream, **options).load()  # type: ignore[attr-defined]
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
+        return _unpickled(path, mmap=mmap, reader=reader)
     except MemoryError:
         raise
     except Exception as error:  # foreign classes raise what they like
@@ -71,6 +71,11 @@ def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
             f"{path} cannot be opened: {type(error).__name__}: {error}",
             fix="where you trust the file, open it with --trust-pickle",
         ) from error
+
+
+def _unpickled(path: Path, *, mmap: bool, reader: types.ModuleType | None) -> Any:
+    """Runs what the file imports and calls, as far as ``reader`` finds it; everything without one."""
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
 
 
 @contextlib.contextmanager

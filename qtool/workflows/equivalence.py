@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,6 +23,9 @@ Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
 LARGEST_RELATIVE_DIFFERENCE = 1e-3
 _SECOND_SAMPLES = 3
 _SHORT = 8
+# How many times the usual length is tried for inputs of which nothing says how long they are.
+_LONGER = (4, 16, 64, 256, 1024)
+_MOST_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,7 @@ class FirstRun:
     whole: bool = False
 
 
-def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Reference) -> FirstRun:
+def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Reference, progress: Progress) -> FirstRun:
     """Runs the reference on two samples; on real data as it is where that has no samples, or nothing else is taken.
 
     Raises:
@@ -131,7 +135,7 @@ def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Referen
     """
     sizes = first_sizes(inputs, real)
     if real is None:
-        return _first_random_run(inputs, sizes, reference)
+        return _first_random_run(inputs, sizes, reference, progress)
     if _has_samples(inputs, real):
         feeds = make_feeds(inputs, sizes, real)
         with contextlib.suppress(RuntimeRefusedError):
@@ -148,17 +152,57 @@ def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Referen
     return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds), whole=True)
 
 
-def _first_random_run(inputs: Sequence[InputSpec], sizes: dict[str, int], reference: Reference) -> FirstRun:
-    """Tries short lengths where the reference takes no long ones, as with tables of few positions."""
-    short = allowed_sizes(inputs, {name: min(length, _SHORT) for name, length in sizes.items()})
-    try:
+def _first_random_run(
+    inputs: Sequence[InputSpec], usual: dict[str, int], reference: Reference, progress: Progress
+) -> FirstRun:
+    """Runs the reference at the first lengths that it takes: networks that crop take no short ones, tables no long ones."""
+    for sizes in _lengths_to_try(inputs, usual):
         feeds = make_feeds(inputs, sizes, None)
-        return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds))
-    except RuntimeRefusedError:
-        if short == sizes:
+        with contextlib.suppress(FormatError, RuntimeRefusedError):
+            outputs = reference(feeds)
+            if all(_says_something(output) for output in outputs):
+                if sizes != usual:
+                    changed = {name: size for name, size in sizes.items() if size != usual[name]}
+                    lengths = ", ".join(f"{name}={size}" for name, size in changed.items())
+                    other = "shorter" if any(size > usual[name] for name, size in changed.items()) else "longer"
+                    progress.note(f"compared with {lengths}: the model takes no {other} inputs that were tried")
+                return FirstRun(sizes=sizes, feeds=feeds, outputs=outputs)
+    feeds = make_feeds(inputs, usual, None)
+    try:
+        return FirstRun(sizes=usual, feeds=feeds, outputs=reference(feeds))
+    except FormatError as error:
+        leading = leading_dims(inputs)
+        open_inputs = [spec for spec in inputs if any(dim in usual and dim not in leading for dim in spec.dims)]
+        if not open_inputs:
             raise
-    feeds = make_feeds(inputs, short, None)
-    return FirstRun(sizes=short, feeds=feeds, outputs=reference(feeds))
+        written = " ".join(
+            f"--input-shape {spec.name}={','.join(str(dim) for dim in spec.dims)}" for spec in open_inputs
+        )
+        names = ", ".join(name for name in usual if name not in leading)
+        raise FormatError(
+            error.problem, fix=f"give lengths that the model takes in the place of {names}: {written}"
+        ) from error
+
+
+def _lengths_to_try(inputs: Sequence[InputSpec], usual: dict[str, int]) -> Iterator[dict[str, int]]:
+    yield usual
+    leading = leading_dims(inputs)
+    invented = [name for name in usual if name not in leading]
+    # Of images both sides would grow, and the work with their product.
+    if invented and not any(sum(dim in invented for dim in spec.dims) > 1 for spec in inputs):
+        for factor in _LONGER:
+            sizes = allowed_sizes(
+                inputs, {name: length * (factor if name in invented else 1) for name, length in usual.items()}
+            )
+            if sizes != usual and _values(inputs, sizes) <= _MOST_VALUES:
+                yield sizes
+    short = allowed_sizes(inputs, {name: min(length, _SHORT) for name, length in usual.items()})
+    if short != usual:
+        yield short
+
+
+def _values(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    return sum(math.prod(sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.dims) for spec in inputs)
 
 
 def _has_samples(inputs: Sequence[InputSpec], real: Feed) -> bool:
@@ -178,7 +222,7 @@ def _runs(
     progress: Progress,
 ) -> Iterator[tuple[dict[str, int], dict[str, Array], Sequence[Array]]]:
     if first_expected is None:
-        begin = first_run(inputs, real, reference)
+        begin = first_run(inputs, real, reference, progress)
     else:
         sizes = first_sizes(inputs, real)
         begin = FirstRun(sizes=sizes, feeds=make_feeds(inputs, sizes, real), outputs=first_expected)
@@ -217,6 +261,11 @@ def _runs(
             return
         raise
     yield single, feeds, expected
+
+
+def _says_something(output: Array) -> bool:
+    """Tells whether there are values at all; a mean over what a crop left of nothing is NaN."""
+    return output.size > 0 and (output.dtype.kind != "f" or bool(np.isfinite(output).any()))
 
 
 def _second_sizes(first: Mapping[str, int], leading: frozenset[str]) -> Iterator[dict[str, int]]:

@@ -94,7 +94,7 @@ def to_precision(
     # As it is now: in half precision the same weights may fit, but what onnxruntime makes of them is float again.
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
     with _opened(model, is_large=is_large) as original, progress.task(f"converting to {precision.name}"):
-        feeds = first_run(specs, real, lambda feed: list(original.run(feed).values())).feeds
+        feeds = first_run(specs, real, lambda feed: list(original.run(feed).values()), progress).feeds
         blocked: dict[ir.Node, str] = {}
         for node, reason in _out_of_range(model, precision.name, feeds, is_large=is_large):
             blocked.setdefault(node, reason)

@@ -104,3 +104,33 @@ def test_lengths_that_the_model_itself_refuses_are_told() -> None:
     sizes = [comparison.sizes for comparison in compare(picky, np.sin, progress)]
     assert sizes == [{"n": 2, "length": 64}, {"n": 3, "length": 64}, {"n": 1, "length": 64}]
     assert progress.notes == ["length compared at one length only: the model itself fails at others"]
+
+
+def cropped(crop: int, empty: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Takes ``crop`` values off each end, and does with inputs that are too short what libraries do."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if x.shape[1] > 2 * crop:
+            kept: np.ndarray = x[:, crop:-crop]
+            return kept
+        if empty == "stops":
+            raise FormatError("a negative length", fix="export it again")
+        return x[:, :0] if empty == "nothing" else np.full_like(x[:, :1], np.nan)
+
+    return run
+
+
+@pytest.mark.parametrize("empty", ["stops", "nothing", "nan"])
+@pytest.mark.parametrize("crop", [40, 700, 5000])
+def test_longer_inputs_are_tried_where_a_program_takes_no_short_ones(crop: int, empty: str) -> None:
+    progress = Noting()
+    comparisons = compare(cropped(crop, empty), cropped(crop, empty), progress)
+    assert all(comparison.sizes["length"] > 2 * crop for comparison in comparisons)
+    assert {comparison.sizes["n"] for comparison in comparisons} == {1, 2, 3}
+    assert any("takes no shorter inputs" in note for note in progress.notes)
+
+
+def test_a_program_that_takes_no_length_is_refused_with_the_option_that_names_one() -> None:
+    with pytest.raises(FormatError, match="a negative length") as caught:
+        compare(cropped(10**9, "stops"), np.sin)
+    assert caught.value.fix == "give lengths that the model takes in the place of length: --input-shape x=n,length"
