@@ -230,5 +230,7 @@ def _remark(output: OutputFidelity) -> str:
     if output.non_finite:
         parts.append(f"'{output.name}' has {output.non_finite} values that are NaN or infinite in one model only")
     if output.unmatched_batches:
-        parts.append(f"'{output.name}' has another shape in {output.unmatched_batches} runs, which are left out")
+        parts.append(
+            f"'{output.name}' has another shape in {output.unmatched_batches} runs; what one lacks counts as zeros"
+        )
     return "; ".join(parts)

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from formats.map_types import load_model
 from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.runtime.fusion_reasons import reason_for_float
@@ -128,7 +129,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         optimized_path = Path(folder) / "optimized.onnx"
         # At a higher level layouts change too, and with them the names by which nodes are found again.
         Session(path, level="extended", optimized_to=optimized_path)
-        yield {node.name: node for node in ir.load(optimized_path).graph if node.name}
+        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
 
 
 def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:

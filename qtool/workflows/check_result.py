@@ -13,6 +13,7 @@ import onnx_ir as ir
 from calib.datasets.base import Dataset
 from calib.specs import Feed, TensorSpec
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from formats.map_types import load_model
 from qtool.errors import InputError
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.runtime.exact_sums import Form, as_it_is
@@ -83,7 +84,7 @@ def compare_with_float(
         if form is as_it_is:
             quantized_session = Session(quantized, threads=threads)
         else:
-            quantized_session = stack.enter_context(open_graph(form(ir.load(quantized)), threads=threads))
+            quantized_session = stack.enter_context(open_graph(form(load_model(quantized)), threads=threads))
         seen = 0
         for feed in _feeds(float_session.inputs, float_session.outputs, samples):
             meter.add(float_session.run(feed), quantized_session.run(feed))

@@ -259,6 +259,9 @@ def _difference(name: str, expected: Array, value: Array) -> OutputDifference:
         )
     if expected.size == 0:
         return OutputDifference(output=name, absolute=0.0, relative=0.0)
+    if expected.dtype.kind not in "fiub":  # texts differ or do not
+        share = float(np.mean(expected.reshape(-1) != value.reshape(-1)))
+        return OutputDifference(output=name, absolute=share, relative=share)
     left, right = expected.reshape(-1).astype(np.float64), value.reshape(-1).astype(np.float64)
     finite = np.isfinite(left)
     if not finite.any():
