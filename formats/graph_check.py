@@ -50,6 +50,20 @@ def broken_names(graph: onnx.GraphProto) -> str | None:
     return None
 
 
+def circular_functions(model: ir.Model) -> str | None:
+    """Tells of functions that call each other in a circle, which would never end; None where there are none."""
+    calls = {
+        name: {node.op_identifier() for node in function.all_nodes()} & set(model.functions)
+        for name, function in model.functions.items()
+    }
+    while calls:
+        ends = {name for name, called in calls.items() if not called & set(calls)}
+        if not ends:
+            return f"its functions call each other in a circle ({next(iter(calls))[1]})"
+        calls = {name: called for name, called in calls.items() if name not in ends}
+    return None
+
+
 def broken_graph(model: ir.Model) -> str | None:
     """Returns the first thing that no runtime could do something with, in words; None where there is nothing."""
     opset = model.opset_imports.get("", _NEWEST)

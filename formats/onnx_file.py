@@ -15,9 +15,10 @@ import onnx_ir as ir
 from formats.errors import FormatError
 from formats.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from formats.findings import AuditNotes, Risk
-from formats.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names
+from formats.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
 from formats.inline_tensors import check_inline
 from formats.library_noise import quiet_libraries
+from formats.map_types import without_map_types, write_map_types
 from formats.onnx_outline import read_outline
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
@@ -73,7 +74,11 @@ class OnnxFile:
             path: the file.
             storage: where weights are kept, if not as said above.
         """
-        storage = storage or Storage()
+        self._write(model, path, storage or Storage())
+        if any(value.type is None for value in model.graph.outputs):
+            write_map_types(path)
+
+    def _write(self, model: ir.Model, path: Path, storage: Storage) -> None:
         if storage.external or weights_nbytes(model) > self._largest_message_bytes:
             with quiet_libraries():  # a tensor above the limit has a file of its own, which is no news
                 ir.save(
@@ -212,31 +217,19 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
     names = broken_names(proto.graph)
     if names is not None:
         raise _damaged(path, f": {names}")
+    for graph in _graphs(proto):
+        without_map_types(graph, path)
     try:
         with quiet_libraries():
             model = ir.from_proto(proto)
     except Exception as error:  # the deserializer raises whatever the damage leads to
         raise _damaged(path, f": {_first_line(error)}") from error
-    _check_functions(model, path)
     _check_meaning(model, path)
-    problem = broken_graph(model)
+    problem = circular_functions(model) or broken_graph(model)
     if problem is not None:
         raise _damaged(path, f": {problem}")
     ir.external_data.set_base_dir(model.graph, folder)
     return model
-
-
-def _check_functions(model: ir.Model, path: Path) -> None:
-    """Refuses functions that call each other in a circle, which would never end."""
-    calls = {
-        name: {node.op_identifier() for node in function.all_nodes()} & set(model.functions)
-        for name, function in model.functions.items()
-    }
-    while calls:
-        ends = {name for name, called in calls.items() if not called & set(calls)}
-        if not ends:
-            raise _damaged(path, f": its functions call each other in a circle ({next(iter(calls))[1]})")
-        calls = {name: called for name, called in calls.items() if name not in ends}
 
 
 def _check_meaning(model: ir.Model, path: Path) -> None:

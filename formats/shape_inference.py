@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
+from formats.map_types import holds_maps
+
 # The values of small tensors may be shapes; those of larger ones tell nothing.
 _LARGEST_READ_BYTES = 1000
 _REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
@@ -58,7 +60,7 @@ def _fill_in(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
     for node, proto in zip(graph, inferred.node, strict=True):
         for value in node.outputs:
             kind = found.get(value.name or "")
-            if kind is None:
+            if kind is None or holds_maps(kind):
                 continue
             value.type = ir.serde.deserialize_type_proto_for_type(kind) or value.type
             value.shape = ir.serde.deserialize_type_proto_for_shape(kind) or value.shape

@@ -28,14 +28,25 @@ def graph_fingerprint(model: ir.Model) -> str:
             if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 continue  # its nodes come by themselves
             is_tensor = attribute.type == ir.AttributeType.TENSOR
-            put("attribute", name, attribute.as_tensor().tobytes() if is_tensor else attribute.value)
+            put("attribute", name, _content(attribute.as_tensor()) if is_tensor else attribute.value)
     for name in sorted(model.graph.initializers):
         tensor = model.graph.initializers[name].const_value
         if tensor is not None:
             put("weight", name, tensor.dtype, tuple(tensor.shape))
-            digest.update(tensor.tobytes())
+            digest.update(_content(tensor))
     put("interface", *(value.name for value in (*model.graph.inputs, *model.graph.outputs)))
     return digest.hexdigest()
+
+
+def _content(tensor: ir.TensorProtocol) -> bytes:
+    if tensor.dtype == ir.DataType.STRING:
+        # Of texts that stand behind each other, only their lengths tell where one ends.
+        return b"".join(len(text).to_bytes(8, "little") + text for text in map(_encoded, tensor.numpy().reshape(-1)))
+    return tensor.tobytes()
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from calib.specs import Array
 from qtool.errors import InputError
 from qtool.metrics.output_parts import PartsMeter
+from qtool.metrics.unlike_shapes import common_shape, laid_out, shared
 
 # So many values are widened to float64 at once: a few MB, whatever the size of a batch.
 _CHUNK_VALUES = 1 << 18
@@ -40,7 +41,8 @@ class OutputFidelity:
         values: how many values were compared.
         non_finite: values that are NaN or infinite in one model and not the same in the other; values where both
             agree on being so are left out of all sums.
-        unmatched_batches: batches left out because the two models gave them different shapes.
+        unmatched_batches: batches that the two models gave different shapes; zeros stand there for the floats that one
+            of them lacks, and other values that one lacks count as unequal.
         part: the part that ``sqnr_db`` is of, in words; None where it is of all values.
     """
 
@@ -84,7 +86,7 @@ class FidelityMeter:
             tally = self._tallies.setdefault(name, _Tally())
             got = candidate[name]
             if expected.shape != got.shape:
-                tally.unmatched_batches += 1
+                tally.add_unmatched(expected, got)
             elif expected.dtype.kind == "f" and got.dtype.kind == "f":
                 tally.add_floats(expected, got)
             else:
@@ -117,6 +119,12 @@ class _Tally:
     parts: PartsMeter = field(default_factory=PartsMeter)
 
     def add_floats(self, expected: Array, got: Array) -> None:
+        self._add_values(expected, got)
+        self.parts.add(expected, got)
+        if expected.ndim == 2 and expected.shape[1] >= 2:
+            self._add_rows(expected, got)
+
+    def _add_values(self, expected: Array, got: Array) -> None:
         for a, b in _wide_pairs(expected, got):
             both = np.isfinite(a) & np.isfinite(b)
             if not both.all():
@@ -132,9 +140,16 @@ class _Tally:
             self.noise += float(np.square(difference).sum())
             self.deviation += float(difference.sum())
             self.largest = max(self.largest, float(difference.max(initial=0.0)))
-        self.parts.add(expected, got)
-        if expected.ndim == 2 and expected.shape[1] >= 2:
-            self._add_rows(expected, got)
+
+    def add_unmatched(self, expected: Array, got: Array) -> None:
+        self.unmatched_batches += 1
+        shape = common_shape(expected, got)
+        if expected.dtype.kind == "f" and got.dtype.kind == "f":
+            self._add_values(laid_out(expected, shape), laid_out(got, shape))
+            return
+        one, other = shared(expected, got)
+        self.exact += math.prod(shape)
+        self.equal += int(np.count_nonzero(one == other))
 
     def add_exact(self, expected: Array, got: Array) -> None:
         self.exact += expected.size

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from calib.specs import Array
+from qtool.metrics.unlike_shapes import common_shape, laid_out
 
 
 class NoiseMeter:
@@ -18,15 +19,21 @@ class NoiseMeter:
         self._noise: dict[str, float] = {}
 
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Takes in the outputs for one batch; outputs that are no floats are left aside."""
+        """Takes in the outputs for one batch; outputs that are no floats are left aside.
+
+        Where shapes differ, zeros stand for what one of them lacks.
+        """
         for name, reference in expected.items():
             if reference.dtype.kind != "f":
                 continue
-            a = reference.reshape(-1).astype(np.float64)
-            b = got[name].reshape(-1).astype(np.float64)
+            other = got[name]
+            if reference.shape != other.shape:
+                shape = common_shape(reference, other)
+                reference, other = laid_out(reference, shape), laid_out(other, shape)
+            a, b = reference.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
             finite = np.isfinite(a)
             self._signal[name] = self._signal.get(name, 0.0) + float(np.square(a[finite]).sum())
-            noise = float(np.square(a[finite] - b[finite]).sum()) if a.shape == b.shape else np.inf
+            noise = float(np.square(a[finite] - b[finite]).sum())
             self._noise[name] = self._noise.get(name, 0.0) + noise
 
     def worst(self) -> float:

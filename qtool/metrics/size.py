@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from formats.map_types import load_model
 from qtool.errors import InputError
 
 
@@ -20,7 +21,7 @@ def model_bytes(path: Path) -> int:
     if not path.is_file():
         raise InputError(f"there is no model at {path}", fix="check the path")
     try:
-        model = ir.load(path)
+        model = load_model(path)
     except Exception as error:  # protobuf's errors share no base class over its versions
         raise InputError(
             f"{path} is not an ONNX model, or is damaged", fix="give an .onnx file, such as `qtool convert` makes"

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
+from formats.map_types import load_model
 from qtool.metrics.size import model_bytes
 
 Kind: TypeAlias = Literal[
@@ -103,7 +104,7 @@ def model_size(path: Path) -> ModelSize:
     """
     total_bytes = model_bytes(path)
     found: dict[Kind, tuple[int, int]] = {}
-    for value, tensor in _stored(ir.load(path)):
+    for value, tensor in _stored(load_model(path)):
         kind = _kind(value, tensor)
         nbytes, tensors = found.get(kind, (0, 0))
         found[kind] = (nbytes + tensor.nbytes, tensors + 1)

@@ -9,6 +9,7 @@ from onnxscript import optimizer
 
 from qtool.optimization.control_flow import forget_removed_branches, graphs_of
 from qtool.passes.constants import constant_array
+from qtool.passes.split_counts import write_lengths
 
 # Q/DQ hold the integers of a quantized model, which would be floats again.
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -38,6 +39,7 @@ class FoldConstants(ir.passes.InPlacePass):
         """Folds in one sweep; a shape without free lengths counts as constant."""
         branches = len(graphs_of(model))
         result = optimizer.fold_constants(model, output_size_limit=_LARGEST_GROWTH, should_fold=_should_fold)
+        write_lengths(model)
         if len(graphs_of(model)) != branches:
             forget_removed_branches(model)
         return ir.passes.PassResult(model, modified=bool(result.modified))

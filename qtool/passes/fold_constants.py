@@ -18,6 +18,7 @@ from onnxscript.rewriter.rules.common import (
 
 from qtool.passes.neutral_constants import DropNeutralConstants
 from qtool.passes.remove_identities import RemoveIdentities
+from qtool.passes.split_counts import write_lengths
 
 # Those for x + 0 and x * 1 are left out: they take 1e-9 for zero.
 _RULES = (
@@ -38,6 +39,7 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds what stays small; a large tensor that is made from a small one stays a computation."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
+        write_lengths(model)
         # The rules put an Identity in the place of what does nothing; applying them drops constants without readers.
         rewritten = ir.passes.Sequential(DropNeutralConstants(), RewritePass(_RULES), RemoveIdentities())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -230,7 +230,9 @@ def _remark(output: OutputFidelity) -> str:
     if output.non_finite:
         parts.append(f"'{output.name}' has {output.non_finite} values that are NaN or infinite in one model only")
     if output.unmatched_batches:
-        parts.append(f"'{output.name}' has another shape in {output.unmatched_batches} runs, which are left out")
+        parts.append(
+            f"'{output.name}' has another shape in {output.unmatched_batches} runs; what one lacks counts as zeros"
+        )
     if output.part is not None:
         parts.append(f"'{output.name}' holds values of unlike size: its SQNR is that of {output.part}")
     return "; ".join(parts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from formats.map_types import load_model
 from qtool.passes.constants import is_constant
 from qtool.placement.operators import OPERATORS, Kind
 from qtool.private_folder import private_folder
@@ -127,7 +128,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names by which nodes are found again.
         Session(path, level="extended", optimized_to=optimized_path)
-        yield {node.name: node for node in ir.load(optimized_path).graph if node.name}
+        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
 
 
 def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:

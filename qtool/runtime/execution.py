@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from formats.map_types import load_model
 from formats.onnx_outline import read_outline
 from qtool.runtime.exact_sums import Form, as_it_is, exact_form
 from qtool.runtime.graphs import open_graph
@@ -57,7 +58,7 @@ class Execution:
         if self.form is as_it_is and not file_draws(path):
             yield Session(path, threads=threads, level=self.level)
             return
-        with self.open(ir.load(path), threads=threads) as session:
+        with self.open(load_model(path), threads=threads) as session:
             yield session
 
 

@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from calib.specs import Array
 from qtool.errors import RuntimeRefusedError
+from qtool.runtime.plain_values import plain
 
 
 class OnnxReference:
@@ -37,7 +38,7 @@ class OnnxReference:
             values = self._evaluator.run(None, dict(feeds))
         except Exception as error:  # numpy raises what it likes
             raise self._refused(error) from error
-        return dict(zip(self._evaluator.output_names, values, strict=True))
+        return {name: plain(value) for name, value in zip(self._evaluator.output_names, values, strict=True)}
 
     def _refused(self, error: Exception) -> RuntimeRefusedError:
         said = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +16,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calib.specs import Array, TensorSpec
+from formats.map_types import without_map_types
 from formats.onnx_outline import read_outline
 from qtool.errors import RuntimeRefusedError
 from qtool.image_layout import image_layouts
+from qtool.runtime.plain_values import plain
 
 Level = Literal["none", "basic", "extended", "all"]
 
@@ -43,6 +46,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(string)": np.dtype(np.object_),
 }
 
+_INNERMOST = re.compile(r"\w+")
 
 NO_WEIGHTS: Mapping[str, Array] = MappingProxyType({})
 
@@ -137,9 +141,10 @@ class Session:
             ) from error
         self.inputs = _with_graph_facts(tuple(_spec(node) for node in self._session.get_inputs()), model)
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._has_other_outputs = any(not node.type.startswith("tensor(") for node in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
-        """Returns the named outputs (default: all) for one batch of inputs.
+        """Returns the named outputs (default: all) for one batch of inputs, each as one array; see ``plain``.
 
         Raises:
             RuntimeRefusedError: onnxruntime stops while it runs the model.
@@ -147,7 +152,7 @@ class Session:
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
         with _running(feeds):
             values = self._session.run(names, dict(feeds))
-        return dict(zip(names, values, strict=True))
+        return {name: plain(value) for name, value in zip(names, values, strict=True)}
 
     def end_profile(self) -> Path:
         """Returns the file with the times of every kernel so far; only for a session that was opened to profile."""
@@ -160,8 +165,8 @@ class Session:
             RuntimeRefusedError: onnxruntime stops while it runs the model.
         """
         with _running(feeds):
-            if any(feed.dtype.kind not in "fiu" for feed in feeds.values()):
-                return list(self._session.run(list(outputs), dict(feeds)))
+            if self._has_other_outputs or any(feed.dtype.kind not in "fiu" for feed in feeds.values()):
+                return [plain(value) for value in self._session.run(list(outputs), dict(feeds))]
             bound = {
                 name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in feeds.items()
             }
@@ -188,8 +193,11 @@ class Watcher:
 
 
 def _spec(node: Any) -> TensorSpec:
-    shape = None if node.shape is None else tuple(node.shape)
-    return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.object_)), shape)
+    is_tensor = node.type.startswith("tensor(")
+    shape = None if node.shape is None or not is_tensor else tuple(node.shape)
+    # The last type that a sequence or a map names is that of its values.
+    kind = node.type if is_tensor else f"tensor({_INNERMOST.findall(node.type)[-1]})"
+    return TensorSpec(node.name, _DTYPES.get(kind, np.dtype(np.object_)), shape)
 
 
 def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
@@ -202,6 +210,7 @@ def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tu
         return inputs
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_outline(model)
     unknown = {value.name for value in proto.graph.input if not value.type.tensor_type.HasField("shape")}
+    without_map_types(proto.graph, Path("model"))
     layouts = image_layouts(ir.from_proto(proto))
     return tuple(
         replace(spec, shape=None if spec.name in unknown else spec.shape, layout=layouts.get(spec.name))

@@ -158,7 +158,7 @@ def worst_agreement(outputs: Sequence[OutputFidelity]) -> float | None:
 
 
 def _output_db(output: OutputFidelity) -> float:
-    if output.non_finite or output.unmatched_batches:
+    if output.non_finite:
         return -math.inf
     if output.sqnr_db is not None:
         return output.sqnr_db

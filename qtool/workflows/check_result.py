@@ -13,6 +13,7 @@ import onnx_ir as ir
 from calib.datasets.base import Dataset
 from calib.specs import Feed, TensorSpec
 from formats.example_inputs import InputSpec, first_sizes, make_feeds
+from formats.map_types import load_model
 from qtool.errors import InputError
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
@@ -85,7 +86,7 @@ def compare_with_float(
     with ExitStack() as stack:
         float_session = stack.enter_context(open_graph(opened if gates else original, threads=threads))
         if gates:
-            quantized_graph = with_gates_opened(ir.load(quantized))[0]
+            quantized_graph = with_gates_opened(load_model(quantized))[0]
             quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))
         else:
             quantized_session = stack.enter_context(execution.open_file(quantized, threads=threads))

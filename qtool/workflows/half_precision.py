@@ -14,6 +14,7 @@ from calib.specs import Array, Feed
 from formats.example_inputs import InputSpec
 from formats.ir_versions import lowest_ir_version
 from formats.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
+from formats.shape_inference import infer_shapes
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.passes.half_precision import (
     HALF_DTYPES,
@@ -26,6 +27,7 @@ from qtool.passes.half_precision import (
     plan_half,
     to_half,
 )
+from qtool.passes.maps_aside import put_maps_back, take_maps_aside
 from qtool.passes.names import Names
 from qtool.progress import Progress
 from qtool.workflows.equivalence import Comparison, compare_programs, first_run
@@ -89,6 +91,7 @@ def to_precision(
         InputError: nothing in the graph computes in float32, or the result differs by more than rounding does.
         RuntimeRefusedError: onnxruntime does not run the graph.
     """
+    maps = take_maps_aside(model)
     model = _prepared(model, precision, keep_opset=keep_opset)
     specs = input_specs(model)
     # As it is now: in half precision the same weights may fit, but what onnxruntime makes of them is float again.
@@ -104,6 +107,7 @@ def to_precision(
         runnable = _for_float_kernels(model, plan) if precision.name == "bfloat16" else model
         to_half(model, plan, taken=taken_types, half_io=precision.half_io)
         comparisons = _compared(runnable, precision.name, specs, real, original.run, progress, is_large=is_large)
+    put_maps_back(model, maps)
     return HalfGraph(model=model, comparisons=comparisons, kept=plan.kept)
 
 
@@ -137,8 +141,6 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 
 
 def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.Model:
-    from onnx_ir.passes.common import ShapeInferencePass
-
     from formats.library_noise import quiet_libraries
     from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
 
@@ -151,7 +153,7 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     with quiet_libraries():
         for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
             model = graph_pass(model).model
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    infer_shapes(model)
     _learn_types(model)
     return model
 

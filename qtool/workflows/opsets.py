@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.version_converter import ConvertVersionPass
 
 from formats.library_noise import quiet_libraries
+from formats.shape_inference import infer_shapes
 from qtool.errors import InputError, UsageError
+from qtool.passes.maps_aside import put_maps_back, take_maps_aside
 from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions
 from qtool.passes.raise_opset import FIRST_OPSET_WITH_RESIZE_MODES, keep_resizing
 from qtool.workflows.older_forms import has_older_name
@@ -43,9 +44,9 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
         )
     if have == opset:
         return model
-    if opset < have:
-        return _lowered(model, have, opset)
-    result = _raised(model, have, opset)
+    maps = take_maps_aside(model)
+    result = _lowered(model, have, opset) if opset < have else _raised(model, have, opset)
+    put_maps_back(result, maps)
     if have < FIRST_OPSET_WITH_RESIZE_MODES <= opset:
         keep_resizing(result)
     return result
@@ -90,7 +91,7 @@ def _plain(model: ir.Model) -> ir.Model:
     with quiet_libraries():
         for graph_pass in (InlineFunctions(), ConstantsToInitializers()):
             model = graph_pass(model).model
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    infer_shapes(model)
     return model
 
 

@@ -17,6 +17,7 @@ from qtool.layout.graph_borders import Turned, turn_borders
 from qtool.metrics.size import model_bytes
 from qtool.optimization.choice import chosen_passes, operators_for
 from qtool.optimization.pipeline import Step, node_counts, run_passes
+from qtool.passes.maps_aside import put_maps_back, take_maps_aside
 from qtool.private_folder import private_folder
 from qtool.progress import Progress, Silent
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
@@ -119,7 +120,9 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
         if draws(model):
             progress.note(DRAWN_ALIKE)
     witness = Witness(request.model, inputs, request.data, nodes=before.total()) if compared else None
+    maps = take_maps_aside(model)
     steps = run_passes(model, names, operators_for(request.target), progress)
+    put_maps_back(model, maps)
     turned = None if request.io_layout is None else turn_borders(model, request.io_layout)
     report = OptimizeReport(
         model=request.model,

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from formats.library_noise import quiet_loggers
 from qtool.passes import FOR_INTEGERS_BETWEEN_LAYERS, PREPARE_PASSES
+from qtool.passes.maps_aside import put_maps_back, take_maps_aside
 
 
 def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Model:
@@ -20,6 +21,7 @@ def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Mode
     Raises:
         InputError: the model's opset cannot be raised.
     """
+    maps = take_maps_aside(model)
     with quiet_loggers(("onnx_ir", "onnxscript")):  # what they could not improve stays as it was, which is no news
         for key, location in PREPARE_PASSES.items():
             if key in FOR_INTEGERS_BETWEEN_LAYERS and not integers_between_layers:
@@ -27,4 +29,5 @@ def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Mode
             module, _, name = location.partition(":")
             graph_pass: ir.passes.PassBase = getattr(import_module(module), name)()
             model = graph_pass(model).model
+    put_maps_back(model, maps)
     return model

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from calib.datasets.base import Dataset
 from calib.specs import Feed
+from formats.map_types import load_model
 from qtool.errors import InputError, UsageError
 from qtool.metrics.layers import HistogramMeter, LayerFidelity, LayerMeter, Span, TensorHistogram
 from qtool.passes.constants import constant_array
@@ -84,7 +85,7 @@ def look_inside(
         RuntimeRefusedError: onnxruntime does not run one of the graphs with these outputs.
         CalibError: the data does not fit the models.
     """
-    original, quantized = ir.load(float_model), ir.load(quantized_model)
+    original, quantized = load_model(float_model), load_model(quantized_model)
     twins = _twins(original, quantized)
     if not twins:
         raise InputError(

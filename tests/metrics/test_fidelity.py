@@ -137,11 +137,13 @@ def test_one_hot_probabilities_are_no_embeddings() -> None:
     assert compare((a, a)).top1_agreement == 1
 
 
-def test_batches_of_different_shape_are_counted_and_left_out() -> None:
+def test_batches_of_different_shape_are_counted_and_zeros_stand_for_what_one_lacks() -> None:
     a, b = noisy((4, 3))
     result = compare((a, b), (a, b[:2]))
     assert result.unmatched_batches == 1
-    assert result.values == 12
+    assert result.values == 24
+    padded = np.concatenate([b[:2], np.zeros_like(b[2:])])
+    assert result.sqnr_db == pytest.approx(compare((a, b), (a, padded)).sqnr_db)
     assert not compare((a, a), (a, a[:2])).identical
 
 

@@ -38,7 +38,7 @@ def test_an_odd_model_quantizes(name: str, read: Read, make_data: Feeds, tmp_pat
         ("branch_captures", {"Conv": 2}),
         ("channels_last", {"Conv": 2}),
         ("half", {"Conv": 2}),
-        ("half_and_float", {"Conv": 2}),
+        ("half_and_float", {"Conv": 1}),
     ],
 )
 def test_layers_among_oddities_run_on_integers(
