@@ -103,7 +103,7 @@ def _inputs(program: torch.export.ExportedProgram, path: Path) -> tuple[InputSpe
             for axis, length in enumerate(value.shape)
         )
         rules = {dim: _length(program, length) for dim, length in zip(dims, value.shape, strict=True)}
-        lengths = {dim: rule for dim, rule in rules.items() if isinstance(dim, str) and rule is not None}
+        lengths = {str(dim): rule for dim, rule in rules.items() if rule is not None}
         # numpy has no bfloat16, and the program is made to compute in float32.
         dtype = (
             np.dtype(np.float32) if value.dtype == torch.bfloat16 else torch.empty(0, dtype=value.dtype).numpy().dtype
