@@ -25,6 +25,7 @@ from qtool.runtime.session import Session
 from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
+from qtool.workflows.overflow import layers_beyond_16_bits
 from qtool.workflows.planned_changes import PlannedChanges, planned_changes
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     checkpoint = _checkpoint(request, model)
     planned = _planned(request, adapters, checkpoint, model)
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
+    beyond = layers_beyond_16_bits(model)
     targets = _merge(request, model, checkpoint, changes, progress)
+    _tell_of_overflow([layer for layer in layers_beyond_16_bits(model) if layer not in beyond], progress)
     nbytes = 0
     if output is not None:
         with staged(output) as path, progress.task(f"writing {output.name}"):
@@ -90,6 +93,15 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         unmerged=request.unmerge,
         untied=tuple(sorted(planned.untied)),
     )
+
+
+def _tell_of_overflow(layers: Sequence[str], progress: Progress) -> None:
+    if layers:
+        count = "a layer" if len(layers) == 1 else f"{len(layers)} layers"
+        progress.warn(
+            f"the sums of {count} that 16 bits held before the change can overflow now on x86 without VNNI, "
+            f"{layers[0]} first\n  merge into the float model and quantize that, to run on such a processor"
+        )
 
 
 def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport:

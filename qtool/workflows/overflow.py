@@ -44,6 +44,14 @@ def overflowing_layers(model: ir.Model) -> tuple[str, ...]:
     return tuple(layer.node for layer in found if is_integer_operator(layer.operator) or layer.node in running)
 
 
+def layers_beyond_16_bits(model: ir.Model) -> tuple[str, ...]:
+    """Returns the layers of a model, which is left as it is, whose sums 16 bits may not hold, whatever runs them."""
+    copy = model.clone()
+    common.NameFixPass()(copy)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    return tuple(layer.node for layer in prove(copy, preset("x86-avx2")).layers if not layer.safe)
+
+
 def overflowing_layers_in(path: Path) -> tuple[str, ...]:
     """Returns the same of a file; none where it is no ONNX graph.
 

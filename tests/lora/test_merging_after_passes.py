@@ -23,6 +23,7 @@ from qtool.passes.fold_into_next import FoldIntoNext
 from qtool.passes.fold_scales_back import FoldScalesBack
 from qtool.passes.matmul_add_to_gemm import MatMulAddToGemm
 from qtool.passes.weight_records import Scaled, record_of, record_steps
+from qtool.runtime.exact_sums import with_exact_sums
 from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.scaling_regions import scaling_regions
 from qtool.weights.smoothing import Smoothable, smooth
@@ -180,14 +181,33 @@ def test_dynamically_quantized_graphs_take_adapters(train: Any, merge_graph: Any
     module = Attention().eval()
     adapter = train(peft.LoraConfig(r=2, target_modules=[target], lora_bias=True), module=module)
     graph = exported(module, TOKENS, tmp_path / "base.onnx")
-    result = invoke("quantize", graph, "--scheme", "dynamic", "-o", tmp_path / "dynamic.onnx")
+    result = invoke("quantize", graph, "--scheme", "dynamic", "--target", "x86-vnni", "-o", tmp_path / "dynamic.onnx")
     assert result.exit_code == 0, result.output
     assert "MatMulInteger" in {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}
     merged = merge_graph(tmp_path / "dynamic.onnx", adapter.folder, "--base-weights", adapter.base)
     live = merged_module(module, adapter.merged)(TOKENS).detach().numpy()
     before = module(TOKENS).detach().numpy()
+    # As a processor with VNNI computes them, on every one.
+    for path in (tmp_path / "dynamic.onnx", merged):
+        onnx.save(ir.to_proto(with_exact_sums(ir.load(path))), path)
     noise = np.linalg.norm(run(tmp_path / "dynamic.onnx", TOKENS) - before) / np.linalg.norm(before)
     assert np.linalg.norm(run(merged, TOKENS) - live) < 4 * noise * np.linalg.norm(live)
+
+
+def test_sums_that_no_longer_fit_16_bits_are_told(train: Any, tmp_path: Path) -> None:
+    module = Attention().eval()
+    adapter = train(peft.LoraConfig(r=2, target_modules=["v"]), module=module)
+    graph = exported(module, TOKENS, tmp_path / "base.onnx")
+    result = invoke("quantize", graph, "--scheme", "dynamic", "--target", "x86", "-o", tmp_path / "x86.onnx")
+    assert result.exit_code == 0, result.output
+    options = ("--base-weights", adapter.base, "-o", tmp_path / "merged.onnx")
+    result = invoke("merge-lora", tmp_path / "x86.onnx", adapter.folder, *options)
+    assert result.exit_code == 0, result.output
+    assert "a layer that 16 bits held before the change can overflow now on x86 without VNNI, /v/MatMul first" in (
+        " ".join(result.stderr.split())
+    )
+    assert invoke("verify", tmp_path / "x86.onnx", "--target", "x86").exit_code == 0
+    assert invoke("verify", tmp_path / "merged.onnx", "--target", "x86").exit_code == 1
 
 
 def test_steps_are_undone_and_survive_a_file(tmp_path: Path) -> None:
