@@ -99,6 +99,21 @@ def total_delta(weight: torch.Tensor, changes: Sequence[WeightedChange]) -> torc
     return total
 
 
+def delta_blocks(weight: torch.Tensor, changes: Sequence[Change]) -> Iterator[torch.Tensor]:
+    """Yields ΣΔWᵢ in float64, a few rows after the other, or all at once where a formula needs them all."""
+    import torch
+
+    with torch.no_grad():
+        ready = [change.ready(weight) if isinstance(change, Preparable) else change for change in changes]
+        by_rows = all(change.by_rows for change in ready)
+        for rows in row_blocks(weight) if by_rows else [slice(0, weight.shape[0])]:
+            original = weight[rows].to(torch.float64)
+            total = torch.zeros_like(original)
+            for change in ready:
+                total.add_(change.delta(original, rows))
+            yield total
+
+
 def _replacement(changes: Sequence[WeightedChange]) -> torch.Tensor | None:
     """Returns the values that stand in for the whole tensor, where that is all that happens to it."""
     last = changes[-1].change

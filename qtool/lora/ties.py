@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.lora.adapter import Adapter
 from qtool.lora.changes import Change
+from qtool.lora.merging import delta_blocks
 from qtool.lora.targets import Target
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 _TIE = "tie_word_embeddings"
+# Of two changes, relative to the first: above what float32 leaves of the sums of a product.
+_SAME = 1e-5
 
 
 def with_tied_head(
@@ -57,26 +59,49 @@ def with_tied_head(
     return {**tensors, name: tensors[found[0]]}, {**tied, name: found[0]}
 
 
-def untied(targets: Sequence[Sequence[Target]], adapters: Sequence[Adapter], tied: Mapping[str, str]) -> frozenset[str]:
+def untied(
+    targets: Sequence[Sequence[Target]],
+    adapters: Sequence[Adapter],
+    tensors: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
+) -> frozenset[str]:
     """Returns the names in ``tied`` that must become tensors of their own.
 
     Args:
         targets: what each adapter changes.
         adapters: the adapters, in the same order.
+        tensors: the base.
         tied: for each tensor that is another name of an earlier one, the name of the first.
     """
+    found: set[str] = set()
+    for first, names in _groups(tied).items():
+        for each, adapter in zip(targets, adapters, strict=True):
+            changes = [[target.change for target in each if target.weight == name] for name in names]
+            changed = [change for change in changes if change]
+            partly = len(changed) < len(names) and not adapter.settings.keeps_ties
+            if changed and (partly or not all(_same(tensors[first], changed[0], change) for change in changed[1:])):
+                found |= set(names[1:])
+    return frozenset(found)
+
+
+def once(targets: Sequence[Target], tied: Mapping[str, str]) -> list[Target]:
+    """Drops what changes a tensor under a second name, since that is the same change, and it is made once.
+
+    Args:
+        targets: what one adapter changes.
+        tied: for each tensor that stays another name of an earlier one, the name of the first.
+    """
+    used: dict[str, str] = {}
+    for target in targets:
+        used.setdefault(tied.get(target.weight, target.weight), target.weight)
+    return [target for target in targets if used[tied.get(target.weight, target.weight)] == target.weight]
+
+
+def _groups(tied: Mapping[str, str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, first in tied.items():
         groups.setdefault(first, [first]).append(name)
-    found: set[str] = set()
-    for first, names in groups.items():
-        for each, adapter in zip(targets, adapters, strict=True):
-            changes = {name: [target.change for target in each if target.weight == name] for name in names}
-            if not any(changes.values()) or adapter.settings.keeps_ties:
-                continue
-            if any(not _same(changes[first], changes[name]) for name in names[1:]):
-                found |= set(names[1:])
-    return frozenset(found)
+    return groups
 
 
 def untie_config(folder: Path) -> None:
@@ -108,19 +133,10 @@ def _fields(config: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _same(changes: Sequence[Change], others: Sequence[Change]) -> bool:
-    if len(changes) != len(others):
-        return False
-    return all(_equal(change, other) for change, other in zip(changes, others, strict=True))
-
-
-def _equal(value: object, other: object) -> bool:
-    import torch
-
-    if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(value, other) if value.shape == other.shape else False
-    if type(value) is not type(other):
-        return False
-    if hasattr(value, "__dataclass_fields__"):
-        return all(_equal(getattr(value, f.name), getattr(other, f.name)) for f in fields(value))  # type: ignore[arg-type]
-    return bool(value == other)
+def _same(weight: torch.Tensor, changes: Sequence[Change], others: Sequence[Change]) -> bool:
+    """Says whether both add the same, but for the rounding of sums: PEFT writes one product in two ways here."""
+    added = difference = 0.0
+    for one, other in zip(delta_blocks(weight, changes), delta_blocks(weight, others), strict=True):
+        added += float(one.square().sum())
+        difference += float((one - other).square().sum())
+    return difference <= _SAME**2 * added

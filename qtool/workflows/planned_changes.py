@@ -16,7 +16,7 @@ from qtool.lora.merging import WeightedChange
 from qtool.lora.pieces import chosen_pieces
 from qtool.lora.selection import Selection, changes_by_weight
 from qtool.lora.targets import Target, find_targets, fits_base
-from qtool.lora.ties import untied
+from qtool.lora.ties import once, untied
 from qtool.lora.translation import translated
 from qtool.workflows.merging import MergeRequest
 
@@ -69,15 +69,15 @@ def planned_changes(
     gone = {module.path for adapter in parts for module in adapter.modules}
     gone -= {module.path for adapter in kept for module in adapter.modules}
     found = [_without_copies(find_targets(adapter, shapes), tensors, tied) for adapter in kept]
-    apart = untied([[target for target in targets if selection.takes(target.module)] for targets in found], kept, tied)
+    taken = [[target for target in targets if selection.takes(target.module)] for targets in found]
+    apart = untied(taken, kept, tensors, tied)
     tied = {name: first for name, first in tied.items() if name not in apart}
     chosen = selection.chosen_modules([target for targets in found for target in targets], gone)
     factor = -request.scale if request.unmerge else request.scale
     weighted = [
         (target, source.weight * factor)
         for targets, source in zip(found, request.adapters, strict=True)
-        for target in targets
-        if target.module in chosen
+        for target in once([target for target in targets if target.module in chosen], tied)
     ]
     new = _new_tensors(weighted, request)
     changes = changes_by_weight([item for item in weighted if item[0].weight not in new], tensors, tied)

@@ -20,7 +20,14 @@ TARGETS: dict[str, dict[str, Any]] = {
     "both": {"target_modules": ["lm_head", "embed_tokens", "q_proj"]},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "neither": {"target_modules": ["q_proj"]},
+    "kept tie": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+    "kept tie, saved": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
 }
+TIED = ("neither", "kept tie", "kept tie, saved")
 
 
 def tied_model() -> LlamaForCausalLM:
@@ -51,10 +58,10 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path: Path, nam
     output = tmp_path / ("merged" if form == "folder" else "merged.pth")
     result = invoke("merge-lora", source, tmp_path / "adapter", "-o", output, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["untied"] == ([] if name == "neither" else ["lm_head.weight"])
+    assert json.loads(result.stdout)["untied"] == ([] if name in TIED else ["lm_head.weight"])
     if form == "folder":
         merged = LlamaForCausalLM.from_pretrained(output).eval()
-        assert merged.config.tie_word_embeddings is (name == "neither")
+        assert merged.config.tie_word_embeddings is (name in TIED)
     else:
         config = base.config
         config.tie_word_embeddings = False
