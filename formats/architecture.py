@@ -1,4 +1,4 @@
-"""Builds torch modules from the code that a person names, and puts weights into them."""
+"""Builds torch modules and other models from the code that a person names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from formats.errors import FormatError
 from formats.model_zoos import build_from_zoo, zoo_name
 
 if TYPE_CHECKING:
     import torch
+
+_Model = TypeVar("_Model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,29 @@ def building(architecture: Architecture) -> Iterator[torch.nn.Module]:
     Raises:
         FormatError: there is no such code, it fails, or what it gives is no ``torch.nn.Module``.
     """
+    import torch
+
     zoo = zoo_name(architecture.factory)
     if zoo is not None:
         with contextlib.redirect_stdout(sys.stderr):
             yield build_from_zoo(*zoo, architecture.kwargs)
         return
+    with building_any(architecture, torch.nn.Module, "torch.nn.Module") as module:
+        yield module.eval()
+
+
+@contextlib.contextmanager
+def building_any(architecture: Architecture, kind: type[_Model], kind_name: str) -> Iterator[_Model]:
+    """Yields what the code builds; it stays imported until the block ends.
+
+    Args:
+        architecture: the code.
+        kind: the class that the model must be of.
+        kind_name: what people call that class.
+
+    Raises:
+        FormatError: there is no such code, it fails, or what it gives is of another class.
+    """
     location, colon, name = architecture.factory.rpartition(":")
     if not colon or not location or not name:
         raise FormatError(
@@ -58,7 +78,7 @@ def building(architecture: Architecture) -> Iterator[torch.nn.Module]:
     folder = Path(location).resolve().parent if is_file else Path.cwd()
     with _importable(folder), contextlib.redirect_stdout(sys.stderr):
         code = _import_file(Path(location)) if is_file else _import_module(location)
-        yield _build(_attribute(code, name, location), architecture)
+        yield _build(_attribute(code, name, location), architecture, kind, kind_name)
 
 
 @contextlib.contextmanager
@@ -126,31 +146,29 @@ def _attribute(code: ModuleType, name: str, location: str) -> Any:
     raise FormatError(f"{location} has no '{name}'", fix=fix)
 
 
-def _build(found: Any, architecture: Architecture) -> torch.nn.Module:
-    import torch
-
-    if isinstance(found, torch.nn.Module):
+def _build(found: Any, architecture: Architecture, kind: type[_Model], kind_name: str) -> _Model:
+    if isinstance(found, kind):
         if architecture.kwargs:
             raise FormatError(
                 f"{architecture.factory} is a module already and takes no arguments", fix="drop --model-kwargs"
             )
-        return found.eval()
+        return found
     if not callable(found):
         raise FormatError(
             f"{architecture.factory} is a {type(found).__name__}, not something that builds a module",
-            fix="name a function or class that returns a torch.nn.Module",
+            fix=f"name a function or class that returns a {kind_name}",
         )
     _check_arguments(found, architecture)
     try:
         module = found(**architecture.kwargs)
     except (Exception, SystemExit) as error:  # foreign code raises what it likes
         raise _failed(f"{architecture.factory} fails", error) from error
-    if not isinstance(module, torch.nn.Module):
+    if not isinstance(module, kind):
         raise FormatError(
-            f"{architecture.factory} returns a {type(module).__name__}, not a torch.nn.Module",
+            f"{architecture.factory} returns a {type(module).__name__}, not a {kind_name}",
             fix="let it return the module",
         )
-    return module.eval()
+    return module
 
 
 def _check_arguments(factory: Any, architecture: Architecture) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from formats import protobuf, safetensors_header, tensorflow_kinds
 from formats.errors import FormatError
+from formats.keras_weights import is_keras_weights
 from formats.sharded_index import is_index
 from formats.torch_zip import ZipKind, recognize
 from formats.zip_layout import open_zip, zip_defects
@@ -79,6 +80,8 @@ def detect(path: Path) -> Detection:
         return Detection(tensorflow_kinds.GRAPH_DEF, "frozen TensorFlow graph")
     if head.startswith(tensorflow_kinds.HDF5_HEAD) and tensorflow_kinds.is_keras_h5(path):
         return Detection(tensorflow_kinds.KERAS_H5, "Keras model in HDF5")
+    if head.startswith(tensorflow_kinds.HDF5_HEAD) and is_keras_weights(path):
+        return Detection(tensorflow_kinds.KERAS_WEIGHTS, "Keras weights in HDF5")
     raise _unknown(path, head)
 
 
@@ -198,7 +201,7 @@ def _unknown(path: Path, head: bytes) -> FormatError:
     if head.startswith(tensorflow_kinds.HDF5_HEAD):
         return _other(
             path,
-            "an HDF5 file without the layers of a Keras model, so weights alone or other data",
+            "an HDF5 file without the layers or the weights of a Keras model",
             "save the whole model: model.save('model.keras')",
         )
     if head[4:8] == b"TFL3":

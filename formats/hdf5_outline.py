@@ -15,9 +15,10 @@ HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 # Places in the superblock: its version, how wide addresses and lengths are, and the object header of the root group.
 _SUPERBLOCK_BYTES, _SIZES_PLACE, _ROOT_PLACE = 96, 13, 64
 _DATASPACE, _DATATYPE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x10, 0x11
-_LINK, _EXTERNAL_FILES, _LAYOUT, _ATTRIBUTE, _MANY_ATTRIBUTES = 0x06, 0x07, 0x08, 0x0C, 0x15
+_LINK_INFO, _LINK, _EXTERNAL_FILES, _LAYOUT, _ATTRIBUTE, _MANY_ATTRIBUTES = 0x02, 0x06, 0x07, 0x08, 0x0C, 0x15
 _INTEGER, _FLOAT, _TEXT, _VARIABLE_LENGTH = 0, 1, 3, 9
-_VIRTUAL_LAYOUT, _EXTERNAL_LINK = 3, 64
+_VIRTUAL_LAYOUT, _HARD_LINK, _EXTERNAL_LINK = 3, 0, 64
+_NOWHERE = (1 << 64) - 1
 _LARGEST_TEXT_BYTES = 64 << 20
 _LARGEST_BLOCK_BYTES = 1 << 20
 _MOST_BLOCKS = 100_000
@@ -121,6 +122,11 @@ class _Reader:
                 kind = _kind(content)
             elif _leads_outside(message, content):
                 raise Hdf5OutsideError(f"'{'/'.join(path)}' takes values from another file")
+            elif message == _LINK:
+                name, child = _link(content)
+                yield from self.arrays(child, (*path, name))
+            elif message == _LINK_INFO and _many_links(content):
+                raise Hdf5Error("links in a form that is not read here")
         if shape is not None and kind is not None:
             yield Hdf5Array(path=path, dtype=kind[0], shape=shape, item_bytes=kind[1])
 
@@ -218,6 +224,26 @@ def _leads_outside(message: int, content: bytes) -> bool:
     if message == _LINK:
         return bool(content[1] & 8) and content[2] >= _EXTERNAL_LINK
     return message == _EXTERNAL_FILES or (message == _LAYOUT and content[0] >= 4 and content[1] == _VIRTUAL_LAYOUT)
+
+
+def _link(content: bytes) -> tuple[str, int]:
+    """Returns the name of a link inside of the file, and the object header that it leads to."""
+    flags, at = content[1], 2
+    if flags & 8 and content[at] != _HARD_LINK:
+        raise Hdf5Error("links in a form that is not read here")
+    # Its kind, when it was made, and the characters of its name, where each is said.
+    at += bool(flags & 8) + 8 * bool(flags & 4) + bool(flags & 16)
+    width = 1 << (flags & 3)
+    length = int.from_bytes(content[at : at + width], "little")
+    at += width
+    (child,) = struct.unpack_from("<Q", content, at + length)
+    return content[at : at + length].decode("utf-8", "replace"), child
+
+
+def _many_links(content: bytes) -> bool:
+    """Tells whether a group keeps its links in a heap of their own."""
+    (heap,) = struct.unpack_from("<Q", content, 10 if content[1] & 1 else 2)
+    return bool(heap != _NOWHERE)
 
 
 def _shape(content: bytes) -> tuple[int, ...]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from pathlib import Path
 
+from formats.errors import FormatError
 from formats.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
-from formats.tensorflow_kinds import KERAS
+from formats.tensorflow_kinds import KERAS, KERAS_WEIGHTS
 
 _WEIGHTS = "model.weights.h5"
 _LOCAL_HEADER_BYTES, _NAME_LENGTH_PLACE = 30, 26
+# Groups of variables as Keras 3 names them, and attributes as Keras 2 does.
+_VARIABLES = "vars"
+_LIST_OF_LAYERS, _LIST_OF_WEIGHTS = b"layer_names", b"weight_names"
 # What training keeps beside the weights.
-_NO_WEIGHTS = ("optimizer", "optimizer_weights")
+NO_WEIGHTS = ("optimizer", "optimizer_weights")
 
 
 def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
@@ -20,7 +25,41 @@ def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
         arrays = _arrays(path, kind)
     except (Hdf5Error, zipfile.BadZipFile, KeyError):
         return None
-    return [array for array in arrays if array.path and array.path[0] not in _NO_WEIGHTS]
+    return [array for array in arrays if array.path and array.path[0] not in NO_WEIGHTS]
+
+
+def is_keras_weights(path: Path) -> bool:
+    """Tells whether an HDF5 file holds weights as ``save_weights`` lays them out, those of Keras 2 included."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(_LIST_OF_LAYERS) >= 0 and content.find(_LIST_OF_WEIGHTS) >= 0:
+            return True
+    try:
+        arrays = _arrays(path, KERAS_WEIGHTS)
+    except Hdf5OutsideError:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(_VARIABLES.encode() + b"\0") >= 0
+    except Hdf5Error:
+        return False
+    return any(_VARIABLES in array.path for array in arrays)
+
+
+def check_keras_weights(path: Path) -> None:
+    """Makes sure that a file of weights alone is all there is to them.
+
+    Raises:
+        FormatError: it takes values from other files, or cannot be looked through.
+    """
+    try:
+        _arrays(path, KERAS_WEIGHTS)
+    except Hdf5OutsideError as error:
+        raise FormatError(
+            f"{path} is not safe to load: {error}", fix="where you trust it, save it again: model.save_weights(path)"
+        ) from error
+    except Hdf5Error as error:
+        raise FormatError(
+            f"{path} cannot be looked through ({error}), so it is not loaded",
+            fix="save the weights again: model.save_weights(path)",
+        ) from error
 
 
 def values_outside(path: Path, kind: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from formats import keras_config, tensorflow_kinds, tensorflow_outline
 from formats.findings import AuditNotes, Risk
 from formats.keras_objects import foreign_objects
-from formats.keras_weights import values_outside
+from formats.keras_weights import read_keras_weights, values_outside
 
 # A file with more of them than this is not read any more to its end by a person.
 _MOST_FINDINGS = 100
@@ -20,6 +20,9 @@ def note_tensorflow(path: Path, kind: str, notes: AuditNotes) -> None:
     Raises:
         FormatError: the model is damaged.
     """
+    if kind == tensorflow_kinds.KERAS_WEIGHTS:
+        _note_keras_weights(path, notes)
+        return
     if kind in (tensorflow_kinds.KERAS, tensorflow_kinds.KERAS_H5):
         _note_keras(path, kind, notes)
         return
@@ -40,3 +43,11 @@ def _note_keras(path: Path, kind: str, notes: AuditNotes) -> None:
     outside = values_outside(path, kind)
     if outside is not None:
         notes.add(Risk.REACHES_OUTSIDE, "weights", outside)
+
+
+def _note_keras_weights(path: Path, notes: AuditNotes) -> None:
+    outside = values_outside(path, tensorflow_kinds.KERAS_WEIGHTS)
+    if outside is not None:
+        notes.add(Risk.REACHES_OUTSIDE, "weights", outside)
+    elif read_keras_weights(path, tensorflow_kinds.KERAS_WEIGHTS) is None:
+        notes.add(Risk.INCONSISTENT, "weights", "are stored in a way that is not read here")

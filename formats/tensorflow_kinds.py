@@ -13,7 +13,8 @@ SAVED_MODEL = "saved_model"
 GRAPH_DEF = "graph_def"
 KERAS = "keras"
 KERAS_H5 = "keras_h5"
-TENSORFLOW_FORMATS = frozenset({SAVED_MODEL, GRAPH_DEF, KERAS, KERAS_H5})
+KERAS_WEIGHTS = "keras_weights"
+TENSORFLOW_FORMATS = frozenset({SAVED_MODEL, GRAPH_DEF, KERAS, KERAS_H5, KERAS_WEIGHTS})
 
 SAVED_MODEL_FILE = "saved_model.pb"
 KERAS_MEMBERS = frozenset({"config.json", "model.weights.h5"})

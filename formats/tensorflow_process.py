@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from formats.architecture import Architecture
 from formats.errors import FormatError
 
 _EXTRA = ("tensorflow", "tf2onnx")
@@ -51,6 +52,7 @@ class ModelToLoad:
         signature: which signature of a SavedModel.
         inputs: the nodes to feed, of a frozen graph.
         outputs: the nodes to read, of a frozen graph.
+        architecture: what builds the model of weights alone.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class ModelToLoad:
     signature: str = ""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    architecture: Architecture | None = None
 
 
 def check_installed() -> None:
@@ -89,13 +92,17 @@ class TensorFlowProcess:
             FormatError: TensorFlow does not load it.
         """
         self._process, self._folder, self._log, self._path = process, folder, log, model.path
-        request = {
+        request: dict[str, Any] = {
             "path": str(model.path),
             "kind": model.kind,
             "signature": model.signature,
             "inputs": model.inputs,
             "outputs": model.outputs,
         }
+        if model.architecture is not None:
+            request["project"] = str(Path(__file__).resolve().parent.parent)
+            request["factory"] = model.architecture.factory
+            request["kwargs"] = dict(model.architecture.kwargs)
         answer = self._ask("load", request, f"TensorFlow does not load {model.path}")
         self.inputs = tuple(_description(one) for one in answer["inputs"])
         self.outputs = tuple(_description(one) for one in answer["outputs"])
@@ -143,6 +150,8 @@ class TensorFlowProcess:
         if not line:
             raise FormatError(f"{problem}: {self._last_words()}", fix="run with --debug to see what TensorFlow says")
         answer: dict[str, Any] = json.loads(line)
+        if answer.get("fix") is not None:
+            raise FormatError(_shortened(answer["error"]), fix=answer["fix"])
         if "error" in answer:
             raise FormatError(f"{problem}: {_shortened(answer['error'])}", fix=_fix(answer["error"]))
         return answer

@@ -1,11 +1,13 @@
 """Loads, converts and runs one TensorFlow model, in a process of its own; ``formats.tensorflow_process`` talks to it.
 
-It is run as a script, so that it needs nothing of this project, and TensorFlow's libraries meet no others. Each line of
+It is run as a script, so that it needs nothing of this project (but for building a model around weights), and
+TensorFlow's libraries meet no others. Each line of
 stdin is one request in JSON, each line that it answers with is one object: what was asked for, or ``error``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -36,6 +38,8 @@ class Program:
 
 def load(request: Mapping[str, Any]) -> Program:
     """Loads the model of a request: ``path``, ``kind``, and where they are chosen ``inputs`` and ``outputs``."""
+    if request["kind"] == "keras_weights":
+        return _load_keras_weights(request)
     if request["kind"] in ("keras", "keras_h5"):
         return _load_keras(request["path"])
     if request["kind"] == "saved_model":
@@ -45,10 +49,23 @@ def load(request: Mapping[str, Any]) -> Program:
 
 def _load_keras(path: str) -> Program:
     import keras
-    import tensorflow as tf
 
     # safe_mode: no code that the file brings along is run.
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    return _keras_program(keras.models.load_model(path, compile=False, safe_mode=True))
+
+
+def _load_keras_weights(request: Mapping[str, Any]) -> Program:
+    # Behind all libraries, so that nothing of this project stands in for one of them.
+    sys.path.append(request["project"])
+    from formats.keras_factory import model_with_weights
+
+    code = contextlib.ExitStack()
+    return _keras_program(model_with_weights(Path(request["path"]), request["factory"], request["kwargs"], code))
+
+
+def _keras_program(model: Any) -> Program:
+    import tensorflow as tf
+
     inputs = {tensor.name: tensor for tensor in model.inputs}
     shaped = [tf.TensorSpec(tuple(tensor.shape), tensor.dtype, name) for name, tensor in inputs.items()]
 
@@ -225,7 +242,12 @@ def _interface(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class WorkerError(Exception):
-    """Says what a library said."""
+    """Says what a library said, or a part of this project with the fix."""
+
+    def __init__(self, problem: str, fix: str | None) -> None:
+        """Keeps both; ``fix`` is None where nobody knows one."""
+        super().__init__(problem)
+        self.fix = fix
 
 
 def _answer(program: Program | None, request: Mapping[str, Any]) -> tuple[Program, dict[str, Any]]:
@@ -235,7 +257,8 @@ def _answer(program: Program | None, request: Mapping[str, Any]) -> tuple[Progra
             return program, {"inputs": _interface(program.inputs), "outputs": _interface(program.outputs)}
         return program, (convert if request["do"] == "convert" else run)(program, request)
     except Exception as error:  # TensorFlow, Keras and tf2onnx raise whatever they like
-        raise WorkerError(f"{type(error).__name__}: {error}") from error
+        problem, fix = getattr(error, "problem", None), getattr(error, "fix", None)
+        raise WorkerError(f"{type(error).__name__}: {error}" if problem is None else problem, fix) from error
 
 
 def _serve(requests: IO[str], answers: IO[str]) -> None:
@@ -244,7 +267,7 @@ def _serve(requests: IO[str], answers: IO[str]) -> None:
         try:
             program, answer = _answer(program, json.loads(line))
         except WorkerError as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "fix": error.fix}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -102,8 +102,8 @@ FactoryOption: TypeAlias = Annotated[
     typer.Option(
         "--model",
         metavar="FACTORY",
-        help="What builds the torch module that the weights belong to: pkg.module:factory, file.py:factory, timm:NAME, "
-        "torchvision:NAME or transformers:FOLDER.",
+        help="What builds the torch module or Keras model of the weights: pkg.module:factory, file.py:factory, "
+        "timm:NAME, torchvision:NAME or transformers:FOLDER.",
         show_default=False,
     ),
 ]

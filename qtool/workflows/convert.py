@@ -44,7 +44,7 @@ def load_graph(
 
     Args:
         path: the model file.
-        architecture: what builds the torch module of weights.
+        architecture: what builds the torch module or the Keras model of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions.
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data; its shapes count where ``input_shapes`` is None.
@@ -61,6 +61,7 @@ def load_graph(
         imported = import_tensorflow(
             path,
             detection.format,
+            architecture=architecture,
             options=TensorFlowOptions(),
             inputs=InputDescription(
                 shapes=input_shapes, dtypes=input_dtypes, feeds=None if example is None else example.feeds
@@ -139,13 +140,12 @@ def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Pr
             f"{request.source} is a TensorFlow model, and no torch module belongs to it",
             fix="give --to onnx, which is the only form that it can take",
         )
-    if request.architecture is not None:
-        raise UsageError(f"--model says nothing about {detection.detail}: it holds its layers", fix="drop --model")
     output = _output(request, detection, registry.load(TARGET_FORMATS[Target.ONNX]).suffix)
     data = _data(request)
     imported = import_tensorflow(
         request.source,
         detection.format,
+        architecture=request.architecture,
         options=request.tensorflow,
         inputs=InputDescription(
             shapes=request.input_shapes, dtypes=request.input_dtypes, feeds=None if data is None else data.feeds

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from formats import keras_config, tensorflow_kinds, tensorflow_outline
-from formats.keras_weights import read_keras_weights
+from formats.hdf5_outline import Hdf5Array
+from formats.keras_weights import check_keras_weights, read_keras_weights
 from qtool.workflows.model_facts import ProgramFacts, TensorFacts
 
 _IMAGE_AXES = 4
 
 
-def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFacts]]:
-    """Returns what the model is, and its weights where they can be told without its libraries.
+def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts | None, list[TensorFacts]]:
+    """Returns what the model is, None for weights alone, and its weights where they can be told without its libraries.
 
     Raises:
         FormatError: the model is damaged.
     """
+    if kind == tensorflow_kinds.KERAS_WEIGHTS:
+        check_keras_weights(path)
+        return None, _weights(read_keras_weights(path, kind) or ())
     if kind in (tensorflow_kinds.KERAS, tensorflow_kinds.KERAS_H5):
         return _keras(path, kind)
     if kind == tensorflow_kinds.GRAPH_DEF:
@@ -49,7 +53,8 @@ def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFa
 
 def _keras(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFacts]]:
     read = keras_config.read_keras if kind == tensorflow_kinds.KERAS else keras_config.read_keras_h5
-    outline, arrays = read(path), read_keras_weights(path, kind)
+    outline = read(path)
+    arrays = read_keras_weights(path, kind)
     program = ProgramFacts(
         producer=f"Keras {outline.version}".strip(),
         inputs=tuple(_described(one.name, one.dtype, one.dims) for one in outline.inputs),
@@ -58,7 +63,11 @@ def _keras(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFacts]]:
         layouts=_layouts(((one.name, one.dims) for one in outline.inputs), outline.channels),
         warnings=() if arrays is not None else ("its parameters are not counted: their HDF5 is of another kind",),
     )
-    return program, [
+    return program, _weights(arrays or ())
+
+
+def _weights(arrays: Iterable[Hdf5Array]) -> list[TensorFacts]:
+    return [
         TensorFacts(
             name="/".join(array.path),
             dtype=array.dtype,
@@ -66,7 +75,7 @@ def _keras(path: Path, kind: str) -> tuple[ProgramFacts, list[TensorFacts]]:
             elements=math.prod(array.shape),
             nbytes=math.prod(array.shape) * array.item_bytes,
         )
-        for array in arrays or ()
+        for array in arrays
     ]
 
 

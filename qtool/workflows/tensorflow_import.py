@@ -13,9 +13,12 @@ import onnx_ir as ir
 
 from calib.specs import Array, Feed
 from formats import tensorflow_kinds, tensorflow_outline
+from formats.architecture import Architecture
 from formats.audit import audit
 from formats.errors import FormatError
 from formats.example_inputs import InputSpec
+from formats.keras_weights import check_keras_weights
+from formats.model_zoos import zoo_name
 from formats.tensorflow_process import ModelToLoad, TensorDescription, TensorFlowProcess, check_installed, loaded
 from qtool.errors import InputError, UsageError
 from qtool.private_folder import private_folder
@@ -64,6 +67,7 @@ def import_tensorflow(
     path: Path,
     kind: str,
     *,
+    architecture: Architecture | None,
     options: TensorFlowOptions,
     inputs: InputDescription,
     opset: int | None,
@@ -74,17 +78,18 @@ def import_tensorflow(
     Args:
         path: the file or folder.
         kind: one of ``formats.tensorflow_kinds``.
+        architecture: what builds the Keras model of weights alone.
         options: which part of the model to take.
         inputs: shapes for inputs that leave them open, and real data.
         opset: the graph's opset; None for the converter's choice.
         progress: receives the steps.
 
     Raises:
-        UsageError: the options name what the model does not have.
+        UsageError: the options name what the model does not have, or weights alone came without an architecture.
         FormatError: TensorFlow is not installed or does not load the model, or tf2onnx does not convert it.
         InputError: the graph computes something else than TensorFlow, or holds operators that ONNX does not have.
     """
-    model = _model_to_load(path, kind, options)
+    model = _model_to_load(path, kind, architecture, options)
     check_installed()
     progress.note(f"{path.name}: loading with TensorFlow, in a process of its own")
     with loaded(model) as process:
@@ -101,7 +106,10 @@ def import_tensorflow(
         return _compared(graph, process, specs, moved, inputs.feeds, progress)
 
 
-def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelToLoad:
+def _model_to_load(path: Path, kind: str, architecture: Architecture | None, options: TensorFlowOptions) -> ModelToLoad:
+    weights_alone = kind == tensorflow_kinds.KERAS_WEIGHTS
+    if architecture is not None and not weights_alone:
+        raise UsageError(f"--model says nothing about {path}: it holds its layers", fix="drop --model")
     if options.signature is not None and kind != tensorflow_kinds.SAVED_MODEL:
         raise UsageError(f"{path} has no signatures", fix="give --signature for SavedModels only")
     if kind == tensorflow_kinds.GRAPH_DEF:
@@ -111,6 +119,10 @@ def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelTo
             f"{path} says itself what its inputs and outputs are",
             fix="give --inputs and --outputs for frozen graphs only",
         )
+    if weights_alone:
+        check_keras_weights(path)
+        _check_factory(path, architecture)
+        return ModelToLoad(path=path, kind=kind, architecture=architecture)
     if kind != tensorflow_kinds.SAVED_MODEL:
         _refuse_foreign_objects(path)
         return ModelToLoad(path=path, kind=kind)
@@ -122,6 +134,19 @@ def _model_to_load(path: Path, kind: str, options: TensorFlowOptions) -> ModelTo
             fix=f"choose one of {', '.join(sorted(outline.signatures))}",
         )
     return ModelToLoad(path=path, kind=kind, signature=options.signature or outline.signature)
+
+
+def _check_factory(path: Path, architecture: Architecture | None) -> None:
+    if architecture is None:
+        raise UsageError(
+            f"{path} holds weights without the Keras model that they belong to",
+            fix="name what builds it: --model file.py:factory or pkg.module:factory",
+        )
+    if zoo_name(architecture.factory) is not None:
+        raise UsageError(
+            f"{architecture.factory} is a torch module, and {path} holds weights of Keras",
+            fix="name what builds the Keras model: --model file.py:factory or pkg.module:factory",
+        )
 
 
 def _graph_to_load(path: Path, options: TensorFlowOptions) -> ModelToLoad:

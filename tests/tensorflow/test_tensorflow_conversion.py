@@ -114,12 +114,6 @@ def test_code_inside_a_keras_file_does_not_run(run: Any, models: Path) -> None:
     assert "model.export(folder)" in result.output
 
 
-def test_weights_alone_are_no_model(run: Any, models: Path) -> None:
-    result = run("convert", str(models / "image.weights.h5"))
-    assert result.exit_code == 2
-    assert "without the layers of a Keras model" in result.output
-
-
 def test_what_inspect_tells_without_tensorflow_is_what_tensorflow_wrote(run: Any, models: Path) -> None:
     for name in IMAGE_FILES:
         facts = json.loads(run("inspect", str(models / name), "--json").stdout)
