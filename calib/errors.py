@@ -16,3 +16,7 @@ class CalibError(Exception):
         super().__init__(f"{problem} ({fix})")
         self.problem = problem
         self.fix = fix
+
+
+class WholeFeedError(CalibError):
+    """Arrays that cannot be taken apart into samples are to share a batch."""

@@ -31,3 +31,10 @@ class TensorSpec:
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
     layout: Layout | None = None
+
+
+def samples_in(feed: Feed) -> int:
+    """Returns how many samples a feed holds: the length of the first axis of all arrays; 1 where they differ in it."""
+    lengths = {array.shape[0] if array.ndim else None for array in feed.values()}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return 1 if length is None else int(length)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from calib.datasets.batching import is_one_batch_axis
 from calib.datasets.matching import check_shape, described
-from calib.errors import CalibError
+from calib.errors import CalibError, WholeFeedError
 from calib.specs import Array, TensorSpec
 
 
@@ -37,7 +37,8 @@ def arrange(
     the inputs share no batch axis, the arrays are one whole feed.
 
     Raises:
-        CalibError: a rank or a dimension does not fit, the arrays differ in length, or a whole feed is to be batched.
+        CalibError: a rank or a dimension does not fit, or the arrays differ in length.
+        WholeFeedError: a whole feed is to be batched.
     """
     lifted = frozenset(spec.name for spec in inputs if spec.shape and len(shapes[spec.name]) == len(spec.shape) - 1)
     full = {spec.name: (1, *shapes[spec.name]) if spec.name in lifted else shapes[spec.name] for spec in inputs}
@@ -64,7 +65,7 @@ def _check_whole(
                 fix="store the whole value of the input, or one sample without the first axis",
             )
     if batch_size > 1:
-        raise CalibError(
+        raise WholeFeedError(
             f"the inputs of the model share no batch axis, so {where} is fed whole",
             fix="use a batch size of 1",
         )

@@ -102,8 +102,17 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
         console.say(remark)
     show_search(console, report)
     if not (report.plan.integer_nodes or report.plan.dynamic.integer_nodes):
-        console.warn("nothing in the model can be quantized: the result computes in float, no faster than before")
+        console.warn(_why_all_float(report, request))
     show_written(console, report)
+
+
+def _why_all_float(report: QuantizeReport, request: QuantizeRequest) -> str:
+    if report.slow:
+        return (
+            f"integers save no time in this model on {request.scheme.machine}, so all of it stays float; "
+            "--smallest quantizes it all the same, --target says for which processor"
+        )
+    return "nothing in the model can be quantized: the result computes in float, no faster than before"
 
 
 def show_skipped(console: Console, skipped: Sequence[Skipped], *, counted: bool = False) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from calib.specs import Array, samples_in
 
 _KEPT = 8
 _IMAGE_AXES = 4
@@ -48,8 +48,7 @@ class SampleMeter:
 
     def add(self, feed: Mapping[str, Array], expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Takes in one batch; an output counts where its first axis holds the samples."""
-        first = next(iter(feed.values()))
-        rows = len(first) if first.ndim else 1
+        rows = samples_in(feed)
         noise = _noise(expected, got, rows)
         # A sample that is as noisy as one before it comes after it.
         for row in np.argsort(-noise, kind="stable")[:_KEPT].tolist():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from qtool.search.unsaturated import Gate, with_gates_opened
 from qtool.workflows.activation_memory import UNKNOWN_MEMORY, ActivationMemory
 from qtool.workflows.data_request import DataRequest
 from qtool.workflows.hold_back import HoldBack
+from qtool.workflows.random_inputs import on_random_inputs
 
 # Without batches held back, so many of the others show at least that the result is no noise.
 _FEW = 8
@@ -77,6 +78,7 @@ def compare_with_float(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
+        NoRandomInputsError: there are no samples, and the float model does not run without.
     """
     meter = FidelityMeter()
     opened, gates = with_gates_opened(original)
@@ -92,7 +94,9 @@ def compare_with_float(
             quantized_session = stack.enter_context(execution.open_file(quantized, threads=threads))
         seen = 0
         for feed in _feeds(float_session.inputs, float_session.outputs, samples):
-            expected, got = float_session.run(feed), quantized_session.run(feed)
+            with on_random_inputs() if samples is None else nullcontext():
+                expected = float_session.run(feed)
+            got = quantized_session.run(feed)
             first = next(iter(feed.values()))
             rows = int(first.shape[0]) if first.ndim else 1
             meter.add({name: expected[name] for name in outlooks}, got)

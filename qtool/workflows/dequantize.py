@@ -20,6 +20,7 @@ from qtool.runtime.execution import TARGET_KEY, Execution
 from qtool.runtime.integer_sums import sums_saturate
 from qtool.workflows.check_result import compare_with_float
 from qtool.workflows.model_source import write_graph
+from qtool.workflows.random_inputs import NoRandomInputsError
 from qtool.workflows.verify import onnx_path
 
 FLOAT_SUFFIX = ".float.onnx"
@@ -52,7 +53,7 @@ class DequantizeReport:
     Attributes:
         output: the float model.
         removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes that are gone.
-        fidelity: how close the quantized model is to the float one, on random inputs.
+        fidelity: how close the quantized model is to the float one, on random inputs; empty where it takes none.
         quantized_bytes: size of the quantized model on disk.
         float_bytes: size of the float model on disk.
     """
@@ -97,12 +98,16 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
         progress.note("comparing the two models in onnxruntime")
         # What the integers mean is to be kept, on whichever processor.
         execution = Execution(form=with_exact_sums if sums_saturate() else as_it_is)
-        with progress.task("comparing"):
-            comparison = compare_with_float(model, request.model, None, execution=execution)
+        fidelity: tuple[OutputFidelity, ...] = ()
+        try:
+            with progress.task("comparing"):
+                fidelity = compare_with_float(model, request.model, None, execution=execution).fidelity
+        except NoRandomInputsError as error:
+            progress.note(f"not compared, since {error.problem}")
         return DequantizeReport(
             output=output,
             removed=len(before),
-            fidelity=comparison.fidelity,
+            fidelity=fidelity,
             quantized_bytes=model_bytes(request.model),
             float_bytes=model_bytes(path),
         )

@@ -15,6 +15,8 @@ from formats.errors import FormatError
 from formats.example_inputs import InputSpec, allowed_sizes, first_sizes, free_dims, leading_dims, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.progress import Progress
+from qtool.workflows.output_differences import OutputDifference, output_differences
+from qtool.workflows.random_inputs import on_random_inputs
 
 Reference: TypeAlias = Callable[[Feed], Sequence[Array]]
 Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
@@ -26,22 +28,6 @@ _SHORT = 8
 # How many times the usual length is tried for inputs of which nothing says how long they are.
 _LONGER = (4, 16, 64, 256, 1024)
 _MOST_VALUES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputDifference:
-    """Says how far one output is from the reference.
-
-    Attributes:
-        output: its name in the converted graph.
-        absolute: the largest difference of two values; for outputs that are no floats too.
-        relative: the same, divided by the reference's largest value; for integers and booleans, the share of
-            values that differ.
-    """
-
-    output: str
-    absolute: float
-    relative: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +87,7 @@ def compare_programs(
         for sizes, feeds, expected in _runs(inputs, real, reference, first_expected, progress):
             result = converted(feeds)
             comparison = Comparison(
-                sizes=sizes, data="random" if real is None else "real", outputs=_differences(expected, result)
+                sizes=sizes, data="random" if real is None else "real", outputs=output_differences(expected, result)
             )
             _check(comparison, largest_relative_difference)
             comparisons.append(comparison)
@@ -131,7 +117,8 @@ def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Referen
 
     Raises:
         FormatError: the reference, a torch module, does not run.
-        RuntimeRefusedError: the reference does not run in onnxruntime.
+        InputError: the reference does not run on random inputs.
+        RuntimeRefusedError: the reference does not run on the data.
     """
     sizes = first_sizes(inputs, real)
     if real is None:
@@ -165,11 +152,13 @@ def _first_random_run(
                     changed = {name: size for name, size in sizes.items() if size != usual[name]}
                     lengths = ", ".join(f"{name}={size}" for name, size in changed.items())
                     other = "shorter" if any(size > usual[name] for name, size in changed.items()) else "longer"
+                    other = "other" if leading_dims(inputs).intersection(changed) else other
                     progress.note(f"compared with {lengths}: the model takes no {other} inputs that were tried")
                 return FirstRun(sizes=sizes, feeds=feeds, outputs=outputs)
     feeds = make_feeds(inputs, usual, None)
     try:
-        return FirstRun(sizes=usual, feeds=feeds, outputs=reference(feeds))
+        with on_random_inputs():
+            return FirstRun(sizes=usual, feeds=feeds, outputs=reference(feeds))
     except FormatError as error:
         leading = leading_dims(inputs)
         open_inputs = [spec for spec in inputs if any(dim in usual and dim not in leading for dim in spec.dims)]
@@ -199,6 +188,10 @@ def _lengths_to_try(inputs: Sequence[InputSpec], usual: dict[str, int]) -> Itera
     short = allowed_sizes(inputs, {name: min(length, _SHORT) for name, length in usual.items()})
     if short != usual:
         yield short
+    # Graphs name a batch, and squeeze it away inside.
+    single = allowed_sizes(inputs, {**usual, **dict.fromkeys(leading, 1)})
+    if single != usual:
+        yield single
 
 
 def _values(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
@@ -247,7 +240,10 @@ def _runs(
             return
         sizes = allowed_sizes(inputs, {**first, **dict.fromkeys(leading, _SECOND_SAMPLES)})
         feeds = make_feeds(inputs, sizes, real)
-        expected = reference(feeds)
+        try:
+            expected = reference(feeds)
+        except RuntimeRefusedError:  # the graph that was converted takes no other batch either
+            return
     yield sizes, feeds, expected
     single = allowed_sizes(inputs, {**first, **dict.fromkeys(leading, 1)})
     if not leading or single in (first, sizes):
@@ -255,6 +251,8 @@ def _runs(
     feeds = make_feeds(inputs, single, real)
     try:
         expected = reference(feeds)
+    except RuntimeRefusedError:
+        return
     except FormatError:
         # Files that say from which length on they take something write 2 where they mean 1, too.
         if any(spec.lengths for spec in inputs):
@@ -286,49 +284,6 @@ def _halved(length: int) -> int:
 
 def _increased(length: int) -> int:
     return length + 1
-
-
-def _differences(expected: Sequence[Array], result: Mapping[str, Array]) -> tuple[OutputDifference, ...]:
-    if len(expected) != len(result):
-        raise InputError(
-            f"the converted graph has {len(result)} outputs, the model {len(expected)}",
-            fix="let the model return its tensors only, each once",
-        )
-    return tuple(
-        _difference(name, reference, value) for reference, (name, value) in zip(expected, result.items(), strict=True)
-    )
-
-
-def _difference(name: str, expected: Array, value: Array) -> OutputDifference:
-    # A module that squeezes a single sample has one axis less than the graph, with the same values.
-    if expected.size != value.size:
-        raise InputError(
-            f"output '{name}' of the converted graph has the shape {value.shape}, the model's {expected.shape}",
-            fix="give --input-shape without names for dimensions that the model's code fixes",
-        )
-    if expected.size == 0:
-        return OutputDifference(output=name, absolute=0.0, relative=0.0)
-    if expected.dtype.kind not in "fiub":  # texts differ or do not
-        share = float(np.mean(expected.reshape(-1) != value.reshape(-1)))
-        return OutputDifference(output=name, absolute=share, relative=share)
-    left, right = expected.reshape(-1).astype(np.float64), value.reshape(-1).astype(np.float64)
-    finite = np.isfinite(left)
-    if not finite.any():
-        raise InputError(
-            f"output '{name}' of the model has no finite value",
-            fix="check the weights, and pass real inputs with --calib-data",
-        )
-    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(right[finite]).all():
-        raise InputError(
-            f"output '{name}' of the converted graph is NaN or infinite where the model's is not",
-            fix="pass real inputs with --calib-data, or convert with another --opset",
-        )
-    distance = np.abs(left[finite] - right[finite])
-    if expected.dtype.kind != "f":
-        relative = float(np.mean(distance != 0))
-    else:
-        relative = float(distance.max() / max(np.abs(left[finite]).max(), np.finfo(np.float32).tiny))
-    return OutputDifference(output=name, absolute=float(distance.max()), relative=relative)
 
 
 def _check(comparison: Comparison, largest_relative_difference: float) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from calib.datasets.base import Dataset
-from calib.datasets.batching import fixed_batch_size
 from calib.datasets.images import Preprocess
+from calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import SessionGroup, judged_group, open_group
@@ -29,10 +29,9 @@ from qtool.workflows.model_source import ModelSource
 from qtool.workflows.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 from qtool.workflows.report_data import DataSource, OpenData, open_data, refuse_labels
 from qtool.workflows.report_layers import Inside, look_inside
-from qtool.workflows.report_outputs import Seen, run_over, samples_in
+from qtool.workflows.report_outputs import Seen, run_over, usual_batch_size
 from qtool.workflows.report_times import Asked, Measurements, Models, measure
 
-_USUAL_BATCH_SIZE = 16
 # The condition that stands beside gates where sums can overflow.
 SUMS_HOLD = "integer sums hold"
 
@@ -48,7 +47,7 @@ class ReportRequest:
         datasets: evaluation data, at least one; times are measured on the first.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where the data has it.
-        batch_size: samples a run; None takes what the models fix, or 16.
+        batch_size: samples a run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
         limit: use only the first so many samples.
         times: what is to be measured with a clock, and with how many threads.
         metric: what judges the models at their task; None for no more than labels tell.
@@ -130,7 +129,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     rounds = asked.rounds if asked.latency else 0
     for entry in opened:
         _check_gates(request, entry, group, rounds)
-    batch_size = request.batch_size or fixed_batch_size(group.inputs) or _USUAL_BATCH_SIZE
+    batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
     seen = []
     with judged_group(group, paths, names, threads=asked.threads) as judged:
         for entry in opened:

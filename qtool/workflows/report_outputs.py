@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from calib.specs import Array, Feed
+from calib.datasets.base import Dataset
+from calib.datasets.batching import fixed_batch_size
+from calib.errors import WholeFeedError
+from calib.specs import Array, Feed, TensorSpec, samples_in
 from qtool.errors import InputError
 from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter
@@ -16,6 +20,8 @@ from qtool.metrics.session_group import SessionGroup
 from qtool.metrics.task import Metric
 from qtool.progress import Progress
 from qtool.workflows.report_data import OpenData
+
+_USUAL_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +112,23 @@ def run_over(
     )
 
 
-def samples_in(feed: Feed) -> int:
-    """Returns how many samples a feed holds: the length of the first axis."""
-    first = next(iter(feed.values()))
-    return len(first) if first.ndim else 1
+def usual_batch_size(inputs: Sequence[TensorSpec], datasets: Sequence[Dataset]) -> int:
+    """Returns how many samples a run takes where nobody says: what the model fixes, or a few.
+
+    Where the arrays of a dataset are whole inputs that cannot be taken apart, it is one.
+
+    Raises:
+        CalibError: the data does not fit the inputs.
+    """
+    fixed = fixed_batch_size(inputs)
+    if fixed is not None:
+        return fixed
+    try:
+        for dataset in datasets:
+            next(iter(dataset.feeds(inputs, batch_size=2, limit=2)), None)
+    except WholeFeedError:
+        return 1
+    return _USUAL_BATCH_SIZE
 
 
 def _judged(outputs: Feed, reference: Feed, labels: Array | None, feed: Feed) -> Batch:

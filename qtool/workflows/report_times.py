@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.datasets.base import Dataset
-from calib.specs import Feed
+from calib.specs import Feed, samples_in
 from qtool.errors import UsageError
 from qtool.metrics.cold_start import STARTS, cold_starts
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds
@@ -15,7 +15,7 @@ from qtool.metrics.session_group import SessionGroup, open_group
 from qtool.progress import Progress
 from qtool.report.model import GridPoint
 from qtool.runtime.profile import OperatorTime, operator_seconds
-from qtool.workflows.report_outputs import Seen, samples_in
+from qtool.workflows.report_outputs import Seen
 
 # Batches take long and vary little: fewer rounds of them will do.
 _MOST_BATCH_ROUNDS = 10

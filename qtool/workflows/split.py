@@ -36,6 +36,7 @@ from qtool.workflows.data_request import DataRequest
 from qtool.workflows.graph_names import find
 from qtool.workflows.half_precision import input_specs
 from qtool.workflows.overflow import warn_of_overflow
+from qtool.workflows.random_inputs import on_random_inputs
 from qtool.workflows.verify import onnx_path
 
 # What rounding makes of it where onnxruntime fuses otherwise.
@@ -193,7 +194,11 @@ def _know_types(model: ir.Model, parts: Sequence[Part]) -> None:
         return
     names = [value.name or "" for value in unknown]
     specs = input_specs(model)
-    with watching(model, names) as watched, open_graph(watched, level="none") as session:
+    with (
+        watching(model, names) as watched,
+        open_graph(watched, level="none") as session,
+        on_random_inputs(fix="cut behind tensors whose types the graph declares"),
+    ):
         arrays = session.run(make_feeds(specs, first_sizes(specs, None), None))
     for value in unknown:
         value.dtype = ir.DataType.from_numpy(arrays[value.name or ""].dtype)

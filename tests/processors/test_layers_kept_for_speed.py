@@ -88,6 +88,17 @@ def test_people_are_told_what_stays_float_and_how_to_change_it(
     assert "kept float, since integers save no time there: 5 nodes (--smallest quantizes them)" in outcome.out
 
 
+def test_few_words_give_the_true_cause_as_well(run: Any, model: Path, profile: Callable[[float], Path]) -> None:
+    outcome = run(
+        "quantize", model, "--calib-data", "calib.npz", "--target", "x86-vnni", "--machine-profile", profile(10.0), "-q"
+    )
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.err.split())
+    assert "integers save no time in this model on x86 with VNNI, so all of it stays float" in said
+    assert "--smallest" in said
+    assert "can be quantized" not in said
+
+
 @pytest.mark.parametrize("options", [(), ("--smallest",)])
 def test_fast_integers_and_small_files_get_integers(
     run: Any, model: Path, profile: Callable[[float], Path], tmp_path: Path, options: tuple[str, ...]

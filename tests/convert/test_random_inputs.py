@@ -1,0 +1,106 @@
+"""Models that do not run on inputs that are made up: what is said where nobody gave data."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
+
+RANDOM = np.random.default_rng(0)
+
+
+def stored(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def durations(path: Path) -> Path:
+    """Repeats values as often as an input says, which random numbers say badly: the count must come out as 12."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weights"], ["hidden"]),
+        helper.make_node("ReduceSum", ["times"], ["total"], keepdims=1),
+        helper.make_node("Expand", ["one", "total"], ["many"]),
+        helper.make_node("Reshape", ["many", "twelve"], ["row"]),
+        helper.make_node("ReduceSum", ["row"], ["length"], keepdims=0),
+        helper.make_node("Mul", ["hidden", "length"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "durations",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8]),
+            helper.make_tensor_value_info("times", TensorProto.INT64, [3]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [
+            numpy_helper.from_array(RANDOM.normal(size=(8, 8)).astype(np.float32), "weights"),
+            numpy_helper.from_array(np.ones((1,), np.float32), "one"),
+            numpy_helper.from_array(np.array([12], np.int64), "twelve"),
+        ],
+    )
+    return stored(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def one_row_only(path: Path) -> Path:
+    """Names its batch, and squeezes it away inside."""
+    nodes = [
+        helper.make_node("Squeeze", ["x", "first"], ["row"]),
+        helper.make_node("MatMul", ["row", "weights"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["length", 8])],
+        [
+            numpy_helper.from_array(RANDOM.normal(size=(8, 8)).astype(np.float32), "weights"),
+            numpy_helper.from_array(np.array([0], np.int64), "first"),
+        ],
+    )
+    return stored(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "--fp16"],
+        ["convert", "--bf16"],
+        ["convert", "--opset", "18"],
+        ["optimize"],
+        ["quantize", "--scheme", "dynamic"],
+    ],
+    ids=" ".join,
+)
+def test_the_inputs_are_blamed_that_were_made_up(tmp_path: Path, command: list[str]) -> None:
+    path, output = durations(tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    name, *options = command
+    result = CliRunner().invoke(app, [name, str(path), *options, "-o", str(output)])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2, result.output
+    assert "the model does not run on random inputs" in said
+    assert ("give real ones with --data" if name == "optimize" else "give real ones with --calib-data") in said
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("option", [["--fp16"], ["--opset", "18"]], ids=" ".join)
+def test_real_inputs_are_taken_then(tmp_path: Path, option: list[str]) -> None:
+    path = durations(tmp_path / "m.onnx")
+    data = tmp_path / "data"
+    data.mkdir()
+    np.savez(data / "0.npz", x=RANDOM.normal(size=(1, 8)).astype(np.float32), times=np.array([5, 4, 3]))
+    result = CliRunner().invoke(
+        app, ["convert", str(path), *option, "-o", str(tmp_path / "o.onnx"), "--calib-data", str(data)]
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_a_batch_of_one_is_tried_before_giving_up(tmp_path: Path) -> None:
+    path = one_row_only(tmp_path / "m.onnx")
+    result = CliRunner().invoke(app, ["convert", str(path), "--fp16", "-o", str(tmp_path / "o.onnx")])
+    assert result.exit_code == 0, result.output
+    assert "compared with batch=1" in " ".join(result.output.split())
