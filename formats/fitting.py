@@ -18,8 +18,9 @@ _LONGEST_LIST = 3
 def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory: str) -> str | None:
     """Copies every tensor to its place in ``module``.
 
-    A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped. Where the
-    module is one of several that were trained together, weights that do not have its prefix are left aside.
+    A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped, and one
+    that only the module has, as wrappers do, is added. Where the module is one of several that were trained together,
+    weights that do not have its prefix are left aside; of several that fit, the moving average is taken.
 
     Args:
         module: what receives the tensors.
@@ -30,19 +31,18 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
         What was done to the names, as a person would say it; None where they were right.
 
     Raises:
-        FormatError: keys are missing or left over, or a shape is another one.
+        FormatError: keys are missing or left over, a shape is another one, or several sets of weights fit alike.
     """
     wanted = module.state_dict()
     tensors = _uncompiled(tensors, wanted)
-    prefix = _shared_prefix(tensors, wanted)
     remark = None
-    if prefix is not None:
-        within = [name for name in tensors if name.startswith(prefix)]
-        remark = f"dropped '{prefix}' before every weight's name"
-        if len(within) < len(tensors):
-            others = [name for name in tensors if not name.startswith(prefix)]
-            remark = f"took the weights under '{prefix}', and left {len(others)} aside: {_listed(others)}"
-        tensors = {name.removeprefix(prefix): tensors[name] for name in within}
+    within = _under_a_prefix(tensors, wanted, factory)
+    if within is not None:
+        tensors, remark = within
+    lacking = _lacking_prefix(tensors, wanted)
+    if lacking is not None:
+        remark = f"added '{lacking}' before every weight's name"
+        tensors = {f"{lacking}{name}": tensor for name, tensor in tensors.items()}
     rounded = rounding(tensors, wanted)
     reshaped = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
@@ -105,8 +105,73 @@ def _shared_prefix(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tor
         for name in tensors
         if name.endswith(f".{last}") and all(f"{name.removesuffix(last)}{other}" in tensors for other in wanted)
     ]
-    # Of several that fit, nothing says which is meant.
     return whole[0] if len(whole) == 1 else None
+
+
+def _under_a_prefix(
+    tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], factory: str
+) -> tuple[Mapping[str, torch.Tensor], str] | None:
+    """Returns the weights of the prefix that is meant, with their names in the module, and what to say of it."""
+    prefix, rivals = _shared_prefix(tensors, wanted), _whole_sets(tensors, wanted)
+    if prefix is None and len(rivals) > 1:
+        averaged = [rival for rival in rivals if any("ema" in part.split("_") for part in rival.lower().split("."))]
+        if len(averaged) != 1:
+            raise _several(factory, rivals)
+        prefix = averaged[0]
+    elif prefix is None and rivals:
+        prefix = rivals[0]
+    if not prefix:
+        return None
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if len(chosen) == len(tensors):
+        return chosen, f"dropped '{prefix}' before every weight's name"
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if len(rivals) < 2:
+        return chosen, f"took the weights under '{prefix}', and left {len(others)} aside: {_listed(others)}"
+    fitting = _quoted([rival for rival in rivals if rival != prefix])
+    return chosen, (
+        f"took the weights under '{prefix}', a moving average, and left {len(others)} aside, of which those {fitting} "
+        f"fit as well: {_listed(others)}"
+    )
+
+
+def _whole_sets(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """Returns the prefixes under which all is that the module wants, in its shapes; an empty one where it has none."""
+    if not wanted:
+        return []
+    last = next(iter(wanted))
+    prefixes = [name.removesuffix(last) for name in tensors if name == last or name.endswith(f".{last}")]
+    return [
+        prefix
+        for prefix in prefixes
+        if all(
+            f"{prefix}{name}" in tensors and tensors[f"{prefix}{name}"].shape == tensor.shape
+            for name, tensor in wanted.items()
+        )
+    ]
+
+
+def _several(factory: str, prefixes: Sequence[str]) -> FormatError:
+    named = next(prefix for prefix in prefixes if prefix)
+    return FormatError(
+        f"several sets of weights in the file fit {factory}, those {_quoted(prefixes)}, and nothing says which to take",
+        fix="save one alone: torch.save({name: tensor for name, tensor in weights.items() "
+        f"if name.startswith('{named}')}}, path)",
+    )
+
+
+def _quoted(prefixes: Sequence[str]) -> str:
+    return " and ".join(f"under '{prefix}'" if prefix else "without a prefix" for prefix in prefixes)
+
+
+def _lacking_prefix(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
+    """Returns what the module, a wrapper, has before all names of what it wraps, where the tensors are of that."""
+    head = next(iter(wanted), "").split(".")
+    for count in range(1, len(head)):
+        prefix = ".".join(head[:count]) + "."
+        if tensors and {f"{prefix}{name}" for name in tensors} == set(wanted):
+            return prefix
+    return None
 
 
 def _without_tied(

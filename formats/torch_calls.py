@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+_LONGEST_VALUE = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +69,69 @@ class StoredProgram(torch.nn.Module):
         return tuple(tensors_in(self.run(dict(zip(self._given, inputs, strict=True)))))
 
 
-def parameters(module: torch.nn.Module) -> tuple[Parameter, ...]:
-    """Returns the parameters of the module's forward method that can be given by name."""
+class Called(StoredProgram):
+    """Is a module behind a call whose inputs have names that its own do not, or that gives more than tensors."""
+
+    def __init__(self, module: torch.nn.Module, offered: Sequence[Parameter], *, by_name: bool) -> None:
+        """Wraps ``module``; ``by_name`` tells whether it takes keywords, and not only positions."""
+        super().__init__(module, offered, _with_keywords if by_name else self._in_order, scripted=False)
+
+    def _in_order(self, module: torch.nn.Module, tensors: Mapping[str, Any]) -> Any:
+        names = [parameter.name for parameter in self.offered][: len(tensors)]
+        if set(names) != set(tensors):
+            raise TypeError(f"inputs go by their places here, and those before {names[-1]} are needed, too")
+        return module(*(tensors[name] for name in names))
+
+    def giving(self, names: Sequence[str]) -> Called:
+        """Returns the same module with ``names`` as what it is given, in this order."""
+        same = Called(self.program, self.offered, by_name=self._call is _with_keywords)
+        same._given = tuple(names)
+        return same
+
+
+def _with_keywords(module: torch.nn.Module, tensors: Mapping[str, Any]) -> Any:
+    return module(**tensors)
+
+
+def looked_through(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns a module that knows the names of its inputs where its only child does, and itself passes all on."""
+    by_name, inner = True, module
+    if isinstance(module, StoredProgram):
+        return module
+    while (kinds := _only_passes_on(inner)) is not None and len(children := list(inner.children())) == 1:
+        by_name = by_name and inspect.Parameter.VAR_KEYWORD in kinds
+        inner = children[0]
+    if inner is module:
+        return module
+    if by_name:
+        return Called(module, parameters(inner), by_name=True)
+    places = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return Called(module, parameters(inner, places), by_name=False)
+
+
+def with_tensors_only(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns the module as one that gives nothing but tensors, in a flat tuple: torch exports no plain numbers."""
+    return module if isinstance(module, StoredProgram) else Called(module, parameters(module), by_name=True)
+
+
+def passes_on(module: torch.nn.Module) -> bool:
+    """Tells whether the module's forward method takes nothing but ``*args`` and ``**kwargs``."""
+    return not isinstance(module, StoredProgram) and _only_passes_on(module) is not None
+
+
+def _only_passes_on(module: torch.nn.Module) -> set[Any] | None:
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    return kinds if kinds and kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} else None
+
+
+def parameters(module: torch.nn.Module, kinds: Container[Any] = _NAMED) -> tuple[Parameter, ...]:
+    """Returns the parameters of the module's forward method that are of these kinds: those that are given by name."""
     if isinstance(module, StoredProgram):
         return module.offered
     return tuple(
         Parameter(name=parameter.name, required=parameter.default is parameter.empty)
         for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if parameter.kind in kinds
     )
 
 
@@ -86,6 +145,20 @@ def call(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
 def tensors_in(result: Any) -> list[torch.Tensor]:
     """Returns the tensors of a result in order, out of tuples and dictionaries."""
     return [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+
+
+def no_tensors_in(result: Any) -> tuple[str, ...]:
+    """Describes what else a result holds, with its place: numbers, texts and other objects, which no graph gives."""
+    leaves = pytree.tree_leaves(result)
+    try:
+        places = [pytree.keystr(path) for path, _ in pytree.tree_leaves_with_path(result)]
+    except ValueError:  # containers may be registered without names for their parts
+        places = [f"[{place}]" for place in range(len(leaves))]
+    return tuple(
+        f"{place or 'the result'} = {str(value)[:_LONGEST_VALUE]}"
+        for place, value in zip(places, leaves, strict=True)
+        if value is not None and not isinstance(value, torch.Tensor)
+    )
 
 
 def names_in(result: Any) -> tuple[str, ...]:

@@ -18,7 +18,17 @@ from formats.garbage import few_collections
 from formats.library_noise import quiet_libraries
 from formats.missing_translations import translations
 from formats.program_outputs import name_outputs, separate_outputs
-from formats.torch_calls import Parameter, StoredProgram, call, names_in, parameters, tensors_in
+from formats.torch_calls import (
+    Called,
+    Parameter,
+    StoredProgram,
+    call,
+    names_in,
+    no_tensors_in,
+    parameters,
+    passes_on,
+    tensors_in,
+)
 from formats.torchscript_file import export_script
 
 # Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
@@ -48,10 +58,12 @@ class Outputs:
     Attributes:
         names: the keys of a dictionary; nothing for other results.
         values: its tensors, in the order of the graph's outputs.
+        left_out: what else it holds, such as plain numbers, with the places.
     """
 
     names: tuple[str, ...]
     values: tuple[Array, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def bind(
@@ -81,6 +93,8 @@ def bind(
         FormatError: a required parameter gets nothing, or a name belongs to no parameter.
     """
     offered = parameters(module)
+    if not offered:
+        raise _nothing_named(module)
     if shapes:
         pairs = _paired_by_name(offered, list(shapes))
         if feeds:
@@ -108,6 +122,16 @@ def bind(
     )
 
 
+def _nothing_named(module: torch.nn.Module) -> FormatError:
+    if not passes_on(module):
+        return FormatError("the module's forward takes no inputs", fix="let it take its inputs as parameters")
+    inner = next((name for name, _ in module.named_children()), "module")
+    return FormatError(
+        "the module's forward takes *args and **kwargs, so that nothing says what its inputs are",
+        fix=f"convert the module that it calls: torch.save(model.{inner}, path), or build that one with --model",
+    )
+
+
 def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> list[Array]:
     """Returns what the module gives for ``feeds``: its tensors, in the order of the graph's outputs.
 
@@ -124,7 +148,11 @@ def run_named(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feed
         FormatError: the module fails.
     """
     result = _result(module, inputs, feeds)
-    return Outputs(names=names_in(result), values=tuple(_array(value).copy() for value in tensors_in(result)))
+    return Outputs(
+        names=names_in(result),
+        values=tuple(_array(value).copy() for value in tensors_in(result)),
+        left_out=no_tensors_in(result),
+    )
 
 
 def export(
@@ -155,6 +183,9 @@ def export(
     except Exception as error:  # torch.export and the code it traces raise nearly anything
         raise _not_exported(error, inputs) from error
     _strip_notes(model)
+    if isinstance(module, Called):
+        for value in list(model.graph.initializers.values()):
+            value.name = (value.name or "").removeprefix("program.")
     separate_outputs(model)
     name_outputs(model, output_names)
     return model

@@ -209,6 +209,7 @@ def _as_json(report: Any) -> dict[str, object]:
         "opset": report.opset,
         "inputs": list(report.inputs),
         "outputs": list(report.outputs),
+        "left_out_outputs": list(report.left_out),
         "tensors": report.tensors,
         "kept_float": [
             {"node": kept.node, "operator": kept.op_type, "reason": kept.reason} for kept in report.kept_float

@@ -87,6 +87,7 @@ class ConvertReport:
         opset: its opset, where it is a graph.
         inputs: its inputs, as ``name (dims)``.
         outputs: its outputs.
+        left_out: outputs of the torch module that are no tensors, which the graph does not have.
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of both; empty where weights were copied as they are.
         kept_float: nodes that stay float32 in a graph of half precision, with the reasons.
@@ -101,6 +102,7 @@ class ConvertReport:
     opset: int | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     tensors: int | None = None
     comparisons: tuple[Comparison, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()

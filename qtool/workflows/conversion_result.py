@@ -77,6 +77,7 @@ def write_graph(
         opset=graph.model.opset_imports.get(""),
         inputs=tuple(_described(value) for value in values.inputs if value.name not in values.initializers),
         outputs=tuple(_described(value) for value in values.outputs),
+        left_out=graph.left_out,
         comparisons=graph.comparisons,
         kept_float=kept,
     )
@@ -144,6 +145,7 @@ def report(
     opset: int | None = None,
     inputs: tuple[str, ...] = (),
     outputs: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
     tensors: int | None = None,
     comparisons: tuple[Comparison, ...] = (),
     kept_float: tuple[KeptFloat, ...] = (),
@@ -159,6 +161,7 @@ def report(
         opset: its opset, where it is a graph.
         inputs: its inputs, described.
         outputs: its outputs, described.
+        left_out: outputs of the source that are no tensors.
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of it beside the source.
         kept_float: nodes that stay float32 in a graph of half precision.
@@ -173,6 +176,7 @@ def report(
         opset=opset,
         inputs=inputs,
         outputs=outputs,
+        left_out=left_out,
         tensors=tensors,
         comparisons=comparisons,
         kept_float=kept_float,

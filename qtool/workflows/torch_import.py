@@ -53,10 +53,12 @@ class ImportedGraph:
     Attributes:
         model: the graph.
         comparisons: the proof.
+        left_out: outputs of the module that are no tensors, which the graph does not have.
     """
 
     model: ir.Model
     comparisons: tuple[Comparison, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def import_weights(
@@ -112,9 +114,11 @@ def import_weights(
 
 def _exported(module: Any, inputs: InputDescription, opset: int | None, progress: Progress) -> ImportedGraph:
     from formats import torch_program
+    from formats.torch_calls import looked_through, with_tensors_only
     from qtool.runtime.graphs import open_graph
     from qtool.workflows.opsets import to_opset
 
+    module = looked_through(module)
     bound = torch_program.bind(
         module,
         shapes=inputs.shapes,
@@ -129,6 +133,9 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
     feeds = make_feeds(specs, first_sizes(specs, real), real)
     # The module's own errors are clearer than those of its export.
     outputs = torch_program.run_named(module, bound, feeds)
+    if outputs.left_out:
+        progress.note(f"left out what is no tensor among the module's outputs: {', '.join(outputs.left_out)}")
+        module = with_tensors_only(module)
     with progress.task("exporting with torch"):
         asked = opset if opset in torch_program.EXPORTER_OPSETS else None
         model = torch_program.export(module, bound, feeds, opset=asked, output_names=outputs.names)
@@ -146,4 +153,4 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
         )
     # The exporter takes the length that it saw for a fixed one where it cannot tell, as behind an LSTM.
     shapes.free_wrong_dims(model)
-    return ImportedGraph(model=model, comparisons=comparisons)
+    return ImportedGraph(model=model, comparisons=comparisons, left_out=outputs.left_out)

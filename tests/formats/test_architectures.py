@@ -150,7 +150,7 @@ def test_one_of_several_modules_is_found_under_its_prefix() -> None:
     remark = fit(module, together, factory="x:y")
     assert remark == "took the weights under 'net.', and left 1 aside: loss.weight"
     assert torch.equal(module.norm.weight, weights["norm.weight"])
-    with pytest.raises(FormatError, match="do not fit"):
+    with pytest.raises(FormatError, match="several sets"):
         fit(Tied(), together | {f"teacher.{name}": value for name, value in weights.items()}, factory="x:y")
 
 
