@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +13,18 @@ import torch
 
 from formats.errors import FormatError
 from formats.example_inputs import Array, Feeds, InputSpec, Length
+from formats.forward_inputs import check_data, nothing_named, paired_by_name, paired_with_data
 from formats.garbage import few_collections
 from formats.library_noise import quiet_libraries
 from formats.missing_translations import translations
 from formats.program_outputs import name_outputs, separate_outputs
 from formats.torch_calls import (
     Called,
-    Parameter,
     StoredProgram,
     call,
     names_in,
     no_tensors_in,
     parameters,
-    passes_on,
     tensors_in,
 )
 from formats.torchscript_file import export_script
@@ -94,13 +92,13 @@ def bind(
     """
     offered = parameters(module)
     if not offered:
-        raise _nothing_named(module)
+        raise nothing_named(module)
     if shapes:
-        pairs = _paired_by_name(offered, list(shapes))
+        pairs = paired_by_name(offered, list(shapes))
         if feeds:
-            _check_data(pairs, feeds)
+            check_data(pairs, feeds)
     elif feeds:
-        pairs = _paired_with_data(offered, feeds)
+        pairs = paired_with_data(offered, feeds)
         shapes = {name: ("batch", *array.shape[1:]) for name, array in feeds.items()} | dict(data_shapes or {})
     else:
         names = [parameter.name for parameter in offered if parameter.required]
@@ -119,16 +117,6 @@ def bind(
             ),
         )
         for parameter, name in pairs.items()
-    )
-
-
-def _nothing_named(module: torch.nn.Module) -> FormatError:
-    if not passes_on(module):
-        return FormatError("the module's forward takes no inputs", fix="let it take its inputs as parameters")
-    inner = next((name for name, _ in module.named_children()), "module")
-    return FormatError(
-        "the module's forward takes *args and **kwargs, so that nothing says what its inputs are",
-        fix=f"convert the module that it calls: torch.save(model.{inner}, path), or build that one with --model",
     )
 
 
@@ -242,54 +230,6 @@ def _result(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds)
             fix="let its forward return real ones: torch.view_as_real(y), or y.real and y.imag",
         )
     return result
-
-
-def _paired_by_name(offered: Sequence[Parameter], names: Sequence[str]) -> dict[str, str]:
-    known = [parameter.name for parameter in offered]
-    required = [parameter.name for parameter in offered if parameter.required]
-    if len(names) == 1 and names[0] not in known and len(required or offered) == 1:
-        return {(required or [parameter.name for parameter in offered])[0]: names[0]}
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise FormatError(
-                f"the module's forward has no parameter '{name}' (it takes {', '.join(known)})",
-                fix=f"write --input-shape {near[0]}=…" if near else "check the module's forward",
-            )
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise FormatError(
-            f"the module's forward needs {', '.join(missing)} too", fix=f"add --input-shape {missing[0]}=…"
-        )
-    return {parameter.name: parameter.name for parameter in offered if parameter.name in names}
-
-
-def _check_data(pairs: Mapping[str, str], feeds: Feeds) -> None:
-    for parameter, name in pairs.items():
-        if name not in feeds and "" not in feeds:
-            raise _no_array(name or parameter, feeds)
-
-
-def _paired_with_data(offered: Sequence[Parameter], feeds: Feeds) -> dict[str, str]:
-    by_name = {parameter.name: parameter.name for parameter in offered if parameter.name in feeds}
-    required = [parameter.name for parameter in offered if parameter.required]
-    if by_name and all(name in by_name for name in required):
-        return by_name
-    # One parameter: the only array, or the only one that is no row of labels, is meant for it.
-    candidates = list(feeds)
-    if len(candidates) > 1:
-        candidates = [name for name, array in feeds.items() if array.ndim > 1 and not name.startswith("_")]
-    if len(required) == 1 and len(candidates) == 1:
-        return {required[0]: candidates[0]}
-    raise _no_array(next((name for name in required if name not in by_name), offered[0].name), feeds)
-
-
-def _no_array(name: str, feeds: Feeds) -> FormatError:
-    near = difflib.get_close_matches(name, list(feeds), n=1, cutoff=0.0)[0]
-    return FormatError(
-        f"the data has no array '{name}' for the module's forward (it has {', '.join(feeds)})",
-        fix=f"rename '{near}' to '{name}'",
-    )
 
 
 def _dtype(name: str, feeds: Feeds, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:

@@ -47,6 +47,6 @@ def dequantize(
             f"largest difference of '{fidelity.name}': {difference}, on random inputs that exceed calibrated ranges"
         )
     console.say(
-        f"wrote {report.output}: {report.float_bytes:,} bytes, without {report.removed} Q/DQ nodes; "
+        f"wrote {report.output}: {report.float_bytes:,} bytes, without {report.removed} quantization nodes; "
         f"the quantized model has {report.quantized_bytes:,}"
     )

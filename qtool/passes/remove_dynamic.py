@@ -13,20 +13,23 @@ from qtool.passes.constants import add_constant, constant_array, is_constant, so
 from qtool.passes.names import Names
 from qtool.passes.weight_records import record_steps
 
+_FLOAT_OPERATORS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+
 
 class RemoveDynamic(ir.passes.InPlacePass):
     """Replaces DynamicQuantizeLinear → MatMulInteger → Cast → Mul by MatMul with the dequantized weights.
 
-    It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does, which also multiplies two tensors
-    that are both computed. Integer weights that several layers share become one float tensor.
+    ConvInteger becomes Conv alike. It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does,
+    which also multiplies two tensors that are both computed. Integer weights that several layers share become one float
+    tensor.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replaces every layer of that form; what is left is still MatMulInteger."""
+        """Replaces every layer of that form; what is left is still MatMulInteger or ConvInteger."""
         remover = _Remover(model.graph)
         modified = False
         for node in list(model.graph):
-            if node.domain == "" and node.op_type == "MatMulInteger":
+            if node.domain == "" and node.op_type in _FLOAT_OPERATORS:
                 modified = remover.replace(node) or modified
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
@@ -53,7 +56,8 @@ class _Remover:
         weight = None if scale is None else self._second_factor(product, scale)
         if weight is None:
             return False
-        matmul = ir.node("MatMul", [quantize.inputs[0], weight], name=product.name)
+        floats = _FLOAT_OPERATORS[product.op_type]
+        matmul = ir.node(floats, [quantize.inputs[0], weight], product.attributes, name=product.name)
         ir.convenience.replace_nodes_and_values(
             self._graph, product, [product, cast, result], [matmul], result.outputs, matmul.outputs
         )
@@ -76,6 +80,8 @@ class _Remover:
         constants = (stored, scale) if zero is None else (stored, scale, zero)
         if stored is None or not all(is_constant(value) for value in constants):
             return None
+        if product.op_type == "ConvInteger" and any(_count(value) != 1 for value in constants[1:]):
+            return None  # several are of channels, which are not the last axis
         key = (stored, scale, zero)
         if key not in self._floats:
             floats = _dequantized(constant_array(stored), constant_array(scale), constant_array(zero))
@@ -90,6 +96,11 @@ class _Remover:
         node.outputs[0].name = self._names.free(f"{product.name}_weight")
         self._graph.insert_before(product, node)
         return node.outputs[0]
+
+
+def _count(value: ir.Value) -> int:
+    array = constant_array(value)
+    return 0 if array is None else int(array.size)
 
 
 def _second_scale(result: ir.Node, cast: ir.Value, input_scale: ir.Value) -> ir.Value | None:

@@ -14,6 +14,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
+from qtool.passes.spell_out_integers import SpellOutIntegers
 from qtool.progress import Progress
 from qtool.runtime.exact_sums import as_it_is, with_exact_sums
 from qtool.runtime.execution import TARGET_KEY, Execution
@@ -24,8 +25,9 @@ from qtool.workflows.random_inputs import NoRandomInputsError
 from qtool.workflows.verify import onnx_path
 
 FLOAT_SUFFIX = ".float.onnx"
-# Operators that are integer arithmetic themselves; there is no float operator hidden behind them to go back to.
+# Operators that are integer arithmetic themselves.
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+_AT_RUN_TIME = ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -34,7 +36,8 @@ class DequantizeRequest:
     """What to turn back.
 
     Attributes:
-        model: the quantized model, in QDQ form, or with layers that quantize their activations as they run.
+        model: the quantized model, in QDQ form, with integer operators, or with layers that quantize their activations
+            as they run.
         output: the file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
         force: whether an existing output may be replaced.
@@ -52,7 +55,8 @@ class DequantizeReport:
 
     Attributes:
         output: the float model.
-        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes that are gone.
+        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes, and operators on stored integers, that
+            are gone.
         fidelity: how close the quantized model is to the float one, on random inputs; empty where it takes none.
         quantized_bytes: size of the quantized model on disk.
         float_bytes: size of the float model on disk.
@@ -66,11 +70,11 @@ class DequantizeReport:
 
 
 def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeReport:
-    """Writes a float model without Q/DQ nodes whose weights are the dequantized ones.
+    """Writes a float model without quantization whose weights are the dequantized ones.
 
     Raises:
         FormatError: the file cannot be read.
-        InputError: the model is not quantized, or not in QDQ form.
+        InputError: the model is not quantized, or holds an integer operator in a form that is not turned back.
         OutputError: the output cannot be written.
         RuntimeRefusedError: onnxruntime does not load or run one of the models.
     """
@@ -81,16 +85,23 @@ def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeRepo
         raise UsageError("the output is the input", fix="name another file with -o")
     check_output(output, force=request.force)
     model = load_weights(OnnxFile().read(onnx_path(request.model)))
-    before = _conversions(model)
+    before = [*_conversions(model), *_integer_operators(model)]
     RemoveDynamic()(model)
+    SpellOutIntegers()(model)
     _check_form(model, request.model, before)
     RemoveQdq()(model)
     model.metadata_props.pop(TARGET_KEY, None)
     left = _conversions(model)
+    outputs = [node for node in left if any(value.is_graph_output() for value in node.outputs)]
+    if outputs and outputs[0].op_type == "QuantizeLinear":
+        raise InputError(
+            f"the model gives out integers: '{outputs[0].outputs[0].name}'",
+            fix="export or quantize it with float outputs",
+        )
     if left:
         raise InputError(
             f"'{left[0].name}' cannot be undone: its scale or zero point is computed at run time",
-            fix="only static quantization in QDQ form can be turned back",
+            fix="only quantization with stored scales can be turned back",
         )
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
@@ -118,12 +129,20 @@ def _conversions(model: ir.Model) -> list[ir.Node]:
     return [node for node in nodes if node.op_type in _CONVERSIONS]
 
 
+def _integer_operators(model: ir.Model) -> list[ir.Node]:
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    # A product behind a quantization at run time stays one product.
+    return [node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type not in _AT_RUN_TIME]
+
+
 def _check_form(model: ir.Model, path: Path, conversions: list[ir.Node]) -> None:
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type.startswith(_INTEGER_OPERATORS):
-            raise InputError(
-                f"{path} is quantized with integer operators such as {node.op_type}, which have no float form",
-                fix="start from the float model that it was made from",
-            )
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    left = next((node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS)), None)
+    if left is not None:
+        named = f"'{left.name}', " if left.name else ""
+        raise InputError(
+            f"{path} holds {named}a {left.op_type} in a form that is not turned back",
+            fix="start from the float model that it was made from",
+        )
     if not conversions:
         raise InputError(f"{path} is not quantized", fix="give a model that `qtool quantize` wrote")
