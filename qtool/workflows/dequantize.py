@@ -55,8 +55,8 @@ class DequantizeReport:
 
     Attributes:
         output: the float model.
-        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes, and operators on stored integers, that
-            are gone.
+        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes, and operators on integers, that are
+            gone.
         fidelity: how close the quantized model is to the float one, on random inputs; empty where it takes none.
         quantized_bytes: size of the quantized model on disk.
         float_bytes: size of the float model on disk.

@@ -85,7 +85,7 @@ def test_real_data_is_what_both_are_compared_on(run: Any, models: Path) -> None:
 @pytest.mark.parametrize("name", ["image.keras", "image_saved"])
 def test_a_tensorflow_model_is_quantized_at_once(run: Any, models: Path, tmp_path: Path, name: str) -> None:
     data = str(models / "image.feeds.npz")
-    arguments = ("--calib-data", data, "--effort", "fast", "-o", "int8.onnx")
+    arguments = ("--calib-data", data, "--effort", "fast", "--smallest", "-o", "int8.onnx")
     result = run("quantize", str(models / name), *arguments)
     assert result.exit_code == 0, result.output
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node)
