@@ -20,3 +20,7 @@ class CalibError(Exception):
 
 class WholeFeedError(CalibError):
     """Arrays that cannot be taken apart into samples are to share a batch."""
+
+
+class UnequalLengthsError(CalibError):
+    """Arrays that are rows of the same samples have different numbers of them."""

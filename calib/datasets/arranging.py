@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from calib.datasets.batching import is_one_batch_axis
 from calib.datasets.matching import check_shape, described
-from calib.errors import CalibError, WholeFeedError
+from calib.errors import CalibError, UnequalLengthsError, WholeFeedError
 from calib.specs import Array, TensorSpec
 
 
@@ -50,7 +50,9 @@ def arrange(
             return Arrangement(next(iter(lengths.values())), lifted)
         if len({spec.shape[0] if spec.shape else None for spec in inputs}) == 1:
             listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
-            raise CalibError(f"the arrays in {where} differ in length: {listed}", fix="give each one row a sample")
+            raise UnequalLengthsError(
+                f"the arrays in {where} differ in length: {listed}", fix="give each one row a sample"
+            )
     _check_whole(full, inputs, batch_size, where)
     return Arrangement(None, lifted)
 

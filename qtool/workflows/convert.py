@@ -243,7 +243,7 @@ def _data(request: ConvertRequest) -> ExampleData | None:
         return None
     from qtool.workflows.example_data import example_data, open_data
 
-    return example_data(open_data(request.calib_data, request.preprocess))
+    return example_data(open_data(request.calib_data, request.preprocess), request.input_shapes)
 
 
 def _check_fit(weights: Weights, architecture: Architecture) -> None:

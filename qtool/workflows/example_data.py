@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calib.dataset import open_dataset
 from calib.datasets.base import Dataset
+from calib.datasets.batching import is_one_batch_axis
+from calib.errors import CalibError, UnequalLengthsError
 from calib.specs import Feed
 
 # As many as the largest comparison runs on.
@@ -40,8 +43,14 @@ def open_data(source: str, preprocess: str | None) -> Dataset:
     return open_dataset(source, preprocess=Preprocess.parse(preprocess))
 
 
-def example_data(dataset: Dataset) -> ExampleData | None:
+def example_data(
+    dataset: Dataset, input_shapes: Mapping[str, tuple[int | str, ...]] | None = None
+) -> ExampleData | None:
     """Returns the first samples of every numeric array; None where the data does not describe itself.
+
+    Args:
+        dataset: the data.
+        input_shapes: shapes of the inputs, which tell whole inputs from rows of samples where the arrays do not.
 
     Raises:
         CalibError: the data has no samples, or holds NaN.
@@ -49,7 +58,14 @@ def example_data(dataset: Dataset) -> ExampleData | None:
     specs = [spec for spec in dataset.specs() if np.dtype(spec.dtype).kind in "fiub" and spec.shape]
     if not specs:
         return None
-    feeds = next(iter(dataset.feeds(specs, batch_size=SAMPLES, limit=SAMPLES)))
+    try:
+        feeds = next(iter(dataset.feeds(specs, batch_size=SAMPLES, limit=SAMPLES)))
+    except UnequalLengthsError as error:
+        whole = [replace(spec, shape=(input_shapes or {}).get(spec.name, spec.shape)) for spec in specs]
+        if is_one_batch_axis(whole):
+            fix = f"{error.fix}, or say with --input-shape which lengths are those of whole inputs"
+            raise CalibError(error.problem, fix=fix) from error
+        feeds = next(iter(dataset.feeds(whole, limit=1)))
     shapes = {
         spec.name: (
             "batch",

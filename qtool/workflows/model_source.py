@@ -70,7 +70,7 @@ class ModelSource:
             raise UsageError(
                 f"{self.path} is a graph already: --model and --input-shape say nothing about it", fix="drop them"
             )
-        example = None if dataset is None or self.is_graph else example_data(dataset)
+        example = None if dataset is None or self.is_graph else example_data(dataset, self.input_shapes)
         return load_graph(
             self.path,
             architecture=self.architecture,

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
@@ -126,3 +128,43 @@ def test_a_batch_of_one_is_tried_before_giving_up(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", str(path), "--fp16", "-o", str(tmp_path / "o.onnx")])
     assert result.exit_code == 0, result.output
     assert "compared with batch=1" in " ".join(result.output.split())
+
+
+SPEECH = """
+import torch
+
+
+class Speech(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, text, scales):
+        if text.shape[0] != 1:
+            raise ValueError("one text at a time")
+        return self.layer(text) * scales[0] + scales[1]
+"""
+
+
+@pytest.mark.parametrize("shaped", [True, False])
+def test_modules_take_data_without_a_batch_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shaped: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("speech.py").write_text(SPEECH)
+    names: dict[str, Any] = {}
+    exec(SPEECH, names)
+    module = names["Speech"]().eval()
+    torch.save(module.state_dict(), "w.pth")
+    Path("data").mkdir()
+    text, scales = RANDOM.normal(size=(1, 7, 4)).astype(np.float32), np.array([0.5, 2], np.float32)
+    np.savez("data/0.npz", text=text, scales=scales)
+    shapes = ["--input-shape", "text=1,length,4", "--input-shape", "scales=2"] if shaped else []
+    arguments = ["w.pth", "--model", "speech.py:Speech", *shapes, "--calib-data", "data", "-o", "m.onnx"]
+    result = CliRunner().invoke(app, ["convert", *arguments])
+    if not shaped:
+        assert result.exit_code == 2
+        assert "--input-shape" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    found = ort.InferenceSession("m.onnx").run(None, {"text": text, "scales": scales})[0]
+    expected = module(torch.from_numpy(text), torch.from_numpy(scales)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
