@@ -23,6 +23,7 @@ from qtool.progress import Progress
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
 from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
+from qtool.workflows.merged_ranges import ActivationRanges
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
 from qtool.workflows.overflow import layers_beyond_16_bits
@@ -73,8 +74,10 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     planned = _planned(request, adapters, checkpoint, model)
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
     beyond = layers_beyond_16_bits(model)
+    ranges = ActivationRanges(model, request.data, progress)
     targets = _merge(request, model, checkpoint, changes, progress)
     _tell_of_overflow([layer for layer in layers_beyond_16_bits(model) if layer not in beyond], progress)
+    wider = ranges.after_merge(told=not request.unmerge)
     nbytes = 0
     if output is not None:
         with staged(output) as path, progress.task(f"writing {output.name}"):
@@ -92,6 +95,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
         untied=tuple(sorted(planned.untied)),
+        ranges=wider,
     )
 
 

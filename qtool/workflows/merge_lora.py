@@ -40,6 +40,11 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
     if request.as_adapter:
         raise UsageError("--as-adapter makes inputs for an ONNX graph", fix="name an ONNX graph, or drop it")
+    if request.data is not None:
+        raise UsageError(
+            "--calib-data sets the ranges of a quantized ONNX graph, and weights have none",
+            fix="name a quantized ONNX graph, or drop it",
+        )
     if request.scales is not None:
         raise UsageError("--scales says nothing of weights in floats", fix="name a quantized ONNX graph, or drop it")
     base = open_base(request.base, request.trust)
