@@ -50,6 +50,11 @@ class QuantizedActivation:
         return "" if value is None else value.name or ""
 
     @property
+    def readers(self) -> list[ir.Usage]:
+        """Who reads it, once it is floats again."""
+        return [use for node in self.dequantizes for use in node.outputs[0].uses()]
+
+    @property
     def places(self) -> tuple[ir.Node, ...]:
         """The nodes that read its scale and zero point."""
         return (self.quantize, *self.dequantizes)
@@ -77,7 +82,9 @@ def _activation(quantize: ir.Node) -> QuantizedActivation | None:
     middle = 0 if signed else 1 << (bits - 1)
     grid = Grid(bits=bits, signed=signed, symmetric=int(zero.reshape(())) == middle)
     step, zero_point = float(scale.reshape(())), int(zero.reshape(()))
-    span = Range((grid.low - zero_point) * step, (grid.high - zero_point) * step)
+    # An unsigned grid around its middle has one integer more below it.
+    low = zero_point - grid.high if grid.symmetric else grid.low - zero_point
+    span = Range(low * step, (grid.high - zero_point) * step)
     return QuantizedActivation(quantize=quantize, dequantizes=readers, grid=grid, span=span)
 
 
@@ -85,7 +92,7 @@ def _zero_point(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
 
 
-def grown(span: Range, before: Range, after: Range, *, keeps_zero: bool) -> Range:
+def grown(span: Range, before: Range, after: Range, *, symmetric: bool, keeps_zero: bool) -> Range:
     """Returns ``span`` with each end as much further out as the extremes of the tensor moved, and never nearer.
 
     The ratio keeps what the calibration had clipped or left as room. An end at zero becomes the new extreme.
@@ -94,10 +101,14 @@ def grown(span: Range, before: Range, after: Range, *, keeps_zero: bool) -> Rang
         span: what the integers stand for.
         before: the extremes of the float values before a change of weights.
         after: the same after it, on the same inputs.
+        symmetric: whether both ends are as far from zero as each other, whichever of them values reach.
         keeps_zero: whether a range that begins at zero stays so, since that stands for a ReLU.
     """
     reach, seen = max(-span.low, span.high), max(-before.low, before.high, 0.0)
     share = min(max(seen / reach, _LEAST_SHARE_OF_THE_RANGE), 1.0) * _LEAST_SHARE_OF_A_SIDE if reach else 0.0
+    if symmetric:
+        end = _grown_end(reach, seen, max(-after.low, after.high), share)
+        return Range(-end, end)
     low = 0.0 if keeps_zero and span.low == 0.0 else -_grown_end(-span.low, -before.low, -after.low, share)
     return Range(low, _grown_end(span.high, before.high, after.high, share))
 
@@ -117,19 +128,18 @@ def growth(span: Range, wider: Range) -> float:
 
 
 def sharing(activations: Sequence[QuantizedActivation]) -> list[list[int]]:
-    """Returns the numbers of the activations whose nodes read one scale or zero point, group by group."""
-    group_of: dict[ir.Value, int] = {}
-    groups: dict[int, list[int]] = {}
+    """Returns the numbers of the activations that have one range, since their nodes read one scale, group by group.
+
+    Zero points tell ranges of the same width apart.
+    """
+    groups: list[tuple[set[tuple[ir.Value | None, Range]], list[int]]] = []
     for number, activation in enumerate(activations):
-        constants = {value for node in activation.places for value in node.inputs[1:3] if value is not None}
-        known = {group_of[value] for value in constants if value in group_of}
-        members = [number]
-        for other in known:
-            members = [*groups.pop(other), *members]
-        groups[number] = sorted(members)
-        group_of |= {value: number for value, group in group_of.items() if group in known}
-        group_of |= dict.fromkeys(constants, number)
-    return list(groups.values())
+        keys = {(node.inputs[1], activation.span) for node in activation.places}
+        near = [group for group in groups if group[0] & keys]
+        groups = [group for group in groups if not group[0] & keys]
+        numbers = [*(member for _, members in near for member in members), number]
+        groups.append((keys.union(*(known for known, _ in near)), numbers))
+    return [numbers for _, numbers in groups]
 
 
 def set_range(activations: Sequence[QuantizedActivation], span: Range) -> None:

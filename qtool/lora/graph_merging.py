@@ -90,6 +90,33 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
     )
 
 
+def round_again(place: Place, weight: Array, policy: ScalePolicy) -> bool:
+    """Rounds integers anew, each to the nearest, to what ``weight`` is in the form of ``place``.
+
+    What guided their rounding may no longer hold, such as which inputs are small. Integers that hold several weights
+    side by side stay.
+
+    Args:
+        place: where the weight is in the graph.
+        weight: float64 in the shape of the checkpoint's tensor.
+        policy: what becomes of the scales.
+
+    Returns:
+        Whether that was done.
+    """
+    if place.dequantize is None or place.offset is not None:
+        return False
+    if place.channel_scale is not None:
+        weight = weight * place.channel_scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    weight = weight.T if place.transposed else weight
+    weight = weight if place.record is None else place.record.replay(weight).tensor
+    stored = stored_integers(place.dequantize)
+    if stored is None or stored.integers.size != weight.size:
+        return False
+    add_to_integers(place.dequantize, weight.reshape(stored.integers.shape) - stored.floats(), policy)
+    return True
+
+
 def _add_to_biases(place: Place, delta: Array, name: str, policy: ScalePolicy) -> None:
     """Adds what the change makes of the offsets that a pass put into the bias of the layers that read the weight.
 

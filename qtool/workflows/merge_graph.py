@@ -12,9 +12,10 @@ from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.lora.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.base_weights import open_base
-from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
+from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, round_again, worst
 from qtool.lora.graph_names import weights_by_name
 from qtool.lora.graph_search import GraphSearch
+from qtool.lora.layer_biases import layers_of
 from qtool.lora.merging import WeightedChange, total_delta
 from qtool.lora.places import NEVER_SCALED, Place
 from qtool.lora.reading import read_adapter
@@ -75,9 +76,10 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
     beyond = layers_beyond_16_bits(model)
     ranges = ActivationRanges(model, request.data, progress)
-    targets = _merge(request, model, checkpoint, changes, progress)
+    targets, merged = _merge(request, model, checkpoint, changes, progress)
     _tell_of_overflow([layer for layer in layers_beyond_16_bits(model) if layer not in beyond], progress)
-    wider = ranges.after_merge(told=not request.unmerge)
+    reset = ranges.after_merge(told=not request.unmerge)
+    _round_again(model, request, checkpoint, changes, merged, reset.layers)
     nbytes = 0
     if output is not None:
         with staged(output) as path, progress.task(f"writing {output.name}"):
@@ -95,7 +97,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
         untied=tuple(sorted(planned.untied)),
-        ranges=wider,
+        ranges=reset.wider,
     )
 
 
@@ -199,7 +201,7 @@ def _merge(
     checkpoint: _Checkpoint,
     changes: Mapping[str, Sequence[WeightedChange]],
     progress: Progress,
-) -> list[MergedTarget]:
+) -> tuple[list[MergedTarget], Mapping[str, Sequence[Place]]]:
     firsts = [name for name in changes if name not in checkpoint.tied]
     search = _search(model, checkpoint, request)
     # All of them are found before the first one changes: equal tensors may be stored once.
@@ -218,7 +220,35 @@ def _merge(
             if request.unmerge:
                 targets[-1].check_unmerged()
             advance(1)
-    return targets
+    return targets, places
+
+
+def _round_again(
+    model: ir.Model,
+    request: MergeRequest,
+    checkpoint: _Checkpoint,
+    changes: Mapping[str, Sequence[WeightedChange]],
+    merged: Mapping[str, Sequence[Place]],
+    layers: Collection[ir.Node],
+) -> None:
+    """Rounds the integers of layers anew whose inputs reach much further, so that other ones count now."""
+    if not layers:
+        return
+    search = _search(model, checkpoint, request)
+    policy = request.scales or ScalePolicy.GROW
+    for name, tensor in checkpoint.tensors.items():
+        if name in checkpoint.tied or tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        try:
+            places = merged[name] if name in merged else search.places(name)
+        except InputError:  # it is not there, or not alone: its integers stay as they are
+            continue
+        mine = [place for place in places if any(layer in layers for layer in layers_of(place.stored, place.nodes))]
+        if mine:
+            steps = changes.get(name, ())
+            weight = tensor.double() + (total_delta(tensor, steps) if steps else 0.0)
+            for place in mine:
+                round_again(place, weight.numpy(), policy)
 
 
 def _search(model: ir.Model, checkpoint: _Checkpoint, request: MergeRequest) -> GraphSearch:

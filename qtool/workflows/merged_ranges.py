@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from calib.affine import Range
 from calib.collect import collect
+from calib.ranges.mse import MeanSquaredError
 from calib.specs import Feed
+from calib.statistics import TensorStatistics
 from formats.example_inputs import first_sizes, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.lora.activation_ranges import (
@@ -41,7 +43,7 @@ _NAMED = ("QLinear", "QGemm", "QAttention", "QuantizeLinear")
 _FIX = (
     "give real inputs with --calib-data, which sets the ranges again, or merge into the float model and quantize that"
 )
-Extremes: TypeAlias = dict[str, Range]
+Seen: TypeAlias = dict[str, TensorStatistics]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,19 @@ class _FloatForm:
     def watched(self) -> tuple[str, ...]:
         """Every tensor once."""
         return tuple(dict.fromkeys(name for name in self.tensors if name is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRanges:
+    """Says which ranges were set again.
+
+    Attributes:
+        wider: the ranges.
+        layers: what multiplies activations that changed, where one of them reaches twice as far as before, or more.
+    """
+
+    wider: tuple[WiderRange, ...] = ()
+    layers: frozenset[ir.Node] = frozenset()
 
 
 class ActivationRanges:
@@ -87,7 +102,7 @@ class ActivationRanges:
             )
         self._before = self._measured("before") if self._activations else None
 
-    def after_merge(self, *, told: bool = True) -> tuple[WiderRange, ...]:
+    def after_merge(self, *, told: bool = True) -> SetRanges:
         """Runs the changed graph on the same inputs, and with real ones sets the ranges that they outgrow.
 
         Args:
@@ -100,27 +115,34 @@ class ActivationRanges:
             InputError: with random inputs, an activation reaches twice as far as its range or more.
         """
         if self._before is None or (self._data is None and not told):
-            return ()
+            return SetRanges()
         after = self._measured("after")
         if after is None:
-            return ()
+            return SetRanges()
         wider = []
         for group in sharing(self._activations):
             members = [self._activations[number] for number in group]
             spans = [self._grown(number, self._before, after) for number in group]
             span = members[0].span
-            target = Range(
-                min(span.low, *(each.low for each in spans)), max(span.high, *(each.high for each in spans))
-            )
+            target = Range(min(span.low, *(each.low for each in spans)), max(span.high, *(each.high for each in spans)))
             most = max(range(len(group)), key=lambda place: growth(members[place].span, spans[place]))
             if growth(span, target) > 1.0:
                 wider.append((members, WiderRange(tensor=members[most].tensor, before=span, after=target)))
         if self._data is None:
             self._judge([found for _, found in wider])
-            return ()
+            return SetRanges()
         for members, found in wider:
             set_range(members, found.after)
-        return tuple(found for _, found in wider)
+        ranges = tuple(found for _, found in wider)
+        if not any(found.growth >= REFUSED_GROWTH for found in ranges):
+            return SetRanges(wider=ranges)
+        moved = [
+            activation
+            for activation, one, other in zip(self._activations, self._before, after, strict=True)
+            if one is not None and other is not None and _extremes(one) != _extremes(other)
+        ]
+        layers = {use.node for activation in moved for use in activation.readers if use.idx == 0}
+        return SetRanges(wider=ranges, layers=frozenset(layers))
 
     def _judge(self, outgrown: Sequence[WiderRange]) -> None:
         worst = max(outgrown, key=lambda found: found.growth, default=None)
@@ -131,14 +153,24 @@ class ActivationRanges:
             raise InputError(f"'{worst.tensor}' {told}", fix=_FIX)
         self._progress.warn(f"on random inputs, '{worst.tensor}' {told}\n  {_FIX}")
 
-    def _grown(self, number: int, before: Sequence[Range | None], after: Sequence[Range | None]) -> Range:
+    def _grown(
+        self, number: int, before: Sequence[TensorStatistics | None], after: Sequence[TensorStatistics | None]
+    ) -> Range:
         activation, first, second = self._activations[number], before[number], after[number]
         if first is None or second is None:
             return activation.span
-        return grown(activation.span, first, second, keeps_zero=_keeps_clamps(self._model))
+        extremes = [_extremes(seen) for seen in (first, second)]
+        keeps_zero = _keeps_clamps(self._model)
+        wider = grown(activation.span, *extremes, symmetric=activation.grid.symmetric, keeps_zero=keeps_zero)
+        if self._data is None or extremes[0] == extremes[1]:
+            return wider
+        # What was clipped because it was rare may be many values now.
+        fitted = MeanSquaredError().span(second, activation.grid)
+        low = wider.low if keeps_zero and activation.span.low == 0.0 else min(wider.low, fitted.low)
+        return Range(low, max(wider.high, fitted.high))
 
-    def _measured(self, when: str) -> list[Range | None] | None:
-        """Returns the extremes of each activation; None where the graph does not run on random inputs."""
+    def _measured(self, when: str) -> list[TensorStatistics | None] | None:
+        """Returns what is known of the values of each activation; None where the graph does not run on random inputs."""
         try:
             form = _float_form(self._model, self._activations)
             if not form.watched:
@@ -154,31 +186,31 @@ class ActivationRanges:
             return None
         return [None if name is None else found.get(name) for name in form.tensors]
 
-    def _on_data(self, form: _FloatForm, request: DataRequest, when: str) -> Extremes:
+    def _on_data(self, form: _FloatForm, request: DataRequest, when: str) -> Seen:
         dataset = request.open()
         memory = ActivationMemory.of(form.model, single_sample(form.model, dataset, request))
         data = replace(request, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
         feeds = data.feeds(dataset, *model_specs(form.model), remark=self._progress.note if when == "before" else None)
         with _watched(form) as session, self._progress.task(f"running it {when}", data.available(dataset)) as advance:
             collected = collect(Watcher(session), feeds, form.watched, advance=advance, outputs=())
-        return {
-            name: Range(seen.minimum, seen.maximum) for name, seen in collected.statistics.items() if seen.batches
-        }
+        return {name: seen for name, seen in collected.statistics.items() if seen.batches}
 
-    def _on_random_inputs(self, form: _FloatForm) -> Extremes:
+    def _on_random_inputs(self, form: _FloatForm) -> Seen:
         with _watched(form) as session:
             specs = [input_spec(spec) for spec in session.inputs]
             feed: Feed = make_feeds(specs, first_sizes(specs, None), None)
             collected = collect(Watcher(session), [feed], form.watched, outputs=())
-        return {
-            name: Range(seen.minimum, seen.maximum) for name, seen in collected.statistics.items() if seen.batches
-        }
+        return {name: seen for name, seen in collected.statistics.items() if seen.batches}
 
 
 @contextmanager
 def _watched(form: _FloatForm) -> Iterator[Session]:
     with watching(form.model, form.watched) as graph, open_graph(graph) as session:
         yield session
+
+
+def _extremes(seen: TensorStatistics) -> Range:
+    return Range(seen.minimum, seen.maximum)
 
 
 def _keeps_clamps(model: ir.Model) -> bool:
