@@ -144,8 +144,8 @@ def merge_lora(
 ) -> None:
     """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
     from qtool.lora.stored_integers import ScalePolicy
-    from qtool.workflows.merge_lora import merge_lora as run
     from qtool.workflows.data_request import data_request
+    from qtool.workflows.merge_lora import merge_lora as run
     from qtool.workflows.merging import MergeRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)

@@ -50,9 +50,9 @@ class QuantizedActivation:
         return "" if value is None else value.name or ""
 
     @property
-    def readers(self) -> list[ir.Usage]:
-        """Who reads it, once it is floats again."""
-        return [use for node in self.dequantizes for use in node.outputs[0].uses()]
+    def layers(self) -> list[ir.Node]:
+        """The nodes whose first input it is, once it is floats again."""
+        return [use.node for node in self.dequantizes for use in node.outputs[0].uses() if use.idx == 0]
 
     @property
     def places(self) -> tuple[ir.Node, ...]:

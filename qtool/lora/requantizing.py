@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.lora.stored_integers import ScalePolicy, StoredIntegers, integer_inputs, stored_integers
+from qtool.lora.pair_bound import within_bound
+from qtool.lora.stored_integers import IntegerRules, ScalePolicy, StoredIntegers, integer_inputs, stored_integers
 from qtool.passes.constants import add_constant, constant_array
 
 Array = npt.NDArray[Any]
@@ -50,7 +51,7 @@ class ChangedFloats:
     integers: Requantized
 
 
-def add_to_integers(node: ir.Node, delta: Array, policy: ScalePolicy) -> ChangedFloats:
+def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> ChangedFloats:
     """Adds ``delta`` to the floats that the integers of ``node`` stand for, and gives it other integers.
 
     Biases, in 32 bits, keep their scales under any policy: runtimes want the product of the scales of both inputs.
@@ -60,8 +61,9 @@ def add_to_integers(node: ir.Node, delta: Array, policy: ScalePolicy) -> Changed
         raise AssertionError(node)
     before = stored.floats()
     exact = before + delta
-    scale = stored.scale if stored.bits == 32 else _scale(stored, exact, policy)
+    scale = stored.scale if stored.bits == 32 else _scale(stored, exact, rules.scales)
     integers, beyond = stored.rounded(exact, scale)
+    integers, scale = within_bound(node, stored, exact, integers, scale, rules)
     factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
     _replace_input(*places.integers, integers)
     if not np.array_equal(scale, stored.scale):

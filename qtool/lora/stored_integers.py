@@ -44,6 +44,20 @@ class ScalePolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerRules:
+    """Says how changed floats become integers again.
+
+    Attributes:
+        scales: what becomes of their scales.
+        largest_pair: what two neighbouring weights of one sign may add up to, for sums of 16 bits to hold their
+            products; None for everything.
+    """
+
+    scales: ScalePolicy = ScalePolicy.GROW
+    largest_pair: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIntegers:
     """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 

@@ -18,16 +18,16 @@ from formats.example_inputs import first_sizes, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.lora.activation_ranges import (
     QuantizedActivation,
-    growth,
     grown,
+    growth,
     quantized_activations,
     set_range,
     sharing,
 )
 from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
+from qtool.passes.weight_records import has_records
 from qtool.progress import Progress
-from qtool.runtime.execution import TARGET_KEY
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session, Watcher
 from qtool.workflows.activation_memory import ActivationMemory
@@ -97,7 +97,7 @@ class ActivationRanges:
         self._activations = quantized_activations(model)
         if data is not None and not self._activations:
             raise InputError(
-                "the graph has no ranges of activations that --calib-data could set: it is not quantized, or as it runs",
+                "the graph has no ranges of activations that --calib-data could set: it is float, or dynamic",
                 fix="drop --calib-data",
             )
         self._before = self._measured("before") if self._activations else None
@@ -141,7 +141,7 @@ class ActivationRanges:
             for activation, one, other in zip(self._activations, self._before, after, strict=True)
             if one is not None and other is not None and _extremes(one) != _extremes(other)
         ]
-        layers = {use.node for activation in moved for use in activation.readers if use.idx == 0}
+        layers = {layer for activation in moved for layer in activation.layers}
         return SetRanges(wider=ranges, layers=frozenset(layers))
 
     def _judge(self, outgrown: Sequence[WiderRange]) -> None:
@@ -170,7 +170,7 @@ class ActivationRanges:
         return Range(low, max(wider.high, fitted.high))
 
     def _measured(self, when: str) -> list[TensorStatistics | None] | None:
-        """Returns what is known of the values of each activation; None where the graph does not run on random inputs."""
+        """Returns what the values of each activation are; None where the graph does not run on random inputs."""
         try:
             form = _float_form(self._model, self._activations)
             if not form.watched:
@@ -215,7 +215,7 @@ def _extremes(seen: TensorStatistics) -> Range:
 
 def _keeps_clamps(model: ir.Model) -> bool:
     """Tells whether ranges that begin at zero may stand for ReLUs that a quantizer dropped; qtool drops none."""
-    return TARGET_KEY not in model.metadata_props
+    return not has_records(model)
 
 
 def _float_form(model: ir.Model, activations: Sequence[QuantizedActivation]) -> _FloatForm:

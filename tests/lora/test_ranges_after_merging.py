@@ -17,11 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from calib.affine import Range
-from qtool.lora.activation_ranges import growth, grown
+from qtool.lora.activation_ranges import grown, growth
 from tests.lora.conftest import invoke
 from tests.lora.graphs import export, merged_module
 
