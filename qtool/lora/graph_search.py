@@ -281,7 +281,9 @@ def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
 
 def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
     """Tells by its operators whether a node belongs to an embedding, which looks rows up, or to a head."""
-    looks_up = {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    behind = maker is not None and maker.op_type == "Gather" and maker.inputs[0] is value
+    looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
     return looks_up == {name.endswith(EMBEDDINGS)}
 
 

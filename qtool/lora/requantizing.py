@@ -67,7 +67,7 @@ def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> Changed
     factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
     _replace_input(*places.integers, integers)
     if not np.array_equal(scale, stored.scale):
-        _replace_input(*places.scale, scale)
+        _replace_input(*places.scale, scale if places.unit == 1.0 else (scale / places.unit).astype(scale.dtype))
         rescale_biases([node], factors)
     return ChangedFloats(
         before=before,
