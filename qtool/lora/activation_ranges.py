@@ -132,14 +132,18 @@ def sharing(activations: Sequence[QuantizedActivation]) -> list[list[int]]:
 
     Zero points tell ranges of the same width apart.
     """
-    groups: list[tuple[set[tuple[ir.Value | None, Range]], list[int]]] = []
-    for number, activation in enumerate(activations):
-        keys = {(node.inputs[1], activation.span) for node in activation.places}
-        near = [group for group in groups if group[0] & keys]
-        groups = [group for group in groups if not group[0] & keys]
-        numbers = [*(member for _, members in near for member in members), number]
-        groups.append((keys.union(*(known for known, _ in near)), numbers))
-    return [numbers for _, numbers in groups]
+    keys = [{(node.inputs[1], activation.span) for node in activation.places} for activation in activations]
+    group_of: dict[tuple[ir.Value | None, Range], list[int]] = {}
+    for number, own in enumerate(keys):
+        near = {id(group_of[key]): group_of[key] for key in own if key in group_of}
+        largest = max(near.values(), key=len, default=[])
+        for members in near.values():
+            if members is not largest:
+                largest.extend(members)
+                group_of |= {key: largest for member in members for key in keys[member]}
+        largest.append(number)
+        group_of |= dict.fromkeys(own, largest)
+    return [sorted(members) for members in {id(members): members for members in group_of.values()}.values()]
 
 
 def set_range(activations: Sequence[QuantizedActivation], span: Range) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from calib.affine import Range
@@ -14,7 +15,7 @@ from calib.collect import collect
 from calib.ranges.mse import MeanSquaredError
 from calib.specs import Feed
 from calib.statistics import TensorStatistics
-from formats.example_inputs import first_sizes, make_feeds
+from formats.example_inputs import EXAMPLE_SEED, first_sizes, make_feeds
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.lora.activation_ranges import (
     QuantizedActivation,
@@ -24,6 +25,7 @@ from qtool.lora.activation_ranges import (
     set_range,
     sharing,
 )
+from qtool.passes.constants import is_constant
 from qtool.passes.remove_dynamic import RemoveDynamic
 from qtool.passes.remove_qdq import RemoveQdq
 from qtool.passes.weight_records import has_records
@@ -198,7 +200,8 @@ class ActivationRanges:
     def _on_random_inputs(self, form: _FloatForm) -> Seen:
         with _watched(form) as session:
             specs = [input_spec(spec) for spec in session.inputs]
-            feed: Feed = make_feeds(specs, first_sizes(specs, None), None)
+            feed = make_feeds(specs, first_sizes(specs, None), None)
+            feed |= _rows_of_tables(form.model, feed)
             collected = collect(Watcher(session), [feed], form.watched, outputs=())
         return {name: seen for name, seen in collected.statistics.items() if seen.batches}
 
@@ -207,6 +210,20 @@ class ActivationRanges:
 def _watched(form: _FloatForm) -> Iterator[Session]:
     with watching(form.model, form.watched) as graph, open_graph(graph) as session:
         yield session
+
+
+def _rows_of_tables(model: ir.Model, feed: Feed) -> Feed:
+    """Returns other numbers of rows, drawn from all that there are, for inputs that look them up in stored tables."""
+    found = {}
+    generator = np.random.default_rng(EXAMPLE_SEED)
+    for value in model.graph.inputs:
+        name, readers = value.name or "", [use for use in value.uses() if use.node.op_type != "Shape"]
+        tables = [use.node.inputs[0] for use in readers if use.node.op_type == "Gather" and use.idx == 1]
+        rows = [table.shape[0] for table in tables if table is not None and is_constant(table) and table.shape]
+        least = min((count for count in rows if isinstance(count, int)), default=0)
+        if least and len(rows) == len(readers) and name in feed and feed[name].dtype.kind in "iu":
+            found[name] = generator.integers(0, least, feed[name].shape).astype(feed[name].dtype)
+    return found
 
 
 def _extremes(seen: TensorStatistics) -> Range:
