@@ -80,10 +80,10 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         scales=request.scales or ScalePolicy.GROW,
         largest_pair=preset("x86").largest_pair if bounds_pairs(model) else None,
     )
-    ranges = ActivationRanges(model, request.data, progress)
+    ranges = ActivationRanges(model, request.data, progress, grows=not request.unmerge)
     targets, merged = _merge(request, model, checkpoint, changes, rules, progress)
     _tell_of_overflow([layer for layer in layers_beyond_16_bits(model) if layer not in beyond], progress)
-    reset = ranges.after_merge(told=not request.unmerge)
+    reset = ranges.after_merge()
     _round_again(model, request, checkpoint, changes, merged, reset.layers, rules)
     nbytes = 0
     if output is not None:

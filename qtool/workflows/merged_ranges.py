@@ -82,13 +82,14 @@ class SetRanges:
 class ActivationRanges:
     """Watches the activations of one graph before and after weights of it change."""
 
-    def __init__(self, model: ir.Model, data: DataRequest | None, progress: Progress) -> None:
+    def __init__(self, model: ir.Model, data: DataRequest | None, progress: Progress, *, grows: bool = True) -> None:
         """Runs the float form of the graph as it is.
 
         Args:
             model: the graph, to be changed in place later.
             data: real inputs; None for random ones.
             progress: receives the steps and warnings.
+            grows: whether values may reach further afterwards; otherwise only data makes it worth to run.
 
         Raises:
             InputError: there is data, and no range that it could set.
@@ -99,16 +100,14 @@ class ActivationRanges:
         self._activations = quantized_activations(model)
         if data is not None and not self._activations:
             raise InputError(
-                "the graph has no ranges of activations that --calib-data could set: it is float, or dynamic",
+                "the graph has no ranges of activations between QuantizeLinear and DequantizeLinear for --calib-data to set",
                 fix="drop --calib-data",
             )
-        self._before = self._measured("before") if self._activations else None
+        watched = bool(self._activations) and (grows or data is not None)
+        self._before = self._measured("before") if watched else None
 
-    def after_merge(self, *, told: bool = True) -> SetRanges:
+    def after_merge(self) -> SetRanges:
         """Runs the changed graph on the same inputs, and with real ones sets the ranges that they outgrow.
-
-        Args:
-            told: whether ranges that no longer fit are warned of, or refused, where they cannot be set.
 
         Returns:
             What was set; without real inputs nothing.
@@ -116,7 +115,7 @@ class ActivationRanges:
         Raises:
             InputError: with random inputs, an activation reaches twice as far as its range or more.
         """
-        if self._before is None or (self._data is None and not told):
+        if self._before is None:
             return SetRanges()
         after = self._measured("after")
         if after is None:
