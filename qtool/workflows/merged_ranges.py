@@ -100,7 +100,7 @@ class ActivationRanges:
         self._activations = quantized_activations(model)
         if data is not None and not self._activations:
             raise InputError(
-                "the graph has no ranges of activations between QuantizeLinear and DequantizeLinear for --calib-data to set",
+                "the graph has no ranges of activations, between QuantizeLinear and DequantizeLinear, to set again",
                 fix="drop --calib-data",
             )
         watched = bool(self._activations) and (grows or data is not None)
