@@ -14,11 +14,15 @@ from qtool.cli.merge_output import merge_as_json, show_merge
 from qtool.cli.model_options import trust
 from qtool.cli.options import (
     AllowGlobalOption,
+    BatchSizeOption,
+    CalibDataListOption,
     DebugOption,
     ForceOption,
     JsonOption,
+    LimitOption,
     OutputDirOption,
     OutputOption,
+    PreprocessOption,
     QuietOption,
     TrustPickleOption,
 )
@@ -103,6 +107,10 @@ def merge_lora(
             "found anew. Default: grow.",
         ),
     ] = None,
+    calib_data: CalibDataListOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchSizeOption = None,
+    limit: LimitOption = None,
     part: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,6 +144,7 @@ def merge_lora(
 ) -> None:
     """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
     from qtool.lora.stored_integers import ScalePolicy
+    from qtool.workflows.data_request import data_request
     from qtool.workflows.merge_lora import merge_lora as run
     from qtool.workflows.merging import MergeRequest
 
@@ -144,6 +153,10 @@ def merge_lora(
         raise UsageError(f"--scale {scale} is no number", fix="give a number, such as 0.5")
     if as_adapter and (combine is not None or unmerge or scales is not None):
         raise UsageError("--as-adapter exchanges adapters as they are", fix="drop --combine, --unmerge and --scales")
+    if as_adapter and calib_data:
+        raise UsageError("--calib-data sets ranges for what is merged, not for adapters to come", fix="drop it")
+    _check_belongs_to_data(bool(calib_data), preprocess, batch_size, limit)
+    data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit) if calib_data else None
     report = run(
         MergeRequest(
             base=base,
@@ -156,6 +169,7 @@ def merge_lora(
             as_adapter=as_adapter,
             combination=_combination(combine, density, rank, seed, unmerge=unmerge),
             scales=None if scales is None else ScalePolicy(scales.value),
+            data=data,
             parts=tuple(part or ()),
             only=tuple(only or ()),
             exclude=tuple(exclude or ()),
@@ -169,6 +183,13 @@ def merge_lora(
         console.json(merge_as_json(report))
     else:
         show_merge(console, report)
+
+
+def _check_belongs_to_data(given: bool, preprocess: str | None, batch_size: int | None, limit: int | None) -> None:
+    options = {"--preprocess": preprocess, "--batch-size": batch_size, "--limit": limit}
+    for option, value in options.items():
+        if value is not None and not given:
+            raise UsageError(f"{option} says nothing without --calib-data", fix=f"add --calib-data, or drop {option}")
 
 
 def _combination(

@@ -44,6 +44,10 @@ def show_merge(console: Console, report: MergeReport) -> None:
     rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} as they were"))
     if report.untied:
         rows.append(("untied", f"{', '.join(report.untied)}: no longer the same tensor as another one of the base"))
+    if report.ranges:
+        most = max(report.ranges, key=lambda found: found.growth)
+        count = "a range" if len(report.ranges) == 1 else f"{len(report.ranges)} ranges"
+        rows.append(("activations", f"{count} set again, up to ×{most.growth:.3g} ({most.tensor})"))
     if report.unmerged:
         worst = max(report.targets, key=lambda target: target.unmerge_error)
         rows.append(("as before", f"but for rounding, at most {worst.unmerge_error:.1e} of the norm ({worst.weight})"))
@@ -97,5 +101,14 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
         "untouched_tensors": list(report.untouched),
         "unmerged": report.unmerged,
         "untied": list(report.untied),
+        "ranges": [
+            {
+                "tensor": found.tensor,
+                "before": [found.before.low, found.before.high],
+                "after": [found.after.low, found.after.high],
+                "growth": found.growth,
+            }
+            for found in report.ranges
+        ],
         "adapter_files": [str(file) for file in report.adapter_files],
     }

@@ -58,18 +58,18 @@ def grown(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, int]) -> dict[
     return found
 
 
-def refuse_added_rows(rows: Mapping[str, int], where: Path) -> None:
+def refuse_added_rows(rows: Mapping[str, int], graph: Path) -> None:
     """Passes when there is nothing to add.
 
     Raises:
-        InputError: there is, in weights that cannot grow here.
+        InputError: there is, in a graph, whose nodes may count on as many rows as there were.
     """
     if rows:
         name = next(iter(rows))
         raise InputError(
-            f"the adapter was trained with added tokens: it brings '{name}' with {rows[name]} rows, and {where} cannot "
-            "grow here",
-            fix="merge into the weights in one file or a folder of one, and split or export the result again",
+            f"the adapter was trained with added tokens: it brings '{name}' with {rows[name]} rows, and the graph "
+            f"{graph} cannot grow",
+            fix="merge into the checkpoint and export it again",
         )
 
 

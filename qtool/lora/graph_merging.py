@@ -14,7 +14,7 @@ from qtool.errors import InputError
 from qtool.lora.layer_biases import bias_input, layers_of
 from qtool.lora.places import Place
 from qtool.lora.requantizing import ChangedFloats, Requantized, add_to_integers
-from qtool.lora.stored_integers import ScalePolicy, stored_integers
+from qtool.lora.stored_integers import IntegerRules, stored_integers
 from qtool.passes.constants import add_constant, constant_array
 
 Array = npt.NDArray[Any]
@@ -41,14 +41,14 @@ class GraphChange:
     integers: Requantized | None = None
 
 
-def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> GraphChange:
+def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> GraphChange:
     """Adds ``delta``, float64 in the shape of the checkpoint's tensor, to where that tensor is in the graph.
 
     Args:
         place: where that is.
         delta: what is added.
         name: the tensor, for errors.
-        policy: what becomes of the scales of integers.
+        rules: how integers are found.
 
     Raises:
         InputError: the sum holds what the stored type does not.
@@ -62,11 +62,11 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
         whole[window] = delta
         replayed = place.record.replay(whole)
         if replayed.bias is not None:
-            _add_to_biases(place, replayed.bias, name, policy)
+            _add_to_biases(place, replayed.bias, name, rules)
         # Factors of inputs and outputs may have spread over all of it.
         delta, window = replayed.tensor, (...,)
     if place.dequantize is not None:
-        changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), policy)
+        changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), rules)
         return _requantized(place, changed, delta)
     stored = _array(place.stored).astype(np.float64)
     before = stored[window].copy()
@@ -90,7 +90,34 @@ def add_to_graph(place: Place, delta: Array, name: str, policy: ScalePolicy) -> 
     )
 
 
-def _add_to_biases(place: Place, delta: Array, name: str, policy: ScalePolicy) -> None:
+def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
+    """Rounds integers anew, each to the nearest, to what ``weight`` is in the form of ``place``.
+
+    What guided their rounding may no longer hold, such as which inputs are small. Integers that hold several weights
+    side by side stay.
+
+    Args:
+        place: where the weight is in the graph.
+        weight: float64 in the shape of the checkpoint's tensor.
+        rules: how integers are found.
+
+    Returns:
+        Whether that was done.
+    """
+    if place.dequantize is None or place.offset is not None:
+        return False
+    if place.channel_scale is not None:
+        weight = weight * place.channel_scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    weight = weight.T if place.transposed else weight
+    weight = weight if place.record is None else place.record.replay(weight).tensor
+    stored = stored_integers(place.dequantize)
+    if stored is None or stored.integers.size != weight.size:
+        return False
+    add_to_integers(place.dequantize, weight.reshape(stored.integers.shape) - stored.floats(), rules)
+    return True
+
+
+def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -> None:
     """Adds what the change makes of the offsets that a pass put into the bias of the layers that read the weight.
 
     Raises:
@@ -106,9 +133,9 @@ def _add_to_biases(place: Place, delta: Array, name: str, policy: ScalePolicy) -
             )
         maker = value.producer()
         if maker is not None and maker.inputs[0] is not None:
-            add_to_graph(Place(stored=maker.inputs[0], dequantize=maker), delta, name, policy)
+            add_to_graph(Place(stored=maker.inputs[0], dequantize=maker), delta, name, rules)
         else:
-            add_to_graph(Place(stored=value, nodes=(taken[0],)), delta, name, policy)
+            add_to_graph(Place(stored=value, nodes=(taken[0],)), delta, name, rules)
 
 
 def _integer_shape(node: ir.Node) -> tuple[int, ...]:

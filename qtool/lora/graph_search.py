@@ -20,12 +20,14 @@ from qtool.lora.channel_scales import channel_scale
 from qtool.lora.layer_biases import bias_input, layers_of
 from qtool.lora.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place
 from qtool.lora.stored_integers import INTEGER_LAYERS, StoredIntegers, stored_integers
+from qtool.lora.ties import EMBEDDINGS
 from qtool.passes.constants import constant_array, is_constant
 from qtool.passes.weight_records import WeightRecord, record_of
 
 Array = npt.NDArray[Any]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_FIX_OF_TWINS = "merge into the checkpoint and export it again"
 # Of integers of 32 bits, which hold biases.
 _BIAS_TOLERANCE = 1e-3
 
@@ -230,22 +232,32 @@ class GraphSearch:
         if not twins:
             return list(places)
         own = []
+        absent = set(twins)
         for place in places:
             nodes = [place.dequantize] if place.dequantize else [use.node for use in place.stored.uses()]
-            mine = tuple(node for node in nodes if _is_of(node, place.stored, name))
-            others = [node for node in nodes if any(_is_of(node, place.stored, twin) for twin in twins)]
+            owned = _owned_by_operators if _is_tied_head(name, twins) else _is_of
+            mine = tuple(node for node in nodes if owned(node, place.stored, name))
+            theirs = {twin: [node for node in nodes if owned(node, place.stored, twin)] for twin in twins}
+            others = [node for found in theirs.values() for node in found]
+            absent -= {twin for twin, found in theirs.items() if found}
             if set(mine) & set(others) or not set(mine) | set(others) >= set(nodes):
                 raise InputError(
                     f"'{name}' and '{twins[0]}' hold the same values, and nothing in the graph tells which of its "
                     "nodes belong to which",
-                    fix="merge into the checkpoint, and export it again",
+                    fix=_FIX_OF_TWINS,
                 )
             if mine:
                 own.append(replace(place, nodes=mine))
         if not own:
             raise InputError(
                 f"the graph holds the values of '{name}', but only for '{twins[0]}', which has the same",
-                fix="merge into the checkpoint, and export it again",
+                fix=_FIX_OF_TWINS,
+            )
+        if absent:
+            raise InputError(
+                f"'{name}' and '{min(absent)}' hold the same values, and the graph may compute with both what it "
+                "computes once",
+                fix=_FIX_OF_TWINS,
             )
         return own
 
@@ -260,6 +272,19 @@ def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
     if any(module in f".{_dotted(text)}." for text in texts):
         return True
     return len(value.uses()) == 1 and value.name == name
+
+
+def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
+    """Tells whether the names of one tensor are those of an embedding and of a head, whose layers are of two kinds."""
+    return len(twins) == 1 and name.endswith(EMBEDDINGS) != twins[0].endswith(EMBEDDINGS)
+
+
+def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
+    """Tells by its operators whether a node belongs to an embedding, which looks rows up, or to a head."""
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    behind = maker is not None and maker.op_type == "Gather" and maker.inputs[0] is value
+    looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
+    return looks_up == {name.endswith(EMBEDDINGS)}
 
 
 def _dotted(text: str) -> str:

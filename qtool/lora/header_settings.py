@@ -59,19 +59,52 @@ def _value(text: str) -> object:
         return text
 
 
+def convolution_settings(metadata: Mapping[str, str], where: str) -> AdapterSettings | None:
+    """Returns what a header says of convolutions with kernels larger than 1, where it tells them from other layers.
+
+    Without an alpha of theirs, kohya's own network takes 1, and LyCORIS that of the other layers.
+
+    Raises:
+        InputError: what it says is damaged.
+    """
+    arguments = _arguments(metadata, where)
+    if not {"conv_dim", "conv_alpha"} & arguments.keys():
+        return None
+    text = arguments.get("conv_alpha")
+    if text in (None, "", "None"):
+        text = metadata.get(_KOHYA_ALPHA) if "lycoris" in metadata.get("ss_network_module", "") else 1.0
+    alpha = None if text in (None, "None") else _number(text, _KOHYA_ARGUMENTS, where)
+    return AdapterSettings(kind="LoRA", alpha=alpha, root_scale=_roots(arguments))
+
+
 def _kohya(metadata: Mapping[str, str], where: str) -> AdapterSettings | None:
     text = metadata.get(_KOHYA_ALPHA)
     if text is None or text == "None":
         return None
+    alpha = _number(text, _KOHYA_ALPHA, where)
+    return AdapterSettings(kind="LoRA", alpha=alpha, root_scale=_roots(_arguments(metadata, where)))
+
+
+def _arguments(metadata: Mapping[str, str], where: str) -> Mapping[str, Any]:
     try:
-        alpha = float(text)
         arguments = json.loads(metadata.get(_KOHYA_ARGUMENTS) or "{}")
     except (ValueError, RecursionError) as error:
-        raise _damaged(_KOHYA_ALPHA, where) from error
-    if not math.isfinite(alpha):
-        raise _damaged(_KOHYA_ALPHA, where)
-    root = isinstance(arguments, dict) and str(arguments.get("rs_lora", "")).lower() in _TRUE
-    return AdapterSettings(kind="LoRA", alpha=alpha, root_scale=root)
+        raise _damaged(_KOHYA_ARGUMENTS, where) from error
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _roots(arguments: Mapping[str, Any]) -> bool:
+    return str(arguments.get("rs_lora", "")).lower() in _TRUE
+
+
+def _number(text: Any, entry: str, where: str) -> float:
+    try:
+        number = float(text)
+    except (ValueError, TypeError) as error:
+        raise _damaged(entry, where) from error
+    if not math.isfinite(number):
+        raise _damaged(entry, where)
+    return number
 
 
 def _damaged(entry: str, where: str) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.lora.stored_integers import ScalePolicy, StoredIntegers, integer_inputs, stored_integers
+from qtool.lora.pair_bound import within_bound
+from qtool.lora.stored_integers import IntegerRules, ScalePolicy, StoredIntegers, integer_inputs, stored_integers
 from qtool.passes.constants import add_constant, constant_array
 
 Array = npt.NDArray[Any]
@@ -49,7 +51,7 @@ class ChangedFloats:
     integers: Requantized
 
 
-def add_to_integers(node: ir.Node, delta: Array, policy: ScalePolicy) -> ChangedFloats:
+def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> ChangedFloats:
     """Adds ``delta`` to the floats that the integers of ``node`` stand for, and gives it other integers.
 
     Biases, in 32 bits, keep their scales under any policy: runtimes want the product of the scales of both inputs.
@@ -59,13 +61,14 @@ def add_to_integers(node: ir.Node, delta: Array, policy: ScalePolicy) -> Changed
         raise AssertionError(node)
     before = stored.floats()
     exact = before + delta
-    scale = stored.scale if stored.bits == 32 else _scale(stored, exact, policy)
+    scale = stored.scale if stored.bits == 32 else _scale(stored, exact, rules.scales)
     integers, beyond = stored.rounded(exact, scale)
+    integers, scale = within_bound(node, stored, exact, integers, scale, rules)
     factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
     _replace_input(*places.integers, integers)
     if not np.array_equal(scale, stored.scale):
-        _replace_input(*places.scale, scale)
-        _rescale_biases(node, factors)
+        _replace_input(*places.scale, scale if places.unit == 1.0 else (scale / places.unit).astype(scale.dtype))
+        rescale_biases([node], factors)
     return ChangedFloats(
         before=before,
         exact=exact,
@@ -89,13 +92,20 @@ def _scale(stored: StoredIntegers, exact: Array, policy: ScalePolicy) -> Array:
     return found
 
 
-def _rescale_biases(node: ir.Node, factors: Array) -> None:
-    """Gives the biases of the layers that read a weight scales that belong to its new ones."""
-    for use in list(node.outputs[0].uses()):
-        value = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+def rescale_biases(nodes: Sequence[ir.Node], factors: Array) -> None:
+    """Gives the biases of layers scales that belong to new ones of what the layers multiply, each bias once.
+
+    Args:
+        nodes: the DequantizeLinear of the weights, or of the inputs.
+        factors: the new scales over the old ones, () or (channels,).
+    """
+    biases: dict[ir.Node, None] = {}
+    for use in [use for node in nodes for use in node.outputs[0].uses()]:
+        value = use.node.inputs[2] if use.idx < 2 and len(use.node.inputs) > 2 else None
         bias = None if value is None else value.producer()
-        if bias is None or bias.op_type != "DequantizeLinear":
-            continue
+        if bias is not None and bias.op_type == "DequantizeLinear":
+            biases[bias] = None
+    for bias in biases:
         integers, scale = constant_array(bias.inputs[0]), constant_array(bias.inputs[1])
         if integers is None or scale is None or integers.dtype != np.int32 or factors.ndim > 1:
             continue
@@ -109,7 +119,7 @@ def _replace_input(node: ir.Node, index: int, array: Array) -> None:
     if value is None or not isinstance(node.graph, ir.Graph):
         raise AssertionError(node)
     if len(value.uses()) == 1 and value.graph is node.graph:
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+        value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.shape = ir.Shape(array.shape)
         return
     copy = add_constant(node.graph, value.name or "constant", array)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from formats.safetensors_file import SafetensorsFile
 from qtool.errors import InputError
 from qtool.lora.adapter import Adapter, AdapterModule, check_tensors
-from qtool.lora.header_settings import header_settings
+from qtool.lora.header_settings import convolution_settings, header_settings
 from qtool.lora.recognition import CONFIG_NAME
 from qtool.lora.settings import AdapterSettings
 
@@ -74,11 +74,12 @@ def read_single_file(path: Path) -> Adapter:
     scale = _mlx_scale(path) if any("mlx_a" in parts for parts in modules.values()) else 1.0
     kinds = {role.partition("_")[0] for parts in modules.values() for role in parts}
     told = header_settings(weights.metadata, str(path))
+    of_convolutions = convolution_settings(weights.metadata, str(path))
     found = [_module(name, parts, flat[name], scale, path) for name, parts in modules.items()]
     return Adapter(
         source=path,
         settings=AdapterSettings(kind="LoHa" if "hada" in kinds else "LoKr" if "lokr" in kinds else "LoRA"),
-        modules=tuple(_with_alpha(module, told, path) for module in found),
+        modules=tuple(_with_alpha(module, told, of_convolutions, path) for module in found),
         flattened=all(flat.values()),
     )
 
@@ -99,15 +100,29 @@ def _module(
     )
 
 
-def _with_alpha(module: AdapterModule, told: Mapping[str | None, AdapterSettings], path: Path) -> AdapterModule:
+def _with_alpha(
+    module: AdapterModule,
+    told: Mapping[str | None, AdapterSettings],
+    of_convolutions: AdapterSettings | None,
+    path: Path,
+) -> AdapterModule:
     """Gives a module the alpha that the header tells of, where it has none of its own.
 
     Raises:
-        InputError: its rank is another one than the header says.
+        InputError: its rank is another one than the header says, or nothing tells whether it is a convolution, which
+            the header gives another alpha.
     """
     first = next((module.parts[role] for role in _FIRST if role in module.parts), None)
     others = told.get(None) or (next(iter(told.values())) if len(told) == 1 and module.piece is None else None)
     settings = told.get(module.piece, others)
+    if of_convolutions is not None and module.alpha is None and first is not None:
+        if "lora_A" not in module.parts and of_convolutions != settings:
+            raise InputError(
+                f"the header of {path} gives convolutions an alpha of their own, and {module.path} does not tell "
+                "whether it is one",
+                fix="save the adapter again, with an alpha beside each module",
+            )
+        settings = of_convolutions if first.ndim > 2 and max(first.shape[2:]) > 1 else settings
     if module.alpha is not None or first is None or settings is None or settings.alpha is None:
         return module
     rank, expected = first.shape[0], settings.rank_of(module.path)

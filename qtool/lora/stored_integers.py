@@ -44,6 +44,20 @@ class ScalePolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerRules:
+    """Says how changed floats become integers again.
+
+    Attributes:
+        scales: what becomes of their scales.
+        largest_pair: what two neighbouring weights of one sign may add up to, for sums of 16 bits to hold their
+            products; None for everything.
+    """
+
+    scales: ScalePolicy = ScalePolicy.GROW
+    largest_pair: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIntegers:
     """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 
@@ -133,6 +147,7 @@ class IntegerInputs:
         zero: likewise; None where zero points are zero.
         axis: of the integers, where channels or blocks follow each other.
         block: the length of a block; 0 without blocks.
+        unit: what each scale is multiplied by besides.
     """
 
     integers: tuple[ir.Node, int]
@@ -140,6 +155,7 @@ class IntegerInputs:
     zero: tuple[ir.Node, int] | None
     axis: int
     block: int = 0
+    unit: float = 1.0
 
 
 def integer_inputs(node: ir.Node) -> IntegerInputs | None:
@@ -151,6 +167,9 @@ def integer_inputs(node: ir.Node) -> IntegerInputs | None:
     if node.op_type == "DequantizeLinear":
         zero = (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         axis, block = integer_attribute(node, "axis", 1), integer_attribute(node, "block_size", 0)
+        rows = None if node.inputs[0] is None else node.inputs[0].producer()
+        if rows is not None:
+            return _inputs_of_table(rows, node, zero)
         return IntegerInputs(integers=(node, 0), scale=(node, 1), zero=zero, axis=axis, block=block)
     scale = _factor_of_weights(node)
     if scale is None:
@@ -161,6 +180,30 @@ def integer_inputs(node: ir.Node) -> IntegerInputs | None:
     if node.op_type == "MatMulInteger" and turn is not None and turn.op_type == "Transpose":
         return IntegerInputs(integers=(turn, 0), scale=scale, zero=zero, axis=0)
     return IntegerInputs(integers=(node, 1), scale=scale, zero=zero, axis=0 if node.op_type == "ConvInteger" else -1)
+
+
+def _inputs_of_table(gather: ir.Node, dequantize: ir.Node, zero: tuple[ir.Node, int] | None) -> IntegerInputs | None:
+    """Returns where a table of integers is whose rows are looked up first, and then dequantized.
+
+    The scale is one, one a column, or one for all behind which a multiplication has one a column.
+    """
+    reads_rows = gather.op_type == "Gather" and integer_attribute(gather, "axis", 0) == 0
+    scale = constant_array(dequantize.inputs[1])
+    if not reads_rows or scale is None or not (scale > 0).all() or sole_consumer(gather.outputs[0]) is not dequantize:
+        return None
+    if scale.size > 1:
+        rank = None if gather.outputs[0].shape is None else len(gather.outputs[0].shape)
+        last = integer_attribute(dequantize, "axis", 1) in (-1, None if rank is None else rank - 1)
+        return IntegerInputs(integers=(gather, 0), scale=(dequantize, 1), zero=zero, axis=1) if last else None
+    multiply = sole_consumer(dequantize.outputs[0])
+    if multiply is not None and multiply.op_type == "Mul":
+        index = next((index for index, value in enumerate(multiply.inputs) if is_constant(value)), None)
+        factors = None if index is None else constant_array(multiply.inputs[index])
+        table = constant_array(gather.inputs[0])
+        if index is not None and factors is not None and table is not None and factors.shape == table.shape[1:]:
+            unit = float(scale.reshape(()))
+            return IntegerInputs(integers=(gather, 0), scale=(multiply, index), zero=zero, axis=1, unit=unit)
+    return IntegerInputs(integers=(gather, 0), scale=(dequantize, 1), zero=zero, axis=1)
 
 
 def _factor_of_weights(product: ir.Node) -> tuple[ir.Node, int] | None:
@@ -186,6 +229,7 @@ def stored_integers(node: ir.Node) -> StoredIntegers | None:
     bits = None if source is None or source.dtype is None else _BITS.get(source.dtype)
     if integers is None or scale is None or bits is None or source is None or source.dtype is None:
         return None
+    scale = scale * scale.dtype.type(places.unit) if places.unit != 1.0 else scale
     zero = constant_array(_value(places.zero)) if places.zero is not None else np.zeros(scale.shape)
     axis = places.axis + integers.ndim if places.axis < 0 else places.axis
     if zero is not None and zero.size == 1:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _HEAD = "lm_head"
-_EMBEDDINGS = (
+EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
     "embed_in.weight",
@@ -48,7 +48,7 @@ def with_tied_head(
         adapters: what is merged.
     """
     name = f"{_HEAD}.weight"
-    found = [key for key in tensors if key.endswith(_EMBEDDINGS) and tensors[key].ndim == 2]
+    found = [key for key in tensors if key.endswith(EMBEDDINGS) and tensors[key].ndim == 2]
     if any(key == name or key.endswith(f".{name}") for key in tensors) or len(found) != 1 or not _ties(config):
         return tensors, tied
     ends = (_HEAD, found[0].removesuffix(".weight").rpartition(".")[2])

@@ -26,6 +26,11 @@ class RemoveQdq(ir.passes.InPlacePass):
     integer. Such a clamp at zero is written out as a ReLU again, unless the value cannot be negative anyway.
     """
 
+    def __init__(self, *, keeps_clamps: bool = True) -> None:
+        """Takes whether a grid that begins at zero may stand for a ReLU; it does in no graph of qtool's."""
+        super().__init__()
+        self._keeps_clamps = keeps_clamps
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Removes every pair it understands; what is left is still QuantizeLinear or DequantizeLinear."""
         modified = False
@@ -60,7 +65,7 @@ class RemoveQdq(ir.passes.InPlacePass):
         if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.inputs[0] is None:
             return False
         original = quantize.inputs[0]
-        if _clamps_at_zero(quantize) and not _never_negative(original):
+        if self._keeps_clamps and _clamps_at_zero(quantize) and not _never_negative(original):
             original = _with_relu(graph, quantize, original, names)
         _replace(graph, output, original, names)
         return True

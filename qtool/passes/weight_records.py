@@ -157,6 +157,11 @@ def record_of(value: ir.Value | None) -> WeightRecord | None:
     return record if array is not None and ends == array.shape else None
 
 
+def has_records(model: ir.Model) -> bool:
+    """Tells whether qtool has noted what became of weights of a model, as it does of all that it quantizes."""
+    return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
+
+
 def record_steps(made: ir.Value, source: ir.Value, *steps: Step) -> None:
     """Notes at ``made`` what is noted at ``source``, with further ``steps``, and other metadata of it."""
     array = constant_array(source)

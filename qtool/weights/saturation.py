@@ -157,7 +157,7 @@ def without_saturation(
         return weight
     best, least = weight, np.full(excess.shape, np.inf)
     for step in np.linspace(0.0, 1.0, _CANDIDATES):
-        candidate = _limited(rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
+        candidate = limited(rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
         loss = _loss(candidate, original)
         best = merged(best, candidate, loss < least)
         least = np.minimum(loss, least)
@@ -190,7 +190,7 @@ def rescaled(
     return merged(weight, fresh, factors > 1.0)
 
 
-def _limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> QuantizedWeight:
+def limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> QuantizedWeight:
     """Moves every pair that is too large towards zero, both its weights by the same amount where they can."""
     integers = weight.integers
     for order in orders:

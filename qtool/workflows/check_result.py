@@ -129,14 +129,14 @@ def _saturating(gate: Gate | None) -> str | None:
 
 def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
     if samples is None:
-        specs = [_input_spec(spec) for spec in inputs]
+        specs = [input_spec(spec) for spec in inputs]
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
     feeds = samples.data.feeds(samples.dataset, inputs, outputs)
     yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
 
 
-def _input_spec(spec: TensorSpec) -> InputSpec:
+def input_spec(spec: TensorSpec) -> InputSpec:
     """Returns an input in the form the example maker takes; an unknown dimension is a free one of its own."""
     dims = tuple(f"{spec.name}_{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ()))
     return InputSpec(name=spec.name, dims=dims, dtype=spec.dtype)

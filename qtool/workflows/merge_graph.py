@@ -12,20 +12,23 @@ from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.lora.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.base_weights import open_base
-from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, worst
+from qtool.lora.graph_merging import Array, GraphChange, add_to_graph, round_again, worst
 from qtool.lora.graph_names import weights_by_name
 from qtool.lora.graph_search import GraphSearch
+from qtool.lora.layer_biases import layers_of
 from qtool.lora.merging import WeightedChange, total_delta
 from qtool.lora.places import NEVER_SCALED, Place
 from qtool.lora.reading import read_adapter
-from qtool.lora.stored_integers import ScalePolicy, stored_integers
+from qtool.lora.stored_integers import IntegerRules, ScalePolicy, stored_integers
 from qtool.progress import Progress
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
+from qtool.schemes import preset
 from qtool.workflows.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
+from qtool.workflows.merged_ranges import ActivationRanges
 from qtool.workflows.merging import MergedTarget, MergeReport, MergeRequest
 from qtool.workflows.model_source import write_graph
-from qtool.workflows.overflow import layers_beyond_16_bits
+from qtool.workflows.overflow import bounds_pairs, layers_beyond_16_bits
 from qtool.workflows.planned_changes import PlannedChanges, planned_changes
 
 if TYPE_CHECKING:
@@ -73,8 +76,15 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     planned = _planned(request, adapters, checkpoint, model)
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
     beyond = layers_beyond_16_bits(model)
-    targets = _merge(request, model, checkpoint, changes, progress)
+    rules = IntegerRules(
+        scales=request.scales or ScalePolicy.GROW,
+        largest_pair=preset("x86").largest_pair if bounds_pairs(model) else None,
+    )
+    ranges = ActivationRanges(model, request.data, progress, grows=not request.unmerge)
+    targets, merged = _merge(request, model, checkpoint, changes, rules, progress)
     _tell_of_overflow([layer for layer in layers_beyond_16_bits(model) if layer not in beyond], progress)
+    reset = ranges.after_merge()
+    _round_again(model, request, checkpoint, changes, merged, reset.layers, rules)
     nbytes = 0
     if output is not None:
         with staged(output) as path, progress.task(f"writing {output.name}"):
@@ -92,6 +102,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         untouched=tuple(name for name in checkpoint.tensors if name not in changes),
         unmerged=request.unmerge,
         untied=tuple(sorted(planned.untied)),
+        ranges=reset.wider,
     )
 
 
@@ -194,8 +205,9 @@ def _merge(
     model: ir.Model,
     checkpoint: _Checkpoint,
     changes: Mapping[str, Sequence[WeightedChange]],
+    rules: IntegerRules,
     progress: Progress,
-) -> list[MergedTarget]:
+) -> tuple[list[MergedTarget], Mapping[str, Sequence[Place]]]:
     firsts = [name for name in changes if name not in checkpoint.tied]
     search = _search(model, checkpoint, request)
     # All of them are found before the first one changes: equal tensors may be stored once.
@@ -204,17 +216,44 @@ def _merge(
         _check_told(places)
     if request.scales is not None and not any(place.dequantize for found in places.values() for place in found):
         raise UsageError("--scales says nothing, since no integers change", fix="drop it")
-    policy = request.scales or ScalePolicy.GROW
     targets = []
     with progress.task("merging", total=len(firsts)) as advance:
         for name in firsts:
             delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
-            found = [add_to_graph(place, delta, name, policy) for place in places[name]]
+            found = [add_to_graph(place, delta, name, rules) for place in places[name]]
             targets.append(_facts(name, changes[name], found))
             if request.unmerge:
                 targets[-1].check_unmerged()
             advance(1)
-    return targets
+    return targets, places
+
+
+def _round_again(
+    model: ir.Model,
+    request: MergeRequest,
+    checkpoint: _Checkpoint,
+    changes: Mapping[str, Sequence[WeightedChange]],
+    merged: Mapping[str, Sequence[Place]],
+    layers: Collection[ir.Node],
+    rules: IntegerRules,
+) -> None:
+    """Rounds the integers of layers anew whose inputs reach much further, so that other ones count now."""
+    if not layers:
+        return
+    search = _search(model, checkpoint, request)
+    for name, tensor in checkpoint.tensors.items():
+        if name in checkpoint.tied or tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        try:
+            places = merged[name] if name in merged else search.places(name)
+        except InputError:  # it is not there, or not alone: its integers stay as they are
+            continue
+        mine = [place for place in places if any(layer in layers for layer in layers_of(place.stored, place.nodes))]
+        if mine:
+            steps = changes.get(name, ())
+            weight = tensor.double() + (total_delta(tensor, steps) if steps else 0.0)
+            for place in mine:
+                round_again(place, weight.numpy(), rules)
 
 
 def _search(model: ir.Model, checkpoint: _Checkpoint, request: MergeRequest) -> GraphSearch:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from formats.detect import detect
 from qtool.errors import UsageError
-from qtool.lora.added_tokens import added_rows, grown, refuse_added_rows
+from qtool.lora.added_tokens import added_rows, grown
 from qtool.lora.base_weights import BaseWeights, open_base
 from qtool.lora.merging import TensorMerge, WeightedChange
 from qtool.lora.reading import read_adapter
@@ -40,6 +40,11 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
     if request.as_adapter:
         raise UsageError("--as-adapter makes inputs for an ONNX graph", fix="name an ONNX graph, or drop it")
+    if request.data is not None:
+        raise UsageError(
+            "--calib-data sets the ranges of a quantized ONNX graph, and weights have none",
+            fix="name a quantized ONNX graph, or drop it",
+        )
     if request.scales is not None:
         raise UsageError("--scales says nothing of weights in floats", fix="name a quantized ONNX graph, or drop it")
     base = open_base(request.base, request.trust)
@@ -48,8 +53,6 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
         output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
     rows = added_rows(base.weights.tensors, base.tied, adapters)
-    if base.shards:
-        refuse_added_rows(rows, base.path)
     base = base.with_tensors(grown(base.weights.tensors, rows)) if rows else base
     tensors, tied = with_tied_head(base.weights.tensors, base.tied, base.path.with_name("config.json"), adapters)
     planned = planned_changes(request, adapters, tensors, tied, base.path)
@@ -69,7 +72,7 @@ def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
                 lambda name, tensor: merge(name, tensor, advance),
                 new,
                 untied=bool(planned.untied) or "lm_head.weight" in new,
-                tokens=max(rows.values(), default=None),
+                rows=rows,
             )
     return MergeReport(
         base=base.path,

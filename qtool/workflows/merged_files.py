@@ -18,7 +18,7 @@ from formats.safetensors_file import SafetensorsFile
 from formats.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.atomic import check_output, staged
 from qtool.errors import OutputError, UsageError
-from qtool.lora.added_tokens import count_tokens
+from qtool.lora.added_tokens import count_tokens, grown
 from qtool.lora.base_weights import BaseWeights
 from qtool.lora.ties import untie_config
 
@@ -77,7 +77,13 @@ class MergedOutput:
         return MergedOutput(path=named, file=named, folder=None)
 
     def write(
-        self, base: BaseWeights, change: Change, new: Mapping[str, torch.Tensor], *, untied: bool, tokens: int | None
+        self,
+        base: BaseWeights,
+        change: Change,
+        new: Mapping[str, torch.Tensor],
+        *,
+        untied: bool,
+        rows: Mapping[str, int],
     ) -> None:
         """Writes the base's tensors as ``change`` gives them; each is asked for when its turn comes.
 
@@ -86,7 +92,7 @@ class MergedOutput:
             change: gives what is written in the place of a tensor, in blocks of rows.
             new: tensors that come in addition.
             untied: whether the head no longer is the embedding, which the configuration is to say.
-            tokens: how many tokens there are now, where some were added.
+            rows: how many rows tensors have that grew for added tokens, by name.
 
         Raises:
             OutputError: the disk is full or the place is not writable.
@@ -97,10 +103,10 @@ class MergedOutput:
                 _copy_rest(base.folder, path.parent)
                 if untied:
                     untie_config(path.parent)
-                if tokens is not None:
-                    count_tokens(path.parent, tokens)
+                if rows:
+                    count_tokens(path.parent, max(rows.values()))
             if path.name.endswith(_INDEX_ENDING):
-                _write_shards(base, path, change, new)
+                _write_shards(base, path, change, new, rows)
             elif path.suffix in _TORCH_SUFFIXES:
                 _write_checkpoint(base, path, change, new)
             else:
@@ -172,7 +178,9 @@ def _with_new(weights: Weights, new: Mapping[str, torch.Tensor]) -> Weights:
     return replace(weights, tensors=few_at_a_time(lambda: {**weights.tensors, **new}, nbytes))
 
 
-def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[str, torch.Tensor]) -> None:
+def _write_shards(
+    base: BaseWeights, index: Path, change: Change, new: Mapping[str, torch.Tensor], rows: Mapping[str, int]
+) -> None:
     places: dict[str, str] = {}
     names = _shard_names(base, index)
     total = 0
@@ -189,6 +197,8 @@ def _write_shards(base: BaseWeights, index: Path, change: Change, new: Mapping[s
         if apart:
             tensors_apart = {name: t.clone() if name in apart else t for name, t in weights.tensors.items()}
             weights = replace(weights, tensors=tensors_apart)
+        here = {name: count for name, count in rows.items() if name in weights.tensors}
+        weights = replace(weights, tensors=grown(weights.tensors, here)) if here else weights
         if shard == base.shards[-1]:
             weights, tensors = _with_new(weights, new), (*tensors, *new)
         SafetensorsFile().write(weights, index.with_name(names[shard]), change)

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from calib.affine import Range
 from formats.trust import NO_TRUST, Trust
 from qtool.errors import InputError
+from qtool.lora.activation_ranges import growth
 from qtool.lora.combining import Combination
 from qtool.lora.requantizing import Requantized
 from qtool.lora.stored_integers import ScalePolicy
+from qtool.workflows.data_request import DataRequest
 
 # As a share of a tensor's norm; rounding to integers of eight bits, twice, stays below it.
 LARGEST_UNMERGE_ERROR = 0.05
@@ -44,6 +47,7 @@ class MergeRequest:
         as_adapter: give a graph inputs for the adapters instead, and write a file for each.
         combination: how changes are combined; None for their sum.
         scales: of a graph with integers: what becomes of their scales; None for those that grow where they have to.
+        data: of a graph with static ranges of activations: real inputs, which set those again that values outgrow.
         parts: of adapters for pipelines: the ones that are merged, such as ``"unet"``; empty for all.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
@@ -62,6 +66,7 @@ class MergeRequest:
     as_adapter: bool = False
     combination: Combination | None = None
     scales: ScalePolicy | None = None
+    data: DataRequest | None = None
     parts: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -125,6 +130,26 @@ class MergedTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WiderRange:
+    """Is a range of activations that values outgrow.
+
+    Attributes:
+        tensor: the activation; of several with one scale, the one that grew most.
+        before: what its integers stood for.
+        after: what they have to stand for.
+    """
+
+    tensor: str
+    before: Range
+    after: Range
+
+    @property
+    def growth(self) -> float:
+        """How many times as far from zero it reaches."""
+        return growth(self.before, self.after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
     """Says what was merged.
 
@@ -139,6 +164,7 @@ class MergeReport:
         untouched: the tensors that did not.
         unmerged: whether adapters were subtracted.
         untied: tensors that were one with another of the base, and no longer are.
+        ranges: the ranges of activations that were set again.
         adapter_files: what onnxruntime loads beside a graph whose adapters are exchanged as it runs.
     """
 
@@ -152,4 +178,5 @@ class MergeReport:
     untouched: tuple[str, ...]
     unmerged: bool = False
     untied: tuple[str, ...] = ()
+    ranges: tuple[WiderRange, ...] = ()
     adapter_files: tuple[Path, ...] = ()

@@ -14,7 +14,7 @@ from qtool.runtime.coverage import integer_coverage
 from qtool.runtime.execution import NODE_BY_NODE, TARGET_KEY, execution_of
 from qtool.runtime.integer_sums import sums_saturate
 from qtool.schemes import preset
-from qtool.workflows.saturation_proof import is_integer_operator, prove
+from qtool.workflows.saturation_proof import LayerProof, is_integer_operator, prove
 
 OVERFLOW_FIX = (
     "quantize the float model for this processor with --target auto, or for every x86 with --target x86; "
@@ -46,10 +46,20 @@ def overflowing_layers(model: ir.Model) -> tuple[str, ...]:
 
 def layers_beyond_16_bits(model: ir.Model) -> tuple[str, ...]:
     """Returns the layers of a model, which is left as it is, whose sums 16 bits may not hold, whatever runs them."""
+    return tuple(layer.node for layer in _proven(model) if not layer.safe)
+
+
+def bounds_pairs(model: ir.Model) -> bool:
+    """Tells whether a model's stored weights were rounded for sums of 16 bits: all of them fit, and there are some."""
+    known = [layer for layer in _proven(model) if layer.highest is not None]
+    return bool(known) and all(layer.safe for layer in known)
+
+
+def _proven(model: ir.Model) -> tuple[LayerProof, ...]:
     copy = model.clone()
     common.NameFixPass()(copy)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    return tuple(layer.node for layer in prove(copy, preset("x86-avx2")).layers if not layer.safe)
+    return prove(copy, preset("x86-avx2")).layers
 
 
 def overflowing_layers_in(path: Path) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 
@@ -33,3 +35,10 @@ def merged_module(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Modul
     other = copy.deepcopy(module).eval()
     other.load_state_dict(state)
     return other
+
+
+def scales_of(path: Path) -> dict[str, float]:
+    """Returns the scale of each activation by name."""
+    graph = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return {node.input[0]: float(stored[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"}

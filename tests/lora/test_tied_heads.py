@@ -47,19 +47,25 @@ def live(folder: Path, **config: Any) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("form", ["folder", "pth"])
+def save_folder(model: LlamaForCausalLM, folder: Path, *, sharded: bool) -> None:
+    """Saves a model in one file, or in several."""
+    model.save_pretrained(folder, max_shard_size="2KB" if sharded else "1GB")
+    assert (folder / "model.safetensors.index.json").exists() == sharded
+
+
+@pytest.mark.parametrize("form", ["folder", "shards", "pth"])
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path: Path, name: str, form: str) -> None:
     expected = live(tmp_path / "adapter", **TARGETS[name])
     base = tied_model()
-    base.save_pretrained(tmp_path / "base")
+    save_folder(base, tmp_path / "base", sharded=form == "shards")
     torch.save(base.state_dict(), tmp_path / "base.pth")
-    source = tmp_path / ("base" if form == "folder" else "base.pth")
-    output = tmp_path / ("merged" if form == "folder" else "merged.pth")
+    source = tmp_path / ("base.pth" if form == "pth" else "base")
+    output = tmp_path / ("merged.pth" if form == "pth" else "merged")
     result = invoke("merge-lora", source, tmp_path / "adapter", "-o", output, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["untied"] == ([] if name in TIED else ["lm_head.weight"])
-    if form == "folder":
+    if form != "pth":
         merged = LlamaForCausalLM.from_pretrained(output).eval()
         assert merged.config.tie_word_embeddings is (name in TIED)
     else:
@@ -71,12 +77,13 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path: Path, nam
         torch.testing.assert_close(merged(IDS).logits, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
-def test_added_tokens_make_the_base_grow(tmp_path: Path, tied: bool) -> None:
+def test_added_tokens_make_the_base_grow(tmp_path: Path, tied: bool, sharded: bool) -> None:
     base = tied_model()
     base.config.tie_word_embeddings = tied
     base = LlamaForCausalLM(base.config).eval()
-    base.save_pretrained(tmp_path / "base")
+    save_folder(base, tmp_path / "base", sharded=sharded)
     base.resize_token_embeddings(27)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     model = peft.get_peft_model(base, config)
@@ -88,5 +95,8 @@ def test_added_tokens_make_the_base_grow(tmp_path: Path, tied: bool) -> None:
     assert result.exit_code == 0, result.output
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.config.vocab_size == 27
+    if sharded:
+        index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(p.nbytes for p in dict(merged.named_parameters()).values())
     with torch.no_grad():
         torch.testing.assert_close(merged(torch.tensor([[1, 26, 24, 3]])).logits, expected, atol=2e-5, rtol=1e-4)
