@@ -23,9 +23,9 @@ from formats.registry import load
 from qtool.plan import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
-from qtool.workflows.calibrate import DataRequest, Watched, gather
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.calibrate import DataRequest, Watched, gather
+from qtool.workflows.quantize.prepare import prepare
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = prepare(load("onnx").read(arguments.model))
-    watched = Watched.by(build_plan(model, PRESETS["x86"], Selection()))
+    watched = Watched.by(build_plan(model, PRESETS["x86"], NodeSelection()))
     data = DataRequest(source=str(arguments.data))
     run_plainly = plain_inference(arguments.model, arguments.data, arguments.threads)
     grid = Grid(bits=8, signed=False, symmetric=False)

@@ -29,8 +29,8 @@ def merge_with_peft(model: str, adapter: str, result: str) -> list[float]:
 def merge_with_qtool(model: str, adapter: str, result: str) -> list[float]:
     """Merges tensor by tensor into the result; returns the seconds that it took."""
     from qtool.progress import Silent
-    from qtool.workflows.merge_lora import merge_lora
-    from qtool.workflows.merging import AdapterSource, MergeRequest
+    from qtool.workflows.lora.merge_weights import merge_lora
+    from qtool.workflows.lora.request import AdapterSource, MergeRequest
 
     begun = time.perf_counter()
     source = AdapterSource(path=Path(adapter))

@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from qtool.progress import Silent
-from qtool.workflows.merge_lora import merge_lora
-from qtool.workflows.merging import AdapterSource, MergeRequest
+from qtool.workflows.lora.merge_weights import merge_lora
+from qtool.workflows.lora.request import AdapterSource, MergeRequest
 
 ONCE_SCRIPT = Path(__file__).with_name("merge_once.py")
 TARGETS = ["query", "key", "value", "dense", "word_embeddings"]

@@ -24,12 +24,12 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from processes import run
 
-from formats.onnx_file import OnnxFile
+from formats.onnx.onnx_file import OnnxFile
 from qtool.errors import RuntimeRefusedError
-from qtool.optimization.pipeline import node_counts
-from qtool.workflows.data_request import DataRequest
-from qtool.workflows.half_precision import input_specs
-from qtool.workflows.same_outputs import Witness
+from qtool.passes.optimization.pipeline import node_counts
+from qtool.workflows.convert.half_precision import input_specs
+from qtool.workflows.convert.numerical_check import Witness
+from qtool.workflows.quantize.data_request import DataRequest
 
 _RIVALS = {
     "onnxslim": "import sys, onnx, onnxslim; onnx.save(onnxslim.slim(sys.argv[1]), sys.argv[2])",

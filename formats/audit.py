@@ -7,16 +7,16 @@ from pathlib import Path
 
 from formats import detect as detection
 from formats.errors import FormatError
-from formats.external_data import OutsideError
 from formats.findings import AuditNotes, FileAudit, Risk
-from formats.pickle_globals import Meaning
-from formats.pickle_scan import scan_pickle
-from formats.safetensors_header import announced_header_bytes, read_header
-from formats.sharded_index import is_index, read_index
-from formats.tensorflow_audit import note_tensorflow
-from formats.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
-from formats.torch_zip import ZipKind
-from formats.torch_zip_audit import audit_zip
+from formats.onnx.external_data import OutsideError
+from formats.tensorflow.tensorflow_audit import note_tensorflow
+from formats.tensorflow.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
+from formats.torch.pickle_globals import Meaning
+from formats.torch.pickle_scan import scan_pickle
+from formats.torch.torch_zip import ZipKind
+from formats.torch.torch_zip_audit import audit_zip
+from formats.weights.safetensors_header import announced_header_bytes, read_header
+from formats.weights.sharded_index import is_index, read_index
 
 _HEAD_BYTES = 4096
 _MOST_PICKLES = 16
@@ -131,6 +131,6 @@ def _audited_index(path: Path, notes: AuditNotes) -> FileAudit:
 
 
 def _audit_onnx(path: Path, notes: AuditNotes) -> None:
-    from formats.onnx_file import audit_external_data
+    from formats.onnx.onnx_file import audit_external_data
 
     audit_external_data(path, notes)

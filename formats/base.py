@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-    from formats.example_inputs import InputSpec
+    from formats.torch.example_inputs import InputSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from formats.detect import detect
-from formats.sharded_index import read_index
+from formats.weights.sharded_index import read_index
 
 
 def companion_files(path: Path) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def companion_files(path: Path) -> tuple[str, ...]:
     if kind == "sharded":
         return tuple(shard.name for shard in read_index(path).shards)
     if kind == "onnx":
-        from formats.onnx_file import external_files
+        from formats.onnx.onnx_file import external_files
 
         return external_files(path)
     return ()

@@ -6,11 +6,13 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats import protobuf, safetensors_header, tensorflow_kinds
+from formats import protobuf
 from formats.errors import FormatError
-from formats.keras_weights import is_keras_weights
-from formats.sharded_index import is_index
-from formats.torch_zip import ZipKind, recognize
+from formats.tensorflow import tensorflow_kinds
+from formats.tensorflow.keras_weights import is_keras_weights
+from formats.torch.torch_zip import ZipKind, recognize
+from formats.weights import safetensors_header
+from formats.weights.sharded_index import is_index
 from formats.zip_layout import open_zip, zip_defects
 
 _HEAD_BYTES = 4096

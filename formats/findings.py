@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from formats.pickle_globals import Meaning
-from formats.pickle_scan import PickleScan
+from formats.torch.pickle_globals import Meaning
+from formats.torch.pickle_scan import PickleScan
 
 
 class Risk(StrEnum):

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from formats.base import GraphFormat, GraphSource, WeightsFormat, WeightsSource
 
 FORMATS: dict[str, str] = {
-    "onnx": "formats.onnx_file:OnnxFile",
-    "torch": "formats.torch_checkpoint:TorchCheckpoint",
-    "safetensors": "formats.safetensors_file:SafetensorsFile",
+    "onnx": "formats.onnx.onnx_file:OnnxFile",
+    "torch": "formats.torch.torch_checkpoint:TorchCheckpoint",
+    "safetensors": "formats.weights.safetensors_file:SafetensorsFile",
 }
 # Formats that are read only.
 SOURCES: dict[str, str] = {
-    "torchscript": "formats.torchscript_file:TorchScriptFile",
-    "exported": "formats.exported_program_file:ExportedProgramFile",
-    "sharded": "formats.sharded_weights:ShardedWeights",
+    "torchscript": "formats.torch.torchscript_file:TorchScriptFile",
+    "exported": "formats.torch.exported_program_file:ExportedProgramFile",
+    "sharded": "formats.weights.sharded_weights:ShardedWeights",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from formats.errors import FormatError
 from formats.findings import AuditNotes, Finding, Risk
-from formats.pickle_globals import Meaning
+from formats.torch.pickle_globals import Meaning
 
 _LONGEST_LIST = 4
 

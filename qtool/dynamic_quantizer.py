@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.passes.constants import constant_array
-from qtool.passes.insert_dynamic import insert_dynamic
+from qtool.graph.constants import constant_array
 from qtool.plan import DynamicPlan
+from qtool.qdq.insert_dynamic import insert_dynamic
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 from qtool.weights.saturation import orders_of

@@ -12,7 +12,7 @@ from calib.granularity import Granularity
 from calib.grid import Grid
 from qtool.errors import InputError, UsageError
 from qtool.schemes import DynamicScheme, Scheme
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
 NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
@@ -140,7 +140,7 @@ class Plan:
 def build_plan(
     model: ir.Model,
     scheme: Scheme,
-    selection: Selection,
+    selection: NodeSelection,
     *,
     unfit: Mapping[str, str] = NOTHING_UNFIT,
     kept_float: Mapping[str, str] = NOTHING_KEPT,
@@ -160,8 +160,8 @@ def build_plan(
         InputError: the model is quantized already, or nothing in it can be quantized and the plan may not be empty.
         UsageError: a pattern of ``selection`` matches nothing.
     """
-    from qtool.placement import placement_of
-    from qtool.placement.logarithms import layers_before_logarithms
+    from qtool.backends.qdq_placement.logarithms import layers_before_logarithms
+    from qtool.backends.registry import placement_of
 
     _check_float(model)
     selection.check(list(model.graph))
@@ -181,7 +181,7 @@ def build_plan(
 
 
 def build_dynamic_plan(
-    model: ir.Model, scheme: DynamicScheme, selection: Selection, *, may_be_empty: bool = False
+    model: ir.Model, scheme: DynamicScheme, selection: NodeSelection, *, may_be_empty: bool = False
 ) -> DynamicPlan:
     """Decides which layers of a prepared model quantize their activations as they run, from its graph alone.
 
@@ -190,7 +190,7 @@ def build_dynamic_plan(
             be empty.
         UsageError: a pattern of ``selection`` matches nothing.
     """
-    from qtool.placement.dynamic import place_dynamic
+    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 
     _check_float(model)
     selection.check(list(model.graph))
@@ -204,10 +204,10 @@ def build_dynamic_plan(
 
 
 def _chosen_dynamic(
-    model: ir.Model, scheme: Scheme, selection: Selection, kept_float: Mapping[str, str]
+    model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
     """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
-    from qtool.placement.dynamic import place_dynamic
+    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 
     if scheme.placement != "onnxruntime-cpu":
         raise UsageError(

@@ -12,22 +12,22 @@ import onnx_ir as ir
 from calib.affine import AffineParams, params_from_range
 from calib.ranges import RangeMethod
 from calib.statistics import TensorStatistics
+from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
+from qtool.backends.qdq_placement.clamped_ranges import within_clamps
+from qtool.backends.qdq_placement.joined_tensors import unlike_parts
+from qtool.backends.qdq_placement.masks import masked_scores
+from qtool.backends.qdq_placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
+from qtool.corrections import Corrections
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
-from qtool.passes.constants import constant_array
-from qtool.passes.insert_qdq import insert_qdq
-from qtool.passes.keep_float import KeepFloatLayers
-from qtool.placement.clamped_ranges import within_clamps
-from qtool.placement.joined_tensors import unlike_parts
-from qtool.placement.masks import masked_scores
-from qtool.placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
+from qtool.graph.constants import constant_array
 from qtool.plan import Plan
-from qtool.refinement import Refinement
+from qtool.qdq.insert_qdq import insert_qdq
 from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import orders_of
 
-NO_REFINEMENT = Refinement()
+NO_REFINEMENT = Corrections()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def quantities(
     plan: Plan,
     statistics: Mapping[str, TensorStatistics],
     method: RangeMethod,
-    refinement: Refinement = NO_REFINEMENT,
+    refinement: Corrections = NO_REFINEMENT,
 ) -> tuple[dict[str, AffineParams], dict[str, QuantizedWeight]]:
     """Returns the parameters of activations by source, and the integers of weights by name; ``model`` is left as it is.
 
@@ -145,7 +145,7 @@ def quantize_graph(
     method: RangeMethod,
     *,
     bias_correction: bool,
-    refinement: Refinement = NO_REFINEMENT,
+    refinement: Corrections = NO_REFINEMENT,
 ) -> Findings:
     """Quantizes ``model``, as ``prepare`` leaves it, in place.
 
@@ -187,7 +187,7 @@ def _drop_unread(graph: ir.Graph) -> None:
 
 
 def _quantized_weights(
-    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], refinement: Refinement
+    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], refinement: Corrections
 ) -> dict[str, QuantizedWeight]:
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     # A bias is stored in units of input scale times weight scale: this is how many of them, before the weight's part.

@@ -14,7 +14,7 @@ from qtool.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class NodeSelection:
     """Holds patterns: ``Conv``, ``/head/*``, ``re:layer[0-3]/.*``; a pattern meets a node's name or its operator.
 
     Attributes:

@@ -22,7 +22,7 @@ _TINY = 1.5e-38
 
 @dataclass(frozen=True, slots=True)
 class Entropy:
-    """Searches the clipping threshold whose quantized distribution is nearest to the original one.
+    """SearchConfig the clipping threshold whose quantized distribution is nearest to the original one.
 
     Nearest by Kullback-Leibler divergence, after S. Migacz, 8-bit Inference with TensorRT (GTC 2017). The threshold T
     bounds magnitudes: the range is the data's own, cut to -T..T.

@@ -17,7 +17,7 @@ _REFINEMENTS = 3
 
 @dataclass(frozen=True, slots=True)
 class MeanSquaredError:
-    """Searches both ends for the least of clipping error plus rounding error.
+    """SearchConfig both ends for the least of clipping error plus rounding error.
 
     The clipping error comes from the histogram. The rounding error of a value inside is step^2 / 12, that of a value
     spread evenly over its step (Widrow and Kollar, Quantization Noise, 2008, chapter 1); exact zeros have none, since

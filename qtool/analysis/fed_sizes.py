@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from calib.specs import Feed
-from formats.shape_inference import infer_shapes
-from qtool.analysis.tensor_sizes import TensorSize, declared_sizes
+from formats.onnx.shape_inference import infer_shapes
+from qtool.graph.tensor_sizes import TensorSize, declared_sizes
 
 
 def fed_sizes(model: ir.Model, feed: Feed) -> dict[str, TensorSize]:

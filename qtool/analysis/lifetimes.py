@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.analysis.tensor_sizes import TensorSize
-from qtool.passes.constants import is_constant
-from qtool.passes.node_reads import graphs_in, read_by
+from qtool.graph.constants import is_constant
+from qtool.graph.node_reads import graphs_in, read_by
+from qtool.graph.tensor_sizes import TensorSize
 
 # Give the memory of their first input another shape, whoever else reads it.
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.analysis.multiply_adds import multiplies, multiply_adds
-from qtool.analysis.tensor_sizes import TensorSize
+from qtool.graph.tensor_sizes import TensorSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

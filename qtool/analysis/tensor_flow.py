@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.analysis.tensor_sizes import TensorSize
-from qtool.passes.node_reads import read_by
+from qtool.graph.node_reads import read_by
+from qtool.graph.tensor_sizes import TensorSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

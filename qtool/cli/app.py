@@ -17,7 +17,7 @@ import typer.core
 from qtool import __version__
 from qtool.cli.failures import report_failure
 from qtool.cli.log import with_log
-from qtool.cli.options import debug_is_on
+from qtool.cli.options.shared import debug_is_on
 
 # Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
 COMMANDS = (
@@ -69,7 +69,7 @@ class CommandGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Finds the command and gives it the settings of the working folder; asking for help needs none."""
         if not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
-            from qtool.cli.settings import defaults
+            from qtool.cli.options.settings import defaults
 
             functions = {
                 command.callback.__name__.replace("_", "-"): command.callback

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_path
-from qtool.cli.options import DebugOption, JsonOption, OptionalModelArgument, QuietOption
+from qtool.cli.options.model import model_path
+from qtool.cli.options.shared import DebugOption, JsonOption, OptionalModelArgument, QuietOption
 
 
 def audit(
@@ -16,7 +16,7 @@ def audit(
     debug: DebugOption = False,
 ) -> None:
     """Lists what a model file would import, call and reach when it is opened, without opening it."""
-    from qtool.workflows.audit import audit_model, check_safe
+    from qtool.workflows.diagnose.audit import audit_model, check_safe
 
     console = Console(json=json, quiet=quiet, debug=debug)
     report = audit_model(model_path(model))

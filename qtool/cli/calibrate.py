@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_path, model_source, trust
-from qtool.cli.options import (
+from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
     CalibDataListOption,
@@ -63,10 +63,10 @@ def calibrate(
     debug: DebugOption = False,
 ) -> None:
     """Runs a float model over data once and writes statistics from which every range method can work."""
-    from qtool.runtime.this_machine import target_named
-    from qtool.workflows.calibrate import CalibrateRequest
-    from qtool.workflows.calibrate import calibrate as run
-    from qtool.workflows.data_request import data_request
+    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.workflows.quantize.calibrate import CalibrateRequest
+    from qtool.workflows.quantize.calibrate import calibrate as run
+    from qtool.workflows.quantize.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import architecture, input_shapes, model_path, trust
-from qtool.cli.options import (
+from qtool.cli.options.model import architecture, input_shapes, model_path, trust
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     CalibDataOption,
     DebugOption,
@@ -28,8 +28,8 @@ from qtool.cli.options import (
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from formats.external_data import Storage
-    from qtool.workflows.half_precision import Precision
+    from formats.onnx.external_data import Storage
+    from qtool.workflows.convert.half_precision import Precision
 
 
 class To(StrEnum):
@@ -98,16 +98,16 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Converts a model, and compares the result with the original on real or random inputs."""
-    from qtool.workflows.conversion import ConvertRequest, Target
-    from qtool.workflows.convert import convert as run
-    from qtool.workflows.tensorflow_import import TensorFlowOptions
+    from qtool.workflows.convert.convert import convert as run
+    from qtool.workflows.convert.request import ConvertRequest, TargetFormat
+    from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
 
     console = Console(json=json, quiet=quiet, debug=debug)
     shapes = input_shapes(input_shape)
     report = run(
         ConvertRequest(
             source=model_path(model),
-            target=Target(to.value),
+            target=TargetFormat(to.value),
             output=output,
             output_dir=output_dir,
             architecture=architecture(factory, model_kwargs),
@@ -133,7 +133,7 @@ def convert(
 
 
 def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
-    from qtool.workflows.half_precision import Precision
+    from qtool.workflows.convert.half_precision import Precision
 
     if fp16 and bf16:
         raise UsageError("--fp16 and --bf16 exclude each other", fix="give one of them")
@@ -143,7 +143,7 @@ def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
 
 
 def _storage(external: bool, max_shard_mb: int | None, to: To) -> Storage:
-    from formats.external_data import Storage
+    from formats.onnx.external_data import Storage
 
     if max_shard_mb is not None and not external and to is To.ONNX:
         raise UsageError("--max-shard-mb comes without --external-data", fix="give both, or neither")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtool.cli.console import Console
-from qtool.cli.options import (
+from qtool.cli.options.shared import (
     DebugOption,
     ForceOption,
     JsonOption,
@@ -24,8 +24,8 @@ def dequantize(
     debug: DebugOption = False,
 ) -> None:
     """Turns a quantized model into a float one whose weights are the dequantized ones."""
-    from qtool.workflows.dequantize import DequantizeRequest
-    from qtool.workflows.dequantize import dequantize as run
+    from qtool.workflows.quantize.dequantize import DequantizeRequest
+    from qtool.workflows.quantize.dequantize import dequantize as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     report = run(DequantizeRequest(model=model, output=output, output_dir=output_dir, force=force), console.progress())

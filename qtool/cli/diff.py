@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import DebugOption, JsonOption, ModelArgument, QuietOption
+from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, QuietOption
 from qtool.json_values import json_value
 
 _TITLES = {
@@ -35,7 +35,7 @@ def diff(
     debug: DebugOption = False,
 ) -> None:
     """Shows what changed between two ONNX models, the largest changes first; exits with 1 if anything did."""
-    from qtool.workflows.diff import diff as run
+    from qtool.workflows.diagnose.diff import diff as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     report = run(model, other, console.progress())

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
+from qtool.cli.options.shared import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
 
 if TYPE_CHECKING:
-    from qtool.workflows.doctor import Diagnosis
+    from qtool.workflows.diagnose.doctor import Diagnosis
 
 _FEATURES = {
     "avx2": "AVX2",
@@ -43,7 +43,7 @@ def doctor(
 ) -> None:
     """Shows versions, processor, threads and providers, what integers gain, and what makes models slow here."""
     from qtool.atomic import check_output, staged
-    from qtool.workflows.doctor import diagnose
+    from qtool.workflows.diagnose.doctor import diagnose
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if machine_profile is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import (
+from qtool.cli.options.shared import (
     BatchSizeOption,
     DebugOption,
     EvalDataOption,
@@ -37,9 +37,9 @@ def explain(
     debug: DebugOption = False,
 ) -> None:
     """Tells why one node or tensor of a quantized model is float, slow or inaccurate, and what changes that."""
-    from qtool.workflows.data_request import DataRequest
-    from qtool.workflows.explain import ExplainRequest
-    from qtool.workflows.explain import explain as run
+    from qtool.workflows.diagnose.explain import ExplainRequest
+    from qtool.workflows.diagnose.explain import explain as run
+    from qtool.workflows.quantize.data_request import DataRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     samples = None

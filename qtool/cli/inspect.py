@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from qtool.cli.adapter_output import show_adapter
 from qtool.cli.console import Console
-from qtool.cli.inspect_output import analysis_json, show_analysis
-from qtool.cli.model_options import input_shapes, model_path, trust
-from qtool.cli.options import (
+from qtool.cli.options.model import input_shapes, model_path, trust
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
     DebugOption,
@@ -25,6 +23,8 @@ from qtool.cli.options import (
     QuietOption,
     TrustPickleOption,
 )
+from qtool.cli.output.adapter import show_adapter
+from qtool.cli.output.inspect import analysis_json, show_analysis
 from qtool.errors import UsageError
 
 
@@ -65,8 +65,8 @@ def inspect(
     debug: DebugOption = False,
 ) -> None:
     """Tells what a model is: inputs, operators, parameters, work, and how much of it is quantized."""
-    from qtool.lora.recognition import is_adapter
-    from qtool.workflows.inspect import inspect_model
+    from qtool.lora.readers.recognition import is_adapter
+    from qtool.workflows.diagnose.inspect import inspect_model
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
@@ -85,8 +85,8 @@ def inspect(
         )
     found = None
     if analyses:
-        from qtool.workflows.data_request import DataRequest
-        from qtool.workflows.inspect_graph import AnalysisRequest, analyse
+        from qtool.workflows.diagnose.inspect_graph import AnalysisRequest, analyse
+        from qtool.workflows.quantize.data_request import DataRequest
 
         samples = None
         if data is not None:

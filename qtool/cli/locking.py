@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qtool.cli.model_options import model_source, trust
+from qtool.cli.options.model import model_source, trust
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
         InputError: versions, model or data differ from those of the manifest.
     """
     from qtool.manifest import read_manifest
-    from qtool.workflows.file_records import data_roles
-    from qtool.workflows.lock import check_lock
+    from qtool.workflows.diagnose.file_records import data_roles
+    from qtool.workflows.quantize.lock import check_lock
 
     manifest = read_manifest(path)
     arguments = [str(argument) for argument in manifest.lock.get("arguments", ())]

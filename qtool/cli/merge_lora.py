@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.merge_output import merge_as_json, show_merge
-from qtool.cli.model_options import trust
-from qtool.cli.options import (
+from qtool.cli.options.model import trust
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
     CalibDataListOption,
@@ -26,11 +25,12 @@ from qtool.cli.options import (
     QuietOption,
     TrustPickleOption,
 )
+from qtool.cli.output.merge import merge_as_json, show_merge
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from qtool.lora.combining import Combination
-    from qtool.workflows.merging import AdapterSource
+    from qtool.lora.merge.combining import Combination
+    from qtool.workflows.lora.request import AdapterSource
 
 
 class CombineMethod(StrEnum):
@@ -143,10 +143,10 @@ def merge_lora(
     debug: DebugOption = False,
 ) -> None:
     """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
-    from qtool.lora.stored_integers import ScalePolicy
-    from qtool.workflows.data_request import data_request
-    from qtool.workflows.merge_lora import merge_lora as run
-    from qtool.workflows.merging import MergeRequest
+    from qtool.qdq.stored_integers import ScalePolicy
+    from qtool.workflows.lora.merge_weights import merge_lora as run
+    from qtool.workflows.lora.request import MergeRequest
+    from qtool.workflows.quantize.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if not math.isfinite(scale):
@@ -195,7 +195,7 @@ def _check_belongs_to_data(given: bool, preprocess: str | None, batch_size: int 
 def _combination(
     method: CombineMethod | None, density: float | None, rank: int | None, seed: int | None, *, unmerge: bool
 ) -> Combination | None:
-    from qtool.lora.combining import Combination, Method
+    from qtool.lora.merge.combining import Combination, Method
 
     belongs = {"--density": density is None or method in ("ties", "dare")}
     belongs |= {"--rank": rank is None or method == "svd", "--seed": seed is None or method == "dare"}
@@ -215,7 +215,7 @@ def _combination(
 
 
 def _adapter(text: str) -> AdapterSource:
-    from qtool.workflows.merging import AdapterSource
+    from qtool.workflows.lora.request import AdapterSource
 
     name, equals, number = text.rpartition("=")
     if not equals or Path(text).exists():

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import (
+from qtool.cli.options.shared import (
     BatchSizeOption,
     DebugOption,
     EvalDataOption,
@@ -86,10 +86,10 @@ def optimize(
     debug: DebugOption = False,
 ) -> None:
     """Removes, merges and fuses nodes of a graph, and compares its outputs with those it had."""
-    from qtool.runtime.this_machine import target_named
-    from qtool.workflows.data_request import DataRequest
-    from qtool.workflows.optimize import OptimizeRequest
-    from qtool.workflows.optimize import optimize as run
+    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.workflows.optimize.optimize import OptimizeRequest
+    from qtool.workflows.optimize.optimize import optimize as run
+    from qtool.workflows.quantize.data_request import DataRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if no_check and (data is not None or tolerance is not None):

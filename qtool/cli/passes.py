@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from qtool.cli.console import Console
-from qtool.cli.options import DebugOption, JsonOption, QuietOption
+from qtool.cli.options.shared import DebugOption, JsonOption, QuietOption
 
 
 def passes(json: JsonOption = False, quiet: QuietOption = False, debug: DebugOption = False) -> None:
     """Lists the passes of `qtool optimize`, in the order in which they run."""
-    from qtool.optimization import PASSES
+    from qtool.passes.registry import PASSES
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if json:

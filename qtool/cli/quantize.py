@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.goal_options import (
+from qtool.cli.locking import lock_of, recorded_arguments, run_locked
+from qtool.cli.options.goal import (
     MaxDropOption,
     MinAgreementOption,
     MinSqnrOption,
@@ -17,9 +18,26 @@ from qtool.cli.goal_options import (
     goal_of,
     show_mixed,
 )
-from qtool.cli.locking import lock_of, recorded_arguments, run_locked
-from qtool.cli.model_options import model_path, model_source, trust
-from qtool.cli.options import (
+from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.scheme import (
+    EffortName,
+    IntegerType,
+    Method,
+    MethodOptions,
+    SchemeName,
+    SchemeOptions,
+)
+from qtool.cli.options.search import (
+    BiasCorrectionOption,
+    EqualizationOption,
+    ErrorFeedbackOption,
+    LayerFittingOption,
+    MaxFloatOption,
+    SmoothingOption,
+    WeightClippingOption,
+    most_float_of,
+)
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
     CalibDataListOption,
@@ -39,25 +57,7 @@ from qtool.cli.options import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.quantize_options import (
-    EffortName,
-    IntegerType,
-    Method,
-    MethodOptions,
-    SchemeName,
-    SchemeOptions,
-)
-from qtool.cli.search_options import (
-    BiasCorrectionOption,
-    EqualizationOption,
-    ErrorFeedbackOption,
-    LayerFittingOption,
-    MaxFloatOption,
-    SmoothingOption,
-    WeightClippingOption,
-    most_float_of,
-)
-from qtool.cli.timing_options import MachineProfileOption, SmallestOption, timing_of
+from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.errors import UsageError
 
 
@@ -211,15 +211,15 @@ def quantize(
     if locked is not None:
         run_locked(quantize, context, locked)
         return
-    from qtool.cli.quantize_output import plan_as_json, report_as_json, show_plan, show_report
-    from qtool.runtime.this_machine import target_named
+    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
-    from qtool.selection import Selection
-    from qtool.workflows.data_request import data_request
-    from qtool.workflows.efforts import Effort, searches
-    from qtool.workflows.quantization import QuantizeRequest
-    from qtool.workflows.quantize import plan_quantization
-    from qtool.workflows.quantize import quantize as run
+    from qtool.selection import NodeSelection
+    from qtool.workflows.quantize.data_request import data_request
+    from qtool.workflows.quantize.quantize import plan_quantization
+    from qtool.workflows.quantize.quantize import quantize as run
+    from qtool.workflows.quantize.request import QuantizeRequest
+    from qtool.workflows.tune.efforts import Effort, searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
@@ -227,7 +227,7 @@ def quantize(
     if calib_data:
         data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
     patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
-    selection = Selection(**{name: tuple(given or ()) for name, given in patterns.items()})
+    selection = NodeSelection(**{name: tuple(given or ()) for name, given in patterns.items()})
     schemes = SchemeOptions(
         per_channel=per_channel,
         weights_symmetric=weights_symmetric,
@@ -242,7 +242,7 @@ def quantize(
     console.progress().note(machine.description)
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
-        from qtool.workflows.quantize_dynamic import DynamicRequest
+        from qtool.workflows.quantize.quantize_dynamic import DynamicRequest
 
         refuse_static_options(context)
         asked = DynamicRequest(

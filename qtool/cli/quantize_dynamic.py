@@ -8,8 +8,8 @@ from dataclasses import asdict
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.outlook_output import show_outlooks
-from qtool.cli.quantize_output import (
+from qtool.cli.output.outlook import show_outlooks
+from qtool.cli.output.quantize import (
     coverage_as_json,
     dead_channels_remark,
     fidelity_as_json,
@@ -22,7 +22,7 @@ from qtool.cli.quantize_output import (
 )
 from qtool.errors import UsageError
 from qtool.plan import DynamicPlan
-from qtool.workflows.quantize_dynamic import DynamicReport, DynamicRequest, plan_dynamic, quantize_dynamic
+from qtool.workflows.quantize.quantize_dynamic import DynamicReport, DynamicRequest, plan_dynamic, quantize_dynamic
 
 # The parameters of the command that mean something here; whatever else is given is refused.
 _UNDERSTOOD = frozenset(

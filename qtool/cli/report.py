@@ -9,23 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_source, trust
-from qtool.cli.options import (
-    AllowGlobalOption,
-    DebugOption,
-    FactoryKwargsOption,
-    FactoryOption,
-    ForceOption,
-    InputShapeOption,
-    JsonOption,
-    LimitOption,
-    OutputDirOption,
-    PreprocessOption,
-    QuietOption,
-    ThreadsOption,
-    TrustPickleOption,
-)
-from qtool.cli.report_options import (
+from qtool.cli.options.model import model_source, trust
+from qtool.cli.options.report import (
     BaselineOption,
     BatchSizesOption,
     ChangesOption,
@@ -44,7 +29,22 @@ from qtool.cli.report_options import (
     ThreadCountsOption,
     counts,
 )
-from qtool.cli.report_output import Destinations, deliver, destinations
+from qtool.cli.options.shared import (
+    AllowGlobalOption,
+    DebugOption,
+    FactoryKwargsOption,
+    FactoryOption,
+    ForceOption,
+    InputShapeOption,
+    JsonOption,
+    LimitOption,
+    OutputDirOption,
+    PreprocessOption,
+    QuietOption,
+    ThreadsOption,
+    TrustPickleOption,
+)
+from qtool.cli.output.report import Destinations, deliver, destinations
 from qtool.errors import UsageError
 
 
@@ -124,9 +124,9 @@ def report(
     from qtool.metrics.task import metric_named
     from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate, told
-    from qtool.workflows.report import ReportRequest, compare
-    from qtool.workflows.report_data import DataSource
-    from qtool.workflows.report_times import Asked
+    from qtool.workflows.report.report import ReportRequest, compare
+    from qtool.workflows.report.report_data import DataSource
+    from qtool.workflows.report.report_times import Asked
 
     where = destinations(
         output=output,

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.model_options import model_path, model_source, trust
-from qtool.cli.options import (
+from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.scheme import Method, MethodOptions
+from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
     CalibDataListOption,
@@ -28,7 +29,6 @@ from qtool.cli.options import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.quantize_options import Method, MethodOptions
 from qtool.errors import UsageError
 
 
@@ -71,11 +71,11 @@ def sensitivity(
     debug: DebugOption = False,
 ) -> None:
     """Quantizes one layer at a time and ranks the layers by the noise that they put into the outputs."""
-    from qtool.runtime.this_machine import target_named
-    from qtool.selection import Selection
-    from qtool.workflows.data_request import data_request
-    from qtool.workflows.sensitivity import SensitivityRequest, in_decibels
-    from qtool.workflows.sensitivity import sensitivity as run
+    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.selection import NodeSelection
+    from qtool.workflows.quantize.data_request import data_request
+    from qtool.workflows.tune.sensitivity import SensitivityRequest, in_decibels
+    from qtool.workflows.tune.sensitivity import sensitivity as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
@@ -91,7 +91,7 @@ def sensitivity(
             scheme=machine.scheme,
             method=ranges.range_method(method),
             chosen_ranges=method is Method.AUTO,
-            selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+            selection=NodeSelection(include=tuple(include or ()), exclude=tuple(exclude or ())),
             samples=samples,
             output=output,
             plot=plot,

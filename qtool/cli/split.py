@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options import (
+from qtool.cli.options.shared import (
     BatchSizeOption,
     DebugOption,
     EvalDataOption,
@@ -58,9 +58,9 @@ def split(
     debug: DebugOption = False,
 ) -> None:
     """Splits a graph into files that run one after the other, and compares them with the whole."""
-    from qtool.workflows.data_request import DataRequest
-    from qtool.workflows.split import SplitRequest
-    from qtool.workflows.split import split as run
+    from qtool.workflows.optimize.split import SplitRequest
+    from qtool.workflows.optimize.split import split as run
+    from qtool.workflows.quantize.data_request import DataRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if output is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.goal_options import share_of
-from qtool.cli.options import DebugOption, JsonOption, ModelArgument, OptionalTargetOption, QuietOption
+from qtool.cli.options.goal import share_of
+from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, OptionalTargetOption, QuietOption
 
 
 def verify(
@@ -28,12 +28,12 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Shows which nodes onnxruntime runs on integers, and with --target whether a machine takes the model as it is."""
-    from qtool.cli.quantize_output import coverage_as_json, show_coverage
-    from qtool.cli.target_output import show_target, target_as_json
-    from qtool.runtime.this_machine import target_named
-    from qtool.workflows.target_check import check_gate, check_target
-    from qtool.workflows.verify import check_coverage
-    from qtool.workflows.verify import verify as run
+    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.cli.output.quantize import coverage_as_json, show_coverage
+    from qtool.cli.output.target import show_target, target_as_json
+    from qtool.workflows.diagnose.verify import check_coverage
+    from qtool.workflows.diagnose.verify import verify as run
+    from qtool.workflows.quantize.target_check import check_gate, check_target
 
     console = Console(json=json, quiet=quiet, debug=debug)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from formats.map_types import load_model
+from formats.onnx.map_types import load_model
 from qtool.errors import InputError
 
 

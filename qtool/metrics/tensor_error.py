@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from calib.specs import Array
 from calib.statistics import TensorStatistics
-from qtool.quantized_tensors import QuantizedTensor, spread
+from qtool.qdq.quantized_tensors import QuantizedTensor, spread
 
 _BARS = 20
 

@@ -13,7 +13,7 @@ from qtool.errors import InputError, UsageError
 from qtool.report.figures import FIGURES
 from qtool.report.gates import shown
 from qtool.report.json import SCHEMA
-from qtool.report.model import Comparison, Measured, Outcome, Report, Verdict
+from qtool.report.model import Measured, ModelComparison, Outcome, Report, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +126,8 @@ def _counted(samples: Mapping[str, int]) -> str:
 
 
 def _matched(
-    comparisons: Sequence[Comparison], baseline: Baseline
-) -> list[tuple[Comparison, Mapping[str, Mapping[str, Measured]]]]:
+    comparisons: Sequence[ModelComparison], baseline: Baseline
+) -> list[tuple[ModelComparison, Mapping[str, Mapping[str, Measured]]]]:
     if len(comparisons) == len(baseline.models) == 1:
         # The only one is meant, whatever the file is called by now.
         return [(comparisons[0], next(iter(baseline.models.values())))]

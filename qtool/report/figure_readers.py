@@ -8,11 +8,11 @@ from typing import Literal, TypeAlias
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
-from qtool.report.model import Comparison, Measured, ModelReport
+from qtool.report.model import Measured, ModelComparison, ModelReport
 
 Value: TypeAlias = float | None
-Read: TypeAlias = Callable[[Comparison], Measured]
-Side: TypeAlias = Callable[[Comparison], ModelReport]
+Read: TypeAlias = Callable[[ModelComparison], Measured]
+Side: TypeAlias = Callable[[ModelComparison], ModelReport]
 
 _PERCENT_DIGITS = 9
 
@@ -36,7 +36,7 @@ def equal_values(output: OutputFidelity) -> Value:
 def worst(of_output: Callable[[OutputFidelity], Value], choose: Callable[[list[float]], float]) -> Read:
     """Makes a figure of all outputs out of one of an output; NaN where one of them is."""
 
-    def read(comparison: Comparison) -> Measured:
+    def read(comparison: ModelComparison) -> Measured:
         known = [value for value in map(of_output, comparison.fidelity) if value is not None]
         if any(math.isnan(value) for value in known):
             return Measured(value=math.nan)  # which neither min nor max would surely pick
@@ -45,10 +45,10 @@ def worst(of_output: Callable[[OutputFidelity], Value], choose: Callable[[list[f
     return read
 
 
-def measured(read: Callable[[Comparison], Interval | None]) -> Read:
+def measured(read: Callable[[ModelComparison], Interval | None]) -> Read:
     """Makes a figure out of what was found with a confidence interval."""
 
-    def of_comparison(comparison: Comparison) -> Measured:
+    def of_comparison(comparison: ModelComparison) -> Measured:
         found = read(comparison)
         return Measured(value=None) if found is None else Measured(value=found.median, low=found.low, high=found.high)
 
@@ -58,7 +58,7 @@ def measured(read: Callable[[Comparison], Interval | None]) -> Read:
 def accuracy(side: Side, top: Literal["top1", "top5"]) -> Read:
     """Returns the accuracy of one of the models, in percent."""
 
-    def read(comparison: Comparison) -> Measured:
+    def read(comparison: ModelComparison) -> Measured:
         found = side(comparison).accuracy
         return Measured(value=None if found is None else percent(found.top1 if top == "top1" else found.top5))
 
@@ -68,7 +68,7 @@ def accuracy(side: Side, top: Literal["top1", "top5"]) -> Read:
 def drop(left: Read, right: Read) -> Read:
     """Returns how much lower the right figure is than the left one."""
 
-    def read(comparison: Comparison) -> Measured:
+    def read(comparison: ModelComparison) -> Measured:
         a, b = left(comparison).value, right(comparison).value
         return Measured(value=None if a is None or b is None else round(a - b, _PERCENT_DIGITS))
 
@@ -78,17 +78,17 @@ def drop(left: Read, right: Read) -> Read:
 def quotient(above: Read, below: Read) -> Read:
     """Returns one figure over another."""
 
-    def read(comparison: Comparison) -> Measured:
+    def read(comparison: ModelComparison) -> Measured:
         a, b = above(comparison).value, below(comparison).value
         return Measured(value=None if a is None or not b else a / b)
 
     return read
 
 
-def latency(side: Side, which: Literal["median", "p95"]) -> Callable[[Comparison], Interval | None]:
+def latency(side: Side, which: Literal["median", "p95"]) -> Callable[[ModelComparison], Interval | None]:
     """Returns the time of one sample of one of the models, in milliseconds."""
 
-    def read(comparison: Comparison) -> Interval | None:
+    def read(comparison: ModelComparison) -> Interval | None:
         found = side(comparison).latency
         if found is None:
             return None
@@ -107,7 +107,7 @@ def size(side: Side) -> Read:
 def memory(side: Side) -> Read:
     """Returns the peak memory of one of the models, in MB."""
 
-    def read(comparison: Comparison) -> Measured:
+    def read(comparison: ModelComparison) -> Measured:
         peak = side(comparison).memory.peak_bytes
         return Measured(value=None if peak is None else peak / 1e6)
 

@@ -26,7 +26,7 @@ from qtool.report.figure_readers import (
     size,
     worst,
 )
-from qtool.report.model import Comparison, Measured, ModelReport
+from qtool.report.model import Measured, ModelComparison, ModelReport
 
 Need: TypeAlias = Literal["labels", "latency", "cold start", "metric"]
 
@@ -57,7 +57,7 @@ class Figure:
         return self.of_output is not None or self.need in ("labels", "metric")
 
 
-def with_figures(comparison: Comparison) -> Comparison:
+def with_figures(comparison: ModelComparison) -> ModelComparison:
     """Returns ``comparison`` with every figure by name."""
     found = {name: figure.read(comparison) for name, figure in FIGURES.items()}
     if len(comparison.fidelity) > 1:
@@ -68,11 +68,11 @@ def with_figures(comparison: Comparison) -> Comparison:
     return replace(comparison, figures=found)
 
 
-def _float(comparison: Comparison) -> ModelReport:
+def _float(comparison: ModelComparison) -> ModelReport:
     return comparison.float_model
 
 
-def _quantized(comparison: Comparison) -> ModelReport:
+def _quantized(comparison: ModelComparison) -> ModelReport:
     return comparison.quantized_model
 
 
@@ -86,11 +86,11 @@ def _labelled(read: Read, unit: str, description: str) -> Figure:
     return Figure(unit=unit, description=description, read=read, need="labels")
 
 
-def _timed(read: Callable[[Comparison], Interval | None], unit: str, description: str) -> Figure:
+def _timed(read: Callable[[ModelComparison], Interval | None], unit: str, description: str) -> Figure:
     return Figure(unit=unit, description=description, read=measured(read), need="latency", noisy=True)
 
 
-def _metric(side: Callable[[Comparison], ModelReport]) -> Read:
+def _metric(side: Callable[[ModelComparison], ModelReport]) -> Read:
     return lambda comparison: Measured(value=side(comparison).metric)
 
 
@@ -98,13 +98,13 @@ def _judged(read: Read, description: str) -> Figure:
     return Figure(unit="", description=description, read=read, need="metric")
 
 
-def _started(side: Callable[[Comparison], ModelReport], description: str) -> Figure:
+def _started(side: Callable[[ModelComparison], ModelReport], description: str) -> Figure:
     read = measured(lambda comparison: side(comparison).cold_start)
     return Figure(unit="ms", description=description, read=read, need="cold start", noisy=True)
 
 
 def _bound(read: Callable[[Interval], float], description: str) -> Figure:
-    def of_speedup(comparison: Comparison) -> Measured:
+    def of_speedup(comparison: ModelComparison) -> Measured:
         return Measured(value=None if comparison.speedup is None else read(comparison.speedup))
 
     return Figure(unit="x", description=description, read=of_speedup, need="latency")
@@ -119,7 +119,7 @@ _TOP5, _TOP5_FLOAT = accuracy(_quantized, "top5"), accuracy(_float, "top5")
 _METRIC, _METRIC_FLOAT = _metric(_quantized), _metric(_float)
 
 
-def _metric_lost(comparison: Comparison) -> Measured:
+def _metric_lost(comparison: ModelComparison) -> Measured:
     read = drop(_METRIC, _METRIC_FLOAT) if comparison.lower_is_better else drop(_METRIC_FLOAT, _METRIC)
     return read(comparison)
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, cast
 
 from qtool.errors import GateError, UsageError
 from qtool.report.figures import FIGURES
-from qtool.report.model import Comparison, Measured, Outcome, Report, Verdict
+from qtool.report.model import Measured, ModelComparison, Outcome, Report, Verdict
 
 Operator: TypeAlias = Literal["<", "<=", ">", ">=", "==", "!="]
 
@@ -155,7 +155,7 @@ def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
     return tuple(verdicts)
 
 
-def judge(comparison: Comparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
+def judge(comparison: ModelComparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
     """Says what each gate makes of one quantized model on one dataset."""
     figures = dict(comparison.figures)
     if len(comparison.fidelity) == 1:

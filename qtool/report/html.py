@@ -7,7 +7,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from qtool.report.model import Comparison, Report
+from qtool.report.model import ModelComparison, Report
 from qtool.report.png import thumbnail
 from qtool.report.svg import Point, bars, histogram, scatter
 from qtool.report.table import tables
@@ -124,7 +124,7 @@ def _scatters(report: Report) -> list[tuple[str, str]]:
 _ACCURACY = {"top1": "top-1 accuracy, %", "agreement": "same class as float, %"}
 
 
-def _points(comparisons: Sequence[Comparison], figure: str, of_float: str | None) -> list[Point]:
+def _points(comparisons: Sequence[ModelComparison], figure: str, of_float: str | None) -> list[Point]:
     points = []
     if of_float is not None:
         points += _point(comparisons[0], "float", of_float, "latency_float_ms")
@@ -133,14 +133,14 @@ def _points(comparisons: Sequence[Comparison], figure: str, of_float: str | None
     return points
 
 
-def _point(comparison: Comparison, label: str, figure: str, latency: str) -> list[Point]:
+def _point(comparison: ModelComparison, label: str, figure: str, latency: str) -> list[Point]:
     y, x = comparison.figures[figure].value, comparison.figures[latency]
     if y is None or not math.isfinite(y) or x.value is None or x.low is None or x.high is None:
         return []
     return [Point(label=label, x=x.value, y=y, low=x.low, high=x.high, is_base=label == "float")]
 
 
-def _pictures(comparison: Comparison) -> list[tuple[str, str]]:
+def _pictures(comparison: ModelComparison) -> list[tuple[str, str]]:
     found = []
     for sample in comparison.samples:
         if sample.picture is None:
@@ -153,7 +153,7 @@ def _pictures(comparison: Comparison) -> list[tuple[str, str]]:
     return found
 
 
-def _inside(comparison: Comparison) -> list[tuple[str, str]]:
+def _inside(comparison: ModelComparison) -> list[tuple[str, str]]:
     found = []
     known = [layer for layer in comparison.layers if math.isfinite(layer.sqnr_db)]
     worst = sorted(known, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]

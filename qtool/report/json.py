@@ -12,7 +12,7 @@ from typing import Any
 
 from qtool.json_values import json_value
 from qtool.metrics.changed_samples import ChangedSample
-from qtool.report.model import Comparison, Report
+from qtool.report.model import ModelComparison, Report
 
 SCHEMA = "qtool.report/1"
 
@@ -47,7 +47,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return {key: json_value(value) for key, value in document.items()}
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _comparison(comparison: ModelComparison) -> dict[str, Any]:
     figures = comparison.figures
     return {
         **asdict(comparison.quantized_model),

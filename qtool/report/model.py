@@ -101,7 +101,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ModelComparison:
     """One quantized model beside the float model it was made from, on one dataset.
 
     Attributes:
@@ -190,7 +190,7 @@ class Report:
         verdicts: what gates and an earlier report say about it.
     """
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ModelComparison, ...]
     datasets: tuple[UsedData, ...]
     batch_size: int
     threads: int
@@ -211,15 +211,15 @@ class Report:
         return (self.float_model, *(comparison.quantized_model for comparison in self.by_model))
 
     @property
-    def by_model(self) -> tuple[Comparison, ...]:
+    def by_model(self) -> tuple[ModelComparison, ...]:
         """One entry a quantized model, on the first dataset: for what does not depend on the data."""
         return self.on(self.datasets[0])
 
-    def on(self, dataset: UsedData) -> tuple[Comparison, ...]:
+    def on(self, dataset: UsedData) -> tuple[ModelComparison, ...]:
         """Returns one entry a quantized model, on this dataset."""
         return tuple(comparison for comparison in self.comparisons if comparison.dataset == dataset.name)
 
-    def called(self, comparison: Comparison) -> str:
+    def called(self, comparison: ModelComparison) -> str:
         """Returns what tells a comparison from the others: its model, its dataset, both, or nothing."""
         return self.described(comparison.quantized_model.name, comparison.dataset if len(self.datasets) > 1 else "")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qtool.report.model import Comparison
+from qtool.report.model import ModelComparison
 from qtool.report.table_form import NONE, Table, number
 
 _MOST_CLASSES = 10
 
 
-def classes_table(comparison: Comparison, about: str) -> Table:
+def classes_table(comparison: ModelComparison, about: str) -> Table:
     """Lays out the classes that change, those that lose most first."""
     shown = comparison.classes[:_MOST_CLASSES]
     return Table(
@@ -28,7 +28,7 @@ def classes_table(comparison: Comparison, about: str) -> Table:
     )
 
 
-def samples_table(comparison: Comparison, about: str) -> Table:
+def samples_table(comparison: ModelComparison, about: str) -> Table:
     """Lays out the samples that change most; classes stand there where the models name one."""
     has_classes = any(sample.float_class is not None for sample in comparison.samples)
     columns = ("sample", "SQNR", "class, float", "class, quantized")

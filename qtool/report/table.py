@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.report.figures import FIGURES
-from qtool.report.model import Comparison, Measured, Report, UsedData
+from qtool.report.model import Measured, ModelComparison, Report, UsedData
 from qtool.report.overflow_table import overflow_table
 from qtool.report.sample_tables import classes_table, samples_table
 from qtool.report.size_tables import sizes_table
@@ -76,7 +76,7 @@ def _models(report: Report) -> Table:
     )
 
 
-def _cells(row: _Row, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def _cells(row: _Row, comparisons: Sequence[ModelComparison]) -> tuple[str, ...]:
     """Returns the figure of the float model and those of the others; nothing where there are none."""
     found = [comparison.figures[row.figure] for comparison in comparisons]
     base = comparisons[0].figures[row.float_figure]
@@ -122,7 +122,7 @@ def _shown(row: _Row, figure: Measured) -> str:
     return NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
 
 
-def _change(row: _Row, comparison: Comparison, base: Measured) -> str:
+def _change(row: _Row, comparison: ModelComparison, base: Measured) -> str:
     left, right = base.value, comparison.figures[row.figure].value
     if left is None or right is None:
         return NONE
@@ -165,7 +165,7 @@ def _outputs(report: Report) -> Table:
     )
 
 
-def _layers(comparison: Comparison, report: Report) -> Table:
+def _layers(comparison: ModelComparison, report: Report) -> Table:
     known = [layer for layer in comparison.layers if not math.isnan(layer.sqnr_db)]
     worst = sorted(known, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]
     rescaled = any(layer.rescaled for layer in worst)
@@ -205,7 +205,7 @@ def _verdicts(report: Report) -> Table:
     )
 
 
-def _of_model(comparison: Comparison, report: Report) -> str:
+def _of_model(comparison: ModelComparison, report: Report) -> str:
     return _about(report.described(comparison.quantized_model.name, ""))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from qtool.metrics.latency import Interval
-from qtool.report.model import Comparison, ModelReport, Report
+from qtool.report.model import ModelComparison, ModelReport, Report
 from qtool.report.table_form import NONE, Table
 
 _MOST_OPERATORS = 15
 
 
-def grid_table(comparison: Comparison, of_model: str) -> Table:
+def grid_table(comparison: ModelComparison, of_model: str) -> Table:
     """Lays out the times at other batch sizes and numbers of threads."""
     return Table(
         title=f"Times of a run in other settings{of_model}",

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from calib.specs import Array
 from qtool.private_folder import private_folder
-from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
 from qtool.runtime.session import Level, Session
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
 from qtool.runtime.steady_draws import with_steady_draws
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.

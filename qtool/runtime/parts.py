@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from calib.specs import Array, TensorSpec
-from formats.onnx_file import release
-from qtool.passes.node_reads import read_by
-from qtool.runtime.handed_over import may_be_handed_over, place_holder, ready
+from formats.onnx.onnx_file import release
+from qtool.graph.node_reads import read_by
 from qtool.runtime.session import Session
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
 
 # Weights that one part uses; a tensor that is larger makes a part of its own.
 _LARGEST_PART_BYTES = 384 << 20

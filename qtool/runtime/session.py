@@ -16,8 +16,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from calib.specs import Array, TensorSpec
-from formats.map_types import without_map_types
-from formats.onnx_outline import read_outline
+from formats.onnx.map_types import without_map_types
+from formats.onnx.onnx_outline import read_outline
 from qtool.errors import RuntimeRefusedError
 from qtool.image_layout import image_layouts
 from qtool.runtime.plain_values import plain

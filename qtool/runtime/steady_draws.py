@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from formats.onnx_outline import read_outline
-from qtool.passes.names import Names
+from formats.onnx.onnx_outline import read_outline
+from qtool.graph.names import Names
 
 # The distributions that are drawn from in closed form; what is drawn in another way only gets a seed.
 _FROM_A_SHAPE = ("RandomNormal", "RandomUniform")

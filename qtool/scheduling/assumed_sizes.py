@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from formats.shape_inference import infer_shapes
-from qtool.analysis.tensor_sizes import TensorSize, declared_sizes
-from qtool.passes.node_reads import read_by
+from formats.onnx.shape_inference import infer_shapes
+from qtool.graph.node_reads import read_by
+from qtool.graph.tensor_sizes import TensorSize, declared_sizes
 
 # One sample; free lengths of text, sound and images are about this, which divides by what networks divide by.
 _SAMPLES, _LENGTH = 1, 64

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from qtool.analysis.lifetimes import memory_use
-from qtool.analysis.tensor_sizes import TensorSize
-from qtool.passes.node_reads import graphs_in, read_by
+from qtool.graph.node_reads import graphs_in, read_by
+from qtool.graph.tensor_sizes import TensorSize
 from qtool.scheduling.best_order import best_order
 from qtool.scheduling.tasks import Task, Tasks, peak_bytes
 

@@ -41,7 +41,7 @@ class _Done:
 
 
 class StretchSearch:
-    """Searches one stretch.
+    """SearchConfig one stretch.
 
     Attributes:
         followed: how many sets of tasks were followed so far.

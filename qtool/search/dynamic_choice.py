@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from qtool.progress import Advance
-from qtool.search.output_judge import OutputJudge
+from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.quantized_candidate import Quantize
 from qtool.search.sensitivity import LayerNoise
-from qtool.search.variant import Quantize
 
 # Only a clear difference outlives other samples, in dB.
 _CLEAR_DB = 1.0
@@ -25,7 +25,7 @@ def better_dynamic(
     ranked: Sequence[LayerNoise],
     nodes: Sequence[str],
     eligible: Sequence[str],
-    judge: OutputJudge,
+    judge: OutputEvaluator,
     *,
     advance: Advance,
     stop: Callable[[], bool],

@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from calib.specs import Feed
 from qtool.analysis.fed_sizes import fed_sizes
-from qtool.passes.constants import is_constant
-from qtool.placement.operators import OPERATORS, Kind
+from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.graph.constants import is_constant
 from qtool.runtime.graphs import open_graph, watching
-from qtool.runtime.machine_profile import MachineProfile
 from qtool.runtime.session import Watcher
 from qtool.search.layer_times import LayerTime, predicted_times, unsigned_nanoseconds
 from qtool.search.node_groups import NodeGroup

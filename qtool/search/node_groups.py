@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.passes.constants import is_constant
-from qtool.placement.operators import OPERATORS, Kind
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.graph.constants import is_constant
 from qtool.plan import Plan
 
 

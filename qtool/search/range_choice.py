@@ -21,7 +21,7 @@ from calib.specs import Feed
 from calib.statistics import TensorStatistics
 from qtool.plan import Plan
 from qtool.progress import Advance, Progress
-from qtool.search.switches import SwitchedModel, switched
+from qtool.search.fake_quant_graph import FakeQuantGraph, switched
 
 # In the order of preference among equals. Entropy is left out: it clips much, which a few samples may not show.
 CANDIDATES: Mapping[str, RangeMethod] = {
@@ -105,7 +105,7 @@ class _Search:
     """Keeps what was tried."""
 
     def __init__(
-        self, runner: SwitchedModel, proposals: Mapping[str, Mapping[str, AffineParams]], stop: Callable[[], bool]
+        self, runner: FakeQuantGraph, proposals: Mapping[str, Mapping[str, AffineParams]], stop: Callable[[], bool]
     ) -> None:
         self._runner = runner
         self._stop = stop

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from qtool.progress import Advance
 from qtool.search.node_groups import NodeGroup
-from qtool.search.output_judge import OutputJudge
-from qtool.search.variant import Quantize
+from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.quantized_candidate import Quantize
 
 # An output without noise, or with nothing but noise, still has to be a number among the others.
 _CLEANEST_DB, _NOISIEST_DB = 200.0, -200.0
@@ -39,7 +39,7 @@ class LayerNoise:
 def rank_layers(
     quantize: Quantize,
     groups: Sequence[NodeGroup],
-    judge: OutputJudge,
+    judge: OutputEvaluator,
     *,
     advance: Advance,
     stop: Callable[[], bool] = lambda: False,

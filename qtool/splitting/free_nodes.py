@@ -6,8 +6,8 @@ from collections.abc import Iterable, Set
 
 import onnx_ir as ir
 
-from qtool.passes.constants import is_constant
-from qtool.passes.node_reads import read_by
+from qtool.graph.constants import is_constant
+from qtool.graph.node_reads import read_by
 
 
 def free_nodes(graph: ir.Graph) -> set[ir.Node]:

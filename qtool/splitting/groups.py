@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import onnx_ir as ir
 
 from qtool.errors import UsageError
-from qtool.passes.node_reads import read_by
+from qtool.graph.node_reads import read_by
 from qtool.splitting.free_nodes import free_nodes
 
 Kind: TypeAlias = Literal["integers", "floats"]

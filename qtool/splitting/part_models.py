@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.passes.constants import is_constant
-from qtool.passes.node_reads import read_by
+from qtool.graph.constants import is_constant
+from qtool.graph.node_reads import read_by
 from qtool.splitting.free_nodes import free_nodes, with_free
 from qtool.splitting.groups import Group, Kind
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from calib.affine import dequantize
 from calib.statistics import TensorStatistics
-from qtool.passes.constants import add_constant, constant_array, integer_attribute, sole_consumer
+from qtool.graph.constants import add_constant, constant_array, integer_attribute, sole_consumer
 from qtool.plan import Plan
 from qtool.weights.round_to_nearest import QuantizedWeight
 

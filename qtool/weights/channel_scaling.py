@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.passes.constants import add_constant, constant_array, is_constant
-from qtool.passes.names import Names
-from qtool.passes.weight_records import Scaled, record_steps
+from qtool.graph.constants import add_constant, constant_array, is_constant
+from qtool.graph.names import Names
+from qtool.graph.weight_records import Scaled, record_steps
 from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, offset_shape, stored_weight
 
 Floats = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.affine import SMALLEST_SCALE, quantize
-from qtool.weights.input_moments import LayerInput
+from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import LARGEST_BIAS, QuantizedWeight
 
 _RATIOS = tuple(1.0 - 0.025 * step for step in range(1, 21))

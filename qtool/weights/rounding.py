@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from qtool.plan import WeightPlan
 from qtool.weights.clipping import clip_channels
-from qtool.weights.error_feedback import curvature_of, output_noise, product_power, round_with_feedback
 from qtool.weights.gptq import Curvature
-from qtool.weights.input_moments import LayerInput, Moments
+from qtool.weights.gptq_layer import curvature_of, gptq_rounded, output_noise, product_power
+from qtool.weights.input_hessian import LayerInput, Moments
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
 
@@ -137,7 +137,7 @@ class WeightRounding:
             return clipped
         if layer.node not in self._curvatures:
             self._curvatures[layer.node] = curvature_of(moments)
-        return round_with_feedback(
+        return gptq_rounded(
             weight,
             clipped,
             layer,

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from calib.affine import dequantize, quantize
 from calib.granularity import PerChannel
-from qtool.passes.constants import integer_attribute
+from qtool.graph.constants import integer_attribute
 from qtool.weights.round_to_nearest import QuantizedWeight
 
 LARGEST_ACTIVATION = 255

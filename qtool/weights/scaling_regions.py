@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.passes.constants import clip_bounds, constant_array, integer_attribute, is_constant
+from qtool.graph.constants import clip_bounds, constant_array, integer_attribute, is_constant
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _EVERY_AXIS = ("Relu", "LeakyRelu", "Identity")

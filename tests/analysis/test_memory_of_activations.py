@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.analysis.lifetimes import memory_use
-from qtool.analysis.tensor_sizes import TensorSize
+from qtool.graph.tensor_sizes import TensorSize
 
 _PLANE = 8 * 8 * 4
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from formats.errors import FormatError
-from formats.onnx_file import OnnxFile
+from formats.onnx.onnx_file import OnnxFile
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 from torch import _weights_only_unpickler
 
 from formats.errors import FormatError
-from formats.pickle_globals import TENSOR_GLOBALS
-from formats.torch_checkpoint import TorchCheckpoint
+from formats.torch.pickle_globals import TENSOR_GLOBALS
+from formats.torch.torch_checkpoint import TorchCheckpoint
 
 FORMS = (
     "global",

@@ -12,9 +12,9 @@ import torch
 
 from formats.detect import detect
 from formats.errors import FormatError
-from formats.exported_program_file import ExportedProgramFile
 from formats.library_noise import quiet_libraries
-from formats.torchscript_file import TorchScriptFile
+from formats.torch.exported_program_file import ExportedProgramFile
+from formats.torch.torchscript_file import TorchScriptFile
 
 
 @pytest.fixture

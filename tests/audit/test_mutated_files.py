@@ -24,8 +24,8 @@ from formats import registry
 from formats.audit import audit
 from formats.detect import detect
 from formats.errors import FormatError
-import formats.exported_program_file, formats.onnx_file, formats.torch_checkpoint, formats.torchscript_file
-from qtool.workflows.inspect import inspect_model
+import formats.torch.exported_program_file, formats.onnx.onnx_file, formats.torch.torch_checkpoint, formats.torch.torchscript_file
+from qtool.workflows.diagnose.inspect import inspect_model
 
 if sys.platform == "linux":
     import resource

@@ -26,7 +26,7 @@ def fail_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         def raise_it(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("qtool.workflows.report.compare", raise_it)
+        monkeypatch.setattr("qtool.workflows.report.report.compare", raise_it)
         return CliRunner().invoke(app, ["report", "a.onnx", "b.onnx", "--data", "d.npz", *options])
 
     return run
@@ -169,7 +169,7 @@ def test_the_module_runs_as_a_command() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
 def test_a_pipe_that_closes_early_ends_the_command_quietly(tmp_path: Path) -> None:
     script = (
-        "import sys, qtool.workflows.report as work\n"
+        "import sys, qtool.workflows.report.report as work\n"
         "from qtool.cli.console import Console\n"
         "def compare(*_):\n    sys.stdin.read()\n    Console().table('t', ['a'], [['b']])\n"
         "work.compare = compare\n"

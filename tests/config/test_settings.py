@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from qtool.cli.app import app
-from qtool.cli.settings import defaults, parameters
+from qtool.cli.options.settings import defaults, parameters
 from qtool.config import SHARED
 from qtool.errors import UsageError
 

@@ -12,7 +12,7 @@ import pytest
 
 from qtool.passes import PREPARE_PASSES
 from qtool.runtime.session import Session
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 _FREE_LENGTH = 2
 

@@ -12,16 +12,16 @@ import pytest
 from onnx import numpy_helper, parser
 
 from calib.affine import Range, params_from_range
-from qtool.passes.constants import constant_array
-from qtool.passes.insert_qdq import insert_qdq
-from qtool.placement import PLACEMENTS
+from qtool.backends.onnxruntime_cpu.this_machine import target_here
+from qtool.backends.registry import PLACEMENTS
+from qtool.graph.constants import constant_array
 from qtool.plan import build_plan
+from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.session import Session
-from qtool.runtime.this_machine import target_here
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 from qtool.weights.round_to_nearest import round_to_nearest
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 
 @pytest.fixture(params=sorted(PRESETS))
@@ -66,7 +66,7 @@ def test_presets_are_called_what_they_say() -> None:
 
 def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path) -> None:
     model = _model()
-    plan = build_plan(model, PRESETS[name], Selection())
+    plan = build_plan(model, PRESETS[name], NodeSelection())
     # Behind the Relu there is nothing below zero.
     activations = {
         planned.source: params_from_range(Range(-4.0 if planned.source == "x" else 0.0, 4.0), planned.grid)

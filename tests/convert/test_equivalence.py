@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from formats.errors import FormatError
-from formats.example_inputs import InputSpec
+from formats.torch.example_inputs import InputSpec
 from qtool.errors import InputError
 from qtool.progress import Silent
-from qtool.workflows.equivalence import Comparison, compare_programs
+from qtool.workflows.convert.program_check import ProgramComparison, compare_programs
 
 SPEC = InputSpec(name="x", dims=("n", "length"), dtype=np.dtype(np.float32))
 
@@ -24,7 +24,7 @@ class Noting(Silent):
 
 def compare(
     reference: Callable[[np.ndarray], Any], converted: Callable[[np.ndarray], Any], progress: Silent | None = None
-) -> tuple[Comparison, ...]:
+) -> tuple[ProgramComparison, ...]:
     return compare_programs(
         [SPEC],
         None,

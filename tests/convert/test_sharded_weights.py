@@ -13,8 +13,8 @@ import torch
 from formats import mapped_tensors
 from formats.base import Weights
 from formats.registry import load_source
-from formats.sharded_weights import ShardedWeights
 from formats.tied import ties
+from formats.weights.sharded_weights import ShardedWeights
 
 SHAPE = ("--input-shape", "image=batch,3,16,16")
 

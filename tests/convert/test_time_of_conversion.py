@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from formats import torch_program
-from formats.example_inputs import InputSpec
 from formats.garbage import few_collections
+from formats.torch import torch_program
+from formats.torch.example_inputs import InputSpec
 from qtool.errors import InputError
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph, saved
-from qtool.workflows.equivalence import compare_programs
+from qtool.workflows.convert.program_check import compare_programs
 
 SPEC = InputSpec(name="x", dims=("n", 4), dtype=np.dtype(np.float32))
 WATCHING = """

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.architecture import Architecture, building
 from formats.errors import FormatError
-from formats.fitting import fit
+from formats.torch.architecture import Architecture, building
+from formats.torch.fitting import fit
 
 CODE = """
 import sys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from formats.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
+from formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
 from qtool.cli.app import app
 
 

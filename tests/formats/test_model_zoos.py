@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from formats.architecture import Architecture, building
 from formats.errors import FormatError
+from formats.torch.architecture import Architecture, building
 from qtool.cli.app import app
 
 needs_transformers = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 
 from formats.detect import detect
 from formats.errors import FormatError
-from formats.onnx_file import OnnxFile, load_weights
+from formats.onnx.onnx_file import OnnxFile, load_weights
 
 
 def weight(model: ir.Model) -> np.ndarray:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from formats.onnx_file import OnnxFile
-from formats.onnx_outline import read_outline
+from formats.onnx.onnx_file import OnnxFile
+from formats.onnx.onnx_outline import read_outline
 from qtool.cli.app import app
 
 

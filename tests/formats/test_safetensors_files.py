@@ -10,9 +10,9 @@ from hypothesis import given, settings
 
 from formats.base import Weights
 from formats.errors import FormatError
-from formats.safetensors_file import SafetensorsFile
-from formats.safetensors_header import read_header
-from formats.torch_checkpoint import TorchCheckpoint
+from formats.torch.torch_checkpoint import TorchCheckpoint
+from formats.weights.safetensors_file import SafetensorsFile
+from formats.weights.safetensors_header import read_header
 
 DTYPES = [
     torch.float32,

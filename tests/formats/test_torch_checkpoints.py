@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from formats.base import Weights
 from formats.errors import FormatError
-from formats.state_dicts import find_state_dict
-from formats.torch_checkpoint import TorchCheckpoint
+from formats.torch.state_dicts import find_state_dict
+from formats.torch.torch_checkpoint import TorchCheckpoint
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from formats.errors import FormatError
-from formats.example_inputs import InputSpec, first_sizes, make_feeds
-from formats.torch_program import BoundInput, bind, export, run
+from formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
+from formats.torch.torch_program import BoundInput, bind, export, run
 
 
 class Two(torch.nn.Module):

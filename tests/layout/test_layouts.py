@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from qtool.layout.permutations import between, identity, inverse, then, with_new, without
-from qtool.layout.to_nchw import ToNchw
-from qtool.layout.to_nhwc import ToNhwc
+from qtool.passes.layout.permutations import between, identity, inverse, then, with_new, without
+from qtool.passes.layout.to_nchw import ToNchw
+from qtool.passes.layout.to_nhwc import ToNhwc
 from tests.layout.random_graphs import SHAPE, random_model
 
 # As TensorFlow's layers look: channels last outside of them, a squeeze-and-excitation block, a residual sum, a mean.

@@ -17,9 +17,9 @@ from torch import nn
 
 from qtool.errors import QtoolError
 from qtool.progress import Silent
-from qtool.workflows.inspect_adapter import inspect_adapter
-from qtool.workflows.merge_lora import merge_lora
-from qtool.workflows.merging import AdapterSource, MergeRequest
+from qtool.workflows.diagnose.inspect_adapter import inspect_adapter
+from qtool.workflows.lora.merge_weights import merge_lora
+from qtool.workflows.lora.request import AdapterSource, MergeRequest
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "lora": lambda: peft.LoraConfig(r=3, target_modules=["wide", "embed"], rank_pattern={"wide": 2}),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from calib.affine import Range
 from calib.grid import Grid
-from qtool.lora.activation_ranges import QuantizedActivation, grown, growth, sharing
+from qtool.lora.onnx.activation_ranges import QuantizedActivation, grown, growth, sharing
 from tests.lora.conftest import invoke
 from tests.lora.graphs import scales_of
 

@@ -17,16 +17,16 @@ from onnx_ir.passes.common import ShapeInferencePass
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qtool.passes.constants import add_constant
-from qtool.passes.fold_affine import FoldAffine
-from qtool.passes.fold_into_next import FoldIntoNext
-from qtool.passes.fold_scales_back import FoldScalesBack
-from qtool.passes.matmul_add_to_gemm import MatMulAddToGemm
-from qtool.passes.weight_records import Scaled, record_of, record_steps
-from qtool.runtime.exact_sums import with_exact_sums
+from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
+from qtool.graph.constants import add_constant
+from qtool.graph.weight_records import Scaled, record_of, record_steps
+from qtool.passes.quantization.fold_affine import FoldAffine
+from qtool.passes.quantization.fold_into_next import FoldIntoNext
+from qtool.passes.quantization.fold_scales_back import FoldScalesBack
+from qtool.passes.quantization.matmul_add_to_gemm import MatMulAddToGemm
 from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.scaling_regions import scaling_regions
-from qtool.weights.smoothing import Smoothable, smooth
+from qtool.weights.smoothquant import Smoothable, smooth
 from tests.lora.conftest import invoke
 from tests.lora.graphs import merged_module, run
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.errors import InputError
-from qtool.lora.names import find_renaming
+from qtool.lora.merge.names import find_renaming
 
 NAMES = ("inp.weight", "blocks.0.q.weight", "blocks.0.k.weight", "blocks.1.q.weight", "blocks.1.k.weight")
 MODULES = ("blocks.0.q", "blocks.1.q")

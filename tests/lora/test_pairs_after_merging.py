@@ -14,8 +14,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from qtool.lora import requantizing
-from qtool.runtime.exact_sums import with_exact_sums
+from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
+from qtool.lora.onnx import requantizing
 from tests.lora.conftest import invoke
 from tests.lora.graphs import export, merged_module, run
 

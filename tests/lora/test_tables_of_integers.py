@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qtool.runtime.exact_sums import with_exact_sums
+from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from tests.lora.conftest import invoke, randomize
 from tests.lora.graphs import export, run
 

@@ -12,22 +12,22 @@ from torch import nn
 
 from calib.ranges.min_max import MinMax
 from formats.base import Weights
-from formats.onnx_file import OnnxFile
+from formats.onnx.onnx_file import OnnxFile
+from qtool.backends.onnxruntime_cpu.coverage import Coverage
 from qtool.plan import DynamicPlan, Plan
 from qtool.progress import Silent
-from qtool.runtime.coverage import Coverage
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS, as_dynamic
 from qtool.schemes import Scheme as Integers
-from qtool.workflows.data_request import DataRequest
-from qtool.workflows.efforts import NO_SEARCHES
-from qtool.workflows.model_source import ModelSource
-from qtool.workflows.optimize import OptimizeRequest, optimize
-from qtool.workflows.quantization import QuantizeRequest
-from qtool.workflows.quantize import quantize
-from qtool.workflows.quantize_dynamic import DynamicRequest, quantize_dynamic
-from qtool.workflows.time_plan import Timing
-from qtool.workflows.torch_import import InputDescription, import_weights
+from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.convert.torch_import import InputDescription, import_weights
+from qtool.workflows.optimize.optimize import OptimizeRequest, optimize
+from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.quantize import quantize
+from qtool.workflows.quantize.quantize_dynamic import DynamicRequest, quantize_dynamic
+from qtool.workflows.quantize.request import QuantizeRequest
+from qtool.workflows.tune.efforts import NO_SEARCH
+from qtool.workflows.tune.time_plan import Timing
 from tests.operators.kinds import Array, Kind, Scheme
 
 # Whose sums are the same on every processor.
@@ -91,7 +91,7 @@ class Subject:
             scheme=integers,
             method=MinMax(),
             method_name="minmax",
-            searches=NO_SEARCHES,
+            searches=NO_SEARCH,
             timing=Timing(for_size=True),
             output=self.folder / f"{name}.onnx",
             threads=1,

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.optimization.choice import chosen_passes, operators_for, usual_passes
-from qtool.optimization.operators import Operators
-from qtool.optimization.pipeline import node_counts, run_passes
+from qtool.passes.optimization.choice import chosen_passes, operators_for, usual_passes
+from qtool.passes.optimization.operators import Operators
+from qtool.passes.optimization.pipeline import node_counts, run_passes
 from qtool.progress import Silent
 
 Graph = Callable[[str], onnx.ModelProto]

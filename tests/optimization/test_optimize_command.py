@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qtool.optimization import PASSES, Runs
+from qtool.passes.registry import PASSES, Runs
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_pass_that_fails_is_named(run: Any, folded: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise KeyError("unheard of")
 
-    monkeypatch.setattr("qtool.optimization.unroll_loops.UnrollLoops.call", fail)
+    monkeypatch.setattr("qtool.passes.optimization.unroll_loops.UnrollLoops.call", fail)
     outcome = run("optimize", folded, "-o", "small.onnx")
     assert outcome.code == 2
     assert "the pass unroll-loops fails on this model" in outcome.err

@@ -9,10 +9,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.optimization import PASSES
-from qtool.optimization.choice import operators_for, usual_passes
-from qtool.optimization.operators import Operators
-from qtool.optimization.pipeline import run_passes
+from qtool.passes.optimization.choice import operators_for, usual_passes
+from qtool.passes.optimization.operators import Operators
+from qtool.passes.optimization.pipeline import run_passes
+from qtool.passes.registry import PASSES
 from qtool.progress import Silent
 
 _EVERY_OPERATOR = Operators(onnxruntime=True)

@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.optimization.choice import chosen_passes, operators_for
-from qtool.optimization.pipeline import node_counts, run_passes
+from qtool.passes.optimization.choice import chosen_passes, operators_for
+from qtool.passes.optimization.pipeline import node_counts, run_passes
 from qtool.progress import Silent
 
 Graph = Callable[..., onnx.ModelProto]

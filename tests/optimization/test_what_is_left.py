@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.optimization.choice import operators_for, usual_passes
-from qtool.optimization.pipeline import node_counts, run_passes
+from qtool.passes.optimization.choice import operators_for, usual_passes
+from qtool.passes.optimization.pipeline import node_counts, run_passes
 from qtool.progress import Silent
 
 Graph = Callable[..., onnx.ModelProto]

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.arithmetic import CanonicalArithmetic
+from qtool.passes.quantization.arithmetic import CanonicalArithmetic
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

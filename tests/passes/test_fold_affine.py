@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.fold_affine import FoldAffine
+from qtool.passes.quantization.fold_affine import FoldAffine
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qtool.passes.fold_gemm_factors import FoldGemmFactors
+from qtool.passes.quantization.fold_gemm_factors import FoldGemmFactors
 
 _FACTORS = st.one_of(st.none(), st.sampled_from([0.0, 1.0, -1.0, 0.125, 3.0, 2.5]))
 _BIASES = {"none": None, "number": (), "vector of one": (1,), "row": (5,), "matrix": (1, 5), "column": (2, 1)}

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.fold_scales_back import FoldScalesBack
+from qtool.passes.quantization.fold_scales_back import FoldScalesBack
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

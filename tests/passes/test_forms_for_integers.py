@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common
 
-from qtool.passes.einsum_to_matmul import EinsumToMatMul
-from qtool.passes.hard_swish import SpellOutHardSwish
-from qtool.passes.prelu_to_leaky_relu import PReluToLeakyRelu
-from qtool.passes.transposed_conv import TransposedConvToConv
+from qtool.passes.quantization.einsum_to_matmul import EinsumToMatMul
+from qtool.passes.quantization.hard_swish import SpellOutHardSwish
+from qtool.passes.quantization.prelu_to_leaky_relu import PReluToLeakyRelu
+from qtool.passes.quantization.transposed_conv import TransposedConvToConv
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

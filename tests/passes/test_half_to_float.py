@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from qtool.passes.half_to_float import HalfToFloat
+from qtool.passes.half.half_to_float import HalfToFloat
 
 RANDOM = np.random.default_rng(0)
 HALF = "x float16, whole"

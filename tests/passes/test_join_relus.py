@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.join_relus import JoinRelus
+from qtool.passes.quantization.join_relus import JoinRelus
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.mean_to_pool import MeanToGlobalAveragePool
+from qtool.passes.quantization.mean_to_pool import MeanToGlobalAveragePool
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.passes.fold_constants import FoldConstants
+from qtool.passes.quantization.fold_constants import FoldConstants
 
 
 def folded(operator: str, constant: np.ndarray, *, left: bool = False) -> list[str]:

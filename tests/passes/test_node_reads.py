@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.passes.node_reads import read_by
+from qtool.graph.node_reads import read_by
 
 _MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>

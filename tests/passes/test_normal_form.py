@@ -12,12 +12,12 @@ import pytest
 from onnx import helper
 
 from qtool.errors import InputError
-from qtool.passes.explicit_bias import ExplicitBias
-from qtool.passes.fold_constants import FoldConstants
-from qtool.passes.fold_weight_transposes import FoldWeightTransposes
-from qtool.passes.matmul_add_to_gemm import MatMulAddToGemm
-from qtool.passes.normalize import ConstantsToInitializers, InlineFunctions, Tidy
-from qtool.passes.raise_opset import LOWEST_OPSET, RaiseOpset
+from qtool.passes.normalization.normalize import ConstantsToInitializers, InlineFunctions, Tidy
+from qtool.passes.normalization.raise_opset import LOWEST_OPSET, RaiseOpset
+from qtool.passes.quantization.explicit_bias import ExplicitBias
+from qtool.passes.quantization.fold_constants import FoldConstants
+from qtool.passes.quantization.fold_weight_transposes import FoldWeightTransposes
+from qtool.passes.quantization.matmul_add_to_gemm import MatMulAddToGemm
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qtool.passes.pad_all_axes import PadAllAxes
+from qtool.passes.quantization.pad_all_axes import PadAllAxes
 
 
 @st.composite

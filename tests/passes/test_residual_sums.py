@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qtool.passes.remove_qdq import RemoveQdq
-from qtool.passes.residual_sums import ResidualSums
+from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.session import Session
 
 Parsed = Callable[..., onnx.ModelProto]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from qtool.runtime.session import Session
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 Parsed = Callable[..., onnx.ModelProto]
 

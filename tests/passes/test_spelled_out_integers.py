@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.passes.spell_out_integers import SpellOutIntegers
+from qtool.qdq.integer_operators_to_qdq import SpellOutIntegers
 
 MICROSOFT = "com.microsoft"
 U8, S8 = np.uint8, np.int8

@@ -17,8 +17,8 @@ from torch.nn import functional
 from qtool.plan import build_plan
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.prepare import prepare
 
 
 class _Everything(nn.Module):
@@ -75,7 +75,7 @@ def test_an_exported_model_keeps_its_outputs_and_gets_a_plan(exported: Path) -> 
         np.testing.assert_allclose(got[name], values, rtol=1e-4, atol=1e-5)
     operators = [node.op_type for node in prepared.graph]
     assert not {"BatchNormalization", "Constant", "Identity"} & set(operators)
-    plan = build_plan(prepared, PRESETS["x86"], Selection())
+    plan = build_plan(prepared, PRESETS["x86"], NodeSelection())
     layers = [name for name, operator in plan.integer_nodes.items() if operator in ("Conv", "Gemm", "MatMul")]
     # Three convolutions, the linear layer, and the projections and products of attention, some of which torch joins.
     assert len(layers) >= 7

@@ -21,8 +21,8 @@ from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Level, Session
 from qtool.schemes import PRESETS, Scheme
-from qtool.selection import Selection
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.prepare import prepare
 
 Prepared: TypeAlias = Callable[..., ir.Model]
 Quantized: TypeAlias = Callable[..., ir.Model]
@@ -69,7 +69,7 @@ def quantized() -> Quantized:
         scheme: Scheme = PRESETS["x86"],
         exclude: tuple[str, ...] = (),
     ) -> ir.Model:
-        plan = build_plan(model, scheme, Selection(exclude=exclude))
+        plan = build_plan(model, scheme, NodeSelection(exclude=exclude))
         quantize_graph(model, plan, _statistics(model, plan, feeds), MinMax(), bias_correction=False)
         return model
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from calib.statistics import TensorStatistics
-from qtool.placement.masks import masked_scores
+from qtool.backends.qdq_placement.masks import masked_scores
 
 _FORMS = {
     "added": "b = Mul (inv, low)\n sm = Add (sc, b)",

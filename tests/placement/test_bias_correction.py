@@ -14,11 +14,11 @@ import pytest
 from calib.affine import dequantize
 from calib.grid import Grid
 from calib.statistics import TensorStatistics
-from qtool.passes.constants import constant_array
+from qtool.graph.constants import constant_array
 from qtool.plan import Plan, build_plan
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 
@@ -92,7 +92,7 @@ def _model(layer: Layer, prepared: Prepared, random_array: Arrays) -> ir.Model:
 
 
 def _plan(model: ir.Model) -> Plan:
-    return build_plan(model, PRESETS["x86"], Selection())
+    return build_plan(model, PRESETS["x86"], NodeSelection())
 
 
 def _weight(model: ir.Model) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ from calib.grid import Grid
 from qtool.errors import InputError, UsageError
 from qtool.plan import Plan, build_plan
 from qtool.schemes import PRESETS, Scheme
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 _X86 = PRESETS["x86"]
 _SYMMETRIC = Scheme(
@@ -26,7 +26,7 @@ Prepared = Callable[..., ir.Model]
 
 
 def _plan(model: ir.Model, scheme: Scheme = _X86, **selection: tuple[str, ...]) -> Plan:
-    return build_plan(model, scheme, Selection(**selection))
+    return build_plan(model, scheme, NodeSelection(**selection))
 
 
 def _operators(plan: Plan) -> list[str]:
@@ -189,7 +189,7 @@ def test_a_broken_regular_expression_is_an_error(residual: ir.Model) -> None:
 
 
 def test_tensors_that_data_showed_to_be_unfit_stay_float_with_the_reason(residual: ir.Model) -> None:
-    plan = build_plan(residual, _X86, Selection(), unfit={"c": "is infinite at times"})
+    plan = build_plan(residual, _X86, NodeSelection(), unfit={"c": "is infinite at times"})
     assert "/c/Conv" not in plan.integer_nodes
     assert _reason(plan, "/c/Conv") == "'c' is infinite at times"
 

@@ -7,7 +7,7 @@ import pytest
 
 from calib.affine import Range, dequantize, params_from_range
 from calib.grid import Grid
-from qtool.placement.clamped_ranges import narrowed
+from qtool.backends.qdq_placement.clamped_ranges import narrowed
 
 GRID = Grid(bits=8, signed=False, symmetric=False)
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qtool.placement.operators import OPERATORS, Kind
-from qtool.runtime.coverage import integer_coverage
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 
 Pattern = Any
 

@@ -13,14 +13,14 @@ import onnx_ir as ir
 import pytest
 
 from calib.grid import Grid
+from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
 from qtool.plan import DynamicPlan, build_dynamic_plan
-from qtool.runtime.exact_sums import exact_form
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.schemes import DynamicScheme
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 _S8 = Grid(bits=8, signed=True, symmetric=True)
 _SCHEME = DynamicScheme(weights=_S8)
@@ -29,7 +29,7 @@ Arrays = Callable[..., np.ndarray]
 
 
 def _plan(model: ir.Model, scheme: DynamicScheme = _SCHEME) -> DynamicPlan:
-    return build_dynamic_plan(model, scheme, Selection())
+    return build_dynamic_plan(model, scheme, NodeSelection())
 
 
 def _quantized(model: ir.Model, scheme: DynamicScheme = _SCHEME) -> ir.Model:

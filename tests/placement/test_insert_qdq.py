@@ -14,8 +14,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from calib.grid import Grid
+from qtool.backends.onnxruntime_cpu.exact_sums import exact_form, with_exact_sums
 from qtool.errors import RuntimeRefusedError
-from qtool.runtime.exact_sums import exact_form, with_exact_sums
 from qtool.schemes import PRESETS, Scheme
 
 Arrays = Callable[..., npt.NDArray[np.float32]]

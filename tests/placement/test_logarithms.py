@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.placement.logarithms import layers_before_logarithms
+from qtool.backends.qdq_placement.logarithms import layers_before_logarithms
 
 Prepared = Callable[..., ir.Model]
 

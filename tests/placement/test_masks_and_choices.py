@@ -9,11 +9,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.plan import build_plan
-from qtool.runtime.coverage import integer_coverage
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 Prepared = Callable[..., ir.Model]
 Quantized = Callable[..., ir.Model]
@@ -51,12 +51,12 @@ def test_a_choice_between_two_layers_runs_on_integers(
 
 @pytest.mark.parametrize("other", [-np.inf, -3e38, np.nan])
 def test_a_mask_stays_float_and_says_so(prepared: Prepared, random_array: Arrays, other: float) -> None:
-    plan = build_plan(_model(prepared, random_array, other), PRESETS["x86"], Selection())
+    plan = build_plan(_model(prepared, random_array, other), PRESETS["x86"], NodeSelection())
     reasons = {skip.operator: skip.reason for skip in plan.skipped}
     assert reasons["Where"] == "its constant 'other' holds NaN, or numbers as large as masks have"
 
 
 def test_a_softmax_stays_float_by_choice(prepared: Prepared, random_array: Arrays) -> None:
-    plan = build_plan(_model(prepared, random_array, 0.0), PRESETS["x86"], Selection())
+    plan = build_plan(_model(prepared, random_array, 0.0), PRESETS["x86"], NodeSelection())
     reasons = {skip.operator: skip.reason for skip in plan.skipped}
     assert "magnifies the rounding errors" in reasons["Softmax"]

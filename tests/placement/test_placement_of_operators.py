@@ -13,7 +13,7 @@ import pytest
 from calib.granularity import PerChannel, PerTensor
 from qtool.plan import Plan, build_plan
 from qtool.schemes import PRESETS, Scheme
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 _X86 = PRESETS["x86"]
 
@@ -22,7 +22,7 @@ Prepared = Callable[..., ir.Model]
 
 
 def _plan(model: ir.Model, scheme: Scheme = _X86, **selection: tuple[str, ...]) -> Plan:
-    return build_plan(model, scheme, Selection(**selection))
+    return build_plan(model, scheme, NodeSelection(**selection))
 
 
 def _operators(plan: Plan) -> list[str]:

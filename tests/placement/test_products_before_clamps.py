@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.grid import Grid
-from qtool.runtime.coverage import integer_coverage
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.plan import build_plan
-from qtool.runtime.coverage import integer_coverage
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 
 Prepared = Callable[..., ir.Model]
 Quantized = Callable[..., ir.Model]
@@ -112,7 +112,7 @@ def test_a_random_network_quantizes_loads_and_runs_as_planned(
     model = prepared(text, **tensors)
     x = np.random.default_rng(1000 + seed).normal(0.0, 1.0, (4, 4, 8, 8)).astype(np.float32)
     expected = _run(model, x, "none")
-    plan = build_plan(model, PRESETS["x86"], Selection())
+    plan = build_plan(model, PRESETS["x86"], NodeSelection())
     result = quantized(model, [{"x": x}])
     for level in ("none", "all"):
         got = _run(result, x, level)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.runtime.exact_sums import exact_form, with_exact_sums
+from qtool.backends.onnxruntime_cpu.exact_sums import exact_form, with_exact_sums
+from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.runtime.graphs import open_graph
-from qtool.runtime.integer_sums import sums_saturate
 from qtool.schemes import PRESETS
 
 # Powers of two keep every product of scales exact in float32, so that nothing is rounded before the last step.
@@ -151,7 +151,7 @@ def test_a_model_is_left_as_it_is_and_both_forms_agree_where_sums_have_32_bits()
 
 def test_only_schemes_that_may_overflow_here_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     forms: Callable[[str], bool] = lambda name: exact_form(PRESETS[name]) is with_exact_sums  # noqa: E731
-    monkeypatch.setattr("qtool.runtime.exact_sums.sums_saturate", lambda: True)
+    monkeypatch.setattr("qtool.backends.onnxruntime_cpu.exact_sums.sums_saturate", lambda: True)
     assert [name for name in PRESETS if forms(name)] == ["x86-vnni", "arm64", "tensorrt", "qnn", "openvino"]
-    monkeypatch.setattr("qtool.runtime.exact_sums.sums_saturate", lambda: False)
+    monkeypatch.setattr("qtool.backends.onnxruntime_cpu.exact_sums.sums_saturate", lambda: False)
     assert not any(forms(name) for name in PRESETS)

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
+from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile
+from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
-from qtool.runtime.machine_profile import MachineProfile
 from qtool.runtime.session import Session
-from qtool.runtime.shipped_profiles import shipped_profile
-from qtool.workflows import quantization_search, time_plan
+from qtool.workflows.tune import quantization_search, time_plan
 
 _NET = """g (float[n,3,16,16] x) => (float[n,10] y) {
     a = Conv <pads = [1,1,1,1]> (x, w1)

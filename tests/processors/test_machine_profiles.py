@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, profile_from_json, read_profile
+from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
+from qtool.backends.onnxruntime_cpu.shipped_profiles import has_profile, shipped_profile
 from qtool.errors import InputError
 from qtool.progress import Silent
-from qtool.runtime.machine_profile import LayerKind, profile_from_json, read_profile
-from qtool.runtime.measure_profile import measure_profile
-from qtool.runtime.shipped_profiles import has_profile, shipped_profile
 from qtool.schemes import PRESETS
 
 

@@ -10,7 +10,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qtool.runtime.execution import AS_THE_CPU_DOES, NODE_BY_NODE, execution_for, execution_of, execution_of_file
+from qtool.backends.onnxruntime_cpu.execution import (
+    AS_THE_CPU_DOES,
+    NODE_BY_NODE,
+    execution_for,
+    execution_of,
+    execution_of_file,
+)
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qtool.workflows import overflow
+from qtool.workflows.diagnose import overflow
 
 _NET = """g (float[n,16] x) => (float[n,4] y) {
     h = MatMul (x, w1)

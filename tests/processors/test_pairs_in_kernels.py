@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.runtime.integer_sums import sums_saturate
+from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.runtime.session import Session
 from qtool.weights.saturation import kernel_order
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from qtool.backends.onnxruntime_cpu import this_machine
+from qtool.backends.onnxruntime_cpu.this_machine import target_named, target_of
 from qtool.processor import IntegerFeatures
-from qtool.runtime import this_machine
-from qtool.runtime.this_machine import target_named, target_of
 
 _VNNI = IntegerFeatures(family="x86", avx2=True, vnni=True)
 _AVX2 = IntegerFeatures(family="x86", avx2=True, vnni=False)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qtool.optimization.remove_no_ops import RemoveNoOps
-from qtool.passes.constants import clip_bounds
-from qtool.passes.fold_affine import FoldAffine
-from qtool.passes.fold_into_next import FoldIntoNext
+from qtool.graph.constants import clip_bounds
+from qtool.passes.optimization.remove_no_ops import RemoveNoOps
+from qtool.passes.quantization.fold_affine import FoldAffine
+from qtool.passes.quantization.fold_into_next import FoldIntoNext
 
 Save = Callable[..., Path]
 

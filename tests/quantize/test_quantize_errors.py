@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import calib.collect
-import formats.onnx_file
+import formats.onnx.onnx_file
 
 
 def _listing(folder: Path) -> dict[str, bytes]:
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     existing = model.with_name("net.int8.onnx")
     existing.write_bytes(b"precious")
     before = _listing(tmp_path)
-    monkeypatch.setattr(formats.onnx_file.OnnxFile, "write", full)
+    monkeypatch.setattr(formats.onnx.onnx_file.OnnxFile, "write", full)
     _refused(run("quantize", model, "--calib-data", data, "--force"), "the disk is full", "free some space")
     assert _listing(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]

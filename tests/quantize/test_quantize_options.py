@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from calib.ranges import RANGE_METHODS
-from qtool.cli.quantize_options import Method
+from qtool.cli.options.scheme import Method
 from qtool.runtime.session import Session
 
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from qtool.cli.options import TARGETS
+from qtool.backends.onnxruntime_cpu.this_machine import target_here
+from qtool.cli.options.shared import TARGETS
 from qtool.runtime.session import Session
-from qtool.runtime.this_machine import target_here
 from qtool.schemes import AUTO, PRESETS
 
 _README = Path(__file__).parents[2] / "README.md"

@@ -13,8 +13,8 @@ from calib.statistics import TensorStatistics
 from qtool.plan import build_plan
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.prepare import prepare
 
 _HARD_SWISH = """
 g (float[n,4,9,9] x) => (float[n,6,h,v] y)
@@ -71,14 +71,14 @@ def test_a_spelled_out_hard_swish_is_shortened(pads: str, sums: int) -> None:
 
 def test_a_grid_ends_where_the_gate_closes() -> None:
     model = prepare(_proto(_HARD_SWISH.replace("PADS", "pads = [1,1,1,1]")))
-    assert build_plan(model, PRESETS["x86"], Selection()).lowest == {"c": -3.0}
+    assert build_plan(model, PRESETS["x86"], NodeSelection()).lowest == {"c": -3.0}
 
 
 def test_another_reader_needs_the_whole_range() -> None:
     text = _HARD_SWISH.replace("PADS", "pads = [1,1,1,1]").replace("y = Tanh (e)", "y = Tanh (e)\n z = Sigmoid (c)")
     text = text.replace("(float[n,6,h,v] y)", "(float[n,6,h,v] y, float[n,5,a,b] z)")
     model = prepare(_proto(text))
-    assert build_plan(model, PRESETS["x86"], Selection()).lowest == {}
+    assert build_plan(model, PRESETS["x86"], NodeSelection()).lowest == {}
 
 
 def test_statistics_without_what_lies_below() -> None:

@@ -12,12 +12,12 @@ from calib.granularity import Granularity, PerChannel, PerTensor
 from calib.grid import Grid
 from qtool.plan import build_plan
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 from qtool.weights.clipping import clip_channels
-from qtool.weights.error_feedback import output_noise
-from qtool.weights.input_moments import LayerInput, layer_inputs
+from qtool.weights.gptq_layer import output_noise
+from qtool.weights.input_hessian import LayerInput, layer_inputs
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 _GRID = Grid(bits=8, signed=True, symmetric=True)
 
@@ -31,7 +31,7 @@ def _layer(weight: np.ndarray, *, groups: int = 1) -> LayerInput:
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     model = prepare(ir.from_proto(proto))
-    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], Selection()))
+    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()))
     return layer
 
 

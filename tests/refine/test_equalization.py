@@ -18,14 +18,14 @@ from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
+from qtool.selection import NodeSelection
 from qtool.weights.channel_importance import output_importance
 from qtool.weights.channel_scaling import scale_channels
 from qtool.weights.channel_statistics import gather_channels
-from qtool.weights.equalization import equalizing_factors, watched_tensors
+from qtool.weights.cross_layer_equalization import equalizing_factors, watched_tensors
 from qtool.weights.scaling_regions import ScalingRegion, scaling_regions
-from qtool.workflows.equalize import equalize_model
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.tune.cross_layer_equalization import equalize_model
 
 _TWO_CONVS = "a = Conv <pads = [1,1,1,1]> (x, w)\n b = BETWEEN\n c = Conv <group = 1> (b, v, c0)\n y = Tanh (c)"
 _DEPTHWISE = """
@@ -106,7 +106,7 @@ def _outputs(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[dict[s
 
 
 def _plan(model: ir.Model) -> Plan:
-    return build_plan(model, PRESETS["x86"], Selection())
+    return build_plan(model, PRESETS["x86"], NodeSelection())
 
 
 def _equalized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[tuple[ScalingRegion, np.ndarray]]:
@@ -227,7 +227,7 @@ def test_data_that_is_not_finite_equalizes_nothing(value: float) -> None:
 
 def test_layers_with_one_scale_for_all_outputs_are_left_alone() -> None:
     model = _model(_TWO_CONVS.replace("BETWEEN", "Relu (a)"))
-    plan = build_plan(model, replace(PRESETS["x86"], per_channel=False), Selection())
+    plan = build_plan(model, replace(PRESETS["x86"], per_channel=False), NodeSelection())
     assert equalize_model(model, plan, _feeds(), Silent()) == ()
 
 

@@ -15,11 +15,11 @@ from calib.granularity import PerChannel
 from calib.grid import Grid
 from qtool.plan import build_plan
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
-from qtool.weights.error_feedback import output_noise, round_with_feedback
-from qtool.weights.input_moments import LayerInput, gather_moments, layer_inputs
+from qtool.selection import NodeSelection
+from qtool.weights.gptq_layer import gptq_rounded, output_noise
+from qtool.weights.input_hessian import LayerInput, gather_hessians, layer_inputs
 from qtool.weights.round_to_nearest import round_to_nearest
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 
 class _Given:
@@ -33,7 +33,7 @@ def _layer(text: str, **tensors: np.ndarray) -> tuple[ir.Model, LayerInput]:
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
     model = prepare(ir.from_proto(proto))
-    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], Selection()))
+    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()))
     return model, layer
 
 
@@ -51,8 +51,8 @@ def test_products_are_off_by_less_than_after_rounding_to_nearest() -> None:
     _, layer = _layer("g (float[n,24] x) => (float[n,10] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
     grid = Grid(bits=8, signed=True, symmetric=True)
     nearest = round_to_nearest("w", weight, grid, PerChannel(1))
-    moments = gather_moments(_Given(), [{layer.tensor: inputs}], [layer])[layer.node]
-    guided = round_with_feedback(weight, nearest, layer, moments)
+    moments = gather_hessians(_Given(), [{layer.tensor: inputs}], [layer])[layer.node]
+    guided = gptq_rounded(weight, nearest, layer, moments)
 
     def products_off_by(rounded: Any) -> float:
         change = inputs.astype(np.float64) @ (dequantize(rounded.integers, rounded.params) - weight)
@@ -70,7 +70,7 @@ def test_inputs_that_were_never_seen_leave_rounding_to_nearest() -> None:
     weight = np.random.default_rng(1).normal(0, 1, (6, 4)).astype(np.float32)
     _, layer = _layer("g (float[n,6] x) => (float[n,4] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
     nearest = round_to_nearest("w", weight, Grid(bits=8, signed=True, symmetric=True), PerChannel(1))
-    guided = round_with_feedback(weight, nearest, layer, np.zeros((1, 6, 6)))
+    guided = gptq_rounded(weight, nearest, layer, np.zeros((1, 6, 6)))
     np.testing.assert_array_equal(guided.integers, nearest.integers)
 
 
@@ -93,7 +93,7 @@ def test_the_moments_of_a_convolution_are_those_of_its_patches(
     text = f"g (float[n,4,7,7] x) => (float[n,{shape[0]},h,v] y) {{ c = Conv <{attributes}> (x, w)\n y = Relu (c) }}"
     # A second reader behind the first keeps the layer from being an output of the model.
     _, layer = _layer(text.replace("y = Relu (c)", "r = Relu (c)\n y = Tanh (r)"), w=weight)
-    moments = gather_moments(_Given(), [{layer.tensor: images}], [layer])[layer.node]
+    moments = gather_hessians(_Given(), [{layer.tensor: images}], [layer])[layer.node]
     expected = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(weight), **options).numpy()
     # sum over positions of (w x)^2 is w H w^T.
     rows = weight.reshape(layer.groups, shape[0] // layer.groups, -1).astype(np.float64)

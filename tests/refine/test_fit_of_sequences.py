@@ -13,10 +13,10 @@ from calib.specs import Feed
 from qtool.plan import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS
-from qtool.search.reconstruction import Reconstruction, reconstruct
-from qtool.selection import Selection
+from qtool.search.block_reconstruction import Reconstruction, reconstruct
+from qtool.selection import NodeSelection
 from qtool.weights.round_to_nearest import round_to_nearest
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 _MASKED = """
 g (float[n,6,16] x, int64[n,6] mask) => (float[n,6,24] y)
@@ -42,7 +42,7 @@ def _fit(feeds: list[Feed], *, reach: float) -> tuple[Reconstruction, Mapping[st
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_MASKED}')
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
     model = prepare(ir.from_proto(proto))
-    plan = build_plan(model, PRESETS["x86"], Selection())
+    plan = build_plan(model, PRESETS["x86"], NodeSelection())
     activations = {
         plan.source: params_from_range(Range(-reach, reach), plan.grid) for plan in plan.activations.values()
     }

@@ -15,10 +15,10 @@ from qtool.plan import Plan, build_plan
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
+from qtool.search.fake_quant_graph import switched
 from qtool.search.range_choice import choose_ranges
-from qtool.search.switches import switched
-from qtool.selection import Selection
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.prepare import prepare
 
 
 def _model() -> tuple[ir.Model, Plan]:
@@ -34,7 +34,7 @@ def _model() -> tuple[ir.Model, Plan]:
         numpy_helper.from_array(array.astype(np.float32), name) for name, array in tensors.items()
     )
     model = prepare(ir.from_proto(proto))
-    return model, build_plan(model, PRESETS["x86"], Selection())
+    return model, build_plan(model, PRESETS["x86"], NodeSelection())
 
 
 def _feeds() -> list[dict[str, np.ndarray]]:
@@ -109,7 +109,7 @@ def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None
         for number in range(layers)
     )
     model = prepare(ir.from_proto(proto))
-    plan = build_plan(model, PRESETS["x86"], Selection())
+    plan = build_plan(model, PRESETS["x86"], NodeSelection())
     params = params_from_range(Range(-2.5, 2.5), plan.activations["x"].grid)
     with switched(model, plan, _feeds()) as runner:
         found = {source: noise(params) for source, noise in runner.one_by_one(runner.sources)}

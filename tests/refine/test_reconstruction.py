@@ -17,17 +17,17 @@ from calib.ranges.min_max import MinMax
 from calib.specs import Feed
 from calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
-from qtool.passes.insert_qdq import insert_qdq
 from qtool.plan import Plan, build_plan
 from qtool.progress import Silent
+from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.graphs import open_graph, watching
 from qtool.schemes import PRESETS
-from qtool.search.reconstruction import Reconstruction, reconstruct
-from qtool.selection import Selection
+from qtool.search.block_reconstruction import Reconstruction, reconstruct
+from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import orders_of, pair_sums
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 _CONVOLUTIONS = """
 g (float[n,3,12,12] x) => (float[n,10] y)
@@ -99,7 +99,7 @@ def _case(text: str, shapes: Mapping[str, tuple[int, ...]], scheme: str = "x86",
         array = generator.normal(0, 0.3, shape).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     model = prepare(ir.from_proto(proto))
-    plan = build_plan(model, PRESETS[scheme], Selection())
+    plan = build_plan(model, PRESETS[scheme], NodeSelection())
     (shape,) = [[dim.dim_value for dim in value.type.tensor_type.shape.dim][1:] for value in proto.graph.input]
     # What is clipped lies on one side, so that means move.
     feeds = [{"x": generator.gamma(1.5, 1.0, (4, *shape)).astype(np.float32)} for _ in range(32)]

@@ -12,8 +12,8 @@ from onnx import numpy_helper, parser
 from qtool.plan import build_plan
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
-from qtool.selection import Selection
-from qtool.weights.smoothing import (
+from qtool.selection import NodeSelection
+from qtool.weights.smoothquant import (
     ChannelSpread,
     channel_spreads,
     layer_noise,
@@ -21,7 +21,7 @@ from qtool.weights.smoothing import (
     smoothable_tensors,
     smoothing_factors,
 )
-from qtool.workflows.prepare import prepare
+from qtool.workflows.quantize.prepare import prepare
 
 _TEXT = """
 block (float[n,8] x) => (float[n,4] y, float[n,8] kept)
@@ -105,7 +105,7 @@ def test_the_model_computes_the_same_with_flatter_activations() -> None:
     x = np.abs(np.random.default_rng(1).normal(0, 1, (5, 8))).astype(np.float32)
     model = _model()
     before = _run(model, x)
-    tensors = smoothable_tensors(model, build_plan(model, PRESETS["x86"], Selection()))
+    tensors = smoothable_tensors(model, build_plan(model, PRESETS["x86"], NodeSelection()))
     assert [tensor.tensor for tensor in tensors] == ["h", "b"]
     factors = {tensor.tensor: np.ones(tensor.channels) for tensor in tensors}
     factors["h"][3] = 16.0
@@ -124,7 +124,7 @@ def test_a_second_reader_keeps_its_own_values() -> None:
     model = _model(text)
     x = np.random.default_rng(1).normal(0, 1, (5, 8)).astype(np.float32)
     before = _run(model, x)
-    tensors = smoothable_tensors(model, build_plan(model, PRESETS["x86"], Selection()))[:1]
+    tensors = smoothable_tensors(model, build_plan(model, PRESETS["x86"], NodeSelection()))[:1]
     smooth(model, tensors, {"h": np.array([1, 1, 1, 16.0, 1, 1, 1, 1])})
     for name, value in _run(model, x).items():
         np.testing.assert_allclose(value, before[name], atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from qtool.runtime.graphs import open_graph, watching
-from qtool.search.stretches import Stretches
+from qtool.search.segmented_runner import SegmentedRunner
 
 _BRANCHES = """
 g (float[n,4] x, bool take) => (float[n,4] y)
@@ -48,7 +48,7 @@ def _feeds() -> list[dict[str, np.ndarray]]:
 
 
 def test_what_crosses_a_cut_is_what_the_whole_graph_computes(model: ir.Model) -> None:
-    walk = Stretches(model, ["make_a", "make_b", "make_d"], _feeds())
+    walk = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
     crossing = []
     for _ in range(3):
         walk.advance()
@@ -63,7 +63,7 @@ def test_what_crosses_a_cut_is_what_the_whole_graph_computes(model: ir.Model) ->
 
 
 def test_constants_behind_a_cut_may_change_on_the_way(model: ir.Model) -> None:
-    walk = Stretches(model, ["make_a", "make_b", "make_d"], _feeds())
+    walk = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
     walk.advance()
     walk.advance()
     before = [np.array(batch["r"]) for batch in walk.held]
@@ -76,7 +76,7 @@ def test_constants_behind_a_cut_may_change_on_the_way(model: ir.Model) -> None:
 
 
 def test_tensors_that_nothing_reads_any_more_are_let_go(model: ir.Model) -> None:
-    walk = Stretches(model, ["make_d"], _feeds())
+    walk = SegmentedRunner(model, ["make_d"], _feeds())
     walk.advance()
     held = walk.held_bytes
     walk.advance()

@@ -11,7 +11,7 @@ from calib.affine import dequantize
 from calib.granularity import PerChannel
 from calib.grid import Grid
 from qtool.plan import WeightPlan
-from qtool.weights.input_moments import LayerInput
+from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 

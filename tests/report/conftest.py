@@ -16,7 +16,7 @@ from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
 from qtool.report.figures import with_figures
-from qtool.report.model import Comparison, Machine, ModelReport, Report, UsedData, Verdict
+from qtool.report.model import Machine, ModelComparison, ModelReport, Report, UsedData, Verdict
 
 FEATURES, CLASSES, SAMPLES = 8, 10, 37
 
@@ -83,7 +83,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the memory out, which takes a process each time and has no say in most figures."""
-    monkeypatch.setattr("qtool.workflows.report_times.measure_memory", lambda *_, **__: Memory(reason="not measured"))
+    monkeypatch.setattr(
+        "qtool.workflows.report.report_times.measure_memory", lambda *_, **__: Memory(reason="not measured")
+    )
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
     """Makes a report on one comparison; changes go to the comparison or to the report, whichever has such a field."""
 
     def make(**changes: Any) -> Report:
-        comparison = Comparison(
+        comparison = ModelComparison(
             dataset="eval.npz",
             float_model=ModelReport(
                 name="net.onnx",
@@ -134,7 +136,7 @@ def make_report(make_output: Callable[..., OutputFidelity]) -> Callable[..., Rep
             fidelity=(make_output(),),
             speedup=Interval(median=2.0, low=1.9, high=2.1),
         )
-        own = {field.name for field in fields(Comparison)} - {field.name for field in fields(Report)}
+        own = {field.name for field in fields(ModelComparison)} - {field.name for field in fields(Report)}
         comparison = replace(comparison, **{name: value for name, value in changes.items() if name in own})
         base = Report(
             comparisons=(with_figures(comparison),),

@@ -10,9 +10,9 @@ import pytest
 from qtool.progress import Silent
 from qtool.report.gates import parse_gate
 from qtool.report.model import Report
-from qtool.workflows.report import ReportRequest, compare
-from qtool.workflows.report_data import DataSource
-from qtool.workflows.report_times import Asked
+from qtool.workflows.report.report import ReportRequest, compare
+from qtool.workflows.report.report_data import DataSource
+from qtool.workflows.report.report_times import Asked
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from calib.datasets.images import PRESETS, Preprocess
 from calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
+from qtool.cli.options.settings import parameters
 from qtool.cli.quantize import quantize
-from qtool.cli.settings import parameters
 from qtool.report.figures import FIGURES
 
 COMMANDS = (

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from qtool.search.bargain import Bargain, best_bargain, could_gain
 from qtool.search.float_cost import FloatCost
+from qtool.search.float_fallback import FloatFallback, best_fallback, could_gain
 from qtool.search.node_groups import NodeGroup
-from qtool.search.output_judge import OutputJudge
+from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise
 
 _NAMES = "abcdefgh"
@@ -53,7 +53,7 @@ def _best(
     layer_names: str = _NAMES,
     every_short: bool = False,
     price: float = 0.4,
-) -> tuple[str, Bargain]:
+) -> tuple[str, FloatFallback]:
     layers = {
         name: LayerNoise(
             group=NodeGroup(layer=name, operator="Conv", nodes=(name,)),
@@ -62,10 +62,10 @@ def _best(
         )
         for name in layer_names
     }
-    found = best_bargain(
+    found = best_fallback(
         _quantize,
-        cast(OutputJudge, _Judge(worth)),
-        Bargain(layers=(), sqnr_db=worth(frozenset()), share=0.0, price=price),
+        cast(OutputEvaluator, _Judge(worth)),
+        FloatFallback(layers=(), sqnr_db=worth(frozenset()), share=0.0, price=price),
         sorted(layers.values(), key=lambda layer: -layer.share),
         [layers[name] for name in layer_names],
         cast(FloatCost, _Cost(each)),
@@ -138,5 +138,5 @@ def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
 
 @pytest.mark.parametrize("sqnr_db", [30.0, 45.0])
 def test_more_than_enough_is_worth_as_much_as_enough(sqnr_db: float) -> None:
-    enough = Bargain(layers=(), sqnr_db=30.0, share=0.1, price=0.4)
+    enough = FloatFallback(layers=(), sqnr_db=30.0, share=0.1, price=0.4)
     assert replace(enough, sqnr_db=sqnr_db).worth == enough.worth

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
+from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.plan import build_plan
-from qtool.runtime.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.schemes import PRESETS
 from qtool.search.float_cost import Border, FloatCost, float_cost
 from qtool.search.layer_times import LayerTime, layer_kind, multiply_adds
 from qtool.search.node_groups import node_groups
-from qtool.selection import Selection
-from qtool.workflows.prepare import prepare
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.prepare import prepare
 
 _GRAPH = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -66,7 +66,7 @@ def model() -> ir.Model:
 @pytest.fixture(scope="module")
 def cost(model: ir.Model) -> FloatCost:
     """The costs of its layers on a machine that is easy to reckon with."""
-    groups = node_groups(model, build_plan(model, PRESETS["x86"], Selection()))
+    groups = node_groups(model, build_plan(model, PRESETS["x86"], NodeSelection()))
     assert [group.layer for group in groups] == ["a", "c", "y"]
     feed = {"x": np.random.default_rng(0).normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
     return float_cost(model, groups, feed, _PROFILE)

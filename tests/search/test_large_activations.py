@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from qtool.cli.app import app
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session, Watcher
-from qtool.search.trials import Trials
-from qtool.workflows.activation_memory import ActivationMemory
-from qtool.workflows.search_time import SearchTime
+from qtool.search.correction_ablation import CorrectionAblation
+from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.tune.search_time import SearchTime
 
 _WIDE = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -93,7 +93,7 @@ def test_large_samples_go_through_one_at_a_time(wide: Path, tmp_path: Path, monk
             return plain(self, feeds, *rest)
 
         monkeypatch.setattr(Session, name, run)
-    monkeypatch.setattr("qtool.workflows.activation_memory._LARGEST_RUN_BYTES", 1 << 20)
+    monkeypatch.setattr("qtool.workflows.tune.activation_memory._LARGEST_RUN_BYTES", 1 << 20)
     for side, largest in ((12, 4), (96, 1)):
         data = tmp_path / "data.npz"
         np.savez(data, x=np.random.default_rng(1).normal(size=(13, 1, side, side)).astype(np.float32))
@@ -139,8 +139,8 @@ def test_a_search_ends_before_ten_times_the_float_model_and_a_minute() -> None:
 def test_a_search_whose_time_is_up_still_gives_a_model(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtool.workflows.search_time._FIXED_S", 0.0)
-    monkeypatch.setattr("qtool.workflows.search_time._TIMES_PLAIN", 0.0)
+    monkeypatch.setattr("qtool.workflows.tune.search_time._FIXED_S", 0.0)
+    monkeypatch.setattr("qtool.workflows.tune.search_time._TIMES_PLAIN", 0.0)
     data, output = tmp_path / "data.npz", tmp_path / "int8.onnx"
     np.savez(data, x=np.random.default_rng(1).normal(size=(13, 1, 12, 12)).astype(np.float32))
     words = ["quantize", str(wide), "--calib-data", str(data), "-o", str(output), "--smallest"]
@@ -158,7 +158,7 @@ def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> N
         def sqnr_db(self, model: Any) -> float:
             return float(len(model))
 
-    class Variants:
+    class Candidates:
         def __init__(self, made: frozenset[str] = frozenset()) -> None:
             self.made = made
             self.model = made
@@ -166,10 +166,10 @@ def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> N
         def __call__(self, kept_float: Any) -> Any:
             return self
 
-    trials = Trials(cast(Any, Judge()))
+    trials = CorrectionAblation(cast(Any, Judge()))
     tried: list[int] = []
-    corrections = {name: lambda variants, name=name: Variants(variants.made | {name}) for name in "ab"}
-    found = trials.best(cast(Any, Variants()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
+    corrections = {name: lambda variants, name=name: Candidates(variants.made | {name}) for name in "ab"}
+    found = trials.best(cast(Any, Candidates()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
     assert found.made == {"a", "b"}
     assert tried == [1]
     assert trials.gains == []

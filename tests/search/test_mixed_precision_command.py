@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qtool.search.output_judge import OutputJudge
+from qtool.search.output_evaluator import OutputEvaluator
 
 
 def _quantized_layers(path: Path) -> set[str]:
@@ -85,10 +85,10 @@ def test_no_time_gives_the_plain_result(run: Callable[..., Any], model: Path, da
 def test_an_interrupt_gives_the_best_so_far(
     run: Callable[..., Any], model: Path, data: Path, bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assess = OutputJudge.assess
+    assess = OutputEvaluator.assess
     worth: list[float] = []
 
-    def interrupted(judge: OutputJudge, *arguments: Any) -> Any:
+    def interrupted(judge: OutputEvaluator, *arguments: Any) -> Any:
         # The float model, integers everywhere, the first two choices; then a person presses Ctrl-C.
         if len(worth) == 4:
             worth.append(0.0)
@@ -97,7 +97,7 @@ def test_an_interrupt_gives_the_best_so_far(
         worth.append(found.sqnr_db)
         return found
 
-    monkeypatch.setattr(OutputJudge, "assess", interrupted)
+    monkeypatch.setattr(OutputEvaluator, "assess", interrupted)
     result = run("quantize", model, *_KEPT_BAD, "--calib-data", data, "-o", "q.onnx", "--min-sqnr", "200", "--json")
     assert result.code == 1
     assert "interrupted" in result.err

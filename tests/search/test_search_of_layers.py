@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qtool.search.goal import Goal
-from qtool.search.mixed_precision import MixedPrecisionSearch, by_noise_per_cost
+from qtool.search.accuracy_goal import Goal
+from qtool.search.accuracy_search import MixedPrecisionSearch, by_noise_per_cost
 from qtool.search.node_groups import NodeGroup
-from qtool.search.output_judge import Assessment
+from qtool.search.output_evaluator import Assessment
 from qtool.search.sensitivity import LayerNoise
 
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from calib.specs import Feed
-from qtool.workflows.check_result import CheckSamples
-from qtool.workflows.data_request import DataRequest
-from qtool.workflows.hold_back import HoldBack
-from qtool.workflows.search_samples import SearchSamples
+from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.tune.tuning_split import TuningSplit
 
 _MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -21,14 +21,14 @@ passing (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }
 """
 
 
-def _search_samples(folder: Path, count: int, *, judged: int) -> SearchSamples:
+def _search_samples(folder: Path, count: int, *, judged: int) -> TuningSplit:
     """Returns samples whose values are their numbers."""
     numbers = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
     np.savez(folder / "numbers.npz", x=numbers)
     data = DataRequest(source=str(folder / "numbers.npz"))
-    hold_back = HoldBack.of(count)
+    hold_back = HoldoutSplit.of(count)
     samples = CheckSamples(dataset=data.open(), data=data, hold_back=hold_back)
-    return SearchSamples(ir.from_onnx_text(_MODEL), samples, judged=judged)
+    return TuningSplit(ir.from_onnx_text(_MODEL), samples, judged=judged)
 
 
 def _numbers(feeds: Iterable[Feed]) -> list[int]:

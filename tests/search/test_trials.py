@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from qtool.search.output_judge import OutputJudge
-from qtool.search.trials import Gain, Trials
+from qtool.search.correction_ablation import CorrectionAblation, Gain
+from qtool.search.output_evaluator import OutputEvaluator
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class _Judge:
         return self._worth.get(frozenset(model), 0.0)
 
 
-def _trials(worth: Mapping[str, float]) -> Trials:
-    return Trials(cast(OutputJudge, _Judge(worth)))
+def _trials(worth: Mapping[str, float]) -> CorrectionAblation:
+    return CorrectionAblation(cast(OutputEvaluator, _Judge(worth)))
 
 
 def _with(name: str) -> Any:
@@ -106,8 +106,8 @@ def test_candidates_are_judged_with_the_nodes_that_stay_float() -> None:
 
 def test_what_harms_by_the_other_measure_is_not_taken() -> None:
     candidates = {name: partial(_Variants, frozenset({name})) for name in ("x", "y")}
-    judge = cast(OutputJudge, _Judge({"": 20, "x": 25, "y": 22}))
-    trials = Trials(judge, veto=cast(OutputJudge, _Judge({"": 15, "x": 12, "y": 14.95})))
+    judge = cast(OutputEvaluator, _Judge({"": 20, "x": 25, "y": 22}))
+    trials = CorrectionAblation(judge, veto=cast(OutputEvaluator, _Judge({"": 15, "x": 12, "y": 14.95})))
     assert trials.first_of(_Variants(), candidates, {}, always=False).made == {"y"}
     assert [gain.kept for gain in trials.gains] == [False, True]
 

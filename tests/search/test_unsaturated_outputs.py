@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from qtool.search.output_judge import OutputJudge
-from qtool.search.unsaturated import with_unsaturated_outputs
+from qtool.search.logits_view import with_logits
+from qtool.search.output_evaluator import OutputEvaluator
 
 
 def _model(body: str) -> ir.Model:
@@ -30,7 +30,7 @@ def _run(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
 def test_what_the_last_gate_reads_is_given_out(end: str) -> None:
     x = np.random.default_rng(0).normal(0, 3, (5, 4)).astype(np.float32)
     model = _model(f"a = Exp (x)\n {end}")
-    outputs = _run(with_unsaturated_outputs(model), x)
+    outputs = _run(with_logits(model), x)
     assert list(outputs) == ["y_before_gate"]
     np.testing.assert_allclose(outputs["y_before_gate"], np.exp(x), rtol=1e-5)
     assert [output.name for output in model.graph.outputs] == ["y"]
@@ -38,7 +38,7 @@ def test_what_the_last_gate_reads_is_given_out(end: str) -> None:
 
 @pytest.mark.parametrize("body", ["y = Exp (x)", "a = Sigmoid (x)\n y = Exp (a)", "y = Sigmoid (x)"])
 def test_outputs_without_a_gate_behind_a_layer_stay(body: str) -> None:
-    assert [output.name for output in with_unsaturated_outputs(_model(body)).graph.outputs] == ["y"]
+    assert [output.name for output in with_logits(_model(body)).graph.outputs] == ["y"]
 
 
 def test_noise_that_a_gate_hides_is_seen_before_it() -> None:
@@ -48,7 +48,7 @@ def test_noise_that_a_gate_hides_is_seen_before_it() -> None:
         _model("b = Add (x, x)\n a = Neg (b)\n y = Sigmoid (a)"),
     )
     feeds = [{"x": np.full((3, 4), -20.0, np.float32)}]
-    assert OutputJudge(original, feeds).sqnr_db(changed) > 100
+    assert OutputEvaluator(original, feeds).sqnr_db(changed) > 100
     # The values before are twice as large: the noise is as strong as the signal.
-    before = OutputJudge(original, feeds, view=with_unsaturated_outputs)
+    before = OutputEvaluator(original, feeds, view=with_logits)
     assert before.sqnr_db(changed) == pytest.approx(0.0, abs=1e-3)

@@ -134,7 +134,7 @@ def _with_custom_operator(save: Any) -> Path:
 
 
 def test_large_weights_go_beside_their_part(network: Path) -> None:
-    from formats.onnx_file import OnnxFile
+    from formats.onnx.onnx_file import OnnxFile
     from qtool.splitting.groups import groups_at_tensors
     from qtool.splitting.part_models import part_model, parts_of
 
@@ -152,7 +152,7 @@ def test_large_weights_go_beside_their_part(network: Path) -> None:
 def test_models_that_fill_the_memory_run_one_part_at_a_time(
     split: Any, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtool.workflows.split.LARGEST_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("qtool.workflows.optimize.split.LARGEST_MESSAGE_BYTES", 1000)
     opened: list[str] = []
 
     def open_one(path: Path, **options: Any) -> Session:
@@ -197,7 +197,7 @@ def test_parts_that_differ_are_not_put_in_place(
             node.op_type = "Abs" if node.op_type == "Relu" else node.op_type
         return made
 
-    monkeypatch.setattr("qtool.workflows.split.part_model", wrong)
+    monkeypatch.setattr("qtool.workflows.optimize.split.part_model", wrong)
     result = run("split", "net.onnx", "--at", "s", "-o", "parts", "--data", "data.npz")
     assert result.code == 2
     assert "another output 'scores'" in result.err

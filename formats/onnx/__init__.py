@@ -1,0 +1,1 @@
+"""ONNX graphs: files, outlines, external data, checks, types and shapes."""

@@ -1,0 +1,69 @@
+"""Infers types and shapes of the tensors in a graph, in time that grows with its size only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+
+from formats.onnx.map_types import holds_maps
+
+# The values of small tensors may be shapes; those of larger ones tell nothing.
+_LARGEST_READ_BYTES = 1000
+_REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fills in the types and shapes that the onnx package can tell, in subgraphs too; nothing where it gives up.
+
+    Args:
+        model: the graph; nothing but the types and shapes of its tensors changes.
+    """
+    try:
+        with _without_weights(model):
+            proto = ir.to_proto(model)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (RuntimeError, ValueError, TypeError, *_REFUSALS):
+        return
+    _fill_in(model.graph, inferred.graph)
+
+
+@contextmanager
+def _without_weights(model: ir.Model) -> Iterator[None]:
+    """Lists weights as inputs, without their values, until the block ends."""
+    graph = model.graph
+    large = {
+        name: value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > _LARGEST_READ_BYTES
+    }
+    kept = list(graph.inputs)
+    listed = set(kept)
+    for name, value in large.items():
+        del graph.initializers[name]
+        if value.const_value is not None:
+            value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
+            value.dtype = value.dtype or value.const_value.dtype
+    graph.inputs.extend(value for value in large.values() if value not in listed)
+    try:
+        yield
+    finally:
+        graph.inputs[:] = kept
+        for value in large.values():
+            graph.register_initializer(value)
+
+
+def _fill_in(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    found = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            kind = found.get(value.name or "")
+            if kind is None or holds_maps(kind):
+                continue
+            value.type = ir.serde.deserialize_type_proto_for_type(kind) or value.type
+            value.shape = ir.serde.deserialize_type_proto_for_shape(kind) or value.shape
+        for attribute in proto.attribute:
+            if attribute.HasField("g"):
+                _fill_in(node.attributes[attribute.name].as_graph(), attribute.g)

@@ -1,0 +1,1 @@
+"""TensorFlow and Keras files, read without TensorFlow, and converted in a process that has it."""

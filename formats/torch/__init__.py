@@ -1,0 +1,1 @@
+"""What torch stores: checkpoints, pickles, zip files, exported and scripted programs."""

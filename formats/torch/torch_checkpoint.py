@@ -1,0 +1,97 @@
+"""Reads and writes what torch.save stores; nothing in the file is run unless it is trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from formats.audit import is_zip, note_torch_file
+from formats.base import Weights
+from formats.errors import FormatError
+from formats.findings import AuditNotes, Risk
+from formats.library_noise import quiet_libraries
+from formats.mapped_tensors import few_at_a_time, tied_names
+from formats.odd_tensors import oddity
+from formats.resident_pages import DroppingWriter
+from formats.torch.state_dicts import find_state_dict
+from formats.torch.trusted_pickle import allowing, load_allowed, load_trusted
+from formats.trust import NO_TRUST, Trust, check_trusted
+
+
+class TorchCheckpoint:
+    """Stores weights as ``.pth``.
+
+    Reads state dicts, bare or inside of a checkpoint's dictionary, in the zip format and the one before torch 1.6.
+    Writes bare state dicts.
+    """
+
+    holds: ClassVar[Literal["weights"]] = "weights"
+    suffix: ClassVar[str] = ".pth"
+
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
+        """Reads the state dict; tensors of the zip format stay in the file until they are used.
+
+        Raises:
+            FormatError: the file is damaged, holds no state dict, or needs code beyond ``trust`` to be opened.
+        """
+        found = find_state_dict(_load(path, trust), str(path))
+        if found.module is None and is_zip(path):
+            tensors = few_at_a_time(lambda: find_state_dict(_load(path, trust), str(path)).tensors, path.stat().st_size)
+        else:
+            tensors = found.tensors
+        return Weights(tensors=tensors, metadata={}, source=found.source, module=found.module)
+
+    def write(self, weights: Weights, path: Path) -> None:
+        """Writes the tensors, tied ones once; the same weights give the same bytes. Metadata has no place in it.
+
+        Raises:
+            FormatError: a tensor has no values.
+        """
+        for name, tensor in weights.tensors.items():
+            if tensor.is_meta:
+                raise FormatError(f"tensor '{name}' is {oddity(tensor)}", fix="save it again with its values")
+        tied = tied_names(weights.tensors)
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in weights.tensors.items():
+            state[name] = state[tied[name]] if name in tied else _alone(tensor)
+        # Through a stream: given a path, torch would store its name in the file.
+        plain = [tensor for tensor in state.values() if oddity(tensor) is None]
+        with DroppingWriter(path.open("wb", buffering=0), plain) as stream:
+            try:
+                torch.save(state, stream)
+            except RuntimeError as error:
+                # torch reports a full disk as a defect of its own; the cause says what happened.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor without the memory around it: torch.save stores whole storages, and views are parts of one."""
+    plain = tensor.detach()
+    if oddity(plain) is not None:
+        return plain.clone()
+    plain = plain.resolve_conj().resolve_neg()
+    # One without elements may stand where another one begins, which torch takes for two types of the same data.
+    if plain.numel() and plain.is_contiguous():
+        return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
+    return plain.clone()
+
+
+def _load(path: Path, trust: Trust) -> Any:
+    notes, zipped = AuditNotes(), is_zip(path)
+    note_torch_file(path, notes)
+    check_trusted(notes, path, trust)
+    if trust.pickles and any(finding.risk is Risk.RUNS_CODE for finding in notes.findings):
+        return load_trusted(path, mmap=zipped)
+    try:
+        with allowing(trust.names), quiet_libraries():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (MemoryError, FormatError):
+        raise
+    except Exception as error:  # a damaged pickle makes torch raise nearly anything
+        if trust.names and any(finding.imported in trust.names for finding in notes.findings):
+            return load_allowed(path, trust.names, mmap=zipped)
+        raise FormatError(f"{path} is a damaged or cut torch checkpoint", fix="save or download it again") from error

@@ -1,0 +1,96 @@
+"""Reads TorchScript programs and turns them into ONNX with torch's exporter for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from formats.audit import note_torch_file
+from formats.base import Weights
+from formats.errors import FormatError
+from formats.findings import AuditNotes
+from formats.library_noise import quiet_libraries
+from formats.torch.torch_calls import Parameter, StoredProgram
+from formats.trust import NO_TRUST, Trust, check_trusted
+
+# The newest opset that this exporter of torch knows.
+_NEWEST_OPSET = 20
+
+
+class TorchScriptFile:
+    """Reads what torch.jit.save stores."""
+
+    holds: ClassVar[Literal["weights"]] = "weights"
+
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
+        """Reads the program and its weights; TorchScript runs it, never Python.
+
+        Raises:
+            FormatError: the file is damaged, or would do more than ``trust`` allows.
+        """
+        notes = AuditNotes()
+        note_torch_file(path, notes)
+        check_trusted(notes, path, trust)
+        try:
+            with quiet_libraries():
+                script = torch.jit.load(str(path), map_location="cpu").eval()
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file makes torch raise nearly anything
+            raise FormatError(
+                f"{path} is a damaged TorchScript program, or one of a newer torch",
+                fix="save or download it again, or update torch",
+            ) from error
+        offered = [
+            Parameter(name=argument.name, required=not argument.has_default_value())
+            for argument in script.forward.schema.arguments[1:]
+        ]
+        return Weights(
+            tensors={name: tensor.detach() for name, tensor in script.state_dict().items()},
+            metadata={},
+            source=f"program with {sum(1 for _ in script.parameters())} weights",
+            module=StoredProgram(script, offered, _call, scripted=True),
+        )
+
+
+def export_script(
+    program: StoredProgram,
+    tensors: Mapping[str, torch.Tensor],
+    input_names: list[str],
+    free_axes: Mapping[str, Mapping[int, str]],
+    opset: int | None,
+) -> ir.Model:
+    """Returns the program as a graph; errors are those of torch.
+
+    Args:
+        program: the program.
+        tensors: an example for each parameter that is given.
+        input_names: what the graph calls them.
+        free_axes: names for the free axes of each input.
+        opset: the graph's opset; None for the exporter's choice.
+    """
+    given = tuple(tensors.values())
+    # The exporter gives every part the mode of the whole back: without this the program would train from then on.
+    traced = torch.jit.trace(program.giving(list(tensors)).eval(), given, check_trace=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.onnx"
+        torch.onnx.export(
+            traced,
+            given,
+            path,
+            input_names=input_names,
+            dynamic_axes={name: dict(axes) for name, axes in free_axes.items()},
+            opset_version=opset if opset is not None and opset <= _NEWEST_OPSET else None,
+            dynamo=False,
+        )
+        return ir.from_proto(onnx.load(path))
+
+
+def _call(script: torch.nn.Module, tensors: Mapping[str, Any]) -> Any:
+    return script(**tensors)

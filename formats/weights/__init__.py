@@ -1,0 +1,1 @@
+"""Files of weights alone: safetensors, sharded folders, GGUF."""

@@ -1,0 +1,198 @@
+"""Reads off onnxruntime's own optimized graph which nodes of a QDQ model it really runs on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from formats.onnx.map_types import load_model
+from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.graph.constants import is_constant
+from qtool.private_folder import private_folder
+from qtool.runtime.graphs import saved
+from qtool.runtime.session import Session
+
+_KERNELS = (
+    "QLinear",
+    "QGemm",
+    "QAttention",
+    "MatMulInteger",
+    "DynamicQuantize",
+    "ConvInteger",
+)
+_CONVERSIONS = ("DynamicQuantizeLinear",)
+_DOMAINS = ("", "com.microsoft")
+_QGEMM_OUTPUT_SCALE = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCoverage:
+    """Says what became of one node that could run on integers.
+
+    Attributes:
+        node: its name.
+        operator: its type.
+        kernel: the integer kernel that runs it; None when it stays float.
+        reason: why it stays float; None when it does not.
+        fix: what changes that; None likewise.
+    """
+
+    node: str
+    operator: str
+    kernel: str | None
+    reason: str | None
+    fix: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorCoverage:
+    """Counts the nodes of one operator type that could run on integers, and those that do."""
+
+    operator: str
+    integer: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Says how much of a model runs on integers.
+
+    Attributes:
+        nodes: every node that could, in graph order.
+    """
+
+    nodes: tuple[NodeCoverage, ...]
+
+    @property
+    def total(self) -> int:
+        """How many nodes could run on integers."""
+        return len(self.nodes)
+
+    @property
+    def integer(self) -> int:
+        """How many do."""
+        return sum(node.kernel is not None for node in self.nodes)
+
+    @property
+    def share(self) -> float:
+        """The share that does, 0 to 1; 0 when there are none."""
+        return self.integer / self.total if self.total else 0.0
+
+    @property
+    def misses(self) -> tuple[NodeCoverage, ...]:
+        """The nodes that stay float, each with its reason."""
+        return tuple(node for node in self.nodes if node.kernel is None)
+
+    def by_operator(self) -> tuple[OperatorCoverage, ...]:
+        """Returns the counts by operator type, in the order in which the types first appear."""
+        counts: dict[str, list[int]] = {}
+        for node in self.nodes:
+            count = counts.setdefault(node.operator, [0, 0])
+            count[0] += node.kernel is not None
+            count[1] += 1
+        return tuple(
+            OperatorCoverage(operator=name, integer=integer, total=total) for name, (integer, total) in counts.items()
+        )
+
+
+def integer_coverage(model: ir.Model) -> Coverage:
+    """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the graph that it would run.
+
+    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, operators that are integer
+    arithmetic themselves, such as QLinearConv and MatMulInteger, and those with an integer kernel all of whose inputs
+    are dequantized.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load the model.
+    """
+    common.NameFixPass()(model)
+    with optimized_nodes(model) as kept:
+        return coverage_in(model, kept)
+
+
+@contextmanager
+def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
+    """Yields the nodes of the graph that onnxruntime would run, by name.
+
+    A fused kernel keeps the name of the node that it replaces.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load the model.
+    """
+    with private_folder() as folder, saved(model, folder) as path:
+        optimized_path = folder / "optimized.onnx"
+        # At a higher level layouts change too, and with them the names by which nodes are found again.
+        Session(path, level="extended", optimized_to=optimized_path)
+        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
+
+
+def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:
+    """Finds each quantizable node of ``model``, whose nodes all have names, among what ``optimized_nodes`` yields."""
+    return Coverage(nodes=tuple(_node_coverage(node, kept) for node in model.graph if _is_quantizable(node)))
+
+
+def _is_quantizable(node: ir.Node) -> bool:
+    if _computes_integers(node):
+        return True
+    operator = OPERATORS.get(node.op_type) if node.domain == "" else None
+    if operator is None or operator.kind is Kind.CLAMPING:
+        return False
+    if operator.kind is Kind.LAYER:
+        return True
+    positions = range(len(node.inputs)) if operator.data_inputs is None else operator.data_inputs
+    data = [node.inputs[index] for index in positions if index < len(node.inputs)]
+    makers = [value.producer() for value in data if value is not None]
+    if not makers or any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
+        return False
+    return any(maker is not None and not is_constant(maker.inputs[0]) for maker in makers)
+
+
+def _computes_integers(node: ir.Node) -> bool:
+    """Tells whether an operator is integer arithmetic itself, not a float one between Q and DQ."""
+    return node.domain in _DOMAINS and node.op_type.startswith(_KERNELS) and node.op_type not in _CONVERSIONS
+
+
+def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
+    kernel = _kernel(node, kept)
+    missed = None if kernel is not None else reason_for_float(node)
+    return NodeCoverage(
+        node=node.name or "",
+        operator=node.op_type,
+        kernel=kernel,
+        reason=None if missed is None else missed.reason,
+        fix=None if missed is None else missed.fix,
+    )
+
+
+def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
+    found = kept.get(node.name or "")
+    if _computes_integers(node):
+        # Alone or as part of a larger kernel; one is gone only where two are the same.
+        return "removed" if found is None else found.op_type
+    if found is None:
+        # A node that only renames its values, such as a Reshape to the same shape, is gone altogether.
+        return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None
+    if found.op_type.startswith(_KERNELS):
+        return found.op_type
+    if found.op_type == node.op_type and _holds_integers(found.inputs[0]):
+        return f"{found.op_type} on integers"
+    return None
+
+
+def _holds_integers(value: ir.Value | None) -> bool:
+    """Tells whether a value of the optimized graph is made of quantized integers."""
+    maker = None if value is None else value.producer()
+    if maker is None:
+        return False
+    if maker.op_type == "QuantizeLinear" or maker.op_type.startswith("QLinear"):
+        return True
+    if maker.op_type == "QGemm":
+        # Without the scale of its output it gives out floats.
+        return len(maker.inputs) > _QGEMM_OUTPUT_SCALE and maker.inputs[_QGEMM_OUTPUT_SCALE] is not None
+    operator = OPERATORS.get(maker.op_type)
+    return operator is not None and operator.kind is Kind.MOVING and _holds_integers(maker.inputs[0])

@@ -1,0 +1,98 @@
+"""Chooses the layers whose activations onnxruntime's CPU provider quantizes as it runs them.
+
+Only products with stored weights gain from it: onnxruntime has one kernel that quantizes the activations, multiplies
+integers and returns floats (DynamicQuantizeMatMul). What becomes of each case below was read off the optimized graph;
+tests pin it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from calib.granularity import Granularity, PerTensor
+from qtool.backends.qdq_placement.layers import product_reason, weight_granularity, weight_reason
+from qtool.graph.constants import is_constant
+from qtool.plan import DynamicPlan, Skipped, WeightPlan
+from qtool.schemes import DynamicScheme
+
+_PRODUCTS = ("MatMul", "Gemm")
+# Layers that one could expect to be quantized, and why they are not.
+_OTHERS = {
+    "Conv": "onnxruntime's dynamic convolution, ConvInteger, is slower than float; static quantization speeds it up",
+    "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose",
+    "LSTM": "its products are inside one operator, which stays float",
+    "GRU": "its products are inside one operator, which stays float",
+    "RNN": "its products are inside one operator, which stays float",
+}
+
+
+def place_dynamic(
+    graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+) -> DynamicPlan:
+    """Returns which layers of ``graph``, every node of which has a name, are quantized as they run.
+
+    Args:
+        graph: prepared.
+        scheme: which integers weights become.
+        reason_to_skip: why a layer that could be quantized is not wanted, None when it is.
+    """
+    chosen: dict[ir.Node, None] = {}
+    skipped = []
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.domain != "" or (node.op_type not in _PRODUCTS and node.op_type not in _OTHERS):
+            continue
+        reason = "it is inside a branch or a loop" if node.graph is not graph else _reason_by_form(node)
+        reason = reason or reason_to_skip(node)
+        if reason is None:
+            chosen[node] = None
+        else:
+            skipped.append(Skipped(node=node.name or "", operator=node.op_type, reason=reason))
+    return DynamicPlan(
+        weights=_weights(list(chosen), scheme),
+        integer_nodes={node.name or "": node.op_type for node in chosen},
+        skipped=tuple(skipped),
+    )
+
+
+def is_transposed(node: ir.Node) -> bool:
+    """Tells whether a MatMul or Gemm reads its weight with the output channels first."""
+    attribute = node.attributes.get("transB")
+    return node.op_type == "Gemm" and attribute is not None and attribute.as_int() == 1
+
+
+def _reason_by_form(node: ir.Node) -> str | None:
+    if node.op_type in _OTHERS:
+        return _OTHERS[node.op_type]
+    activation, weight = node.inputs[:2]
+    if activation is None or weight is None:
+        return "an input is missing"
+    if is_constant(activation):
+        return "it reads constants only" if is_constant(weight) else "its weights come first, not last"
+    reason = weight_reason(node) or product_reason(node)
+    if reason is not None:
+        return reason
+    if weight.shape is not None and 0 in weight.shape.numpy():
+        return "its weights are empty"
+    return None
+
+
+def _weights(nodes: list[ir.Node], scheme: DynamicScheme) -> dict[str, WeightPlan]:
+    """Plans every weight once, in a form that serves all of its readers."""
+    readers: dict[str, list[ir.Node]] = {}
+    for node in nodes:
+        weight = node.inputs[1]
+        if weight is not None:
+            readers.setdefault(weight.name or "", []).append(node)
+    plans = {}
+    for tensor, sharing in readers.items():
+        wishes: set[Granularity] = {weight_granularity(node, per_channel=scheme.per_channel) for node in sharing}
+        plans[tensor] = WeightPlan(
+            tensor=tensor,
+            grid=scheme.weights,
+            granularity=wishes.pop() if len(wishes) == 1 else PerTensor(),
+            nodes=tuple(node.name or "" for node in sharing),
+            largest_pair=scheme.largest_pair,
+        )
+    return plans

@@ -1,0 +1,70 @@
+"""Keeps onnxruntime from quantizing nodes that were meant to stay float.
+
+Since 1.20, onnxruntime quantizes the float weights of a layer by itself, per tensor, when the layer reads a
+DequantizeLinear and its output goes to a QuantizeLinear. A Sum of one tensor between the layer and the QuantizeLinear
+computes nothing and stands in its way; onnxruntime removes other operators without effect, but not this one. Neither
+does a QuantizeLinear move past it to the front of a MaxPool, which onnxruntime does otherwise: behind floats, its pool
+of integers has channels first, and takes dozens of times as long.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qtool.graph.constants import is_constant, sole_consumer
+from qtool.graph.names import Names
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
+_ABSORBED = ("Relu", "Clip")
+# Operators that a QuantizeLinear moves in front of.
+_PASSED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+
+
+class KeepFloatLayers(ir.passes.InPlacePass):
+    """Separates float layers and pools from the QuantizeLinear behind them, where onnxruntime would quantize them."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Inserts one Sum behind each such layer."""
+        modified = False
+        names = Names(model.graph)
+        for node in list(model.graph):
+            if node.domain == "" and (_would_be_quantized(node) or _would_pool_integers(node)):
+                _separate(model.graph, node, names)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _would_be_quantized(node: ir.Node) -> bool:
+    if node.op_type not in _LAYERS:
+        return False
+    source, weight = node.inputs[0], node.inputs[1]
+    maker = None if source is None else source.producer()
+    if maker is None or maker.op_type != "DequantizeLinear" or not is_constant(weight):
+        return False
+    reader = sole_consumer(node.outputs[0])
+    while reader is not None and reader.op_type in _ABSORBED:
+        reader = sole_consumer(reader.outputs[0])
+    return reader is not None and reader.op_type == "QuantizeLinear"
+
+
+def _would_pool_integers(node: ir.Node) -> bool:
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type != "MaxPool" or source is None or _made_by(source) == "DequantizeLinear":
+        return False
+    return any(use.node.op_type in ("QuantizeLinear", *_PASSED) for use in node.outputs[0].uses())
+
+
+def _made_by(value: ir.Value) -> str | None:
+    maker = value.producer()
+    return None if maker is None else maker.op_type
+
+
+def _separate(graph: ir.Graph, node: ir.Node, names: Names) -> None:
+    output = node.outputs[0]
+    uses = list(output.uses())
+    separator = ir.node("Sum", [output], name=names.for_node(f"{node.name}_kept_float"))
+    kept = separator.outputs[0]
+    kept.name, kept.shape, kept.type = names.free(f"{output.name}_kept_float"), output.shape, output.type
+    for use in uses:
+        use.node.replace_input_with(use.idx, kept)
+    graph.insert_after(node, separator)

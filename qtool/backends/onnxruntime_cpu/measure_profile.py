@@ -1,0 +1,132 @@
+"""Times one kernel of each kind on this machine, in a second or two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from qtool.backends.onnxruntime_cpu.kernel_probes import Form, Probe, chain
+from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
+from qtool.metrics.latency import interleaved_times
+from qtool.progress import Progress
+from qtool.runtime.profile import operator_seconds
+from qtool.runtime.session import Session
+
+_DIGITS = 3
+# A kernel that is part of another one still has a time above zero, in nanoseconds.
+_LEAST = 1.0
+
+
+def _conv(shape: tuple[int, ...], weight: tuple[int, ...], **attributes: object) -> Probe:
+    pads = [length // 2 for length in weight[2:]] * 2
+    return Probe(operator="Conv", shape=shape, weight=weight, attributes={"pads": pads, **attributes})
+
+
+# Of middling size: large enough for a clock of microseconds, small enough for a few hundred runs a second.
+_LAYERS: Mapping[LayerKind, Probe] = {
+    LayerKind.CONV: _conv((1, 32, 40, 40), (64, 32, 3, 3)),
+    LayerKind.POINTWISE: _conv((1, 96, 28, 28), (96, 96, 1, 1)),
+    LayerKind.NARROW: _conv((1, 3, 96, 96), (32, 3, 3, 3)),
+    LayerKind.DEPTHWISE: _conv((1, 96, 40, 40), (96, 1, 3, 3), group=96),
+    LayerKind.LARGE_DEPTHWISE: _conv((1, 96, 28, 28), (96, 1, 5, 5), group=96),
+    LayerKind.CONV_1D: _conv((1, 64, 400), (64, 64, 5)),
+    LayerKind.MATRIX: Probe(operator="MatMul", shape=(48, 256), weight=(256, 512)),
+    LayerKind.VECTOR: Probe(operator="MatMul", shape=(1, 512), weight=(512, 2048)),
+    LayerKind.ACTIVATIONS: Probe(operator="MatMul", shape=(1, 12, 48, 48), inputs=2),
+}
+
+
+def _image(operator: str, inputs: int = 1, **attributes: object) -> Probe:
+    return Probe(operator=operator, shape=(1, 96, 28, 28), inputs=inputs, attributes=attributes, between=True)
+
+
+# Behind a Conv, whose layout they take over.
+_OPERATORS: Mapping[str, Probe] = {
+    "Add": _image("Add", 2),
+    "Mul": _image("Mul", 2),
+    "Sigmoid": _image("Sigmoid"),
+    "LeakyRelu": _image("LeakyRelu"),
+    "Concat": _image("Concat", 2, axis=1),
+    "AveragePool": _image("AveragePool", kernel_shape=[2, 2], strides=[2, 2]),
+    "GlobalAveragePool": _image("GlobalAveragePool"),
+    "MaxPool": _image("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
+}
+_LAYER_KERNELS = frozenset({"Conv", "QLinearConv", "FusedConv"})
+_BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
+# A chain of nodes that do next to nothing shows what a node takes.
+_CHAIN, _CHAIN_ROUNDS = 64, 5
+
+
+def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
+    """Returns what kernels cost here, from the shortest of a few runs each.
+
+    Args:
+        progress: receives the steps.
+        threads: threads inside an operator; 0 is one a core.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a probe.
+    """
+    borders: dict[str, list[float]] = {name: [] for name in _BORDERS}
+
+    def timed(probe: Probe, form: Form, left_out: frozenset[str] = _BORDERS) -> float:
+        """Returns the nanoseconds of the operator itself, and keeps those of an element at its borders."""
+        found = operator_seconds(probe.model(form), probe.feed(), threads=threads)
+        elements = math.prod(probe.shape)
+        for time in found:
+            if time.operator in _BORDERS:
+                borders[time.operator].append(1e9 * time.seconds / time.kernels / elements)
+        return max(1e9 * sum(time.seconds for time in found if time.operator not in left_out), _LEAST)
+
+    with progress.task("timing kernels", len(_LAYERS) + len(_OPERATORS)) as advance:
+        layers = {}
+        for kind, probe in _LAYERS.items():
+            floats, signed, unsigned = (_rounded(timed(probe, form) / _products(probe)) for form in Form)
+            layers[kind] = LayerSpeed(floats=floats, signed=signed, unsigned=unsigned)
+            advance(1)
+        operators = {}
+        for name, probe in _OPERATORS.items():
+            elements = math.prod(probe.shape)
+            # Some are part of the Conv in front of them, in float, and take no time of their own.
+            floats, integers = (
+                _rounded(timed(probe, form, _BORDERS | _LAYER_KERNELS) / elements)
+                for form in (Form.FLOATS, Form.SIGNED)
+            )
+            operators[name] = OperatorSpeed(floats=floats, integers=integers)
+            advance(1)
+    border = {name: _rounded(float(np.median(found))) for name, found in borders.items()}
+    return MachineProfile(
+        origin="measured",
+        threads=threads,
+        layers=layers,
+        operators=operators,
+        quantize=border["QuantizeLinear"],
+        dequantize=border["DequantizeLinear"],
+        transpose=border["Transpose"],
+        reorder=border["ReorderInput"],
+        node=_rounded(_node_nanoseconds(threads)),
+    )
+
+
+def _node_nanoseconds(threads: int) -> float:
+    """Returns what a node takes that does next to nothing."""
+    session = Session(chain("Add", _CHAIN), threads=threads)
+    feed = {"x": np.ones((1, 8), np.float32)}
+    (times,) = interleaved_times([lambda: session.run(feed)], rounds=_CHAIN_ROUNDS)
+    return float(np.median(times)) * 1e9 / _CHAIN
+
+
+def _products(probe: Probe) -> int:
+    """Returns a probe's multiply-adds."""
+    if probe.weight is None:
+        return math.prod(probe.shape) * probe.shape[-1]
+    if probe.operator == "Conv":
+        return math.prod(probe.shape[2:]) * math.prod(probe.weight)
+    return math.prod(probe.shape[:-1]) * math.prod(probe.weight)
+
+
+def _rounded(value: float) -> float:
+    """Rounds to the digits that a measurement of some microseconds has."""
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,83 @@
+"""Says of any node what onnxruntime's CPU provider turned it into, not only of those that could run on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qtool.backends.onnxruntime_cpu.coverage import coverage_in
+from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
+from qtool.backends.qdq_placement.node_form import reason_without_kernel
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.graph.constants import is_constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFate:
+    """What became of one node.
+
+    Attributes:
+        kernel: what runs it now; None where it is gone.
+        integer: whether that computes on integers.
+        absorbed: whether it is part of another kernel, or needed no more.
+        reason: why it computes in float; None where it does not.
+        fix: what changes that; None likewise.
+        conversions: Q and DQ that are left right beside it, each a pass over a whole tensor.
+    """
+
+    kernel: str | None
+    integer: bool
+    absorbed: bool
+    reason: str | None
+    fix: str | None
+    conversions: int
+
+
+def fate_of(model: ir.Model, node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeFate:
+    """Finds ``node`` of ``model`` among what ``optimized_nodes`` yields for it."""
+    found = kept.get(node.name or "")
+    conversions = 0 if found is None else _conversions_beside(found)
+    covered = next((row for row in coverage_in(model, kept).nodes if row.node == node.name), None)
+    if covered is not None:
+        return NodeFate(
+            kernel=covered.kernel or (None if found is None else found.op_type),
+            integer=covered.kernel is not None,
+            absorbed=found is None,
+            reason=covered.reason,
+            fix=covered.fix,
+            conversions=conversions,
+        )
+    if found is None:
+        return NodeFate(kernel=None, integer=False, absorbed=True, reason=None, fix=None, conversions=0)
+    reason, fix = _float_by_nature(node)
+    return NodeFate(
+        kernel=found.op_type, integer=False, absorbed=False, reason=reason, fix=fix, conversions=conversions
+    )
+
+
+def _float_by_nature(node: ir.Node) -> tuple[str, str]:
+    operator = OPERATORS.get(node.op_type) if node.domain == "" else None
+    if operator is None:
+        return (
+            reason_without_kernel(node.op_type, node.domain),
+            "replace it in the model by what has one (README: sums, products, Sigmoid, LeakyRelu, pooling)",
+        )
+    if operator.kind is Kind.CLAMPING:
+        readers = [use.node for value in node.outputs for use in value.uses()]
+        if any(reader.op_type == "QuantizeLinear" for reader in readers):
+            return "the integers behind it do not end where it clamps", "quantize with --activations-asymmetric"
+        return "no Q stands behind it to absorb it", "quantize what reads it: drop --exclude, or pass --max-float 0"
+    missed = reason_for_float(node)
+    return missed.reason, missed.fix
+
+
+def _conversions_beside(node: ir.Node) -> int:
+    before = sum(
+        maker.op_type == "DequantizeLinear" and not is_constant(maker.inputs[0])
+        for value in node.inputs
+        if value is not None and (maker := value.producer()) is not None
+    )
+    after = {use.node for value in node.outputs for use in value.uses() if use.node.op_type == "QuantizeLinear"}
+    return before + len(after)

@@ -1,0 +1,1 @@
+"""Places Q/DQ by operator, for runtimes whose own compiler chooses kernels."""

@@ -1,0 +1,47 @@
+"""Finds the layers in front of a logarithm, as in spectrograms that models of sound compute for themselves.
+
+An 8-bit grid is as coarse for small values as for large ones. A logarithm makes small values count as much as large
+ones, so that their rounding errors drown the result.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+
+_REASON = "its values go into a logarithm, which magnifies the rounding errors of small ones"
+# What lies between the layers of a spectrogram and its logarithm. Any other operator, above all an activation function
+# of a trained network, ends the search; so does Softmax, whose logarithm is taken of few and large values.
+_PASSED = frozenset(
+    {
+        *("Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Div", "Identity", "Max", "Mul", "Neg", "Pad", "Pow"),
+        *("ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Slice", "Split", "Sqrt", "Squeeze"),
+        *("Sub", "Sum", "Transpose", "Unsqueeze"),
+    }
+)
+
+
+def layers_before_logarithms(graph: ir.Graph) -> dict[str, str]:
+    """Returns, by node name, why each layer that leads to a Log through arithmetic alone should stay float.
+
+    The search passes other layers too: a spectrogram is made by several, one after the other.
+    """
+    found: dict[str, str] = {}
+    seen: set[ir.Node] = set()
+    waiting = [node for node in graph if node.op_type == "Log" and node.domain == ""]
+    while waiting:
+        node = waiting.pop()
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            if maker is None or maker in seen or maker.domain != "" or maker.graph is not graph:
+                continue
+            operator = OPERATORS.get(maker.op_type)
+            is_layer = operator is not None and operator.kind is Kind.LAYER
+            if not is_layer and maker.op_type not in _PASSED:
+                continue
+            seen.add(maker)
+            waiting.append(maker)
+            if is_layer and maker.name:
+                found[maker.name] = _REASON
+    return found

@@ -1,0 +1,114 @@
+"""Finds attention masks by what reads them: an Add or Where in front of a Softmax.
+
+A mask of -1e4 or -100 is a value like others by its size, and takes nearly all steps of a grid away from the scores
+that it is added to. What it is shows in where it goes, and in that no layer computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from calib.statistics import TensorStatistics
+from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.graph.constants import constant_array
+
+# exp(-30) is 1e-13: what lies so far below the others has no share in a Softmax.
+_OUT_OF_REACH = 30.0
+_GATES = ("Softmax", "LogSoftmax")
+
+
+def masked_scores(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
+    """Returns the tensors between a mask and the Softmax that it is for, and the masks, each with a reason.
+
+    Args:
+        graph: the float graph.
+        statistics: of its tensors, as far as they were watched.
+    """
+    search = _Search(statistics)
+    for node in graph:
+        if node.op_type in _GATES and node.domain == "" and node.inputs and node.inputs[0] is not None:
+            search.back_from(node.inputs[0])
+    return search.found
+
+
+class _Search:
+    """Walks back from Softmax to the masks."""
+
+    def __init__(self, statistics: Mapping[str, TensorStatistics]) -> None:
+        self._statistics = statistics
+        self.found: dict[str, str] = {}
+
+    def back_from(self, scores: ir.Value) -> None:
+        """Adds what lies between ``scores``, which a Softmax reads, and masks that are added to them."""
+        pending: list[tuple[ir.Value, tuple[ir.Value, ...]]] = [(scores, (scores,))]
+        while pending:
+            value, path = pending.pop()
+            for mask in self._masks_in(value):
+                lowest = self._span(mask)[0]
+                for tensor in (*path, mask):
+                    self.found[tensor.name or ""] = f"reaches {lowest:.3g} in a mask, of which Softmax makes nothing"
+            pending += [(operand, (*path, operand)) for operand in _operands(value)]
+
+    def _masks_in(self, value: ir.Value) -> Iterator[ir.Value]:
+        maker = value.producer()
+        if maker is None or _is_moved(maker):
+            return
+        for operand in _operands(value):
+            lowest, highest = self._span(operand)
+            # What Where puts in is the same everywhere; what is added lets other places as they are.
+            reference = 0.0 if maker.op_type == "Where" else highest
+            if lowest <= reference - _OUT_OF_REACH and not self._is_computed(operand):
+                yield operand
+
+    def _span(self, value: ir.Value) -> tuple[float, float]:
+        array = constant_array(value)
+        if array is not None:
+            return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        source: ir.Value | None = value
+        while source is not None:
+            seen = self._statistics.get(source.name or "")
+            if seen is not None:
+                return (seen.minimum, seen.maximum) if seen.batches else (0.0, 0.0)
+            maker = source.producer()
+            source = maker.inputs[0] if maker is not None and _is_moved(maker) else None
+        return 0.0, 0.0
+
+    @staticmethod
+    def _is_computed(value: ir.Value) -> bool:
+        """Tells whether a layer has a part in ``value``: scores and learned biases are no masks."""
+        pending, seen = [value], set[ir.Value]()
+        while pending:
+            maker = pending.pop().producer()
+            if maker is None:
+                continue
+            operator = OPERATORS.get(maker.op_type)
+            if operator is not None and operator.kind is Kind.LAYER:
+                return True
+            for operand in maker.inputs:
+                if operand is not None and operand not in seen:
+                    seen.add(operand)
+                    pending.append(operand)
+        return False
+
+
+def _operands(value: ir.Value) -> list[ir.Value]:
+    """Returns what ``value`` is put together from, where that is done by a sum, a choice or a move."""
+    maker = value.producer()
+    if maker is None or maker.domain != "":
+        return []
+    if _is_moved(maker):
+        inputs = list(maker.inputs[:1])
+    elif maker.op_type in ("Add", "Sub"):
+        inputs = list(maker.inputs)
+    elif maker.op_type == "Where":
+        inputs = list(maker.inputs[1:])
+    else:
+        inputs = []
+    return [operand for operand in inputs if operand is not None]
+
+
+def _is_moved(maker: ir.Node) -> bool:
+    operator = OPERATORS.get(maker.op_type) if maker.domain == "" else None
+    return operator is not None and operator.kind is Kind.MOVING

@@ -1,0 +1,1 @@
+"""The options of the commands: names, help texts, types."""

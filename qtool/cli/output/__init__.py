@@ -1,0 +1,1 @@
+"""What the commands show, for people and as JSON."""

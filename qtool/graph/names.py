@@ -1,0 +1,47 @@
+"""Finds names that nothing in a graph has yet."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qtool.graph.node_reads import graphs_in
+
+
+class Names:
+    """Hands out names for new values and nodes, none of which a graph or its subgraphs use.
+
+    Values and nodes may share a name; two nodes may not, since onnxruntime refuses the graph.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Takes note of every name; what is added later without asking is not seen."""
+        self._counts: dict[str, int] = {}
+        self._values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        self._nodes: set[str | None] = set()
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            self._nodes.add(node.name)
+            self._values.update(value.name for value in node.outputs)
+            for inner in graphs_in(node):
+                self._values.update(value.name for value in (*inner.inputs, *inner.initializers.values()))
+
+    def free(self, wish: str) -> str:
+        """Returns ``wish``, or where a value has that, ``wish`` with a number, and takes it for a value."""
+        return self._free(wish, self._values)
+
+    def for_node(self, wish: str) -> str:
+        """Returns ``wish``, or where a node has that, ``wish`` with a number, and takes it for a node."""
+        return self._free(wish, self._nodes)
+
+    def for_both(self, wish: str) -> str:
+        """Returns a name for a node and the value that it makes, and takes it for both."""
+        return self._free(wish, self._values, self._nodes)
+
+    def _free(self, wish: str, *taken: set[str | None]) -> str:
+        name, count = wish, self._counts.get(wish, 1)
+        while any(name in names for names in taken):
+            name, count = f"{wish}_{count}", count + 1
+        for names in taken:
+            names.add(name)
+        # The same wish again need not try all of these once more.
+        self._counts[wish] = count
+        return name

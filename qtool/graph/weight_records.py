@@ -1,0 +1,246 @@
+"""Keeps, at a stored tensor, what passes did to it since an exporter wrote it.
+
+Quantizing and optimizing multiply factors into weights and rearrange them. Who changes a weight later, as merging an
+adapter does, has to do the same to the change. The record is JSON in the tensor's metadata, so that it goes wherever
+the graph goes: the tensor's first name and shape, then one entry a step.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.graph.constants import constant_array
+
+Array = npt.NDArray[Any]
+
+_KEY = "qtool.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """Multiplied the tensor.
+
+    Attributes:
+        factors: float64, of a shape that broadcasts to that of the tensor.
+        outputs: the same, one an output channel or (), where factors belong to outputs; None where to inputs.
+    """
+
+    factors: Array
+    outputs: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rearranged:
+    """Reshaped the tensor, then swapped its axes; an empty ``order`` swaps none."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shifted:
+    """Put products of the tensor with offsets of its inputs into the layer's bias.
+
+    Attributes:
+        offsets: float64, of a shape that broadcasts to that of the tensor.
+        axes: those that were summed over.
+    """
+
+    offsets: Array
+    axes: tuple[int, ...]
+
+
+Step = Scaled | Rearranged | Shifted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """Is what became of a tensor.
+
+    Attributes:
+        tensor: in the form in which it is stored now.
+        bias: what was added to the bias of its layer, (outputs,); None where nothing was.
+    """
+
+    tensor: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRecord:
+    """Tells where a tensor comes from.
+
+    Attributes:
+        name: what it was called first.
+        shape: that it had then.
+        steps: what was done to it, in order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    def replay(self, tensor: Array) -> Replayed:
+        """Does to ``tensor``, of the first shape, what was done to the stored one, in float64."""
+        now, bias = tensor.astype(np.float64), None
+        for step in self.steps:
+            if isinstance(step, Scaled):
+                now = now * step.factors
+                if bias is not None and step.outputs is not None:
+                    bias = bias * step.outputs
+            elif isinstance(step, Rearranged):
+                now = _rearranged(now, step)
+            else:
+                change = (now * step.offsets).sum(axis=step.axes)
+                bias = change if bias is None else bias + change
+        return Replayed(tensor=now, bias=bias)
+
+    def undo(self, stored: Array) -> Array | None:
+        """Returns the tensor as it was at first, in float64; None where a factor of zero left nothing of it."""
+        now = stored.astype(np.float64)
+        shapes = _shapes(self.shape, self.steps)
+        for step, before in zip(reversed(self.steps), reversed(shapes), strict=True):
+            if isinstance(step, Scaled):
+                if not step.factors.all():
+                    return None
+                now = now / step.factors
+            elif isinstance(step, Rearranged):
+                turned = now.transpose(tuple(np.argsort(step.order))) if step.order else now
+                now = turned.reshape(before)
+        return now
+
+    @property
+    def output_factors(self) -> Array:
+        """What outputs of the layer were multiplied with, and a bias with them; (outputs,) or ()."""
+        product = np.ones(())
+        for step in self.steps:
+            if isinstance(step, Scaled) and step.outputs is not None:
+                product = product * step.outputs
+        return product
+
+    @property
+    def is_transposed_only(self) -> bool:
+        """Whether it is a matrix that holds the same numbers as at first, in that order or transposed."""
+        rearranged = all(isinstance(step, Rearranged) and len(step.shape) == 2 for step in self.steps)
+        return rearranged and len(self.shape) == 2
+
+    @property
+    def form(self) -> str:
+        """Names for people what was done; empty where nothing was."""
+        words = {Scaled: "multiplied by factors", Rearranged: "rearranged", Shifted: "with offsets in its bias"}
+        return ", ".join(dict.fromkeys(words[type(step)] for step in self.steps))
+
+
+def record_of(value: ir.Value | None) -> WeightRecord | None:
+    """Returns the record of a stored tensor; None where there is none, or it cannot be one of this tensor."""
+    text = None if value is None else value.metadata_props.get(_KEY)
+    if value is None or text is None:
+        return None
+    try:
+        fields = json.loads(text)
+        shape = tuple(_lengths(fields["shape"]))
+        record = WeightRecord(name=str(fields["name"]), shape=shape, steps=tuple(map(_parsed, fields["steps"])))
+        last = _shapes(shape, record.steps)[-1] if record.steps else shape
+        ends = _after(last, record.steps[-1]) if record.steps else shape
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    array = constant_array(value)
+    return record if array is not None and ends == array.shape else None
+
+
+def has_records(model: ir.Model) -> bool:
+    """Tells whether qtool has noted what became of weights of a model, as it does of all that it quantizes."""
+    return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
+
+
+def record_steps(made: ir.Value, source: ir.Value, *steps: Step) -> None:
+    """Notes at ``made`` what is noted at ``source``, with further ``steps``, and other metadata of it."""
+    array = constant_array(source)
+    if array is None:
+        raise AssertionError(source)
+    before = record_of(source) or WeightRecord(name=source.name or "", shape=array.shape, steps=())
+    metadata = {key: text for key, text in source.metadata_props.items() if key != _KEY}
+    made.metadata_props.update(metadata)
+    fields = {"name": before.name, "shape": before.shape, "steps": [_written(step) for step in (*before.steps, *steps)]}
+    made.metadata_props[_KEY] = json.dumps(fields)
+
+
+def record_text(value: ir.Value) -> str:
+    """Returns what was done to a tensor as text, equal for tensors to which the same was done."""
+    record = record_of(value)
+    return "" if record is None or not record.steps else json.dumps([_written(step) for step in record.steps])
+
+
+def _rearranged(tensor: Array, step: Rearranged) -> Array:
+    shaped = tensor.reshape(step.shape)
+    return shaped.transpose(step.order) if step.order else shaped
+
+
+def _shapes(shape: tuple[int, ...], steps: Sequence[Step]) -> list[tuple[int, ...]]:
+    """Returns the shape of the tensor before each step.
+
+    Raises:
+        ValueError: a step does not fit.
+    """
+    found = []
+    for step in steps:
+        found.append(shape)
+        shape = _after(shape, step)
+    return found
+
+
+def _after(shape: tuple[int, ...], step: Step) -> tuple[int, ...]:
+    if isinstance(step, Rearranged):
+        if math.prod(step.shape) != math.prod(shape) or (
+            step.order and sorted(step.order) != list(range(len(step.shape)))
+        ):
+            raise ValueError(step)
+        return tuple(step.shape[axis] for axis in step.order) if step.order else step.shape
+    factors = step.factors if isinstance(step, Scaled) else step.offsets
+    if np.broadcast_shapes(shape, factors.shape) != shape:
+        raise ValueError(step)
+    return shape
+
+
+def _written(step: Step) -> Mapping[str, object]:
+    if isinstance(step, Scaled):
+        outputs = None if step.outputs is None else _encoded(step.outputs)
+        return {"scaled": _encoded(step.factors), "outputs": outputs}
+    if isinstance(step, Rearranged):
+        return {"shape": list(step.shape), "order": list(step.order)}
+    return {"offsets": _encoded(step.offsets), "axes": list(step.axes)}
+
+
+def _parsed(fields: Mapping[str, Any]) -> Step:
+    if "scaled" in fields:
+        outputs = fields["outputs"]
+        return Scaled(factors=_decoded(fields["scaled"]), outputs=None if outputs is None else _decoded(outputs))
+    if "offsets" in fields:
+        return Shifted(offsets=_decoded(fields["offsets"]), axes=tuple(_lengths(fields["axes"])))
+    return Rearranged(shape=tuple(_lengths(fields["shape"])), order=tuple(_lengths(fields["order"])))
+
+
+def _lengths(numbers: Sequence[object]) -> list[int]:
+    if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(numbers)
+    return [number for number in numbers if isinstance(number, int)]
+
+
+def _encoded(array: Array) -> Mapping[str, object]:
+    # Sixty-four bits: what is divided out again has to be what was multiplied.
+    data = base64.b64encode(np.ascontiguousarray(array, "<f8").tobytes()).decode("ascii")
+    return {"shape": list(array.shape), "float64": data}
+
+
+def _decoded(fields: Mapping[str, Any]) -> Array:
+    numbers = np.frombuffer(base64.b64decode(fields["float64"], validate=True), "<f8")
+    return numbers.reshape(_lengths(fields["shape"])).astype(np.float64)

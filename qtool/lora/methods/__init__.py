@@ -1,0 +1,1 @@
+"""One file a method of adapters, by PEFT's names: what each does to a weight."""

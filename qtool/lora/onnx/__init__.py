@@ -1,0 +1,1 @@
+"""Finds the weights of a checkpoint in an ONNX graph, and changes them there."""

@@ -1,0 +1,191 @@
+"""Adds changes to the initializers of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.errors import InputError
+from qtool.graph.constants import add_constant, constant_array
+from qtool.lora.onnx.layer_biases import bias_input, layers_of
+from qtool.lora.onnx.places import Place
+from qtool.lora.onnx.requantizing import ChangedFloats, Requantized, add_to_integers
+from qtool.qdq.stored_integers import IntegerRules, stored_integers
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphChange:
+    """Says what happened to one initializer.
+
+    Attributes:
+        stored: its name.
+        form: the form in which it holds the weight, in words.
+        relative_change: the norm of what was added, over that of what was there.
+        rounding_error: the norm of what rounding to the stored type cut off, over that of the sum.
+        growth: the norm of the sum, over that of what was there.
+        integers: what became of them, where the graph stores such.
+    """
+
+    stored: str
+    form: str
+    relative_change: float
+    rounding_error: float
+    growth: float
+    integers: Requantized | None = None
+
+
+def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> GraphChange:
+    """Adds ``delta``, float64 in the shape of the checkpoint's tensor, to where that tensor is in the graph.
+
+    Args:
+        place: where that is.
+        delta: what is added.
+        name: the tensor, for errors.
+        rules: how integers are found.
+
+    Raises:
+        InputError: the sum holds what the stored type does not.
+    """
+    if place.channel_scale is not None:
+        delta = delta * place.channel_scale.reshape(-1, *(1,) * (delta.ndim - 1))
+    delta = delta.T if place.transposed else delta
+    window = (..., slice(place.offset, place.offset + place.length)) if place.offset is not None else (...,)
+    if place.record is not None:
+        whole = np.zeros(place.record.shape)
+        whole[window] = delta
+        replayed = place.record.replay(whole)
+        if replayed.bias is not None:
+            _add_to_biases(place, replayed.bias, name, rules)
+        # Factors of inputs and outputs may have spread over all of it.
+        delta, window = replayed.tensor, (...,)
+    if place.dequantize is not None:
+        changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), rules)
+        return _requantized(place, changed, delta)
+    stored = _array(place.stored).astype(np.float64)
+    before = stored[window].copy()
+    delta = delta.reshape(before.shape)
+    stored[window] += delta
+    with np.errstate(over="ignore"):
+        merged = stored.astype(_array(place.stored).dtype)
+    if not np.isfinite(merged).all():
+        raise InputError(
+            f"the merged {name} holds values that {merged.dtype} does not",
+            fix="check the scale of the adapter, or merge into a graph of float32",
+        )
+    _store(place, merged)
+    exact = stored[window]
+    return GraphChange(
+        stored=place.stored.name or "",
+        form=place.form,
+        relative_change=_ratio(delta, before),
+        rounding_error=_ratio(merged[window].astype(np.float64) - exact, exact),
+        growth=_ratio(exact, before),
+    )
+
+
+def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
+    """Rounds integers anew, each to the nearest, to what ``weight`` is in the form of ``place``.
+
+    What guided their rounding may no longer hold, such as which inputs are small. Integers that hold several weights
+    side by side stay.
+
+    Args:
+        place: where the weight is in the graph.
+        weight: float64 in the shape of the checkpoint's tensor.
+        rules: how integers are found.
+
+    Returns:
+        Whether that was done.
+    """
+    if place.dequantize is None or place.offset is not None:
+        return False
+    if place.channel_scale is not None:
+        weight = weight * place.channel_scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    weight = weight.T if place.transposed else weight
+    weight = weight if place.record is None else place.record.replay(weight).tensor
+    stored = stored_integers(place.dequantize)
+    if stored is None or stored.integers.size != weight.size:
+        return False
+    add_to_integers(place.dequantize, weight.reshape(stored.integers.shape) - stored.floats(), rules)
+    return True
+
+
+def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -> None:
+    """Adds what the change makes of the offsets that a pass put into the bias of the layers that read the weight.
+
+    Raises:
+        InputError: a layer has no bias that takes it.
+    """
+    for layer in layers_of(place.stored, place.nodes):
+        taken = bias_input(layer)
+        value = None if taken is None else taken[0].inputs[taken[1]]
+        if taken is None or value is None:
+            raise InputError(
+                f"the bias of {layer.name} holds products of '{name}', and is no longer where it was",
+                fix="merge into the checkpoint, and export it again",
+            )
+        maker = value.producer()
+        if maker is not None and maker.inputs[0] is not None:
+            add_to_graph(Place(stored=maker.inputs[0], dequantize=maker), delta, name, rules)
+        else:
+            add_to_graph(Place(stored=value, nodes=(taken[0],)), delta, name, rules)
+
+
+def _integer_shape(node: ir.Node) -> tuple[int, ...]:
+    stored = stored_integers(node)
+    if stored is None:
+        raise AssertionError(node)
+    return stored.integers.shape
+
+
+def _requantized(place: Place, changed: ChangedFloats, delta: Array) -> GraphChange:
+    return GraphChange(
+        stored=place.stored.name or "",
+        form=place.form,
+        relative_change=_ratio(delta, changed.before),
+        rounding_error=_ratio(changed.merged - changed.exact, changed.exact),
+        growth=_ratio(changed.exact, changed.before),
+        integers=changed.integers,
+    )
+
+
+def _store(place: Place, array: Array) -> None:
+    """Puts other values into an initializer, or into a copy where others read the old ones."""
+    value = place.stored
+    readers = [use.node for use in value.uses()]
+    chosen = list(place.nodes or readers)
+    if all(reader in chosen for reader in readers):
+        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+        return
+    graph = value.graph
+    if not isinstance(graph, ir.Graph):
+        raise AssertionError(value)
+    copy = add_constant(graph, value.name or "weight", array)
+    copy.metadata_props.update(value.metadata_props)
+    for use in list(value.uses()):
+        if use.node in chosen:
+            use.node.replace_input_with(use.idx, copy)
+
+
+def _array(value: ir.Value | None) -> Array:
+    array = constant_array(value)
+    if array is None:
+        raise AssertionError(value)
+    return array
+
+
+def _ratio(part: Array, whole: Array) -> float:
+    norm = float(np.linalg.norm(whole))
+    return float(np.linalg.norm(part)) / norm if norm else 0.0
+
+
+def worst(changes: Sequence[GraphChange]) -> GraphChange:
+    """Returns the change of the place that rounding hurt most."""
+    return max(changes, key=lambda change: change.rounding_error)

@@ -1,0 +1,300 @@
+"""Finds where the weights of a checkpoint are in a graph that was exported from it.
+
+Names are no guide: exporters rename and transpose the weights of Linear layers, store equal ones once, join several
+into one, and multiply normalization into convolutions. The values tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.errors import InputError
+from qtool.graph.constants import constant_array, is_constant
+from qtool.graph.weight_records import WeightRecord, record_of
+from qtool.lora.merge.ties import EMBEDDINGS
+from qtool.lora.onnx.channel_scales import channel_scale
+from qtool.lora.onnx.layer_biases import bias_input, layers_of
+from qtool.lora.onnx.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place
+from qtool.qdq.stored_integers import INTEGER_LAYERS, StoredIntegers, stored_integers
+
+Array = npt.NDArray[Any]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_FIX_OF_TWINS = "merge into the checkpoint and export it again"
+# Of integers of 32 bits, which hold biases.
+_BIAS_TOLERANCE = 1e-3
+
+
+class GraphSearch:
+    """Looks for weights in the initializers of one graph."""
+
+    def __init__(
+        self, model: ir.Model, base: Mapping[str, Array], tied: Mapping[str, str], *, named: bool = False
+    ) -> None:
+        """Reads every stored tensor once.
+
+        Args:
+            model: the graph.
+            base: the tensors of the checkpoint.
+            tied: for each tensor that is another name of an earlier one, the name of the first.
+            named: whether the person named the checkpoint, which errors must not advise again.
+        """
+        self._base = base
+        self._tied = tied
+        self._named = named
+        self._exact: dict[str, list[ir.Value]] = {}
+        self._floats: list[ir.Value] = []
+        self._recorded: list[tuple[ir.Value, WeightRecord, Array | None]] = []
+        self._integers: list[tuple[ir.Node, StoredIntegers]] = []
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                if not is_constant(value) or value.dtype not in _FLOATS or value.const_value is None:
+                    continue
+                record = record_of(value)
+                if record is not None and record.steps and not record.is_transposed_only:
+                    self._recorded.append((value, record, first_numbers(value, record)))
+                else:
+                    self._floats.append(value)
+                    self._exact.setdefault(_digest(value.const_value.numpy()), []).append(value)
+        for node in model.graph.all_nodes():
+            stored = stored_integers(node) if node.op_type in INTEGER_LAYERS else None
+            if stored is not None:
+                self._integers.append((node, stored))
+        self._twins = self._names_by_values()
+
+    def _names_by_values(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, array in self._base.items():
+            if name not in self._tied:
+                found.setdefault(_digest(array), []).append(name)
+        return found
+
+    def places(self, name: str) -> list[Place]:
+        """Returns every place of the tensor ``name``.
+
+        Raises:
+            InputError: it is nowhere, or nothing tells it from others of the same values.
+        """
+        biases = self._biases(name)
+        if biases:
+            return biases
+        weight = self._base[name]
+        # What several layers read may be multiplied for one of them, and integers for another.
+        found = [
+            *(self._alone(weight) or self._joined(weight)),
+            *self._after_passes(weight),
+            *self._quantized(weight, name),
+        ]
+        found = found or self._scaled(weight)
+        if found:
+            return self._own(name, found)
+        begin = "check that" if self._named else "give the checkpoint that the graph was exported from with"
+        end = " is the checkpoint that the graph was exported from" if self._named else ""
+        raise InputError(
+            f"the graph does not hold the values of '{name}' in any form: it was exported from other weights, or they "
+            "were changed since",
+            fix=f"{begin} --base-weights{end}, or merge into that checkpoint and export it again",
+        )
+
+    def _biases(self, name: str) -> list[Place]:
+        """Finds a bias where its layer reads it: what was added to it, by a normalization, hides its values."""
+        module, _, parameter = name.rpartition(".")
+        weight = self._base.get(f"{module}.weight")
+        if parameter != "bias" or weight is None or weight.ndim < 2:
+            return []
+        try:
+            places = self.places(f"{module}.weight")
+        except InputError:
+            return []
+        found = []
+        for place in places:
+            for layer in layers_of(place.stored, place.nodes):
+                bias = self._bias(layer, place, self._base[name])
+                if bias is None:
+                    return []
+                found.append(bias)
+        return found
+
+    def _bias(self, layer: ir.Node, weight: Place, values: Array) -> Place | None:
+        taken = bias_input(layer)
+        value = None if taken is None else taken[0].inputs[taken[1]]
+        if taken is None or value is None or (weight.offset is not None and not weight.transposed):
+            return None
+        maker = value.producer()
+        stored = value if maker is None else maker.inputs[0]
+        array = constant_array(stored)
+        beta = layer.attributes.get("beta")
+        if stored is None or array is None or (beta is not None and beta.as_float() != 1.0):
+            return None
+        factors = np.ones(()) if weight.record is None else weight.record.output_factors
+        factors = factors if weight.channel_scale is None else factors * weight.channel_scale
+        room = array.size if weight.offset is None else weight.length
+        if values.size != room or factors.size not in (1, array.size) or (weight.offset is not None and array.ndim > 1):
+            return None
+        if weight.offset is not None and factors.size > 1:
+            factors = factors[weight.offset : weight.offset + weight.length]
+        return Place(
+            stored=stored,
+            offset=weight.offset,
+            length=weight.length,
+            channel_scale=factors.reshape(-1) if (factors != 1).any() else None,
+            dequantize=maker,
+            nodes=(taken[0],) if maker is None else (maker,),
+        )
+
+    def _after_passes(self, weight: Array) -> list[Place]:
+        """Finds a weight by what passes noted of it."""
+        found = []
+        for value, record, numbers in self._recorded:
+            for transposed in (False, True) if weight.ndim == 2 else (False,):
+                place = recorded_place(value, record, numbers, weight, transposed=transposed)
+                if place is not None:
+                    found.append(place)
+                    break
+        return found
+
+    def _alone(self, weight: Array) -> list[Place]:
+        found: dict[str, Place] = {}
+        for dtype in (np.float32, np.float16, np.float64):
+            cast = weight.astype(dtype)
+            for value in self._exact.get(_digest(cast), ()):
+                found[value.name or ""] = Place(stored=value)
+            if weight.ndim == 2:
+                for value in self._exact.get(_digest(cast.T), ()):
+                    found.setdefault(value.name or "", Place(stored=value, transposed=True))
+        return list(found.values())
+
+    def _joined(self, weight: Array) -> list[Place]:
+        """Finds a matrix among others of the same size, side by side in one initializer."""
+        found = []
+        for value, array in self._arrays(weight.ndim if weight.ndim <= 2 else 0):
+            for transposed in (False, True) if weight.ndim == 2 else (False,):
+                part = (weight.T if transposed else weight).astype(array.dtype)
+                length = part.shape[-1]
+                if array.shape[:-1] != part.shape[:-1] or array.shape[-1] <= length:
+                    continue
+                for offset in range(0, array.shape[-1] - length + 1, length):
+                    if np.array_equal(array[..., offset : offset + length], part):
+                        place = Place(stored=value, transposed=transposed, offset=offset, length=length)
+                        found.append(place)
+        return found
+
+    def _scaled(self, weight: Array) -> list[Place]:
+        if weight.ndim < 2:
+            return []
+        found = []
+        for value, array in self._arrays(weight.ndim):
+            if array.shape == weight.shape:
+                scale = channel_scale(array, weight, FLOAT_TOLERANCE)
+                if scale is not None:
+                    found.append(Place(stored=value, channel_scale=scale))
+            if weight.ndim == 2 and array.shape == weight.T.shape:
+                scale = channel_scale(array.T, weight, FLOAT_TOLERANCE)
+                if scale is not None:
+                    found.append(Place(stored=value, transposed=True, channel_scale=scale))
+        return found
+
+    def _quantized(self, weight: Array, name: str) -> list[Place]:
+        found = []
+        for node, stored in self._integers:
+            value, size = stored.value, int(np.prod(weight.shape))
+            if stored.integers.size != size:
+                continue
+            record = record_of(value)
+            if weight.ndim == 1:
+                floats = stored.floats()
+                near = _BIAS_TOLERANCE * np.linalg.norm(weight)
+                if stored.bits == 32 and floats.ndim == 1 and np.linalg.norm(floats - weight) <= near:
+                    found.append(Place(stored=value, dequantize=node))
+                continue
+            for transposed in (False, True) if weight.ndim == 2 else (False,):
+                place = integer_place(node, stored, record, weight, name, transposed=transposed)
+                if place is not None:
+                    found.append(place)
+                    break
+        return found
+
+    def _arrays(self, ndim: int) -> Iterator[tuple[ir.Value, Array]]:
+        for value in self._floats:
+            if value.shape is not None and len(value.shape) == ndim and value.const_value is not None:
+                yield value, value.const_value.numpy()
+
+    def _own(self, name: str, places: Sequence[Place]) -> list[Place]:
+        """Keeps what belongs to ``name``, where other tensors of the checkpoint hold the same values."""
+        twins = [other for other in self._twins[_digest(self._base[name])] if other != name]
+        if not twins:
+            return list(places)
+        own = []
+        absent = set(twins)
+        for place in places:
+            nodes = [place.dequantize] if place.dequantize else [use.node for use in place.stored.uses()]
+            owned = _owned_by_operators if _is_tied_head(name, twins) else _is_of
+            mine = tuple(node for node in nodes if owned(node, place.stored, name))
+            theirs = {twin: [node for node in nodes if owned(node, place.stored, twin)] for twin in twins}
+            others = [node for found in theirs.values() for node in found]
+            absent -= {twin for twin, found in theirs.items() if found}
+            if set(mine) & set(others) or not set(mine) | set(others) >= set(nodes):
+                raise InputError(
+                    f"'{name}' and '{twins[0]}' hold the same values, and nothing in the graph tells which of its "
+                    "nodes belong to which",
+                    fix=_FIX_OF_TWINS,
+                )
+            if mine:
+                own.append(replace(place, nodes=mine))
+        if not own:
+            raise InputError(
+                f"the graph holds the values of '{name}', but only for '{twins[0]}', which has the same",
+                fix=_FIX_OF_TWINS,
+            )
+        if absent:
+            raise InputError(
+                f"'{name}' and '{min(absent)}' hold the same values, and the graph may compute with both what it "
+                "computes once",
+                fix=_FIX_OF_TWINS,
+            )
+        return own
+
+
+def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
+    """Tells whether a node computes the module of a tensor, by the names that exporters leave."""
+    module = f".{name.rpartition('.')[0]}."
+    # What stands between a tensor and the layer that reads it; the older exporter shares tensors through Identity.
+    between = node.op_type in ("Identity", "DequantizeLinear")
+    nodes = [use.node for use in node.outputs[0].uses()] if between else [node]
+    texts = [text for reader in nodes for text in (reader.name, *reader.metadata_props.values()) if text]
+    if any(module in f".{_dotted(text)}." for text in texts):
+        return True
+    return len(value.uses()) == 1 and value.name == name
+
+
+def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
+    """Tells whether the names of one tensor are those of an embedding and of a head, whose layers are of two kinds."""
+    return len(twins) == 1 and name.endswith(EMBEDDINGS) != twins[0].endswith(EMBEDDINGS)
+
+
+def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
+    """Tells by its operators whether a node belongs to an embedding, which looks rows up, or to a head."""
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    behind = maker is not None and maker.op_type == "Gather" and maker.inputs[0] is value
+    looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
+    return looks_up == {name.endswith(EMBEDDINGS)}
+
+
+def _dotted(text: str) -> str:
+    for character in "/'\",:[] ":
+        text = text.replace(character, ".")
+    return text
+
+
+def _digest(array: Array) -> str:
+    plain = np.ascontiguousarray(array)
+    mark = hashlib.blake2b(f"{plain.dtype}{plain.shape}".encode(), digest_size=16)
+    mark.update(plain.data if plain.size else b"")
+    return mark.hexdigest()

@@ -1,0 +1,50 @@
+"""Finds the bias of a layer in a graph, by the layer that reads a weight: passes put other numbers into biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from qtool.graph.constants import is_constant, sole_consumer
+
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# What stands between a product of integers and the addition of its bias.
+_AFTER_INTEGERS = frozenset({"Cast", "Mul"})
+
+
+def layers_of(weight: ir.Value, nodes: tuple[ir.Node, ...] | None) -> Iterator[ir.Node]:
+    """Yields the layers that multiply with a stored weight, its integers or what is made of them.
+
+    Args:
+        weight: the initializer.
+        nodes: those of its readers that count; None for all.
+    """
+    for use in weight.uses():
+        if nodes is not None and use.node not in nodes:
+            continue
+        if use.node.op_type in ("DequantizeLinear", "Identity", "Transpose"):
+            yield from layers_of(use.node.outputs[0], None)
+        else:
+            yield use.node
+
+
+def bias_input(layer: ir.Node) -> tuple[ir.Node, int] | None:
+    """Returns the node and the number of its input that is the bias of ``layer``; None where there is no stored one."""
+    if layer.op_type in _WITH_BIAS:
+        return (layer, 2) if len(layer.inputs) > 2 and _is_stored(layer.inputs[2]) else None
+    if layer.op_type not in ("MatMul", "MatMulInteger"):
+        return None
+    reader = sole_consumer(layer.outputs[0])
+    while reader is not None and layer.op_type == "MatMulInteger" and reader.op_type in _AFTER_INTEGERS:
+        reader = sole_consumer(reader.outputs[0])
+    if reader is None or reader.op_type != "Add":
+        return None
+    return next(((reader, index) for index, value in enumerate(reader.inputs) if _is_stored(value)), None)
+
+
+def _is_stored(value: ir.Value | None) -> bool:
+    maker = None if value is None else value.producer()
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        return is_constant(maker.inputs[0])
+    return is_constant(value)

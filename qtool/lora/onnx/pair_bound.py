@@ -1,0 +1,73 @@
+"""Keeps changed weights within sums of 16 bits, which x86 without VNNI adds two products in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.affine import AffineParams
+from calib.granularity import PerChannel, PerTensor
+from calib.grid import Grid
+from qtool.graph.constants import integer_attribute
+from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import KernelOrder, kernel_order, limited, multiplies_in_32_bits, without_saturation
+
+Array = npt.NDArray[Any]
+
+_LAYERS = ("Conv", "Gemm", "MatMul")
+# Products of integers by themselves, and the layers whose kernels they share.
+_INTEGER_LAYERS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
+
+
+def within_bound(
+    node: ir.Node, stored: StoredIntegers, exact: Array, integers: Array, scale: Array, rules: IntegerRules
+) -> tuple[Array, Array]:
+    """Returns integers and scales under which no pair of weights adds up to more than ``rules`` allow.
+
+    Args:
+        node: a DequantizeLinear, MatMulInteger or ConvInteger, which has the weights.
+        stored: what it has now.
+        exact: the floats that are to be stored, in the shape of the integers.
+        integers: the nearest ones under ``scale``.
+        scale: in the shape of the scales.
+        rules: the bound, and whether scales may change for it.
+    """
+    orders = _orders(node, integers.shape)
+    if rules.largest_pair is None or not orders or stored.bits != 8 or not stored.signed or stored.block:
+        return integers, scale
+    single = scale.size == 1
+    weight = QuantizedWeight(
+        integers=integers,
+        params=AffineParams(
+            scale=scale.astype(np.float32).reshape(() if single else -1),
+            zero_point=np.rint(stored.zero).astype(np.int8).reshape(() if single else -1),
+            grid=Grid(bits=8, signed=True, symmetric=not stored.zero.any()),
+            granularity=PerTensor() if single else PerChannel(stored.axis),
+        ),
+    )
+    if stored.zero.any() or rules.scales is ScalePolicy.KEEP:
+        return limited(weight, orders, rules.largest_pair).integers, scale
+    found = without_saturation(weight, exact, orders, rules.largest_pair)
+    return found.integers, found.params.scale.astype(scale.dtype).reshape(scale.shape)
+
+
+def _orders(node: ir.Node, shape: tuple[int, ...]) -> tuple[KernelOrder, ...]:
+    """Returns in which orders the layers that read the weights of ``node`` add up their products."""
+    if node.op_type in _INTEGER_LAYERS:
+        source = node.inputs[1]
+        direct = source is not None and source.producer() is None
+        return (kernel_order(_INTEGER_LAYERS[node.op_type], len(shape)),) if direct else ()
+    found: dict[KernelOrder, None] = {}
+    for use in node.outputs[0].uses():
+        layer, first = use.node, use.node.inputs[0]
+        maker = None if first is None else first.producer()
+        quantized = maker is not None and maker.op_type == "DequantizeLinear"
+        if use.idx != 1 or layer.op_type not in _LAYERS or not quantized or multiplies_in_32_bits(layer, shape):
+            continue
+        transposed = layer.op_type == "Gemm" and bool(integer_attribute(layer, "transB", 0))
+        found[kernel_order(layer.op_type, len(shape), transposed=transposed)] = None
+    return tuple(found)

@@ -1,0 +1,159 @@
+"""Says where a weight of a checkpoint is in one stored tensor of a graph, and in which form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.errors import InputError
+from qtool.graph.constants import constant_array
+from qtool.graph.weight_records import WeightRecord
+from qtool.lora.onnx.channel_scales import channel_scale, inputs_differ, is_one, whole_scale
+from qtool.lora.onnx.layer_biases import layers_of
+from qtool.qdq.stored_integers import StoredIntegers
+
+Array = npt.NDArray[Any]
+
+# What a channel of a weight may differ from a multiple of the checkpoint's, as a share of its norm: the rounding of
+# what was multiplied into it; and that of eight-bit integers with error feedback, to which unrelated weights never come
+# near.
+FLOAT_TOLERANCE = 1e-5
+_HALF_TOLERANCE = 2e-3
+_INTEGER_TOLERANCE = 0.15
+_FOUR_BIT_TOLERANCE = 0.4
+# What reads weights that no exporter multiplies anything into.
+NEVER_SCALED = frozenset({"MatMul", "MatMulInteger", "Gather", "Add", "LayerNormalization", "Identity"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Says where a weight is in the graph, and in which form.
+
+    Attributes:
+        stored: the initializer.
+        transposed: whether it holds the transposed weight.
+        offset: where it begins along the last axis of an initializer that holds several; None where it is alone.
+        length: how long it is there.
+        channel_scale: what each output channel was multiplied with, or all of them, (1,); None where nothing was.
+        record: what passes of qtool did to it after an exporter had brought it into this form.
+        dequantize: the node that makes floats of it, or multiplies with it, where it holds integers.
+        nodes: the nodes that read this weight from it; None for all of them.
+    """
+
+    stored: ir.Value
+    transposed: bool = False
+    offset: int | None = None
+    length: int = 0
+    channel_scale: Array | None = None
+    record: WeightRecord | None = None
+    dequantize: ir.Node | None = None
+    nodes: tuple[ir.Node, ...] | None = None
+
+    @property
+    def form(self) -> str:
+        """Names the form for people."""
+        parts = ["transposed"] if self.transposed else []
+        parts += ["joined with others"] if self.offset is not None else []
+        parts += ["scaled by a normalization"] if self.channel_scale is not None else []
+        parts += [self.record.form] if self.record is not None and self.record.steps else []
+        parts += ["quantized"] if self.dequantize is not None else []
+        return ", ".join(parts) or "as it is"
+
+
+def first_numbers(value: ir.Value, record: WeightRecord) -> Array | None:
+    """Returns the first row of a stored tensor as it was before passes changed it, to tell it quickly from others."""
+    array = constant_array(value)
+    before = None if array is None else record.undo(array)
+    return None if before is None or before.ndim == 0 else before.reshape(-1, before.shape[-1])[:1].copy()
+
+
+def recorded_place(
+    value: ir.Value, record: WeightRecord, numbers: Array | None, weight: Array, *, transposed: bool
+) -> Place | None:
+    """Returns where ``weight`` is in a tensor that passes changed as ``record`` says; None where it is not.
+
+    Args:
+        value: the stored tensor.
+        record: what passes did to it.
+        numbers: as ``first_numbers`` returns them.
+        weight: a tensor of the checkpoint.
+        transposed: whether to look for its transposed form.
+    """
+    part, array = weight.T if transposed else weight, constant_array(value)
+    if array is None or len(part.shape) != len(record.shape):
+        return None
+    tolerance = _HALF_TOLERANCE if array.dtype == np.float16 else FLOAT_TOLERANCE
+    if part.shape == record.shape:
+        # The first row may be small beside the others, so that it is rounded more coarsely.
+        first = part.reshape(-1, part.shape[-1])[:1] if part.ndim else None
+        if numbers is not None and first is not None and not _is_near(numbers, first, 10 * tolerance):
+            return _scaled_before(value, record, array, part) if not transposed else None
+        if _is_near(array, record.replay(part).tensor, tolerance):
+            return Place(stored=value, transposed=transposed, record=record)
+        return None
+    length = part.shape[-1] if part.ndim else 0
+    if part.shape[:-1] != record.shape[:-1] or not 0 < length < record.shape[-1]:
+        return None
+    before = record.undo(array)
+    for offset in range(0, record.shape[-1] - length + 1, length) if before is not None else ():
+        if before is not None and _is_near(before[..., offset : offset + length], part, tolerance):
+            return Place(stored=value, transposed=transposed, offset=offset, length=length, record=record)
+    return None
+
+
+def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: Array) -> Place | None:
+    """Finds a weight that an exporter multiplied with a normalization before passes changed it."""
+    before = record.undo(array) if weight.ndim > 1 else None
+    scale = None if before is None else channel_scale(before, weight, FLOAT_TOLERANCE)
+    return None if scale is None else Place(stored=value, channel_scale=scale, record=record)
+
+
+def integer_place(
+    node: ir.Node, stored: StoredIntegers, record: WeightRecord | None, weight: Array, name: str, *, transposed: bool
+) -> Place | None:
+    """Returns where ``weight`` is in the integers that ``node`` reads; None where it is not.
+
+    Raises:
+        InputError: its inputs were multiplied with numbers that nothing tells.
+    """
+    tolerance = _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE
+    part = weight.T if transposed else weight
+    if record is not None and record.steps:
+        if part.shape != record.shape:
+            return None
+        expected, seen = record.replay(part).tensor, stored.floats()
+        if _is_near(seen, expected, tolerance):
+            return Place(stored=stored.value, transposed=transposed, record=record, dequantize=node)
+        before = record.undo(seen) if not transposed else None
+        scale = None if before is None else channel_scale(before, weight, tolerance)
+        if scale is None:
+            return None
+        return Place(stored=stored.value, channel_scale=scale, record=record, dequantize=node)
+    if part.shape != stored.integers.shape:
+        return None
+    array = stored.floats().T if transposed else stored.floats()
+    scale = channel_scale(array, weight, tolerance)
+    if scale is None:
+        return None
+    place = Place(stored=stored.value, transposed=transposed, dequantize=node)
+    readers = {layer.op_type for layer in layers_of(stored.value, (node,))}
+    if readers <= NEVER_SCALED:
+        factor = whole_scale(array, weight)
+        scale = np.array([factor]) if factor != 1 else np.ones(1)
+    elif is_one(scale, array, weight):
+        scale = np.ones(1)
+    if inputs_differ(array, weight, scale):
+        raise InputError(
+            f"the inputs of '{name}' are multiplied with numbers of their own in the graph, and nothing in it says "
+            "with which",
+            fix="merge into the float weights, export them, and quantize the result",
+        )
+    return place if (scale == 1).all() else replace(place, channel_scale=scale)
+
+
+def _is_near(seen: Array, expected: Array, tolerance: float) -> bool:
+    return bool(np.linalg.norm(seen - expected) <= tolerance * np.linalg.norm(expected))

@@ -1,0 +1,127 @@
+"""Adds changes to weights that a graph stores in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qtool.graph.constants import add_constant, constant_array
+from qtool.lora.onnx.pair_bound import within_bound
+from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers, integer_inputs, stored_integers
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requantized:
+    """Says what became of integers.
+
+    Attributes:
+        changed: the share of them that are others now.
+        clipped: the share whose floats lie beyond the last integer.
+        smallest_factor: of all new scales over the old ones.
+        largest_factor: likewise.
+    """
+
+    changed: float
+    clipped: float
+    smallest_factor: float
+    largest_factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedFloats:
+    """Is what integers stood for and stand for.
+
+    Attributes:
+        before: the floats behind the old integers, in float64.
+        exact: what was to be stored.
+        merged: what the new integers stand for.
+        integers: what became of them.
+    """
+
+    before: Array
+    exact: Array
+    merged: Array
+    integers: Requantized
+
+
+def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> ChangedFloats:
+    """Adds ``delta`` to the floats that the integers of ``node`` stand for, and gives it other integers.
+
+    Biases, in 32 bits, keep their scales under any policy: runtimes want the product of the scales of both inputs.
+    """
+    stored, places = stored_integers(node), integer_inputs(node)
+    if stored is None or places is None:
+        raise AssertionError(node)
+    before = stored.floats()
+    exact = before + delta
+    scale = stored.scale if stored.bits == 32 else _scale(stored, exact, rules.scales)
+    integers, beyond = stored.rounded(exact, scale)
+    integers, scale = within_bound(node, stored, exact, integers, scale, rules)
+    factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
+    _replace_input(*places.integers, integers)
+    if not np.array_equal(scale, stored.scale):
+        _replace_input(*places.scale, scale if places.unit == 1.0 else (scale / places.unit).astype(scale.dtype))
+        rescale_biases([node], factors)
+    return ChangedFloats(
+        before=before,
+        exact=exact,
+        merged=stored.with_scale(integers, scale),
+        integers=Requantized(
+            changed=float(np.mean(integers.astype(np.int64) != stored.integers.astype(np.int64))),
+            clipped=float(np.mean(beyond)),
+            smallest_factor=float(factors.min()),
+            largest_factor=float(factors.max()),
+        ),
+    )
+
+
+def _scale(stored: StoredIntegers, exact: Array, policy: ScalePolicy) -> Array:
+    if policy is ScalePolicy.KEEP:
+        return stored.scale
+    old, needed = stored.scale.astype(np.float64), stored.needed_scale(exact)
+    # A channel of zeros needs no scale; any will do.
+    wanted = np.where(needed > 0, needed, old) if policy is ScalePolicy.RECOMPUTE else np.maximum(old, needed)
+    found: Array = wanted.astype(stored.scale.dtype)
+    return found
+
+
+def rescale_biases(nodes: Sequence[ir.Node], factors: Array) -> None:
+    """Gives the biases of layers scales that belong to new ones of what the layers multiply, each bias once.
+
+    Args:
+        nodes: the DequantizeLinear of the weights, or of the inputs.
+        factors: the new scales over the old ones, () or (channels,).
+    """
+    biases: dict[ir.Node, None] = {}
+    for use in [use for node in nodes for use in node.outputs[0].uses()]:
+        value = use.node.inputs[2] if use.idx < 2 and len(use.node.inputs) > 2 else None
+        bias = None if value is None else value.producer()
+        if bias is not None and bias.op_type == "DequantizeLinear":
+            biases[bias] = None
+    for bias in biases:
+        integers, scale = constant_array(bias.inputs[0]), constant_array(bias.inputs[1])
+        if integers is None or scale is None or integers.dtype != np.int32 or factors.ndim > 1:
+            continue
+        _replace_input(bias, 0, np.rint(integers / factors).astype(np.int32))
+        _replace_input(bias, 1, (scale * factors).astype(scale.dtype))
+
+
+def _replace_input(node: ir.Node, index: int, array: Array) -> None:
+    """Puts other values into an initializer, or into a copy where other nodes read the old ones."""
+    value = node.inputs[index]
+    if value is None or not isinstance(node.graph, ir.Graph):
+        raise AssertionError(node)
+    if len(value.uses()) == 1 and value.graph is node.graph:
+        value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
+        value.shape = ir.Shape(array.shape)
+        return
+    copy = add_constant(node.graph, value.name or "constant", array)
+    copy.metadata_props.update(value.metadata_props)
+    node.replace_input_with(index, copy)

@@ -1,0 +1,1 @@
+"""Reads adapters: PEFT folders, kohya and LyCORIS files, torchtune, GGUF."""

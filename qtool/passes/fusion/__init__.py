@@ -1,0 +1,1 @@
+"""Recognizes functions that exporters spell out: attention, rotary embeddings, normalizations, activations."""

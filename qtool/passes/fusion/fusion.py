@@ -1,0 +1,77 @@
+"""What all fusions have in common: they put one node in the place of several."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qtool.graph.rewiring import Attributes
+from qtool.passes.fusion.matching import Match, Op, first_match, operators_in
+from qtool.passes.optimization.control_flow import graphs_of
+from qtool.passes.optimization.operators import ONNXRUNTIME_DOMAIN, Operators, opset_of, use_onnxruntime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """Is the operator that takes the place of a match.
+
+    Attributes:
+        op_type: the operator.
+        inputs: what it reads.
+        attributes: its attributes.
+        domain: where it comes from; empty for the standard.
+    """
+
+    op_type: str
+    inputs: Sequence[ir.Value | None]
+    attributes: Attributes = field(default_factory=dict)
+    domain: str = ""
+
+
+class Fusion(ir.passes.InPlacePass):
+    """Looks for patterns, and replaces each match by what ``fused`` makes of it."""
+
+    patterns: ClassVar[tuple[Op, ...]]
+
+    def __init__(self, operators: Operators) -> None:
+        """Takes the operators that may be used."""
+        super().__init__()
+        self.operators = operators
+        self.opset = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Goes through the nodes once, in order; matches that others have a part in stay."""
+        self.opset = opset_of(model)
+        modified = False
+        present = {node.op_type for node in model.graph.all_nodes()}
+        patterns = [pattern for pattern in self.patterns if operators_in(pattern) <= present]
+        ends = {pattern.op_type for pattern in patterns}
+        for graph in graphs_of(model):
+            for node in [node for node in graph if node.op_type in ends and node.domain == ""]:
+                match = first_match(patterns, node) if node.graph is graph else None
+                fused = None if match is None else self.fused(match)
+                if match is None or fused is None:
+                    continue
+                _replace(graph, match, fused)
+                modified = True
+                if fused.domain == ONNXRUNTIME_DOMAIN:
+                    use_onnxruntime(model)
+        return ir.passes.PassResult(model, modified=modified)
+
+    @abstractmethod
+    def fused(self, match: Match) -> Fused | None:
+        """Returns what to put in the place of a match, or None to leave it as it is."""
+
+
+def _replace(graph: ir.Graph, match: Match, fused: Fused) -> None:
+    last = match.nodes[0]
+    made = ir.node(fused.op_type, fused.inputs, fused.attributes, domain=fused.domain, name=last.name)
+    old, new = last.outputs[0], made.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    graph.insert_before(last, made)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(match.nodes, safe=True)

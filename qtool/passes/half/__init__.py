@@ -1,0 +1,1 @@
+"""float16 and bfloat16: into them, and back to float32."""

@@ -1,0 +1,45 @@
+"""Lets images keep their channels in front from end to end, as the operators of ONNX take them."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from formats.onnx.shape_inference import infer_shapes
+from qtool.passes.layout.transposes import cancel_transposes
+from qtool.passes.normalization.remove_identities import RemoveIdentities
+
+# What cancels can bring others together; each round leaves fewer than the one before.
+_MOST_ROUNDS = 4
+
+
+class ToNchw(ir.passes.InPlacePass):
+    """Moves Transpose nodes towards the outputs until they cancel each other, where fewer are left.
+
+    What stands between them works on other axes then. Inputs and outputs of the graph keep their layout.
+
+    Attributes:
+        remark: how many there were and are, in words; None where nothing changed.
+    """
+
+    def __init__(self) -> None:
+        """Has nothing to say before it runs."""
+        self.remark: str | None = None
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Cancels what can be, and removes what only passes values on."""
+        before = _count(model.graph)
+        self.remark = None
+        if not before:
+            return ir.passes.PassResult(model, modified=False)
+        infer_shapes(model)
+        rounds = 0
+        while rounds < _MOST_ROUNDS and cancel_transposes(model.graph, model.opset_imports.get("", 1)):
+            rounds += 1
+        if rounds:
+            RemoveIdentities()(model)
+            self.remark = f"{before} → {_count(model.graph)} Transpose nodes"
+        return ir.passes.PassResult(model, modified=rounds > 0)
+
+
+def _count(graph: ir.Graph) -> int:
+    return sum(node.op_type == "Transpose" and not node.domain for node in graph)

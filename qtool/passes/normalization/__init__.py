@@ -1,0 +1,1 @@
+"""Brings graphs of every exporter and opset into one form."""

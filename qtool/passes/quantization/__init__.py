@@ -1,0 +1,1 @@
+"""Passes that get a float graph ready to be quantized."""

@@ -1,0 +1,45 @@
+"""Computes at once what does not depend on the input, and drops operations that do nothing."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import optimizer
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules.common import (
+    dropout_inference_rule,
+    dropout_zero_rule,
+    fuse_pad_into_conv_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    normalize_pad_format_conv_rule,
+    transpose_transpose_rule,
+)
+
+from qtool.passes.normalization.remove_identities import RemoveIdentities
+from qtool.passes.normalization.split_counts import write_lengths
+from qtool.passes.quantization.neutral_constants import DropNeutralConstants
+
+# Those for x + 0 and x * 1 are left out: they take 1e-9 for zero.
+_RULES = (
+    dropout_zero_rule,
+    dropout_inference_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    transpose_transpose_rule,
+    normalize_pad_format_conv_rule,
+    fuse_pad_into_conv_rule,
+)
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Folds constant expressions, no-ops and explicit padding, with the rules of onnxscript."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Folds what stays small; a large tensor that is made from a small one stays a computation."""
+        folded = optimizer.fold_constants(model, onnx_shape_inference=True)
+        write_lengths(model)
+        # The rules put an Identity in the place of what does nothing; applying them drops constants without readers.
+        rewritten = ir.passes.Sequential(DropNeutralConstants(), RewritePass(_RULES), RemoveIdentities())(model)
+        return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -1,0 +1,1 @@
+"""Inserts, removes and reads QuantizeLinear/DequantizeLinear (QDQ) and other stored integers."""

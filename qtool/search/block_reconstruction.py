@@ -1,0 +1,249 @@
+"""Walks through a quantized model, and fits each layer to what the float model gives out at the same place.
+
+Every layer reads what the layers before it, quantized already, really give it. Its integers and its bias are chosen so
+that its output comes closest to that of the float layer, which takes back part of the noise it is fed. Sources:
+``compensated_rounding`` for the integers; M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
+Correction (ICCV 2019), section 4.2 and appendix D, for biases that are corrected one layer after another, on data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.affine import AffineParams
+from calib.specs import Feed
+from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
+from qtool.graph.constants import add_constant, constant_array
+from qtool.plan import Plan
+from qtool.progress import Progress
+from qtool.qdq.insert_qdq import insert_qdq
+from qtool.search.segmented_runner import SegmentedRunner
+from qtool.weights.bias_correction import bias_place
+from qtool.weights.input_hessian import LayerInput, layer_inputs
+from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, reconstruct_layer
+from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
+from qtool.weights.saturation import orders_of
+
+# Positions of each layer that are looked at, over all batches, and the numbers that they hold together; more take time
+# and memory, and show little.
+_MOST_POSITIONS = 8192
+_MOST_NUMBERS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """What a walk found; layers that it left as they were are missing.
+
+    Attributes:
+        weights: new integers, by weight.
+        biases: new biases, float32, (output channels,), by layer.
+        fits: what became of each layer that was looked at, by layer.
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    biases: Mapping[str, npt.NDArray[np.float32]]
+    fits: Mapping[str, LayerReconstruction]
+
+
+def never() -> bool:
+    """Returns False: nothing ends the walk early."""
+    return False
+
+
+def reconstruct(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, AffineParams],
+    weights: Mapping[str, QuantizedWeight],
+    feeds: Sequence[Feed],
+    progress: Progress,
+    *,
+    rounding: bool = True,
+    biases: bool = True,
+    threads: int = 0,
+    stop: Callable[[], bool] = never,
+) -> Reconstruction:
+    """Fits the layers of ``model`` in graph order; everything passed in is left as it is.
+
+    Holds the inputs and what crosses one place of the graph, for all of ``feeds``, float and quantized.
+
+    Args:
+        model: the prepared float model, its biases not corrected.
+        plan: what is quantized in it.
+        activations: parameters by source, as they will be.
+        weights: the integers to start from, by weight.
+        feeds: some dozens of samples, in batches.
+        progress: receives the steps.
+        rounding: whether integers may change.
+        biases: whether biases may change.
+        threads: threads inside an operator; 0 is one a core.
+        stop: asked before each layer; True ends the walk with what it has.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
+    """
+    layers = layer_inputs(model, plan)
+    walk = _Walk(model, plan, activations, weights, layers, feeds, threads)
+    with progress.task("fitting layers", len(layers)) as advance:
+        for layer in layers:
+            if stop():
+                break
+            walk.visit(layer, rounding=rounding, biases=biases)
+            advance(1)
+    return Reconstruction(weights=walk.weights, biases=walk.biases, fits=walk.fits)
+
+
+class _Walk:
+    """Stands in the float model and in the quantized one, at the same layer."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: Plan,
+        activations: Mapping[str, AffineParams],
+        weights: Mapping[str, QuantizedWeight],
+        layers: Sequence[LayerInput],
+        feeds: Sequence[Feed],
+        threads: int,
+    ) -> None:
+        quantized = model.clone()
+        insert_qdq(quantized, plan, activations, weights)
+        KeepFloatLayers()(quantized)
+        self._plan = plan
+        self._activations = activations
+        self._given = weights
+        self._masks = [_mask_of(feed) for feed in feeds]
+        self._graph = quantized.graph
+        self._float_nodes = {node.name: node for node in model.graph}
+        self._nodes = {node.name: node for node in quantized.graph}
+        cuts = [layer.node for layer in layers]
+        self._float = SegmentedRunner(model, cuts, feeds, threads=threads)
+        # Stretches begin behind DequantizeLinear, so that whole kernels for integers do not come about anyway.
+        self._quantized = SegmentedRunner(quantized, cuts, feeds, threads=threads, level="basic")
+        self.weights: dict[str, QuantizedWeight] = {}
+        self.biases: dict[str, npt.NDArray[np.float32]] = {}
+        self.fits: dict[str, LayerReconstruction] = {}
+
+    def visit(self, layer: LayerInput, *, rounding: bool, biases: bool) -> None:
+        """Goes on to ``layer`` and fits it."""
+        self._float.advance()
+        self._quantized.advance()
+        node, original = self._nodes[layer.node], self._float_nodes[layer.node]
+        values, array = original.inputs[1], constant_array(original.inputs[1])
+        source = node.inputs[0]
+        if values is None or array is None or source is None:
+            raise AssertionError(f"{layer.node} is a layer with stored weights")
+        weight_plan = self._plan.weights[layer.weight]
+        wanted = self._columns(layer, [batch[layer.tensor] for batch in self._float.held])
+        given = self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held])
+        # Padding may be NaN in the float model, which integers never are.
+        sound = np.isfinite(wanted).all(axis=(0, 1))
+        if not sound.any():
+            return
+        task = LayerTask(
+            layer=layer,
+            weight=array,
+            rounded=self._given[layer.weight],
+            orders=orders_of(values, weight_plan.nodes),
+            largest_pair=weight_plan.largest_pair,
+            wanted=wanted if sound.all() else wanted[:, :, sound],
+            given=given if sound.all() else given[:, :, sound],
+            moves_bias=biases and self._has_bias(original, array.shape[layer.output_axis]),
+        )
+        fit = reconstruct_layer(task, rounding=rounding)
+        self.fits[layer.node] = fit
+        if fit.weight is not None:
+            self.weights[layer.weight] = fit.weight
+            self._store_weight(node, fit.weight)
+        if fit.bias_change is not None or fit.weight is not None:
+            weight = task.rounded if fit.weight is None else fit.weight
+            self._store_bias(node, original, weight, fit.bias_change)
+
+    def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
+        masks = [None] * len(values) if layer.kernel else self._masks
+        columns = [layer.columns(_filled(value, mask)) for value, mask in zip(values, masks, strict=True)]
+        positions = sum(part.shape[2] for part in columns)
+        every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
+        return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
+
+    def _has_bias(self, original: ir.Node, channels: int) -> bool:
+        place = bias_place(original, channels)
+        if place is None:
+            return False
+        stored = place[0].inputs[place[1]]
+        # An Add on integers has its constant on a grid of its own.
+        return stored is None or stored.name not in self._plan.weights
+
+    def _store_weight(self, node: ir.Node, weight: QuantizedWeight) -> None:
+        value = node.inputs[1]
+        dequantize = None if value is None else value.producer()
+        if dequantize is None:
+            raise AssertionError(f"{node.name} reads integers")
+        for index, array in enumerate((weight.integers, weight.params.scale, weight.params.zero_point)):
+            _store(dequantize.inputs[index], array)
+
+    def _store_bias(
+        self, node: ir.Node, original: ir.Node, weight: QuantizedWeight, change: npt.NDArray[np.float64] | None
+    ) -> None:
+        """Stores the bias with its change; on integers, its scale follows that of the weight."""
+        name = node.name or ""
+        place = bias_place(original, weight.params.scale.size if change is None else change.size)
+        if place is None:
+            return
+        reader, index, stored = place
+        bias = (stored if change is None else stored + change).astype(np.float32)
+        if change is not None:
+            self.biases[name] = bias
+        target, planned = self._nodes[reader.name], self._plan.biases.get(name)
+        if planned is None:
+            target.replace_input_with(index, add_constant(self._graph, f"{name}_fitted_bias", bias))
+            return
+        value = target.inputs[index]
+        dequantize = None if value is None else value.producer()
+        if dequantize is None:
+            raise AssertionError(f"the bias of {name} is stored as integers")
+        scale = float(self._activations[self._plan.activations[planned.activation].source].scale)
+        integers, product_scale = quantize_bias(bias, weight.params.scale, scale)
+        _store(dequantize.inputs[0], integers)
+        _store(dequantize.inputs[1], product_scale)
+
+
+def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
+    if value is None or value.const_value is None:
+        raise AssertionError("what DequantizeLinear reads of a constant is stored")
+    shape = value.const_value.shape.numpy()
+    value.const_value = ir.tensor(np.asarray(array, order="C").reshape(shape), name=value.name)
+
+
+def _mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
+    """Returns which steps of each sample a batch fills, bool, (samples, steps), or None where nothing tells.
+
+    A mask is an input of integers or booleans with these two axes, with ones and zeros and nothing else.
+    """
+    for array in feed.values():
+        if array.ndim == 2 and array.dtype.kind in "iub":
+            filled = np.asarray(array == 1)
+            if filled.any() and not filled.all() and np.array_equal(array, filled):
+                return filled
+    return None
+
+
+def _filled(value: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
+    """Returns the rows of ``value`` that ``mask`` keeps, where the two belong together.
+
+    What stands behind the end of a text reaches no output, and there may be more of it than of text.
+    """
+    if mask is None or value.ndim < 2:
+        return value
+    if value.ndim == 3 and value.shape[:2] == mask.shape:
+        return value[mask]
+    if value.ndim == 2 and value.shape[0] == mask.size:
+        return value[mask.reshape(-1)]
+    return value

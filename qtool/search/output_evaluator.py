@@ -1,0 +1,183 @@
+"""Judges quantized models by their outputs, beside those of the float model on a few samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calib.specs import Array, Feed
+from qtool.backends.onnxruntime_cpu.exact_sums import Form, as_it_is
+from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.errors import InputError
+from qtool.metrics.accuracy import AccuracyMeter
+from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.runtime.graphs import open_graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a quantized model is worth beside the float model.
+
+    Attributes:
+        sqnr_db: as ``worst_sqnr_db`` defines it.
+        agreement: as ``worst_agreement`` defines it.
+        top1_drop: top-1 accuracy that the float model has and this one has not, as a share of the samples, negative
+            where this one is better; None without labels.
+    """
+
+    sqnr_db: float
+    agreement: float | None
+    top1_drop: float | None
+
+
+class OutputEvaluator:
+    """Knows what the float model gives out for some samples; of its insides it keeps nothing.
+
+    Attributes:
+        samples: how many samples it judges by.
+        seconds: how long the float model took for them.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        feeds: Sequence[Feed],
+        *,
+        labels: Array | None = None,
+        view: Form = as_it_is,
+        execution: Execution = AS_THE_CPU_DOES,
+        threads: int = 0,
+    ) -> None:
+        """Runs the float model once.
+
+        Args:
+            original: the float model.
+            feeds: batches of samples, held as long as the judge lives.
+            labels: one class index a sample, in the order of the samples.
+            view: which outputs to look at in place of each model's own.
+            execution: how quantized models are run.
+            threads: threads inside an operator; 0 is one a core.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            InputError: there are no samples, or the labels do not fit the outputs.
+        """
+        if not feeds:
+            raise InputError("there are no samples to judge by", fix="give data with at least one sample")
+        self._feeds = tuple(feeds)
+        self._threads = threads
+        self._view = view
+        self._execution = execution
+        with open_graph(view(original), threads=threads) as session:
+            start = time.monotonic()
+            self._expected = tuple(session.run(feed) for feed in self._feeds)
+            self.seconds = time.monotonic() - start
+        self.samples = sum(_rows(feed) for feed in self._feeds)
+        self._labels = labels
+        self._scores = None if labels is None else _scores_output(self._expected[0])
+        meter = self._accuracy()
+        for outputs in self._expected:
+            self._add(outputs, meter)
+        self._float_top1 = None if meter is None else meter.result().top1
+
+    def assess(self, model: ir.Model) -> Assessment:
+        """Measures everything there is to measure in one run of ``model``, which is left as it is.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            InputError: the model lacks an output.
+        """
+        meter, accuracy = FidelityMeter(), self._accuracy()
+        with self._execution.open(self._view(model), threads=self._threads) as session:
+            for feed, expected in zip(self._feeds, self._expected, strict=True):
+                given = session.run(feed)
+                meter.add(expected, given)
+                self._add(given, accuracy)
+        outputs = meter.results()
+        top1 = None if accuracy is None else accuracy.result().top1
+        return Assessment(
+            sqnr_db=worst_sqnr_db(outputs),
+            agreement=worst_agreement(outputs),
+            top1_drop=None if top1 is None or self._float_top1 is None else self._float_top1 - top1,
+        )
+
+    def fidelity(self, model: ir.Model) -> tuple[OutputFidelity, ...]:
+        """Compares every output of ``model``, which is left as it is, with the float model's.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            InputError: the model lacks an output.
+        """
+        meter = FidelityMeter()
+        with self._execution.open(self._view(model), threads=self._threads) as session:
+            for feed, expected in zip(self._feeds, self._expected, strict=True):
+                meter.add(expected, session.run(feed))
+        return meter.results()
+
+    def sqnr_db(self, model: ir.Model) -> float:
+        """Returns the signal-to-quantization-noise ratio of the worst output, in dB, as ``worst_sqnr_db`` defines it.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+        """
+        return worst_sqnr_db(self.fidelity(model))
+
+    def agreement(self, model: ir.Model) -> float | None:
+        """Returns the share of samples, 0 to 1, with the same top-1 class; None where no output has classes.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+        """
+        return worst_agreement(self.fidelity(model))
+
+    def _accuracy(self) -> AccuracyMeter | None:
+        return None if self._labels is None else AccuracyMeter(self._labels)
+
+    def _add(self, outputs: Feed, meter: AccuracyMeter | None) -> None:
+        if meter is not None and self._scores is not None:
+            meter.add(outputs[self._scores])
+
+
+def worst_sqnr_db(outputs: Sequence[OutputFidelity]) -> float:
+    """Returns the SQNR of the worst output in dB: infinite when all are the same, minus infinite when one is unusable.
+
+    An output of integers has no noise but values that differ; each counts as noise as strong as the signal:
+    −10·log10(share of values that differ).
+    """
+    return min((_output_db(output) for output in outputs), default=math.inf)
+
+
+def worst_agreement(outputs: Sequence[OutputFidelity]) -> float | None:
+    """Returns the lowest top-1 agreement of the outputs that have classes, 0 to 1; None where none has."""
+    shares = [output.top1_agreement for output in outputs if output.top1_agreement is not None]
+    return min(shares, default=None)
+
+
+def _output_db(output: OutputFidelity) -> float:
+    if output.non_finite:
+        return -math.inf
+    if output.sqnr_db is not None:
+        return output.sqnr_db
+    if output.equal_share is None or output.equal_share == 1.0:
+        return math.inf
+    return -10.0 * math.log10(1.0 - output.equal_share)
+
+
+def _scores_output(outputs: Feed) -> str:
+    """Returns the first output that looks like one score a class."""
+    for name, value in outputs.items():
+        if value.ndim == 2 and value.shape[1] >= 2 and value.dtype.kind == "f":
+            return name
+    raise InputError(
+        "there are labels, but the model has no float output of the shape (samples, classes)",
+        fix="use --min-sqnr instead of --max-drop",
+    )
+
+
+def _rows(feed: Feed) -> int:
+    first = next(iter(feed.values()))
+    return int(first.shape[0]) if first.ndim else 1

@@ -1,0 +1,132 @@
+"""Runs a graph stretch by stretch: what crosses a cut is held for a few batches, and the graph behind it may change.
+
+A walk that changes one layer after another, and looks at what the next one is fed then, would have to open and run the
+whole graph once for every layer. In stretches, all of it runs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import onnx_ir as ir
+
+from calib.specs import Array, Feed
+from qtool.graph.constants import is_constant
+from qtool.graph.node_reads import read_by
+from qtool.runtime.graphs import open_graph
+from qtool.runtime.session import Level, Session
+
+
+class SegmentedRunner:
+    """Walks along one graph.
+
+    Attributes:
+        held: by batch, the tensors that nodes behind the place reached so far read.
+    """
+
+    def __init__(
+        self, model: ir.Model, cuts: Sequence[str], feeds: Iterable[Feed], *, threads: int = 0, level: Level = "all"
+    ) -> None:
+        """Stands before the first node.
+
+        Args:
+            model: the graph; whoever walks may change constants that only nodes still to come read.
+            cuts: names of the nodes to stop in front of, in graph order.
+            feeds: the batches; they are held, and so is what crosses a cut.
+            threads: threads inside an operator; 0 is one a core.
+            level: how far onnxruntime may rewrite each stretch.
+        """
+        self._model = model
+        self._threads = threads
+        self._level: Level = level
+        self._stretches = _cut(model.graph, cuts)
+        self._inputs = [_read_from_outside(nodes, model.graph) for nodes in self._stretches]
+        self._last_use = {value: number for number, values in enumerate(self._inputs) for value in values}
+        self._reached = 0
+        self.held: list[dict[str, Array]] = [dict(feed) for feed in feeds]
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory the held tensors take."""
+        return sum(array.nbytes for batch in self.held for array in batch.values())
+
+    def advance(self) -> None:
+        """Runs up to the next cut.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
+        """
+        position = self._reached
+        self._reached += 1
+        made = (value for node in self._stretches[position] for value in node.outputs)
+        wanted = [value for value in made if self._last_use.get(value, -1) > position]
+        if wanted:
+            self._run(self._inputs[position], wanted)
+        needed = {value.name for value, last in self._last_use.items() if last > position}
+        self.held = [{name: array for name, array in batch.items() if name in needed} for batch in self.held]
+
+    @contextmanager
+    def rest(self) -> Iterator[Session]:
+        """Yields a session on all that is behind the place reached, with the graph's outputs that are made there.
+
+        What it wants to be fed is in ``held``.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load it.
+        """
+        nodes = [node for stretch in self._stretches[self._reached :] for node in stretch]
+        made = {value for node in nodes for value in node.outputs}
+        outputs = [value for value in self._model.graph.outputs if value in made]
+        part = self._part(_read_from_outside(nodes, self._model.graph), outputs)
+        with open_graph(part, threads=self._threads, level=self._level) as session:
+            yield session
+
+    def _run(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> None:
+        part = self._part(inputs, outputs)
+        names = [value.name or "" for value in part.graph.inputs]
+        with open_graph(part, threads=self._threads, level=self._level) as session:
+            for batch in self.held:
+                batch.update(session.run({name: batch[name] for name in names}))
+
+    def _part(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+        graph = ir.convenience.extract(self._model.graph, inputs, outputs)
+        functions = tuple(self._model.functions.values())
+        part = ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
+        for value in graph.inputs:
+            array = self.held[0][value.name or ""]
+            value.dtype = ir.DataType.from_numpy(array.dtype)
+            value.shape = ir.Shape([None] * array.ndim)
+        return part
+
+
+def _cut(graph: ir.Graph, cuts: Sequence[str]) -> list[list[ir.Node]]:
+    """Returns the nodes between the cuts, without those that make constants, which go wherever they are read."""
+    wanted = set(cuts)
+    stretches: list[list[ir.Node]] = [[]]
+    for node in graph:
+        if node.name in wanted:
+            stretches.append([])
+        if not _makes_constant(node):
+            stretches[-1].append(node)
+    return stretches
+
+
+def _makes_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" or (
+        node.op_type == "DequantizeLinear" and all(is_constant(value) for value in node.inputs)
+    )
+
+
+def _read_from_outside(nodes: Sequence[ir.Node], graph: ir.Graph) -> tuple[ir.Value, ...]:
+    """Returns the tensors of ``graph`` that ``nodes`` read and none of them makes, in the order of their first use."""
+    made = {value for node in nodes for value in node.outputs}
+    found: dict[ir.Value, None] = {}
+    for node in nodes:
+        for value in read_by(node):
+            maker = value.producer()
+            if value in made or value.graph is not graph or is_constant(value):
+                continue
+            if maker is None or not _makes_constant(maker):
+                found[value] = None
+    return tuple(found)

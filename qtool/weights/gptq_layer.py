@@ -1,0 +1,140 @@
+"""Rounds a layer's weights so that its products, not its weights, are off by least.
+
+Rounding to nearest minimizes the error of each weight; what counts is that of the products, |(W' - W) x|^2 over the
+inputs x that the layer really meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.affine import dequantize
+from qtool.weights.gptq import Curvature, PairLimit, gptq
+from qtool.weights.input_hessian import LayerInput
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import KernelOrder, excess_of, merged, partners_in, rescaled
+
+# A part of the mean diagonal is added to H, so that inputs that were hardly seen move nothing.
+_DAMPING = 0.01
+# Scales that are tried for outputs whose pairs add up to too much, from their own to one under which none does.
+_WIDTHS = 4
+# Noise that pairs add to an output is not worth another scale below this part of it.
+_LITTLE_NOISE = 0.05
+
+
+def curvature_of(moments: npt.NDArray[np.float64]) -> Curvature:
+    """Returns what GPTQ needs of a layer's inputs, from H, (groups, inputs, inputs)."""
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
+    # With a diagonal of damping alone, as in a group that was never fed anything, every weight is rounded to nearest.
+    damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
+    return Curvature.of(moments + np.eye(moments.shape[1]) * damping[:, np.newaxis, np.newaxis])
+
+
+def gptq_rounded(
+    weight: npt.NDArray[np.float32],
+    rounded: QuantizedWeight,
+    layer: LayerInput,
+    moments: npt.NDArray[np.float64],
+    *,
+    curvature: Curvature | None = None,
+    orders: Sequence[KernelOrder] = (),
+    largest_pair: int | None = None,
+) -> QuantizedWeight:
+    """Returns ``rounded`` with other integers, with less error in the layer's outputs, on the same scales.
+
+    Scales of outputs whose pairs would add up to too much are widened where that costs less than keeping them.
+
+    Args:
+        weight: the float weight.
+        rounded: its integers rounded to nearest, and the scales.
+        layer: how the weight meets its input.
+        moments: H of the layer's input, (groups, inputs, inputs).
+        curvature: of ``moments``, where the caller keeps it.
+        orders: how the kernels of its layers pair weights.
+        largest_pair: what a pair of one sign may add up to; None for everything.
+    """
+    problem = _Problem(weight, layer, curvature_of(moments) if curvature is None else curvature)
+    free = problem.rounded(rounded)
+    if largest_pair is None or not rounded.params.grid.signed or len(orders) != 1:
+        return free
+    excess = excess_of(free, orders, largest_pair)
+    if (excess <= 1.0).all():
+        return free
+    partners = partners_in(orders[0], weight.shape, layer.output_axis)
+    best = problem.rounded(rounded, partners, largest_pair)
+    reduced = tuple(int(channel) for channel in np.flatnonzero(excess > 1.0))
+    if rounded.params.scale.size != weight.shape[layer.output_axis]:
+        return replace(best, reduced_channels=reduced)
+    noise = noise_by_output(weight, best, layer, moments)
+    worth_it = noise > (1.0 + _LITTLE_NOISE) * noise_by_output(weight, free, layer, moments)
+    for step in np.linspace(0.0, 1.0, _WIDTHS)[1:] if worth_it.any() else ():
+        wider = rescaled(rounded, weight, np.where(worth_it, 1.0 + (excess - 1.0) * step, 1.0))
+        candidate = problem.rounded(wider, partners, largest_pair, outputs=worth_it)
+        found = noise_by_output(weight, candidate, layer, moments)
+        best = merged(best, candidate, worth_it & (found < noise))
+        noise = np.where(worth_it, np.minimum(noise, found), noise)
+    return replace(best, reduced_channels=reduced)
+
+
+class _Problem:
+    """Rounds one weight on several scales."""
+
+    def __init__(self, weight: npt.NDArray[np.float32], layer: LayerInput, curvature: Curvature) -> None:
+        self._layer = layer
+        self._curvature = curvature
+        self._moved = np.moveaxis(weight, layer.output_axis, 0)
+        self._matrix = self._moved.reshape(len(self._moved), -1).astype(np.float64)
+
+    def rounded(
+        self,
+        given: QuantizedWeight,
+        partners: npt.NDArray[np.intp] | None = None,
+        largest: int = 0,
+        *,
+        outputs: npt.NDArray[np.bool_] | None = None,
+    ) -> QuantizedWeight:
+        """Returns ``given`` with other integers, whose pairs of ``partners`` add up to no more than ``largest``.
+
+        With ``outputs``, (outputs,), only those are rounded where the layer is not divided into groups.
+        """
+        layer, params = self._layer, given.params
+        chosen = slice(None) if outputs is None or layer.groups > 1 else outputs
+        count = len(self._matrix)
+        scales = np.broadcast_to(params.scale.reshape(-1).astype(np.float64), (count,))[chosen]
+        zeros = np.broadcast_to(params.zero_point.reshape(-1).astype(np.float64), (count,))[chosen]
+        steps = (self._matrix[chosen] / scales[:, np.newaxis]).reshape(layer.groups, -1, layer.inputs)
+        grouped = zeros.reshape(layer.groups, -1)
+        limit = None if partners is None else PairLimit(partners=partners, largest=largest, zeros=grouped)
+        found = gptq(steps, self._curvature, params.grid.low - grouped, params.grid.high - grouped, limit)
+        integers = np.moveaxis(given.integers, layer.output_axis, 0).reshape(count, -1).copy()
+        integers[chosen] = (found.reshape(len(scales), -1) + zeros[:, np.newaxis]).astype(params.grid.dtype)
+        stored = np.moveaxis(integers.reshape(self._moved.shape), 0, layer.output_axis)
+        return replace(given, integers=np.ascontiguousarray(stored))
+
+
+def output_noise(
+    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+) -> float:
+    """Returns sum of |(W' - W) x|^2 over the inputs that ``moments`` has seen."""
+    return float(noise_by_output(weight, rounded, layer, moments).sum())
+
+
+def noise_by_output(
+    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns the same for each output, (outputs,)."""
+    return product_power(dequantize(rounded.integers, rounded.params).astype(np.float64) - weight, layer, moments)
+
+
+def product_power(
+    weight: npt.NDArray[np.floating[Any]], layer: LayerInput, moments: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns sum of |W x|^2 over the inputs that ``moments`` has seen, for each output, (outputs,)."""
+    matrix = np.moveaxis(weight, layer.output_axis, 0).reshape(layer.groups, -1, layer.inputs)
+    power: npt.NDArray[np.float64] = ((matrix @ moments) * matrix).sum(axis=2).reshape(-1)
+    return power

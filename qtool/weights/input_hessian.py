@@ -1,0 +1,173 @@
+"""Gathers, for every layer, the second moments of what its weights multiply: the sum of x x^T over all it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.collect import Runner
+from calib.missing_values import has_nan
+from calib.specs import Feed
+from qtool.graph.constants import constant_array, integer_attribute
+from qtool.plan import Plan
+
+# A layer with more inputs to each output than this would take hundreds of MB for its moments.
+_MOST_INPUTS = 2400
+# So many positions of each batch and layer are looked at, evenly spread.
+_POSITIONS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInput:
+    """Says how a layer's weights meet its input.
+
+    Attributes:
+        node: the layer's name.
+        tensor: the input's name.
+        weight: the weight's name.
+        operator: Conv, Gemm or MatMul.
+        kernel: the kernel's lengths; empty for a product of matrices.
+        strides: of a Conv.
+        dilations: of a Conv.
+        pads: of a Conv: at the beginning of each axis, then at the end.
+        groups: of a Conv; 1 otherwise.
+        inputs: how many numbers of a group make one output.
+        output_axis: the axis of the weights that holds the outputs.
+    """
+
+    node: str
+    tensor: str
+    weight: str
+    operator: str
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    groups: int
+    inputs: int
+    output_axis: int
+
+    def columns(self, value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns some of the vectors that the weights multiply, float32, (groups, inputs, positions)."""
+        if not self.kernel:
+            rows = value.reshape(-1, value.shape[-1])
+            return np.ascontiguousarray(rows[_spread(len(rows))].T)[np.newaxis]
+        rank = len(self.kernel)
+        padding = [(0, 0), (0, 0), *zip(self.pads[:rank], self.pads[rank:], strict=True)]
+        padded = np.pad(value, padding) if any(self.pads) else value
+        reach = [dilation * (length - 1) + 1 for dilation, length in zip(self.dilations, self.kernel, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+        every = slice(None)
+        places_step = [slice(None, None, stride) for stride in self.strides]
+        inner_step = [slice(None, None, dilation) for dilation in self.dilations]
+        windows = windows[(every, every, *places_step, *inner_step)]
+        places = windows.shape[0:1] + windows.shape[2 : 2 + rank]
+        chosen = np.unravel_index(_spread(int(np.prod(places))), places)
+        picked = np.moveaxis(windows, 1, 1 + rank)[chosen]
+        flat = picked.reshape(len(picked), self.groups, -1)
+        return np.ascontiguousarray(flat.transpose(1, 2, 0), dtype=np.float32)
+
+
+def layer_inputs(model: ir.Model, plan: Plan) -> tuple[LayerInput, ...]:
+    """Returns every integer layer with stored float32 weights of its own and a moderate number of inputs."""
+    found = []
+    for node in model.graph:
+        if node.name not in plan.integer_nodes or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        source, value = node.inputs[0], node.inputs[1]
+        weights = constant_array(value)
+        if source is None or value is None or weights is None or len(value.uses()) != 1 or weights.ndim < 2:
+            continue
+        layer = _layer_input(node, source.name or "", value.name or "", weights.shape)
+        if layer is not None and layer.inputs <= _MOST_INPUTS:
+            found.append(layer)
+    return tuple(found)
+
+
+def gather_hessians(
+    runner: Runner, feeds: Iterable[Feed], layers: Sequence[LayerInput]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns sum of x x^T for each layer by node name, float64, (groups, inputs, inputs).
+
+    ``runner`` gives out the tensors that the layers read. Layers with the same input share one array.
+    """
+    shared: dict[tuple[object, ...], npt.NDArray[np.float64]] = {}
+    for feed in feeds:
+        values = runner.run(feed)
+        done: set[tuple[object, ...]] = set()
+        for layer in layers:
+            key = _key(layer)
+            if key in done:
+                continue
+            done.add(key)
+            columns = layer.columns(values[layer.tensor])
+            if has_nan(columns):
+                columns = columns[:, :, ~np.isnan(columns).any(axis=(0, 1))]
+            moment = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+            shared[key] = shared[key] + moment if key in shared else moment
+    return {layer.node: shared[_key(layer)] for layer in layers}
+
+
+def _key(layer: LayerInput) -> tuple[object, ...]:
+    return layer.tensor, layer.kernel, layer.strides, layer.dilations, layer.pads, layer.groups
+
+
+def _layer_input(node: ir.Node, tensor: str, weight: str, shape: Sequence[int]) -> LayerInput | None:
+    if node.op_type != "Conv":
+        if len(shape) != 2:
+            return None
+        transposed = node.op_type == "Gemm" and integer_attribute(node, "transB", 0)
+        return LayerInput(
+            node=node.name or "",
+            tensor=tensor,
+            weight=weight,
+            operator=node.op_type,
+            kernel=(),
+            strides=(),
+            dilations=(),
+            pads=(),
+            groups=1,
+            inputs=shape[1] if transposed else shape[0],
+            output_axis=0 if transposed else 1,
+        )
+    automatic = node.attributes.get("auto_pad")
+    if automatic is not None and automatic.as_string() not in ("NOTSET", "VALID"):
+        return None
+    rank = len(shape) - 2
+    return LayerInput(
+        node=node.name or "",
+        tensor=tensor,
+        weight=weight,
+        operator="Conv",
+        kernel=tuple(shape[2:]),
+        strides=_integers(node, "strides", (1,) * rank),
+        dilations=_integers(node, "dilations", (1,) * rank),
+        pads=_integers(node, "pads", (0,) * 2 * rank),
+        groups=integer_attribute(node, "group", 1),
+        inputs=int(np.prod(shape[1:])),
+        output_axis=0,
+    )
+
+
+def _integers(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else tuple(attribute.as_ints())
+
+
+def _spread(count: int) -> npt.NDArray[np.intp]:
+    """Returns up to ``_POSITIONS`` of ``count`` positions, evenly apart but for a shift that breaks up rows."""
+    if count <= _POSITIONS:
+        return np.arange(count)
+    return np.unique((np.arange(_POSITIONS) * (count - 1) / (_POSITIONS - 1)).astype(np.intp))
+
+
+def hessian_tensors(layers: Sequence[LayerInput]) -> tuple[str, ...]:
+    """Returns the tensors that must be watched for ``layers``, each once."""
+    return tuple(dict.fromkeys(layer.tensor for layer in layers))
+
+
+Moments = Mapping[str, npt.NDArray[np.float64]]

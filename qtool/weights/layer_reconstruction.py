@@ -1,0 +1,212 @@
+"""Fits one layer, its integers and its bias, to the outputs that the float layer has at the same positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.affine import dequantize
+from qtool.weights.gptaq import (
+    PairedMoments,
+    Samples,
+    Steps,
+    best_fit,
+    fitted_change,
+    rounded_steps,
+)
+from qtool.weights.gptq import Floats, PairLimit
+from qtool.weights.input_hessian import LayerInput
+from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.saturation import KernelOrder, partners_in, without_saturation
+
+# Every so many-th block of positions judges what the others propose.
+_HELD_BACK = 4
+_BLOCKS = 32
+# Integers change only for this part of the noise at least; less does not outlive other positions.
+_LEAST_GAIN = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTask:
+    """One layer, and what it meets.
+
+    Attributes:
+        layer: how its weight meets its input.
+        weight: the float weight.
+        rounded: its integers so far.
+        orders: how kernels sum up its products.
+        largest_pair: what two neighbouring integers may add up to; None for everything.
+        wanted: the float layer's inputs, (groups, inputs, positions).
+        given: the inputs that it really gets, at the same positions.
+        moves_bias: whether it has a bias that may change.
+    """
+
+    layer: LayerInput
+    weight: npt.NDArray[np.float32]
+    rounded: QuantizedWeight
+    orders: Sequence[KernelOrder]
+    largest_pair: int | None
+    wanted: Samples
+    given: Samples
+    moves_bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReconstruction:
+    """What became of a layer.
+
+    Attributes:
+        weight: its new integers; None where the old ones stay.
+        bias_change: what its bias changes by, float64, (output channels,); None where it stays.
+        noise_before: noise over signal of its output, before its activation function, on positions held back.
+        noise_after: the same after the fit.
+    """
+
+    weight: QuantizedWeight | None
+    bias_change: npt.NDArray[np.float64] | None
+    noise_before: float
+    noise_after: float
+
+
+def reconstruct_layer(task: LayerTask, *, rounding: bool) -> LayerReconstruction:
+    """Returns integers with less noise on positions held back, where they have, and the bias that goes with them."""
+    problem = _Problem(task)
+    before = problem.noise(task.rounded, np.zeros(problem.outputs))
+    weight = problem.better_rounding() if rounding and task.given.shape[2] >= _BLOCKS else None
+    final = task.rounded if weight is None else weight
+    change = problem.mean_error(final) if task.moves_bias else None
+    after = before if weight is None and change is None else problem.noise(final, change)
+    return LayerReconstruction(weight=weight, bias_change=change, noise_before=before, noise_after=after)
+
+
+class _Problem:
+    """Holds what is computed once of a task.
+
+    Attributes:
+        outputs: how many output channels there are.
+    """
+
+    def __init__(self, task: LayerTask) -> None:
+        self._task = task
+        self._original = self._matrix(task.weight)
+        self.outputs = self._original.shape[0] * self._original.shape[1]
+        count = task.given.shape[2]
+        blocks = np.arange(count) * _BLOCKS // max(count, 1)
+        weights = _position_weights(self._original @ task.wanted, spatial=bool(task.layer.kernel))
+        given, error = task.given, task.given - task.wanted
+        self._given_means = _block_means(given, blocks, weights)
+        self._error_means = _block_means(error, blocks, weights)
+        if task.moves_bias:  # which takes back any mean, so that the weights need not
+            given = given - self._given_means.mean(axis=2, keepdims=True)
+            error -= self._error_means.mean(axis=2, keepdims=True)
+        given, error = given * np.sqrt(weights), error * np.sqrt(weights)
+        aside = blocks % _HELD_BACK == _HELD_BACK - 1
+        self._aside_share = float(aside.mean())
+        self._held_back = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
+        self._others = (given[:, :, ~aside], error[:, :, ~aside])
+
+    def better_rounding(self) -> QuantizedWeight | None:
+        """Returns other integers, or None where they do no better on what was held back."""
+        seen = PairedMoments.of(self._original, *self._others)
+        shrinkage = best_fit(seen, self._held_back)
+        fitted = self._held_back.fed if shrinkage is None else self._held_back.noise(fitted_change(seen, shrinkage))
+        now = self._centred_noise(self._task.rounded)
+        if fitted >= now * (1.0 - _LEAST_GAIN):
+            return None
+        if self._centred_noise(self._rounded(seen, shrinkage)) >= now * (1.0 - _LEAST_GAIN):
+            return None
+        return self._rounded(seen.joined(self._held_back, share=self._aside_share), shrinkage)
+
+    def mean_error(self, weight: QuantizedWeight) -> Floats:
+        """Returns what the outputs lack on average, (output channels,), as far as it stands out of its own uncertainty.
+
+        Each block of positions gives one estimate; the positive part of 1 - variance / square shrinks their mean, as
+        James and Stein (1961) do.
+        """
+        lacking = self._lacking_means(weight)
+        mean = lacking.mean(axis=1)
+        variance = lacking.var(axis=1, ddof=1) / lacking.shape[1] if lacking.shape[1] > 1 else np.square(mean)
+        shrunk: Floats = mean * np.maximum(1.0 - variance / np.maximum(np.square(mean), np.finfo(np.float64).tiny), 0.0)
+        return shrunk
+
+    def noise(self, weight: QuantizedWeight, bias_change: Floats | None) -> float:
+        """Returns noise over signal on what was held back, the signal's mean left aside where the bias may move."""
+        offset = 0.0
+        if self._task.moves_bias:
+            change = 0.0 if bias_change is None else bias_change
+            offset = float(np.square(self._lacking_means(weight).mean(axis=1) - change).sum())
+        return (self._centred_noise(weight) + offset) / max(self._held_back.signal, float(np.finfo(np.float32).tiny))
+
+    def _lacking_means(self, weight: QuantizedWeight) -> Floats:
+        """Returns W x - W' x' averaged over each block, (output channels, blocks)."""
+        lacking = -(self._change(weight) @ self._given_means + self._original @ self._error_means)
+        return lacking.reshape(self.outputs, -1).astype(np.float64)
+
+    def _centred_noise(self, weight: QuantizedWeight) -> float:
+        return self._held_back.noise(self._change(weight))
+
+    def _change(self, weight: QuantizedWeight) -> Samples:
+        return self._matrix(dequantize(weight.integers, weight.params)) - self._original
+
+    def _rounded(self, moments: PairedMoments, shrinkage: float | None) -> QuantizedWeight:
+        target = self._original.astype(np.float64)
+        if shrinkage is not None:
+            target = target + fitted_change(moments, shrinkage)
+        task, params = self._task, self._task.rounded.params
+        zero = self._spread(params.zero_point)
+        steps = Steps(size=self._spread(params.scale), low=params.grid.low - zero, high=params.grid.high - zero)
+        integers = self._restored(rounded_steps(target, moments, steps, self._pairs()) + zero).astype(params.grid.dtype)
+        weight = replace(task.rounded, integers=integers)
+        return without_saturation(weight, self._restored(target).astype(np.float32), task.orders, task.largest_pair)
+
+    def _pairs(self) -> PairLimit | None:
+        """Returns what pairs of weights may add up to; None where that does not matter, or there are several orders."""
+        task, params = self._task, self._task.rounded.params
+        if task.largest_pair is None or not params.grid.signed or len(task.orders) != 1:
+            return None
+        partners = partners_in(task.orders[0], task.weight.shape, task.layer.output_axis)
+        return PairLimit(partners=partners, largest=task.largest_pair, zeros=self._spread(params.zero_point)[:, :, 0])
+
+    def _matrix(self, weight: Samples) -> Samples:
+        """Lays a weight out as (groups, outputs, inputs)."""
+        layer = self._task.layer
+        moved = np.moveaxis(weight, layer.output_axis, 0)
+        return np.ascontiguousarray(moved.reshape(layer.groups, -1, layer.inputs))
+
+    def _restored(self, matrix: Floats) -> Floats:
+        axis = self._task.layer.output_axis
+        moved_shape = np.moveaxis(self._task.weight, axis, 0).shape
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved_shape), 0, axis))
+
+    def _spread(self, values: npt.NDArray[Any]) -> Floats:
+        """Returns one value an output, (groups, outputs, 1)."""
+        groups = self._original.shape[0]
+        return np.broadcast_to(values.reshape(-1).astype(np.float64), (self.outputs,)).reshape(groups, -1, 1)
+
+
+def _position_weights(outputs: Samples, *, spatial: bool) -> Samples:
+    """Returns how much each position counts, float32, (positions,), 1 on average.
+
+    A few steps of a sequence may be far larger than all others, and their errors with them; the normalization behind
+    makes them all equal, so that errors count by their share of the step's own signal. Positions of a map are equal.
+    """
+    count = outputs.shape[2]
+    power = np.square(outputs).sum(axis=(0, 1))
+    median = np.median(power) if count else 0.0
+    if spatial or median == 0.0:
+        return np.ones(count, np.float32)
+    weights = np.minimum(median / np.maximum(power, np.finfo(np.float32).tiny), 1.0)
+    normalized: Samples = (weights / weights.mean()).astype(np.float32)
+    return normalized
+
+
+def _block_means(samples: Samples, blocks: npt.NDArray[np.int64], weights: Samples) -> Samples:
+    """Returns the mean of each block of positions, (groups, inputs, blocks)."""
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    sums = np.add.reduceat(samples * weights, starts, axis=2)
+    means: Samples = (sums / np.add.reduceat(weights, starts)).astype(np.float32)
+    return means

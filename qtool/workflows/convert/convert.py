@@ -1,0 +1,254 @@
+"""Converts a model file into another format, and proves that the result computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from formats import registry
+from formats.detect import Detection, detect
+from formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
+from formats.torch.architecture import Architecture
+from formats.trust import NO_TRUST, Trust
+from formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
+from qtool.atomic import check_output, staged
+from qtool.errors import InputError, UsageError
+from qtool.progress import Progress
+from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
+from qtool.workflows.convert.request import TARGET_FORMATS, ConvertReport, ConvertRequest, TargetFormat
+from qtool.workflows.convert.tensorflow_import import TensorFlowOptions, import_tensorflow
+from qtool.workflows.convert.torch_import import ImportedGraph, InputDescription, import_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from formats.base import Weights
+    from qtool.workflows.convert.example_data import ExampleData
+
+
+def load_graph(
+    path: Path,
+    *,
+    architecture: Architecture | None,
+    input_shapes: Mapping[str, tuple[int | str, ...]] | None,
+    input_dtypes: Mapping[str, np.dtype[Any]] | None = None,
+    example: ExampleData | None = None,
+    trust: Trust = NO_TRUST,
+    progress: Progress,
+) -> ir.Model:
+    """Reads a model of any format as a graph; weights are exported with their module and compared with torch.
+
+    Weights in external files are read into memory, as long as they fit into one message.
+
+    Args:
+        path: the model file.
+        architecture: what builds the torch module or the Keras model of weights.
+        input_shapes: the shape of each input of the module, with names for free dimensions.
+        input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
+        example: real data; its shapes count where ``input_shapes`` is None.
+        trust: what the file may run.
+        progress: receives the steps.
+
+    Raises:
+        FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.
+        UsageError: weights came without an architecture.
+        InputError: the exported graph computes something else than torch.
+    """
+    detection = detect(path)
+    if detection.format in TENSORFLOW_FORMATS:
+        imported = import_tensorflow(
+            path,
+            detection.format,
+            architecture=architecture,
+            options=TensorFlowOptions(),
+            inputs=InputDescription(
+                shapes=input_shapes, dtypes=input_dtypes, feeds=None if example is None else example.feeds
+            ),
+            opset=None,
+            progress=progress,
+        )
+        worst = max(comparison.relative for comparison in imported.comparisons)
+        progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
+        return imported.model
+    found = registry.load_source(detection.format)
+    if found.holds == "graph":
+        from formats.onnx.onnx_file import load_weights
+
+        return load_weights(found.read(path))
+    imported = import_weights(
+        found.read(path, trust),
+        path,
+        architecture=architecture,
+        inputs=InputDescription(
+            shapes=input_shapes,
+            dtypes=input_dtypes,
+            feeds=None if example is None else example.feeds,
+            data_shapes=None if example is None else example.shapes,
+        ),
+        opset=None,
+        progress=progress,
+    )
+    worst = max(comparison.relative for comparison in imported.comparisons)
+    progress.note(f"converted {path.name}; it differs from torch by at most {worst:.1e} of the largest output")
+    return imported.model
+
+
+def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
+    """Converts ``request.source`` and writes the result whole, or not at all.
+
+    Raises:
+        UsageError: the options do not go together.
+        FormatError: the source or the module's code cannot be used.
+        InputError: there is no such conversion, or its result computes something else.
+        OutputError: the result cannot be written.
+    """
+    detection = detect(request.source)
+    if detection.format in TENSORFLOW_FORMATS:
+        return _from_tensorflow(request, detection, progress)
+    if request.tensorflow != TensorFlowOptions():
+        raise UsageError(
+            f"--inputs, --outputs, --signature and --nchw say nothing about {detection.detail}",
+            fix="give them for TensorFlow models",
+        )
+    found = registry.load_source(detection.format)
+    target = registry.load(TARGET_FORMATS[request.target])
+    _check_options(request, detection, is_graph=found.holds == "graph")
+    output = _output(request, detection, target.suffix)
+    if found.holds == "graph":
+        return _rewrite(request, detection, found.read(request.source), output, progress)
+    weights = found.read(request.source, request.trust)
+    if target.holds == "graph":
+        return _to_graph(request, detection, weights, output, progress)
+    if request.architecture is not None:
+        _check_fit(weights, request.architecture)
+    from formats.weights.sharded_weights import write_shards
+
+    with staged(output) as path, progress.task(f"writing {output.name}"):
+        if request.target is TargetFormat.SAFETENSORS and request.storage.max_shard_bytes is not None:
+            write_shards(weights, path, max_shard_bytes=request.storage.max_shard_bytes)
+        else:
+            target.write(weights, path)
+        nbytes = folder_bytes(path.parent)
+    return report(request, detection, output, nbytes, tensors=len(weights.tensors), kind=weights.source)
+
+
+def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Progress) -> ConvertReport:
+    if request.target is not TargetFormat.ONNX:
+        raise InputError(
+            f"{request.source} is a TensorFlow model, and no torch module belongs to it",
+            fix="give --to onnx, which is the only form that it can take",
+        )
+    output = _output(request, detection, registry.load(TARGET_FORMATS[TargetFormat.ONNX]).suffix)
+    data = _data(request)
+    imported = import_tensorflow(
+        request.source,
+        detection.format,
+        architecture=request.architecture,
+        options=request.tensorflow,
+        inputs=InputDescription(
+            shapes=request.input_shapes, dtypes=request.input_dtypes, feeds=None if data is None else data.feeds
+        ),
+        opset=request.opset,
+        progress=progress,
+    )
+    return write_graph(request, detection, imported, output, progress)
+
+
+def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: bool) -> None:
+    if is_graph and request.target is not TargetFormat.ONNX:
+        raise InputError(
+            f"{request.source} is an ONNX graph, and the torch module that a .{request.target} belongs to "
+            "cannot be had from it",
+            fix="start from the weights that it was exported from, or give --to onnx --opset N for another opset",
+        )
+    if is_graph and request.opset is None and request.precision is None and not request.storage.external:
+        raise UsageError(
+            f"{request.source} is ONNX already",
+            fix="give --opset N for another opset, --fp16 or --bf16, or --external-data",
+        )
+    graph_only = {
+        "--model": request.architecture is not None and is_graph,
+        "--input-shape": request.input_shapes and (is_graph or request.target is not TargetFormat.ONNX),
+        "--opset": request.opset is not None and request.target is not TargetFormat.ONNX,
+        "--fp16 or --bf16": request.precision is not None and request.target is not TargetFormat.ONNX,
+        "--external-data": request.storage.external and request.target is not TargetFormat.ONNX,
+        "--max-shard-mb": request.storage.max_shard_bytes is not None and request.target is TargetFormat.PTH,
+    }
+    for option, misplaced in graph_only.items():
+        if misplaced:
+            raise UsageError(
+                f"{option} says nothing when {detection.detail} becomes {request.target}", fix=f"drop {option}"
+            )
+
+
+def _output(request: ConvertRequest, detection: Detection, suffix: str) -> Path:
+    output = request.output
+    sharded = request.target is TargetFormat.SAFETENSORS and request.storage.max_shard_bytes is not None
+    if output is None:
+        stem = weights_stem(request.source)
+        name = f"{stem}{suffix}"
+        if detection.format == TARGET_FORMATS[TargetFormat.ONNX]:
+            name = f"{stem}.{_change(request)}{suffix}"
+        output = (request.output_dir or request.source.parent) / name
+    if sharded:
+        output = output.with_name(f"{weights_stem(output)}{SHARDED_SUFFIX}")
+    if output.exists() and output.samefile(request.source):
+        raise UsageError(f"the result would replace the model {output} itself", fix="name another file with -o")
+    check_output(output, force=request.force)
+    return output
+
+
+def _change(request: ConvertRequest) -> str:
+    """Names what becomes of a graph that stays one."""
+    parts = [] if request.opset is None else [f"opset{request.opset}"]
+    parts += [] if request.precision is None else [request.precision.name]
+    return ".".join(parts) or "external"
+
+
+def _rewrite(
+    request: ConvertRequest, detection: Detection, model: ir.Model, output: Path, progress: Progress
+) -> ConvertReport:
+    from qtool.workflows.convert.graph_conversion import comparison_with_source, in_opset
+
+    # It is described before it is changed, which may happen in place.
+    compare = comparison_with_source(request, model, progress)
+    converted = in_opset(model, request.opset, progress)
+    return write_graph(request, detection, ImportedGraph(model=converted), output, progress, compare=compare)
+
+
+def _to_graph(
+    request: ConvertRequest, detection: Detection, weights: Weights, output: Path, progress: Progress
+) -> ConvertReport:
+    data = _data(request)
+    imported = import_weights(
+        weights,
+        request.source,
+        architecture=request.architecture,
+        inputs=InputDescription(
+            shapes=request.input_shapes,
+            dtypes=request.input_dtypes,
+            feeds=None if data is None else data.feeds,
+            data_shapes=None if data is None else data.shapes,
+        ),
+        opset=request.opset,
+        progress=progress,
+    )
+    return write_graph(request, detection, imported, output, progress, kind=weights.source)
+
+
+def _data(request: ConvertRequest) -> ExampleData | None:
+    if request.calib_data is None:
+        return None
+    from qtool.workflows.convert.example_data import example_data, open_example_data
+
+    return example_data(open_example_data(request.calib_data, request.preprocess), request.input_shapes)
+
+
+def _check_fit(weights: Weights, architecture: Architecture) -> None:
+    from formats.torch.architecture import building
+    from formats.torch.fitting import fit
+
+    with building(architecture) as module:
+        fit(module, weights.tensors, factory=architecture.factory)

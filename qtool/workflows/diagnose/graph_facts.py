@@ -1,0 +1,267 @@
+"""Counts what a graph holds and computes, from its outline."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from formats.library_noise import quiet_libraries
+from formats.onnx.shape_inference import infer_shapes
+from qtool.analysis.multiply_adds import multiplies
+from qtool.analysis.multiply_adds import multiply_adds as multiply_adds_of
+from qtool.errors import UsageError
+from qtool.workflows.diagnose.model_facts import MultiplyAdds, Quantization, TensorFacts
+
+# Where each kind of multiplying node has its weights and its other factor.
+_FACTORS: Mapping[str, tuple[int, int]] = {
+    "Conv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+}
+_INTEGER_NODES = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+_QUANTIZED_DTYPES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2")
+_FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def inputs(model: ir.Model) -> tuple[str, ...]:
+    """Describes the graph's inputs, as ``name dtype (dims)``."""
+    return tuple(described(value) for value in model.graph.inputs if value.name not in model.graph.initializers)
+
+
+def outputs(model: ir.Model) -> tuple[str, ...]:
+    """Describes the graph's outputs, as ``name dtype (dims)``."""
+    return tuple(described(value) for value in model.graph.outputs)
+
+
+def described(value: ir.Value) -> str:
+    """Writes a value as ``image float32 (batch, 3, 224, 224)``, with ``?`` for what is unknown."""
+    dtype = "?" if value.dtype is None else _dtype_name(value.dtype)
+    if value.shape is None:
+        return f"{value.name} {dtype}"
+    dims = (str(dim) if isinstance(dim, int) else dim.value or "?" for dim in value.shape)
+    return f"{value.name} {dtype} ({', '.join(dims)})"
+
+
+def operators(model: ir.Model) -> dict[str, int]:
+    """Counts the nodes of each type, subgraphs included, the most frequent first."""
+    counts = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes()
+    )
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def tensors(model: ir.Model) -> list[TensorFacts]:
+    """Describes every stored tensor: initializers, and constants that are nodes."""
+    return [_facts(name, tensor) for name, tensor in _stored(model)]
+
+
+def data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Returns the files beside ``path`` that hold its tensors, links resolved."""
+    places = {Path(tensor.path).resolve() for _, tensor in _stored(model) if isinstance(tensor, ir.ExternalTensor)}
+    return tuple(sorted(places - {path.resolve()}))
+
+
+def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, ...]] | None) -> dict[str, int]:
+    """Gives lengths to free dimensions of the inputs, 1 to a first one that has none, and infers all shapes with them.
+
+    Returns:
+        The lengths by the dimensions' names.
+
+    Raises:
+        UsageError: there is no such input, or it has another rank or length.
+    """
+    graph_inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    given = _given_shapes(graph_inputs, input_shapes or {})
+    lengths = _lengths(graph_inputs, given)
+    for value in (*graph_inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_length(dim, lengths) for dim in value.shape])
+    for value in graph_inputs:
+        if value.shape is not None:
+            shape = given.get(value.name or "", tuple(value.shape))
+            value.shape = ir.Shape([_bound(value, axis, dim, shape, lengths) for axis, dim in enumerate(value.shape)])
+    with quiet_libraries():
+        if model.functions:
+            common.InlinePass()(model)
+        infer_shapes(model)
+    return lengths
+
+
+def multiply_adds(model: ir.Model, assumed: Mapping[str, int]) -> MultiplyAdds:
+    """Counts the multiply-adds of the nodes whose shapes are known."""
+    total = quantized = known = unknown = 0
+    for node in (node for node in model.graph.all_nodes() if multiplies(node)):
+        count = multiply_adds_of(node, _static_shape)
+        if count is None:
+            unknown += 1
+            continue
+        known += 1
+        total += count
+        quantized += count if _is_quantized(node) else 0
+    return MultiplyAdds(
+        total=total, known_nodes=known, unknown_nodes=unknown, quantized=quantized, assumed=dict(assumed)
+    )
+
+
+def quantization(model: ir.Model, stored: Sequence[TensorFacts]) -> Quantization:
+    """Counts the quantized part of nodes and stored tensors."""
+    types = Counter(node.op_type for node in model.graph.all_nodes())
+    layers = list(_layers(model))
+    scaled = {
+        value.name
+        for node in model.graph.all_nodes()
+        for position, value in enumerate(node.inputs)
+        if value is not None and position in _scaled_inputs(node)
+    }
+    integers = [tensor for tensor in stored if tensor.name in scaled and tensor.dtype in _QUANTIZED_DTYPES]
+    floats = [tensor for tensor in stored if tensor.dtype in _FLOAT_DTYPES]
+    quantized_parameters = sum(tensor.elements for tensor in integers)
+    quantized_bytes = sum(tensor.nbytes for tensor in integers)
+    return Quantization(
+        quantize_nodes=types["QuantizeLinear"],
+        dequantize_nodes=types["DequantizeLinear"],
+        integer_nodes=sum(
+            count for kind, count in types.items() if kind.startswith("QLinear") or kind in _INTEGER_NODES
+        ),
+        layers=len(layers),
+        quantized_layers=sum(_is_quantized(node) for node in layers),
+        weight_parameters=quantized_parameters + sum(tensor.elements for tensor in floats),
+        quantized_parameters=quantized_parameters,
+        weight_bytes=quantized_bytes + sum(tensor.nbytes for tensor in floats),
+        quantized_bytes=quantized_bytes,
+    )
+
+
+def _stored(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield name, value.const_value
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            yield node.outputs[0].name or "", node.attributes["value"].as_tensor()
+
+
+def _facts(name: str, tensor: ir.TensorProtocol) -> TensorFacts:
+    return TensorFacts(
+        name=name,
+        dtype=_dtype_name(tensor.dtype),
+        shape=tuple(int(dim) for dim in tensor.shape.numpy()),
+        elements=math.prod(tensor.shape.numpy()),
+        nbytes=tensor.nbytes,
+    )
+
+
+def _given_shapes(
+    graph_inputs: Sequence[ir.Value], input_shapes: Mapping[str, tuple[int | str, ...]]
+) -> dict[str, tuple[int | str, ...]]:
+    """Returns the shapes by input, each of which has the rank of its input and keeps its fixed lengths."""
+    names = [value.name or "" for value in graph_inputs]
+    given = dict(input_shapes)
+    if "" in given and len(names) == 1:
+        given[names[0]] = given.pop("")
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise UsageError(f"the graph has no input '{name}'", fix=f"write --input-shape {near[0]}=…")
+    for value in graph_inputs:
+        shape = given.get(value.name or "")
+        if shape is None or value.shape is None:
+            continue
+        fix = f"its shape: {described(value)}"
+        if len(shape) != len(value.shape):
+            raise UsageError(
+                f"input '{value.name}' has {len(value.shape)} dimensions, not {len(shape)}",
+                fix=fix,
+            )
+        for axis, (dim, length) in enumerate(zip(value.shape, shape, strict=True)):
+            if isinstance(dim, int) and isinstance(length, int) and dim not in (length, -1):
+                raise UsageError(f"dimension {axis} of input '{value.name}' is {dim}, not {length}", fix=fix)
+    return given
+
+
+def _lengths(graph_inputs: Sequence[ir.Value], given: Mapping[str, tuple[int | str, ...]]) -> dict[str, int]:
+    """Returns the lengths of the free dimensions that have names, by name; a name of several lengths says nothing."""
+    said: dict[str, set[int]] = {}
+    first: set[str] = set()
+    for value in graph_inputs:
+        dims = tuple(value.shape) if value.shape is not None else ()
+        shape = given.get(value.name or "", dims)
+        for axis, (dim, length) in enumerate(zip(dims, shape, strict=True)):
+            if isinstance(dim, int) or dim.value is None:
+                continue
+            if isinstance(length, int):
+                said.setdefault(dim.value, set()).add(length)
+            elif axis == 0:
+                first.add(dim.value)
+    known = {name: min(lengths) for name, lengths in said.items() if len(lengths) == 1}
+    return known | dict.fromkeys(sorted(first - said.keys()), 1)
+
+
+def _bound(
+    value: ir.Value,
+    axis: int,
+    dim: int | ir.SymbolicDim,
+    shape: Sequence[int | str | ir.SymbolicDim],
+    lengths: dict[str, int],
+) -> int | ir.SymbolicDim:
+    """Returns the length of a dimension that has no name to find it by; some exporters write -1 for a free one."""
+    if isinstance(dim, int) and dim >= 0:
+        return dim
+    length = shape[axis]
+    if isinstance(length, int) and length >= 0:
+        return length
+    if axis == 0 and (isinstance(dim, int) or dim.value is None):
+        lengths[f"{value.name}[0]"] = 1
+        return 1
+    return dim
+
+
+def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | None:
+    # Another name, or a formula of the exporter's, is left to shape inference.
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return lengths.get(dim.value or "")
+
+
+def _layers(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in model.graph.all_nodes() if node.op_type in _FACTORS and not node.domain)
+
+
+def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    if value is None or value.shape is None or not value.shape.is_static():
+        return None
+    return tuple(int(dim) for dim in value.shape.numpy())
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
+        return True
+    factors = [node.inputs[position] for position in _FACTORS.get(node.op_type, ())]
+    producers = [None if value is None else value.producer() for value in factors]
+    return bool(producers) and all(
+        producer is not None and producer.op_type == "DequantizeLinear" for producer in producers
+    )
+
+
+def _scaled_inputs(node: ir.Node) -> tuple[int, ...]:
+    if node.op_type == "DequantizeLinear":
+        return (0,)
+    if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
+        return _FACTORS.get(node.op_type, ())
+    return ()
+
+
+def _dtype_name(dtype: ir.DataType) -> str:
+    return {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}.get(dtype, dtype.name.lower())

@@ -1,0 +1,89 @@
+"""Finds out how much of a quantized model onnxruntime runs on integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats.detect import detect
+from formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
+from qtool.errors import GateError, InputError
+from qtool.progress import Progress
+from qtool.report.surroundings import versions
+from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What the runtime makes of a model.
+
+    Attributes:
+        model: the file.
+        onnxruntime: the version that was asked.
+        coverage: what it runs on integers.
+        overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
+    """
+
+    model: Path
+    onnxruntime: str
+    coverage: Coverage
+    overflowing_layers: tuple[str, ...] = ()
+
+
+def verify(model: Path, progress: Progress) -> VerifyReport:
+    """Opens a model in onnxruntime and reads its optimized graph.
+
+    Raises:
+        FormatError: the file cannot be read.
+        InputError: the file is no ONNX graph, or has nothing that could run on integers.
+        RuntimeRefusedError: onnxruntime does not load it.
+    """
+    path = onnx_path(model)
+    with progress.task("reading the model"):
+        graph = load_weights(OnnxFile().read(path))
+    with progress.task("opening it in onnxruntime"):
+        coverage = integer_coverage(graph)
+    if coverage.total == 0:
+        raise InputError(
+            f"{model} has no node that could run on integers",
+            fix="verify a model with Conv, Gemm or MatMul layers, such as `qtool quantize` writes",
+        )
+    return VerifyReport(
+        model=model,
+        onnxruntime=versions()["onnxruntime"],
+        coverage=coverage,
+        overflowing_layers=warn_of_overflow(path, model.name, progress),
+    )
+
+
+def check_coverage(report: VerifyReport, minimum: float) -> None:
+    """Holds the share of nodes on integers against a gate.
+
+    Raises:
+        GateError: it is smaller than ``minimum``, 0 to 1, or sums can overflow here.
+    """
+    if report.overflowing_layers:
+        raise GateError(overflow_told(report.model.name, report.overflowing_layers), fix=OVERFLOW_FIX)
+    share = report.coverage.share
+    if share < minimum:
+        worst = min(report.coverage.by_operator(), key=lambda row: row.integer - row.total)
+        raise GateError(
+            f"{share:.1%} of the quantizable nodes run on integers, {minimum - share:.1%} too few "
+            f"for --min-coverage {100 * minimum:.4g}%: {worst.total - worst.integer} of {worst.total} "
+            f"{worst.operator} do not",
+            fix="follow the fixes above, or lower --min-coverage",
+        )
+
+
+def onnx_path(path: Path) -> Path:
+    """Returns ``path`` when it is an ONNX graph.
+
+    Raises:
+        FormatError: the file is missing or of no known format.
+        InputError: it is of another format.
+    """
+    found = detect(path)
+    if found.format != "onnx":
+        raise InputError(f"{path} is {found.detail}, not an ONNX graph", fix="convert it first with `qtool convert`")
+    return path

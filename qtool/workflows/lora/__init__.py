@@ -1,0 +1,1 @@
+"""Merges adapters into weights and graphs."""

@@ -1,0 +1,1 @@
+"""Rewrites and splits graphs without changing what they compute."""

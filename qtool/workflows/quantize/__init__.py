@@ -1,0 +1,1 @@
+"""Calibrates, quantizes and dequantizes models, and checks the result."""

@@ -1,0 +1,254 @@
+"""Runs a float model over data once and keeps the statistics of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.collect import Collected, collect
+from calib.datasets.base import Dataset
+from calib.specs import Feed, TensorSpec
+from calib.statistics_file import write_statistics
+from qtool.atomic import check_output, staged
+from qtool.fingerprint import data_sha256, graph_fingerprint
+from qtool.image_layout import image_layout
+from qtool.plan import Plan, build_plan
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Watcher
+from qtool.schemes import Scheme
+from qtool.selection import NodeSelection
+from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.tune.activation_memory import ActivationMemory
+
+STATISTICS_SUFFIX = ".stats.npz"
+# Below this, ranges say more about the samples than about the model.
+_FEW_SAMPLES = 8
+NOTHING_HELD_BACK = HoldoutSplit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateRequest:
+    """What to calibrate.
+
+    Attributes:
+        source: the float model.
+        data: the samples.
+        output: the statistics file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        scheme: what the statistics are for.
+        activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for what the
+            preset says.
+        exact: whether histograms count every value.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether an existing output may be replaced.
+    """
+
+    source: ModelSource
+    data: DataRequest
+    scheme: Scheme
+    output: Path | None = None
+    output_dir: Path | None = None
+    activations_symmetric: bool | None = None
+    exact: bool = False
+    threads: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSeen:
+    """What the data did to one tensor.
+
+    Attributes:
+        tensor: its name.
+        batches: batches in which it had a value.
+        values: how many values it had.
+        minimum: the smallest; None when it had none.
+        maximum: the largest; None when it had none.
+        infinite: how many values were infinite.
+    """
+
+    tensor: str
+    batches: int
+    values: int
+    minimum: float | None
+    maximum: float | None
+    infinite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateReport:
+    """What a calibration found.
+
+    Attributes:
+        output: the statistics file.
+        samples: samples seen.
+        batches: batches seen.
+        tensors: what they did to each tensor.
+        unreached: tensors that never had a value.
+    """
+
+    output: Path
+    samples: int
+    batches: int
+    tensors: tuple[TensorSeen, ...]
+    unreached: tuple[str, ...]
+
+
+def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
+    """Runs the model over the data once and writes one file from which every range method can work.
+
+    Raises:
+        QtoolError: the model, the data or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    folder = request.output_dir or request.source.path.parent
+    output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
+    check_output(output, force=request.force)
+    scheme = request.scheme
+    dataset = request.data.open()
+    if request.activations_symmetric is not None:
+        scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
+    model = request.source.load(progress, dataset=dataset)
+    model = prepare(model, integers_between_layers=scheme.integers_between_layers)
+    watched = Watched.by(build_plan(model, scheme, NodeSelection()))
+    memory = ActivationMemory.of(model, single_sample(model, dataset, request.data))
+    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
+    collected = gather(model, watched, dataset, data, progress, exact=request.exact, threads=request.threads)
+    origin = statistics_origin(model, request.data.sources)
+    with staged(output) as path:
+        write_statistics(path, collected, origin)
+    return CalibrateReport(
+        output=output,
+        samples=collected.samples,
+        batches=collected.batches,
+        tensors=tuple(
+            TensorSeen(
+                tensor=name,
+                batches=seen.batches,
+                values=seen.values,
+                minimum=seen.minimum if seen.batches else None,
+                maximum=seen.maximum if seen.batches else None,
+                infinite=seen.infinite,
+            )
+            for name, seen in collected.statistics.items()
+        ),
+        unreached=collected.unreached,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """The tensors to watch.
+
+    Attributes:
+        tensors: their names.
+        channel_axes: the axis whose channels are summed, for those that layers read.
+    """
+
+    tensors: tuple[str, ...]
+    channel_axes: Mapping[str, int]
+
+    @staticmethod
+    def by(plan: Plan) -> Watched:
+        """Returns what ``plan`` needs."""
+        return Watched(tensors=plan.observed, channel_axes=plan.channel_axes)
+
+
+def gather(
+    model: ir.Model,
+    watched: Watched,
+    dataset: Dataset,
+    data: DataRequest,
+    progress: Progress,
+    *,
+    hold_back: HoldoutSplit = NOTHING_HELD_BACK,
+    exact: bool = False,
+    threads: int = 0,
+) -> Collected:
+    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside; not at all to watch nothing.
+
+    Raises:
+        CalibError: the data does not fit the model, or NaN reaches an output.
+    """
+    if not watched.tensors:
+        return Collected(statistics={}, samples=0, batches=0)
+    total = data.available(dataset)
+    outputs = specs_of(model.graph.outputs)
+    judged = float_outputs(model)
+    seen = tuple(dict.fromkeys((*watched.tensors, *judged)))
+    with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
+        feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
+        with progress.task("calibrating", total) as advance:
+            collected = collect(
+                Watcher(session),
+                hold_back.used(feeds),
+                watched.tensors,
+                channel_axes=watched.channel_axes,
+                exact=exact,
+                advance=advance,
+                outputs=judged,
+                numbers=hold_back.numbers(),
+            )
+    if collected.samples < _FEW_SAMPLES:
+        progress.note(f"only {collected.samples} samples: ranges need a few dozen that look like real use")
+    return collected
+
+
+def float_outputs(model: ir.Model) -> tuple[str, ...]:
+    """Returns the outputs of a graph that are tensors of floats, which NaN must not reach."""
+    return tuple(
+        value.name or ""
+        for value in model.graph.outputs
+        if isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
+    )
+
+
+def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Describes inputs or outputs of a graph."""
+    specs = []
+    for value in values:
+        shape = None
+        if value.shape is not None:
+            shape = tuple(_length(dim) for dim in value.shape)
+        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        specs.append(TensorSpec(value.name or "", dtype, shape, image_layout(value)))
+    return tuple(specs)
+
+
+def _length(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Returns a fixed length, the name of a free one, or None; some exporters write -1 for free."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
+
+
+def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Describes the inputs that data must fill, which leaves out those with a default, and the outputs."""
+    fed = [value for value in model.graph.inputs if not value.is_initializer()]
+    return specs_of(fed), specs_of(model.graph.outputs)
+
+
+def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:
+    """Returns one sample, in a batch of its own where the model takes that.
+
+    Raises:
+        CalibError: the data does not fit the model.
+    """
+    single = data if data.batch_size is not None else replace(data, batch_size=1)
+    return next(single.feeds(dataset, *model_specs(original)))
+
+
+def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:
+    """Returns what tells which model and data statistics belong to."""
+    digests = [digest for source in data if (digest := data_sha256(source)) is not None]
+    known = {"data": " ".join(digests)} if len(digests) == len(data) else {}
+    return {"model": graph_fingerprint(model), **known}

@@ -1,0 +1,149 @@
+"""Runs a quantized model beside the float model it was made from, before it counts as a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calib.datasets.base import Dataset
+from calib.specs import Feed, TensorSpec
+from formats.onnx.map_types import load_model
+from formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.errors import InputError
+from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
+from qtool.runtime.graphs import open_graph
+from qtool.search.logits_view import Gate, with_logits_of_outputs
+from qtool.workflows.convert.random_inputs import on_random_inputs
+from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.tune.activation_memory import UNKNOWN_MEMORY, ActivationMemory
+
+# Without batches held back, so many of the others show at least that the result is no noise.
+_FEW = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSamples:
+    """Where the samples for the comparison come from.
+
+    Attributes:
+        dataset: the calibration data.
+        data: how it is used.
+        hold_back: the part of it that the calibration left alone.
+        memory: what the activations of a sample take.
+    """
+
+    dataset: Dataset
+    data: DataRequest
+    hold_back: HoldoutSplit
+    memory: ActivationMemory = UNKNOWN_MEMORY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultComparison:
+    """How close two models are.
+
+    Attributes:
+        fidelity: by output.
+        samples: what they were compared on, in words.
+        on_data: whether that was real data.
+        outlooks: what to expect of outputs on other data, by output; empty without real data.
+    """
+
+    fidelity: tuple[OutputFidelity, ...]
+    samples: str
+    on_data: bool
+    outlooks: Mapping[str, Outlook] = field(default_factory=dict)
+
+
+def compare_with_float(
+    original: ir.Model,
+    quantized: Path,
+    samples: CheckSamples | None,
+    *,
+    execution: Execution = AS_THE_CPU_DOES,
+    threads: int = 0,
+) -> ResultComparison:
+    """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.
+
+    The quantized one is run as ``execution`` says.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run the quantized model.
+        InputError: its outputs are not finite where those of the float model are.
+        NoRandomInputsError: there are no samples, and the float model does not run without.
+    """
+    meter = FidelityMeter()
+    opened, gates = with_logits_of_outputs(original)
+    outlooks = {
+        value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
+    }
+    with ExitStack() as stack:
+        float_session = stack.enter_context(open_graph(opened if gates else original, threads=threads))
+        if gates:
+            quantized_graph = with_logits_of_outputs(load_model(quantized))[0]
+            quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))
+        else:
+            quantized_session = stack.enter_context(execution.open_file(quantized, threads=threads))
+        seen = 0
+        for feed in _feeds(float_session.inputs, float_session.outputs, samples):
+            with on_random_inputs() if samples is None else nullcontext():
+                expected = float_session.run(feed)
+            got = quantized_session.run(feed)
+            first = next(iter(feed.values()))
+            rows = int(first.shape[0]) if first.ndim else 1
+            meter.add({name: expected[name] for name in outlooks}, got)
+            for name, outlook in outlooks.items():
+                gate = gates.get(name)
+                pair = None
+                if gate is not None and gate.before in got:
+                    pair = (expected[gate.before], got[gate.before])
+                outlook.add(expected[name], got[name], rows, pair)
+            seen += rows
+    results = meter.results()
+    for output in results:
+        if output.non_finite:
+            raise InputError(
+                f"the quantized model's output '{output.name}' has {output.non_finite} values that are not finite",
+                fix="keep the layers before it float with --exclude, or try another --method",
+            )
+    found = {name: outlook.result() for name, outlook in outlooks.items() if samples is not None}
+    return ResultComparison(
+        fidelity=results,
+        samples=_in_words(samples, seen),
+        on_data=samples is not None,
+        outlooks={name: outlook for name, outlook in found.items() if outlook is not None},
+    )
+
+
+def _saturating(gate: Gate | None) -> str | None:
+    return gate.operator if gate is not None and gate.operator in SATURATING else None
+
+
+def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
+    if samples is None:
+        specs = [input_spec(spec) for spec in inputs]
+        yield make_feeds(specs, first_sizes(specs, None), None)
+        return
+    feeds = samples.data.feeds(samples.dataset, inputs, outputs)
+    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
+
+
+def input_spec(spec: TensorSpec) -> InputSpec:
+    """Returns an input in the form the example maker takes; an unknown dimension is a free one of its own."""
+    dims = tuple(f"{spec.name}_{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ()))
+    return InputSpec(name=spec.name, dims=dims, dtype=spec.dtype)
+
+
+def _in_words(samples: CheckSamples | None, seen: int) -> str:
+    if samples is None:
+        return "random inputs, which tell little"
+    plural = "" if seen == 1 else "s"
+    return f"{seen} sample{plural} held back" if samples.hold_back.every else f"{seen} calibration sample{plural}"

@@ -1,0 +1,48 @@
+"""Says of nodes that stay float why the plan left them so, where it did, and what changes that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage
+from qtool.plan import Skipped
+
+_FIXES = (
+    ("kept float for accuracy", "pass --max-float 0 for integers all the same"),
+    ("kept float for", "lower that goal, or give none"),
+    ("integers save no time", "pass --smallest for integers all the same"),
+    ("--exclude ", "drop that --exclude"),
+    ("no --include", "name it with --include, or drop --include"),
+)
+# A command that has just quantized a model needs no advice to do that, nor to drop what it was not given.
+_IN_VAIN = ("`qtool quantize`", "--include or --exclude")
+
+
+def fix_for_plan(reason: str) -> str | None:
+    """Returns the flag that undoes what a person or a search decided; None where neither did."""
+    return next((fix for start, fix in _FIXES if reason.startswith(start)), None)
+
+
+def as_planned(coverage: Coverage, skipped: Sequence[Skipped], *, for_cpu: bool) -> Coverage:
+    """Returns ``coverage`` with the reasons of the plan that it follows.
+
+    Args:
+        coverage: what onnxruntime's CPU provider makes of a model that was quantized as planned.
+        skipped: the nodes that the plan left float.
+        for_cpu: whether that provider is what the model was quantized for; advice about another one's kernels is none.
+    """
+    reasons = {skip.node: skip.reason for skip in skipped}
+    return Coverage(nodes=tuple(_as_planned(node, reasons.get(node.node), for_cpu) for node in coverage.nodes))
+
+
+def _as_planned(node: NodeCoverage, planned: str | None, for_cpu: bool) -> NodeCoverage:
+    if node.kernel is not None:
+        return node
+    if planned is not None:
+        return replace(node, reason=planned, fix=fix_for_plan(planned))
+    if not for_cpu:
+        return replace(node, fix=None)
+    if node.fix is not None and any(part in node.fix for part in _IN_VAIN):
+        return replace(node, fix=f"spare its conversions with --exclude '{node.node}'")
+    return node

@@ -1,0 +1,200 @@
+"""Quantizes the layers of a model that can quantize their activations as they run; this takes no calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qtool.atomic import staged
+from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
+from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.dynamic_quantizer import quantize_dynamically
+from qtool.manifest import Manifest, manifest_path, write_manifest
+from qtool.metrics.fidelity import OutputFidelity
+from qtool.metrics.outlook import Outlook
+from qtool.metrics.size import model_bytes
+from qtool.plan import DynamicPlan, build_dynamic_plan
+from qtool.progress import Progress
+from qtool.qdq.store_tables import StoredTable
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
+from qtool.schemes import DynamicScheme
+from qtool.selection import NodeSelection
+from qtool.workflows.convert.model_source import ModelSource, save_graph
+from qtool.workflows.diagnose.file_records import data_records, model_record
+from qtool.workflows.quantize.check_result import CheckSamples, compare_with_float
+from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
+from qtool.workflows.quantize.planned_float import as_planned
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.quantize.quantize_files import check_destination, destination, float_model
+from qtool.workflows.quantize.quantize_record import figures_record, nodes_record
+from qtool.workflows.tune.embedding_tables import with_tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicRequest:
+    """What to quantize, and how.
+
+    Attributes:
+        source: the float model.
+        data: samples to compare the result on; None for random inputs.
+        scheme: which integers weights become.
+        selection: which nodes may be quantized.
+        output: the file to write; None names it after the model.
+        output_dir: where an output without a name goes; None for beside the model.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether existing outputs may be replaced.
+        arguments: the options as a person gave them, for the manifest.
+        locked: the manifest of the run to repeat; None for a run of its own.
+    """
+
+    source: ModelSource
+    data: DataRequest | None
+    scheme: DynamicScheme
+    selection: NodeSelection = field(default_factory=NodeSelection)
+    output: Path | None = None
+    output_dir: Path | None = None
+    threads: int = 0
+    force: bool = False
+    arguments: tuple[str, ...] = ()
+    locked: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicReport:
+    """What a quantization did.
+
+    Attributes:
+        output: the quantized model.
+        manifest: the record beside it.
+        float_model: the float model to compare it with; made on the way where the source is no ONNX file.
+        plan: what was quantized, and what was not.
+        coverage: what onnxruntime runs on integers.
+        dead_channels: by weight, the channels that are all zero.
+        tables: the embedding tables that are stored as integers.
+        fidelity: how close each output stays to the float model's.
+        outlooks: what to expect of outputs on other data, by output.
+        compared_on: the samples that ``fidelity`` comes from, in words.
+        compared_on_data: whether they are real data.
+        float_bytes: size of the float model on disk.
+        quantized_bytes: size of the quantized model on disk.
+    """
+
+    output: Path
+    manifest: Path
+    float_model: Path
+    plan: DynamicPlan
+    coverage: Coverage
+    dead_channels: Mapping[str, tuple[int, ...]]
+    tables: tuple[StoredTable, ...]
+    fidelity: tuple[OutputFidelity, ...]
+    outlooks: Mapping[str, Outlook]
+    compared_on: str
+    compared_on_data: bool
+    float_bytes: int
+    quantized_bytes: int
+
+
+def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
+    """Returns what ``quantize_dynamic`` would do, and writes nothing.
+
+    Raises:
+        QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
+        FormatError: the model file cannot be read.
+    """
+    dataset = None if request.data is None else request.data.open()
+    model = prepare(request.source.load(progress, dataset=dataset), integers_between_layers=False)
+    return build_dynamic_plan(model, request.scheme, request.selection)
+
+
+def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicReport:
+    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+
+    Raises:
+        QtoolError: the model or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    output = destination(request.source, request.output, request.output_dir)
+    check_destination(output, request.source, force=request.force)
+    dataset = None if request.data is None else request.data.open()
+    original = request.source.load(progress, dataset=dataset)
+    if draws(original):
+        progress.note(DRAWN_ALIKE)
+    samples = None
+    if dataset is not None and request.data is not None:
+        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldoutSplit())
+    with staged(output) as path:
+        floats = float_model(original, request.source, output, path, force=request.force)
+        model = prepare(original.clone(), integers_between_layers=False)
+        plan = build_dynamic_plan(model, request.scheme, request.selection)
+        weights = quantize_dynamically(model, plan)
+        tables = with_tables(model, request.selection)
+        model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
+        ResidualSums()(model)
+        save_graph(model, path)
+        progress.note("checking the result in onnxruntime")
+        with progress.task("comparing with float"):
+            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=True)
+            comparison = compare_with_float(
+                original, path, samples, execution=execution_for(request.scheme), threads=request.threads
+            )
+        report = DynamicReport(
+            output=output,
+            manifest=manifest_path(output),
+            float_model=floats.path,
+            plan=plan,
+            coverage=coverage,
+            dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
+            tables=tables.stored,
+            fidelity=comparison.fidelity,
+            outlooks=comparison.outlooks,
+            compared_on=comparison.samples,
+            compared_on_data=comparison.on_data,
+            float_bytes=model_bytes(floats.file),
+            quantized_bytes=model_bytes(path),
+        )
+        manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
+        check_reproduced(request.locked, manifest)
+        write_manifest(manifest_path(path), manifest, home=output.parent)
+    return report
+
+
+def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
+    """Returns the record of one run; the two files are where the models lie while it is written."""
+    inputs = {"model": model_record(request.source.path, request.source.path)}
+    if request.data is not None:
+        inputs |= data_records(request.data.sources)
+    return Manifest(
+        command="quantize",
+        float_model=model_record(report.float_model, float_file),
+        quantized_model=model_record(report.output, quantized_file),
+        inputs=inputs,
+        options=_options(request),
+        versions=locked_versions(request.source),
+        quantized={
+            "weights": len(report.plan.weights),
+            "dynamic_nodes": len(report.plan.integer_nodes),
+            **nodes_record(report, report.plan.skipped),
+        },
+        figures=figures_record(report),
+        lock=lock_record(request.arguments),
+    )
+
+
+def _options(request: DynamicRequest) -> dict[str, Any]:
+    data = request.data
+    return {
+        "target": request.scheme.target,
+        "scheme": request.scheme.description,
+        "include": list(request.selection.include),
+        "exclude": list(request.selection.exclude),
+        "batch_size": None if data is None else data.batch_size,
+        "limit": None if data is None else data.limit,
+        "preprocess": None if data is None else data.preprocess,
+        "threads": request.threads,
+    }

@@ -1,0 +1,99 @@
+"""Puts a quantization into its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtool.manifest import Manifest
+from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
+from qtool.workflows.quantize.lock import lock_record, locked_versions
+
+if TYPE_CHECKING:
+    from qtool.plan import Skipped
+    from qtool.workflows.quantize.quantize_dynamic import DynamicReport
+    from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
+
+
+def manifest_of(
+    request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
+) -> Manifest:
+    """Returns the record of one run; the two files are where the models lie while it is written."""
+    inputs = {"model": model_record(request.source.path, request.source.path)}
+    if request.data is not None:
+        inputs |= data_records(request.data.sources)
+    if request.statistics is not None:
+        inputs["calib_stats"] = file_record(request.statistics, request.statistics)
+    return Manifest(
+        command="quantize",
+        float_model=model_record(report.float_model, float_file),
+        quantized_model=model_record(report.output, quantized_file),
+        inputs=inputs,
+        options=_options(request),
+        versions=locked_versions(request.source),
+        quantized=_quantized(report),
+        figures={**figures_record(report), "samples": float(report.samples)},
+        lock={
+            **lock_record(request.arguments),
+            "timing": None if report.timing is None else report.timing.as_json(),
+        },
+    )
+
+
+def _options(request: QuantizeRequest) -> dict[str, Any]:
+    data = request.data
+    return {
+        "target": request.scheme.target,
+        "scheme": request.scheme.description,
+        "method": {"name": request.method_name, **_fields(request.method)},
+        "include": list(request.selection.include),
+        "exclude": list(request.selection.exclude),
+        "dynamic": list(request.selection.dynamic),
+        "searches": asdict(request.searches),
+        "goal": None if request.goal is None else asdict(request.goal),
+        "time_budget_s": request.time_budget_s,
+        "batch_size": None if data is None else data.batch_size,
+        "limit": None if data is None else data.limit,
+        "preprocess": None if data is None else data.preprocess,
+        "threads": request.threads,
+        "smallest": request.timing.for_size,
+    }
+
+
+def _fields(method: Any) -> dict[str, Any]:
+    return {name: getattr(method, name) for name in getattr(method, "__dataclass_fields__", ())}
+
+
+def _quantized(report: QuantizeReport) -> dict[str, Any]:
+    return {
+        "activations": len(report.plan.activations),
+        "weights": len(report.plan.weights) + len(report.plan.dynamic.weights),
+        "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
+        **nodes_record(report, report.plan.skipped),
+    }
+
+
+def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Returns what a manifest says about the nodes of a result, and about the tables that are stored as integers."""
+    return {
+        "tables": [table.tensor for table in report.tables],
+        "integer_nodes": report.coverage.integer,
+        "quantizable_nodes": report.coverage.total,
+        "operators": {row.operator: [row.integer, row.total] for row in report.coverage.by_operator()},
+        "float_nodes": [asdict(skip) for skip in skipped],
+    }
+
+
+def figures_record(report: QuantizeReport | DynamicReport) -> dict[str, float | None]:
+    """Returns what a manifest says was measured."""
+    figures: dict[str, float | None] = {
+        "float_bytes": float(report.float_bytes),
+        "quantized_bytes": float(report.quantized_bytes),
+    }
+    for output in report.fidelity:
+        sqnr = output.sqnr_db
+        figures[f"sqnr_db:{output.name}"] = sqnr if sqnr is not None and math.isfinite(sqnr) else None
+    return figures

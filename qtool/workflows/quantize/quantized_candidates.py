@@ -1,0 +1,75 @@
+"""Quantizes one prepared model in many ways, from statistics that were gathered once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from calib.ranges import RangeMethod
+from calib.statistics import TensorStatistics
+from qtool.corrections import Corrections
+from qtool.plan import NOTHING_KEPT, Plan, build_plan
+from qtool.quantizer import NO_REFINEMENT, quantize_graph
+from qtool.schemes import Scheme
+from qtool.search.quantized_candidate import QuantizedCandidate
+from qtool.selection import NodeSelection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedCandidates:
+    """Makes variants of a model that differ in the nodes that stay float.
+
+    Attributes:
+        model: the float model, as ``prepare`` leaves it; it stays so.
+        scheme: which integers tensors become.
+        selection: which nodes may be quantized at all.
+        unfit: tensors that must stay float, each with the reason.
+        statistics: by tensor name, of every tensor that the fullest plan needs.
+        method: finds the ranges of activations.
+        bias_correction: whether biases take back what rounding the weights does to the layers' means.
+        refinement: what a search has found out.
+        dynamic: layers that a search lets find their ranges as the model runs, by name.
+        slow: nodes that stay float in every variant, since integers save no time there, each with the reason.
+    """
+
+    model: ir.Model
+    scheme: Scheme
+    selection: NodeSelection
+    unfit: Mapping[str, str]
+    statistics: Mapping[str, TensorStatistics]
+    method: RangeMethod
+    bias_correction: bool = True
+    refinement: Corrections = NO_REFINEMENT
+    dynamic: tuple[str, ...] = ()
+    slow: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, kept_float: Mapping[str, str]) -> QuantizedCandidate:
+        """Returns a new variant in which the named nodes stay float, each for the reason given.
+
+        Raises:
+            InputError: a weight holds NaN or infinity.
+        """
+        model = self.model.clone()
+        plan = self._planned(model, kept_float)
+        quantize_graph(
+            model,
+            plan,
+            self.statistics,
+            self.method,
+            bias_correction=self.bias_correction,
+            refinement=self.refinement,
+        )
+        return QuantizedCandidate(model, plan)
+
+    def plan(self, kept_float: Mapping[str, str] = NOTHING_KEPT) -> Plan:
+        """Returns what is quantized with the named nodes in float."""
+        return self._planned(self.model, kept_float)
+
+    def _planned(self, model: ir.Model, kept_float: Mapping[str, str]) -> Plan:
+        exact = tuple(f"re:{re.escape(name)}" for name in self.dynamic)
+        selection = replace(self.selection, dynamic=(*self.selection.dynamic, *exact))
+        kept = {**self.slow, **kept_float}
+        return build_plan(model, self.scheme, selection, unfit=self.unfit, kept_float=kept, may_be_empty=True)

@@ -1,0 +1,117 @@
+"""Holds a quantized model against what a target can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.backends.onnxruntime_cpu.saturation_proof import SaturationProof, prove
+from qtool.errors import GateError
+from qtool.graph.constants import constant_array
+from qtool.schemes import Scheme
+from qtool.workflows.diagnose.verify import onnx_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    """A tensor in integers that the target does not take.
+
+    Attributes:
+        tensor: its name.
+        problem: what the target does not take.
+    """
+
+    tensor: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReport:
+    """What a target makes of a model.
+
+    Attributes:
+        target: its name among the presets.
+        machine: the same in words.
+        misfits: tensors in integers that it does not take, in graph order.
+        proof: whether its sums can overflow.
+    """
+
+    target: str
+    machine: str
+    misfits: tuple[Misfit, ...]
+    proof: SaturationProof
+
+
+def check_target(path: Path, scheme: Scheme) -> TargetReport:
+    """Reads a quantized model, of whatever tool, and holds its integers against those of a preset.
+
+    Raises:
+        FormatError: the file cannot be read.
+        InputError: the file is no ONNX graph.
+    """
+    model = load_weights(OnnxFile().read(onnx_path(path)))
+    common.NameFixPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    # Where zero points are free, kernels for the other sign exist as well, if slower ones.
+    strict = scheme.activations.signed and scheme.activations.symmetric
+    return TargetReport(
+        target=scheme.target,
+        machine=scheme.machine,
+        misfits=_misfits(model) if strict else (),
+        proof=prove(model, scheme),
+    )
+
+
+def check_gate(report: TargetReport) -> None:
+    """Holds a report against its gate.
+
+    Raises:
+        GateError: the target does not take the model, or can overflow.
+    """
+    fix = f"quantize the float model again with --target {report.target}"
+    if report.misfits:
+        first = report.misfits[0]
+        raise GateError(
+            f"{report.machine} does not take {len(report.misfits)} of the tensors in integers, '{first.tensor}' first: "
+            f"{first.problem}",
+            fix=fix,
+        )
+    unsafe = [layer for layer in report.proof.layers if not layer.safe]
+    if unsafe:
+        raise GateError(
+            f"{len(unsafe)} of {len(report.proof.layers)} integer layers can overflow on {report.machine}, "
+            f"'{unsafe[0].node}' first",
+            fix=fix,
+        )
+
+
+def _misfits(model: ir.Model) -> tuple[Misfit, ...]:
+    """Finds what is not s8 around zero, among the tensors of Q and DQ."""
+    found: dict[str, str] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not node.inputs:
+            continue
+        value = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+        if value is None:
+            continue
+        problem = _problem(node, value)
+        if problem is not None:
+            found.setdefault(value.name or "", problem)
+    return tuple(Misfit(tensor=tensor, problem=problem) for tensor, problem in found.items())
+
+
+def _problem(node: ir.Node, value: ir.Value) -> str | None:
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    # Without a zero point QuantizeLinear makes u8; DequantizeLinear reads whatever it is given.
+    default = value.dtype if node.op_type == "DequantizeLinear" else ir.DataType.UINT8
+    kind = default if zero_point is None else zero_point.dtype
+    if kind is not None and kind != ir.DataType.INT8:
+        return f"it is {kind}, not INT8"
+    zeros = constant_array(zero_point)
+    if zeros is not None and zeros.any():
+        return "its zero point is not 0"
+    return None

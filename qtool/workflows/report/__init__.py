@@ -1,0 +1,1 @@
+"""Compares quantized models with their float model."""

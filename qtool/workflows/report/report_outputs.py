@@ -1,0 +1,147 @@
+"""The pass over the data in which a report's models run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.datasets.base import Dataset
+from calib.datasets.batching import fixed_batch_size
+from calib.errors import WholeFeedError
+from calib.specs import Array, Feed, TensorSpec, samples_in
+from qtool.errors import InputError
+from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
+from qtool.metrics.changed_samples import ChangedSample, SampleMeter
+from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from qtool.metrics.judged_batch import Batch
+from qtool.metrics.session_group import SessionGroup
+from qtool.metrics.task import Metric
+from qtool.progress import Progress
+from qtool.workflows.report.report_data import OpenData
+
+_USUAL_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the pass leaves behind.
+
+    Attributes:
+        fidelity: how close the outputs of each quantized model are to those of the float model.
+        accuracy: of each model, the float model's first; empty without labels, or without scores to compare them with.
+        metric: the score of each model, the float model's first; empty without a metric.
+        classes: what changes for each class, by quantized model; each empty without accuracy.
+        changed: the samples that changed most, by quantized model.
+        samples: how many samples there were.
+        sample: one of them, to time the models on.
+        batch: the first batch, to time the models on.
+    """
+
+    fidelity: tuple[tuple[OutputFidelity, ...], ...]
+    accuracy: tuple[Accuracy, ...]
+    metric: tuple[float, ...]
+    classes: tuple[tuple[ClassChange, ...], ...]
+    changed: tuple[tuple[ChangedSample, ...], ...]
+    samples: int
+    sample: Feed
+    batch: Feed
+
+
+def run_over(
+    group: SessionGroup,
+    opened: OpenData,
+    metric: Metric | None,
+    *,
+    batch_size: int,
+    limit: int | None,
+    progress: Progress,
+) -> Seen:
+    """Runs every model on every batch; holds the outputs of two models and one batch at a time.
+
+    Raises:
+        InputError: there are no samples, or the labels do not fit.
+        RuntimeRefusedError: onnxruntime stops while it runs a model.
+        CalibError: the data does not fit the models.
+    """
+    data, labels = opened.data, opened.labels
+    fidelity = [FidelityMeter() for _ in range(group.count - 1)]
+    changed = [SampleMeter() for _ in fidelity]
+    accuracy: list[AccuracyMeter] = []
+    scores = [metric.start() for _ in range(group.count)] if metric is not None else []
+    class_labels = None if metric is not None and metric.owns_labels else labels
+    classes: str | None = None
+    batch: Feed | None = None
+    samples = 0
+    feeds = data.feeds(group.inputs, batch_size=batch_size, limit=limit, remark=progress.note)
+    with progress.task("comparing outputs", _total(data.count, limit)) as advance:
+        for feed in feeds:
+            runs = group.runs(feed)
+            expected = next(runs)
+            if batch is None:
+                batch = feed
+                classes = None if class_labels is None else _classes_output(expected)
+                if class_labels is not None and classes is not None:
+                    accuracy = [AccuracyMeter(class_labels.values, name=class_labels.name) for _ in range(group.count)]
+            own_labels = None if labels is None else labels.values[samples : samples + samples_in(feed)]
+            if scores:
+                scores[0].add(_judged(expected, expected, own_labels, feed))
+            if classes is not None:
+                accuracy[0].add(expected[classes])
+            for place, got in enumerate(runs):
+                fidelity[place].add(expected, got)
+                changed[place].add(feed, expected, got)
+                if scores:
+                    scores[place + 1].add(_judged(got, expected, own_labels, feed))
+                if classes is not None:
+                    accuracy[place + 1].add(got[classes])
+            samples += samples_in(feed)
+            advance(samples_in(feed))
+    if batch is None:
+        raise InputError("the data has no samples", fix="give data with at least one sample")
+    return Seen(
+        fidelity=tuple(meter.results() for meter in fidelity),
+        accuracy=tuple(meter.result() for meter in accuracy),
+        metric=tuple(meter.result() for meter in scores),
+        classes=tuple(accuracy[0].changes_to(meter) for meter in accuracy[1:]) or ((),) * len(fidelity),
+        changed=tuple(meter.result() for meter in changed),
+        samples=samples,
+        sample=next(data.feeds(group.inputs, batch_size=1)),
+        batch=batch,
+    )
+
+
+def usual_batch_size(inputs: Sequence[TensorSpec], datasets: Sequence[Dataset]) -> int:
+    """Returns how many samples a run takes where nobody says: what the model fixes, or a few.
+
+    Where the arrays of a dataset are whole inputs that cannot be taken apart, it is one.
+
+    Raises:
+        CalibError: the data does not fit the inputs.
+    """
+    fixed = fixed_batch_size(inputs)
+    if fixed is not None:
+        return fixed
+    try:
+        for dataset in datasets:
+            next(iter(dataset.feeds(inputs, batch_size=2, limit=2)), None)
+    except WholeFeedError:
+        return 1
+    return _USUAL_BATCH_SIZE
+
+
+def _judged(outputs: Feed, reference: Feed, labels: Array | None, feed: Feed) -> Batch:
+    return Batch(outputs=outputs, reference=reference, inputs=feed, labels=labels, rows=samples_in(feed))
+
+
+def _classes_output(outputs: Feed) -> str | None:
+    """Returns the first output that looks like one score a class."""
+    for name, value in outputs.items():
+        if value.ndim == 2 and value.shape[1] >= 2 and np.issubdtype(value.dtype, np.floating):
+            return name
+    return None
+
+
+def _total(count: int | None, limit: int | None) -> int | None:
+    return limit if count is None else min(count, limit or count)

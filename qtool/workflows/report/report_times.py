@@ -1,0 +1,178 @@
+"""Everything about a report's models that is measured with a clock or from outside of the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.datasets.base import Dataset
+from calib.specs import Feed, samples_in
+from qtool.errors import UsageError
+from qtool.metrics.cold_start import STARTS, cold_starts
+from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds
+from qtool.metrics.memory import Memory, measure_memory
+from qtool.metrics.session_group import SessionGroup, open_group
+from qtool.progress import Progress
+from qtool.report.model import GridPoint
+from qtool.runtime.profile import OperatorTime, operator_seconds
+from qtool.workflows.report.report_outputs import Seen
+
+# Batches take long and vary little: fewer rounds of them will do.
+_MOST_BATCH_ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models of a report, the float model first.
+
+    Attributes:
+        paths: their graphs.
+        names: what the report calls them.
+    """
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        threads: threads inside an operator; 0 is one a core.
+        rounds: rounds of the latency measurement; throughput takes 10 of them at most.
+        latency: whether to measure it.
+        cold_start: whether to measure the time to the first result in fresh processes.
+        profile: whether to look where the time goes.
+        batch_sizes: sizes of batches to time beside; without any, 1 where there are numbers of threads.
+        thread_counts: numbers of threads to time beside; without any, ``threads`` where there are sizes.
+    """
+
+    threads: int = 0
+    rounds: int = 25
+    latency: bool = True
+    cold_start: bool = False
+    profile: bool = False
+    batch_sizes: tuple[int, ...] = ()
+    thread_counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """What was measured, one entry a model, the float model's first; ``grid`` has none of the float model.
+
+    Attributes:
+        sample: seconds of a run on one sample; empty where the latency was not asked for.
+        batch: seconds of a run on a batch; likewise.
+        memory: peaks.
+        cold_start: milliseconds to the first result; None where it was not asked for.
+        operators: where the time goes; empty where it was not asked for.
+        grid: the times in every other setting; empty where none was asked for.
+    """
+
+    sample: tuple[Times, ...]
+    batch: tuple[Times, ...]
+    memory: tuple[Memory, ...]
+    cold_start: tuple[Interval | None, ...]
+    operators: tuple[tuple[OperatorTime, ...], ...]
+    grid: tuple[tuple[GridPoint, ...], ...]
+
+
+def measure(
+    group: SessionGroup,
+    models: Models,
+    data: Dataset,
+    seen: Seen,
+    asked: Asked,
+    progress: Progress,
+) -> Measurements:
+    """Measures what is asked for.
+
+    Raises:
+        UsageError: the data has fewer samples than a batch that is to be timed.
+        RuntimeRefusedError: onnxruntime does not run a model.
+        CalibError: a model fixes its batch to another size.
+    """
+    sample: tuple[Times, ...] = ()
+    batch: tuple[Times, ...] = ()
+    if asked.latency:
+        sample, batch = _in_turns(group, seen, asked.rounds, progress)
+    return Measurements(
+        sample=sample,
+        batch=batch,
+        memory=_memories(models, seen.sample, asked.threads, progress),
+        cold_start=_cold_starts(models, seen.sample, asked, progress),
+        operators=_profiles(models, seen.sample, asked, progress),
+        grid=_grid(models, data, asked, progress),
+    )
+
+
+def _in_turns(
+    group: SessionGroup, seen: Seen, rounds: int, progress: Progress
+) -> tuple[tuple[Times, ...], tuple[Times, ...]]:
+    """Times every model on one sample and on one batch."""
+    alike = samples_in(seen.sample) == samples_in(seen.batch)
+    batch_rounds = min(rounds, _MOST_BATCH_ROUNDS)
+    with progress.task("timing in turns", rounds if alike else rounds + batch_rounds) as advance:
+        sample = interleaved_times(group.timed(seen.sample), rounds=rounds, advance=advance)
+        batch = sample if alike else interleaved_times(group.timed(seen.batch), rounds=batch_rounds, advance=advance)
+    return sample, batch
+
+
+def _memories(models: Models, sample: Feed, threads: int, progress: Progress) -> tuple[Memory, ...]:
+    memory = []
+    with progress.task("measuring memory", len(models.paths)) as advance:
+        for path in models.paths:
+            memory.append(measure_memory(path, sample, threads=threads))
+            advance(1)
+    for entry in memory:
+        if entry.reason is not None:
+            progress.note(f"peak memory is not known: {entry.reason}")
+    return tuple(memory)
+
+
+def _cold_starts(models: Models, sample: Feed, asked: Asked, progress: Progress) -> tuple[Interval | None, ...]:
+    if not asked.cold_start:
+        return (None,) * len(models.paths)
+    with progress.task("starting cold", STARTS * len(models.paths)) as advance:
+        return cold_starts(models.paths, sample, threads=asked.threads, advance=advance)
+
+
+def _profiles(models: Models, sample: Feed, asked: Asked, progress: Progress) -> tuple[tuple[OperatorTime, ...], ...]:
+    if not asked.profile:
+        return ((),) * len(models.paths)
+    found = []
+    with progress.task("profiling", len(models.paths)) as advance:
+        for path in models.paths:
+            found.append(operator_seconds(path, sample, threads=asked.threads))
+            advance(1)
+    return tuple(found)
+
+
+def _grid(models: Models, data: Dataset, asked: Asked, progress: Progress) -> tuple[tuple[GridPoint, ...], ...]:
+    """Times all models in turns in every setting."""
+    points: list[list[GridPoint]] = [[] for _ in models.paths[1:]]
+    if not asked.batch_sizes and not asked.thread_counts:
+        return tuple(map(tuple, points))
+    batch_sizes, thread_counts = asked.batch_sizes or (1,), asked.thread_counts or (asked.threads,)
+    with progress.task("timing settings", asked.rounds * len(batch_sizes) * len(thread_counts)) as advance:
+        for threads in thread_counts:
+            group = open_group(models.paths, models.names, threads=threads)
+            for batch_size in batch_sizes:
+                feed = next(data.feeds(group.inputs, batch_size=batch_size))
+                if samples_in(feed) != batch_size:
+                    raise UsageError(
+                        f"a batch of {batch_size} cannot be timed: the models and the data make it {samples_in(feed)}",
+                        fix="leave it out of --batch-sizes, or give data with more samples",
+                    )
+                times = interleaved_times(group.timed(feed), rounds=asked.rounds, advance=advance)
+                for place, quantized in enumerate(times[1:]):
+                    point = GridPoint(
+                        batch_size=batch_size,
+                        threads=threads,
+                        float_ms=run_milliseconds(times[0]),
+                        quantized_ms=run_milliseconds(quantized),
+                        speedup=paired_ratio(times[0], quantized),
+                    )
+                    points[place].append(point)
+    return tuple(map(tuple, points))

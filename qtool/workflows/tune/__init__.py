@@ -1,0 +1,1 @@
+"""What a quantization searches for: ranges, corrections, layers to keep float."""

@@ -1,0 +1,209 @@
+"""Lets layers be dynamic or float where fixed integers cost much accuracy, and tells what that did."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.plan import build_dynamic_plan
+from qtool.progress import Progress
+from qtool.schemes import as_dynamic
+from qtool.search.dynamic_choice import better_dynamic
+from qtool.search.float_cost import FloatCost
+from qtool.search.float_fallback import Affordable, FloatFallback, best_fallback, could_gain
+from qtool.search.logits_view import with_logits
+from qtool.search.node_groups import NodeGroup, node_groups
+from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.sensitivity import LayerNoise, rank_layers
+from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.tuning_split import TuningSplit
+
+_RANKING_SAMPLES = 8
+# Finding ranges at run time costs a pass over each activation; less than this is not worth it.
+_WORTH_DB = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFloat:
+    """What became of the search.
+
+    Attributes:
+        bargain: the layers that stay float.
+        dynamic: the layers that find their ranges as the model runs.
+        plain_db: SQNR of the worst output in dB with fixed integers everywhere.
+        samples: how many samples it was judged by.
+        stopped: why the search ended early, in words; None when it did not.
+    """
+
+    bargain: FloatFallback
+    dynamic: tuple[str, ...]
+    plain_db: float
+    samples: int
+    stopped: str | None
+
+
+class FloatFallbackSearch:
+    """SearchConfig for one model; an interrupt, or the end of its time, leaves it with the best so far.
+
+    Attributes:
+        variants: the variants, with the layers that were chosen to be dynamic.
+        best: the layers to keep float.
+        stopped: why the search ended early, in words; None when it did not.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        variants: QuantizedCandidates,
+        judge: OutputEvaluator,
+        samples: TuningSplit,
+        progress: Progress,
+        *,
+        cost: FloatCost,
+        price: float,
+        affordable: Affordable | None = None,
+        budget_s: float | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Measures what integers everywhere reach.
+
+        Args:
+            original: the float model.
+            variants: makes variants of it.
+            judge: decides between them.
+            samples: what ranks the layers.
+            progress: receives the steps.
+            cost: knows what layers cost in float.
+            affordable: whether choices save what they should; None to believe the estimates.
+            price: what it costs to give up a tenth of what integers save, in dB.
+            budget_s: seconds after which the search ends.
+            threads: threads inside an operator; 0 is one a core.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a model.
+        """
+        self._original = original
+        self._judge = judge
+        self._samples = samples
+        self._progress = progress
+        self._threads = threads
+        self._cost = cost
+        self._affordable = None if affordable is None else self._in_time(affordable)
+        self._budget_s = budget_s
+        self._end = math.inf if budget_s is None else time.monotonic() + budget_s
+        everything = variants({})
+        self._plain_db = judge.sqnr_db(everything.model)
+        self._groups = node_groups(variants.model, everything.plan)
+        self.variants = variants
+        self.best = FloatFallback(layers=(), sqnr_db=self._plain_db, share=0.0, price=price)
+        self.stopped: str | None = None
+
+    def seek(self, *, most: float, every_short: bool = False) -> KeptFloat:
+        """SearchConfig layers that are better dynamic, and then those to keep float.
+
+        Args:
+            most: the largest part of what integers save that may be given up once the model is usable, 0 to 1.
+            every_short: as for ``best_fallback``.
+        """
+        if could_gain(self._plain_db) and self._groups:
+            try:
+                self._run(most, every_short=every_short)
+                if self._is_over():
+                    self.stopped = f"the time of {self._budget_s:.4g} s was up"
+            except KeyboardInterrupt:
+                self.stopped = "interrupted"
+        kept = {layer.group.layer for layer in self.best.layers}
+        return KeptFloat(
+            bargain=self.best,
+            dynamic=tuple(name for name in self.variants.dynamic if name not in kept),
+            plain_db=self._plain_db,
+            samples=self._judge.samples,
+            stopped=self.stopped,
+        )
+
+    def _run(self, most: float, *, every_short: bool) -> None:
+        feeds = self._samples.spread(_RANKING_SAMPLES)
+        ranking = OutputEvaluator(
+            self._original,
+            feeds,
+            view=with_logits,
+            execution=execution_for(self.variants.scheme),
+            threads=self._threads,
+        )
+        with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
+            ranked = rank_layers(self.variants, self._groups, ranking, advance=advance, stop=self._is_over)
+        ranked = self._with_dynamic(ranked, ranking)
+        place = {group.layer: number for number, group in enumerate(self._groups)}
+        in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])
+        with self._progress.task("trying which layers to keep float") as advance:
+            self.best = best_fallback(
+                self.variants,
+                self._judge,
+                self.best,
+                ranked,
+                in_order,
+                self._cost,
+                most=most,
+                every_short=every_short,
+                advance=advance,
+                stop=self._is_over,
+                affordable=self._affordable,
+            )
+
+    def _with_dynamic(self, ranked: Sequence[LayerNoise], ranking: OutputEvaluator) -> tuple[LayerNoise, ...]:
+        """Makes layers dynamic if the outputs say so, and returns what each layer causes now."""
+        eligible = self._eligible()
+        if not eligible:
+            return tuple(ranked)
+        # Were that not worth it for all of them, it would not be for some.
+        noisy = [layer.group.layer for layer in ranked]
+        everywhere = replace(self.variants, dynamic=tuple(name for name in noisy if name in eligible))
+        if self._judge.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _WORTH_DB:
+            return tuple(ranked)
+        nodes = [node for group in self._groups for node in group.nodes]
+        with self._progress.task("making one layer at a time dynamic") as advance:
+            better = better_dynamic(
+                lambda names: replace(self.variants, dynamic=tuple(names)),
+                ranked,
+                nodes,
+                eligible,
+                ranking,
+                advance=advance,
+                stop=self._is_over,
+            )
+        if not better:
+            return tuple(ranked)
+        changed = replace(self.variants, dynamic=tuple(layer.group.layer for layer in better))
+        reached = self._judge.sqnr_db(changed({}).model)
+        if reached < self.best.sqnr_db + _WORTH_DB:
+            return tuple(ranked)
+        self.variants = changed
+        self.best = replace(self.best, sqnr_db=reached)
+        now = {layer.group.layer: layer for layer in better}
+        return tuple(now.get(layer.group.layer, layer) for layer in ranked)
+
+    def _eligible(self) -> tuple[str, ...]:
+        """Returns the static layers that onnxruntime's CPU provider could run with ranges of their own."""
+        scheme, layers = self.variants.scheme, _products(self._groups)
+        if not scheme.for_cpu or not layers:
+            return ()
+        possible = build_dynamic_plan(
+            self.variants.model, as_dynamic(scheme), self.variants.selection, may_be_empty=True
+        )
+        return tuple(name for name in layers if name in possible.integer_nodes)
+
+    def _in_time(self, affordable: Affordable) -> Affordable:
+        """Returns what believes the estimates once time is up."""
+        return lambda bargain, share: self._is_over() or affordable(bargain, share)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+
+def _products(groups: Sequence[NodeGroup]) -> tuple[str, ...]:
+    return tuple(group.layer for group in groups if group.operator in ("MatMul", "Gemm"))

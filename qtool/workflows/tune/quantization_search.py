@@ -1,0 +1,227 @@
+"""Everything that a quantization looks for beyond one pass over the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from calib.specs import Feed
+from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.metrics.latency import Interval
+from qtool.progress import Progress
+from qtool.schemes import Scheme
+from qtool.search.correction_ablation import CorrectionAblation, Gain
+from qtool.search.float_fallback import PERFECT_DB, Affordable
+from qtool.search.logits_view import with_logits
+from qtool.search.output_evaluator import OutputEvaluator
+from qtool.selection import NodeSelection
+from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.correction_search import CorrectionSearch
+from qtool.workflows.tune.efforts import Policy, SearchConfig
+from qtool.workflows.tune.float_fallback_search import FloatFallbackSearch, KeptFloat
+from qtool.workflows.tune.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritten
+from qtool.workflows.tune.search_time import SearchTime
+from qtool.workflows.tune.speed import speedups
+from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
+from qtool.workflows.tune.tuning_split import TuningSplit
+from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
+
+# Tables of a quarter of their size are worth so much noise, in dB.
+_TABLES_DB = 0.5
+# What a change of the float model costs before ranges are chosen says little about what it is worth then.
+_DOUBT_DB = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Is one form of the float model to start from.
+
+    Attributes:
+        rewritten: the form, and how it came about.
+        variants: makes quantized variants of it.
+        samples: how many samples its ranges come from.
+    """
+
+    rewritten: Rewritten
+    variants: QuantizedCandidates
+    samples: int
+
+
+class QuantizationSearch:
+    """SearchConfig for one model, as far as there are samples to look at."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        scheme: Scheme,
+        selection: NodeSelection,
+        wanted: SearchConfig,
+        samples: CheckSamples | None,
+        progress: Progress,
+        *,
+        timed_on: Feed | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Runs the float model on the samples that decide, where there is something to decide.
+
+        Models are timed on ``timed_on``, one sample; None where nothing is to be timed.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+            CalibError: the data does not fit the model.
+        """
+        self._original = original
+        self._scheme = scheme
+        self._selection = selection
+        self._wanted = wanted
+        self._progress = progress
+        self._threads = threads
+        self._timed_on = timed_on
+        self._time = SearchTime()
+        judged = wanted.judged_samples if wanted.need_judge else 0
+        self._samples = None if samples is None else TuningSplit(original, samples, judged=judged)
+        self._judge: OutputEvaluator | None = None
+        self._trials: CorrectionAblation | None = None
+        if self._samples is not None and judged:
+            feeds = self._samples.judging
+            run = execution_for(scheme)
+            # Behind a gate most samples are decided whatever becomes of a layer, and one that flips would decide.
+            self._judge = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
+            if wanted.limited and samples is not None:
+                count = samples.data.available(samples.dataset) or self._judge.samples
+                self._time.limit(self._judge.seconds * count / max(self._judge.samples, 1))
+            outputs = OutputEvaluator(original, feeds, execution=run, threads=threads)
+            self._trials = CorrectionAblation(self._judge, veto=outputs)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search ended early, in words; None where it did not."""
+        return self._time.stopped
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """What every correction that was tried did to the outputs."""
+        return () if self._trials is None else tuple(self._trials.gains)
+
+    def rewritten(self, model: ir.Model) -> tuple[Rewritten, ...]:
+        """Returns forms of the prepared float model to start from, the one that promises most first."""
+        plain = Rewritten(model=model)
+        if self._samples is None:
+            return (plain,)
+        wanted = self._wanted
+        must = Policy.ALWAYS in (wanted.equalization, wanted.smoothing)
+        doubts = wanted.doubts_rewriting and self._trials is not None and not must
+        rewriter = Rewriter(
+            self._scheme,
+            self._selection,
+            self._samples,
+            wanted,
+            self._progress,
+            trials=self._trials,
+            doubt_db=_DOUBT_DB if doubts else 0.0,
+            threads=self._threads,
+            stop=self._time.is_over,
+        )
+        found = rewriter.rewrite(model)
+        return (found, plain) if doubts and found.is_changed else (found,)
+
+    def refined(self, starts: Sequence[Start]) -> Start:
+        """Returns the start with the better variants, refined; all come without any correction."""
+        if self._samples is None:
+            (start,) = starts
+            corrected = self._wanted.bias_correction is not Policy.NEVER
+            return replace(start, variants=replace(start.variants, bias_correction=corrected))
+        refine = self._refiner(self._samples).refine
+        if self._trials is None or len(starts) == 1:
+            return replace(starts[0], variants=refine(starts[0].variants))
+        place, variants = self._trials.better_of([start.variants for start in starts], refine)
+        if not starts[place].rewritten.is_changed:
+            self._trials.undo((EQUALIZATION, SMOOTHING))
+        return replace(starts[place], variants=variants)
+
+    def fitted(self, variants: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
+        """Returns variants fitted to the float model with the nodes of ``kept_float`` in float."""
+        return variants if self._samples is None else self._refiner(self._samples).fit(variants, kept_float)
+
+    def _refiner(self, samples: TuningSplit) -> CorrectionSearch:
+        return CorrectionSearch(
+            samples,
+            self._wanted,
+            self._progress,
+            trials=self._trials,
+            threads=self._threads,
+            stop=self._time.is_over,
+        )
+
+    def timed(self, variants: QuantizedCandidates, timing: Timing) -> TimePlan | None:
+        """Finds out which layers save time on integers; None without a sample to time them on."""
+        if self._timed_on is None:
+            return None
+        return TimePlan(self._original, variants, self._timed_on, timing, self._progress, threads=self._threads)
+
+    def unsigned(self, variants: QuantizedCandidates, times: TimePlan | None) -> QuantizedCandidates:
+        """Returns variants in which weights of some layers are u8, where the target offers that and it is worth it."""
+        if self._judge is None or times is None:
+            return variants
+        return with_unsigned_weights(variants, self._judge, times.cost(), self._progress, stop=self._time.is_over)
+
+    def bargain(
+        self, variants: QuantizedCandidates, times: TimePlan | None, *, budget_s: float | None = None
+    ) -> tuple[QuantizedCandidates, KeptFloat | None]:
+        """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
+
+        There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
+        """
+        if self._samples is None or self._judge is None or times is None or not self._wanted.keeps_float:
+            return variants, None
+        left_s = min(self._time.left_s, math.inf if budget_s is None else budget_s)
+        cost = times.cost()
+        seeker = FloatFallbackSearch(
+            self._original,
+            variants,
+            self._judge,
+            self._samples,
+            self._progress,
+            cost=cost,
+            # Of a tenth of what integers save.
+            price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
+            affordable=self._affordable(variants, times),
+            budget_s=None if math.isinf(left_s) else left_s,
+            threads=self._threads,
+        )
+        most = self._wanted.most_float
+        if most is None:
+            most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
+        found = seeker.seek(most=most, every_short=self._wanted.every_short)
+        self._time.is_over()
+        return seeker.variants, found
+
+    def _affordable(self, variants: QuantizedCandidates, times: TimePlan) -> Affordable | None:
+        """Returns what tells whether choices of float layers cost what they are estimated to: the clock, if it may."""
+        if self._timed_on is None or not times.is_timed:
+            return None
+        return Stopwatch(
+            self._original,
+            variants,
+            self._timed_on,
+            self._progress,
+            most_slower=self._wanted.most_slower,
+            most_float=self._wanted.most_float,
+            threads=self._threads,
+        )
+
+    def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
+        """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""
+        if self._judge is None:
+            return True
+        return self._judge.sqnr_db(after) >= min(self._judge.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
+
+    def speedup(self, quantized: ir.Model) -> Interval | None:
+        """Returns how many times faster than float ``quantized`` is, from a few runs; None without a sample."""
+        if self._timed_on is None:
+            return None
+        return speedups(self._original, [quantized], self._timed_on, self._progress, threads=self._threads)[0]

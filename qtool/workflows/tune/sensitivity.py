@@ -1,0 +1,211 @@
+"""Finds out which layers suffer from being quantized, in terms of the model's outputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from calib.ranges import RangeMethod
+from qtool.atomic import check_output, staged
+from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.errors import UsageError
+from qtool.json_values import json_value
+from qtool.plan import build_plan
+from qtool.progress import Progress
+from qtool.quantizer import unfit_tensors
+from qtool.schemes import Scheme
+from qtool.search.node_groups import node_groups
+from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.sensitivity import LayerNoise, rank_layers
+from qtool.selection import NodeSelection
+from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.quantize.calibrate import Watched, gather, model_specs, single_sample
+from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.tune.correction_search import choose_among_methods
+from qtool.workflows.tune.efforts import Effort, searches
+from qtool.workflows.tune.sample_selection import spread_batches
+from qtool.workflows.tune.tuning_split import TuningSplit
+
+_COLUMNS = ("rank", "layer", "operator", "sqnr_db", "noise_share", "nodes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityRequest:
+    """What to look into.
+
+    Attributes:
+        source: the float model.
+        data: the samples, for the ranges and to judge by.
+        scheme: which integers tensors become.
+        method: finds the ranges of activations.
+        selection: which nodes may be quantized.
+        chosen_ranges: whether each range is chosen among all methods, as ``quantize`` does by default.
+        samples: about how many samples to judge by.
+        output: a .json or .csv file to write as well.
+        plot: a picture to draw as well.
+        worst: how many layers the picture shows.
+        threads: threads inside an operator; 0 is one a core.
+        force: whether existing files may be replaced.
+    """
+
+    source: ModelSource
+    data: DataRequest
+    scheme: Scheme
+    method: RangeMethod
+    selection: NodeSelection = field(default_factory=NodeSelection)
+    chosen_ranges: bool = False
+    samples: int = 8
+    output: Path | None = None
+    plot: Path | None = None
+    worst: int = 20
+    threads: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityReport:
+    """Which layers suffer.
+
+    Attributes:
+        layers: the noisiest first.
+        sqnr_db: SQNR of the worst output, in dB, with all of them on integers.
+        samples: how many samples it was judged by.
+    """
+
+    layers: tuple[LayerNoise, ...]
+    sqnr_db: float
+    samples: int
+
+    def as_json(self) -> dict[str, object]:
+        """Returns the report as values for JSON; an SQNR that is infinite is null."""
+        return {
+            "schema": "qtool.sensitivity/1",
+            "sqnr_db": json_value(self.sqnr_db),
+            "samples": self.samples,
+            "layers": [
+                {
+                    "rank": rank,
+                    "layer": layer.group.layer,
+                    "operator": layer.group.operator,
+                    "sqnr_db": json_value(layer.sqnr_db),
+                    "noise_share": layer.share,
+                    "nodes": list(layer.group.nodes),
+                }
+                for rank, layer in enumerate(self.layers, start=1)
+            ],
+        }
+
+
+def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityReport:
+    """Calibrates once, then quantizes one layer at a time and measures the outputs.
+
+    Raises:
+        UsageError: an output has another suffix than those known.
+        QtoolError: the model, the data or an output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    _check_outputs(request)
+    dataset = request.data.open()
+    original = request.source.load(progress, dataset=dataset)
+    model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
+    plan = build_plan(model, request.scheme, request.selection)
+    memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
+    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
+    collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
+    variants = QuantizedCandidates(
+        model=model,
+        scheme=request.scheme,
+        selection=request.selection,
+        unfit=unfit_tensors(model.graph, collected.statistics),
+        statistics=collected.statistics,
+        method=request.method,
+    )
+    if request.chosen_ranges:
+        samples = TuningSplit(
+            original, CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit(), memory=memory)
+        )
+        wanted = searches(Effort.BALANCED)
+        variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
+    chosen = spread_batches(
+        data.feeds(dataset, *model_specs(original)),
+        samples=memory.judged_samples(request.samples),
+        available=data.available(dataset),
+    )
+    judge = OutputEvaluator(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
+    everything = variants({})
+    groups = node_groups(model, everything.plan)
+    with progress.task("quantizing one layer at a time", len(groups)) as advance:
+        layers = rank_layers(variants, groups, judge, advance=advance)
+    report = SensitivityReport(layers=layers, sqnr_db=judge.sqnr_db(everything.model), samples=judge.samples)
+    _write(report, request)
+    return report
+
+
+def _check_outputs(request: SensitivityRequest) -> None:
+    if request.output is not None:
+        if request.output.suffix not in (".json", ".csv"):
+            raise UsageError(f"{request.output} is neither .json nor .csv", fix="name a file such as -o layers.csv")
+        check_output(request.output, force=request.force)
+    if request.plot is not None:
+        if request.plot.suffix != ".png":
+            raise UsageError(f"{request.plot} is no .png", fix="name a picture such as --plot layers.png")
+        check_output(request.plot, force=request.force)
+
+
+def _write(report: SensitivityReport, request: SensitivityRequest) -> None:
+    if request.output is not None:
+        with staged(request.output) as path:
+            if request.output.suffix == ".json":
+                text = json.dumps(report.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+                path.write_text(f"{text}\n", encoding="utf-8")
+            else:
+                _write_csv(report, path)
+    if request.plot is not None:
+        with staged(request.plot) as path:
+            _draw(report, path, title=f"Noise of each layer of {request.source.path.name}", worst=request.worst)
+
+
+def _write_csv(report: SensitivityReport, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(_COLUMNS)
+        for rank, layer in enumerate(report.layers, start=1):
+            group = layer.group
+            sqnr = f"{layer.sqnr_db:.3f}" if math.isfinite(layer.sqnr_db) else ""
+            rows.writerow((rank, group.layer, group.operator, sqnr, f"{layer.share:.6g}", " ".join(group.nodes)))
+
+
+def _draw(report: SensitivityReport, path: Path, *, title: str, worst: int) -> None:
+    from qtool.report.bar_chart import Bar, draw_bars
+
+    shown = report.layers[:worst]
+    longest = max((layer.share for layer in shown), default=0.0) or 1.0
+    bars = [
+        Bar(
+            label=f"{layer.group.layer} ({layer.group.operator})",
+            length=layer.share / longest,
+            figure=f"{layer.share:.1%}, {in_decibels(layer.sqnr_db)} alone",
+        )
+        for layer in shown
+    ]
+    subtitle = (
+        f"share of the noise at the outputs; the worst {len(shown)} of {len(report.layers)} layers, "
+        f"{in_decibels(report.sqnr_db)} with all of them on integers, {report.samples} samples"
+    )
+    draw_bars(path, title, subtitle, bars)
+
+
+def in_decibels(sqnr_db: float) -> str:
+    """Returns an SQNR for a person to read."""
+    if math.isfinite(sqnr_db):
+        return f"{sqnr_db:.1f} dB"
+    return "no noise" if sqnr_db > 0 else "unusable"

@@ -1,0 +1,53 @@
+"""Moves outlier channels of a model's activations into the weights behind them, guided by data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from calib.specs import Feed
+from qtool.plan import Plan
+from qtool.progress import Progress
+from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Watcher
+from qtool.weights.smoothquant import channel_spreads, own_weights, smooth, smoothable_tensors, smoothing_factors
+
+
+def smooth_model(
+    model: ir.Model, plan: Plan, feeds: Iterable[Feed], progress: Progress, *, threads: int = 0
+) -> tuple[str, ...]:
+    """Moves outlier channels of a model into the weights behind them, in place.
+
+    Args:
+        model: a prepared float model.
+        plan: what will be quantized in it.
+        feeds: a few batches.
+        progress: receives the steps.
+        threads: threads inside an operator; 0 is one a core.
+
+    Returns:
+        The names of the tensors that were smoothed.
+    """
+    tensors = smoothable_tensors(model, plan)
+    if not tensors:
+        return ()
+    with (
+        watching(model, [tensor.tensor for tensor in tensors]) as graph,
+        open_graph(graph, threads=threads) as session,
+        progress.task("looking for outlier channels"),
+    ):
+        spreads = channel_spreads(Watcher(session), feeds)
+    fitting, factors = [], {}
+    for tensor in tensors:
+        seen = spreads.get(tensor.tensor)
+        # What is not finite is named by the calibration that follows.
+        if seen is None or len(seen.low) != tensor.channels or not np.isfinite(seen.mean_square).all():
+            continue
+        found = smoothing_factors(seen, own_weights(model, tensor))
+        if found is not None:
+            fitting.append(tensor)
+            factors[tensor.tensor] = found
+    smooth(model, fitting, factors)
+    return tuple(tensor.tensor for tensor in fitting)

@@ -1,0 +1,265 @@
+"""Decides which layers stay float because integers save no time there, down to the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from functools import partial
+from typing import Any
+
+import onnx_ir as ir
+
+from calib.specs import Feed
+from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile, profile_from_json
+from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
+from qtool.errors import InputError
+from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio
+from qtool.progress import Advance, Progress
+from qtool.runtime.graphs import open_graph
+from qtool.search.float_cost import FloatCost, float_cost
+from qtool.search.float_fallback import FloatFallback
+from qtool.search.layer_times import LayerTime, measured_times
+from qtool.search.node_groups import node_groups
+from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+
+_REASON = "integers save no time here"
+# Savings that were not timed in the model itself are taken for so many times as large: only what is clearly slower on
+# integers stays float then.
+_TRUST = 1.5
+# Savings have to be so many times as large as that for a layer to stay on integers where a result was too slow.
+_DOUBT = 2.0
+# Estimates of less than this part of a run are not worth a look.
+_LEAST_GAIN = 0.03
+_ROUNDS = 9
+
+
+class Stage(IntEnum):
+    """How much stays float for time."""
+
+    NOTHING = 0
+    SLOW_LAYERS = 1
+    DOUBTFUL_LAYERS = 2
+    EVERYTHING = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where a search takes times from.
+
+    Attributes:
+        profile: what kernels cost; None to time them on this machine, and the model's own layers, and the result.
+        layers: what each layer takes; None to follow from ``profile``, or to be timed with it.
+        stage: how much stays float; None to choose.
+        for_size: whether layers stay on integers also where they save no time.
+    """
+
+    profile: MachineProfile | None = None
+    layers: Mapping[str, LayerTime] | None = None
+    stage: Stage | None = None
+    for_size: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether times are measured here."""
+        return self.profile is None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what makes the same choices again, for a manifest."""
+        return {
+            "profile": None if self.profile is None else self.profile.as_json(),
+            "layers": None if self.layers is None else {name: asdict(time) for name, time in self.layers.items()},
+            "stage": None if self.stage is None else int(self.stage),
+            "for_size": self.for_size,
+        }
+
+
+def timing_from_json(document: Any, source: str) -> Timing:
+    """Reads what ``as_json`` wrote.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        layers, profile = document["layers"], document["profile"]
+        return Timing(
+            profile=None if profile is None else profile_from_json(profile, source),
+            layers=None if layers is None else {str(name): LayerTime(**time) for name, time in layers.items()},
+            stage=None if document["stage"] is None else Stage(document["stage"]),
+            for_size=bool(document["for_size"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{source} does not tell what its run took times to be", fix="quantize anew") from error
+
+
+class TimePlan:
+    """Knows what the layers of one model are worth, and which stay float for that."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        variants: QuantizedCandidates,
+        feed: Feed,
+        timing: Timing,
+        progress: Progress,
+        *,
+        threads: int = 0,
+    ) -> None:
+        """Times what ``timing`` leaves open, and chooses how much stays float.
+
+        Args:
+            original: the float model.
+            variants: makes quantized variants of it.
+            feed: one sample.
+            timing: where times come from.
+            progress: receives the steps.
+            threads: threads inside an operator; 0 is one a core.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+        """
+        everything = variants({})
+        groups = node_groups(variants.model, everything.plan)
+        self._members = {group.layer: group.nodes for group in groups}
+        profile, layers = timing.profile, timing.layers
+        if profile is None:
+            profile = measure_profile(progress, threads=threads)
+            with progress.task("timing layers"):
+                layers = measured_times(variants.model, everything.model, groups, feed, threads=threads)
+        cost = float_cost(variants.model, groups, feed, profile, measured=layers, threads=threads)
+        self._cost = cost if layers is not None else cost.trusted(_TRUST)
+        self._asked = timing
+        self._found = replace(timing, profile=profile, layers=layers)
+        self._stage = Stage.NOTHING
+        if not timing.for_size:
+            self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
+            if timing.stage is None and timing.is_open:
+                self._stage = self._fastest(original, variants, everything.model, feed, progress, threads)
+
+    @property
+    def timing(self) -> Timing:
+        """Everything that was measured and chosen."""
+        return replace(self._found, stage=self._stage)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether models are timed on this machine."""
+        return self._asked.is_open
+
+    def slow_nodes(self) -> dict[str, str]:
+        """Returns the nodes that stay float, each with the reason."""
+        return self._nodes_of(self._slow_layers(self._stage))
+
+    def cost(self) -> FloatCost:
+        """Returns what further layers cost in float beside those."""
+        return self._cost.beside(self._slow_layers(self._stage))
+
+    def keep_more(self) -> bool:
+        """Goes on to the next stage after a result was too slow; returns False where that is not to be found out."""
+        if not self._asked.is_open or self._asked.for_size or self._stage is Stage.EVERYTHING:
+            return False
+        self._stage = Stage(self._stage + 1)
+        return True
+
+    def _nodes_of(self, layers: Collection[str]) -> dict[str, str]:
+        return {node: _REASON for layer in layers for node in self._members[layer]}
+
+    def _slow_layers(self, stage: Stage) -> frozenset[str]:
+        if stage is Stage.NOTHING:
+            return frozenset()
+        if stage is Stage.EVERYTHING:
+            return frozenset(self._members)
+        return (self._cost if stage is Stage.SLOW_LAYERS else self._cost.trusted(1.0 / _DOUBT)).cheapest()
+
+    def _fastest(
+        self,
+        original: ir.Model,
+        variants: QuantizedCandidates,
+        integers: ir.Model,
+        feed: Feed,
+        progress: Progress,
+        threads: int,
+    ) -> Stage:
+        """Times the stages that promise something in turns, and returns the first that no later one clearly beats."""
+        candidates = {Stage.EVERYTHING: original, Stage.NOTHING: integers}
+        chosen = {frozenset[str](): Stage.NOTHING, frozenset(self._members): Stage.EVERYTHING}
+        for stage in (Stage.SLOW_LAYERS, Stage.DOUBTFUL_LAYERS):
+            slow = self._slow_layers(stage)
+            if slow not in chosen and self._promises(slow):
+                chosen[slow] = stage
+                candidates[stage] = variants(self._nodes_of(slow)).model
+        with progress.task("timing in turns", _ROUNDS) as advance:
+            found = times_in_turns(tuple(candidates.values()), feed, advance, threads=threads)
+        times = dict(zip(candidates, found, strict=True))
+        best = Stage.NOTHING
+        for stage in sorted(times):
+            if paired_ratio(times[best], times[stage]).low > 1.0:
+                best = stage
+        return best
+
+    def _promises(self, slow: frozenset[str]) -> bool:
+        """Tells whether layers in float could make a run shorter by more than timing it is worth."""
+        saved = -self._cost.nanoseconds(slow)
+        return saved > _LEAST_GAIN * max(self._cost.nanoseconds(self._members), saved)
+
+
+def is_slower(speedup: Interval) -> bool:
+    """Tells whether a model is slower than float beyond what the noise of its timing explains."""
+    return speedup.high < 1.0
+
+
+class Stopwatch:
+    """Tells whether choices of float layers cost as little as they are estimated to, by timing them in turns."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        variants: QuantizedCandidates,
+        feed: Feed,
+        progress: Progress,
+        *,
+        most_slower: float,
+        most_float: float | None,
+        threads: int = 0,
+    ) -> None:
+        """Takes how long a run may be.
+
+        Args:
+            original: the float model.
+            variants: makes quantized variants of it.
+            feed: one sample.
+            progress: receives the steps.
+            most_slower: by how much of itself a run may become longer, where ``most_float`` says nothing.
+            most_float: which part of what integers save may be given up; None where ``most_slower`` counts.
+            threads: threads inside an operator; 0 is one a core.
+        """
+        self._original = original
+        self._variants = variants
+        self._feed = feed
+        self._progress = progress
+        self._most_slower = most_slower
+        self._most_float = most_float
+        self._threads = threads
+
+    def __call__(self, bargain: FloatFallback, share: float | None) -> bool:
+        """Tells whether a choice gives up no more than ``share`` of what integers save; None for what is usual."""
+        kept = {node: "tried in float" for layer in bargain.layers for node in layer.group.nodes}
+        models = [self._original, self._variants({}).model, self._variants(kept).model]
+        with self._progress.task("timing in turns", _ROUNDS) as advance:
+            floats, plain, tried = times_in_turns(models, self._feed, advance, threads=self._threads)
+        saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
+        part = self._most_float if share is None else share
+        allowed = self._most_slower if part is None else part * saved
+        return paired_ratio(tried, plain).median <= 1.0 + allowed
+
+
+def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
+    """Times runs of several models in turns, and returns the seconds of each, one a round.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
+        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS, advance=advance)
