@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from calib.grid import Grid
-from calib.ranges import RANGE_METHODS, range_method_class
-from formats.registry import load
+from qtool.calib.grid import Grid
+from qtool.calib.ranges import RANGE_METHODS, range_method_class
+from qtool.formats.registry import load
 from qtool.plan import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS

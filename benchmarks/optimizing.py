@@ -24,8 +24,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from processes import run
 
-from formats.onnx.onnx_file import OnnxFile
 from qtool.errors import RuntimeRefusedError
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.passes.optimization.pipeline import node_counts
 from qtool.workflows.convert.half_precision import input_specs
 from qtool.workflows.convert.numerical_check import Witness

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import CalibError
-from calib.granularity import Granularity, PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.errors import CalibError
+from qtool.calib.granularity import Granularity, PerChannel, PerTensor
+from qtool.calib.grid import Grid
 
 # Below this a product of two scales leaves float32's normal numbers and runtimes flush it to zero.
 SMALLEST_SCALE = float(2.0**-60)

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from calib.errors import CalibError
-from calib.missing_values import has_nan, places_without_nan
-from calib.specs import Array, Feed
-from calib.statistics import TensorStatistics
+from qtool.calib.errors import CalibError
+from qtool.calib.missing_values import has_nan, places_without_nan
+from qtool.calib.specs import Array, Feed
+from qtool.calib.statistics import TensorStatistics
 
 # So many values of a tensor and sample go into its histogram; the extremes always see them all. Over the usual hundred
 # samples that is some 400,000 values a tensor, at a fraction of the time that counting every value takes.

@@ -6,12 +6,12 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.datasets.base import Dataset
-from calib.datasets.listing import ARRAY_SUFFIXES, IMAGE_SUFFIXES, sample_files
-from calib.errors import CalibError
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.listing import ARRAY_SUFFIXES, IMAGE_SUFFIXES, sample_files
+from qtool.calib.errors import CalibError
 
 if TYPE_CHECKING:
-    from calib.datasets.images import Preprocess
+    from qtool.calib.datasets.images import Preprocess
 
 _KINDS = "an .npz or .npy file, a folder of .npy/.npz files or of images, or pkg.module:function"
 
@@ -31,7 +31,7 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
     if path.is_dir():
         return _open_folder(path, preprocess)
     if not path.exists() and _names_function(source):
-        from calib.datasets.callable_source import CallableSource
+        from qtool.calib.datasets.callable_source import CallableSource
 
         _refuse(preprocess, source)
         return CallableSource(source)
@@ -41,7 +41,7 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
         raise CalibError(f"{source} is a single image", fix=f"give the folder of images, {path.parent}")
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise CalibError(f"{source} is no data that can be read", fix=f"give {_KINDS}")
-    from calib.datasets.array_file import ArrayFile
+    from qtool.calib.datasets.array_file import ArrayFile
 
     _refuse(preprocess, source)
     return ArrayFile(path)
@@ -57,7 +57,7 @@ def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
             fix="put them into two folders, or begin the names of those that are no samples with '_'",
         )
     if images:
-        from calib.datasets.image_folder import ImageFolder
+        from qtool.calib.datasets.image_folder import ImageFolder
 
         if preprocess is None:
             raise CalibError(
@@ -67,7 +67,7 @@ def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
             )
         return ImageFolder(folder, images, preprocess)
     if arrays:
-        from calib.datasets.array_folder import ArrayFolder
+        from qtool.calib.datasets.array_folder import ArrayFolder
 
         _refuse(preprocess, str(folder))
         return ArrayFolder(folder, arrays)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.errors import CalibError
+from qtool.calib.errors import CalibError
 
 _DTYPES: dict[tuple[int, bool], np.dtype[Any]] = {
     (8, False): np.dtype(np.uint8),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 
 def has_nan(values: Array) -> bool:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.collect import Collected
-from calib.errors import CalibError
-from calib.statistics import BINS, TensorStatistics
+from qtool.calib.collect import Collected
+from qtool.calib.errors import CalibError
+from qtool.calib.statistics import BINS, TensorStatistics
 
 _VERSION = 1
 _FORMAT = "qtool.statistics"

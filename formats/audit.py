@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from formats import detect as detection
-from formats.errors import FormatError
-from formats.findings import AuditNotes, FileAudit, Risk
-from formats.onnx.external_data import OutsideError
-from formats.tensorflow.tensorflow_audit import note_tensorflow
-from formats.tensorflow.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
-from formats.torch.pickle_globals import Meaning
-from formats.torch.pickle_scan import scan_pickle
-from formats.torch.torch_zip import ZipKind
-from formats.torch.torch_zip_audit import audit_zip
-from formats.weights.safetensors_header import announced_header_bytes, read_header
-from formats.weights.sharded_index import is_index, read_index
+from qtool.formats import detect as detection
+from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes, FileAudit, Risk
+from qtool.formats.onnx.external_data import OutsideError
+from qtool.formats.tensorflow.tensorflow_audit import note_tensorflow
+from qtool.formats.tensorflow.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
+from qtool.formats.torch.pickle_globals import Meaning
+from qtool.formats.torch.pickle_scan import scan_pickle
+from qtool.formats.torch.torch_zip import ZipKind
+from qtool.formats.torch.torch_zip_audit import audit_zip
+from qtool.formats.weights.safetensors_header import announced_header_bytes, read_header
+from qtool.formats.weights.sharded_index import is_index, read_index
 
 _HEAD_BYTES = 4096
 _MOST_PICKLES = 16
@@ -131,6 +131,6 @@ def _audited_index(path: Path, notes: AuditNotes) -> FileAudit:
 
 
 def _audit_onnx(path: Path, notes: AuditNotes) -> None:
-    from formats.onnx.onnx_file import audit_external_data
+    from qtool.formats.onnx.onnx_file import audit_external_data
 
     audit_external_data(path, notes)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from formats.trust import NO_TRUST, Trust
+from qtool.formats.trust import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-    from formats.torch.example_inputs import InputSpec
+    from qtool.formats.torch.example_inputs import InputSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from formats.detect import detect
-from formats.weights.sharded_index import read_index
+from qtool.formats.detect import detect
+from qtool.formats.weights.sharded_index import read_index
 
 
 def companion_files(path: Path) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def companion_files(path: Path) -> tuple[str, ...]:
     if kind == "sharded":
         return tuple(shard.name for shard in read_index(path).shards)
     if kind == "onnx":
-        from formats.onnx.onnx_file import external_files
+        from qtool.formats.onnx.onnx_file import external_files
 
         return external_files(path)
     return ()

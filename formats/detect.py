@@ -6,14 +6,14 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats import protobuf
-from formats.errors import FormatError
-from formats.tensorflow import tensorflow_kinds
-from formats.tensorflow.keras_weights import is_keras_weights
-from formats.torch.torch_zip import ZipKind, recognize
-from formats.weights import safetensors_header
-from formats.weights.sharded_index import is_index
-from formats.zip_layout import open_zip, zip_defects
+from qtool.formats import protobuf
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow import tensorflow_kinds
+from qtool.formats.tensorflow.keras_weights import is_keras_weights
+from qtool.formats.torch.torch_zip import ZipKind, recognize
+from qtool.formats.weights import safetensors_header
+from qtool.formats.weights.sharded_index import is_index
+from qtool.formats.zip_layout import open_zip, zip_defects
 
 _HEAD_BYTES = 4096
 # The magic number of torch.save before version 1.6, pickled as a long of ten bytes.
@@ -47,7 +47,7 @@ class Detection:
     """Says what a file is.
 
     Attributes:
-        format: the key in ``formats.registry.FORMATS``.
+        format: the key in ``qtool.formats.registry.FORMATS``.
         detail: the same in words, such as ``"ONNX, IR version 8"``.
     """
 

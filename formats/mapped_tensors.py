@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from formats.tied import ties
+from qtool.formats.tied import ties
 
 if TYPE_CHECKING:
     import torch

@@ -5,21 +5,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from formats.base import GraphFormat, GraphSource, WeightsFormat, WeightsSource
+    from qtool.formats.base import GraphFormat, GraphSource, WeightsFormat, WeightsSource
 
 FORMATS: dict[str, str] = {
-    "onnx": "formats.onnx.onnx_file:OnnxFile",
-    "torch": "formats.torch.torch_checkpoint:TorchCheckpoint",
-    "safetensors": "formats.weights.safetensors_file:SafetensorsFile",
+    "onnx": "qtool.formats.onnx.onnx_file:OnnxFile",
+    "torch": "qtool.formats.torch.torch_checkpoint:TorchCheckpoint",
+    "safetensors": "qtool.formats.weights.safetensors_file:SafetensorsFile",
 }
 # Formats that are read only.
 SOURCES: dict[str, str] = {
-    "torchscript": "formats.torch.torchscript_file:TorchScriptFile",
-    "exported": "formats.torch.exported_program_file:ExportedProgramFile",
-    "sharded": "formats.weights.sharded_weights:ShardedWeights",
+    "torchscript": "qtool.formats.torch.torchscript_file:TorchScriptFile",
+    "exported": "qtool.formats.torch.exported_program_file:ExportedProgramFile",
+    "sharded": "qtool.formats.weights.sharded_weights:ShardedWeights",
 }
 
 

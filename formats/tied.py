@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from formats.odd_tensors import oddity
+from qtool.formats.odd_tensors import oddity
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_MAGIC = b"PK\x03\x04"

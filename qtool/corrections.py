@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from calib.affine import AffineParams
+from qtool.calib.affine import AffineParams
 from qtool.weights.rounding import WeightRounding
 
 

@@ -9,7 +9,7 @@
     ├── RuntimeRefusedError exit 2   onnxruntime will not load or run a model
     └── GateError         exit 1   everything worked, but a figure misses its gate
 
-``formats.errors.FormatError`` and ``calib.errors.CalibError`` carry the same two fields; the command
+``qtool.formats.errors.FormatError`` and ``qtool.calib.errors.CalibError`` carry the same two fields; the command
 line's boundary treats them like a ``QtoolError``.
 """
 

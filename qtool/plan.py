@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from calib.granularity import Granularity
-from calib.grid import Grid
+from qtool.calib.granularity import Granularity
+from qtool.calib.grid import Grid
 from qtool.errors import InputError, UsageError
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection

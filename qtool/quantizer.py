@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import AffineParams, params_from_range
-from calib.ranges import RangeMethod
-from calib.statistics import TensorStatistics
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
 from qtool.backends.qdq_placement.clamped_ranges import within_clamps
 from qtool.backends.qdq_placement.joined_tensors import unlike_parts
 from qtool.backends.qdq_placement.masks import masked_scores
 from qtool.backends.qdq_placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
+from qtool.calib.affine import AffineParams, params_from_range
+from qtool.calib.ranges import RangeMethod
+from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from calib.grid import Grid
+from qtool.calib.grid import Grid
 from qtool.errors import UsageError
 
 

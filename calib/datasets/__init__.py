@@ -1,1 +1,1 @@
-"""One kind of data a file; ``calib.dataset.open_dataset`` picks the kind."""
+"""One kind of data a file; ``qtool.calib.dataset.open_dataset`` picks the kind."""

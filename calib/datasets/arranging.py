@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from calib.datasets.batching import is_one_batch_axis
-from calib.datasets.matching import check_shape, described
-from calib.errors import CalibError, UnequalLengthsError, WholeFeedError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.batching import is_one_batch_axis
+from qtool.calib.datasets.matching import check_shape, described
+from qtool.calib.errors import CalibError, UnequalLengthsError, WholeFeedError
+from qtool.calib.specs import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

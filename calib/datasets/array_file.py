@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.datasets.base import Remark
-from calib.datasets.batching import Chunk, Window, batches, window_for
-from calib.datasets.matching import check_dtype, check_names, check_shape, conform, only_input
-from calib.datasets.stored import StoredArray, open_npy, open_npz
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.base import Remark
+from qtool.calib.datasets.batching import Chunk, Window, batches, window_for
+from qtool.calib.datasets.matching import check_dtype, check_names, check_shape, conform, only_input
+from qtool.calib.datasets.stored import StoredArray, open_npy, open_npz
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 class ArrayFile:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.datasets.arranging import Arrangement, arrange
-from calib.datasets.array_file import row_chunks
-from calib.datasets.base import Remark
-from calib.datasets.batching import Chunk, Window, batches, window_for
-from calib.datasets.listing import side_array
-from calib.datasets.matching import check_dtype, check_names, conform, only_input
-from calib.datasets.stored import StoredArray, open_npy, open_npz
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.arranging import Arrangement, arrange
+from qtool.calib.datasets.array_file import row_chunks
+from qtool.calib.datasets.base import Remark
+from qtool.calib.datasets.batching import Chunk, Window, batches, window_for
+from qtool.calib.datasets.listing import side_array
+from qtool.calib.datasets.matching import check_dtype, check_names, conform, only_input
+from qtool.calib.datasets.stored import StoredArray, open_npy, open_npz
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

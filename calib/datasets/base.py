@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
-from calib.specs import Array, TensorSpec
+from qtool.calib.specs import Array, TensorSpec
 
 Remark: TypeAlias = Callable[[str], None]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.datasets.base import Remark
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.base import Remark
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from calib.datasets.arranging import arrange
-from calib.datasets.base import Remark
-from calib.datasets.batching import Chunk, batches, wanted, window_for
-from calib.datasets.matching import check_dtype, check_names, conform, only_input
-from calib.datasets.python_function import imported
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.arranging import arrange
+from qtool.calib.datasets.base import Remark
+from qtool.calib.datasets.batching import Chunk, batches, wanted, window_for
+from qtool.calib.datasets.matching import check_dtype, check_names, conform, only_input
+from qtool.calib.datasets.python_function import imported
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 class CallableSource:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.datasets.base import Remark
-from calib.datasets.batching import Chunk, Window, batches, window_for
-from calib.datasets.images import Channels, Preprocess
-from calib.datasets.listing import side_array
-from calib.datasets.matching import described, only_input
-from calib.errors import CalibError
-from calib.specs import Array, Dim, Layout, TensorSpec
+from qtool.calib.datasets.base import Remark
+from qtool.calib.datasets.batching import Chunk, Window, batches, window_for
+from qtool.calib.datasets.images import Channels, Preprocess
+from qtool.calib.datasets.listing import side_array
+from qtool.calib.datasets.matching import described, only_input
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, Dim, Layout, TensorSpec
 
 LABELS = "_label"
 

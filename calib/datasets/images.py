@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from calib.errors import CalibError
-from calib.specs import Array, Layout
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, Layout
 
 Channels = Literal["rgb", "bgr", "gray"]
 Filter = Literal["bilinear", "bicubic"]

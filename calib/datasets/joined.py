@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from calib.datasets.base import Dataset, Remark
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.datasets.base import Dataset, Remark
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 class JoinedData:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from calib.datasets.stored import open_npy
-from calib.errors import CalibError
-from calib.specs import Array
+from qtool.calib.datasets.stored import open_npy
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

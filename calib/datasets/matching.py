@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from calib.errors import CalibError
-from calib.specs import Array, TensorSpec
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, TensorSpec
 
 
 def only_input(inputs: Sequence[TensorSpec], where: str) -> TensorSpec:

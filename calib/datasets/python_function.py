@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from calib.errors import CalibError
+from qtool.calib.errors import CalibError
 
 
 def imported(source: str) -> Callable[..., Any]:

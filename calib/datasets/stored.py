@@ -19,8 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from calib.errors import CalibError
-from calib.specs import Array
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array
 
 # One read of a skipped stretch; bounds the memory that skipping takes.
 _SKIP_BYTES = 1 << 20

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.datasets.base import Dataset
-from calib.specs import Array, Dim, Feed, TensorSpec
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.specs import Array, Dim, Feed, TensorSpec
 
 # A state comes out of the model again, under a name like its own or one of these.
 _STATE_NAMES = re.compile(r"state|hidden|cell|cache|past|memory|carry|(^|[_./])[hc](_?(0|in|n|prev))?($|[_./])", re.I)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Protocol, cast
 
-from calib.affine import Range
-from calib.grid import Grid
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import Range
+from qtool.calib.grid import Grid
+from qtool.calib.statistics import TensorStatistics
 
 
 class RangeMethod(Protocol):
@@ -23,11 +23,11 @@ class RangeMethod(Protocol):
 
 
 RANGE_METHODS: Mapping[str, str] = {
-    "minmax": "calib.ranges.min_max:MinMax",
-    "moving-average": "calib.ranges.moving_average:MovingAverage",
-    "percentile": "calib.ranges.percentile:Percentile",
-    "entropy": "calib.ranges.entropy:Entropy",
-    "mse": "calib.ranges.mse:MeanSquaredError",
+    "minmax": "qtool.calib.ranges.min_max:MinMax",
+    "moving-average": "qtool.calib.ranges.moving_average:MovingAverage",
+    "percentile": "qtool.calib.ranges.percentile:Percentile",
+    "entropy": "qtool.calib.ranges.entropy:Entropy",
+    "mse": "qtool.calib.ranges.mse:MeanSquaredError",
 }
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.affine import Range
-from calib.errors import CalibError
-from calib.grid import Grid
-from calib.statistics import Histogram, TensorStatistics
+from qtool.calib.affine import Range
+from qtool.calib.errors import CalibError
+from qtool.calib.grid import Grid
+from qtool.calib.statistics import Histogram, TensorStatistics
 
 # Thresholds tried in each of two rounds, the second around the best of the first.
 _CANDIDATES, _ROUNDS = 24, 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calib.affine import Range
-from calib.errors import CalibError
-from calib.grid import Grid
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import Range
+from qtool.calib.errors import CalibError
+from qtool.calib.grid import Grid
+from qtool.calib.statistics import TensorStatistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.affine import Range
-from calib.errors import CalibError
-from calib.grid import Grid
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import Range
+from qtool.calib.errors import CalibError
+from qtool.calib.grid import Grid
+from qtool.calib.statistics import TensorStatistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 # Longer names have no place in any file system.
 _LONGEST_NAME = 255

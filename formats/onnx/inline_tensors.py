@@ -9,7 +9,7 @@ import math
 
 import onnx
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 # Entries of the field that holds values of a type, for one value: complex numbers take two.
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 _ML_DOMAIN = "ai.onnx.ml"
 

@@ -12,14 +12,14 @@ from typing import ClassVar, Literal
 import onnx
 import onnx_ir as ir
 
-from formats.errors import FormatError
-from formats.findings import AuditNotes, Risk
-from formats.library_noise import quiet_libraries
-from formats.onnx.external_data import OutsideError, Storage, check_claim, claim_from_entries
-from formats.onnx.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
-from formats.onnx.inline_tensors import check_inline
-from formats.onnx.map_types import without_map_types, write_map_types
-from formats.onnx.onnx_outline import read_outline
+from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes, Risk
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.onnx.external_data import OutsideError, Storage, check_claim, claim_from_entries
+from qtool.formats.onnx.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
+from qtool.formats.onnx.inline_tensors import check_inline
+from qtool.formats.onnx.map_types import without_map_types, write_map_types
+from qtool.formats.onnx.onnx_outline import read_outline
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 LARGEST_MESSAGE_BYTES = 1_800_000_000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
-from formats.onnx.map_types import holds_maps
+from qtool.formats.onnx.map_types import holds_maps
 
 # The values of small tensors may be shapes; those of larger ones tell nothing.
 _LARGEST_READ_BYTES = 1000

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats.errors import FormatError
-from formats.tensorflow.hdf5_outline import Hdf5Error, read_texts
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow.hdf5_outline import Hdf5Error, read_texts
 
 _CONFIG, _METADATA = "config.json", "metadata.json"
 _LARGEST_CONFIG_BYTES = 64 << 20

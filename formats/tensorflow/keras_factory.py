@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from formats.errors import FormatError
-from formats.tensorflow.keras_weights import NO_WEIGHTS
-from formats.torch.architecture import Architecture, building_any
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow.keras_weights import NO_WEIGHTS
+from qtool.formats.torch.architecture import Architecture, building_any
 
 # Keras goes by the name: layers by their places in the model, or by a list of their names as Keras 2 wrote it.
 _NAME_BY_PLACES, _NAME_BY_LIST = "model.weights.h5", "weights.h5"
@@ -25,7 +25,7 @@ def model_with_weights(path: Path, factory: str, kwargs: Mapping[str, Any], code
 
     Args:
         path: the file, looked through already.
-        factory: as ``formats.torch.architecture.Architecture`` takes it.
+        factory: as ``qtool.formats.torch.architecture.Architecture`` takes it.
         kwargs: its arguments.
         code: keeps the factory's code imported.
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from formats.findings import Risk
-from formats.tensorflow.keras_names import FUNCTIONS, LAYERS, OPERATIONS, PARTS
+from qtool.formats.findings import Risk
+from qtool.formats.tensorflow.keras_names import FUNCTIONS, LAYERS, OPERATIONS, PARTS
 
 _CLASSES = LAYERS | PARTS | OPERATIONS
 # Where Keras 2 and 3 have these; anything else is somebody's package, or a way through Keras to one.

@@ -6,9 +6,9 @@ import mmap
 import zipfile
 from pathlib import Path
 
-from formats.errors import FormatError
-from formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
-from formats.tensorflow.tensorflow_kinds import KERAS, KERAS_WEIGHTS
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
+from qtool.formats.tensorflow.tensorflow_kinds import KERAS, KERAS_WEIGHTS
 
 _WEIGHTS = "model.weights.h5"
 _LOCAL_HEADER_BYTES, _NAME_LENGTH_PLACE = 30, 26

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from formats.findings import AuditNotes, Risk
-from formats.tensorflow import keras_config, tensorflow_kinds, tensorflow_outline
-from formats.tensorflow.keras_objects import foreign_objects
-from formats.tensorflow.keras_weights import read_keras_weights, values_outside
+from qtool.formats.findings import AuditNotes, Risk
+from qtool.formats.tensorflow import keras_config, tensorflow_kinds, tensorflow_outline
+from qtool.formats.tensorflow.keras_objects import foreign_objects
+from qtool.formats.tensorflow.keras_weights import read_keras_weights, values_outside
 
 # A file with more of them than this is not read any more to its end by a person.
 _MOST_FINDINGS = 100

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from formats import protobuf
+from qtool.formats import protobuf
 
 SAVED_MODEL = "saved_model"
 GRAPH_DEF = "graph_def"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
-from formats import protobuf
+from qtool.formats import protobuf
 
 _DTYPES = {
     1: "float32",

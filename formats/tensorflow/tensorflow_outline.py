@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from formats import protobuf
-from formats.errors import FormatError
-from formats.tensorflow.tensorflow_kinds import SAVED_MODEL_FILE
-from formats.tensorflow.tensorflow_messages import (
+from qtool.formats import protobuf
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow.tensorflow_kinds import SAVED_MODEL_FILE
+from qtool.formats.tensorflow.tensorflow_messages import (
     Endpoint,
     Graph,
     Node,

@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from formats.errors import FormatError
-from formats.torch.architecture import Architecture
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.architecture import Architecture
 
 _EXTRA = ("tensorflow", "tf2onnx")
 _LONGEST_REASON = 300
@@ -48,7 +48,7 @@ class ModelToLoad:
 
     Attributes:
         path: the file or folder.
-        kind: one of ``formats.tensorflow.tensorflow_kinds``.
+        kind: one of ``qtool.formats.tensorflow.tensorflow_kinds``.
         signature: which signature of a SavedModel.
         inputs: the nodes to feed, of a frozen graph.
         outputs: the nodes to read, of a frozen graph.

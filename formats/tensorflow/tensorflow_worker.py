@@ -1,4 +1,4 @@
-"""Loads, converts and runs one TensorFlow model, in a process of its own; ``formats.tensorflow.tensorflow_process`` talks to it.
+"""Loads, converts and runs one TensorFlow model, in a process of its own; ``qtool.formats.tensorflow.tensorflow_process`` talks to it.
 
 It is run as a script, so that it needs nothing of this project (but for building a model around weights), and
 TensorFlow's libraries meet no others. Each line of
@@ -57,7 +57,7 @@ def _load_keras(path: str) -> Program:
 def _load_keras_weights(request: Mapping[str, Any]) -> Program:
     # Behind all libraries, so that nothing of this project stands in for one of them.
     sys.path.append(request["project"])
-    from formats.tensorflow.keras_factory import model_with_weights
+    from qtool.formats.tensorflow.keras_factory import model_with_weights
 
     code = contextlib.ExitStack()
     return _keras_program(model_with_weights(Path(request["path"]), request["factory"], request["kwargs"], code))

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from formats.errors import FormatError
-from formats.torch.model_zoos import build_from_zoo, zoo_name
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.model_zoos import build_from_zoo, zoo_name
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 EXAMPLE_SEED = 20240229
 # Two samples: exporters take a length of 1 for a constant.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from formats.findings import AuditNotes, Risk
+from qtool.formats.findings import AuditNotes, Risk
 
 # Operators of torch, arithmetic of Python, and torch's arithmetic on lengths; anything else is a call of some function.
 _OPERATOR = re.compile(

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from formats.audit import note_torch_file
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.findings import AuditNotes
-from formats.library_noise import quiet_libraries
-from formats.torch.example_inputs import InputSpec, Length
-from formats.torch.stored_containers import register_containers
-from formats.torch.torch_calls import Parameter, StoredProgram
-from formats.trust import NO_TRUST, Trust, check_trusted
+from qtool.formats.audit import note_torch_file
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.torch.example_inputs import InputSpec, Length
+from qtool.formats.torch.stored_containers import register_containers
+from qtool.formats.torch.torch_calls import Parameter, StoredProgram
+from qtool.formats.trust import NO_TRUST, Trust, check_trusted
 
 _SMALLEST_FREE = 2
 

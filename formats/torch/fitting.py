@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from formats.errors import FormatError
-from formats.torch.state_dicts import COMPILED_PREFIX, without_compiled
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.state_dicts import COMPILED_PREFIX, without_compiled
 
 if TYPE_CHECKING:
     import torch

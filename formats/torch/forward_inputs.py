@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from formats.errors import FormatError
-from formats.torch.example_inputs import Feeds
-from formats.torch.torch_calls import Parameter, passes_on
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.example_inputs import Feeds
+from qtool.formats.torch.torch_calls import Parameter, passes_on
 
 
 def paired_by_name(offered: Sequence[Parameter], names: Sequence[str]) -> dict[str, str]:

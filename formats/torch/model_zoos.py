@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
     import torch

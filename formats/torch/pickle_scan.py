@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from formats.torch.pickle_globals import Meaning, full_name, meaning
-from formats.torch.pickle_walk import Operation, PickleError, Skipped, operations
+from qtool.formats.torch.pickle_globals import Meaning, full_name, meaning
+from qtool.formats.torch.pickle_walk import Operation, PickleError, Skipped, operations
 
 _COMPUTED = "a name that is computed at run time"
 # Pickles may hold pickles as bytes; this deep they are looked into.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
     import torch

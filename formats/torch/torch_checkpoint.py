@@ -7,17 +7,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from formats.audit import is_zip, note_torch_file
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.findings import AuditNotes, Risk
-from formats.library_noise import quiet_libraries
-from formats.mapped_tensors import few_at_a_time, tied_names
-from formats.odd_tensors import oddity
-from formats.resident_pages import DroppingWriter
-from formats.torch.state_dicts import find_state_dict
-from formats.torch.trusted_pickle import allowing, load_allowed, load_trusted
-from formats.trust import NO_TRUST, Trust, check_trusted
+from qtool.formats.audit import is_zip, note_torch_file
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes, Risk
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.odd_tensors import oddity
+from qtool.formats.resident_pages import DroppingWriter
+from qtool.formats.torch.state_dicts import find_state_dict
+from qtool.formats.torch.trusted_pickle import allowing, load_allowed, load_trusted
+from qtool.formats.trust import NO_TRUST, Trust, check_trusted
 
 
 class TorchCheckpoint:

@@ -11,14 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from formats.errors import FormatError
-from formats.garbage import few_collections
-from formats.library_noise import quiet_libraries
-from formats.torch.example_inputs import Array, Feeds, InputSpec, Length
-from formats.torch.forward_inputs import check_data, nothing_named, paired_by_name, paired_with_data
-from formats.torch.missing_translations import translations
-from formats.torch.program_outputs import name_outputs, separate_outputs
-from formats.torch.torch_calls import (
+from qtool.formats.errors import FormatError
+from qtool.formats.garbage import few_collections
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.torch.example_inputs import Array, Feeds, InputSpec, Length
+from qtool.formats.torch.forward_inputs import check_data, nothing_named, paired_by_name, paired_with_data
+from qtool.formats.torch.missing_translations import translations
+from qtool.formats.torch.program_outputs import name_outputs, separate_outputs
+from qtool.formats.torch.torch_calls import (
     Called,
     StoredProgram,
     call,
@@ -27,7 +27,7 @@ from formats.torch.torch_calls import (
     parameters,
     tensors_in,
 )
-from formats.torch.torchscript_file import export_script
+from qtool.formats.torch.torchscript_file import export_script
 
 # Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
 EXPORTER_OPSETS = range(18, 24)

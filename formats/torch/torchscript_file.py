@@ -11,13 +11,13 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from formats.audit import note_torch_file
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.findings import AuditNotes
-from formats.library_noise import quiet_libraries
-from formats.torch.torch_calls import Parameter, StoredProgram
-from formats.trust import NO_TRUST, Trust, check_trusted
+from qtool.formats.audit import note_torch_file
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.torch.torch_calls import Parameter, StoredProgram
+from qtool.formats.trust import NO_TRUST, Trust, check_trusted
 
 # The newest opset that this exporter of torch knows.
 _NEWEST_OPSET = 20

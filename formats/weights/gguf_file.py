@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import safetensors
 import torch
 
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.mapped_tensors import few_at_a_time, tied_names
-from formats.odd_tensors import oddity
-from formats.trust import NO_TRUST, Trust
-from formats.weights.safetensors_header import PREFIX_BYTES, read_header
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.odd_tensors import oddity
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.safetensors_header import PREFIX_BYTES, read_header
 
 _TIED_KEY = "tied"
 _METADATA_KEY = "__metadata__"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats.errors import FormatError
+from qtool.formats.errors import FormatError
 
 PREFIX_BYTES = 8
 # The limit of the reference implementation.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.errors import FormatError
-from formats.onnx.external_data import OutsideError
+from qtool.formats.errors import FormatError
+from qtool.formats.onnx.external_data import OutsideError
 
 SHARDED_SUFFIX = ".safetensors.index.json"
 _LARGEST_INDEX_BYTES = 64 << 20

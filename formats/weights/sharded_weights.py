@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from formats import registry
-from formats.base import Weights
-from formats.detect import detect
-from formats.errors import FormatError
-from formats.mapped_tensors import few_at_a_time, tied_names
-from formats.trust import NO_TRUST, Trust
-from formats.weights.safetensors_file import SafetensorsFile
-from formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, read_index
+from qtool.formats import registry
+from qtool.formats.base import Weights
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
+from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.safetensors_file import SafetensorsFile
+from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, read_index
 
 if TYPE_CHECKING:
     import torch

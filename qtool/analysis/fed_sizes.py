@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.specs import Feed
-from formats.onnx.shape_inference import infer_shapes
+from qtool.calib.specs import Feed
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.tensor_sizes import TensorSize, declared_sizes
 
 

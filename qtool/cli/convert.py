@@ -28,7 +28,7 @@ from qtool.cli.options.shared import (
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from formats.onnx.external_data import Storage
+    from qtool.formats.onnx.external_data import Storage
     from qtool.workflows.convert.half_precision import Precision
 
 
@@ -143,7 +143,7 @@ def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
 
 
 def _storage(external: bool, max_shard_mb: int | None, to: To) -> Storage:
-    from formats.onnx.external_data import Storage
+    from qtool.formats.onnx.external_data import Storage
 
     if max_shard_mb is not None and not external and to is To.ONNX:
         raise UsageError("--max-shard-mb comes without --external-data", fix="give both, or neither")

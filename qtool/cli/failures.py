@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import typer
 
-from calib.errors import CalibError
-from formats.errors import FormatError
+from qtool.calib.errors import CalibError
 from qtool.cli.console import Console
 from qtool.errors import QtoolError
+from qtool.formats.errors import FormatError
 
 _DEFECT = 3
 _INTERRUPTED = 130

@@ -120,7 +120,7 @@ def report(
 
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
-    from calib.datasets.images import Preprocess
+    from qtool.calib.datasets.images import Preprocess
     from qtool.metrics.task import metric_named
     from qtool.report.baseline import read_baseline
     from qtool.report.gates import enforce, parse_gate, told

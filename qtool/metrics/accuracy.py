@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 
 _TOP = 5

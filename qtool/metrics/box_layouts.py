@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 from qtool.metrics.boxes import Boxes, corners_of, suppressed
 

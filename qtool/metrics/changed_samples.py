@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array, samples_in
+from qtool.calib.specs import Array, samples_in
 
 _KEPT = 8
 _IMAGE_AXES = 4

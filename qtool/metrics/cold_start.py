@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.metrics.fresh_process import FirstRun, run_in_fresh_process
 from qtool.metrics.latency import Interval
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 from qtool.metrics.average_precision import PrecisionMeter
 from qtool.metrics.box_layouts import BoxReader, box_reader

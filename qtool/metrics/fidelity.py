@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 from qtool.metrics.output_parts import PartsMeter
 from qtool.metrics.unlike_shapes import common_shape, laid_out, shared

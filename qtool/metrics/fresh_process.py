@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.private_folder import private_folder
 
 

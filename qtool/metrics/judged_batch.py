@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 
 

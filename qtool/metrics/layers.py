@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 # Values times a factor of their channel stand for a quantizer that moved scales between layers, not for noise.
 _RESCALED_GAIN_DB = 10.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.metrics.fresh_process import NoRun, run_in_fresh_process
 
 

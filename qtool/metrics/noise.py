@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.metrics.unlike_shapes import common_shape, laid_out
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 # Gates whose ends hide noise.
 SATURATING = ("Sigmoid", "Softmax")

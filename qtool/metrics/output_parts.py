@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 # Channels that are neighbours and so many times as strong as each other belong to different parts.
 _UNLIKE = 16.0

@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from calib.specs import Array, Dim, TensorSpec
 from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, execution_of_file
+from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
 from qtool.runtime.session import Session
 from qtool.runtime.steady_draws import file_draws

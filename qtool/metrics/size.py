@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from formats.onnx.map_types import load_model
 from qtool.errors import InputError
+from qtool.formats.onnx.map_types import load_model
 
 
 def model_bytes(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
-from formats.onnx.map_types import load_model
+from qtool.formats.onnx.map_types import load_model
 from qtool.metrics.size import model_bytes
 
 Kind: TypeAlias = Literal[

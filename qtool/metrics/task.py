@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from calib.datasets.python_function import imported
-from calib.specs import Array
+from qtool.calib.datasets.python_function import imported
+from qtool.calib.specs import Array
 from qtool.errors import InputError, UsageError
 from qtool.metrics.detection import DetectionMeter
 from qtool.metrics.judged_batch import Batch, MetricMeter, called_with

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
-from calib.statistics import TensorStatistics
+from qtool.calib.specs import Array
+from qtool.calib.statistics import TensorStatistics
 from qtool.qdq.quantized_tensors import QuantizedTensor, spread
 
 _BARS = 20

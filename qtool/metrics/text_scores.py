@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 from qtool.metrics.judged_batch import Batch, called_with
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 
 def common_shape(one: Array, other: Array) -> tuple[int, ...]:

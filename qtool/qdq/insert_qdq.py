@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import AffineParams
-from calib.granularity import PerChannel
 from qtool.backends.qdq_placement.operators import OPERATORS
+from qtool.calib.affine import AffineParams
+from qtool.calib.granularity import PerChannel
 from qtool.graph.constants import add_constant, constant_array
 from qtool.graph.names import Names
 from qtool.graph.weight_records import record_steps

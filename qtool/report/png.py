@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 _LONGEST_SIDE = 96
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

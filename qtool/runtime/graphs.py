@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.private_folder import private_folder
 from qtool.runtime.session import Level, Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import RuntimeRefusedError
 from qtool.runtime.plain_values import plain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 from qtool.runtime.session import Level, Session
 from qtool.splitting.split_manifest import read_split_manifest

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, TensorSpec
-from formats.onnx.onnx_file import release
+from qtool.calib.specs import Array, TensorSpec
+from qtool.formats.onnx.onnx_file import release
 from qtool.graph.node_reads import read_by
 from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready

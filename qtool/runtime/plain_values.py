@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 
 def plain(value: Any) -> Array:

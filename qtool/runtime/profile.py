@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session

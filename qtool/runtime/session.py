@@ -15,10 +15,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from calib.specs import Array, TensorSpec
-from formats.onnx.map_types import without_map_types
-from formats.onnx.onnx_outline import read_outline
+from qtool.calib.specs import Array, TensorSpec
 from qtool.errors import RuntimeRefusedError
+from qtool.formats.onnx.map_types import without_map_types
+from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.image_layout import image_layouts
 from qtool.runtime.plain_values import plain
 

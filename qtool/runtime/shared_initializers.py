@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 
 # What onnxruntime takes out of numpy's memory.
 _TYPES = frozenset(

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from formats.onnx.onnx_outline import read_outline
+from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.graph.names import Names
 
 # The distributions that are drawn from in closed form; what is drawn in another way only gets a seed.

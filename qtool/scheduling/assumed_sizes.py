@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from formats.onnx.shape_inference import infer_shapes
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.node_reads import read_by
 from qtool.graph.tensor_sizes import TensorSize, declared_sizes
 

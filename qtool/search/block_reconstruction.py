@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import AffineParams
-from calib.specs import Feed
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
+from qtool.calib.affine import AffineParams
+from qtool.calib.specs import Feed
 from qtool.graph.constants import add_constant, constant_array
 from qtool.plan import Plan
 from qtool.progress import Progress

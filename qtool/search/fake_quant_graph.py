@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from calib.affine import AffineParams
-from calib.specs import Array, Feed
 from qtool.backends.qdq_placement.operators import OPERATORS
+from qtool.calib.affine import AffineParams
+from qtool.calib.specs import Array, Feed
 from qtool.graph.names import Names
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import ActivationPlan, Plan

@@ -14,10 +14,10 @@ from types import MappingProxyType
 import networkx as nx
 import onnx_ir as ir
 
-from calib.specs import Feed
 from qtool.analysis.fed_sizes import fed_sizes
 from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.calib.specs import Feed
 from qtool.graph.constants import is_constant
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher

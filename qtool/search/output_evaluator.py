@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
 from qtool.backends.onnxruntime_cpu.exact_sums import Form, as_it_is
 from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calib.affine import AffineParams, params_from_range
-from calib.grid import Grid
-from calib.ranges import RangeMethod
-from calib.ranges.min_max import MinMax
-from calib.ranges.moving_average import MovingAverage
-from calib.ranges.mse import MeanSquaredError
-from calib.ranges.percentile import Percentile
-from calib.specs import Feed
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import AffineParams, params_from_range
+from qtool.calib.grid import Grid
+from qtool.calib.ranges import RangeMethod
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.ranges.moving_average import MovingAverage
+from qtool.calib.ranges.mse import MeanSquaredError
+from qtool.calib.ranges.percentile import Percentile
+from qtool.calib.specs import Feed
+from qtool.calib.statistics import TensorStatistics
 from qtool.plan import Plan
 from qtool.progress import Advance, Progress
 from qtool.search.fake_quant_graph import FakeQuantGraph, switched

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
+from qtool.calib.specs import Array, Feed
 from qtool.graph.constants import is_constant
 from qtool.graph.node_reads import read_by
 from qtool.runtime.graphs import open_graph

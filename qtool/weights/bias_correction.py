@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import dequantize
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import dequantize
+from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, sole_consumer
 from qtool.plan import Plan
 from qtool.weights.round_to_nearest import QuantizedWeight

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.collect import Runner
-from calib.specs import Feed
+from qtool.calib.collect import Runner
+from qtool.calib.specs import Feed
 from qtool.weights.scaling_regions import ScalingRegion
 
 Floats = npt.NDArray[np.float64]

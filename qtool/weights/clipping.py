@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.affine import SMALLEST_SCALE, quantize
+from qtool.calib.affine import SMALLEST_SCALE, quantize
 from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import LARGEST_BIAS, QuantizedWeight
 

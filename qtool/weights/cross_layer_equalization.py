@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.granularity import PerTensor
-from calib.grid import Grid
+from qtool.calib.granularity import PerTensor
+from qtool.calib.grid import Grid
 from qtool.plan import Plan
 from qtool.weights.channel_statistics import ChannelStatistics
 from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, stored_weight

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.collect import Runner
-from calib.missing_values import has_nan
-from calib.specs import Feed
+from qtool.calib.collect import Runner
+from qtool.calib.missing_values import has_nan
+from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute
 from qtool.plan import Plan
 

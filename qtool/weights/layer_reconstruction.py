@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.affine import dequantize
+from qtool.calib.affine import dequantize
 from qtool.weights.gptaq import (
     PairedMoments,
     Samples,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.affine import SMALLEST_SCALE, AffineParams, params_from_ranges, quantize
-from calib.granularity import Granularity, PerChannel
-from calib.grid import Grid
+from qtool.calib.affine import SMALLEST_SCALE, AffineParams, params_from_ranges, quantize
+from qtool.calib.granularity import Granularity, PerChannel
+from qtool.calib.grid import Grid
 from qtool.errors import InputError
 
 # A bias of 2^30 leaves an int32 accumulator as much room again for the products.

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import dequantize, quantize
-from calib.granularity import PerChannel
+from qtool.calib.affine import dequantize, quantize
+from qtool.calib.granularity import PerChannel
 from qtool.graph.constants import integer_attribute
 from qtool.weights.round_to_nearest import QuantizedWeight
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.collect import Runner
-from calib.missing_values import places_without_nan
-from calib.specs import Feed
+from qtool.calib.collect import Runner
+from qtool.calib.missing_values import places_without_nan
+from qtool.calib.specs import Feed
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps

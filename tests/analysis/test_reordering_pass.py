@@ -67,7 +67,7 @@ def test_the_usual_passes_do_not_reorder(run: Any, branches: Path) -> None:
 
 
 def test_tasks_need_what_the_analysis_counts(facts: Any, network: Path) -> None:
-    from formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.onnx_file import OnnxFile
 
     model = OnnxFile().read(network)
     tasks = tasks_of(model.graph, assumed_sizes(model))

@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from formats.errors import FormatError
-from formats.onnx.onnx_file import OnnxFile
+from qtool.formats.errors import FormatError
+from qtool.formats.onnx.onnx_file import OnnxFile
 
 
 @pytest.fixture

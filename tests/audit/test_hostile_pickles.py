@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import _weights_only_unpickler
 
-from formats.errors import FormatError
-from formats.torch.pickle_globals import TENSOR_GLOBALS
-from formats.torch.torch_checkpoint import TorchCheckpoint
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.pickle_globals import TENSOR_GLOBALS
+from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 
 FORMS = (
     "global",

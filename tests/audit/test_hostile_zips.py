@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from formats.detect import detect
-from formats.errors import FormatError
-from formats.library_noise import quiet_libraries
-from formats.torch.exported_program_file import ExportedProgramFile
-from formats.torch.torchscript_file import TorchScriptFile
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.torch.exported_program_file import ExportedProgramFile
+from qtool.formats.torch.torchscript_file import TorchScriptFile
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.tensorflow.keras_objects import foreign_objects
+from qtool.formats.tensorflow.keras_objects import foreign_objects
 
 HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 CODE = base64.b64encode(marshal.dumps((lambda x: x * 2).__code__)).decode()

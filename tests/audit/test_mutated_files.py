@@ -14,17 +14,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from formats.library_noise import quiet_libraries
+from qtool.formats.library_noise import quiet_libraries
 
 # Runs in a process of its own, so that a crash is seen and memory can be capped; prints what went wrong.
 READER = """
 import json, sys
 from pathlib import Path
-from formats import registry
-from formats.audit import audit
-from formats.detect import detect
-from formats.errors import FormatError
-import formats.torch.exported_program_file, formats.onnx.onnx_file, formats.torch.torch_checkpoint, formats.torch.torchscript_file
+from qtool.formats import registry
+from qtool.formats.audit import audit
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
+import qtool.formats.torch.exported_program_file, qtool.formats.onnx.onnx_file, qtool.formats.torch.torch_checkpoint, qtool.formats.torch.torchscript_file
 from qtool.workflows.diagnose.inspect import inspect_model
 
 if sys.platform == "linux":

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calib.collect import COUNTED_VALUES, Collected, collect
-from calib.errors import CalibError
-from calib.specs import Array, Feed
-from calib.statistics import TensorStatistics
+from qtool.calib.collect import COUNTED_VALUES, Collected, collect
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Array, Feed
+from qtool.calib.statistics import TensorStatistics
 
 _AXES = {"doubled": 1, "row": -1}
 

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from calib.affine import Range, dequantize, params_from_range, quantize
-from calib.grid import Grid
-from calib.ranges.entropy import Entropy
-from calib.ranges.min_max import MinMax
-from calib.ranges.moving_average import MovingAverage
-from calib.ranges.mse import MeanSquaredError
-from calib.ranges.percentile import Percentile
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import Range, dequantize, params_from_range, quantize
+from qtool.calib.grid import Grid
+from qtool.calib.ranges.entropy import Entropy
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.ranges.moving_average import MovingAverage
+from qtool.calib.ranges.mse import MeanSquaredError
+from qtool.calib.ranges.percentile import Percentile
+from qtool.calib.statistics import TensorStatistics
 
 _U8 = Grid(bits=8, signed=False, symmetric=False)
 _S8 = Grid(bits=8, signed=True, symmetric=True)

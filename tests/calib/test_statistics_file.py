@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.collect import Collected, collect
-from calib.errors import CalibError
-from calib.grid import Grid
-from calib.ranges import RANGE_METHODS, range_method_class
-from calib.specs import Array
-from calib.statistics import TensorStatistics
-from calib.statistics_file import read_statistics, write_statistics
+from qtool.calib.collect import Collected, collect
+from qtool.calib.errors import CalibError
+from qtool.calib.grid import Grid
+from qtool.calib.ranges import RANGE_METHODS, range_method_class
+from qtool.calib.specs import Array
+from qtool.calib.statistics import TensorStatistics
+from qtool.calib.statistics_file import read_statistics, write_statistics
 
 _GRID = Grid(bits=8, signed=False, symmetric=False)
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from calib.errors import CalibError
-from formats.errors import FormatError
 from qtool import __version__
+from qtool.calib.errors import CalibError
 from qtool.cli.app import app
 from qtool.errors import GateError, InputError, OutputError, QtoolError, RuntimeRefusedError, UsageError
+from qtool.formats.errors import FormatError
 
 HEAVY = ("numpy", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "PIL")
 

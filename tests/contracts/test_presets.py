@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.affine import Range, params_from_range
 from qtool.backends.onnxruntime_cpu.this_machine import target_here
 from qtool.backends.registry import PLACEMENTS
+from qtool.calib.affine import Range, params_from_range
 from qtool.graph.constants import constant_array
 from qtool.plan import build_plan
 from qtool.qdq.insert_qdq import insert_qdq

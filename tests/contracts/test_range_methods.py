@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from calib.affine import Range, dequantize, params_from_range, quantize
-from calib.errors import CalibError
-from calib.grid import Grid
-from calib.ranges import RANGE_METHODS, range_method_class
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import Range, dequantize, params_from_range, quantize
+from qtool.calib.errors import CalibError
+from qtool.calib.grid import Grid
+from qtool.calib.ranges import RANGE_METHODS, range_method_class
+from qtool.calib.statistics import TensorStatistics
 
 _GRIDS = {
     "u8": Grid(bits=8, signed=False, symmetric=False),

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.errors import FormatError
-from formats.torch.example_inputs import InputSpec
 from qtool.errors import InputError
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.example_inputs import InputSpec
 from qtool.progress import Silent
 from qtool.workflows.convert.program_check import ProgramComparison, compare_programs
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.export import Dim, export, register_dataclass
 
-from formats.library_noise import quiet_libraries
-from formats.torch.example_inputs import InputSpec, Length, allowed_sizes, first_sizes
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.torch.example_inputs import InputSpec, Length, allowed_sizes, first_sizes
 
 RANDOM = np.random.default_rng(0)
 

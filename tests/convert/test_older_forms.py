@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from formats.onnx.onnx_file import OnnxFile
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.workflows.convert.opsets import to_opset
 
 X = np.random.default_rng(1).standard_normal((2, 3, 8, 6)).astype(np.float32)

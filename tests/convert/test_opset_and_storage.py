@@ -71,8 +71,8 @@ def test_weights_move_to_a_file_of_their_own_and_back(run: Any, model: Path) -> 
 
 
 def test_weights_move_to_several_files_that_read_back(run: Any, model: Path) -> None:
-    from formats.onnx.external_data import Storage
-    from formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.external_data import Storage
+    from qtool.formats.onnx.onnx_file import OnnxFile
 
     file = OnnxFile()
     file.write(file.read(model), Path("parts.onnx"), Storage(external=True, max_shard_bytes=200_000))

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from formats.onnx.onnx_file import OnnxFile
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.runtime.parts import Parts
 
 WIDTH = 128

@@ -10,11 +10,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from formats import mapped_tensors
-from formats.base import Weights
-from formats.registry import load_source
-from formats.tied import ties
-from formats.weights.sharded_weights import ShardedWeights
+from qtool.formats import mapped_tensors
+from qtool.formats.base import Weights
+from qtool.formats.registry import load_source
+from qtool.formats.tied import ties
+from qtool.formats.weights.sharded_weights import ShardedWeights
 
 SHAPE = ("--input-shape", "image=batch,3,16,16")
 

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from formats.library_noise import quiet_libraries
 from qtool.cli.app import app
+from qtool.formats.library_noise import quiet_libraries
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 

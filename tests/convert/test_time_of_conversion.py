@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from formats.garbage import few_collections
-from formats.torch import torch_program
-from formats.torch.example_inputs import InputSpec
 from qtool.errors import InputError
+from qtool.formats.garbage import few_collections
+from qtool.formats.torch import torch_program
+from qtool.formats.torch.example_inputs import InputSpec
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph, saved
 from qtool.workflows.convert.program_check import compare_programs

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.errors import CalibError
-from calib.specs import Dim, TensorSpec
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Dim, TensorSpec
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib.dataset import open_dataset
-from calib.errors import CalibError
-from calib.specs import TensorSpec
+from qtool.calib.dataset import open_dataset
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import TensorSpec
 
 Floats = Callable[..., TensorSpec]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib.dataset import open_dataset
-from calib.specs import TensorSpec
+from qtool.calib.dataset import open_dataset
+from qtool.calib.specs import TensorSpec
 
 Floats = Callable[..., TensorSpec]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calib.datasets.batching import Chunk, batches, fixed_batch_size, is_one_batch_axis, wanted, window_for
-from calib.errors import CalibError
-from calib.specs import Dim, TensorSpec
+from qtool.calib.datasets.batching import Chunk, batches, fixed_batch_size, is_one_batch_axis, wanted, window_for
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Dim, TensorSpec
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=12)
 

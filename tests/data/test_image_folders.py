@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.dataset import open_dataset
-from calib.datasets.images import Preprocess
-from calib.specs import Dim, TensorSpec
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.images import Preprocess
+from qtool.calib.specs import Dim, TensorSpec
 
 Floats = Callable[..., TensorSpec]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.dataset import open_dataset
-from calib.datasets.images import Preprocess
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.images import Preprocess
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path, refuses: Any) -> None:

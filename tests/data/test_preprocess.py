@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from calib.datasets.images import PRESETS, Preprocess
+from qtool.calib.datasets.images import PRESETS, Preprocess
 
 Pixels = npt.NDArray[np.uint8]
 

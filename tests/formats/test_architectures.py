@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.errors import FormatError
-from formats.torch.architecture import Architecture, building
-from formats.torch.fitting import fit
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.architecture import Architecture, building
+from qtool.formats.torch.fitting import fit
 
 CODE = """
 import sys

@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from formats.detect import detect
-from formats.errors import FormatError
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.zeros(3)}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
 from qtool.cli.app import app
+from qtool.formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
 
 
 def hdf5(rows: int = 3, columns: int = 5) -> bytes:

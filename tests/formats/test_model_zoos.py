@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from formats.errors import FormatError
-from formats.torch.architecture import Architecture, building
 from qtool.cli.app import app
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.architecture import Architecture, building
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner, Result
 
-from formats.library_noise import quiet_libraries
-from formats.tied import ties
 from qtool.cli.app import app
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.tied import ties
 
 PLAIN = torch.arange(6.0).reshape(2, 3)
 COMPLEX = torch.complex(PLAIN, PLAIN + 1)

@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from formats.detect import detect
-from formats.errors import FormatError
-from formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 
 
 def weight(model: ir.Model) -> np.ndarray:

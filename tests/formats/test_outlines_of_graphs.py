@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from formats.onnx.onnx_file import OnnxFile
-from formats.onnx.onnx_outline import read_outline
 from qtool.cli.app import app
+from qtool.formats.onnx.onnx_file import OnnxFile
+from qtool.formats.onnx.onnx_outline import read_outline
 
 
 @pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--memory"), ("audit",)])

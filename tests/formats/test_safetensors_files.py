@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.torch.torch_checkpoint import TorchCheckpoint
-from formats.weights.safetensors_file import SafetensorsFile
-from formats.weights.safetensors_header import read_header
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
+from qtool.formats.weights.safetensors_file import SafetensorsFile
+from qtool.formats.weights.safetensors_header import read_header
 
 DTYPES = [
     torch.float32,

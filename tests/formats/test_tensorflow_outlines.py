@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from formats.detect import detect
-from formats.errors import FormatError
 from qtool.cli.app import app
+from qtool.formats.detect import detect
+from qtool.formats.errors import FormatError
 
 IMAGE = [-1, 8, 8, 3]
 

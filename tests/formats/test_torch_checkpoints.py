@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.base import Weights
-from formats.errors import FormatError
-from formats.torch.state_dicts import find_state_dict
-from formats.torch.torch_checkpoint import TorchCheckpoint
+from qtool.formats.base import Weights
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.state_dicts import find_state_dict
+from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 

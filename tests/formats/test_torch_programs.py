@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from formats.errors import FormatError
-from formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
-from formats.torch.torch_program import BoundInput, bind, export, run
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.formats.torch.torch_program import BoundInput, bind, export, run
 
 
 class Two(torch.nn.Module):

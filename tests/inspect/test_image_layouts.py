@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from calib.dataset import open_dataset
-from calib.datasets.images import Preprocess
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.images import Preprocess
 from qtool.cli.app import app
 from qtool.runtime.session import Session
 

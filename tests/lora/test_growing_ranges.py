@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from calib.affine import Range
-from calib.grid import Grid
+from qtool.calib.affine import Range
+from qtool.calib.grid import Grid
 from qtool.lora.onnx.activation_ranges import QuantizedActivation, grown, growth, sharing
 from tests.lora.conftest import invoke
 from tests.lora.graphs import scales_of

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from calib.ranges.min_max import MinMax
-from formats.base import Weights
-from formats.onnx.onnx_file import OnnxFile
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.calib.ranges.min_max import MinMax
+from qtool.formats.base import Weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.plan import DynamicPlan, Plan
 from qtool.progress import Silent
 from qtool.runtime.session import Session

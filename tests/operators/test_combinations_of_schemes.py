@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calib.grid import Grid
+from qtool.calib.grid import Grid
 from qtool.schemes import PRESETS
 from qtool.schemes import Scheme as Integers
 from tests.operators.all_kinds import KINDS

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from calib.ranges.min_max import MinMax
-from calib.statistics import TensorStatistics
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.statistics import TensorStatistics
 from qtool.plan import Plan, build_plan
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching

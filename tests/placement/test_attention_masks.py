@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from calib.statistics import TensorStatistics
 from qtool.backends.qdq_placement.masks import masked_scores
+from qtool.calib.statistics import TensorStatistics
 
 _FORMS = {
     "added": "b = Mul (inv, low)\n sm = Add (sc, b)",

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from calib.affine import dequantize
-from calib.grid import Grid
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import dequantize
+from qtool.calib.grid import Grid
+from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array
 from qtool.plan import Plan, build_plan
 from qtool.runtime.session import Session

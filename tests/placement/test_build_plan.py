@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from calib.granularity import PerTensor
-from calib.grid import Grid
+from qtool.calib.granularity import PerTensor
+from qtool.calib.grid import Grid
 from qtool.errors import InputError, UsageError
 from qtool.plan import Plan, build_plan
 from qtool.schemes import PRESETS, Scheme

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calib.affine import Range, dequantize, params_from_range
-from calib.grid import Grid
 from qtool.backends.qdq_placement.clamped_ranges import narrowed
+from qtool.calib.affine import Range, dequantize, params_from_range
+from qtool.calib.grid import Grid
 
 GRID = Grid(bits=8, signed=False, symmetric=False)
 

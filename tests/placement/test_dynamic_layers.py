@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calib.grid import Grid
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
+from qtool.calib.grid import Grid
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
 from qtool.plan import DynamicPlan, build_dynamic_plan

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from calib.grid import Grid
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form, with_exact_sums
+from qtool.calib.grid import Grid
 from qtool.errors import RuntimeRefusedError
 from qtool.schemes import PRESETS, Scheme
 

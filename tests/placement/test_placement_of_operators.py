@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from calib.granularity import PerChannel, PerTensor
+from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.plan import Plan, build_plan
 from qtool.schemes import PRESETS, Scheme
 from qtool.selection import NodeSelection

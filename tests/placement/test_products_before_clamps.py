@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from calib.grid import Grid
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
+from qtool.calib.grid import Grid
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from calib.affine import dequantize
-from calib.granularity import PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.affine import dequantize
+from qtool.calib.granularity import PerChannel, PerTensor
+from qtool.calib.grid import Grid
 from qtool.errors import InputError
 from qtool.weights.round_to_nearest import quantize_bias, round_to_nearest
 

@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as st_numpy
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calib.affine import SMALLEST_SCALE, Range, dequantize, params_from_range, params_from_ranges, quantize
-from calib.errors import CalibError
-from calib.granularity import PerChannel
-from calib.grid import Grid
+from qtool.calib.affine import SMALLEST_SCALE, Range, dequantize, params_from_range, params_from_ranges, quantize
+from qtool.calib.errors import CalibError
+from qtool.calib.granularity import PerChannel
+from qtool.calib.grid import Grid
 
 # An exponent of 100 keeps range ends and their sums inside float32; the wider ones have tests of their own.
 _REAL = st.floats(min_value=-(2.0**100), max_value=2.0**100, width=32)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calib.affine import dequantize
-from calib.granularity import Granularity, PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.affine import dequantize
+from qtool.calib.granularity import Granularity, PerChannel, PerTensor
+from qtool.calib.grid import Grid
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, kernel_order, pair_sums, without_saturation
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from calib.statistics import BINS, TensorStatistics
+from qtool.calib.statistics import BINS, TensorStatistics
 
 # Wide enough for every normal number, and not so wide that the sum of squares leaves float64.
 _FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

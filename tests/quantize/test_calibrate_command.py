@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib.statistics_file import read_statistics
+from qtool.calib.statistics_file import read_statistics
 
 
 def test_every_tensor_has_its_exact_extremes(run: Any, model: Path, data: Path) -> None:

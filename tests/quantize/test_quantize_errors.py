@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import calib.collect
-import formats.onnx.onnx_file
+import qtool.calib.collect
+import qtool.formats.onnx.onnx_file
 
 
 def _listing(folder: Path) -> dict[str, bytes]:
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     existing = model.with_name("net.int8.onnx")
     existing.write_bytes(b"precious")
     before = _listing(tmp_path)
-    monkeypatch.setattr(formats.onnx.onnx_file.OnnxFile, "write", full)
+    monkeypatch.setattr(qtool.formats.onnx.onnx_file.OnnxFile, "write", full)
     _refused(run("quantize", model, "--calib-data", data, "--force"), "the disk is full", "free some space")
     assert _listing(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -212,7 +212,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     def interrupted(*arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calib.collect, "_batch_size", interrupted)
+    monkeypatch.setattr(qtool.calib.collect, "_batch_size", interrupted)
     outcome = run(command, model, "--calib-data", data)
     assert outcome.code == 130
     assert "interrupted; nothing half-written is left behind" in outcome.err

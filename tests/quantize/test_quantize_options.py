@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calib.ranges import RANGE_METHODS
+from qtool.calib.ranges import RANGE_METHODS
 from qtool.cli.options.scheme import Method
 from qtool.runtime.session import Session
 

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from calib.granularity import PerChannel
-from calib.grid import Grid
+from qtool.calib.granularity import PerChannel
+from qtool.calib.grid import Grid
 from qtool.weights.round_to_nearest import round_to_nearest
 
 _LAYERS = ["/c1/Conv", "/c2/Conv", "/c3/Conv", "/logits/Gemm"]

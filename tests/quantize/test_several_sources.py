@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calib.dataset import open_dataset
-from calib.datasets.joined import JoinedData
-from calib.errors import CalibError
-from calib.specs import TensorSpec
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.joined import JoinedData
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import TensorSpec
 
 _INPUT = (TensorSpec("x", np.dtype(np.float32), ("n", 2)),)
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.statistics import TensorStatistics
+from qtool.calib.statistics import TensorStatistics
 from qtool.plan import build_plan
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS

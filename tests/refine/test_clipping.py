@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.affine import dequantize
-from calib.granularity import Granularity, PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.affine import dequantize
+from qtool.calib.granularity import Granularity, PerChannel, PerTensor
+from qtool.calib.grid import Grid
 from qtool.plan import build_plan
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

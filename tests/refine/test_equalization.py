@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.ranges.min_max import MinMax
-from calib.statistics import TensorStatistics
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import Plan, build_plan
 from qtool.progress import Silent

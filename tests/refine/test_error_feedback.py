@@ -10,9 +10,9 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
-from calib.affine import dequantize
-from calib.granularity import PerChannel
-from calib.grid import Grid
+from qtool.calib.affine import dequantize
+from qtool.calib.granularity import PerChannel
+from qtool.calib.grid import Grid
 from qtool.plan import build_plan
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

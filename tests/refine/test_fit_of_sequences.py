@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx import numpy_helper, parser
 
-from calib.affine import Range, params_from_range
-from calib.specs import Feed
+from qtool.calib.affine import Range, params_from_range
+from qtool.calib.specs import Feed
 from qtool.plan import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS

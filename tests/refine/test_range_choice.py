@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from calib.affine import AffineParams, Range, dequantize, params_from_range, quantize
-from calib.ranges.min_max import MinMax
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import AffineParams, Range, dequantize, params_from_range, quantize
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import Plan, build_plan
 from qtool.progress import Silent

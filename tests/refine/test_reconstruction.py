@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
-from calib.affine import AffineParams, params_from_range
-from calib.ranges.min_max import MinMax
-from calib.specs import Feed
-from calib.statistics import TensorStatistics
+from qtool.calib.affine import AffineParams, params_from_range
+from qtool.calib.ranges.min_max import MinMax
+from qtool.calib.specs import Feed
+from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import Plan, build_plan
 from qtool.progress import Silent

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calib.affine import dequantize
-from calib.granularity import PerChannel
-from calib.grid import Grid
+from qtool.calib.affine import dequantize
+from qtool.calib.granularity import PerChannel
+from qtool.calib.grid import Grid
 from qtool.plan import WeightPlan
 from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight

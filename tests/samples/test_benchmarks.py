@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
-from calib.ranges import RANGE_METHODS
+from qtool.calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
 
 Python = Callable[..., CompletedProcess[str]]

@@ -13,8 +13,8 @@ import pytest
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from calib.datasets.images import PRESETS, Preprocess
-from calib.ranges import RANGE_METHODS
+from qtool.calib.datasets.images import PRESETS, Preprocess
+from qtool.calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
 from qtool.cli.options.settings import parameters
 from qtool.cli.quantize import quantize

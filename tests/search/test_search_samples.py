@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit

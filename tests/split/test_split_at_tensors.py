@@ -134,7 +134,7 @@ def _with_custom_operator(save: Any) -> Path:
 
 
 def test_large_weights_go_beside_their_part(network: Path) -> None:
-    from formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.onnx_file import OnnxFile
     from qtool.splitting.groups import groups_at_tensors
     from qtool.splitting.part_models import part_model, parts_of
 

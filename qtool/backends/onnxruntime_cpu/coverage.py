@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from formats.onnx.map_types import load_model
 from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import is_constant
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved

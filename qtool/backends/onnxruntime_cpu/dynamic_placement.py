@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from calib.granularity import Granularity, PerTensor
 from qtool.backends.qdq_placement.layers import product_reason, weight_granularity, weight_reason
+from qtool.calib.granularity import Granularity, PerTensor
 from qtool.graph.constants import is_constant
 from qtool.plan import DynamicPlan, Skipped, WeightPlan
 from qtool.schemes import DynamicScheme

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from formats.onnx.map_types import load_model
-from formats.onnx.onnx_outline import read_outline
 from qtool.backends.onnxruntime_cpu.exact_sums import Form, as_it_is, exact_form
+from qtool.formats.onnx.map_types import load_model
+from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws

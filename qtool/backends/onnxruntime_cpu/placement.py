@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from calib.granularity import Granularity, PerTensor
-from calib.grid import Grid
 from qtool.backends.onnxruntime_cpu.activation_lower_bounds import activation_lower_bound
 from qtool.backends.qdq_placement.layers import OUTPUT_OF_MODEL, agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.backends.qdq_placement.node_form import reason_to_skip_node, reason_without_kernel
 from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.backends.qdq_placement.pools import has_channels_last
+from qtool.calib.granularity import Granularity, PerTensor
+from qtool.calib.grid import Grid
 from qtool.graph.constants import clip_bounds, is_constant, sole_consumer
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme

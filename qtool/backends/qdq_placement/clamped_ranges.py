@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from calib.affine import AffineParams, Range
+from qtool.calib.affine import AffineParams, Range
 from qtool.graph.constants import clip_bounds
 from qtool.plan import Plan
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from calib.granularity import Granularity, PerTensor
-from calib.grid import Grid
 from qtool.backends.qdq_placement.layers import agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS, Kind
+from qtool.calib.granularity import Granularity, PerTensor
+from qtool.calib.grid import Grid
 from qtool.graph.constants import clip_bounds, constant_array, is_constant, sole_consumer
 from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme

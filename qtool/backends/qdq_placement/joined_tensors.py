@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from calib.statistics import TensorStatistics
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array, is_constant
 
 # Fewer of 255 steps leave less than 4 bits of a part.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.granularity import Granularity, PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.granularity import Granularity, PerChannel, PerTensor
+from qtool.calib.grid import Grid
 from qtool.graph.constants import constant_array, integer_attribute, is_constant
 from qtool.plan import WeightPlan
 from qtool.schemes import Scheme

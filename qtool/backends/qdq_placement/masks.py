@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from calib.statistics import TensorStatistics
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
+from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array
 
 # exp(-30) is 1e-13: what lies so far below the others has no share in a Softmax.

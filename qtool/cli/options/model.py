@@ -12,8 +12,8 @@ from qtool.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from formats.torch.architecture import Architecture
-    from formats.trust import Trust
+    from qtool.formats.torch.architecture import Architecture
+    from qtool.formats.trust import Trust
     from qtool.workflows.convert.model_source import ModelSource
 
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -49,7 +49,7 @@ def trust(pickles: bool, names: list[str] | None) -> Trust:
     Raises:
         UsageError: a name has no package, or stands beside the trust in everything.
     """
-    from formats.trust import Trust
+    from qtool.formats.trust import Trust
 
     for name in names or ():
         if "." not in name or not all(part.isidentifier() for part in name.split(".")):
@@ -85,7 +85,7 @@ def architecture(factory: str | None, kwargs: str | None) -> Architecture | None
     Raises:
         UsageError: the arguments are no JSON object, or come without a factory.
     """
-    from formats.torch.architecture import Architecture
+    from qtool.formats.torch.architecture import Architecture
 
     if factory is None:
         if kwargs is not None:

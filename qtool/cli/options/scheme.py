@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from calib.grid import Grid
-    from calib.ranges import RangeMethod
+    from qtool.calib.grid import Grid
+    from qtool.calib.ranges import RangeMethod
     from qtool.schemes import Scheme
 
 
@@ -63,11 +63,11 @@ class MethodOptions:
             UsageError: a parameter of another method is given.
             CalibError: the parameter makes no sense.
         """
-        from calib.ranges.entropy import Entropy
-        from calib.ranges.min_max import MinMax
-        from calib.ranges.moving_average import MovingAverage
-        from calib.ranges.mse import MeanSquaredError
-        from calib.ranges.percentile import Percentile
+        from qtool.calib.ranges.entropy import Entropy
+        from qtool.calib.ranges.min_max import MinMax
+        from qtool.calib.ranges.moving_average import MovingAverage
+        from qtool.calib.ranges.mse import MeanSquaredError
+        from qtool.calib.ranges.percentile import Percentile
 
         owners = {
             "--percentile": (Method.PERCENTILE, self.percentile),

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from calib.granularity import PerChannel
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.options.goal import mixed_as_json
 from qtool.cli.options.search import search_as_json, search_remarks, show_search

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats import registry
-from formats.base import Weights
-from formats.detect import detect
-from formats.mapped_tensors import tied_names
-from formats.trust import NO_TRUST, Trust
-from formats.weights.sharded_index import read_index
 from qtool.errors import InputError
+from qtool.formats import registry
+from qtool.formats.base import Weights
+from qtool.formats.detect import detect
+from qtool.formats.mapped_tensors import tied_names
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.sharded_index import read_index
 
 if TYPE_CHECKING:
     import torch

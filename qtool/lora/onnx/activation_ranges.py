@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import Range, params_from_range
-from calib.grid import Grid
+from qtool.calib.affine import Range, params_from_range
+from qtool.calib.grid import Grid
 from qtool.graph.constants import add_constant, constant_array, is_constant
 from qtool.lora.onnx.requantizing import rescale_biases
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calib.affine import AffineParams
-from calib.granularity import PerChannel, PerTensor
-from calib.grid import Grid
+from qtool.calib.affine import AffineParams
+from qtool.calib.granularity import PerChannel, PerTensor
+from qtool.calib.grid import Grid
 from qtool.graph.constants import integer_attribute
 from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers
 from qtool.weights.round_to_nearest import QuantizedWeight

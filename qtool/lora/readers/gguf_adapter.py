@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats.weights.gguf_file import GgufContents, read_gguf
 from qtool.errors import InputError
+from qtool.formats.weights.gguf_file import GgufContents, read_gguf
 from qtool.lora.merge.translation import Translation
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
 from qtool.lora.readers.settings import AdapterSettings

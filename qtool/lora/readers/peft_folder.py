@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formats.weights.safetensors_file import SafetensorsFile
 from qtool.errors import InputError
+from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
 from qtool.lora.readers.recognition import CONFIG_NAME
 from qtool.lora.readers.settings import AdapterSettings, settings_from_peft

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from formats.detect import detect
 from qtool.errors import InputError
+from qtool.formats.detect import detect
 from qtool.lora.readers.adapter import Adapter
 from qtool.lora.readers.gguf_adapter import read_gguf_adapter
 from qtool.lora.readers.peft_folder import is_peft_folder, read_peft_folder

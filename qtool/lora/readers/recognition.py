@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from formats.weights.safetensors_header import PREFIX_BYTES, announced_header_bytes, read_header
+from qtool.formats.weights.safetensors_header import PREFIX_BYTES, announced_header_bytes, read_header
 
 # In keys of adapters, and of nothing else.
 _MARKS = (".lora_", ".lora.", ".hada_", ".lokr_")

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats.weights.safetensors_file import SafetensorsFile
 from qtool.errors import InputError
+from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
 from qtool.lora.readers.header_settings import convolution_settings, header_settings
 from qtool.lora.readers.recognition import CONFIG_NAME

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats import registry
-from formats.errors import FormatError
 from qtool.errors import InputError
+from qtool.formats import registry
+from qtool.formats.errors import FormatError
 from qtool.lora.merge.translation import Translation
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
 from qtool.lora.readers.recognition import CONFIG_NAME

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from formats.onnx.onnx_file import release
+from qtool.formats.onnx.onnx_file import release
 from qtool.graph.names import Names
 
 HalfName = Literal["float16", "bfloat16"]

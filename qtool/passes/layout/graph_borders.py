@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, Feed, Layout
-from formats.onnx.shape_inference import infer_shapes
+from qtool.calib.specs import Array, Feed, Layout
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.names import Names
 from qtool.image_layout import image_layout
 from qtool.passes.layout.permutations import Perm, identity, inverse, then

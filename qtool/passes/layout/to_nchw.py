@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from formats.onnx.shape_inference import infer_shapes
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.passes.layout.transposes import cancel_transposes
 from qtool.passes.normalization.remove_identities import RemoveIdentities
 

@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import onnx_ir as ir
 
-from formats.library_noise import quiet_libraries
 from qtool.errors import InputError
+from qtool.formats.library_noise import quiet_libraries
 from qtool.graph.declared_lengths import declared_lengths
 from qtool.passes.optimization.operators import Operators
 from qtool.passes.registry import PASSES

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.specs import Feed
-from formats.detect import Detection
 from qtool.atomic import staged
+from qtool.calib.specs import Feed
 from qtool.errors import InputError
 from qtool.fingerprint import path_bytes
+from qtool.formats.detect import Detection
 from qtool.passes.half.half_precision import KeptFloat32
 from qtool.progress import Progress
 from qtool.workflows.convert.program_check import ProgramComparison
@@ -47,8 +47,8 @@ def write_graph(
         InputError: the graph computes something else than the source.
         OutputError: it cannot be written.
     """
-    from formats.onnx.ir_versions import lowest_ir_version
-    from formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
+    from qtool.formats.onnx.ir_versions import lowest_ir_version
+    from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
 
     kept: tuple[KeptFloat32, ...] = ()
     storage = request.storage
@@ -85,7 +85,7 @@ def write_graph(
 
 def _check(request: ConvertRequest, detection: Detection, path: Path) -> None:
     """Passes when the result in ``path`` follows the ONNX standard; says whether the source does not already."""
-    from formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.onnx_file import OnnxFile
 
     file = OnnxFile()
     problem = file.problem(path)

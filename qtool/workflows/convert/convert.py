@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formats import registry
-from formats.detect import Detection, detect
-from formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
-from formats.torch.architecture import Architecture
-from formats.trust import NO_TRUST, Trust
-from formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
+from qtool.formats import registry
+from qtool.formats.detect import Detection, detect
+from qtool.formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
+from qtool.formats.torch.architecture import Architecture
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
 from qtool.progress import Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
 from qtool.workflows.convert.request import TARGET_FORMATS, ConvertReport, ConvertRequest, TargetFormat
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-    from formats.base import Weights
+    from qtool.formats.base import Weights
     from qtool.workflows.convert.example_data import ExampleData
 
 
@@ -74,7 +74,7 @@ def load_graph(
         return imported.model
     found = registry.load_source(detection.format)
     if found.holds == "graph":
-        from formats.onnx.onnx_file import load_weights
+        from qtool.formats.onnx.onnx_file import load_weights
 
         return load_weights(found.read(path))
     imported = import_weights(
@@ -123,7 +123,7 @@ def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
         return _to_graph(request, detection, weights, output, progress)
     if request.architecture is not None:
         _check_fit(weights, request.architecture)
-    from formats.weights.sharded_weights import write_shards
+    from qtool.formats.weights.sharded_weights import write_shards
 
     with staged(output) as path, progress.task(f"writing {output.name}"):
         if request.target is TargetFormat.SAFETENSORS and request.storage.max_shard_bytes is not None:
@@ -247,8 +247,8 @@ def _data(request: ConvertRequest) -> ExampleData | None:
 
 
 def _check_fit(weights: Weights, architecture: Architecture) -> None:
-    from formats.torch.architecture import building
-    from formats.torch.fitting import fit
+    from qtool.formats.torch.architecture import building
+    from qtool.formats.torch.fitting import fit
 
     with building(architecture) as module:
         fit(module, weights.tensors, factory=architecture.factory)

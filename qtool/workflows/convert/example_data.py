@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calib.dataset import open_dataset
-from calib.datasets.base import Dataset
-from calib.datasets.batching import is_one_batch_axis
-from calib.errors import CalibError, UnequalLengthsError
-from calib.specs import Feed
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.batching import is_one_batch_axis
+from qtool.calib.errors import CalibError, UnequalLengthsError
+from qtool.calib.specs import Feed
 
 # As many as the largest comparison runs on.
 SAMPLES = 3
@@ -38,7 +38,7 @@ def open_example_data(source: str, preprocess: str | None) -> Dataset:
     """
     if preprocess is None:
         return open_dataset(source)
-    from calib.datasets.images import Preprocess
+    from qtool.calib.datasets.images import Preprocess
 
     return open_dataset(source, preprocess=Preprocess.parse(preprocess))
 

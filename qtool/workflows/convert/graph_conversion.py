@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from formats.onnx.ir_versions import lowest_ir_version
-from formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
 from qtool.errors import RuntimeRefusedError
+from qtool.formats.onnx.ir_versions import lowest_ir_version
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
 from qtool.progress import Progress
 from qtool.workflows.convert.conversion_result import real_feed
 from qtool.workflows.convert.half_precision import input_specs

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
-from formats.onnx.ir_versions import lowest_ir_version
-from formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
-from formats.onnx.shape_inference import infer_shapes
-from formats.torch.example_inputs import InputSpec
+from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, RuntimeRefusedError
+from qtool.formats.onnx.ir_versions import lowest_ir_version
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
+from qtool.formats.onnx.shape_inference import infer_shapes
+from qtool.formats.torch.example_inputs import InputSpec
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.graph.names import Names
 from qtool.passes.half.half_precision import (
@@ -141,7 +141,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 
 
 def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.Model:
-    from formats.library_noise import quiet_libraries
+    from qtool.formats.library_noise import quiet_libraries
     from qtool.passes.normalization.normalize import ConstantsToInitializers, InlineFunctions
 
     # What is small enough to be handed to onnxruntime as bytes must not point at files.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calib.datasets.base import Dataset
-from formats.detect import detect
-from formats.onnx.onnx_file import OnnxFile
-from formats.torch.architecture import Architecture
-from formats.trust import NO_TRUST, Trust
-from formats.weights.sharded_index import weights_stem
+from qtool.calib.datasets.base import Dataset
 from qtool.errors import UsageError
+from qtool.formats.detect import detect
+from qtool.formats.onnx.onnx_file import OnnxFile
+from qtool.formats.torch.architecture import Architecture
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.sharded_index import weights_stem
 from qtool.progress import Progress
 from qtool.workflows.convert.convert import load_graph
 from qtool.workflows.convert.example_data import example_data

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.graph.names import Names
 
 

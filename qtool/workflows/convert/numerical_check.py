@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
-from formats.torch.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
+from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, RuntimeRefusedError
+from qtool.formats.torch.example_inputs import InputSpec, first_sizes, free_dims, leading_dims, make_feeds
 from qtool.passes.layout.graph_borders import Turned
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session

@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 from onnxscript.version_converter import ConvertVersionPass
 
-from formats.library_noise import quiet_libraries
-from formats.onnx.shape_inference import infer_shapes
 from qtool.errors import InputError, UsageError
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.passes.normalization.normalize import ConstantsToInitializers, InlineFunctions
 from qtool.passes.normalization.raise_opset import FIRST_OPSET_WITH_RESIZE_MODES, keep_resizing

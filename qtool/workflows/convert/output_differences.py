@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.specs import Array
+from qtool.calib.specs import Array
 from qtool.errors import InputError
 
 

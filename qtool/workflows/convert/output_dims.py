@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
-from formats.torch.example_inputs import InputSpec
+from qtool.calib.specs import Array, Feed
+from qtool.formats.torch.example_inputs import InputSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class SeenShapes:
 def _infer_shapes_anew(model: ir.Model) -> None:
     from onnx_ir.passes.common import ShapeInferencePass
 
-    from formats.library_noise import quiet_libraries
+    from qtool.formats.library_noise import quiet_libraries
 
     for node in model.graph:
         for value in node.outputs:

@@ -10,10 +10,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from calib.specs import Array, Feed
-from formats.errors import FormatError
-from formats.torch.example_inputs import InputSpec, allowed_sizes, first_sizes, free_dims, leading_dims, make_feeds
+from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, RuntimeRefusedError
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.example_inputs import (
+    InputSpec,
+    allowed_sizes,
+    first_sizes,
+    free_dims,
+    leading_dims,
+    make_feeds,
+)
 from qtool.progress import Progress
 from qtool.workflows.convert.output_differences import OutputDifference, output_differences
 from qtool.workflows.convert.random_inputs import on_random_inputs

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from formats.onnx.external_data import Storage
-from formats.torch.architecture import Architecture
-from formats.trust import NO_TRUST, Trust
+from qtool.formats.onnx.external_data import Storage
+from qtool.formats.torch.architecture import Architecture
+from qtool.formats.trust import NO_TRUST, Trust
 from qtool.passes.half.half_precision import KeptFloat32
 from qtool.workflows.convert.half_precision import Precision
 from qtool.workflows.convert.program_check import ProgramComparison

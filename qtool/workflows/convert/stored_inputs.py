@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from formats.errors import FormatError
-from formats.torch.example_inputs import InputSpec, Length
+from qtool.formats.errors import FormatError
+from qtool.formats.torch.example_inputs import InputSpec, Length
 
 Shape = tuple[int | str, ...]
 

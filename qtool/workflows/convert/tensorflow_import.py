@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array, Feed
-from formats.audit import audit
-from formats.errors import FormatError
-from formats.tensorflow import tensorflow_kinds, tensorflow_outline
-from formats.tensorflow.keras_weights import check_keras_weights
-from formats.tensorflow.tensorflow_process import (
+from qtool.calib.specs import Array, Feed
+from qtool.errors import InputError, UsageError
+from qtool.formats.audit import audit
+from qtool.formats.errors import FormatError
+from qtool.formats.tensorflow import tensorflow_kinds, tensorflow_outline
+from qtool.formats.tensorflow.keras_weights import check_keras_weights
+from qtool.formats.tensorflow.tensorflow_process import (
     ModelToLoad,
     TensorDescription,
     TensorFlowProcess,
     check_installed,
     loaded,
 )
-from formats.torch.architecture import Architecture
-from formats.torch.example_inputs import InputSpec
-from formats.torch.model_zoos import zoo_name
-from qtool.errors import InputError, UsageError
+from qtool.formats.torch.architecture import Architecture
+from qtool.formats.torch.example_inputs import InputSpec
+from qtool.formats.torch.model_zoos import zoo_name
 from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.workflows.convert.output_dims import SeenShapes
@@ -83,7 +83,7 @@ def import_tensorflow(
 
     Args:
         path: the file or folder.
-        kind: one of ``formats.tensorflow.tensorflow_kinds``.
+        kind: one of ``qtool.formats.tensorflow.tensorflow_kinds``.
         architecture: what builds the Keras model of weights alone.
         options: which part of the model to take.
         inputs: shapes for inputs that leave them open, and real data.

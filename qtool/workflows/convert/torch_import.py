@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calib.specs import Feed
-from formats.base import Weights
-from formats.torch.architecture import Architecture, building
-from formats.torch.example_inputs import Length, first_sizes, make_feeds
-from formats.torch.fitting import fit, rounding
+from qtool.calib.specs import Feed
 from qtool.errors import UsageError
+from qtool.formats.base import Weights
+from qtool.formats.torch.architecture import Architecture, building
+from qtool.formats.torch.example_inputs import Length, first_sizes, make_feeds
+from qtool.formats.torch.fitting import fit, rounding
 from qtool.progress import Progress
 from qtool.workflows.convert.output_dims import SeenShapes
 from qtool.workflows.convert.program_check import ProgramComparison, compare_programs
@@ -113,8 +113,8 @@ def import_weights(
 
 
 def _exported(module: Any, inputs: InputDescription, opset: int | None, progress: Progress) -> ImportedGraph:
-    from formats.torch import torch_program
-    from formats.torch.torch_calls import looked_through, with_tensors_only
+    from qtool.formats.torch import torch_program
+    from qtool.formats.torch.torch_calls import looked_through, with_tensors_only
     from qtool.runtime.graphs import open_graph
     from qtool.workflows.convert.opsets import to_opset
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from formats.audit import audit
-from formats.findings import FileAudit
 from qtool.errors import GateError
+from qtool.formats.audit import audit
+from qtool.formats.findings import FileAudit
 
 
 def audit_model(path: Path) -> FileAudit:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.fingerprint import graph_fingerprint
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 from qtool.workflows.diagnose.verify import onnx_path

@@ -11,11 +11,11 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.backends.onnxruntime_cpu.coverage import optimized_nodes
 from qtool.backends.onnxruntime_cpu.node_fate import NodeFate, fate_of
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.fingerprint import file_sha256
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.manifest import Manifest, manifest_path, read_manifest
 from qtool.metrics.tensor_error import TensorError, weight_error
 from qtool.progress import Progress

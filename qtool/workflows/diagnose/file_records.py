@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from formats.companions import companion_files
 from qtool.fingerprint import data_sha256, file_sha256, path_bytes
+from qtool.formats.companions import companion_files
 from qtool.manifest import FileRecord
 
 _DATA = "calib_data"

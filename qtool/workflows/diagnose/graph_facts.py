@@ -11,11 +11,11 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from formats.library_noise import quiet_libraries
-from formats.onnx.shape_inference import infer_shapes
 from qtool.analysis.multiply_adds import multiplies
 from qtool.analysis.multiply_adds import multiply_adds as multiply_adds_of
 from qtool.errors import UsageError
+from qtool.formats.library_noise import quiet_libraries
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.workflows.diagnose.model_facts import MultiplyAdds, Quantization, TensorFacts
 
 # Where each kind of multiplying node has its weights and its other factor.

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from formats import registry
-from formats.detect import Detection, detect
-from formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
-from formats.trust import NO_TRUST, Trust
-from formats.weights.safetensors_header import read_header
-from formats.weights.sharded_index import read_index
 from qtool.errors import UsageError
+from qtool.formats import registry
+from qtool.formats.detect import Detection, detect
+from qtool.formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
+from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.safetensors_header import read_header
+from qtool.formats.weights.sharded_index import read_index
 from qtool.workflows.diagnose.model_facts import DtypeFacts, GraphFacts, InspectReport, ProgramFacts, TensorFacts
 
 # How the safetensors format calls its element types, in the words of everyone else.
@@ -115,7 +115,7 @@ def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trus
 def _inspect_onnx(
     path: Path, detection: Detection, input_shapes: Mapping[str, tuple[int | str, ...]] | None, largest: int
 ) -> InspectReport:
-    from formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.onnx_file import OnnxFile
     from qtool.image_layout import image_layouts
     from qtool.workflows.diagnose import graph_facts
 

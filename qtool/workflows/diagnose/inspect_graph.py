@@ -9,14 +9,14 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from calib.specs import Feed
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.analysis.lifetimes import MemoryUse, memory_use
 from qtool.analysis.node_work import Work, work_of
 from qtool.analysis.tensor_flow import TensorFlow, tensor_flow
 from qtool.backends.onnxruntime_cpu.coverage import optimized_nodes
 from qtool.backends.onnxruntime_cpu.integer_regions import Partition, partition_of
+from qtool.calib.specs import Feed
 from qtool.errors import InputError, UsageError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.constants import constant_array
 from qtool.graph.tensor_sizes import TensorSize
 from qtool.progress import Progress

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.specs import Feed
-from formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
-from formats.torch.example_inputs import InputSpec, make_feeds
+from qtool.calib.specs import Feed
 from qtool.errors import RuntimeRefusedError
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
+from qtool.formats.torch.example_inputs import InputSpec, make_feeds
 from qtool.graph.tensor_sizes import TensorSize, declared_sizes, unknown_tensors
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching

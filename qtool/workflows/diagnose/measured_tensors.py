@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calib.specs import Feed
 from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_of
+from qtool.calib.specs import Feed
 from qtool.metrics.noise import NoiseMeter
 from qtool.metrics.tensor_error import TensorError, TensorErrorMeter
 from qtool.progress import Progress

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calib.collect import collect
-from calib.specs import Array
-from calib.statistics import TensorStatistics
-from calib.statistics_file import read_statistics
+from qtool.calib.collect import collect
+from qtool.calib.specs import Array
+from qtool.calib.statistics import TensorStatistics
+from qtool.calib.statistics_file import read_statistics
 from qtool.errors import InputError
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from formats.tensorflow import keras_config, tensorflow_kinds, tensorflow_outline
-from formats.tensorflow.hdf5_outline import Hdf5Array
-from formats.tensorflow.keras_weights import check_keras_weights, read_keras_weights
+from qtool.formats.tensorflow import keras_config, tensorflow_kinds, tensorflow_outline
+from qtool.formats.tensorflow.hdf5_outline import Hdf5Array
+from qtool.formats.tensorflow.keras_weights import check_keras_weights, read_keras_weights
 from qtool.workflows.diagnose.model_facts import ProgramFacts, TensorFacts
 
 _IMAGE_AXES = 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.detect import detect
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
 from qtool.errors import GateError, InputError
+from qtool.formats.detect import detect
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
 from qtool.report.surroundings import versions
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow

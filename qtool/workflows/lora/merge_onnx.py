@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.lora.merge.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.merge.base_weights import open_base
 from qtool.lora.merge.tensor_merge import WeightedChange, total_delta

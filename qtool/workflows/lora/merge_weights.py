@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from formats.detect import detect
 from qtool.errors import UsageError
+from qtool.formats.detect import detect
 from qtool.lora.merge.added_tokens import added_rows, grown
 from qtool.lora.merge.base_weights import BaseWeights, open_base
 from qtool.lora.merge.tensor_merge import TensorMerge, WeightedChange

@@ -10,13 +10,13 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from calib.affine import Range
-from calib.collect import collect
-from calib.ranges.mse import MeanSquaredError
-from calib.specs import Feed
-from calib.statistics import TensorStatistics
-from formats.torch.example_inputs import EXAMPLE_SEED, first_sizes, make_feeds
+from qtool.calib.affine import Range
+from qtool.calib.collect import collect
+from qtool.calib.ranges.mse import MeanSquaredError
+from qtool.calib.specs import Feed
+from qtool.calib.statistics import TensorStatistics
 from qtool.errors import InputError, RuntimeRefusedError
+from qtool.formats.torch.example_inputs import EXAMPLE_SEED, first_sizes, make_feeds
 from qtool.graph.constants import is_constant
 from qtool.graph.weight_records import has_records
 from qtool.lora.onnx.activation_ranges import (

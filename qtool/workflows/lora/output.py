@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from formats import registry
-from formats.base import Weights
-from formats.detect import detect
-from formats.mapped_tensors import few_at_a_time, tied_names
-from formats.weights.safetensors_file import SafetensorsFile
-from formats.weights.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.atomic import check_output, staged
 from qtool.errors import OutputError, UsageError
+from qtool.formats import registry
+from qtool.formats.base import Weights
+from qtool.formats.detect import detect
+from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.weights.safetensors_file import SafetensorsFile
+from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
 from qtool.lora.merge.added_tokens import count_tokens, grown
 from qtool.lora.merge.base_weights import BaseWeights
 from qtool.lora.merge.ties import untie_config

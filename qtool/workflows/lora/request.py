@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.affine import Range
-from formats.trust import NO_TRUST, Trust
+from qtool.calib.affine import Range
 from qtool.errors import InputError
+from qtool.formats.trust import NO_TRUST, Trust
 from qtool.lora.merge.combining import Combination
 from qtool.lora.onnx.activation_ranges import growth
 from qtool.lora.onnx.requantizing import Requantized

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.specs import Layout
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
+from qtool.calib.specs import Layout
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.metrics.size import model_bytes
 from qtool.passes.layout.graph_borders import Turned, turn_borders

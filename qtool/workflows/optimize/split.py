@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from calib.specs import Array, Feed
-from formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
-from formats.onnx.shape_inference import infer_shapes
-from formats.torch.example_inputs import first_sizes, make_feeds
 from qtool.atomic import staged
 from qtool.backends.onnxruntime_cpu.coverage import coverage_in, optimized_nodes
+from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, OutputError, RuntimeRefusedError, UsageError
 from qtool.fingerprint import file_sha256
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
+from qtool.formats.onnx.shape_inference import infer_shapes
+from qtool.formats.torch.example_inputs import first_sizes, make_feeds
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.part_chain import PartChain

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calib.collect import Collected, collect
-from calib.datasets.base import Dataset
-from calib.specs import Feed, TensorSpec
-from calib.statistics_file import write_statistics
 from qtool.atomic import check_output, staged
+from qtool.calib.collect import Collected, collect
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.specs import Feed, TensorSpec
+from qtool.calib.statistics_file import write_statistics
 from qtool.fingerprint import data_sha256, graph_fingerprint
 from qtool.image_layout import image_layout
 from qtool.plan import Plan, build_plan

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.datasets.base import Dataset
-from calib.specs import Feed, TensorSpec
-from formats.onnx.map_types import load_model
-from formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.specs import Feed, TensorSpec
 from qtool.errors import InputError
+from qtool.formats.onnx.map_types import load_model
+from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
 from qtool.runtime.graphs import open_graph

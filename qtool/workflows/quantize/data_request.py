@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from calib.dataset import open_dataset
-from calib.datasets.base import Dataset, Remark
-from calib.datasets.images import Preprocess
-from calib.datasets.joined import JoinedData
-from calib.datasets.zero_states import split_inputs
-from calib.errors import CalibError
-from calib.specs import Feed, TensorSpec
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.base import Dataset, Remark
+from qtool.calib.datasets.images import Preprocess
+from qtool.calib.datasets.joined import JoinedData
+from qtool.calib.datasets.zero_states import split_inputs
+from qtool.calib.errors import CalibError
+from qtool.calib.specs import Feed, TensorSpec
 
 # A few samples at once make better use of the processor, and take little memory beside the model.
 USUAL_BATCH_SIZE = 4

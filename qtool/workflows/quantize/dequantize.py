@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.atomic import check_output, staged
 from qtool.backends.onnxruntime_cpu.exact_sums import as_it_is, with_exact_sums
 from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, Execution
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.progress import Progress

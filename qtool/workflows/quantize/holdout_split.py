@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 
 # At most a tenth of the data is kept aside, and no more than about this many batches.
 _LEAST_DISTANCE = 10

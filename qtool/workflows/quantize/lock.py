@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from formats.torch.example_inputs import EXAMPLE_SEED
 from qtool.errors import InputError
+from qtool.formats.torch.example_inputs import EXAMPLE_SEED
 from qtool.manifest import FileRecord, Manifest
 from qtool.report.surroundings import machine, versions
 from qtool.workflows.convert.model_source import ModelSource

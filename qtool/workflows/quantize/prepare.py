@@ -6,7 +6,7 @@ from importlib import import_module
 
 import onnx_ir as ir
 
-from formats.library_noise import quiet_loggers
+from qtool.formats.library_noise import quiet_loggers
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.passes import FOR_INTEGERS_BETWEEN_LAYERS, PREPARE_PASSES
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from calib.collect import Collected
-from calib.statistics_file import StoredStatistics, read_statistics
 from qtool.atomic import staged
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_for
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.calib.collect import Collected
+from qtool.calib.statistics_file import StoredStatistics, read_statistics
 from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
 from qtool.manifest import manifest_path, write_manifest

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from calib.ranges import RangeMethod
-from calib.statistics import TensorStatistics
+from qtool.calib.ranges import RangeMethod
+from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
 from qtool.plan import NOTHING_KEPT, Plan, build_plan
 from qtool.quantizer import NO_REFINEMENT, quantize_graph

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calib.ranges import RangeMethod
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.calib.ranges import RangeMethod
 from qtool.corrections import Corrections
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity

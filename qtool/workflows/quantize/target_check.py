@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.backends.onnxruntime_cpu.saturation_proof import SaturationProof, prove
 from qtool.errors import GateError
+from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.constants import constant_array
 from qtool.schemes import Scheme
 from qtool.workflows.diagnose.verify import onnx_path

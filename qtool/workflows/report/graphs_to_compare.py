@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from calib.datasets.base import Dataset
-from formats.detect import detect
+from qtool.calib.datasets.base import Dataset
 from qtool.errors import UsageError
+from qtool.formats.detect import detect
 from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.workflows.convert.model_source import ModelSource, save_graph

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from calib.datasets.base import Dataset
-from calib.datasets.images import Preprocess
-from calib.specs import samples_in
 from qtool.backends.onnxruntime_cpu.execution import NODE_BY_NODE, execution_of_file
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.images import Preprocess
+from qtool.calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import SessionGroup, judged_group, open_group

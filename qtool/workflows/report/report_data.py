@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.dataset import open_dataset
-from calib.datasets.base import Dataset
-from calib.datasets.images import Preprocess
-from calib.specs import Array
+from qtool.calib.dataset import open_dataset
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.images import Preprocess
+from qtool.calib.specs import Array
 from qtool.errors import UsageError
 from qtool.metrics.task import Metric
 from qtool.progress import Progress

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calib.datasets.base import Dataset
-from calib.specs import Feed
-from formats.onnx.map_types import load_model
 from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_of
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.specs import Feed
 from qtool.errors import InputError, UsageError
+from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import constant_array
 from qtool.metrics.layers import HistogramMeter, LayerFidelity, LayerMeter, Span, TensorHistogram
 from qtool.progress import Progress

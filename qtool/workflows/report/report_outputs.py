@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.datasets.base import Dataset
-from calib.datasets.batching import fixed_batch_size
-from calib.errors import WholeFeedError
-from calib.specs import Array, Feed, TensorSpec, samples_in
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.batching import fixed_batch_size
+from qtool.calib.errors import WholeFeedError
+from qtool.calib.specs import Array, Feed, TensorSpec, samples_in
 from qtool.errors import InputError
 from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter

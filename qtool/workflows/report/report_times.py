@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.datasets.base import Dataset
-from calib.specs import Feed, samples_in
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.specs import Feed, samples_in
 from qtool.errors import UsageError
 from qtool.metrics.cold_start import STARTS, cold_starts
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds

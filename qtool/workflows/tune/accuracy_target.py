@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calib.specs import Array
 from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.calib.specs import Array
 from qtool.errors import UsageError
 from qtool.progress import Progress
 from qtool.search.accuracy_goal import Goal

@@ -7,9 +7,9 @@ from itertools import accumulate
 
 import onnx_ir as ir
 
-from calib.specs import Feed
 from qtool.analysis.fed_sizes import fed_sizes
 from qtool.analysis.lifetimes import Lifetime, memory_use
+from qtool.calib.specs import Feed
 
 # What a run may give out at once where every tensor is watched.
 _LARGEST_RUN_BYTES = 256 << 20

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-from calib.specs import Feed
-from calib.statistics import TensorStatistics
+from qtool.calib.specs import Feed
+from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
 from qtool.progress import Progress
 from qtool.quantizer import quantities, useful_statistics, with_moved_tensors

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from calib.specs import Feed
 from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.calib.specs import Feed
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.schemes import Scheme

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from calib.collect import collect
-from calib.ranges.min_max import MinMax
+from qtool.calib.collect import collect
+from qtool.calib.ranges.min_max import MinMax
 from qtool.progress import Progress
 from qtool.quantizer import unfit_tensors
 from qtool.runtime.graphs import open_graph, watching

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 
 # Inputs are held as long as the search lasts.
 _LARGEST_BYTES = 256 << 20

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from calib.ranges import RangeMethod
 from qtool.atomic import check_output, staged
 from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.calib.ranges import RangeMethod
 from qtool.errors import UsageError
 from qtool.json_values import json_value
 from qtool.plan import build_plan

@@ -7,7 +7,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from calib.specs import Feed
+from qtool.calib.specs import Feed
 from qtool.metrics.latency import Interval, interleaved_times, paired_ratio
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph

@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from calib.specs import Feed
 from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile, profile_from_json
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
+from qtool.calib.specs import Feed
 from qtool.errors import InputError
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio
 from qtool.progress import Advance, Progress
