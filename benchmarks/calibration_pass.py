@@ -20,7 +20,7 @@ import onnxruntime as ort
 from qtool.calib.grid import Grid
 from qtool.calib.ranges import RANGE_METHODS, range_method_class
 from qtool.formats.registry import load
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

@@ -242,7 +242,7 @@ def quantize(
     console.progress().note(machine.description)
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
-        from qtool.workflows.quantize.quantize_dynamic import DynamicRequest
+        from qtool.workflows.quantize.dynamic_request import DynamicRequest
 
         refuse_static_options(context)
         asked = DynamicRequest(

@@ -22,7 +22,8 @@ from qtool.cli.output.quantize import (
 )
 from qtool.errors import UsageError
 from qtool.plan import DynamicPlan
-from qtool.workflows.quantize.quantize_dynamic import DynamicReport, DynamicRequest, plan_dynamic, quantize_dynamic
+from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
+from qtool.workflows.quantize.quantize_dynamic import plan_dynamic, quantize_dynamic
 
 # The parameters of the command that mean something here; whatever else is given is refused.
 _UNDERSTOOD = frozenset(

@@ -15,7 +15,7 @@ from qtool.backends.onnxruntime_cpu.this_machine import target_here
 from qtool.backends.registry import PLACEMENTS
 from qtool.calib.affine import Range, params_from_range
 from qtool.graph.constants import constant_array
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS

@@ -23,8 +23,9 @@ from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.convert.torch_import import InputDescription, import_weights
 from qtool.workflows.optimize.optimize import OptimizeRequest, optimize
 from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.dynamic_request import DynamicRequest
 from qtool.workflows.quantize.quantize import quantize
-from qtool.workflows.quantize.quantize_dynamic import DynamicRequest, quantize_dynamic
+from qtool.workflows.quantize.quantize_dynamic import quantize_dynamic
 from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.tune.efforts import NO_SEARCH
 from qtool.workflows.tune.time_plan import Timing

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Level, Session

@@ -15,7 +15,8 @@ from qtool.calib.affine import dequantize
 from qtool.calib.grid import Grid
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.runtime.session import Session
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

@@ -12,7 +12,8 @@ import pytest
 from qtool.calib.granularity import PerTensor
 from qtool.calib.grid import Grid
 from qtool.errors import InputError, UsageError
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.schemes import PRESETS, Scheme
 from qtool.selection import NodeSelection
 

@@ -16,7 +16,8 @@ from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.calib.grid import Grid
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.errors import InputError
-from qtool.plan import DynamicPlan, build_dynamic_plan
+from qtool.plan import DynamicPlan
+from qtool.planning import build_dynamic_plan
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.schemes import DynamicScheme

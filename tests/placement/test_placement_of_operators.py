@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from qtool.calib.granularity import PerChannel, PerTensor
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.schemes import PRESETS, Scheme
 from qtool.selection import NodeSelection
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from qtool.calib.statistics import TensorStatistics
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection

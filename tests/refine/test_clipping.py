@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import Granularity, PerChannel, PerTensor
 from qtool.calib.grid import Grid
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.clipping import clip_channels

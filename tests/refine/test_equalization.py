@@ -12,7 +12,8 @@ from onnx import numpy_helper, parser
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching

@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import PerChannel
 from qtool.calib.grid import Grid
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.gptq_layer import gptq_rounded, output_noise

@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 
 from qtool.calib.affine import Range, params_from_range
 from qtool.calib.specs import Feed
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.schemes import PRESETS
 from qtool.search.block_reconstruction import Reconstruction, reconstruct

@@ -11,7 +11,8 @@ from qtool.calib.affine import AffineParams, Range, dequantize, params_from_rang
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph
 from qtool.schemes import PRESETS

@@ -17,7 +17,8 @@ from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.specs import Feed
 from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.graphs import open_graph, watching

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.lora.readers.adapter import Adapter, AdapterModule
+from qtool.lora.readers.library_names import Translation
 
 if TYPE_CHECKING:
     import torch
@@ -24,26 +25,6 @@ if TYPE_CHECKING:
 _HEADS, _KEY_HEADS = "num_attention_heads", "num_key_value_heads"
 # Parts of modules with one entry for each row of the weight.
 _BY_ROW = ("lora_B", "lora_magnitude_vector", "lora_B.bias")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Translation:
-    """Says what a library calls modules.
-
-    Attributes:
-        library: its name, for errors.
-        names: names in transformers by those in the library; ``{}`` stands for the number of a layer.
-        queries: the library's name of the projection to queries, where its rows go by neighbours.
-        keys: likewise to keys.
-        models: kinds of models, as transformers calls them, whose rows do; others are refused where it matters. Empty
-            where the adapter itself tells.
-    """
-
-    library: str
-    names: Mapping[str, str]
-    queries: str | None = None
-    keys: str | None = None
-    models: tuple[str, ...] = ()
 
 
 def translated(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], base: Path) -> Adapter:

@@ -13,7 +13,7 @@ from qtool.lora.readers.settings import AdapterSettings
 if TYPE_CHECKING:
     import torch
 
-    from qtool.lora.merge.translation import Translation
+    from qtool.lora.readers.library_names import Translation
 
 # The tensors that hold places, not values, by the ends of their names.
 _INDICES = ("_topk_indices", ".shira_indices")

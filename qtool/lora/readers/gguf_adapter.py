@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.formats.weights.gguf_file import GgufContents, read_gguf
-from qtool.lora.merge.translation import Translation
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
+from qtool.lora.readers.library_names import Translation
 from qtool.lora.readers.settings import AdapterSettings
 
 if TYPE_CHECKING:

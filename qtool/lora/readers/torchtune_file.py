@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from qtool.errors import InputError
 from qtool.formats import registry
 from qtool.formats.errors import FormatError
-from qtool.lora.merge.translation import Translation
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
+from qtool.lora.readers.library_names import Translation
 from qtool.lora.readers.recognition import CONFIG_NAME
 from qtool.lora.readers.settings import AdapterSettings, settings_from_peft
 

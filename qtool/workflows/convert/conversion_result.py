@@ -126,7 +126,7 @@ def real_feed(request: ConvertRequest, model: ir.Model) -> Feed | None:
     """
     if request.calib_data is None:
         return None
-    from qtool.workflows.quantize.calibrate import model_specs
+    from qtool.graph.specs import model_specs
     from qtool.workflows.quantize.data_request import DataRequest
 
     data = DataRequest(source=request.calib_data, preprocess=request.preprocess)

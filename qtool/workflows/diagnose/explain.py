@@ -12,17 +12,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.backends.onnxruntime_cpu.coverage import optimized_nodes
-from qtool.backends.onnxruntime_cpu.node_fate import NodeFate, fate_of
+from qtool.backends.onnxruntime_cpu.node_fate import fate_of
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.fingerprint import file_sha256
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.manifest import Manifest, manifest_path, read_manifest
-from qtool.metrics.tensor_error import TensorError, weight_error
+from qtool.metrics.tensor_error import weight_error
 from qtool.progress import Progress
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 from qtool.workflows.diagnose.explain_advice import Advice, advise
+from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
 from qtool.workflows.diagnose.graph_names import find
-from qtool.workflows.diagnose.measured_tensors import Measured, NodeTime, measure
+from qtool.workflows.diagnose.measured_tensors import Measured, measure
 from qtool.workflows.diagnose.overflow import warn_of_overflow
 from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.data_request import DataRequest
@@ -44,49 +45,6 @@ class ExplainRequest:
     name: str
     data: DataRequest | None = None
     threads: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorFacts:
-    """What is known about one tensor.
-
-    Attributes:
-        tensor: its name in the float model.
-        role: ``input``, ``output`` or ``itself``, as the person asked, with what it is there for.
-        scheme: its integers in words; None where it stays float.
-        low: the smallest number that the integers hold; None where it stays float.
-        high: the largest likewise.
-        error: what its integers cost; None without samples, and for what stays float.
-        sqnr_db: of what is computed, against the model without integers; None without samples, for constants, and
-            where nothing was lost.
-    """
-
-    tensor: str
-    role: str
-    scheme: str | None
-    low: float | None
-    high: float | None
-    error: TensorError | None
-    sqnr_db: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeFacts:
-    """What is known about one node.
-
-    Attributes:
-        node: its name.
-        operator: its type.
-        fate: what onnxruntime turned it into.
-        planned: why `qtool quantize` left it float, as its manifest says; None where it did not.
-        time: how long it runs; None without samples, or where onnxruntime does not time it by itself.
-    """
-
-    node: str
-    operator: str
-    fate: NodeFate
-    planned: str | None
-    time: NodeTime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qtool.backends.qdq_placement.operators import OPERATORS
 
 if TYPE_CHECKING:
-    from qtool.workflows.diagnose.explain import NodeFacts, TensorFacts
+    from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
 
 # Below this noise shows in most outputs; 8 bits over values that fill their range evenly leave about 50 dB.
 _POOR_DB = 20.0

@@ -18,6 +18,7 @@ from qtool.calib.specs import Feed
 from qtool.errors import InputError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.constants import constant_array
+from qtool.graph.specs import model_specs
 from qtool.graph.tensor_sizes import TensorSize
 from qtool.progress import Progress
 from qtool.scheduling.graph_tasks import lowest_peak
@@ -26,7 +27,6 @@ from qtool.workflows.diagnose.graph_names import find
 from qtool.workflows.diagnose.measured_sizes import sizes_of
 from qtool.workflows.diagnose.tensor_range import TensorRange, range_in_data, range_in_statistics, range_of_constant
 from qtool.workflows.diagnose.verify import onnx_path
-from qtool.workflows.quantize.calibrate import model_specs
 from qtool.workflows.quantize.data_request import DataRequest
 
 

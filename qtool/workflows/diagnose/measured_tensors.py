@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_of
 from qtool.calib.specs import Feed
+from qtool.graph.specs import specs_of
 from qtool.metrics.noise import NoiseMeter
 from qtool.metrics.tensor_error import TensorError, TensorErrorMeter
 from qtool.progress import Progress
@@ -18,7 +19,6 @@ from qtool.qdq.remove_dynamic import RemoveDynamic
 from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.profile import kernel_seconds
-from qtool.workflows.quantize.calibrate import specs_of
 from qtool.workflows.quantize.data_request import DataRequest
 
 

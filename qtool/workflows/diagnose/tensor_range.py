@@ -14,9 +14,9 @@ from qtool.calib.specs import Array
 from qtool.calib.statistics import TensorStatistics
 from qtool.calib.statistics_file import read_statistics
 from qtool.errors import InputError
+from qtool.graph.specs import model_specs
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
-from qtool.workflows.quantize.calibrate import model_specs
 from qtool.workflows.quantize.data_request import DataRequest
 
 # A thousandth of the values lies below the first and above the last.

@@ -18,6 +18,7 @@ from qtool.calib.statistics import TensorStatistics
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.formats.torch.example_inputs import EXAMPLE_SEED, first_sizes, make_feeds
 from qtool.graph.constants import is_constant
+from qtool.graph.specs import model_specs
 from qtool.graph.weight_records import has_records
 from qtool.lora.onnx.activation_ranges import (
     QuantizedActivation,
@@ -33,7 +34,7 @@ from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session, Watcher
 from qtool.workflows.lora.request import WiderRange
-from qtool.workflows.quantize.calibrate import model_specs, single_sample
+from qtool.workflows.quantize.calibrate import single_sample
 from qtool.workflows.quantize.check_result import input_spec
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
 from qtool.workflows.tune.activation_memory import ActivationMemory

@@ -22,6 +22,7 @@ from qtool.fingerprint import file_sha256
 from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.formats.torch.example_inputs import first_sizes, make_feeds
+from qtool.graph.specs import model_specs
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.part_chain import PartChain
@@ -36,7 +37,6 @@ from qtool.workflows.convert.random_inputs import on_random_inputs
 from qtool.workflows.diagnose.graph_names import find
 from qtool.workflows.diagnose.overflow import warn_of_overflow
 from qtool.workflows.diagnose.verify import onnx_path
-from qtool.workflows.quantize.calibrate import model_specs
 from qtool.workflows.quantize.data_request import DataRequest
 
 # What rounding makes of it where onnxruntime fuses otherwise.

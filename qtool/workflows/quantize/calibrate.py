@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
 from qtool.calib.collect import Collected, collect
 from qtool.calib.datasets.base import Dataset
-from qtool.calib.specs import Feed, TensorSpec
+from qtool.calib.specs import Feed
 from qtool.calib.statistics_file import write_statistics
 from qtool.fingerprint import data_sha256, graph_fingerprint
-from qtool.image_layout import image_layout
-from qtool.plan import Plan, build_plan
+from qtool.graph.specs import model_specs, specs_of
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
@@ -210,31 +210,6 @@ def float_outputs(model: ir.Model) -> tuple[str, ...]:
         for value in model.graph.outputs
         if isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
     )
-
-
-def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Describes inputs or outputs of a graph."""
-    specs = []
-    for value in values:
-        shape = None
-        if value.shape is not None:
-            shape = tuple(_length(dim) for dim in value.shape)
-        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-        specs.append(TensorSpec(value.name or "", dtype, shape, image_layout(value)))
-    return tuple(specs)
-
-
-def _length(dim: int | ir.SymbolicDim) -> int | str | None:
-    """Returns a fixed length, the name of a free one, or None; some exporters write -1 for free."""
-    if isinstance(dim, int):
-        return dim if dim >= 0 else None
-    return dim.value
-
-
-def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Describes the inputs that data must fill, which leaves out those with a default, and the outputs."""
-    fed = [value for value in model.graph.inputs if not value.is_initializer()]
-    return specs_of(fed), specs_of(model.graph.outputs)
 
 
 def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:

@@ -17,14 +17,16 @@ from qtool.calib.collect import Collected
 from qtool.calib.statistics_file import StoredStatistics, read_statistics
 from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
+from qtool.graph.specs import model_specs
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
-from qtool.plan import Plan, build_plan
+from qtool.plan import Plan
+from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.convert.model_source import save_graph
-from qtool.workflows.quantize.calibrate import Watched, gather, model_specs, single_sample
+from qtool.workflows.quantize.calibrate import Watched, gather, single_sample
 from qtool.workflows.quantize.check_result import CheckSamples, compare_with_float
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE
 from qtool.workflows.quantize.holdout_split import HoldoutSplit

@@ -14,7 +14,7 @@ from qtool.workflows.quantize.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
     from qtool.plan import Skipped
-    from qtool.workflows.quantize.quantize_dynamic import DynamicReport
+    from qtool.workflows.quantize.dynamic_request import DynamicReport
     from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
 
 

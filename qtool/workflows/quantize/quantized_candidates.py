@@ -11,7 +11,8 @@ import onnx_ir as ir
 from qtool.calib.ranges import RangeMethod
 from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
-from qtool.plan import NOTHING_KEPT, Plan, build_plan
+from qtool.plan import NOTHING_KEPT, Plan
+from qtool.planning import build_plan
 from qtool.quantizer import NO_REFINEMENT, quantize_graph
 from qtool.schemes import Scheme
 from qtool.search.quantized_candidate import QuantizedCandidate

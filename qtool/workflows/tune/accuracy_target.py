@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
 from qtool.calib.specs import Array
 from qtool.errors import UsageError
+from qtool.graph.specs import model_specs
 from qtool.progress import Progress
 from qtool.search.accuracy_goal import Goal
 from qtool.search.accuracy_search import Candidate, MixedPrecisionSearch
@@ -21,7 +22,6 @@ from qtool.search.node_groups import node_groups
 from qtool.search.output_evaluator import Assessment, OutputEvaluator
 from qtool.search.quantized_candidate import Quantize
 from qtool.search.sensitivity import rank_layers
-from qtool.workflows.quantize.calibrate import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
 from qtool.workflows.tune.speed import speedups

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.execution import execution_for
-from qtool.plan import build_dynamic_plan
+from qtool.planning import build_dynamic_plan
 from qtool.progress import Progress
 from qtool.schemes import as_dynamic
 from qtool.search.dynamic_choice import better_dynamic

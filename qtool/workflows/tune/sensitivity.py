@@ -12,8 +12,9 @@ from qtool.atomic import check_output, staged
 from qtool.backends.onnxruntime_cpu.execution import execution_for
 from qtool.calib.ranges import RangeMethod
 from qtool.errors import UsageError
+from qtool.graph.specs import model_specs
 from qtool.json_values import json_value
-from qtool.plan import build_plan
+from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.quantizer import unfit_tensors
 from qtool.schemes import Scheme
@@ -22,7 +23,7 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.calibrate import Watched, gather, model_specs, single_sample
+from qtool.workflows.quantize.calibrate import Watched, gather, single_sample
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
-from qtool.workflows.quantize.calibrate import model_specs
+from qtool.graph.specs import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
 
