@@ -1,7 +1,7 @@
 """Folders for files in the making, which go with the run that made them, or with the next one where it was killed.
 
 A run holds a lock on its folder, which the system takes back whatever ends the process. A folder without one has lost
-its maker; process numbers would not show that, since they are given out again, and differ between containers.
+its producer; process numbers would not show that, since they are given out again, and differ between containers.
 """
 
 from __future__ import annotations

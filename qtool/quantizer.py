@@ -74,11 +74,11 @@ def with_moved_tensors(
     found = dict(statistics)
     for name in plan.observed:
         value = values[name]
-        while (value.name or "") not in statistics and (maker := value.producer()) is not None:
-            operator = OPERATORS.get(maker.op_type)
-            if operator is None or operator.kind is not Kind.MOVING or maker.inputs[0] is None:
+        while (value.name or "") not in statistics and (producer := value.producer()) is not None:
+            operator = OPERATORS.get(producer.op_type)
+            if operator is None or operator.kind is not Kind.MOVING or producer.inputs[0] is None:
                 break
-            value = maker.inputs[0]
+            value = producer.inputs[0]
         if value.name is not None and value.name in statistics and name not in found:
             # Channels may have moved to another axis.
             found[name] = replace(statistics[value.name], channel_axis=None, channel_values=0)

@@ -157,10 +157,10 @@ def _circle(graph: ir.Graph) -> str | None:
     """Looks for nodes that need each other's results."""
     before = {node: set(_makers(node, graph)) for node in graph}
     readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in before}
-    for node, makers in before.items():
-        for maker in makers:
-            readers[maker].append(node)
-    waiting = {node: len(makers) for node, makers in before.items()}
+    for node, producers in before.items():
+        for producer in producers:
+            readers[producer].append(node)
+    waiting = {node: len(producers) for node, producers in before.items()}
     ready = [node for node, count in waiting.items() if not count]
     while ready:
         done = ready.pop()
@@ -173,7 +173,7 @@ def _circle(graph: ir.Graph) -> str | None:
         return None
     way = [next(iter(waiting))]
     while way.count(way[-1]) == 1:
-        way.append(next(maker for maker in before[way[-1]] if maker in waiting))
+        way.append(next(producer for producer in before[way[-1]] if producer in waiting))
     start = way.index(way[-1])
     return f"its nodes go in a circle: {' needs '.join(_of(node) for node in way[start:][:4])}"
 
@@ -189,9 +189,9 @@ def _makers(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Node]:
                 inner += ir.traversal.RecursiveGraphIterator(branch)
     for reader in inner:
         for value in reader.inputs:
-            maker = None if value is None else value.producer()
-            if maker is not None and maker.graph is graph:
-                yield maker
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.graph is graph:
+                yield producer
 
 
 def _of(node: ir.Node) -> str:

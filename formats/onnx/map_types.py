@@ -48,10 +48,10 @@ def without_map_types(graph: onnx.GraphProto, path: Path) -> None:
 def write_map_types(path: Path) -> None:
     """Gives the outputs of ZipMap in a file their types."""
     model = onnx.load(path, load_external_data=False)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     changed = False
     for value in model.graph.output:
-        node = makers.get(value.name)
+        node = producers.get(value.name)
         if node is None or node.domain != _ML_DOMAIN or node.op_type != "ZipMap" or value.HasField("type"):
             continue
         has_texts = any(attribute.name == "classlabels_strings" for attribute in node.attribute)

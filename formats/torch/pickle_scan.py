@@ -60,7 +60,7 @@ class PickleScan:
 
     Attributes:
         imports: what it imports, in order, each once.
-        calls: what it calls beside the makers of tensors, in words.
+        calls: what it calls beside the producers of tensors, in words.
         storages: the data that it refers to.
         problem: why it cannot be followed to its end; None where it can.
         end: where it ends in the file, as far as it could be followed.

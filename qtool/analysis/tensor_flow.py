@@ -41,7 +41,7 @@ class TensorFlow:
         role: ``input``, ``constant`` or ``computed``.
         is_output: whether the graph returns it.
         size: its type and shape; None where unknown.
-        maker: the node that makes it; None for inputs and constants.
+        producer: the node that makes it; None for inputs and constants.
         readers: the nodes that read it, in order.
     """
 
@@ -49,17 +49,17 @@ class TensorFlow:
     role: str
     is_output: bool
     size: TensorSize | None
-    maker: NodeInFlow | None
+    producer: NodeInFlow | None
     readers: tuple[NodeInFlow, ...]
 
 
 def tensor_flow(graph: ir.Graph, value: ir.Value, sizes: Mapping[str, TensorSize]) -> TensorFlow:
     """Describes ``value``, which belongs to ``graph`` itself."""
     made_by = value.producer()
-    maker, readers = None, []
+    producer, readers = None, []
     for place, node in enumerate(graph):
         if node is made_by:
-            maker = _in_flow(node, place, value.index())
+            producer = _in_flow(node, place, value.index())
         if any(read is value for read in read_by(node)):
             positions = [position for position, read in enumerate(node.inputs) if read is value]
             readers += [_in_flow(node, place, position) for position in positions or (None,)]
@@ -71,7 +71,7 @@ def tensor_flow(graph: ir.Graph, value: ir.Value, sizes: Mapping[str, TensorSize
         role=role,
         is_output=value.is_graph_output(),
         size=sizes.get(value.name or ""),
-        maker=maker,
+        producer=producer,
         readers=tuple(readers),
     )
 

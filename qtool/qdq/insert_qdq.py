@@ -112,11 +112,11 @@ class _Writer:
             "DequantizeLinear", [quantized, scale, zero_point], name=self._names.for_node(f"{name}_DequantizeLinear")
         )
         self._describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
-        maker = value.producer()
-        if maker is None:
+        producer = value.producer()
+        if producer is None:
             self._graph.insert_before(self._graph[0], [quantize, dequantize])
         else:
-            self._graph.insert_after(maker, [quantize, dequantize])
+            self._graph.insert_after(producer, [quantize, dequantize])
         for use in uses:
             use.node.replace_input_with(use.idx, dequantize.outputs[0])
         if plan.readers is None and value.is_graph_output():

@@ -126,11 +126,11 @@ def _read(node: ir.Node, source: ir.Value) -> QuantizedTensor | None:
         dtype, value, role = stored.dtype, source, _role(stored.dtype)
         name = (source.name or "").removesuffix(_STORED_SUFFIX)
     else:
-        maker = source.producer()
-        if maker is None or maker.op_type != "QuantizeLinear" or maker.inputs[0] is None:
+        producer = source.producer()
+        if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
             return None
         zero = constant_array(zero_value)
-        dtype, value, role = np.dtype(np.uint8) if zero is None else zero.dtype, maker.inputs[0], "activation"
+        dtype, value, role = np.dtype(np.uint8) if zero is None else zero.dtype, producer.inputs[0], "activation"
         name = (output.name if output.is_graph_output() else value.name) or ""
     if dtype.kind not in "iu":
         return None  # float8 and types that numpy lacks have no grid to speak of

@@ -65,10 +65,10 @@ class _Remover:
 
     def _second_factor(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
         """Returns the floats that the integers in a product's second place stand for."""
-        maker = scale.producer()
-        if maker is not None:
-            computed = maker.op_type == "DynamicQuantizeLinear" and product.inputs[1] is maker.outputs[0]
-            return maker.inputs[0] if computed and scale is maker.outputs[1] else None
+        producer = scale.producer()
+        if producer is not None:
+            computed = producer.op_type == "DynamicQuantizeLinear" and product.inputs[1] is producer.outputs[0]
+            return producer.inputs[0] if computed and scale is producer.outputs[1] else None
         return self._weight(product, scale)
 
     def _weight(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
@@ -106,8 +106,8 @@ def _count(value: ir.Value) -> int:
 def _second_scale(result: ir.Node, cast: ir.Value, input_scale: ir.Value) -> ir.Value | None:
     """Returns the other scale in ``cast * (input_scale * other)``, whose factors may stand in any order."""
     scales = _other_factor(result, cast)
-    maker = None if scales is None else scales.producer()
-    return None if maker is None or maker.op_type != "Mul" else _other_factor(maker, input_scale)
+    producer = None if scales is None else scales.producer()
+    return None if producer is None or producer.op_type != "Mul" else _other_factor(producer, input_scale)
 
 
 def _other_factor(product: ir.Node, factor: ir.Value) -> ir.Value | None:

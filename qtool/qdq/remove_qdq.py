@@ -106,18 +106,18 @@ def _clamps_at_zero(quantize: ir.Node) -> bool:
 
 
 def _never_negative(value: ir.Value) -> bool:
-    maker = value.producer()
-    while maker is not None and maker.op_type in (*_MOVING, "QuantizeLinear", "DequantizeLinear"):
-        if maker.op_type == "QuantizeLinear" and _clamps_at_zero(maker):
+    producer = value.producer()
+    while producer is not None and producer.op_type in (*_MOVING, "QuantizeLinear", "DequantizeLinear"):
+        if producer.op_type == "QuantizeLinear" and _clamps_at_zero(producer):
             return True
-        source = maker.inputs[0]
-        maker = None if source is None else source.producer()
-    if maker is None:
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
+    if producer is None:
         return False
-    if maker.op_type == "Clip":
-        low = constant_array(maker.inputs[1]) if len(maker.inputs) > 1 else None
+    if producer.op_type == "Clip":
+        low = constant_array(producer.inputs[1]) if len(producer.inputs) > 1 else None
         return low is not None and bool((low >= 0).all())
-    return maker.op_type in _NEVER_NEGATIVE
+    return producer.op_type in _NEVER_NEGATIVE
 
 
 def _with_relu(graph: ir.Graph, quantize: ir.Node, value: ir.Value, names: Names) -> ir.Value:

@@ -213,10 +213,10 @@ def _factor_of_weights(product: ir.Node) -> tuple[ir.Node, int] | None:
     if cast is None or result is None or result.op_type != "Mul":
         return None
     other = next((value for value in result.inputs if value is not cast.outputs[0]), None)
-    maker = None if other is None else other.producer()
-    if maker is None or maker.op_type != "Mul":
+    producer = None if other is None else other.producer()
+    if producer is None or producer.op_type != "Mul":
         return None
-    return next(((maker, index) for index, value in enumerate(maker.inputs) if is_constant(value)), None)
+    return next(((producer, index) for index, value in enumerate(producer.inputs) if is_constant(value)), None)
 
 
 def stored_integers(node: ir.Node) -> StoredIntegers | None:

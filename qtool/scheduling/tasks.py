@@ -49,20 +49,20 @@ class Tasks:
         return tuple(map(tuple, readers))
 
     @cached_property
-    def makers(self) -> tuple[int | None, ...]:
+    def producers(self) -> tuple[int | None, ...]:
         """The task that makes each tensor; None for those that are there from the start."""
-        makers: list[int | None] = [None] * len(self.nbytes)
+        producers: list[int | None] = [None] * len(self.nbytes)
         for number, task in enumerate(self.tasks):
             for tensor in task.makes:
-                makers[tensor] = number
-        return tuple(makers)
+                producers[tensor] = number
+        return tuple(producers)
 
     @cached_property
     def before(self) -> tuple[tuple[int, ...], ...]:
         """The tasks that have to come before each task."""
-        makers = self.makers
+        producers = self.producers
         return tuple(
-            tuple(sorted({maker for tensor in task.reads if (maker := makers[tensor]) is not None}))
+            tuple(sorted({producer for tensor in task.reads if (producer := producers[tensor]) is not None}))
             for task in self.tasks
         )
 
@@ -80,10 +80,10 @@ class Tasks:
         """What is there before the first task."""
         return sum(
             nbytes
-            for nbytes, maker, readers, tensor in zip(
-                self.nbytes, self.makers, self.readers, range(len(self.nbytes)), strict=True
+            for nbytes, producer, readers, tensor in zip(
+                self.nbytes, self.producers, self.readers, range(len(self.nbytes)), strict=True
             )
-            if maker is None and (readers or tensor in self.kept)
+            if producer is None and (readers or tensor in self.kept)
         )
 
     @cached_property

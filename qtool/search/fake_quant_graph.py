@@ -173,11 +173,11 @@ def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Swi
     choice = ir.node("If", [on], branches, name=switch.node)
     chosen = choice.outputs[0]
     chosen.name, chosen.shape, chosen.dtype = names.free(f"{value.name}_chosen"), value.shape, ir.DataType.FLOAT
-    maker = value.producer()
-    if maker is None:
+    producer = value.producer()
+    if producer is None:
         graph.insert_before(graph[0], choice)
     else:
-        graph.insert_after(maker, choice)
+        graph.insert_after(producer, choice)
     for use in uses:
         use.node.replace_input_with(use.idx, chosen)
     if plan.readers is None and value.is_graph_output():

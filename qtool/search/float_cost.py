@@ -40,14 +40,14 @@ class Border:
     """An activation between layers, and what it costs where they differ; None stands for what is float anyway.
 
     Attributes:
-        maker: the layer that it comes from.
+        producer: the layer that it comes from.
         readers: the layers that it goes to.
         to_integers: nanoseconds for a float to be read as integers.
         to_floats: nanoseconds for integers to be read as floats.
         among_floats: nanoseconds that it takes between floats in different layouts.
     """
 
-    maker: str | None
+    producer: str | None
     readers: frozenset[str | None]
     to_integers: float
     to_floats: float
@@ -122,13 +122,13 @@ class FloatCost:
             pays(_INTEGERS, place, time.saved)
             pays(place, _FLOATS, -time.saved)
         for number, border in enumerate(self._borders):
-            maker = _place(border.maker)
+            producer = _place(border.producer)
             readers = [_place(reader) for reader in border.readers]
-            # Among floats costs are due where the maker is float, and as much less at its other borders.
-            pays(_INTEGERS, maker, border.among_floats)
+            # Among floats costs are due where the producer is float, and as much less at its other borders.
+            pays(_INTEGERS, producer, border.among_floats)
             some_integers, some_floats = ("read by integers", number), ("read by floats", number)
-            pays(some_integers, maker, max(border.to_integers - border.among_floats, 0.0))
-            pays(maker, some_floats, border.to_floats)
+            pays(some_integers, producer, max(border.to_integers - border.among_floats, 0.0))
+            pays(producer, some_floats, border.to_floats)
             for reader in readers:
                 # No capacity is no limit: a reader takes the node that stands for all of them with it.
                 graph.add_edge(reader, some_integers)
@@ -147,7 +147,7 @@ class FloatCost:
 
 def _cost(border: Border, floats: Collection[str | None]) -> float:
     read_by_integers = any(reader not in floats for reader in border.readers)
-    if border.maker not in floats:
+    if border.producer not in floats:
         return border.to_floats if any(reader in floats for reader in border.readers) else 0.0
     return max(border.to_integers, border.among_floats) if read_by_integers else border.among_floats
 
@@ -195,7 +195,7 @@ def float_cost(
 
 
 def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:
-    maker, readers = value.producer(), [use.node for use in value.uses()]
+    producer, readers = value.producer(), [use.node for use in value.uses()]
     read_by: set[str | None] = {owners.get(reader.name or "") for reader in readers}
     if value.is_graph_output():
         read_by.add(None)
@@ -204,12 +204,12 @@ def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], 
     # Integer convolutions read and write channels last.
     integer_conv = [reader.op_type == "Conv" for reader in readers]
     turned_in = profile.transpose if image and any(integer_conv) else 0.0
-    turned_out = profile.transpose if image and maker is not None and maker.op_type in _BLOCKED else 0.0
-    from_blocks = image and maker is not None and maker.op_type in _BLOCKED
+    turned_out = profile.transpose if image and producer is not None and producer.op_type in _BLOCKED else 0.0
+    from_blocks = image and producer is not None and producer.op_type in _BLOCKED
     into_blocks = image and any(reader.op_type in _BLOCKED for reader in readers)
     differs = from_blocks != (image and all(reader.op_type in _BLOCKED for reader in readers) and bool(readers))
     return Border(
-        maker=None if maker is None else owners.get(maker.name or ""),
+        producer=None if producer is None else owners.get(producer.name or ""),
         readers=frozenset(read_by),
         to_integers=profile.node
         + elements * (profile.quantize + turned_in + (profile.reorder if from_blocks else 0.0)),
@@ -224,9 +224,9 @@ def _owners(model: ir.Model, groups: Sequence[NodeGroup]) -> dict[str, str]:
     owners = {name: group.layer for group in groups for name in group.nodes}
     for node in model.graph:
         operator = OPERATORS.get(node.op_type) if node.domain == "" else None
-        maker = node.inputs[0].producer() if operator is not None and node.inputs and node.inputs[0] else None
-        if operator is not None and operator.kind is Kind.CLAMPING and maker is not None and maker.name in owners:
-            owners.setdefault(node.name or "", owners[maker.name])
+        producer = node.inputs[0].producer() if operator is not None and node.inputs and node.inputs[0] else None
+        if operator is not None and operator.kind is Kind.CLAMPING and producer is not None and producer.name in owners:
+            owners.setdefault(node.name or "", owners[producer.name])
     return owners
 
 

@@ -70,10 +70,12 @@ def _copied(before: ir.Value, output: ir.Value, names: Names, graph: ir.Graph) -
 
 def _gate(output: ir.Value) -> ir.Node | None:
     value = output
-    while (maker := value.producer()) is not None and maker.domain == "" and maker.inputs and maker.inputs[0]:
-        value = maker.inputs[0]
-        if maker.op_type in _GATES:
-            return maker
-        if maker.op_type not in _PASSED:
+    while (
+        (producer := value.producer()) is not None and producer.domain == "" and producer.inputs and producer.inputs[0]
+    ):
+        value = producer.inputs[0]
+        if producer.op_type in _GATES:
+            return producer
+        if producer.op_type not in _PASSED:
             return None
     return None

@@ -47,8 +47,8 @@ def node_groups(model: ir.Model, plan: Plan) -> tuple[NodeGroup, ...]:
         if operator.kind is Kind.LAYER and name in plan.integer_nodes:
             owner[node], position[name], members[name] = name, number, [name]
             continue
-        makers = [value.producer() for value in node.inputs if value is not None and not is_constant(value)]
-        owners = [owner[maker] for maker in makers if maker is not None and maker in owner]
+        producers = [value.producer() for value in node.inputs if value is not None and not is_constant(value)]
+        owners = [owner[producer] for producer in producers if producer is not None and producer in owner]
         if not owners or not (name in plan.integer_nodes or operator.kind is Kind.CLAMPING):
             continue
         owner[node] = max(owners, key=lambda layer: position[layer])

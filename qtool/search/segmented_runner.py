@@ -124,9 +124,9 @@ def _read_from_outside(nodes: Sequence[ir.Node], graph: ir.Graph) -> tuple[ir.Va
     found: dict[ir.Value, None] = {}
     for node in nodes:
         for value in read_by(node):
-            maker = value.producer()
+            producer = value.producer()
             if value in made or value.graph is not graph or is_constant(value):
                 continue
-            if maker is None or not _makes_constant(maker):
+            if producer is None or not _makes_constant(producer):
                 found[value] = None
     return tuple(found)

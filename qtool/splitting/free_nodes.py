@@ -33,8 +33,8 @@ def with_free(nodes: Iterable[ir.Node], free: Set[ir.Node]) -> set[ir.Node]:
     waiting = list(found)
     while waiting:
         for value in read_by(waiting.pop()):
-            maker = value.producer()
-            if maker is not None and maker in free and maker not in found:
-                found.add(maker)
-                waiting.append(maker)
+            producer = value.producer()
+            if producer is not None and producer in free and producer not in found:
+                found.add(producer)
+                waiting.append(producer)
     return found

@@ -77,12 +77,12 @@ def groups_at_borders(graph: ir.Graph, integer: Set[str]) -> tuple[Group, ...]:
         if node in free:
             continue
         before = _makers(node, free)
-        latest = max(before, key=lambda maker: levels[maker], default=None)
+        latest = max(before, key=lambda producer: levels[producer], default=None)
         kind = _own_kind(node, integer)
         if kind is None or _is_absorbed(node, integer):
             kind = usual if latest is None else kinds[latest]
         kinds[node] = kind
-        levels[node] = max((levels[maker] + (kinds[maker] != kind) for maker in before), default=0)
+        levels[node] = max((levels[producer] + (kinds[producer] != kind) for producer in before), default=0)
     return _by_level(graph, kinds, levels)
 
 
@@ -109,9 +109,9 @@ def _is_absorbed(clamp: ir.Node, integer: Set[str]) -> bool:
     """Tells whether a node is a clamp between an integer kernel and Q, and so part of that kernel."""
     if clamp.op_type not in _CLAMPS:
         return False
-    maker = None if clamp.inputs[0] is None else clamp.inputs[0].producer()
+    producer = None if clamp.inputs[0] is None else clamp.inputs[0].producer()
     readers = {use.node.op_type for use in clamp.outputs[0].uses()}
-    return maker is not None and maker.name in integer and readers == {"QuantizeLinear"}
+    return producer is not None and producer.name in integer and readers == {"QuantizeLinear"}
 
 
 def _makers(node: ir.Node, free: Set[ir.Node]) -> list[ir.Node]:
@@ -120,28 +120,28 @@ def _makers(node: ir.Node, free: Set[ir.Node]) -> list[ir.Node]:
     waiting, seen = [node], {node}
     while waiting:
         for value in read_by(waiting.pop()):
-            maker = value.producer()
-            if maker is None or maker in seen:
+            producer = value.producer()
+            if producer is None or producer in seen:
                 continue
-            seen.add(maker)
-            if maker in free:
-                waiting.append(maker)
+            seen.add(producer)
+            if producer in free:
+                waiting.append(producer)
             else:
-                found[maker] = None
+                found[producer] = None
     return list(found)
 
 
 def _needed(cut: Sequence[ir.Value], free: Set[ir.Node]) -> set[ir.Node]:
     needed: set[ir.Node] = set()
-    waiting = [maker for value in cut if (maker := value.producer()) is not None]
+    waiting = [producer for value in cut if (producer := value.producer()) is not None]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
         if node not in free:
             needed.add(node)
         for value in read_by(node):
-            maker = value.producer()
-            if maker is not None and maker not in seen:
-                seen.add(maker)
-                waiting.append(maker)
+            producer = value.producer()
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                waiting.append(producer)
     return needed

@@ -21,7 +21,7 @@ def scale_channels(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Float
     nodes = {node.name: node for node in model.graph}
     names = Names(model.graph)
     for region, scale in factors:
-        for name in region.makers:
+        for name in region.producers:
             _scale_outputs(model.graph, nodes[name], scale, names)
         for name in region.readers:
             node = nodes[name]

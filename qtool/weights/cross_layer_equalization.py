@@ -143,8 +143,8 @@ def equalizing_factors(
 
 def _shares_scales(plan: Plan, region: ScalingRegion) -> bool:
     """Tells whether outputs of a layer that makes a region share a scale, so that those scaled down would lose."""
-    makers = set(region.makers)
-    weights = (weight for weight in plan.weights.values() if not makers.isdisjoint(weight.nodes))
+    producers = set(region.producers)
+    weights = (weight for weight in plan.weights.values() if not producers.isdisjoint(weight.nodes))
     return any(isinstance(weight.granularity, PerTensor) for weight in weights)
 
 

@@ -57,7 +57,7 @@ class WeightRounding:
 
     @property
     def guided(self) -> tuple[str, ...]:
-        """The nodes whose weights are rounded with error feedback."""
+        """The nodes whose weights are rounded with GPTQ."""
         return tuple(layer.node for layer in self._layers.values()) if self.feeds_back else ()
 
     @property

@@ -33,7 +33,7 @@ class ScalingRegion:
     Attributes:
         axes: by tensor name, in graph order, the axis of its channels: 1 for maps, -1 elsewhere.
         parents: by tensor name, the tensors of the region whose values, errors included, it carries on.
-        makers: names of the layers whose outputs enter.
+        producers: names of the layers whose outputs enter.
         readers: by name of the layers that read, the tensor they read.
         offsets: names of the Add nodes that add a constant.
         bounds: by name of a Clip's output, the bound above which it cuts.
@@ -42,7 +42,7 @@ class ScalingRegion:
 
     axes: Mapping[str, int]
     parents: Mapping[str, tuple[str, ...]]
-    makers: tuple[str, ...]
+    producers: tuple[str, ...]
     readers: Mapping[str, str]
     offsets: tuple[str, ...]
     bounds: Mapping[str, float]
@@ -133,13 +133,13 @@ class _Search:
         self._reach(start.outputs[0], _MAP_AXIS if "Conv" in start.op_type else _LAST_AXIS)
         while self._waiting:
             value = self._waiting.pop()
-            maker = value.producer()
-            if maker is None or value.is_graph_output():
+            producer = value.producer()
+            if producer is None or value.is_graph_output():
                 raise _CannotScaleError
-            if is_layer(maker):
-                self._enter(maker, value)
+            if is_layer(producer):
+                self._enter(producer, value)
             else:
-                self._pass(maker)
+                self._pass(producer)
             for use in value.uses():
                 if use.node not in self._order:
                     raise _CannotScaleError  # a subgraph reads it
@@ -165,7 +165,7 @@ class _Search:
         return ScalingRegion(
             axes={value.name or "": self.axes[value] for value in values},
             parents={value.name or "": tuple(parent.name or "" for parent in self._parents(value)) for value in values},
-            makers=tuple(node.name or "" for node in sorted(self._makers, key=self._order.__getitem__)),
+            producers=tuple(node.name or "" for node in sorted(self._makers, key=self._order.__getitem__)),
             readers={
                 node.name or "": self._read[node].name or ""
                 for node in sorted(self._readers, key=self._order.__getitem__)
@@ -176,14 +176,14 @@ class _Search:
         )
 
     def _position(self, value: ir.Value) -> int:
-        maker = value.producer()
-        return -1 if maker is None else self._order[maker]
+        producer = value.producer()
+        return -1 if producer is None else self._order[producer]
 
     def _parents(self, value: ir.Value) -> tuple[ir.Value, ...]:
-        maker = value.producer()
-        if maker is None or maker not in self._between or maker.op_type.startswith("Global"):
+        producer = value.producer()
+        if producer is None or producer not in self._between or producer.op_type.startswith("Global"):
             return ()  # averages of many positions carry hardly any of their errors
-        return self._between[maker]
+        return self._between[producer]
 
     def _reach(self, value: ir.Value, axis: int) -> None:
         if value not in self.axes:

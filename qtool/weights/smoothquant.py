@@ -194,11 +194,11 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
             product = ir.node("Mul", [value, inverse], name=names.for_node(f"{value.name}_smoothing_Mul"))
             output = product.outputs[0]
             output.name, output.shape, output.type = names.free(f"{value.name}_smoothed"), value.shape, value.type
-            maker = value.producer()
-            if maker is None:
+            producer = value.producer()
+            if producer is None:
                 graph.insert_before(graph[0], product)
             else:
-                graph.insert_after(maker, product)
+                graph.insert_after(producer, product)
             for node in readers:
                 node.replace_input_with(0, output)
 
@@ -207,12 +207,12 @@ def _into_normalization(
     graph: ir.Graph, value: ir.Value, readers: list[ir.Node], scale: npt.NDArray[np.float64], names: Names
 ) -> bool:
     """Divides the scale and bias of the LayerNormalization that makes ``value``, where nothing else reads it."""
-    maker = value.producer()
-    if maker is None or maker.op_type != "LayerNormalization" or value.is_graph_output():
+    producer = value.producer()
+    if producer is None or producer.op_type != "LayerNormalization" or value.is_graph_output():
         return False
-    if {use.node for use in value.uses()} != set(readers) or len(maker.outputs) > 1:
+    if {use.node for use in value.uses()} != set(readers) or len(producer.outputs) > 1:
         return False
-    parts = maker.inputs[1:]
+    parts = producer.inputs[1:]
     if not all(is_constant(part) and part is not None and part.shape == (len(scale),) for part in parts):
         return False
     for index, part in enumerate(parts, start=1):
@@ -221,7 +221,7 @@ def _into_normalization(
             divided = (array.astype(np.float64) / scale).astype(np.float32)
             made = add_constant(graph, f"{part.name}_smoothed", divided, names=names)
             record_steps(made, part, Scaled(factors=1.0 / scale, outputs=1.0 / scale))
-            maker.replace_input_with(index, made)
+            producer.replace_input_with(index, made)
     return True
 
 

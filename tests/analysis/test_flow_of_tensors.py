@@ -8,11 +8,11 @@ import pytest
 
 def test_makers_and_readers_are_named(facts: Any, network: Path) -> None:
     flow = facts("net.onnx", "--flow", "image")["flow"]
-    assert (flow["role"], flow["is_output"], flow["maker"]) == ("input", False, None)
+    assert (flow["role"], flow["is_output"], flow["producer"]) == ("input", False, None)
     assert [(reader["node"], reader["position"]) for reader in flow["readers"]] == [("n_c1", 0), ("n_c3", 0)]
     flow = facts("net.onnx", "--flow", "s")["flow"]
     assert flow["tensor"] == "s"
-    assert (flow["maker"]["node"], flow["maker"]["reads"]) == ("n_s", ["c2", "c3"])
+    assert (flow["producer"]["node"], flow["producer"]["reads"]) == ("n_s", ["c2", "c3"])
     assert flow["size"] == {"dtype": "float32", "shape": [1, 8, 8, 8], "nbytes": 2048}
     assert flow["range"] is None
 

@@ -85,8 +85,10 @@ def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path
         assert (kernels["QLinearConv"], kernels["QGemm"]) == (1, 1)
     else:
         # Kernels of other machines are not here to be seen; they start from what layers read.
-        makers = {output: node.op_type for node in quantized.graph.node for output in node.output}
+        producers = {output: node.op_type for node in quantized.graph.node for output in node.output}
         layers = [node for node in quantized.graph.node if node.op_type in ("Conv", "Gemm")]
-        assert [[makers.get(source) for source in node.input[:2]] for node in layers] == [["DequantizeLinear"] * 2] * 2
+        assert [[producers.get(source) for source in node.input[:2]] for node in layers] == [
+            ["DequantizeLinear"] * 2
+        ] * 2
     result = session.run({"x": np.ones((2, 3, 8, 8), np.float32)})["y"]
     assert np.isfinite(result).all()

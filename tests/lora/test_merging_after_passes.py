@@ -93,8 +93,8 @@ def apply(*passes: Any) -> Callable[[ir.Model], None]:
 
 PASSES: dict[str, Callable[[ir.Model], None]] = {
     "scales-back": apply(FoldScalesBack()),
-    "smoothing": smoothed,
-    "scales-back, smoothing and gemm": apply(FoldScalesBack(), smoothed, MatMulAddToGemm()),
+    "SmoothQuant": smoothed,
+    "scales-back, smoothquant and gemm": apply(FoldScalesBack(), smoothed, MatMulAddToGemm()),
 }
 
 
@@ -140,7 +140,7 @@ def test_merging_after_a_pass_equals_merging_before(
 @pytest.mark.parametrize(
     "change",
     [apply(FoldIntoNext()), apply(FoldAffine()), equalized, apply(FoldAffine(), FoldIntoNext(), equalized)],
-    ids=["into-next", "affine", "equalization", "all"],
+    ids=["into-next", "affine", "cross-layer equalization", "all"],
 )
 def test_merging_into_convolutions_after_passes_equals_merging_before(
     merge_graph: Any, tmp_path: Path, change: Callable[[ir.Model], None], target: str

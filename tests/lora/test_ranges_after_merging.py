@@ -143,7 +143,7 @@ def test_ranges_that_no_longer_fit_are_refused_without_data(name: str, request: 
     assert not output.exists()
 
 
-@pytest.mark.parametrize("options", [(), ("--smoothing",), ("--equalization",), ("--activations-symmetric",)])
+@pytest.mark.parametrize("options", [(), ("--smoothquant",), ("--cle",), ("--activations-symmetric",)])
 @pytest.mark.parametrize("name", ["pictures", "attention"])
 def test_with_data_merging_is_about_as_good_as_quantizing_afterwards(
     name: str, options: tuple[str, ...], request: Any, merge_graph: Any

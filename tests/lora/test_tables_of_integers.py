@@ -65,10 +65,10 @@ def test_adapters_merge_into_tables_of_integers(tmp_path: Path, scheme: str, tie
     result = invoke("quantize", graph, *target, *options, "-o", quantized)
     assert result.exit_code == 0, result.output
     assert any(
-        node.op_type == "DequantizeLinear" and maker.op_type == "Gather"
+        node.op_type == "DequantizeLinear" and producer.op_type == "Gather"
         for node in onnx.load(quantized).graph.node
-        for maker in onnx.load(quantized).graph.node
-        if maker.output[0] == node.input[0]
+        for producer in onnx.load(quantized).graph.node
+        if producer.output[0] == node.input[0]
     )
     settings = ("--base-weights", tmp_path / "base.pth", *(data if scheme == "static" else ()))
     result = invoke("merge-lora", quantized, tmp_path / "adapter", *settings, "-o", merged)

@@ -117,7 +117,7 @@ def test_outliers_are_advised_against(run: Any, model: Path, make_images: Any, t
     outcome = run("explain", "net.int8.onnx", "/c1/Conv", "--data", "outlier.npz", "--json")
     problems = {advice["problem"]: advice["fix"] for advice in outcome.json["advice"]}
     (fix,) = [fix for problem, fix in problems.items() if "outliers set the range of 'image'" in problem]
-    assert "--smoothing" in fix
+    assert "--smoothquant" in fix
 
 
 def test_errors_add_up_along_the_graph(run: Any, quantized: Path, data: Path) -> None:

@@ -100,7 +100,7 @@ def test_statistics_give_what_the_same_data_gives(
     # So few samples that none is held back.
     np.savez(tmp_path / "few.npz", image=make_images(9))
     assert run("calibrate", model, "--calib-data", "few.npz", "-o", "few.stats.npz").code == 0
-    corrections = ("--no-error-feedback", "--no-smoothing", "--no-equalization", "--bias-correction")
+    corrections = ("--no-gptq", "--no-smoothquant", "--no-cle", "--bias-correction")
     same = ("--method", "mse", "--effort", "fast", *corrections)
     assert run("quantize", model, "--calib-data", "few.npz", *same, "-o", "data.onnx").code == 0
     assert run("quantize", model, "--calib-stats", "few.stats.npz", *same, "-o", "stats.onnx").code == 0

@@ -110,7 +110,7 @@ def test_bias_correction_brings_the_means_back(run: Any, model: Path, data: Path
     float_mean = _logits(model, images).mean(axis=0)
     shifts = {}
     for option in ("--bias-correction", "--no-bias-correction"):
-        given = ("--calib-data", data, "--effort", "fast", "--method", "minmax", "--no-error-feedback", "--per-tensor")
+        given = ("--calib-data", data, "--effort", "fast", "--method", "minmax", "--no-gptq", "--per-tensor")
         assert run("quantize", model, *given, option, "-o", "out.onnx", "--force").code == 0
         shifts[option] = np.abs(_logits(Path("out.onnx"), images).mean(axis=0) - float_mean).max()
     assert shifts["--bias-correction"] < 0.6 * shifts["--no-bias-correction"]

@@ -19,13 +19,13 @@ from qtool.weights.round_to_nearest import round_to_nearest
 _LAYERS = ["/c1/Conv", "/c2/Conv", "/c3/Conv", "/logits/Gemm"]
 # Everything that can be switched, in the order in which it is judged, with what its gain is called.
 _SWITCHES = {
-    "equalization": "equalization",
+    "cle": "cross-layer equalization",
     "weight-clipping": "weight clipping",
-    "error-feedback": "error feedback",
+    "gptq": "GPTQ",
     "bias-correction": "bias correction",
-    "layer-fitting": "layer fitting, biases",
+    "reconstruction": "layer reconstruction, biases",
 }
-_OFF = tuple(f"--no-{name}" for name in (*_SWITCHES, "smoothing"))
+_OFF = tuple(f"--no-{name}" for name in (*_SWITCHES, "smoothquant"))
 # One range method and no layers in float: nothing changes but what a test asks for.
 _PLAIN = ("--method", "minmax", "--max-float", "0")
 # No weights change to fit sums of 16 bits.
@@ -69,7 +69,7 @@ def test_with_everything_off_weights_are_rounded_and_nothing_else(
     report = _quantize(run, model, data, "q.onnx", *_PLAIN, *_OFF, *_WIDE_SUMS)
     assert report["gains"] == []
     assert report["kept_float"] is None
-    for key in ("equalized_tensors", "smoothed_tensors", "error_feedback_layers", "fitted_weights", "fitted_biases"):
+    for key in ("equalized_tensors", "smoothed_tensors", "gptq_layers", "fitted_weights", "fitted_biases"):
         assert report[key] == [], key
     assert (report["corrected_biases"], report["chosen_methods"]) == ({}, {})
     constants = _constants(model.with_name("q.onnx"))
@@ -88,23 +88,23 @@ def test_one_correction_alone_is_made_and_told(run: Callable[..., Any], model: P
     others = tuple(option for option in _OFF if option != f"--no-{switch}")
     report = _quantize(run, model, data, "q.onnx", *_PLAIN, *others, f"--{switch}", *_WIDE_SUMS)
     marks = {
-        "equalization": report["equalized_tensors"],
-        "error-feedback": report["error_feedback_layers"],
+        "cle": report["equalized_tensors"],
+        "gptq": report["gptq_layers"],
         "bias-correction": list(report["corrected_biases"]),
-        "layer-fitting": report["fitted_biases"],
+        "reconstruction": report["fitted_biases"],
     }
     assert {name for name, mark in marks.items() if mark} == ({switch} & set(marks))
-    if switch in ("error-feedback", "bias-correction", "layer-fitting"):
+    if switch in ("gptq", "bias-correction", "reconstruction"):
         assert marks[switch] == _LAYERS
     before, after = _constants(model.with_name("plain.onnx")), _constants(model.with_name("q.onnx"))
     integers = [name for name in before if name.startswith("w") and name.endswith("_quantized")]
     same = all(np.array_equal(before[name], after[name]) for name in integers)
-    assert same is (switch in ("bias-correction", "layer-fitting"))
+    assert same is (switch in ("bias-correction", "reconstruction"))
     narrower = [(after[f"w{number}_scale"] < 0.999 * before[f"w{number}_scale"]).any() for number in (1, 2, 3, 4)]
     if switch == "weight-clipping":
         assert any(narrower)
         assert all((after[f"w{number}_scale"] <= before[f"w{number}_scale"]).all() for number in (1, 2, 3, 4))
-    elif switch != "equalization":
+    elif switch != "cle":
         assert not any(narrower)
     assert without["outputs"][0]["sqnr_db"] != report["outputs"][0]["sqnr_db"]
 
@@ -112,14 +112,16 @@ def test_one_correction_alone_is_made_and_told(run: Callable[..., Any], model: P
 def test_what_is_in_doubt_is_judged_and_what_is_a_must_is_not(run: Callable[..., Any], model: Path, data: Path) -> None:
     doubted = _gains(_quantize(run, model, data, "a.onnx", *_PLAIN, "--effort", "best"))
     # Fitting weights as well comes first, and biases alone only where that does harm.
-    assert set(_SWITCHES.values()) - {"layer fitting, biases"} <= set(doubted)
-    assert doubted["layer fitting"]["kept"] or "layer fitting, biases" in doubted
+    assert set(_SWITCHES.values()) - {"layer reconstruction, biases"} <= set(doubted)
+    assert doubted["layer reconstruction"]["kept"] or "layer reconstruction, biases" in doubted
     for gain in doubted.values():
-        if gain["correction"] != "equalization" and not gain["correction"].startswith("layer fitting"):
+        if gain["correction"] != "cross-layer equalization" and not gain["correction"].startswith(
+            "layer reconstruction"
+        ):
             # The benefit of doubt is a tenth of a decibel.
             assert not gain["kept"] or gain["after_db"] >= gain["before_db"] - 0.1, gain
-    insisted = _gains(_quantize(run, model, data, "b.onnx", *_PLAIN, "--error-feedback", "--bias-correction"))
-    assert not {"error feedback", "bias correction", "weight clipping"} & set(insisted)
+    insisted = _gains(_quantize(run, model, data, "b.onnx", *_PLAIN, "--gptq", "--bias-correction"))
+    assert not {"GPTQ", "bias correction", "weight clipping"} & set(insisted)
 
 
 def test_the_figures_of_gains_are_those_of_the_files(
@@ -131,12 +133,12 @@ def test_the_figures_of_gains_are_those_of_the_files(
     np.savez(model.with_name("few.npz"), image=images)
     few = model.with_name("few.npz")
     # Changes of the float model are judged with corrected biases.
-    off = [option for option in _OFF if option not in ("--no-equalization", "--no-bias-correction")]
+    off = [option for option in _OFF if option not in ("--no-cle", "--no-bias-correction")]
     options = (*_PLAIN, *off, "--bias-correction", "--batch-size", "16")
     report = _quantize(run, model, few, "q.onnx", *options)
-    _quantize(run, model, few, "plain.onnx", *options, "--no-equalization")
+    _quantize(run, model, few, "plain.onnx", *options, "--no-cle")
     (gain,) = report["gains"]
-    assert (gain["correction"], gain["kept"]) == ("equalization", True)
+    assert (gain["correction"], gain["kept"]) == ("cross-layer equalization", True)
     before = _sqnr_db(model, model.with_name("plain.onnx"), images)
     after = _sqnr_db(model, model.with_name("q.onnx"), images)
     assert gain["before_db"] == pytest.approx(before, abs=0.01)
@@ -154,7 +156,7 @@ def test_equalization_that_is_switched_off_leaves_uneven_channels(
 ) -> None:
     model = save_model("net.onnx", network_text, **_with_uneven_channels(weights))
     even = _quantize(run, model, data, "even.onnx", "--max-float", "0")
-    uneven = _quantize(run, model, data, "uneven.onnx", "--max-float", "0", "--no-equalization", "--no-smoothing")
+    uneven = _quantize(run, model, data, "uneven.onnx", "--max-float", "0", "--no-cle", "--no-smoothquant")
     assert "r2" in even["equalized_tensors"]
     assert uneven["equalized_tensors"] == uneven["smoothed_tensors"] == []
     fresh = make_images(20, seed=9)
@@ -165,29 +167,29 @@ def test_equalization_that_is_switched_off_leaves_uneven_channels(
 def test_integers_that_are_fitted_without_any_other_rounding_are_written(
     run: Callable[..., Any], model: Path, data: Path
 ) -> None:
-    options = (*_PLAIN, *(option for option in _OFF if option != "--no-layer-fitting"), "--effort", "best")
-    report = _quantize(run, model, data, "q.onnx", *options, "--layer-fitting")
+    options = (*_PLAIN, *(option for option in _OFF if option != "--no-reconstruction"), "--effort", "best")
+    report = _quantize(run, model, data, "q.onnx", *options, "--reconstruction")
     _quantize(run, model, data, "plain.onnx", *_PLAIN, *_OFF)
     before, after = _constants(model.with_name("plain.onnx")), _constants(model.with_name("q.onnx"))
     names = [name for name in before if name.startswith("w") and name.endswith("_quantized")]
     moved = {name.removesuffix("_quantized") for name in names if not np.array_equal(before[name], after[name])}
     assert moved
     assert moved == set(report["fitted_weights"])
-    assert report["error_feedback_layers"] == []
+    assert report["gptq_layers"] == []
 
 
 def test_effort_says_what_is_looked_for(run: Callable[..., Any], model: Path, data: Path) -> None:
     fast = _quantize(run, model, data, "fast.onnx", "--effort", "fast")
-    assert set(_gains(fast)) >= {"equalization", "chosen ranges", "error feedback", "bias correction"}
-    assert not {"weight clipping", "layer fitting", "layer fitting, biases"} & set(_gains(fast))
+    assert set(_gains(fast)) >= {"cross-layer equalization", "chosen ranges", "GPTQ", "bias correction"}
+    assert not {"weight clipping", "layer reconstruction", "layer reconstruction, biases"} & set(_gains(fast))
     assert fast["kept_float"] is None
     # One method for all tensors.
     assert len(set(fast["chosen_methods"].values())) <= 2
     balanced = _gains(_quantize(run, model, data, "balanced.onnx"))
-    assert {"equalization", "chosen ranges", "error feedback", "bias correction"} <= set(balanced)
-    assert not {"weight clipping", "layer fitting"} & set(balanced)
+    assert {"cross-layer equalization", "chosen ranges", "GPTQ", "bias correction"} <= set(balanced)
+    assert not {"weight clipping", "layer reconstruction"} & set(balanced)
     best = _gains(_quantize(run, model, data, "best.onnx", "--effort", "best"))
-    assert {"weight clipping", "layer fitting"} <= set(best)
+    assert {"weight clipping", "layer reconstruction"} <= set(best)
 
 
 def test_speed_is_measured_with_data_alone(run: Callable[..., Any], model: Path, data: Path) -> None:

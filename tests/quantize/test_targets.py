@@ -27,9 +27,9 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
 def _sources(path: Path) -> dict[str, list[str]]:
     """By node of the float model, what kind of node gives it each of its inputs; an empty text for none."""
     graph = onnx.load(path).graph
-    makers = {output: node.op_type for node in graph.node for output in node.output}
+    producers = {output: node.op_type for node in graph.node for output in node.output}
     kept = [node for node in graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
-    return {node.name: [makers.get(name, "") for name in node.input] for node in kept}
+    return {node.name: [producers.get(name, "") for name in node.input] for node in kept}
 
 
 def test_the_help_and_the_readme_list_every_target() -> None:
@@ -214,7 +214,7 @@ def test_only_channels_that_could_overflow_are_reduced(
     sparse[4, 5] = sparse[4, 4]
     path = save_model("net.onnx", network_text, **{**weights, "w3": sparse})
     for target in ("x86-vnni", "x86"):
-        given = ("--calib-data", data, "--effort", "fast", "--no-error-feedback", "--target", target)
+        given = ("--calib-data", data, "--effort", "fast", "--no-gptq", "--target", target)
         outcome = run("quantize", path, *given, "-o", f"{target}.onnx", "--json")
         assert outcome.code == 0, outcome.err
     assert outcome.json["reduced_channels"]["w3"] == [4]

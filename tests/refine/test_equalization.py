@@ -134,7 +134,7 @@ def _quantized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> ir.Model:
 
 
 @pytest.mark.parametrize(
-    ("body", "makers", "readers"),
+    ("body", "producers", "readers"),
     [
         (_TWO_CONVS.replace("BETWEEN", "Relu (a)"), 1, 1),
         (_TWO_CONVS.replace("BETWEEN", "LeakyRelu (a)"), 1, 1),
@@ -145,13 +145,13 @@ def _quantized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> ir.Model:
         (_UP, 1, 1),
     ],
 )
-def test_any_factors_leave_what_the_model_computes(body: str, makers: int, readers: int) -> None:
+def test_any_factors_leave_what_the_model_computes(body: str, producers: int, readers: int) -> None:
     model = _model(body)
     # Faint enough for no channel to come near the bound of a Clip.
     feeds = [{"x": 0.1 * feed["x"]} for feed in _feeds()]
     before = _outputs(model, feeds)
     (region,) = scaling_regions(model)
-    assert (len(region.makers), len(region.readers), region.channels) == (makers, readers, 8)
+    assert (len(region.producers), len(region.readers), region.channels) == (producers, readers, 8)
     first = model.graph.initializers["w"].const_value.numpy().copy()
     factors = np.random.default_rng(1).uniform(0.3, 3.0, 8)
     scale_channels(model, [(region, factors)])

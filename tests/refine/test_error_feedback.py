@@ -1,4 +1,4 @@
-"""Rounding with error feedback, and the moments of layers' inputs that guide it."""
+"""Rounding with GPTQ, and the moments of layers' inputs that guide it."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_a_bias_that_widens_the_scale_is_not_answered_from_memory() -> None:
     np.testing.assert_array_equal(np.delete(after.params.scale, 2), np.delete(before.params.scale, 2))
 
 
-def test_only_error_feedback_counts_as_guided() -> None:
+def test_only_gptq_counts_as_guided() -> None:
     rounding = _guided()
     assert rounding.form(clips=True, feeds_back=False).guided == ()
     assert rounding.form(clips=False, feeds_back=True).guided == ("product",)

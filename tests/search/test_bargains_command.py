@@ -48,8 +48,8 @@ def test_the_command_keeps_the_ruined_layer_float(run: Callable[..., Any], tmp_p
     options = (
         "--calib-data",
         "data.npz",
-        "--no-equalization",
-        "--no-smoothing",
+        "--no-cle",
+        "--no-smoothquant",
         "--target",
         "x86-vnni",
         "--json",
@@ -74,7 +74,7 @@ def test_the_command_keeps_the_ruined_layer_float(run: Callable[..., Any], tmp_p
 
 
 def test_no_time_keeps_nothing_float(run: Callable[..., Any], tmp_path: Path) -> None:
-    arguments = ("--calib-data", "data.npz", "--no-equalization", "--time-budget", "0", "--json")
+    arguments = ("--calib-data", "data.npz", "--no-cle", "--time-budget", "0", "--json")
     kept = run("quantize", _network(tmp_path, 3), *arguments).json["kept_float"]
     assert kept["layers"] == []
     assert kept["stopped"] == "the time of 0 s was up"

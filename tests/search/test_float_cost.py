@@ -151,7 +151,7 @@ _NANOSECONDS = st.integers(0, 40).map(float)
 _PLACES = st.one_of(st.none(), st.sampled_from(_NAMES))
 _BORDERS = st.builds(
     Border,
-    maker=_PLACES,
+    producer=_PLACES,
     readers=st.frozensets(_PLACES, min_size=1, max_size=3),
     to_integers=_NANOSECONDS,
     to_floats=_NANOSECONDS,

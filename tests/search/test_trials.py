@@ -116,9 +116,9 @@ def test_what_harms_by_the_other_measure_is_not_taken() -> None:
 def test_a_change_of_the_float_model_may_harm_only_in_doubt(after: float, doubt_db: float, kept: bool) -> None:
     trials = _trials({"": 20.0, "x": after})
     before, changed = cast(Any, frozenset()), cast(Any, frozenset({"x"}))
-    assert trials.helps("smoothing", before, changed, always=False, doubt_db=doubt_db) is kept
-    assert trials.helps("smoothing", before, changed, always=True) is True
-    assert trials.gains[0] == Gain(correction="smoothing", before_db=20.0, after_db=after, kept=kept)
+    assert trials.helps("SmoothQuant", before, changed, always=False, doubt_db=doubt_db) is kept
+    assert trials.helps("SmoothQuant", before, changed, always=True) is True
+    assert trials.gains[0] == Gain(correction="SmoothQuant", before_db=20.0, after_db=after, kept=kept)
 
 
 def test_the_start_that_refining_takes_furthest_is_taken() -> None:
@@ -132,7 +132,7 @@ def test_the_start_that_refining_takes_furthest_is_taken() -> None:
 
 def test_what_was_undone_is_not_said_to_be_kept() -> None:
     trials = _trials({"": 20.0, "x": 21.0})
-    for name in ("equalization", "others"):
+    for name in ("cross-layer equalization", "others"):
         trials.helps(name, cast(Any, frozenset()), cast(Any, frozenset({"x"})), always=False)
-    trials.undo({"equalization"})
+    trials.undo({"cross-layer equalization"})
     assert [gain.kept for gain in trials.gains] == [False, True]

@@ -146,10 +146,10 @@ def _is_quantizable(node: ir.Node) -> bool:
         return True
     positions = range(len(node.inputs)) if operator.data_inputs is None else operator.data_inputs
     data = [node.inputs[index] for index in positions if index < len(node.inputs)]
-    makers = [value.producer() for value in data if value is not None]
-    if not makers or any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
+    producers = [value.producer() for value in data if value is not None]
+    if not producers or any(producer is None or producer.op_type != "DequantizeLinear" for producer in producers):
         return False
-    return any(maker is not None and not is_constant(maker.inputs[0]) for maker in makers)
+    return any(producer is not None and not is_constant(producer.inputs[0]) for producer in producers)
 
 
 def _computes_integers(node: ir.Node) -> bool:
@@ -186,13 +186,13 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
 
 def _holds_integers(value: ir.Value | None) -> bool:
     """Tells whether a value of the optimized graph is made of quantized integers."""
-    maker = None if value is None else value.producer()
-    if maker is None:
+    producer = None if value is None else value.producer()
+    if producer is None:
         return False
-    if maker.op_type == "QuantizeLinear" or maker.op_type.startswith("QLinear"):
+    if producer.op_type == "QuantizeLinear" or producer.op_type.startswith("QLinear"):
         return True
-    if maker.op_type == "QGemm":
+    if producer.op_type == "QGemm":
         # Without the scale of its output it gives out floats.
-        return len(maker.inputs) > _QGEMM_OUTPUT_SCALE and maker.inputs[_QGEMM_OUTPUT_SCALE] is not None
-    operator = OPERATORS.get(maker.op_type)
-    return operator is not None and operator.kind is Kind.MOVING and _holds_integers(maker.inputs[0])
+        return len(producer.inputs) > _QGEMM_OUTPUT_SCALE and producer.inputs[_QGEMM_OUTPUT_SCALE] is not None
+    operator = OPERATORS.get(producer.op_type)
+    return operator is not None and operator.kind is Kind.MOVING and _holds_integers(producer.inputs[0])

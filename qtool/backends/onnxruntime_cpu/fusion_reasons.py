@@ -59,10 +59,12 @@ def _input_reason(node: ir.Node) -> FloatReason | None:
             continue
         if is_constant(value):
             return FloatReason(f"its weights '{value.name}' are float", f"quantize it: {_LOOSEN}")
-        maker = value.producer()
-        if maker is None:
+        producer = value.producer()
+        if producer is None:
             return FloatReason(f"its input '{value.name}' comes from the model's input", f"quantize it: {_LOOSEN}")
-        return FloatReason(f"its input '{value.name}' comes from {maker.op_type} in float", _fix_for_maker(node, maker))
+        return FloatReason(
+            f"its input '{value.name}' comes from {producer.op_type} in float", _fix_for_producer(node, producer)
+        )
     if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2:
         bias = node.inputs[2]
         if bias is not None and _dequantize(bias) is None:
@@ -78,8 +80,8 @@ def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
     """Tells whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
     scales = []
     for value in (node.inputs[0], node.inputs[1], bias):
-        maker = None if value is None else _dequantize(value)
-        scale = None if maker is None else constant_array(maker.inputs[1])
+        producer = None if value is None else _dequantize(value)
+        scale = None if producer is None else constant_array(producer.inputs[1])
         if scale is None:
             return True
         scales.append(scale)
@@ -87,12 +89,12 @@ def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
     return bool(np.allclose(own, activation * weight, rtol=_SCALE_TOLERANCE, atol=0.0))
 
 
-def _fix_for_maker(node: ir.Node, maker: ir.Node) -> str:
-    if maker.op_type == "Sum" and len(maker.inputs) == 1:
+def _fix_for_producer(node: ir.Node, producer: ir.Node) -> str:
+    if producer.op_type == "Sum" and len(producer.inputs) == 1:
         return f"it was kept float: {_LOOSEN}"  # such a Sum stands there for nothing else
-    if maker.op_type in OPERATORS:
-        return f"quantize '{maker.name}' too: {_LOOSEN}"
-    return f"onnxruntime has no integers for {maker.op_type}: replace it in the model, or --exclude '{node.name}'"
+    if producer.op_type in OPERATORS:
+        return f"quantize '{producer.name}' too: {_LOOSEN}"
+    return f"onnxruntime has no integers for {producer.op_type}: replace it in the model, or --exclude '{node.name}'"
 
 
 def _type_reason(node: ir.Node) -> FloatReason | None:
@@ -163,11 +165,11 @@ def _unknown(node: ir.Node) -> FloatReason:
 
 
 def _dequantize(value: ir.Value) -> ir.Node | None:
-    maker = value.producer()
-    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    producer = value.producer()
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def _stored_type(value: ir.Value | None) -> ir.DataType | None:
-    maker = None if value is None else _dequantize(value)
-    source = None if maker is None else maker.inputs[0]
+    producer = None if value is None else _dequantize(value)
+    source = None if producer is None else producer.inputs[0]
     return None if source is None else source.dtype

@@ -189,7 +189,7 @@ def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str
     direction = _DIRECTIONS.get(node.op_type, "to integers")
     source = node.inputs[0]
     value = node.outputs[0] if direction == "to float" or source is None else source
-    maker = None if source is None else source.producer()
+    producer = None if source is None else source.producer()
     # A kernel that converts what it reads is itself on the other side.
     readers = [use.node for output in node.outputs for use in output.uses()] if _is_border(node) else [node]
     return Border(
@@ -197,7 +197,7 @@ def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str
         direction=direction,
         tensor=value.name or "",
         elements=_elements((value, node.outputs[0], source), sizes, lengths),
-        behind=None if maker is None else maker.name,
+        behind=None if producer is None else producer.name,
         before=tuple(dict.fromkeys(reader.name or "" for reader in readers)),
     )
 

@@ -38,8 +38,8 @@ def _would_be_quantized(node: ir.Node) -> bool:
     if node.op_type not in _LAYERS:
         return False
     source, weight = node.inputs[0], node.inputs[1]
-    maker = None if source is None else source.producer()
-    if maker is None or maker.op_type != "DequantizeLinear" or not is_constant(weight):
+    producer = None if source is None else source.producer()
+    if producer is None or producer.op_type != "DequantizeLinear" or not is_constant(weight):
         return False
     reader = sole_consumer(node.outputs[0])
     while reader is not None and reader.op_type in _ABSORBED:
@@ -55,8 +55,8 @@ def _would_pool_integers(node: ir.Node) -> bool:
 
 
 def _made_by(value: ir.Value) -> str | None:
-    maker = value.producer()
-    return None if maker is None else maker.op_type
+    producer = value.producer()
+    return None if producer is None else producer.op_type
 
 
 def _separate(graph: ir.Graph, node: ir.Node, names: Names) -> None:

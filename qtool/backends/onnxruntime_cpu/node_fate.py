@@ -75,9 +75,9 @@ def _float_by_nature(node: ir.Node) -> tuple[str, str]:
 
 def _conversions_beside(node: ir.Node) -> int:
     before = sum(
-        maker.op_type == "DequantizeLinear" and not is_constant(maker.inputs[0])
+        producer.op_type == "DequantizeLinear" and not is_constant(producer.inputs[0])
         for value in node.inputs
-        if value is not None and (maker := value.producer()) is not None
+        if value is not None and (producer := value.producer()) is not None
     )
     after = {use.node for value in node.outputs for use in value.uses() if use.node.op_type == "QuantizeLinear"}
     return before + len(after)

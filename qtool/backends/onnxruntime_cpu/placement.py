@@ -132,8 +132,8 @@ class _Placement:
 
     def _final(self, value: ir.Value) -> ir.Value:
         """Follows a value through the clamping operators that its Q will absorb."""
-        maker = value.producer()
-        if maker is not None and maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING:
+        producer = value.producer()
+        if producer is not None and producer in self.integer and OPERATORS[producer.op_type].kind is Kind.MOVING:
             return value  # its Q must have the parameters of its input, which know of no clamp
         while (reader := sole_consumer(value)) is not None and self._absorbed(reader) and reader.inputs[0] is value:
             value = reader.outputs[0]
@@ -141,9 +141,9 @@ class _Placement:
 
     def _head(self, value: ir.Value) -> ir.Value:
         """Goes back through clamping operators that are absorbed, to what made the value."""
-        while (maker := value.producer()) is not None and self._absorbed(maker):
-            source = maker.inputs[0]
-            if source is None or sole_consumer(source) is not maker:
+        while (producer := value.producer()) is not None and self._absorbed(producer):
+            source = producer.inputs[0]
+            if source is None or sole_consumer(source) is not producer:
                 break
             value = source
         return value
@@ -166,12 +166,12 @@ class _Placement:
         if value is None:
             return False
         head = self._head(value)
-        maker = head.producer()
-        if maker is None or maker not in self.integer:
+        producer = head.producer()
+        if producer is None or producer not in self.integer:
             return False
-        operator = OPERATORS[maker.op_type]
+        operator = OPERATORS[producer.op_type]
         if operator.kind is Kind.MOVING:
-            return self._emits(maker.inputs[0])
+            return self._emits(producer.inputs[0])
         if operator.needs_integer_output:
             return True
         final = self._final(head)
@@ -180,7 +180,7 @@ class _Placement:
         if not self._read_by_integers_only(final):
             return False
         # The bias behind a MatMul is better added before rounding than after.
-        return maker.op_type != "MatMul" or all(
+        return producer.op_type != "MatMul" or all(
             OPERATORS[use.node.op_type].kind is not Kind.ELEMENTWISE for use in final.uses()
         )
 
@@ -221,9 +221,9 @@ class _Placement:
         return {_value_name(value): self._activation(value) for value in found}
 
     def _activation(self, value: ir.Value) -> ActivationPlan:
-        maker = self._head(value).producer()
+        producer = self._head(value).producer()
         # An integer kernel gives out integers or floats, not both: with any integer reader, all read the same pair.
-        everyone = maker in self.integer and OPERATORS[maker.op_type].kind in (Kind.LAYER, Kind.MOVING)
+        everyone = producer in self.integer and OPERATORS[producer.op_type].kind in (Kind.LAYER, Kind.MOVING)
         everyone = everyone or self._emits(value)
         readers = {
             _name(use.node)
@@ -239,12 +239,12 @@ class _Placement:
 
     def _source(self, value: ir.Value) -> ir.Value:
         """Goes back to where the values that are only moved around come from."""
-        maker = value.producer()
-        while maker is not None and maker in self.integer and OPERATORS[maker.op_type].kind is Kind.MOVING:
-            source = maker.inputs[0]
+        producer = value.producer()
+        while producer is not None and producer in self.integer and OPERATORS[producer.op_type].kind is Kind.MOVING:
+            source = producer.inputs[0]
             if source is None:
                 break
-            value, maker = source, source.producer()
+            value, producer = source, source.producer()
         return value
 
     def weights(self) -> dict[str, WeightPlan]:

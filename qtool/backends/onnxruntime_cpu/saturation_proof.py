@@ -112,8 +112,8 @@ def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
     if node.domain != "" or node.op_type not in _LAYERS or len(node.inputs) < 2 or _quantized(node.inputs[0]) is None:
         return None
     value, direct = node.inputs[1], True
-    while value is not None and (maker := value.producer()) is not None and maker.op_type in _MOVING:
-        value, direct = maker.inputs[0], False
+    while value is not None and (producer := value.producer()) is not None and producer.op_type in _MOVING:
+        value, direct = producer.inputs[0], False
     weight = _quantized(value)
     # Wider or narrower integers have no integer kernel: such a layer computes floats.
     return None if weight is None or _dtype(weight) not in _BYTES else (node.op_type, weight, direct)
@@ -121,16 +121,16 @@ def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
 
 def _quantized(value: ir.Value | None) -> ir.Value | None:
     """Returns the integers that a value is dequantized from."""
-    maker = None if value is None else value.producer()
-    return maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+    producer = None if value is None else value.producer()
+    return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
     """Returns the type of integers; where the model does not state it, that of the zero point they are made with."""
-    maker = value.producer()
-    if maker is None or value.dtype is not None:
+    producer = value.producer()
+    if producer is None or value.dtype is not None:
         return value.dtype
-    zero_point = maker.inputs[2] if maker.op_type == "QuantizeLinear" and len(maker.inputs) > 2 else None
+    zero_point = producer.inputs[2] if producer.op_type == "QuantizeLinear" and len(producer.inputs) > 2 else None
     return ir.DataType.UINT8 if zero_point is None else zero_point.dtype
 
 

@@ -23,9 +23,9 @@ def within_clamps(model: ir.Model, plan: Plan, params: Mapping[str, AffineParams
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     found = dict(params)
     for name in {activation.source for activation in plan.activations.values()}:
-        maker = values[name].producer()
-        if maker is not None and maker.op_type == "Clip" and maker.domain == "":
-            found[name] = narrowed(params[name], Range(*clip_bounds(maker)))
+        producer = values[name].producer()
+        if producer is not None and producer.op_type == "Clip" and producer.domain == "":
+            found[name] = narrowed(params[name], Range(*clip_bounds(producer)))
     return found
 
 

@@ -158,8 +158,10 @@ class _Placement:
 
     def _source(self, value: ir.Value) -> ir.Value:
         """Goes back to where the values that are only moved around come from."""
-        while (maker := value.producer()) is not None and maker in self.integer and _kind(maker) is Kind.MOVING:
-            source = maker.inputs[0]
+        while (
+            (producer := value.producer()) is not None and producer in self.integer and _kind(producer) is Kind.MOVING
+        ):
+            source = producer.inputs[0]
             if source is None:
                 break
             value = source
@@ -167,10 +169,10 @@ class _Placement:
 
     def _is_clamped(self, value: ir.Value) -> bool:
         """Tells whether a Relu or Clip that the Q behind it makes superfluous is all that reads a value."""
-        maker, reader = value.producer(), sole_consumer(value)
-        if self.scheme.activations.symmetric or maker is None or reader is None or reader not in self.integer:
+        producer, reader = value.producer(), sole_consumer(value)
+        if self.scheme.activations.symmetric or producer is None or reader is None or reader not in self.integer:
             return False
-        if maker not in self.integer or _kind(maker) is Kind.MOVING or reader.inputs[0] is not value:
+        if producer not in self.integer or _kind(producer) is Kind.MOVING or reader.inputs[0] is not value:
             return False
         if reader.op_type == "Relu":
             return True

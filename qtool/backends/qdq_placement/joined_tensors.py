@@ -58,8 +58,8 @@ def _reach(value: ir.Value, statistics: Mapping[str, TensorStatistics]) -> float
         seen = statistics.get(source.name or "")
         if seen is not None:
             return max(-seen.minimum, seen.maximum) if seen.batches else 0.0
-        maker = source.producer()
-        source = maker.inputs[0] if maker is not None and _is_moved(maker) else None
+        producer = source.producer()
+        source = producer.inputs[0] if producer is not None and _is_moved(producer) else None
     return 0.0
 
 

@@ -33,15 +33,15 @@ def layers_before_logarithms(graph: ir.Graph) -> dict[str, str]:
     while waiting:
         node = waiting.pop()
         for value in node.inputs:
-            maker = None if value is None else value.producer()
-            if maker is None or maker in seen or maker.domain != "" or maker.graph is not graph:
+            producer = None if value is None else value.producer()
+            if producer is None or producer in seen or producer.domain != "" or producer.graph is not graph:
                 continue
-            operator = OPERATORS.get(maker.op_type)
+            operator = OPERATORS.get(producer.op_type)
             is_layer = operator is not None and operator.kind is Kind.LAYER
-            if not is_layer and maker.op_type not in _PASSED:
+            if not is_layer and producer.op_type not in _PASSED:
                 continue
-            seen.add(maker)
-            waiting.append(maker)
-            if is_layer and maker.name:
-                found[maker.name] = _REASON
+            seen.add(producer)
+            waiting.append(producer)
+            if is_layer and producer.name:
+                found[producer.name] = _REASON
     return found

@@ -52,13 +52,13 @@ class _Search:
             pending += [(operand, (*path, operand)) for operand in _operands(value)]
 
     def _masks_in(self, value: ir.Value) -> Iterator[ir.Value]:
-        maker = value.producer()
-        if maker is None or _is_moved(maker):
+        producer = value.producer()
+        if producer is None or _is_moved(producer):
             return
         for operand in _operands(value):
             lowest, highest = self._span(operand)
             # What Where puts in is the same everywhere; what is added lets other places as they are.
-            reference = 0.0 if maker.op_type == "Where" else highest
+            reference = 0.0 if producer.op_type == "Where" else highest
             if lowest <= reference - _OUT_OF_REACH and not self._is_computed(operand):
                 yield operand
 
@@ -71,8 +71,8 @@ class _Search:
             seen = self._statistics.get(source.name or "")
             if seen is not None:
                 return (seen.minimum, seen.maximum) if seen.batches else (0.0, 0.0)
-            maker = source.producer()
-            source = maker.inputs[0] if maker is not None and _is_moved(maker) else None
+            producer = source.producer()
+            source = producer.inputs[0] if producer is not None and _is_moved(producer) else None
         return 0.0, 0.0
 
     @staticmethod
@@ -80,13 +80,13 @@ class _Search:
         """Tells whether a layer has a part in ``value``: scores and learned biases are no masks."""
         pending, seen = [value], set[ir.Value]()
         while pending:
-            maker = pending.pop().producer()
-            if maker is None:
+            producer = pending.pop().producer()
+            if producer is None:
                 continue
-            operator = OPERATORS.get(maker.op_type)
+            operator = OPERATORS.get(producer.op_type)
             if operator is not None and operator.kind is Kind.LAYER:
                 return True
-            for operand in maker.inputs:
+            for operand in producer.inputs:
                 if operand is not None and operand not in seen:
                     seen.add(operand)
                     pending.append(operand)
@@ -95,20 +95,20 @@ class _Search:
 
 def _operands(value: ir.Value) -> list[ir.Value]:
     """Returns what ``value`` is put together from, where that is done by a sum, a choice or a move."""
-    maker = value.producer()
-    if maker is None or maker.domain != "":
+    producer = value.producer()
+    if producer is None or producer.domain != "":
         return []
-    if _is_moved(maker):
-        inputs = list(maker.inputs[:1])
-    elif maker.op_type in ("Add", "Sub"):
-        inputs = list(maker.inputs)
-    elif maker.op_type == "Where":
-        inputs = list(maker.inputs[1:])
+    if _is_moved(producer):
+        inputs = list(producer.inputs[:1])
+    elif producer.op_type in ("Add", "Sub"):
+        inputs = list(producer.inputs)
+    elif producer.op_type == "Where":
+        inputs = list(producer.inputs[1:])
     else:
         inputs = []
     return [operand for operand in inputs if operand is not None]
 
 
-def _is_moved(maker: ir.Node) -> bool:
-    operator = OPERATORS.get(maker.op_type) if maker.domain == "" else None
+def _is_moved(producer: ir.Node) -> bool:
+    operator = OPERATORS.get(producer.op_type) if producer.domain == "" else None
     return operator is not None and operator.kind is Kind.MOVING

@@ -27,13 +27,13 @@ def has_channels_last(value: ir.Value | None, integer: AbstractSet[ir.Node]) -> 
         if value is None or value in seen or is_constant(value):
             continue
         seen.add(value)
-        maker = value.producer()
-        if maker is None:
+        producer = value.producer()
+        if producer is None:
             continue
-        if maker.op_type == "Conv":
-            if maker in integer:
+        if producer.op_type == "Conv":
+            if producer in integer:
                 return True
             continue
-        if maker.op_type in _KEEPING_LAYOUT:
-            waiting += maker.inputs
+        if producer.op_type in _KEEPING_LAYOUT:
+            waiting += producer.inputs
     return False

@@ -28,26 +28,26 @@ BiasCorrectionOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-EqualizationOption: TypeAlias = Annotated[
+CleOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
-        "--equalization/--no-equalization",
+        "--cle/--no-cle",
         help="Scale channels of activations against the layers around them. Default: where it helps.",
         show_default=False,
     ),
 ]
-SmoothingOption: TypeAlias = Annotated[
+SmoothQuantOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
-        "--smoothing/--no-smoothing",
+        "--smoothquant/--no-smoothquant",
         help="Move outlier channels of activations into weights. Default: where it helps.",
         show_default=False,
     ),
 ]
-ErrorFeedbackOption: TypeAlias = Annotated[
+GptqOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
-        "--error-feedback/--no-error-feedback",
+        "--gptq/--no-gptq",
         help="Round weights so that products, not weights, are off by least. Default: where it helps.",
         show_default=False,
     ),
@@ -60,10 +60,10 @@ WeightClippingOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-LayerFittingOption: TypeAlias = Annotated[
+ReconstructionOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
-        "--layer-fitting/--no-layer-fitting",
+        "--reconstruction/--no-reconstruction",
         help="Fit biases, with --effort best weights too, to the float model, layer by layer. Default: where it helps.",
         show_default=False,
     ),
@@ -102,7 +102,7 @@ def search_remarks(report: QuantizeReport) -> list[str]:
         remarks.append("ranges by " + ", ".join(f"{method} ({count})" for method, count in chosen))
     rounding = report.refinement.rounding
     if rounding.guided:
-        remarks.append(f"rounded the weights of {len(rounding.guided)} layers with error feedback")
+        remarks.append(f"rounded the weights of {len(rounding.guided)} layers with GPTQ")
     if report.unsigned:
         layers = f"{len(report.unsigned)} layers: {_some(report.unsigned)}"
         remarks.append(f"weights in u8, whose sums have 32 bits, for {layers}")
@@ -143,7 +143,7 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         "chosen_methods": dict(report.refinement.methods),
         "equalized_tensors": list(report.rewritten.equalized),
         "smoothed_tensors": list(report.rewritten.smoothed),
-        "error_feedback_layers": list(report.refinement.rounding.guided),
+        "gptq_layers": list(report.refinement.rounding.guided),
         "fitted_weights": list(report.refinement.rounding.fitted),
         "fitted_biases": list(report.refinement.biases),
         "gains": [json_value(asdict(gain)) for gain in report.gains],

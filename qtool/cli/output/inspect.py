@@ -107,7 +107,11 @@ def _show_flow(console: Console, found: Any) -> None:
         rows += [(f"{share:.1%} lie below", f"{value:.4g}") for share, value in values.quantiles.items()]
         rows.append(("seen in", f"{values.samples} samples" if values.samples else "the model"))
     console.table(_short(flow.tensor), ("", ""), rows)
-    maker = [] if flow.maker is None else [("made by", flow.maker, f"output {flow.maker.position}", flow.maker.reads)]
+    producer = (
+        []
+        if flow.producer is None
+        else [("made by", flow.producer, f"output {flow.producer.position}", flow.producer.reads)]
+    )
     readers = [
         ("read by", node, "a graph inside" if node.position is None else f"input {node.position}", node.makes)
         for node in flow.readers
@@ -117,7 +121,7 @@ def _show_flow(console: Console, found: Any) -> None:
         ("", "node", "operator", "as", "place", "from or to"),
         [
             (part, _short(node.node), node.operator, position, node.place + 1, ", ".join(map(_short, others)))
-            for part, node, position, others in (*maker, *readers)
+            for part, node, position, others in (*producer, *readers)
         ],
     )
 

@@ -131,9 +131,9 @@ def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -
                 f"the bias of {layer.name} holds products of '{name}', and is no longer where it was",
                 fix="merge into the checkpoint, and export it again",
             )
-        maker = value.producer()
-        if maker is not None and maker.inputs[0] is not None:
-            add_to_graph(Place(stored=maker.inputs[0], dequantize=maker), delta, name, rules)
+        producer = value.producer()
+        if producer is not None and producer.inputs[0] is not None:
+            add_to_graph(Place(stored=producer.inputs[0], dequantize=producer), delta, name, rules)
         else:
             add_to_graph(Place(stored=value, nodes=(taken[0],)), delta, name, rules)
 

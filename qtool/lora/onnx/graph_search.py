@@ -127,8 +127,8 @@ class GraphSearch:
         value = None if taken is None else taken[0].inputs[taken[1]]
         if taken is None or value is None or (weight.offset is not None and not weight.transposed):
             return None
-        maker = value.producer()
-        stored = value if maker is None else maker.inputs[0]
+        producer = value.producer()
+        stored = value if producer is None else producer.inputs[0]
         array = constant_array(stored)
         beta = layer.attributes.get("beta")
         if stored is None or array is None or (beta is not None and beta.as_float() != 1.0):
@@ -145,8 +145,8 @@ class GraphSearch:
             offset=weight.offset,
             length=weight.length,
             channel_scale=factors.reshape(-1) if (factors != 1).any() else None,
-            dequantize=maker,
-            nodes=(taken[0],) if maker is None else (maker,),
+            dequantize=producer,
+            nodes=(taken[0],) if producer is None else (producer,),
         )
 
     def _after_passes(self, weight: Array) -> list[Place]:
@@ -281,8 +281,8 @@ def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
 
 def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
     """Tells by its operators whether a node belongs to an embedding, which looks rows up, or to a head."""
-    maker = None if node.inputs[0] is None else node.inputs[0].producer()
-    behind = maker is not None and maker.op_type == "Gather" and maker.inputs[0] is value
+    producer = None if node.inputs[0] is None else node.inputs[0].producer()
+    behind = producer is not None and producer.op_type == "Gather" and producer.inputs[0] is value
     looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
     return looks_up == {name.endswith(EMBEDDINGS)}
 

@@ -44,7 +44,7 @@ def bias_input(layer: ir.Node) -> tuple[ir.Node, int] | None:
 
 
 def _is_stored(value: ir.Value | None) -> bool:
-    maker = None if value is None else value.producer()
-    if maker is not None and maker.op_type == "DequantizeLinear":
-        return is_constant(maker.inputs[0])
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return is_constant(producer.inputs[0])
     return is_constant(value)

@@ -64,8 +64,8 @@ def _orders(node: ir.Node, shape: tuple[int, ...]) -> tuple[KernelOrder, ...]:
     found: dict[KernelOrder, None] = {}
     for use in node.outputs[0].uses():
         layer, first = use.node, use.node.inputs[0]
-        maker = None if first is None else first.producer()
-        quantized = maker is not None and maker.op_type == "DequantizeLinear"
+        producer = None if first is None else first.producer()
+        quantized = producer is not None and producer.op_type == "DequantizeLinear"
         if use.idx != 1 or layer.op_type not in _LAYERS or not quantized or multiplies_in_32_bits(layer, shape):
             continue
         transposed = layer.op_type == "Gemm" and bool(integer_attribute(layer, "transB", 0))

@@ -19,7 +19,7 @@ from qtool.qdq.stored_integers import StoredIntegers
 Array = npt.NDArray[Any]
 
 # What a channel of a weight may differ from a multiple of the checkpoint's, as a share of its norm: the rounding of
-# what was multiplied into it; and that of eight-bit integers with error feedback, to which unrelated weights never come
+# what was multiplied into it; and that of eight-bit integers with GPTQ, to which unrelated weights never come
 # near.
 FLOAT_TOLERANCE = 1e-5
 _HALF_TOLERANCE = 2e-3

@@ -139,18 +139,18 @@ def _orders(node: ir.Node) -> tuple[tuple[ir.Value | None, ir.Value | None], ...
 
 
 def _products(value: ir.Value | None) -> Iterator[tuple[ir.Value, ir.Value]]:
-    maker = None if value is None else value.producer()
-    if maker is None or maker.op_type != "Mul" or maker.domain != "":
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "Mul" or producer.domain != "":
         return
-    left, right = maker.inputs
+    left, right = producer.inputs
     if left is not None and right is not None:
         yield left, right
         yield right, left
 
 
 def _negated(value: ir.Value) -> ir.Value | None:
-    maker = value.producer()
-    return maker.inputs[0] if maker is not None and maker.op_type == "Neg" and maker.domain == "" else None
+    producer = value.producer()
+    return producer.inputs[0] if producer is not None and producer.op_type == "Neg" and producer.domain == "" else None
 
 
 def _key(value: ir.Value) -> object:

@@ -139,9 +139,9 @@ def _value(pattern: Pattern, value: ir.Value | None, match: Match) -> Iterator[M
     if value is None:
         return
     if isinstance(pattern, Op):
-        maker = value.producer()
-        if maker is not None and len(maker.outputs) == 1:
-            yield from _node(pattern, maker, match)
+        producer = value.producer()
+        if producer is not None and len(producer.outputs) == 1:
+            yield from _node(pattern, producer, match)
     elif isinstance(pattern, Number):
         if _is_number(pattern, value):
             yield _bound(match, pattern.name, value)

@@ -47,29 +47,29 @@ class Joined:
 
 def part_of(value: ir.Value) -> Part | None:
     """Returns what ``value`` is a half of; None where it is none."""
-    maker = value.producer()
-    if maker is None or maker.domain != "" or maker.inputs[0] is None:
+    producer = value.producer()
+    if producer is None or producer.domain != "" or producer.inputs[0] is None:
         return None
-    if maker.op_type == "Slice":
-        return _sliced(maker)
-    if maker.op_type == "Split":
-        return _split(maker, value)
-    if maker.op_type in ("Squeeze", "Gather"):
-        return _picked(maker)
+    if producer.op_type == "Slice":
+        return _sliced(producer)
+    if producer.op_type == "Split":
+        return _split(producer, value)
+    if producer.op_type in ("Squeeze", "Gather"):
+        return _picked(producer)
     return None
 
 
 def joined(value: ir.Value) -> Joined | None:
     """Returns the two halves that ``value`` is made of, along the last axis; None where it is not."""
-    maker = value.producer()
-    if maker is None or maker.domain != "":
+    producer = value.producer()
+    if producer is None or producer.domain != "":
         return None
-    if maker.op_type == "Concat":
-        parts = _concatenated(maker)
+    if producer.op_type == "Concat":
+        parts = _concatenated(producer)
         return None if parts is None else Joined(parts=parts, interleaved=False)
-    if maker.op_type not in ("Reshape", "Flatten") or maker.inputs[0] is None:
+    if producer.op_type not in ("Reshape", "Flatten") or producer.inputs[0] is None:
         return None
-    stack = maker.inputs[0].producer()
+    stack = producer.inputs[0].producer()
     pairs = None if stack is None or stack.op_type != "Concat" else _concatenated(stack)
     if pairs is None:
         return None
@@ -94,12 +94,12 @@ def is_doubled(value: ir.Value | None, *, interleaved: bool) -> bool:
         parts = joined(value)
         if parts is not None and parts.parts[0] is parts.parts[1]:
             return parts.interleaved == interleaved
-        maker = value.producer()
-        if maker is None or maker.domain != "":
+        producer = value.producer()
+        if producer is None or producer.domain != "":
             return False
-        if interleaved and maker.op_type == "Reshape" and _repeats(maker):
+        if interleaved and producer.op_type == "Reshape" and _repeats(producer):
             return True
-        value = _same_along_last(maker)
+        value = _same_along_last(producer)
     return False
 
 
@@ -148,8 +148,8 @@ def _picked(node: ir.Node) -> Part | None:
             pairs, index = cut.inputs[0], _only_index(cuts[0], cut.inputs[0])
     if index is None or last_length(pairs) != 2:
         return None
-    maker = pairs.producer()
-    source = None if maker is None or maker.op_type != "Reshape" else maker.inputs[0]
+    producer = pairs.producer()
+    source = None if producer is None or producer.op_type != "Reshape" else producer.inputs[0]
     if source is None or not _halves(pairs, source):
         return None
     return Part(source=source, index=index, interleaved=True)
@@ -189,10 +189,10 @@ def _concatenated(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _before_last_unsqueeze(value: ir.Value) -> ir.Value | None:
-    maker = value.producer()
-    if maker is None or maker.op_type != "Unsqueeze" or value.shape is None:
+    producer = value.producer()
+    if producer is None or producer.op_type != "Unsqueeze" or value.shape is None:
         return None
-    return maker.inputs[0] if axes_of(maker) in ([-1], [len(value.shape) - 1]) else None
+    return producer.inputs[0] if axes_of(producer) in ([-1], [len(value.shape) - 1]) else None
 
 
 def _is_last(node: ir.Node, default: int, rank: int) -> bool:

@@ -85,8 +85,8 @@ def _cast_inputs(graph: ir.Graph, names: Names) -> list[ir.Node]:
 
 
 def _cast_output(graph: ir.Graph, place: int, value: ir.Value, dtype: ir.DataType | None, names: Names) -> None:
-    maker = value.producer()
-    if dtype is None or value.is_graph_input() or maker is None or _is_end(maker):
+    producer = value.producer()
+    if dtype is None or value.is_graph_input() or producer is None or _is_end(producer):
         return
     name = value.name or ""
     value.name = names.free(f"{name}_float32")

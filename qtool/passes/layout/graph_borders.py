@@ -74,19 +74,19 @@ def turn_borders(model: ir.Model, layout: Layout) -> Turned:
 def _made_layout(value: ir.Value) -> Layout | None:
     """Goes back to the layer that a value of four axes comes from, and sees how it was turned since."""
     turned = identity(len(TO_LAST))
-    maker = value.producer()
-    while maker is not None and value.shape is not None and len(value.shape) == len(TO_LAST):
-        if maker.op_type in LAYERS:
+    producer = value.producer()
+    while producer is not None and value.shape is not None and len(value.shape) == len(TO_LAST):
+        if producer.op_type in LAYERS:
             found: dict[Perm, Layout] = {identity(len(TO_LAST)): "nchw", TO_LAST: "nhwc"}
             return found.get(turned)
-        perm = transpose_perm(maker)
+        perm = transpose_perm(producer)
         if perm is not None:
             turned = then(perm, turned)
-        elif maker.op_type not in (*BROADCASTING, *VALUE_BY_VALUE):
+        elif producer.op_type not in (*BROADCASTING, *VALUE_BY_VALUE):
             return None
-        computed = (one for one in maker.inputs if one is not None and one.producer() is not None)
+        computed = (one for one in producer.inputs if one is not None and one.producer() is not None)
         source = next((one for one in computed if one.shape is not None and len(one.shape) == len(TO_LAST)), None)
-        maker = None if source is None else source.producer()
+        producer = None if source is None else source.producer()
     return None
 
 

@@ -31,8 +31,8 @@ def bypass(node: ir.Node, source: ir.Value | None) -> bool:
         return False
     if output.is_graph_output():
         # A graph's output is made by one of its own nodes, and under its own name.
-        maker = source.producer()
-        if maker is None or maker.graph is not graph or source.is_graph_output() or _is_captured(source, graph):
+        producer = source.producer()
+        if producer is None or producer.graph is not graph or source.is_graph_output() or _is_captured(source, graph):
             return False
         source.name = output.name
         source.shape = output.shape or source.shape

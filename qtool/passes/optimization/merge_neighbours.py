@@ -55,10 +55,15 @@ class MergeNeighbours(ir.passes.InPlacePass):
 
 def _first(second: ir.Node, value: ir.Value | None) -> ir.Node | None:
     """Returns the node of the same operator that makes ``value``, in the same graph."""
-    maker = None if value is None else value.producer()
-    if maker is None or maker.op_type != second.op_type or maker.domain != "" or maker.graph is not second.graph:
+    producer = None if value is None else value.producer()
+    if (
+        producer is None
+        or producer.op_type != second.op_type
+        or producer.domain != ""
+        or producer.graph is not second.graph
+    ):
         return None
-    return maker
+    return producer
 
 
 def _transposes(second: ir.Node, _graph: ir.Graph, _names: Names) -> bool:

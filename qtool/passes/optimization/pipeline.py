@@ -113,8 +113,8 @@ def make_pass(name: str, operators: Operators) -> ir.passes.PassBase:
     """Returns the pass of that name, a key of ``PASSES``."""
     entry = PASSES[name]
     module, _, attribute = entry.location.partition(":")
-    maker = getattr(import_module(module), attribute)
-    made: ir.passes.PassBase = maker(operators) if entry.takes_operators else maker()
+    producer = getattr(import_module(module), attribute)
+    made: ir.passes.PassBase = producer(operators) if entry.takes_operators else producer()
     return made
 
 

@@ -153,10 +153,15 @@ def _limit(node: ir.Node) -> ir.Value | None:
 
 def _twice(node: ir.Node) -> ir.Value | None:
     source = node.inputs[0]
-    maker = None if source is None else source.producer()
-    if maker is None or maker.op_type != node.op_type or maker.domain != "" or maker.graph is not node.graph:
+    producer = None if source is None else source.producer()
+    if (
+        producer is None
+        or producer.op_type != node.op_type
+        or producer.domain != ""
+        or producer.graph is not node.graph
+    ):
         return None
-    return source if node.op_type in _TWICE_IS_ONCE else maker.inputs[0]
+    return source if node.op_type in _TWICE_IS_ONCE else producer.inputs[0]
 
 
 def _power(node: ir.Node) -> ir.Value | None:

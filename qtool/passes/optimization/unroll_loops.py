@@ -64,8 +64,8 @@ def _goes_on(body: ir.Graph) -> bool:
         if is_constant(value):
             array = constant_array(value)
             return array is not None and bool(array.all())
-        maker = value.producer()
-        value = maker.inputs[0] if maker is not None and maker.op_type == "Identity" else None
+        producer = value.producer()
+        value = producer.inputs[0] if producer is not None and producer.op_type == "Identity" else None
     return value is not None
 
 

@@ -55,13 +55,13 @@ def is_normalized(value: ir.Value) -> bool:
 
     Such a spelled-out normalization is one fast operator for the runtime as long as it keeps its form.
     """
-    maker = value.producer()
+    producer = value.producer()
     for _ in range(_LONGEST_TAIL):
-        found = None if maker is None else constant_operand(maker)
+        found = None if producer is None else constant_operand(producer)
         if found is None:
             break
-        maker = found[0].producer()
-    return maker is not None and maker.op_type in ("Div", "LayerNormalization", "SkipLayerNormalization")
+        producer = found[0].producer()
+    return producer is not None and producer.op_type in ("Div", "LayerNormalization", "SkipLayerNormalization")
 
 
 def _join(graph: ir.Graph, second: ir.Node, names: Names) -> bool:

@@ -64,20 +64,20 @@ def _weights_behind(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
 
     None where there is no layer, or somebody else reads a tensor on the way.
     """
-    maker = value.producer()
-    if maker is None or maker.domain != "" or sole_consumer(value) is None:
+    producer = value.producer()
+    if producer is None or producer.domain != "" or sole_consumer(value) is None:
         return None
-    first = maker.inputs[0] if maker.inputs else None
-    if maker.op_type in _MOVING:
+    first = producer.inputs[0] if producer.inputs else None
+    if producer.op_type in _MOVING:
         return None if first is None else _weights_behind(first)
-    if maker.op_type == "Gemm":
-        return _own(maker, range(1, len(maker.inputs)))
-    if maker.op_type == "MatMul":
-        if is_constant(maker.inputs[1]):
-            return _own(maker, (1,))
-        return next(_found_behind(maker), None)
-    if maker.op_type == "Add":
-        return _biased(maker)
+    if producer.op_type == "Gemm":
+        return _own(producer, range(1, len(producer.inputs)))
+    if producer.op_type == "MatMul":
+        if is_constant(producer.inputs[1]):
+            return _own(producer, (1,))
+        return next(_found_behind(producer), None)
+    if producer.op_type == "Add":
+        return _biased(producer)
     return None
 
 

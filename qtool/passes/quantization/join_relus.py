@@ -18,12 +18,12 @@ class JoinRelus(ir.passes.InPlacePass):
         """Removes each Relu that reads a Relu."""
         modified = False
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if _is_relu(node) and _is_relu(_maker(node)) and bypass(node, node.inputs[0]):
+            if _is_relu(node) and _is_relu(_producer(node)) and bypass(node, node.inputs[0]):
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _maker(node: ir.Node) -> ir.Node | None:
+def _producer(node: ir.Node) -> ir.Node | None:
     source = node.inputs[0]
     return None if source is None else source.producer()
 

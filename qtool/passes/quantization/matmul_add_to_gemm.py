@@ -50,8 +50,8 @@ def _join(graph: ir.Graph, matmul: ir.Node) -> bool:
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
-    maker = None if value is None else value.producer()
-    return maker is not None and maker.op_type == "DequantizeLinear"
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _columns(matmul: ir.Node) -> int | None:

@@ -79,7 +79,7 @@ def _about_tensor(tensor: TensorFacts, node: str | None) -> Iterator[Advice]:
     if activation and error.core_share < _NARROW:
         yield Advice(
             f"a few outliers set the range of {name}: 99.9 % of it fills {error.core_share:.1%} of the integers",
-            "--smoothing, --method percentile or --method mse"
+            "--smoothquant, --method percentile or --method mse"
             + (f", or --dynamic '{node}'" if node is not None else ""),
         )
     elif activation and error.used_share < _NARROW:

@@ -67,9 +67,9 @@ def _by_ending(name: str, known: list[str]) -> str:
 
 def _belongs_to_pair(value: ir.Value) -> bool:
     """Tells whether a value is a scale, a zero point, or the integers themselves."""
-    maker = value.producer()
-    if maker is not None:
-        return maker.op_type in _CONVERSIONS
+    producer = value.producer()
+    if producer is not None:
+        return producer.op_type in _CONVERSIONS
     uses = list(value.uses())
     return bool(uses) and all(use.node.op_type in _CONVERSIONS and use.idx > 0 for use in uses)
 
@@ -83,6 +83,6 @@ def _is_about(tensor: QuantizedTensor, name: str, value: ir.Value | None) -> boo
         return True
     if value is None:
         return False
-    maker = tensor.dequantized.producer()
-    integers = None if maker is None else maker.inputs[0]
+    producer = tensor.dequantized.producer()
+    integers = None if producer is None else producer.inputs[0]
     return any(value is part for part in (tensor.value, tensor.dequantized, integers))

@@ -186,10 +186,10 @@ def _culprit(
 
 
 def _changed(worst: Difference, culprit: str | None, tolerance: float) -> InputError:
-    maker = "the passes" if culprit is None else f"the pass {culprit}"
+    producer = "the passes" if culprit is None else f"the pass {culprit}"
     verb = "change" if culprit is None else "changes"
     skip = "choose fewer with --passes" if culprit is None else f"leave it out with --skip {culprit}"
     return InputError(
-        f"{maker} {verb} output '{worst.output}' by {worst.relative:.2g} of its largest value, more than {tolerance:g}",
+        f"{producer} {verb} output '{worst.output}' by {worst.relative:.2g} of its largest value, more than {tolerance:g}",
         fix=f"{skip}, or allow it with --tolerance",
     )

@@ -137,7 +137,7 @@ def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples:
 
 
 def input_spec(spec: TensorSpec) -> InputSpec:
-    """Returns an input in the form the example maker takes; an unknown dimension is a free one of its own."""
+    """Returns an input in the form the example producer takes; an unknown dimension is a free one of its own."""
     dims = tuple(f"{spec.name}_{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ()))
     return InputSpec(name=spec.name, dims=dims, dtype=spec.dtype)
 

@@ -116,13 +116,13 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             variants, bargain = search.bargain(variants, times, budget_s=request.time_budget_s)
             kept = {} if bargain is None else bargain.bargain.kept_float()
         variants = search.fitted(variants, kept)
-        bears_tables = (seeker or search).bears_tables
-        made = _made(original, variants, kept, request, bears_tables)
+        allows_tables = (seeker or search).allows_tables
+        made = _made(original, variants, kept, request, allows_tables)
         speedup = search.speedup(made.model)
         # What was chosen by single layers can come out slower than float all the same.
         while times is not None and speedup is not None and is_slower(speedup) and times.keep_more():
             variants = replace(variants, slow=times.slow_nodes())
-            made = _made(original, variants, kept, request, bears_tables)
+            made = _made(original, variants, kept, request, allows_tables)
             speedup = search.speedup(made.model)
         model, plan, tables = made.model, made.plan, made.tables
         save_graph(model, path)
@@ -178,7 +178,7 @@ def _made(
     variants: QuantizedCandidates,
     kept_float: Mapping[str, str],
     request: QuantizeRequest,
-    bears_tables: Callable[[ir.Model, ir.Model], bool],
+    allows_tables: Callable[[ir.Model, ir.Model], bool],
 ) -> _Made:
     """Returns the model quantized with the nodes of ``kept_float`` in float, down to its embedding tables."""
     model = variants.model.clone()
@@ -195,7 +195,7 @@ def _made(
         model = original.clone()  # what was rewritten for integers is of no use then
     tables = Tables(model=model, stored=())
     if request.scheme.for_cpu:
-        tables = with_tables(model, request.selection, bears_tables)
+        tables = with_tables(model, request.selection, allows_tables)
         plan = replace(plan, skipped=tables.without_stored(plan.skipped))
         ResidualSums()(tables.model)
     else:

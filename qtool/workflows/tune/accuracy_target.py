@@ -169,7 +169,7 @@ class AccuracyTarget:
             stopped=stopped,
         )
 
-    def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
+    def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
         """Tells whether embedding tables may be integers, as in ``after``: the goal is met, or no further away."""
         least = min(0.0, self._goal.margin(self._judge.assess(before)))
         return self._goal.margin(self._judge.assess(after)) >= least

@@ -110,11 +110,11 @@ class CorrectionSearch:
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.refinement)
         layers = layer_inputs(variants.model, variants.plan())
-        guided = {wanted.error_feedback, wanted.weight_clipping} - {Policy.NEVER}
+        guided = {wanted.gptq, wanted.weight_clipping} - {Policy.NEVER}
         if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
             rounding = self._guided_rounding(variants, layers)
             corrections["weight clipping"] = wanted.weight_clipping, partial(_with_rounding, rounding, clips=True)
-            corrections["error feedback"] = wanted.error_feedback, partial(_with_rounding, rounding, feeds_back=True)
+            corrections["GPTQ"] = wanted.gptq, partial(_with_rounding, rounding, feeds_back=True)
         corrections["bias correction"] = wanted.bias_correction, _with_corrected_biases
         return corrections
 
@@ -133,7 +133,7 @@ class CorrectionSearch:
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the model.
         """
-        use = self._wanted.fitting
+        use = self._wanted.layer_reconstruction
         plan = variants.plan(kept_float)
         if use is Policy.NEVER or not plan.integer_nodes or (use is Policy.IF_BETTER and self._stop()):
             return variants
@@ -161,9 +161,9 @@ class CorrectionSearch:
         count = self._samples.held(self._wanted.fitted_samples, walks=2)
         feeds = self._samples.spread(count)
         # Biases alone cannot fit too closely to a few samples.
-        candidates = {"layer fitting, biases": partial(fitted, feeds, rounding=False)}
+        candidates = {"layer reconstruction, biases": partial(fitted, feeds, rounding=False)}
         if self._wanted.fits_weights:
-            candidates = {"layer fitting": partial(fitted, feeds, rounding=True), **candidates}
+            candidates = {"layer reconstruction": partial(fitted, feeds, rounding=True), **candidates}
         if self._trials is None:
             return next(iter(candidates.values()))()
         found = self._trials.first_of(variants, candidates, kept_float, always=use is Policy.ALWAYS)

@@ -29,13 +29,13 @@ class SearchConfig:
     Attributes:
         ranges: whether the method of activations' ranges is chosen by the outputs.
         each_range: whether that is done for each of them.
-        equalization: scaling channels of activations against the layers around them.
-        smoothing: moving outlier channels of activations into the weights behind them.
+        cross_layer_equalization: scaling channels of activations against the layers around them.
+        smoothquant: moving outlier channels of activations into the weights behind them.
         doubts_rewriting: whether the model without either is refined as well, and the better of both is taken.
         bias_correction: letting biases take back what rounding weights does to the layers' means.
         weight_clipping: narrower scales of weights where products lose less then.
-        error_feedback: rounding that minimizes the error of products instead of that of weights.
-        fitting: fitting layers one after another, in the quantized model, to what the float model gives out.
+        gptq: rounding that minimizes the error of products instead of that of weights.
+        layer_reconstruction: fitting layers one after another, in the quantized model, to what the float model gives out.
         fits_weights: whether that may change integers as well as biases.
         most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1; None for as much
             as makes a run ``most_slower`` of itself longer.
@@ -51,13 +51,13 @@ class SearchConfig:
 
     ranges: bool
     each_range: bool
-    equalization: Policy
-    smoothing: Policy
+    cross_layer_equalization: Policy
+    smoothquant: Policy
     doubts_rewriting: bool
     bias_correction: Policy
     weight_clipping: Policy
-    error_feedback: Policy
-    fitting: Policy
+    gptq: Policy
+    layer_reconstruction: Policy
     fits_weights: bool
     most_float: float | None
     most_slower: float
@@ -73,12 +73,12 @@ class SearchConfig:
     def need_judge(self) -> bool:
         """Whether anything is decided by the outputs."""
         uses = (
-            self.equalization,
-            self.smoothing,
+            self.cross_layer_equalization,
+            self.smoothquant,
             self.bias_correction,
             self.weight_clipping,
-            self.error_feedback,
-            self.fitting,
+            self.gptq,
+            self.layer_reconstruction,
         )
         return self.keeps_float or Policy.IF_BETTER in uses
 
@@ -92,12 +92,12 @@ def searches(
     effort: Effort,
     *,
     ranges: bool = True,
-    equalization: bool | None = None,
-    smoothing: bool | None = None,
+    cross_layer_equalization: bool | None = None,
+    smoothquant: bool | None = None,
     bias_correction: bool | None = None,
     weight_clipping: bool | None = None,
-    error_feedback: bool | None = None,
-    fitting: bool | None = None,
+    gptq: bool | None = None,
+    layer_reconstruction: bool | None = None,
     most_float: float | None = None,
 ) -> SearchConfig:
     """Returns what an effort looks for; what is None follows from the effort."""
@@ -111,13 +111,13 @@ def searches(
     return SearchConfig(
         ranges=ranges,
         each_range=not fast,
-        equalization=use(equalization, usual=True),
-        smoothing=use(smoothing, usual=True),
+        cross_layer_equalization=use(cross_layer_equalization, usual=True),
+        smoothquant=use(smoothquant, usual=True),
         doubts_rewriting=best,
         bias_correction=use(bias_correction, usual=True),
         weight_clipping=use(weight_clipping, usual=best),
-        error_feedback=use(error_feedback, usual=True),
-        fitting=use(fitting, usual=not fast),
+        gptq=use(gptq, usual=True),
+        layer_reconstruction=use(layer_reconstruction, usual=not fast),
         fits_weights=best,
         most_float=most_float,
         most_slower=0.0 if fast else 0.04,
@@ -132,5 +132,5 @@ def searches(
 
 
 NO_SEARCH = searches(
-    Effort.FAST, ranges=False, equalization=False, smoothing=False, bias_correction=True, error_feedback=False
+    Effort.FAST, ranges=False, cross_layer_equalization=False, smoothquant=False, bias_correction=True, gptq=False
 )

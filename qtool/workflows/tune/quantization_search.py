@@ -23,7 +23,7 @@ from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.correction_search import CorrectionSearch
 from qtool.workflows.tune.efforts import Policy, SearchConfig
 from qtool.workflows.tune.float_fallback_search import FloatFallbackSearch, KeptFloat
-from qtool.workflows.tune.rewriting import EQUALIZATION, SMOOTHING, Rewriter, Rewritten
+from qtool.workflows.tune.rewriting import CROSS_LAYER_EQUALIZATION, SMOOTHQUANT, Rewriter, Rewritten
 from qtool.workflows.tune.search_time import SearchTime
 from qtool.workflows.tune.speed import speedups
 from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
@@ -113,7 +113,7 @@ class QuantizationSearch:
         if self._samples is None:
             return (plain,)
         wanted = self._wanted
-        must = Policy.ALWAYS in (wanted.equalization, wanted.smoothing)
+        must = Policy.ALWAYS in (wanted.cross_layer_equalization, wanted.smoothquant)
         doubts = wanted.doubts_rewriting and self._trials is not None and not must
         rewriter = Rewriter(
             self._scheme,
@@ -140,7 +140,7 @@ class QuantizationSearch:
             return replace(starts[0], variants=refine(starts[0].variants))
         place, variants = self._trials.better_of([start.variants for start in starts], refine)
         if not starts[place].rewritten.is_changed:
-            self._trials.undo((EQUALIZATION, SMOOTHING))
+            self._trials.undo((CROSS_LAYER_EQUALIZATION, SMOOTHQUANT))
         return replace(starts[place], variants=variants)
 
     def fitted(self, variants: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
@@ -214,7 +214,7 @@ class QuantizationSearch:
             threads=self._threads,
         )
 
-    def bears_tables(self, before: ir.Model, after: ir.Model) -> bool:
+    def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
         """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""
         if self._judge is None:
             return True

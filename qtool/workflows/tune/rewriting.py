@@ -25,7 +25,7 @@ from qtool.workflows.tune.tuning_split import TuningSplit
 
 Rewrite = Callable[..., tuple[str, ...]]
 
-EQUALIZATION, SMOOTHING = "equalization", "smoothing"
+CROSS_LAYER_EQUALIZATION, SMOOTHQUANT = "cross-layer equalization", "SmoothQuant"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,10 @@ class Rewriter:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             CalibError: the data does not fit the model.
         """
-        model, equalized = self._tried(EQUALIZATION, self._wanted.equalization, equalize_model, model)
-        model, smoothed = self._tried(SMOOTHING, self._wanted.smoothing, smooth_model, model)
+        model, equalized = self._tried(
+            CROSS_LAYER_EQUALIZATION, self._wanted.cross_layer_equalization, equalize_model, model
+        )
+        model, smoothed = self._tried(SMOOTHQUANT, self._wanted.smoothquant, smooth_model, model)
         return Rewritten(model=model, equalized=equalized, smoothed=smoothed)
 
     def _tried(self, name: str, use: Policy, change: Rewrite, model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
