@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.grid import Grid
 from qtool.calib.ranges import RANGE_METHODS, range_method_class
 from qtool.formats.registry import load
 from qtool.planning import build_plan
 from qtool.progress import Silent
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.calibrate import DataRequest, Watched, gather
 from qtool.workflows.quantize.prepare import prepare

@@ -37,14 +37,14 @@ def build_plan(
         UsageError: a pattern of ``selection`` matches nothing.
     """
     from qtool.backends.qdq_placement.logarithms import layers_before_logarithms
-    from qtool.backends.registry import placement_of
+    from qtool.backends.registry import backend_named
 
     _check_float(model)
     selection.check(list(model.graph))
     dynamic = _chosen_dynamic(model, scheme, selection, kept_float) if selection.dynamic else NOTHING_DYNAMIC
     kept = dict.fromkeys(dynamic.integer_nodes, "its activations are quantized as it runs")
     kept = {**layers_before_logarithms(model.graph), **kept, **kept_float}
-    plan = placement_of(scheme.placement)(model.graph, scheme, selection, unfit, kept)
+    plan = backend_named(scheme.backend).place(model.graph, scheme, selection, unfit, kept)
     if dynamic.integer_nodes:
         skipped = tuple(skip for skip in plan.skipped if skip.node not in dynamic.integer_nodes)
         plan = replace(plan, skipped=skipped, dynamic=dynamic)
@@ -84,8 +84,9 @@ def _chosen_dynamic(
 ) -> DynamicPlan:
     """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
     from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
+    from qtool.backends.registry import backend_named
 
-    if scheme.placement != "onnxruntime-cpu":
+    if not backend_named(scheme.backend).runs_dynamic_layers:
         raise UsageError(
             f"--dynamic is for onnxruntime's CPU provider, not for {scheme.machine}",
             fix="drop --dynamic, or quantize for another target",

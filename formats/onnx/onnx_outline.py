@@ -18,7 +18,7 @@ _TENSOR_RAW_DATA = 9
 
 
 def read_outline(path: Path) -> onnx.ModelProto:
-    """Parses the model in ``path``, which ``qtool.formats.detect`` has checked; its large initializers stay in the file.
+    """Parses the model in ``path``, which ``detect`` has checked; its large initializers stay in the file.
 
     Each of them refers to its own bytes as external data in the model file, so that whoever wants the values can
     still read them. Data that is external already stays so.

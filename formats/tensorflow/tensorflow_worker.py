@@ -1,4 +1,4 @@
-"""Loads, converts and runs one TensorFlow model, in a process of its own; ``qtool.formats.tensorflow.tensorflow_process`` talks to it.
+"""Loads, converts and runs one TensorFlow model, in a process of its own; ``tensorflow_process`` talks to it.
 
 It is run as a script, so that it needs nothing of this project (but for building a model around weights), and
 TensorFlow's libraries meet no others. Each line of

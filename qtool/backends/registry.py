@@ -1,29 +1,24 @@
-"""Which tensors get Q/DQ so that a runtime runs integers: one runtime a file."""
+"""Names every backend; a new one is a new folder, a line here and one in ``targets``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from qtool.backends.base import Backend
 
-    from qtool.plan import Plan
-    from qtool.schemes import Scheme
-    from qtool.selection import NodeSelection
-
-    Place: TypeAlias = Callable[[ir.Graph, Scheme, NodeSelection, Mapping[str, str], Mapping[str, str]], Plan]
-
-PLACEMENTS: Mapping[str, str] = {
-    "onnxruntime-cpu": "qtool.backends.onnxruntime_cpu.placement:place",
-    "layer-inputs": "qtool.backends.qdq_placement.layer_inputs:place",
-    "every-tensor": "qtool.backends.qdq_placement.every_tensor:place",
+BACKENDS: Mapping[str, str] = {
+    "onnxruntime-cpu": "qtool.backends.onnxruntime_cpu.backend:BACKEND",
+    "tensorrt": "qtool.backends.tensorrt.backend:BACKEND",
+    "qnn": "qtool.backends.qnn.backend:BACKEND",
+    "openvino": "qtool.backends.openvino.backend:BACKEND",
 }
 
 
-def placement_of(name: str) -> Place:
-    """Returns the function that plans where Q/DQ go, by its key in ``PLACEMENTS``."""
-    module, _, function = PLACEMENTS[name].partition(":")
-    place: Place = getattr(import_module(module), function)
-    return place
+def backend_named(name: str) -> Backend:
+    """Returns a backend by its key in ``BACKENDS``."""
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(import_module(module), attribute)
+    return backend

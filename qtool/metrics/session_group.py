@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, execution_of_file
+from qtool.backends.execution import AS_IT_IS
+from qtool.backends.execution_choice import execution_of_file
 from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
 from qtool.runtime.session import Session
@@ -85,7 +86,7 @@ def judged_group(
         RuntimeRefusedError: onnxruntime does not load one of them.
     """
     executions = [execution_of_file(model) for model in models]
-    if all(execution == AS_THE_CPU_DOES for execution in executions) and not any(map(file_draws, models)):
+    if all(execution == AS_IT_IS for execution in executions) and not any(map(file_draws, models)):
         yield group
         return
     with ExitStack() as stack:

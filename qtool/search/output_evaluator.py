@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.exact_sums import Form, as_it_is
-from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.backends.execution import AS_IT_IS, Execution, Form, as_it_is
 from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
@@ -49,7 +48,7 @@ class OutputEvaluator:
         *,
         labels: Array | None = None,
         view: Form = as_it_is,
-        execution: Execution = AS_THE_CPU_DOES,
+        execution: Execution = AS_IT_IS,
         threads: int = 0,
     ) -> None:
         """Runs the float model once.

@@ -74,6 +74,7 @@ def test_the_lower_packages_know_neither_each_other_nor_the_tool(
             (
                 "formats/",
                 "qtool/runtime/",
+                "qtool/backends/onnxruntime_cpu/",
                 "qtool/workflows/convert/opsets.py",
                 "qtool/workflows/convert/older_opsets.py",
             ),

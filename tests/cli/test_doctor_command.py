@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.backends.onnxruntime_cpu.machine_profile import LayerSpeed
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
+from qtool.backends.targets import PRESETS
 from qtool.cli.app import app
 from qtool.processor import IntegerFeatures, features_of, flags_in_cpuinfo, flags_in_sysctl
-from qtool.schemes import PRESETS
 from qtool.workflows.diagnose.doctor import about_cores, about_processor, about_speed, usable_cores
 
 _INTEL = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_tile amx_int8 hypervisor\n"

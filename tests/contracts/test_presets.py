@@ -12,13 +12,13 @@ import pytest
 from onnx import numpy_helper, parser
 
 from qtool.backends.onnxruntime_cpu.this_machine import target_here
-from qtool.backends.registry import PLACEMENTS
+from qtool.backends.registry import BACKENDS
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import Range, params_from_range
 from qtool.graph.constants import constant_array
 from qtool.planning import build_plan
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.round_to_nearest import round_to_nearest
 from qtool.workflows.quantize.prepare import prepare
@@ -61,7 +61,7 @@ def test_grids_are_of_eight_bits_and_differ_from_what_has_no_kernel(name: str) -
 def test_presets_are_called_what_they_say() -> None:
     assert [scheme.target for scheme in PRESETS.values()] == list(PRESETS)
     assert len({scheme.machine for scheme in PRESETS.values()}) == len(PRESETS)
-    assert all(scheme.placement in PLACEMENTS for scheme in PRESETS.values())
+    assert all(scheme.backend in BACKENDS for scheme in PRESETS.values())
 
 
 def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_layers_of_a_small_network_run_on_integers(name: str, tmp_path: Path
     quantized = ir.to_proto(insert_qdq(model, plan, activations, weights))
     path = tmp_path / "optimized.onnx"
     session = Session(quantized.SerializeToString(), threads=1, level="extended", optimized_to=path)
-    if PRESETS[name].placement == "onnxruntime-cpu":
+    if PRESETS[name].backend == "onnxruntime-cpu":
         kernels = Counter(node.op_type for node in onnx.load(path).graph.node)
         assert (kernels["QLinearConv"], kernels["QGemm"]) == (1, 1)
     else:

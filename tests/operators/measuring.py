@@ -11,14 +11,15 @@ import numpy as np
 from torch import nn
 
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.formats.base import Weights
 from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.plan import DynamicPlan, Plan
 from qtool.progress import Silent
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS, as_dynamic
 from qtool.schemes import Scheme as Integers
+from qtool.schemes import as_dynamic
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.convert.torch_import import InputDescription, import_weights
 from qtool.workflows.optimize.optimize import OptimizeRequest, optimize

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.grid import Grid
-from qtool.schemes import PRESETS
 from qtool.schemes import Scheme as Integers
 from tests.operators.all_kinds import KINDS
 from tests.operators.kinds import Bound, Kind, Scheme

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
 

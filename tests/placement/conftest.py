@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
 from qtool.plan import Plan
@@ -21,7 +22,7 @@ from qtool.planning import build_plan
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Level, Session
-from qtool.schemes import PRESETS, Scheme
+from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
 

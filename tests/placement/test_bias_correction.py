@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import dequantize
 from qtool.calib.grid import Grid
 from qtool.calib.statistics import TensorStatistics
@@ -18,7 +19,6 @@ from qtool.graph.constants import constant_array
 from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest

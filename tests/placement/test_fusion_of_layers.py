@@ -1,8 +1,8 @@
 """Pins what onnxruntime's CPU provider makes of layers between Q and DQ.
 
-Each test opens one small graph and reads the operators off the graph that onnxruntime rewrote. When one of these fails
-with a new onnxruntime, the table in ``qtool/backends/qdq_placement/operators.py`` has to change, not the test alone. Patterns of
-which versions make different things are in ``test_fusion_by_version.py``.
+Each test opens one small graph and reads the operators off the graph that onnxruntime rewrote. When one of these
+fails with a new onnxruntime, the table in ``qtool/backends/qdq_placement/operators.py`` has to change, not the test
+alone. Patterns of which versions make different things are in ``test_fusion_by_version.py``.
 """
 
 from __future__ import annotations

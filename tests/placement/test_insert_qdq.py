@@ -14,9 +14,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form, with_exact_sums
+from qtool.backends.targets import PRESETS
 from qtool.calib.grid import Grid
 from qtool.errors import RuntimeRefusedError
-from qtool.schemes import PRESETS, Scheme
+from qtool.schemes import Scheme
 
 Arrays = Callable[..., npt.NDArray[np.float32]]
 Prepared = Callable[..., ir.Model]

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.plan import Plan
 from qtool.planning import build_plan
-from qtool.schemes import PRESETS, Scheme
+from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 
 _X86 = PRESETS["x86"]

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
+from qtool.backends.targets import PRESETS
 from qtool.calib.grid import Grid
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import PRESETS
 
 Prepared = Callable[..., ir.Model]
 Quantized = Callable[..., ir.Model]

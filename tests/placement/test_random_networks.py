@@ -14,9 +14,9 @@ import onnx_ir as ir
 import pytest
 
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
+from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 
 Prepared = Callable[..., ir.Model]

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form, with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
+from qtool.backends.targets import PRESETS
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import PRESETS
 
 # Powers of two keep every product of scales exact in float32, so that nothing is rounded before the last step.
 _SCALE_OUT = 2.0**9

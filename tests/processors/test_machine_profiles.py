@@ -12,9 +12,9 @@ import pytest
 from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, profile_from_json, read_profile
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import has_profile, shipped_profile
+from qtool.backends.targets import PRESETS
 from qtool.errors import InputError
 from qtool.progress import Silent
-from qtool.schemes import PRESETS
 
 
 @pytest.fixture(scope="module")

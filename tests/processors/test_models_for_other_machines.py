@@ -10,15 +10,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qtool.backends.onnxruntime_cpu.execution import (
-    AS_THE_CPU_DOES,
-    NODE_BY_NODE,
-    execution_for,
-    execution_of,
-    execution_of_file,
-)
+from qtool.backends.execution import AS_IT_IS, NODE_BY_NODE
+from qtool.backends.execution_choice import execution_for, execution_of, execution_of_file
+from qtool.backends.targets import PRESETS
 from qtool.runtime.session import Session
-from qtool.schemes import PRESETS
 
 _ELSEWHERE = ("tensorrt", "qnn", "openvino")
 _NET = """g (float[n,12] x) => (float[n,6] y) {
@@ -100,7 +95,7 @@ def test_a_model_says_what_it_is_for(run: Any, model: Path) -> None:
         assert run("quantize", model, *given).code == 0
         told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert told.get("qtool.target") == (target if target == "qnn" else None)
-        assert execution_of_file(path) == (NODE_BY_NODE if target == "qnn" else AS_THE_CPU_DOES)
+        assert execution_of_file(path) == (NODE_BY_NODE if target == "qnn" else AS_IT_IS)
     assert run("dequantize", model.with_name("qnn.onnx"), "-o", "back.onnx").code == 0
     assert not onnx.load(model.with_name("back.onnx")).metadata_props
 

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from qtool.backends.onnxruntime_cpu.this_machine import target_here
+from qtool.backends.targets import AUTO, PRESETS
 from qtool.cli.options.shared import TARGETS
 from qtool.runtime.session import Session
-from qtool.schemes import AUTO, PRESETS
 
 _README = Path(__file__).parents[2] / "README.md"
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -37,12 +37,12 @@ def test_the_help_and_the_readme_list_every_target() -> None:
     rows = _README.read_text(encoding="utf-8").partition("### Targets")[2].partition("\n###")[0].splitlines()
     table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| `")]
     assert [row[0].strip("`") for row in table] == list(PRESETS)
-    first_words = {"onnxruntime-cpu": "where", "layer-inputs": "before", "every-tensor": "around"}
+    first_words = {"onnxruntime-cpu": "where", "tensorrt": "before", "qnn": "around", "openvino": "before"}
     for (_, machine, activations, weights, biases, placement), scheme in zip(table, PRESETS.values(), strict=True):
         assert machine == scheme.machine
         assert scheme.description == f"{activations} activations, {weights.replace(', per ', ' per-')} weights"
         assert (biases == "int32") == scheme.integer_biases
-        assert placement.split()[0] == first_words[scheme.placement]
+        assert placement.split()[0] == first_words[scheme.backend]
         assert ("16-bit sums" in placement) == (scheme.largest_pair is not None)
 
 

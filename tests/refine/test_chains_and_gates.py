@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.statistics import TensorStatistics
 from qtool.planning import build_plan
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
 

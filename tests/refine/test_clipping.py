@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import Granularity, PerChannel, PerTensor
 from qtool.calib.grid import Grid
 from qtool.planning import build_plan
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.clipping import clip_channels
 from qtool.weights.gptq_layer import output_noise

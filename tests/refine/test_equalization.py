@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
@@ -18,7 +19,6 @@ from qtool.progress import Silent
 from qtool.quantizer import quantize_graph
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.channel_importance import output_importance
 from qtool.weights.channel_scaling import scale_channels

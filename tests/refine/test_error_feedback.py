@@ -10,11 +10,11 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import PerChannel
 from qtool.calib.grid import Grid
 from qtool.planning import build_plan
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.gptq_layer import gptq_rounded, output_noise
 from qtool.weights.input_hessian import LayerInput, gather_hessians, layer_inputs

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import Range, params_from_range
 from qtool.calib.specs import Feed
 from qtool.planning import build_plan
 from qtool.progress import Silent
-from qtool.schemes import PRESETS
 from qtool.search.block_reconstruction import Reconstruction, reconstruct
 from qtool.selection import NodeSelection
 from qtool.weights.round_to_nearest import round_to_nearest

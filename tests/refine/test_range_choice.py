@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import AffineParams, Range, dequantize, params_from_range, quantize
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
@@ -15,7 +16,6 @@ from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import PRESETS
 from qtool.search.fake_quant_graph import switched
 from qtool.search.range_choice import choose_ranges
 from qtool.selection import NodeSelection

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.calib.affine import AffineParams, params_from_range
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.specs import Feed
@@ -22,7 +23,6 @@ from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.graphs import open_graph, watching
-from qtool.schemes import PRESETS
 from qtool.search.block_reconstruction import Reconstruction, reconstruct
 from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import set_biases

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
+from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import PRESETS
 from qtool.selection import NodeSelection
 from qtool.weights.smoothquant import (
     ChannelSpread,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from qtool.cli.app import app
 from qtool.report.figures import FIGURES
-from qtool.workflows.report.report import report_times
+from qtool.workflows.report import report_times
 from qtool.workflows.report.report_data import DataSource
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
+from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
-from qtool.schemes import PRESETS
 from qtool.search.float_cost import Border, FloatCost, float_cost
 from qtool.search.layer_times import LayerTime, layer_kind, multiply_adds
 from qtool.search.node_groups import node_groups

@@ -6,27 +6,18 @@ grow by 128, and so do activations that are s8, which leaves what they stand for
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import numpy as np
 import onnx_ir as ir
 
+from qtool.backends.execution import Form, as_it_is
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.graph.constants import add_constant, constant_array
 from qtool.graph.names import Names
 from qtool.schemes import DynamicScheme, Scheme
 
-Form: TypeAlias = Callable[[ir.Model], ir.Model]
-
 _SHIFT = 128
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _MATMUL_INTEGER_ZERO_POINT = 3
-
-
-def as_it_is(model: ir.Model) -> ir.Model:
-    """Returns ``model``."""
-    return model
 
 
 def exact_form(scheme: Scheme | DynamicScheme) -> Form:

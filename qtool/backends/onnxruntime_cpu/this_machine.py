@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
+from qtool.backends.targets import AUTO, preset
 from qtool.processor import IntegerFeatures, integer_features
-from qtool.schemes import AUTO, Scheme, preset
+from qtool.schemes import Scheme
 
 _FLEET = "x86"
 

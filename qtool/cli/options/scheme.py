@@ -110,7 +110,9 @@ class SchemeOptions:
         Raises:
             UsageError: the target has no kernel for the combination.
         """
-        if dynamic and not target.for_cpu:
+        from qtool.backends.registry import backend_named
+
+        if dynamic and not backend_named(target.backend).runs_dynamic_layers:
             raise UsageError(
                 f"--scheme dynamic is for onnxruntime's CPU provider, not for {target.machine}",
                 fix="use --scheme static, or the target of a CPU",

@@ -86,7 +86,9 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
 def show_report(console: Console, report: QuantizeReport, request: QuantizeRequest) -> None:
     """Prints what was done, how close the result is, and what to look at."""
     show_coverage(console, report.coverage)
-    if not request.scheme.for_cpu:
+    from qtool.backends.registry import backend_named
+
+    if not backend_named(request.scheme.backend).has_kernels_here:
         console.say(f"this is what the CPU makes of it; {request.scheme.machine} chooses kernels of its own")
     show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
+from qtool.backends.registry import backend_named
+from qtool.backends.targets import preset
 from qtool.errors import UsageError
 from qtool.passes.optimization.operators import Operators
 from qtool.passes.registry import PASSES, Runs
-from qtool.schemes import preset
 
 # The one would undo what the other does, or leave it nothing that runs on integers.
 _OPPOSITES = {
@@ -26,7 +27,7 @@ def runs_onnxruntime(target: str | None) -> bool:
     Raises:
         UsageError: there is no such target.
     """
-    return target is not None and preset(target).for_cpu
+    return target is not None and backend_named(preset(target).backend).has_fused_operators
 
 
 def operators_for(target: str | None) -> Operators:

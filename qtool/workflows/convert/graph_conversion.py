@@ -74,15 +74,15 @@ def comparison_with_source(
 
 
 def _opened(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session:
-    from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES
+    from qtool.backends.execution import AS_IT_IS
     from qtool.runtime.parts import Parts
 
-    return Parts(_readable(path)) if is_large else stack.enter_context(AS_THE_CPU_DOES.open_file(path))
+    return Parts(_readable(path)) if is_large else stack.enter_context(AS_IT_IS.open_file(path))
 
 
 def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session | OnnxReference:
     """Opens the source, also where its file format or its operators are newer than onnxruntime's."""
-    from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES
+    from qtool.backends.execution import AS_IT_IS
     from qtool.runtime.onnx_reference import OnnxReference
 
     try:
@@ -91,7 +91,7 @@ def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Sessio
         if is_large:
             raise
         with suppress(RuntimeRefusedError):
-            return stack.enter_context(AS_THE_CPU_DOES.open(load_weights(_readable(path))))
+            return stack.enter_context(AS_IT_IS.open(load_weights(_readable(path))))
         try:
             return OnnxReference(path)
         except RuntimeRefusedError:

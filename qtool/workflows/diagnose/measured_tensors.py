@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_of
+from qtool.backends.execution import TARGET_KEY
+from qtool.backends.execution_choice import execution_of
 from qtool.calib.specs import Feed
 from qtool.graph.specs import specs_of
 from qtool.metrics.noise import NoiseMeter

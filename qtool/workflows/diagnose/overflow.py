@@ -7,14 +7,15 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY
+from qtool.backends.execution_choice import execution_of
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
-from qtool.backends.onnxruntime_cpu.execution import NODE_BY_NODE, TARGET_KEY, execution_of
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.backends.onnxruntime_cpu.saturation_proof import LayerProof, is_integer_operator, prove
+from qtool.backends.targets import preset
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
-from qtool.schemes import preset
 
 OVERFLOW_FIX = (
     "quantize the float model for this processor with --target auto, or for every x86 with --target x86; "

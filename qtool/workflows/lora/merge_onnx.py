@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.atomic import check_output, staged
+from qtool.backends.targets import preset
 from qtool.errors import InputError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.lora.merge.added_tokens import added_rows, refuse_added_rows
@@ -23,7 +24,6 @@ from qtool.progress import Progress
 from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, stored_integers
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
-from qtool.schemes import preset
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.diagnose.overflow import bounds_pairs, layers_beyond_16_bits
 from qtool.workflows.lora.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests

@@ -190,6 +190,7 @@ def _changed(worst: Difference, culprit: str | None, tolerance: float) -> InputE
     verb = "change" if culprit is None else "changes"
     skip = "choose fewer with --passes" if culprit is None else f"leave it out with --skip {culprit}"
     return InputError(
-        f"{producer} {verb} output '{worst.output}' by {worst.relative:.2g} of its largest value, more than {tolerance:g}",
+        f"{producer} {verb} output '{worst.output}' by {worst.relative:.2g} of its largest value, "
+        f"more than {tolerance:g}",
         fix=f"{skip}, or allow it with --tolerance",
     )

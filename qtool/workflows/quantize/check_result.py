@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.backends.execution import AS_IT_IS, Execution
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed, TensorSpec
 from qtool.errors import InputError
@@ -68,7 +68,7 @@ def compare_with_float(
     quantized: Path,
     samples: CheckSamples | None,
     *,
-    execution: Execution = AS_THE_CPU_DOES,
+    execution: Execution = AS_IT_IS,
     threads: int = 0,
 ) -> ResultComparison:
     """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.

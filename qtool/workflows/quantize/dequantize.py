@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.backends.onnxruntime_cpu.exact_sums import as_it_is, with_exact_sums
-from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, Execution
+from qtool.backends.execution import TARGET_KEY, Execution, as_it_is
+from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights

@@ -24,24 +24,24 @@ def fix_for_plan(reason: str) -> str | None:
     return next((fix for start, fix in _FIXES if reason.startswith(start)), None)
 
 
-def as_planned(coverage: Coverage, skipped: Sequence[Skipped], *, for_cpu: bool) -> Coverage:
+def as_planned(coverage: Coverage, skipped: Sequence[Skipped], *, has_kernels_here: bool) -> Coverage:
     """Returns ``coverage`` with the reasons of the plan that it follows.
 
     Args:
         coverage: what onnxruntime's CPU provider makes of a model that was quantized as planned.
         skipped: the nodes that the plan left float.
-        for_cpu: whether that provider is what the model was quantized for; advice about another one's kernels is none.
+        has_kernels_here: whether the model was quantized for that provider; advice about another one's kernels is none.
     """
     reasons = {skip.node: skip.reason for skip in skipped}
-    return Coverage(nodes=tuple(_as_planned(node, reasons.get(node.node), for_cpu) for node in coverage.nodes))
+    return Coverage(nodes=tuple(_as_planned(node, reasons.get(node.node), has_kernels_here) for node in coverage.nodes))
 
 
-def _as_planned(node: NodeCoverage, planned: str | None, for_cpu: bool) -> NodeCoverage:
+def _as_planned(node: NodeCoverage, planned: str | None, has_kernels_here: bool) -> NodeCoverage:
     if node.kernel is not None:
         return node
     if planned is not None:
         return replace(node, reason=planned, fix=fix_for_plan(planned))
-    if not for_cpu:
+    if not has_kernels_here:
         return replace(node, fix=None)
     if node.fix is not None and any(part in node.fix for part in _IN_VAIN):
         return replace(node, fix=f"spare its conversions with --exclude '{node.node}'")

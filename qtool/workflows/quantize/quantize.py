@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.atomic import staged
+from qtool.backends.execution_choice import execution_for
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
-from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_for
-from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.backends.registry import backend_named
 from qtool.calib.collect import Collected
 from qtool.calib.statistics_file import StoredStatistics, read_statistics
 from qtool.errors import InputError, UsageError
@@ -128,7 +128,8 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
         save_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
-            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=request.scheme.for_cpu)
+            here = backend_named(request.scheme.backend).has_kernels_here
+            coverage = as_planned(integer_coverage(model), plan.skipped, has_kernels_here=here)
             comparison = compare_with_float(original, path, samples, execution=execution, threads=request.threads)
         if search.stopped is not None:
             progress.note(f"{search.stopped}: going on with the best so far")
@@ -194,12 +195,11 @@ def _made(
     if not (plan.integer_nodes or plan.dynamic.integer_nodes):
         model = original.clone()  # what was rewritten for integers is of no use then
     tables = Tables(model=model, stored=())
-    if request.scheme.for_cpu:
+    backend = backend_named(request.scheme.backend)
+    if backend.stores_tables:
         tables = with_tables(model, request.selection, allows_tables)
         plan = replace(plan, skipped=tables.without_stored(plan.skipped))
-        ResidualSums()(tables.model)
-    else:
-        model.metadata_props[TARGET_KEY] = request.scheme.target
+    backend.finish(tables.model, request.scheme)
     return _Made(model=tables.model, plan=plan, findings=findings, tables=tables)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qtool.atomic import staged
+from qtool.backends.execution_choice import execution_for
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
-from qtool.backends.onnxruntime_cpu.execution import execution_for
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
@@ -70,7 +70,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         save_graph(model, path)
         progress.note("checking the result in onnxruntime")
         with progress.task("comparing with float"):
-            coverage = as_planned(integer_coverage(model), plan.skipped, for_cpu=True)
+            coverage = as_planned(integer_coverage(model), plan.skipped, has_kernels_here=True)
             comparison = compare_with_float(
                 original, path, samples, execution=execution_for(request.scheme), threads=request.threads
             )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from qtool.backends.onnxruntime_cpu.execution import NODE_BY_NODE, execution_of_file
+from qtool.backends.execution import NODE_BY_NODE
+from qtool.backends.execution_choice import execution_of_file
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.datasets.images import Preprocess
 from qtool.calib.specs import samples_in

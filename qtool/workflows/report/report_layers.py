@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import TARGET_KEY, execution_of
+from qtool.backends.execution import TARGET_KEY
+from qtool.backends.execution_choice import execution_of
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed
 from qtool.errors import InputError, UsageError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import AS_THE_CPU_DOES, Execution
+from qtool.backends.execution import AS_IT_IS, Execution
 from qtool.calib.specs import Array
 from qtool.errors import UsageError
 from qtool.graph.specs import model_specs
@@ -93,7 +93,7 @@ class AccuracyTarget:
         goal: Goal,
         samples: CheckSamples,
         *,
-        execution: Execution = AS_THE_CPU_DOES,
+        execution: Execution = AS_IT_IS,
         threads: int = 0,
     ) -> None:
         """Runs the float model on the samples to judge by.

@@ -35,7 +35,7 @@ class SearchConfig:
         bias_correction: letting biases take back what rounding weights does to the layers' means.
         weight_clipping: narrower scales of weights where products lose less then.
         gptq: rounding that minimizes the error of products instead of that of weights.
-        layer_reconstruction: fitting layers one after another, in the quantized model, to what the float model gives out.
+        layer_reconstruction: fitting layers one after another, in the quantized model, to the outputs of the float one.
         fits_weights: whether that may change integers as well as biases.
         most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1; None for as much
             as makes a run ``most_slower`` of itself longer.

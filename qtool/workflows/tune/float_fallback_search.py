@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.backends.execution_choice import execution_for
+from qtool.backends.registry import backend_named
 from qtool.planning import build_dynamic_plan
 from qtool.progress import Progress
 from qtool.schemes import as_dynamic
@@ -190,7 +191,7 @@ class FloatFallbackSearch:
     def _eligible(self) -> tuple[str, ...]:
         """Returns the static layers that onnxruntime's CPU provider could run with ranges of their own."""
         scheme, layers = self.variants.scheme, _products(self._groups)
-        if not scheme.for_cpu or not layers:
+        if not backend_named(scheme.backend).runs_dynamic_layers or not layers:
             return ()
         possible = build_dynamic_plan(
             self.variants.model, as_dynamic(scheme), self.variants.selection, may_be_empty=True

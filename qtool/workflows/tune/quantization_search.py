@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.backends.execution_choice import execution_for
 from qtool.calib.specs import Feed
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress

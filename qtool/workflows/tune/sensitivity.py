@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qtool.atomic import check_output, staged
-from qtool.backends.onnxruntime_cpu.execution import execution_for
+from qtool.backends.execution_choice import execution_for
 from qtool.calib.ranges import RangeMethod
 from qtool.errors import UsageError
 from qtool.graph.specs import model_specs

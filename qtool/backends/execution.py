@@ -7,23 +7,29 @@ QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/onnx__Quanti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.exact_sums import Form, as_it_is, exact_form
 from qtool.formats.onnx.map_types import load_model
-from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws
-from qtool.schemes import PRESETS, DynamicScheme, Scheme
+
+# Gives a graph the form that is run.
+Form: TypeAlias = Callable[[ir.Model], ir.Model]
 
 # Where a model keeps the target that it was quantized for.
 TARGET_KEY = "qtool.target"
+
+
+def as_it_is(model: ir.Model) -> ir.Model:
+    """Returns the graph itself."""
+    return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,28 +68,5 @@ class Execution:
             yield session
 
 
-AS_THE_CPU_DOES = Execution()
+AS_IT_IS = Execution()
 NODE_BY_NODE = Execution(level="none")
-
-
-def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
-    """Returns how graphs quantized by ``scheme`` are run to judge them.
-
-    Raises:
-        RuntimeRefusedError: onnxruntime does not run at all.
-    """
-    if isinstance(scheme, Scheme) and not scheme.for_cpu:
-        return NODE_BY_NODE
-    return Execution(form=exact_form(scheme))
-
-
-def execution_of(target: str | None) -> Execution:
-    """Returns how a graph is run that says it is for ``target``: its nodes one by one where that is no CPU."""
-    scheme = None if target is None else PRESETS.get(target)
-    return AS_THE_CPU_DOES if scheme is None or scheme.for_cpu else NODE_BY_NODE
-
-
-def execution_of_file(path: Path) -> Execution:
-    """Returns the same for what the model in ``path`` says."""
-    properties = {entry.key: entry.value for entry in read_outline(path).metadata_props}
-    return execution_of(properties.get(TARGET_KEY))

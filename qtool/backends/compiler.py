@@ -1,0 +1,50 @@
+"""Backends whose own compiler turns a QDQ graph into kernels, on machines that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qtool.backends.base import Place
+from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.plan import Plan
+from qtool.schemes import DynamicScheme, Scheme
+from qtool.selection import NodeSelection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompilerBackend:
+    """Plans by the rules of one compiler, and judges by the exact meaning of Q/DQ, see ``Backend``.
+
+    Attributes:
+        placement: plans where Q/DQ go.
+    """
+
+    name: str
+    targets: Mapping[str, Scheme]
+    placement: Place
+    has_kernels_here: bool = False
+    has_fused_operators: bool = False
+    runs_dynamic_layers: bool = False
+    stores_tables: bool = False
+
+    def place(
+        self,
+        graph: ir.Graph,
+        scheme: Scheme,
+        selection: NodeSelection,
+        unfit: Mapping[str, str],
+        kept_float: Mapping[str, str],
+    ) -> Plan:
+        """Plans where Q/DQ go; see ``Backend``."""
+        return self.placement(graph, scheme, selection, unfit, kept_float)
+
+    def finish(self, model: ir.Model, scheme: Scheme) -> None:
+        """Writes down which target the graph is for, since this processor's kernels say nothing about it."""
+        model.metadata_props[TARGET_KEY] = scheme.target
+
+    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+        """Runs one node after the other, which is what Q/DQ mean."""
+        return NODE_BY_NODE

@@ -1,0 +1,32 @@
+"""Chooses how the graphs of a backend are run here, by the scheme or the target that they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
+from qtool.backends.registry import backend_named
+from qtool.backends.targets import PRESETS
+from qtool.formats.onnx.onnx_outline import read_outline
+from qtool.schemes import DynamicScheme, Scheme
+
+
+def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
+    """Returns how graphs quantized by ``scheme`` are run to judge them.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not run at all.
+    """
+    return backend_named(scheme.backend).execution(scheme)
+
+
+def execution_of(target: str | None) -> Execution:
+    """Returns how a graph is run that says it is for ``target``."""
+    scheme = None if target is None else PRESETS.get(target)
+    return AS_IT_IS if scheme is None else backend_named(scheme.backend).execution(None)
+
+
+def execution_of_file(path: Path) -> Execution:
+    """Returns the same for what the model in ``path`` says."""
+    properties = {entry.key: entry.value for entry in read_outline(path).metadata_props}
+    return execution_of(properties.get(TARGET_KEY))
