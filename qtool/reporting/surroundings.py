@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qtool import __version__
-from qtool.report.model import Machine
+from qtool.reporting.model import Machine
 
 _PACKAGES = ("onnxruntime", "numpy", "onnx-ir")
 _PROCESSORS = Path("/proc/cpuinfo")

@@ -7,11 +7,11 @@ import html
 import math
 from collections.abc import Sequence
 
-from qtool.report.model import ModelComparison, Report
-from qtool.report.png import thumbnail
-from qtool.report.svg import Point, bars, histogram, scatter
-from qtool.report.table import tables
-from qtool.report.table_form import Table, number
+from qtool.reporting.model import ModelComparison, Report
+from qtool.reporting.png import thumbnail
+from qtool.reporting.svg import Point, bars, histogram, scatter
+from qtool.reporting.table import tables
+from qtool.reporting.table_form import Table, number
 
 _WORST_LAYERS = 20
 _STYLE = """
