@@ -17,7 +17,7 @@ from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import SessionGroup, judged_group, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
-from qtool.progress import Progress
+from qtool.progress import SILENT, Progress
 from qtool.reporting.baseline import Baseline, regressions
 from qtool.reporting.figures import with_figures
 from qtool.reporting.gates import Gate, check_gates, judge_all
@@ -79,7 +79,7 @@ class ReportRequest:
         return (self.float_model, *self.quantized_models)
 
 
-def compare(request: ReportRequest, progress: Progress) -> Report:
+def compare(request: ReportRequest, progress: Progress = SILENT) -> Report:
     """Runs all models over the data, side by side, and returns what was found.
 
     Raises:
