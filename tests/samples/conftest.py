@@ -15,11 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
