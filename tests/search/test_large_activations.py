@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -149,8 +150,26 @@ def test_a_search_whose_time_is_up_still_gives_a_model(
     assert "the search was ended after 0 s: going on with the best so far" in result.stderr
     operators = {node.op_type for node in onnx.load(output).graph.node}
     assert "QuantizeLinear" in operators
+    manifest = output.with_name("int8.manifest.json")
+    assert json.loads(manifest.read_text(encoding="utf-8"))["lock"]["search_ended"] == "the search was ended after 0 s"
+    monkeypatch.undo()
     with_all_the_time = CliRunner().invoke(app, [*words, "--effort", "best", "--force"])
     assert "the search was ended" not in with_all_the_time.stderr
+
+
+def test_a_lock_says_that_time_decided(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = tmp_path / "data.npz", tmp_path / "int8.onnx"
+    np.savez(data, x=np.random.default_rng(1).normal(size=(13, 1, 12, 12)).astype(np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr("qtool.workflows.tune.search_time._FIXED_S", 0.0)
+        patch.setattr("qtool.workflows.tune.search_time._TIMES_PLAIN", 0.0)
+        words = ["quantize", str(wide), "--calib-data", str(data), "-o", str(output), "--smallest"]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    before = output.read_bytes()
+    repeated = CliRunner().invoke(app, ["quantize", "--locked", str(output.with_name("int8.manifest.json")), "--force"])
+    assert repeated.exit_code == 2, repeated.output
+    assert "the search of the manifest was ended after 0 s" in " ".join(repeated.stderr.split())
+    assert output.read_bytes() == before
 
 
 def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> None:

@@ -126,6 +126,10 @@ def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
     options = locked.options
     if options.get("goal") or options.get("time_budget_s") is not None:
         reasons.append("layers to keep float were chosen by measured times")
+    for run, manifest in (("the search of the manifest", locked), ("this search", made)):
+        ended = manifest.lock.get("search_ended")
+        if ended is not None:
+            reasons.append(str(ended).replace("the search", run, 1))
     told = "; ".join(reasons) or "nothing else is known to differ"
     raise InputError(
         f"the result has the hash {_form(made.quantized_model)}, not {_form(locked.quantized_model)}: {told}",

@@ -156,6 +156,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             speedup=speedup,
             timing=None if times is None else times.timing,
             slow=tuple(variants.slow),
+            search_ended=search.stopped,
             unsigned=tuple(sorted(variants.scheme.unsigned_layers & plan.integer_nodes.keys())),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)

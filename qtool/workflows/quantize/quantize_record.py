@@ -39,6 +39,7 @@ def manifest_of(
         lock={
             **lock_record(request.arguments),
             "timing": None if report.timing is None else report.timing.as_json(),
+            "search_ended": report.search_ended,
         },
     )
 

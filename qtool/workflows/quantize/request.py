@@ -111,6 +111,7 @@ class QuantizeReport:
         timing: what runs were taken to cost; None without samples.
         unsigned: layers whose weights are u8, so that their sums have 32 bits.
         slow: nodes that stay float since integers save no time there.
+        search_ended: why the search ended before it was through, in words; None where it did not.
     """
 
     output: Path
@@ -136,3 +137,4 @@ class QuantizeReport:
     timing: Timing | None = None
     slow: tuple[str, ...] = ()
     unsigned: tuple[str, ...] = ()
+    search_ended: str | None = None
