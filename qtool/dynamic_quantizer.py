@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.graph.constants import constant_array
 from qtool.plan import DynamicPlan
 from qtool.qdq.insert_dynamic import insert_dynamic
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
-from qtool.weights.saturation import orders_of
 
 ROUND_TO_NEAREST = WeightRounding()
 

@@ -40,5 +40,8 @@ class Silent:
         """Drops the warning."""
 
 
+SILENT: Progress = Silent()
+
+
 def _drop(units: int) -> None:
     """Ignores the units done."""

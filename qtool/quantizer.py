@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.clamped_ranges import within_clamps
 from qtool.backends.qdq_placement.joined_tensors import unlike_parts
 from qtool.backends.qdq_placement.masks import masked_scores
@@ -25,7 +26,6 @@ from qtool.plan import Plan
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
-from qtool.weights.saturation import orders_of
 
 NO_REFINEMENT = Corrections()
 

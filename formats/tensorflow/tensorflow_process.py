@@ -73,7 +73,7 @@ def check_installed() -> None:
     if missing:
         raise FormatError(
             f"converting TensorFlow models needs {' and '.join(missing)}, not installed here",
-            fix="install the extra: pip install 'qtool[tensorflow]' (inspect works without it)",
+            fix="install the extra: pip install 'qtool-onnx[tensorflow]' (inspect works without it)",
         )
 
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from qtool import __version__
 from qtool.cli.failures import report_failure
 from qtool.cli.log import with_log
 from qtool.cli.options.shared import debug_is_on
+from qtool.version import __version__
 
 # Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
 COMMANDS = (

@@ -19,9 +19,9 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from qtool import __version__
 from qtool.errors import UsageError
 from qtool.progress import Advance, Progress
+from qtool.version import __version__
 
 _EVERYTHING = logging.getLogger("qtool")
 # Without a handler of its own, Python would print warnings a second time.

@@ -122,8 +122,8 @@ def report(
     """
     from qtool.calib.datasets.images import Preprocess
     from qtool.metrics.task import metric_named
-    from qtool.report.baseline import read_baseline
-    from qtool.report.gates import enforce, parse_gate, told
+    from qtool.reporting.baseline import read_baseline
+    from qtool.reporting.gates import enforce, parse_gate, told
     from qtool.workflows.report.report import ReportRequest, compare
     from qtool.workflows.report.report_data import DataSource
     from qtool.workflows.report.report_times import Asked

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Feed
 from qtool.graph.constants import add_constant, constant_array
@@ -28,7 +29,6 @@ from qtool.weights.bias_correction import bias_place
 from qtool.weights.input_hessian import LayerInput, layer_inputs
 from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, reconstruct_layer
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
-from qtool.weights.saturation import orders_of
 
 # Positions of each layer that are looked at, over all batches, and the numbers that they hold together; more take time
 # and memory, and show little.

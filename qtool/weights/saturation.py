@@ -4,23 +4,20 @@ On x86 without VNNI, integer kernels multiply eight bits with VPMADDUBSW, which 
 u8 x s8, in a saturating int16 (Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW). Activations
 reach 255, so nothing can saturate where no pair of weights of one sign adds up to more than 32767 / 255, which is 128;
 weights of opposite signs never do. Kernels pair weights along the sum of a layer, the first with the second, the third
-with the fourth: onnxruntime's lay those of a convolution out with the channel running fastest, and take two at a time.
-Depthwise convolutions have a kernel of their own, which multiplies in 32 bits.
+with the fourth; in which order a kernel meets them is for its backend to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from qtool.calib.affine import dequantize, quantize
 from qtool.calib.granularity import PerChannel
-from qtool.graph.constants import integer_attribute
 from qtool.weights.round_to_nearest import QuantizedWeight
 
 LARGEST_ACTIVATION = 255
@@ -68,39 +65,6 @@ class PairSums:
     def worst(self) -> npt.NDArray[np.int32]:
         """The larger distance from zero."""
         return np.maximum(-self.lowest, self.highest)
-
-
-def kernel_order(operator: str, rank: int, *, transposed: bool = False) -> KernelOrder:
-    """Returns the order for the weight, of ``rank`` axes, of a Conv, Gemm or MatMul.
-
-    ``transposed`` is a Gemm's transB. Source for Conv: onnxruntime reorders its filters to (K1, .., Kn, C, M).
-    """
-    if operator == "Conv":
-        return KernelOrder((0, *range(2, rank), 1), rank - 1)
-    if transposed:
-        return KernelOrder((0, 1), 1)
-    return KernelOrder((*range(rank - 2), rank - 1, rank - 2), 1)
-
-
-def multiplies_in_32_bits(node: ir.Node, shape: Sequence[int]) -> bool:
-    """Tells whether a layer with a weight of ``shape`` has onnxruntime's kernel for depthwise convolutions.
-
-    ConvInteger has none.
-    """
-    return node.op_type in ("Conv", "QLinearConv") and (shape[0], shape[1]) == (integer_attribute(node, "group", 1), 1)
-
-
-def orders_of(value: ir.Value, readers: Collection[str]) -> tuple[KernelOrder, ...]:
-    """Returns the orders in which the layers among ``readers``, by name, sum up a weight's products."""
-    found: dict[KernelOrder, None] = {}
-    for use in value.uses():
-        node = use.node
-        if use.idx == 1 and node.name in readers and node.op_type in ("Conv", "Gemm", "MatMul") and value.shape:
-            if multiplies_in_32_bits(node, value.shape.numpy()):
-                continue
-            transposed = node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))
-            found[kernel_order(node.op_type, len(value.shape), transposed=transposed)] = None
-    return tuple(found)
 
 
 def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:

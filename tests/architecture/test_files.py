@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import statistics
+import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 LONGEST_LINES = 350
+MEDIAN_FUNCTION_LINES = 10
+MOST_FILES = 25
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 
@@ -27,6 +32,28 @@ def _definitions(
 def test_no_file_grows_out_of_hand(root: Path, all_modules: Mapping[str, ast.Module]) -> None:
     lengths = {path: len((root / path).read_text(encoding="utf-8").splitlines()) for path in all_modules}
     assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_LINES}
+
+
+def test_functions_are_short(package_modules: Mapping[str, ast.Module]) -> None:
+    lengths = [
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for module in package_modules.values()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert lengths
+    assert statistics.median(lengths) <= MEDIAN_FUNCTION_LINES
+
+
+def test_no_folder_grows_out_of_hand(root: Path) -> None:
+    if not (root / ".git").exists():
+        pytest.skip("only git tells the project's files from those that runs leave behind")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", check=True).stdout
+    files = [path for path in listed.split("\0") if path and (root / path).exists()]
+    assert "pyproject.toml" in files
+    folders = Counter(PurePosixPath(path).parent.as_posix() for path in files)
+    assert not {folder: count for folder, count in folders.items() if count > MOST_FILES}
 
 
 def test_files_are_named_after_their_content(all_modules: Mapping[str, ast.Module]) -> None:

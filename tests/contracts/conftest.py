@@ -10,16 +10,16 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-_GRAPHS = sorted((Path(__file__).parent / "graphs").glob("*.txt"))
+_GRAPHS = {path.stem: path for path in (Path(__file__).parent / "graphs").rglob("*.txt")}
 
 
-@pytest.fixture(params=[path.stem for path in _GRAPHS])
+@pytest.fixture(params=sorted(_GRAPHS))
 def float_model(request: pytest.FixtureRequest) -> onnx.ModelProto:
     """One small float model, valid and runnable as it stands.
 
     What a text declares without values becomes a constant with random ones; named ``var`` or ``std``, positive ones.
     """
-    text = (Path(__file__).parent / "graphs" / f"{request.param}.txt").read_text(encoding="utf-8")
+    text = _GRAPHS[request.param].read_text(encoding="utf-8")
     model = parser.parse_model(text)
     for declared in model.graph.value_info:
         model.graph.initializer.append(numpy_helper.from_array(_random_values(declared), declared.name))

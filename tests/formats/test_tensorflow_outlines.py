@@ -182,7 +182,7 @@ def test_without_the_extra_convert_says_what_to_install(
     result = invoke("convert", str(saved), "-o", str(saved.parent / "m.onnx"))
     assert result.exit_code == 2
     assert f"{missing}" in result.output
-    assert "pip install 'qtool[tensorflow]'" in result.output
+    assert "pip install 'qtool-onnx[tensorflow]'" in result.output
 
 
 def test_a_graph_that_reads_files_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from qtool.runtime.session import Session
 
 _HERE = Path(__file__).parent
 _GRAPHS = {
-    path.stem: path for folder in ("contracts", "optimization") for path in _HERE.parent.glob(f"{folder}/graphs/*.txt")
+    path.stem: path
+    for folder in ("contracts", "optimization")
+    for path in _HERE.parent.glob(f"{folder}/graphs/**/*.txt")
 }
 _FREE_LENGTH = 2
 

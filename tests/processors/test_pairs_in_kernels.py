@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.runtime.session import Session
-from qtool.weights.saturation import kernel_order
 
 _SCALE = np.float32(2.0**10)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.weights.gptq import Curvature, PairLimit, gptq
-from qtool.weights.saturation import KernelOrder, kernel_order, pair_sums, partners_in
+from qtool.weights.saturation import KernelOrder, pair_sums, partners_in
 
 _SEEDS = st.integers(0, 2**32)
 

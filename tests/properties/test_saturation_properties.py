@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import Granularity, PerChannel, PerTensor
 from qtool.calib.grid import Grid
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.weights.saturation import KernelOrder, kernel_order, pair_sums, without_saturation
+from qtool.weights.saturation import KernelOrder, pair_sums, without_saturation
 
 _BYTES = np.arange(256)
 _LIMIT = 32767 // 255

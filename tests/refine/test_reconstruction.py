@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.targets import PRESETS
 from qtool.calib.affine import AffineParams, params_from_range
 from qtool.calib.ranges.min_max import MinMax
@@ -27,7 +28,7 @@ from qtool.search.block_reconstruction import Reconstruction, reconstruct
 from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.weights.saturation import orders_of, pair_sums
+from qtool.weights.saturation import pair_sums
 from qtool.workflows.quantize.prepare import prepare
 
 _CONVOLUTIONS = """

@@ -15,8 +15,8 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
 from qtool.metrics.memory import Memory
-from qtool.report.figures import with_figures
-from qtool.report.model import Machine, ModelComparison, ModelReport, Report, UsedData, Verdict
+from qtool.reporting.figures import with_figures
+from qtool.reporting.model import Machine, ModelComparison, ModelReport, Report, UsedData, Verdict
 
 FEATURES, CLASSES, SAMPLES = 8, 10, 37
 

@@ -11,10 +11,10 @@ import pytest
 
 from qtool.errors import InputError, UsageError
 from qtool.metrics.latency import Interval
-from qtool.report.baseline import RULES, Baseline, read_baseline, regressions
-from qtool.report.figures import FIGURES, with_figures
-from qtool.report.json import to_json
-from qtool.report.model import Report
+from qtool.reporting.baseline import RULES, Baseline, read_baseline, regressions
+from qtool.reporting.figures import FIGURES, with_figures
+from qtool.reporting.json import to_json
+from qtool.reporting.model import Report
 
 MakeReport = Callable[..., Report]
 MakeOutput = Callable[..., Any]

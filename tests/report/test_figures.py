@@ -8,8 +8,8 @@ import pytest
 from qtool.metrics.accuracy import Accuracy
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.memory import Memory
-from qtool.report.figures import FIGURES
-from qtool.report.model import Report
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.model import Report
 
 MakeReport = Callable[..., Report]
 MakeOutput = Callable[..., OutputFidelity]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from qtool.errors import GateError, UsageError
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
-from qtool.report.figures import FIGURES
-from qtool.report.gates import Gate, check_gates, enforce, judge_all, parse_gate
-from qtool.report.model import Measured, Report
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.gates import Gate, check_gates, enforce, judge_all, parse_gate
+from qtool.reporting.model import Measured, Report
 
 MakeReport = Callable[..., Report]
 

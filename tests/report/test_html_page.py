@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from qtool.metrics.latency import Interval
-from qtool.report.html import to_html
-from qtool.report.model import Report
+from qtool.reporting.html import to_html
+from qtool.reporting.model import Report
 
 MakeReport = Callable[..., Report]
 VOID = {"meta", "link", "br", "img", "hr"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qtool.progress import Silent
-from qtool.report.gates import parse_gate
-from qtool.report.model import Report
+from qtool.reporting.gates import parse_gate
+from qtool.reporting.model import Report
 from qtool.workflows.report.report import ReportRequest, compare
 from qtool.workflows.report.report_data import DataSource
 from qtool.workflows.report.report_times import Asked

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qtool.metrics.size_by_kind import SizePart
-from qtool.report.html import to_html
-from qtool.report.model import Report
+from qtool.reporting.html import to_html
+from qtool.reporting.model import Report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = 390

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.app import app
 from qtool.manifest import FileRecord, Manifest, manifest_path, write_manifest
-from qtool.report.figures import FIGURES
+from qtool.reporting.figures import FIGURES
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 Run = Callable[..., Any]

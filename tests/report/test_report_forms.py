@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.report.figures import FIGURES
-from qtool.report.json import SCHEMA, to_json
-from qtool.report.markdown import to_markdown
-from qtool.report.model import Report
-from qtool.report.names import display_names
-from qtool.report.table import tables
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.json import SCHEMA, to_json
+from qtool.reporting.markdown import to_markdown
+from qtool.reporting.model import Report
+from qtool.reporting.names import display_names
+from qtool.reporting.table import tables
 
 MakeReport = Callable[..., Report]
 MakeOutput = Callable[..., OutputFidelity]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qtool.cli.app import app
-from qtool.report.figures import FIGURES
+from qtool.reporting.figures import FIGURES
 from qtool.workflows.report import report_times
 from qtool.workflows.report.report_data import DataSource
 

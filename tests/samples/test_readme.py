@@ -18,7 +18,7 @@ from qtool.calib.ranges import RANGE_METHODS
 from qtool.cli.app import app
 from qtool.cli.options.settings import parameters
 from qtool.cli.quantize import quantize
-from qtool.report.figures import FIGURES
+from qtool.reporting.figures import FIGURES
 
 COMMANDS = (
     "convert",

@@ -62,7 +62,8 @@ def make_data() -> Feeds:
 
 
 def _read(name: str) -> Oddity:
-    text = (Path(__file__).parent / "graphs" / f"{name}.txt").read_text(encoding="utf-8")
+    (path,) = (Path(__file__).parent / "graphs").rglob(f"{name}.txt")
+    text = path.read_text(encoding="utf-8")
     comments = [line for line in text.splitlines() if line.startswith("#")]
     model = parser.parse_model("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     generator = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from qtool.cli.app import app
 Read: TypeAlias = Callable[[str], Any]
 Feeds: TypeAlias = Callable[[onnx.ModelProto, frozenset[str]], dict[str, np.ndarray]]
 
-NAMES = sorted(path.stem for path in (Path(__file__).parent / "graphs").glob("*.txt"))
+NAMES = sorted(path.stem for path in (Path(__file__).parent / "graphs").rglob("*.txt"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -51,6 +51,15 @@ def target_named(name: str | None) -> ResolvedTarget:
     return ResolvedTarget(scheme=scheme, chosen=False, is_here=name == target_here() or (name == _FLEET and _is_x86()))
 
 
+def scheme_here() -> Scheme:
+    """Returns the preset's scheme for this machine.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not run at all.
+    """
+    return preset(target_here())
+
+
 def target_here() -> str:
     """Returns the preset for this machine: what onnxruntime does here counts for more than what the system says.
 

@@ -11,7 +11,7 @@ from qtool.cli.console import Console
 from qtool.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from qtool.report.model import Report
+    from qtool.reporting.model import Report
 
 _SUFFIXES = (".json", ".md", ".html", ".xml")
 _STDOUT = Path("-")
@@ -89,10 +89,10 @@ def deliver(report: Report, where: Destinations, console: Console) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    from qtool.report.json import to_json
-    from qtool.report.markdown import to_markdown
-    from qtool.report.table import tables
-    from qtool.report.writers import write_report
+    from qtool.reporting.json import to_json
+    from qtool.reporting.markdown import to_markdown
+    from qtool.reporting.table import tables
+    from qtool.reporting.writers import write_report
 
     for path, form in where.files:
         write_report(report, path, form)

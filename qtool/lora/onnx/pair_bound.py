@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order, multiplies_in_32_bits
 from qtool.calib.affine import AffineParams
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.calib.grid import Grid
 from qtool.graph.constants import integer_attribute
 from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers
 from qtool.weights.round_to_nearest import QuantizedWeight
-from qtool.weights.saturation import KernelOrder, kernel_order, limited, multiplies_in_32_bits, without_saturation
+from qtool.weights.saturation import KernelOrder, limited, without_saturation
 
 Array = npt.NDArray[Any]
 

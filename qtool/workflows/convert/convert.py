@@ -14,7 +14,7 @@ from qtool.formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
 from qtool.formats.torch.architecture import Architecture
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
-from qtool.progress import Progress
+from qtool.progress import SILENT, Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
 from qtool.workflows.convert.request import TARGET_FORMATS, ConvertReport, ConvertRequest, TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions, import_tensorflow
@@ -95,7 +95,7 @@ def load_graph(
     return imported.model
 
 
-def convert(request: ConvertRequest, progress: Progress) -> ConvertReport:
+def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertReport:
     """Converts ``request.source`` and writes the result whole, or not at all.
 
     Raises:

@@ -14,8 +14,8 @@ from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.backends.onnxruntime_cpu.this_machine import target_of
 from qtool.processor import IntegerFeatures, integer_features
 from qtool.progress import Progress
-from qtool.report.model import Machine
-from qtool.report.surroundings import machine, versions
+from qtool.reporting.model import Machine
+from qtool.reporting.surroundings import machine, versions
 from qtool.runtime.session import providers
 
 _PACKAGES = ("onnx", "onnxscript", "torch", "typer", "rich")

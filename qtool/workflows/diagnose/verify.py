@@ -10,7 +10,7 @@ from qtool.errors import GateError, InputError
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
-from qtool.report.surroundings import versions
+from qtool.reporting.surroundings import versions
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 
 

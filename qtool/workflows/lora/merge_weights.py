@@ -15,7 +15,7 @@ from qtool.lora.merge.base_weights import BaseWeights, open_base
 from qtool.lora.merge.tensor_merge import TensorMerge, WeightedChange
 from qtool.lora.merge.ties import with_tied_head
 from qtool.lora.readers.reading import read_adapter
-from qtool.progress import Advance, Progress
+from qtool.progress import SILENT, Advance, Progress
 from qtool.workflows.lora.merge_onnx import merge_into_graph
 from qtool.workflows.lora.output import MergedOutput, written_bytes
 from qtool.workflows.lora.planned_changes import planned_changes
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def merge_lora(request: MergeRequest, progress: Progress) -> MergeReport:
+def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeReport:
     """Merges ``request.adapters`` and writes the result whole, or not at all.
 
     Raises:

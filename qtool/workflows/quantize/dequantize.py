@@ -15,7 +15,7 @@ from qtool.errors import InputError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
-from qtool.progress import Progress
+from qtool.progress import SILENT, Progress
 from qtool.qdq.integer_operators_to_qdq import SpellOutIntegers
 from qtool.qdq.remove_dynamic import RemoveDynamic
 from qtool.qdq.remove_qdq import RemoveQdq
@@ -69,7 +69,7 @@ class DequantizeReport:
     float_bytes: int
 
 
-def dequantize(request: DequantizeRequest, progress: Progress) -> DequantizeReport:
+def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> DequantizeReport:
     """Writes a float model without quantization whose weights are the dequantized ones.
 
     Raises:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.onnxruntime_cpu.this_machine import scheme_here
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook
 from qtool.plan import DynamicPlan
 from qtool.qdq.store_tables import StoredTable
-from qtool.schemes import DynamicScheme
+from qtool.schemes import DynamicScheme, as_dynamic
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.quantize.data_request import DataRequest
@@ -25,7 +26,7 @@ class DynamicRequest:
     Attributes:
         source: the float model.
         data: samples to compare the result on; None for random inputs.
-        scheme: which integers weights become.
+        scheme: which integers weights become; without one, those that this machine runs fastest.
         selection: which nodes may be quantized.
         output: the file to write; None names it after the model.
         output_dir: where an output without a name goes; None for beside the model.
@@ -36,8 +37,8 @@ class DynamicRequest:
     """
 
     source: ModelSource
-    data: DataRequest | None
-    scheme: DynamicScheme
+    data: DataRequest | None = None
+    scheme: DynamicScheme = field(default_factory=lambda: as_dynamic(scheme_here()))
     selection: NodeSelection = field(default_factory=NodeSelection)
     output: Path | None = None
     output_dir: Path | None = None

@@ -11,7 +11,7 @@ from typing import Any
 from qtool.errors import InputError
 from qtool.formats.torch.example_inputs import EXAMPLE_SEED
 from qtool.manifest import FileRecord, Manifest
-from qtool.report.surroundings import machine, versions
+from qtool.reporting.surroundings import machine, versions
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.file_records import data_records, data_roles, file_record, model_record
 

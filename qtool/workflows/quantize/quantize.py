@@ -22,7 +22,7 @@ from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import Plan
 from qtool.planning import build_plan
-from qtool.progress import Progress
+from qtool.progress import SILENT, Progress
 from qtool.quantizer import Findings, quantize_graph, unfit_tensors
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.convert.model_source import save_graph
@@ -58,7 +58,7 @@ def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
     return _plan(model, request)
 
 
-def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
+def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeReport:
     """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
 
     Raises:

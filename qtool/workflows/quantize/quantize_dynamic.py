@@ -15,7 +15,7 @@ from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import DynamicPlan
 from qtool.planning import build_dynamic_plan
-from qtool.progress import Progress
+from qtool.progress import SILENT, Progress
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.diagnose.file_records import data_records, model_record
@@ -42,7 +42,7 @@ def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
     return build_dynamic_plan(model, request.scheme, request.selection)
 
 
-def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicReport:
+def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> DynamicReport:
     """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
 
     Raises:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.onnxruntime_cpu.this_machine import scheme_here
 from qtool.calib.ranges import RangeMethod
+from qtool.calib.ranges.min_max import MinMax
 from qtool.corrections import Corrections
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
@@ -24,7 +26,7 @@ from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.quantize_files import destination
 from qtool.workflows.tune.accuracy_target import MixedPrecision
-from qtool.workflows.tune.efforts import NO_SEARCH, SearchConfig
+from qtool.workflows.tune.efforts import BALANCED, SearchConfig
 from qtool.workflows.tune.float_fallback_search import KeptFloat
 from qtool.workflows.tune.rewriting import Rewritten
 from qtool.workflows.tune.time_plan import Timing
@@ -36,11 +38,11 @@ class QuantizeRequest:
 
     Attributes:
         source: the float model.
-        data: calibration samples; with ``statistics`` as well, samples to compare the result on.
+        data: calibration samples; with ``statistics`` as well, samples to compare the result on. One of both is needed.
         statistics: a file of ``calibrate`` on the same model, in place of a pass over the data.
-        scheme: which integers tensors become.
-        method: finds the ranges of activations.
-        method_name: its name in ``RANGE_METHODS``.
+        scheme: which integers tensors become; without one, those that this machine runs fastest.
+        method: finds the ranges of activations, as far as ``searches`` does not choose among all methods.
+        method_name: its name in ``RANGE_METHODS``, for the record; "auto" where it is chosen.
         selection: which nodes may be quantized.
         searches: what is looked for beyond one pass; without samples only what needs none.
         goal: what to reach by keeping layers float; None for integers everywhere.
@@ -55,13 +57,13 @@ class QuantizeRequest:
     """
 
     source: ModelSource
-    data: DataRequest | None
-    statistics: Path | None
-    scheme: Scheme
-    method: RangeMethod
-    method_name: str
+    data: DataRequest | None = None
+    statistics: Path | None = None
+    scheme: Scheme = field(default_factory=scheme_here)
+    method: RangeMethod = field(default_factory=MinMax)
+    method_name: str = "auto"
     selection: NodeSelection = field(default_factory=NodeSelection)
-    searches: SearchConfig = NO_SEARCH
+    searches: SearchConfig = BALANCED
     goal: Goal | None = None
     timing: Timing = field(default_factory=Timing)
     time_budget_s: float | None = None

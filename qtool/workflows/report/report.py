@@ -17,13 +17,13 @@ from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import SessionGroup, judged_group, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
-from qtool.progress import Progress
-from qtool.report.baseline import Baseline, regressions
-from qtool.report.figures import with_figures
-from qtool.report.gates import Gate, check_gates, judge_all
-from qtool.report.model import ModelComparison, ModelReport, Report, UsedData, Verdict
-from qtool.report.names import display_names
-from qtool.report.surroundings import machine, versions
+from qtool.progress import SILENT, Progress
+from qtool.reporting.baseline import Baseline, regressions
+from qtool.reporting.figures import with_figures
+from qtool.reporting.gates import Gate, check_gates, judge_all
+from qtool.reporting.model import ModelComparison, ModelReport, Report, UsedData, Verdict
+from qtool.reporting.names import display_names
+from qtool.reporting.surroundings import machine, versions
 from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
@@ -79,7 +79,7 @@ class ReportRequest:
         return (self.float_model, *self.quantized_models)
 
 
-def compare(request: ReportRequest, progress: Progress) -> Report:
+def compare(request: ReportRequest, progress: Progress = SILENT) -> Report:
     """Runs all models over the data, side by side, and returns what was found.
 
     Raises:

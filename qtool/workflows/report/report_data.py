@@ -14,7 +14,7 @@ from qtool.calib.specs import Array
 from qtool.errors import UsageError
 from qtool.metrics.task import Metric
 from qtool.progress import Progress
-from qtool.report.names import display_names
+from qtool.reporting.names import display_names
 
 _USUAL_LABELS = "_label"
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)=(?P<source>.+)")

@@ -13,7 +13,7 @@ from qtool.metrics.latency import Interval, Times, interleaved_times, paired_rat
 from qtool.metrics.memory import Memory, measure_memory
 from qtool.metrics.session_group import SessionGroup, open_group
 from qtool.progress import Progress
-from qtool.report.model import GridPoint
+from qtool.reporting.model import GridPoint
 from qtool.runtime.profile import OperatorTime, operator_seconds
 from qtool.workflows.report.report_outputs import Seen
 

@@ -131,6 +131,7 @@ def searches(
     )
 
 
+BALANCED = searches(Effort.BALANCED)
 NO_SEARCH = searches(
     Effort.FAST, ranges=False, cross_layer_equalization=False, smoothquant=False, bias_correction=True, gptq=False
 )

@@ -6,8 +6,8 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from qtool.report.figures import FIGURES
-from qtool.report.model import Report
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.model import Report
 
 # What XML 1.0 has no way to write (https://www.w3.org/TR/xml/#charsets).
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

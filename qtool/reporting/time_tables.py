@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qtool.metrics.latency import Interval
-from qtool.report.model import ModelComparison, ModelReport, Report
-from qtool.report.table_form import NONE, Table
+from qtool.reporting.model import ModelComparison, ModelReport, Report
+from qtool.reporting.table_form import NONE, Table
 
 _MOST_OPERATORS = 15
 

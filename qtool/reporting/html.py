@@ -11,11 +11,11 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from qtool.report.model import ModelComparison, Report
-from qtool.report.png import thumbnail
-from qtool.report.svg import Point, bars, histogram, scatter
-from qtool.report.table import tables
-from qtool.report.table_form import Table, number
+from qtool.reporting.model import ModelComparison, Report
+from qtool.reporting.png import thumbnail
+from qtool.reporting.svg import Point, bars, histogram, scatter
+from qtool.reporting.table import tables
+from qtool.reporting.table_form import Table, number
 
 _WORST_LAYERS = 20
 
@@ -58,10 +58,10 @@ def to_html(report: Report) -> str:
     rest = [_section(table, heading="h2") for table in found[1:] if table not in gates]
     details = [plot for comparison in report.comparisons for plot in _details(comparison, report)]
     # Names of tensors and files are whatever somebody called them: all text is escaped.
-    environment = Environment(autoescape=True, loader=PackageLoader("qtool.report", ""), keep_trailing_newline=True)
+    environment = Environment(autoescape=True, loader=PackageLoader("qtool.reporting", ""), keep_trailing_newline=True)
     return environment.get_template("page.html.jinja").render(
         title=found[0].title,
-        style=Markup(files("qtool.report").joinpath("page.css").read_text(encoding="utf-8").strip()),
+        style=Markup(files("qtool.reporting").joinpath("page.css").read_text(encoding="utf-8").strip()),
         sections=[*sections, *_shown(plots), *rest, *_shown(details)],
         where=f"{versions}; {machine.system}, {machine.processor}, {machine.cores} cores",
     )

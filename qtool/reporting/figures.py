@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
-from qtool.report.figure_readers import (
+from qtool.reporting.figure_readers import (
     Read,
     Value,
     accuracy,
@@ -26,7 +26,7 @@ from qtool.report.figure_readers import (
     size,
     worst,
 )
-from qtool.report.model import Measured, ModelComparison, ModelReport
+from qtool.reporting.model import Measured, ModelComparison, ModelReport
 
 Need: TypeAlias = Literal["labels", "latency", "cold start", "metric"]
 

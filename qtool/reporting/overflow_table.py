@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtool.report.model import Report
-from qtool.report.table_form import Table
+from qtool.reporting.model import Report
+from qtool.reporting.table_form import Table
 
 _MOST_NAMES = 5
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qtool.atomic import staged
-from qtool.report.html import to_html
-from qtool.report.json import to_json
-from qtool.report.junit import to_junit
-from qtool.report.markdown import to_markdown
-from qtool.report.model import Report
+from qtool.reporting.html import to_html
+from qtool.reporting.json import to_json
+from qtool.reporting.junit import to_junit
+from qtool.reporting.markdown import to_markdown
+from qtool.reporting.model import Report
 
 
 def to_json_text(report: Report) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
-from qtool.report.figures import FIGURES
-from qtool.report.model import Measured, ModelComparison, Report, UsedData
-from qtool.report.overflow_table import overflow_table
-from qtool.report.sample_tables import classes_table, samples_table
-from qtool.report.size_tables import sizes_table
-from qtool.report.table_form import NONE, Table, number
-from qtool.report.time_tables import grid_table, operators_table
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.model import Measured, ModelComparison, Report, UsedData
+from qtool.reporting.overflow_table import overflow_table
+from qtool.reporting.sample_tables import classes_table, samples_table
+from qtool.reporting.size_tables import sizes_table
+from qtool.reporting.table_form import NONE, Table, number
+from qtool.reporting.time_tables import grid_table, operators_table
 
 _WORST_LAYERS = 10
 

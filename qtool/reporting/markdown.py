@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qtool.report.model import Report
-from qtool.report.table import tables
-from qtool.report.table_form import Table
+from qtool.reporting.model import Report
+from qtool.reporting.table import tables
+from qtool.reporting.table_form import Table
 
 
 def to_markdown(report: Report) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
 from qtool.errors import GateError, UsageError
-from qtool.report.figures import FIGURES
-from qtool.report.model import Measured, ModelComparison, Outcome, Report, Verdict
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.model import Measured, ModelComparison, Outcome, Report, Verdict
 
 Operator: TypeAlias = Literal["<", "<=", ">", ">=", "==", "!="]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtool.report.model import ModelComparison
-from qtool.report.table_form import NONE, Table, number
+from qtool.reporting.model import ModelComparison
+from qtool.reporting.table_form import NONE, Table, number
 
 _MOST_CLASSES = 10
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qtool.json_values import json_value
 from qtool.metrics.changed_samples import ChangedSample
-from qtool.report.model import ModelComparison, Report
+from qtool.reporting.model import ModelComparison, Report
 
 SCHEMA = "qtool.report/1"
 

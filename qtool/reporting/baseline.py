@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import InputError, UsageError
-from qtool.report.figures import FIGURES
-from qtool.report.gates import shown
-from qtool.report.json import SCHEMA
-from qtool.report.model import Measured, ModelComparison, Outcome, Report, Verdict
+from qtool.reporting.figures import FIGURES
+from qtool.reporting.gates import shown
+from qtool.reporting.json import SCHEMA
+from qtool.reporting.model import Measured, ModelComparison, Outcome, Report, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

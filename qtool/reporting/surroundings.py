@@ -7,8 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qtool import __version__
-from qtool.report.model import Machine
+from qtool.reporting.model import Machine
+from qtool.version import __version__
 
 _PACKAGES = ("onnxruntime", "numpy", "onnx-ir")
 _PROCESSORS = Path("/proc/cpuinfo")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qtool.metrics.size_by_kind import KINDS
-from qtool.report.model import ModelReport, Report
-from qtool.report.table_form import NONE, Table
+from qtool.reporting.model import ModelReport, Report
+from qtool.reporting.table_form import NONE, Table
 
 _MEGABYTE = 1_000_000
 

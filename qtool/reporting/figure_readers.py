@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
-from qtool.report.model import Measured, ModelComparison, ModelReport
+from qtool.reporting.model import Measured, ModelComparison, ModelReport
 
 Value: TypeAlias = float | None
 Read: TypeAlias = Callable[[ModelComparison], Measured]
