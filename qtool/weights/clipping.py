@@ -26,7 +26,7 @@ def clip_channels(
     weight: npt.NDArray[np.float32],
     rounded: QuantizedWeight,
     layer: LayerInput,
-    moments: npt.NDArray[np.float64],
+    hessian: npt.NDArray[np.float64],
     *,
     bias: npt.NDArray[np.floating[Any]] | None = None,
     input_scale: float = 1.0,
@@ -37,7 +37,7 @@ def clip_channels(
         weight: the float weight.
         rounded: its integers rounded to nearest, on scales that cut nothing.
         layer: how the weight meets its input.
-        moments: H of the layer's input, (groups, inputs, inputs).
+        hessian: H of the layer's input, (groups, inputs, inputs).
         bias: shape (outputs,), which must still fit into int32 on input scale times weight scale, or None.
         input_scale: scale of the activations that the weight multiplies.
     """
@@ -48,7 +48,7 @@ def clip_channels(
     scales = np.broadcast_to(params.scale.reshape(-1).astype(np.float64), len(rows))
     zeros = np.broadcast_to(params.zero_point.reshape(-1).astype(np.float32), len(rows))
     floor = _smallest_scales(bias, input_scale, len(rows), shared=shared)
-    matrix = _normalized(moments)
+    matrix = _normalized(hessian)
 
     def losses(ratios: npt.NDArray[np.float64], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         scale = (scales[chosen] * ratios[chosen]).astype(np.float32)[:, np.newaxis]
@@ -92,19 +92,19 @@ def _smallest_scales(
     return np.maximum(needed, SMALLEST_SCALE)
 
 
-def _normalized(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+def _normalized(hessian: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Returns the moments in units in which float32 holds all that counts."""
-    largest = float(np.abs(moments).max(initial=0.0))
-    return (moments / largest if largest > 0 else moments).astype(np.float32)
+    largest = float(np.abs(hessian).max(initial=0.0))
+    return (hessian / largest if largest > 0 else hessian).astype(np.float32)
 
 
 def _energies(
-    change: npt.NDArray[np.float32], groups: npt.NDArray[np.intp], moments: npt.NDArray[np.float32]
+    change: npt.NDArray[np.float32], groups: npt.NDArray[np.intp], hessian: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """Returns e^T H e of every row e of ``change`` with the moments of its group, (rows,)."""
-    if len(moments) == 1:
-        products = change @ moments[0]
+    if len(hessian) == 1:
+        products = change @ hessian[0]
     else:
-        products = np.einsum("ri,rij->rj", change, moments[groups], optimize=True)
+        products = np.einsum("ri,rij->rj", change, hessian[groups], optimize=True)
     energies: npt.NDArray[np.float64] = np.einsum("ri,ri->r", products, change).astype(np.float64)
     return energies

@@ -107,8 +107,8 @@ def gather_hessians(
             columns = layer.columns(values[layer.tensor])
             if has_nan(columns):
                 columns = columns[:, :, ~np.isnan(columns).any(axis=(0, 1))]
-            moment = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
-            shared[key] = shared[key] + moment if key in shared else moment
+            product = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+            shared[key] = shared[key] + product if key in shared else product
     return {layer.node: shared[_key(layer)] for layer in layers}
 
 
@@ -170,4 +170,4 @@ def hessian_tensors(layers: Sequence[LayerInput]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.tensor for layer in layers))
 
 
-Moments = Mapping[str, npt.NDArray[np.float64]]
+Hessians = Mapping[str, npt.NDArray[np.float64]]

@@ -24,7 +24,7 @@ from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, partners_in, without_saturation
 
 # Every so many-th block of positions judges what the others propose.
-_HELD_BACK = 4
+_HOLDOUT_PERIOD = 4
 _BLOCKS = 32
 # Integers change only for this part of the noise at least; less does not outlive other positions.
 _LEAST_GAIN = 0.002
@@ -104,22 +104,22 @@ class _Problem:
             given = given - self._given_means.mean(axis=2, keepdims=True)
             error -= self._error_means.mean(axis=2, keepdims=True)
         given, error = given * np.sqrt(weights), error * np.sqrt(weights)
-        aside = blocks % _HELD_BACK == _HELD_BACK - 1
+        aside = blocks % _HOLDOUT_PERIOD == _HOLDOUT_PERIOD - 1
         self._aside_share = float(aside.mean())
-        self._held_back = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
+        self._holdout = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
         self._others = (given[:, :, ~aside], error[:, :, ~aside])
 
     def better_rounding(self) -> QuantizedWeight | None:
         """Returns other integers, or None where they do no better on what was held back."""
         seen = PairedMoments.of(self._original, *self._others)
-        shrinkage = best_fit(seen, self._held_back)
-        fitted = self._held_back.fed if shrinkage is None else self._held_back.noise(fitted_change(seen, shrinkage))
+        shrinkage = best_fit(seen, self._holdout)
+        fitted = self._holdout.input_noise if shrinkage is None else self._holdout.noise(fitted_change(seen, shrinkage))
         now = self._centred_noise(self._task.rounded)
         if fitted >= now * (1.0 - _LEAST_GAIN):
             return None
         if self._centred_noise(self._rounded(seen, shrinkage)) >= now * (1.0 - _LEAST_GAIN):
             return None
-        return self._rounded(seen.joined(self._held_back, share=self._aside_share), shrinkage)
+        return self._rounded(seen.joined(self._holdout, share=self._aside_share), shrinkage)
 
     def mean_error(self, weight: QuantizedWeight) -> Floats:
         """Returns what the outputs lack on average, (output channels,), as far as it stands out of its own uncertainty.
@@ -139,7 +139,7 @@ class _Problem:
         if self._task.moves_bias:
             change = 0.0 if bias_change is None else bias_change
             offset = float(np.square(self._lacking_means(weight).mean(axis=1) - change).sum())
-        return (self._centred_noise(weight) + offset) / max(self._held_back.signal, float(np.finfo(np.float32).tiny))
+        return (self._centred_noise(weight) + offset) / max(self._holdout.signal, float(np.finfo(np.float32).tiny))
 
     def _lacking_means(self, weight: QuantizedWeight) -> Floats:
         """Returns W x - W' x' averaged over each block, (output channels, blocks)."""
@@ -147,7 +147,7 @@ class _Problem:
         return lacking.reshape(self.outputs, -1).astype(np.float64)
 
     def _centred_noise(self, weight: QuantizedWeight) -> float:
-        return self._held_back.noise(self._change(weight))
+        return self._holdout.noise(self._change(weight))
 
     def _change(self, weight: QuantizedWeight) -> Samples:
         return self._matrix(dequantize(weight.integers, weight.params)) - self._original

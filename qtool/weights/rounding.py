@@ -15,7 +15,7 @@ from qtool.plan import WeightPlan
 from qtool.weights.clipping import clip_channels
 from qtool.weights.gptq import Curvature
 from qtool.weights.gptq_layer import curvature_of, gptq_rounded, output_noise, product_power
-from qtool.weights.input_hessian import LayerInput, Moments
+from qtool.weights.input_hessian import Hessians, LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
 
@@ -31,7 +31,7 @@ class WeightRounding:
     def __init__(
         self,
         layers: Sequence[LayerInput] = (),
-        moments: Moments | None = None,
+        hessians: Hessians | None = None,
         *,
         clips: bool = False,
         feeds_back: bool = False,
@@ -41,13 +41,13 @@ class WeightRounding:
 
         Args:
             layers: how layers meet their inputs.
-            moments: second moments of these inputs, by node.
+            hessians: second moments of these inputs, by node.
             clips: as the attribute.
             feeds_back: as the attribute.
             fitted: integers by weight that hold as long as their scales do.
         """
-        self._moments = {} if moments is None else moments
-        self._layers = {layer.weight: layer for layer in layers if layer.node in self._moments}
+        self._hessians = {} if hessians is None else hessians
+        self._layers = {layer.weight: layer for layer in layers if layer.node in self._hessians}
         self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
         self._curvatures: dict[str, Curvature] = {}
@@ -70,13 +70,13 @@ class WeightRounding:
         key = clips, feeds_back
         if key not in self._forms:
             layers = tuple(self._layers.values())
-            self._forms[key] = WeightRounding(layers, self._moments, clips=clips, feeds_back=feeds_back)
+            self._forms[key] = WeightRounding(layers, self._hessians, clips=clips, feeds_back=feeds_back)
         return self._forms[key]
 
     def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
         """Returns the same with integers that were found otherwise."""
         return WeightRounding(
-            tuple(self._layers.values()), self._moments, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
+            tuple(self._layers.values()), self._hessians, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
         )
 
     def __call__(
@@ -118,9 +118,9 @@ class WeightRounding:
         layer = self._layers.get(tensor)
         if layer is None:
             return 0.0
-        moments = self._moments[layer.node]
-        signal = float(product_power(weight, layer, moments).sum())
-        return output_noise(weight, rounded, layer, moments) / max(signal, float(np.finfo(np.float32).tiny))
+        hessian = self._hessians[layer.node]
+        signal = float(product_power(weight, layer, hessian).sum())
+        return output_noise(weight, rounded, layer, hessian) / max(signal, float(np.finfo(np.float32).tiny))
 
     def _guided(
         self,
@@ -131,17 +131,17 @@ class WeightRounding:
         plan: WeightPlan,
         orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
-        moments = self._moments[layer.node]
-        clipped = clip_channels(weight, nearest, layer, moments, bias=bias) if self.clips else nearest
+        hessian = self._hessians[layer.node]
+        clipped = clip_channels(weight, nearest, layer, hessian, bias=bias) if self.clips else nearest
         if not self.feeds_back:
             return clipped
         if layer.node not in self._curvatures:
-            self._curvatures[layer.node] = curvature_of(moments)
+            self._curvatures[layer.node] = curvature_of(hessian)
         return gptq_rounded(
             weight,
             clipped,
             layer,
-            moments,
+            hessian,
             curvature=self._curvatures[layer.node],
             orders=orders,
             largest_pair=plan.largest_pair,

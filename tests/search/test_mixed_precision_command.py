@@ -86,15 +86,15 @@ def test_an_interrupt_gives_the_best_so_far(
     run: Callable[..., Any], model: Path, data: Path, bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assess = OutputEvaluator.assess
-    worth: list[float] = []
+    merit: list[float] = []
 
-    def interrupted(judge: OutputEvaluator, *arguments: Any) -> Any:
+    def interrupted(evaluator: OutputEvaluator, *arguments: Any) -> Any:
         # The float model, integers everywhere, the first two choices; then a person presses Ctrl-C.
-        if len(worth) == 4:
-            worth.append(0.0)
+        if len(merit) == 4:
+            merit.append(0.0)
             raise KeyboardInterrupt
-        found = assess(judge, *arguments)
-        worth.append(found.sqnr_db)
+        found = assess(evaluator, *arguments)
+        merit.append(found.sqnr_db)
         return found
 
     monkeypatch.setattr(OutputEvaluator, "assess", interrupted)
@@ -104,7 +104,7 @@ def test_an_interrupt_gives_the_best_so_far(
     mixed = result.json["mixed_precision"]
     assert mixed["tried"] == 3
     assert bad in mixed["float_layers"]
-    assert mixed["reached"]["sqnr_db"] == pytest.approx(max(worth[1:4]))
+    assert mixed["reached"]["sqnr_db"] == pytest.approx(max(merit[1:4]))
 
 
 def test_a_second_run_writes_the_same(run: Callable[..., Any], model: Path, data: Path) -> None:

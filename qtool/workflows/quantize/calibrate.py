@@ -31,7 +31,7 @@ from qtool.workflows.tune.activation_memory import ActivationMemory
 STATISTICS_SUFFIX = ".stats.npz"
 # Below this, ranges say more about the samples than about the model.
 _FEW_SAMPLES = 8
-NOTHING_HELD_BACK = HoldoutSplit()
+NO_HOLDOUT = HoldoutSplit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +170,11 @@ def gather(
     data: DataRequest,
     progress: Progress,
     *,
-    hold_back: HoldoutSplit = NOTHING_HELD_BACK,
+    holdout: HoldoutSplit = NO_HOLDOUT,
     exact: bool = False,
     threads: int = 0,
 ) -> Collected:
-    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside; not at all to watch nothing.
+    """Runs a prepared model over the data once, without what ``holdout`` keeps aside; not at all to watch nothing.
 
     Raises:
         CalibError: the data does not fit the model, or NaN reaches an output.
@@ -183,20 +183,20 @@ def gather(
         return Collected(statistics={}, samples=0, batches=0)
     total = data.available(dataset)
     outputs = specs_of(model.graph.outputs)
-    judged = float_outputs(model)
-    seen = tuple(dict.fromkeys((*watched.tensors, *judged)))
+    compared = float_outputs(model)
+    seen = tuple(dict.fromkeys((*watched.tensors, *compared)))
     with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
         feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
         with progress.task("calibrating", total) as advance:
             collected = collect(
                 Watcher(session),
-                hold_back.used(feeds),
+                holdout.used(feeds),
                 watched.tensors,
                 channel_axes=watched.channel_axes,
                 exact=exact,
                 advance=advance,
-                outputs=judged,
-                numbers=hold_back.numbers(),
+                outputs=compared,
+                numbers=holdout.numbers(),
             )
     if collected.samples < _FEW_SAMPLES:
         progress.note(f"only {collected.samples} samples: ranges need a few dozen that look like real use")

@@ -36,13 +36,13 @@ class CheckSamples:
     Attributes:
         dataset: the calibration data.
         data: how it is used.
-        hold_back: the part of it that the calibration left alone.
+        holdout: the part of it that the calibration left alone.
         memory: what the activations of a sample take.
     """
 
     dataset: Dataset
     data: DataRequest
-    hold_back: HoldoutSplit
+    holdout: HoldoutSplit
     memory: ActivationMemory = UNKNOWN_MEMORY
 
 
@@ -133,7 +133,7 @@ def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples:
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
     feeds = samples.data.feeds(samples.dataset, inputs, outputs)
-    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
+    yield from samples.holdout.aside(feeds) if samples.holdout.every else islice(feeds, _FEW)
 
 
 def input_spec(spec: TensorSpec) -> InputSpec:
@@ -146,4 +146,4 @@ def _in_words(samples: CheckSamples | None, seen: int) -> str:
     if samples is None:
         return "random inputs, which tell little"
     plural = "" if seen == 1 else "s"
-    return f"{seen} sample{plural} held back" if samples.hold_back.every else f"{seen} calibration sample{plural}"
+    return f"{seen} sample{plural} held back" if samples.holdout.every else f"{seen} calibration sample{plural}"

@@ -87,7 +87,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
             # Statistics have seen all of the data already: nothing can be held back from them.
             batches = data.batches(dataset, *model_specs(original)) if stored is None else 0
-            samples = CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit.of(batches), memory=memory)
+            samples = CheckSamples(dataset=dataset, data=data, holdout=HoldoutSplit.of(batches), memory=memory)
         search = QuantizationSearch(
             original,
             request.scheme,
@@ -99,30 +99,30 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
-        times = search.timed(starts[0].variants, request.timing) if request.asks_for_times else None
+        times = search.timed(starts[0].candidates, request.timing) if request.asks_for_times else None
         if times is not None:
             slow = times.slow_nodes()
-            starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
-        start = search.refined(starts)
-        rewritten, variants = start.rewritten, search.unsigned(start.variants, times)
+            starts = [replace(start, candidates=replace(start.candidates, slow=slow)) for start in starts]
+        start = search.corrected(starts)
+        rewritten, candidates = start.rewritten, search.unsigned(start.candidates, times)
         execution = execution_for(request.scheme)
-        seeker, found, bargain = None, None, None
+        target, found, fallback = None, None, None
         kept: dict[str, str] = {}
         if request.goal is not None and samples is not None and times is not None:
-            seeker = AccuracyTarget(original, request.goal, samples, execution=execution, threads=request.threads)
-            found = seeker.seek(variants.model, variants, times.cost(), progress, budget_s=request.time_budget_s)
+            target = AccuracyTarget(original, request.goal, samples, execution=execution, threads=request.threads)
+            found = target.search(candidates.model, candidates, times.cost(), progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
-            variants, bargain = search.bargain(variants, times, budget_s=request.time_budget_s)
-            kept = {} if bargain is None else bargain.bargain.kept_float()
-        variants = search.fitted(variants, kept)
-        allows_tables = (seeker or search).allows_tables
-        made = _made(original, variants, kept, request, allows_tables)
+            candidates, fallback = search.float_fallback(candidates, times, budget_s=request.time_budget_s)
+            kept = {} if fallback is None else fallback.choice.kept_float()
+        candidates = search.fitted(candidates, kept)
+        allows_tables = (target or search).allows_tables
+        made = _made(original, candidates, kept, request, allows_tables)
         speedup = search.speedup(made.model)
         # What was chosen by single layers can come out slower than float all the same.
         while times is not None and speedup is not None and is_slower(speedup) and times.keep_more():
-            variants = replace(variants, slow=times.slow_nodes())
-            made = _made(original, variants, kept, request, allows_tables)
+            candidates = replace(candidates, slow=times.slow_nodes())
+            made = _made(original, candidates, kept, request, allows_tables)
             speedup = search.speedup(made.model)
         model, plan, tables = made.model, made.plan, made.tables
         save_graph(model, path)
@@ -142,9 +142,9 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             findings=made.findings,
             tables=tables.stored,
             rewritten=rewritten,
-            refinement=variants.refinement,
+            corrections=candidates.corrections,
             gains=search.gains,
-            kept_float=bargain,
+            kept_float=fallback,
             fidelity=comparison.fidelity,
             outlooks=comparison.outlooks,
             compared_on=comparison.samples,
@@ -152,11 +152,11 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
             samples=start.samples,
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
-            mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
+            mixed=None if target is None or found is None else target.conclude(found, model, candidates, progress),
             speedup=speedup,
             timing=None if times is None else times.timing,
-            slow=tuple(variants.slow),
-            unsigned=tuple(sorted(variants.scheme.unsigned_layers & plan.integer_nodes.keys())),
+            slow=tuple(candidates.slow),
+            unsigned=tuple(sorted(candidates.scheme.unsigned_layers & plan.integer_nodes.keys())),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
@@ -176,21 +176,21 @@ class _Made:
 
 def _made(
     original: ir.Model,
-    variants: QuantizedCandidates,
+    candidates: QuantizedCandidates,
     kept_float: Mapping[str, str],
     request: QuantizeRequest,
     allows_tables: Callable[[ir.Model, ir.Model], bool],
 ) -> _Made:
     """Returns the model quantized with the nodes of ``kept_float`` in float, down to its embedding tables."""
-    model = variants.model.clone()
-    plan = variants.plan(kept_float)
+    model = candidates.model.clone()
+    plan = candidates.plan(kept_float)
     findings = quantize_graph(
         model,
         plan,
-        variants.statistics,
+        candidates.statistics,
         request.method,
-        bias_correction=variants.bias_correction,
-        refinement=variants.refinement,
+        bias_correction=candidates.bias_correction,
+        corrections=candidates.corrections,
     )
     if not (plan.integer_nodes or plan.dynamic.integer_nodes):
         model = original.clone()  # what was rewritten for integers is of no use then
@@ -240,7 +240,7 @@ def _gathered(
         samples.dataset,
         samples.data,
         progress,
-        hold_back=samples.hold_back,
+        holdout=samples.holdout,
         threads=request.threads,
     )
 
@@ -270,7 +270,7 @@ def _start(
         collected = _gathered(model, plan, samples, request, progress)
     sources = {activation.source for activation in plan.activations.values()}
     needed = {name: seen for name, seen in collected.statistics.items() if name in sources}
-    variants = QuantizedCandidates(
+    candidates = QuantizedCandidates(
         model=model.clone(),
         scheme=request.scheme,
         selection=request.selection,
@@ -279,4 +279,4 @@ def _start(
         method=request.method,
         bias_correction=False,
     )
-    return Start(rewritten=rewritten, variants=variants, samples=collected.samples)
+    return Start(rewritten=rewritten, candidates=candidates, samples=collected.samples)

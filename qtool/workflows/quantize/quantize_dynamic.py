@@ -58,7 +58,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress) -> DynamicRepo
         progress.note(DRAWN_ALIKE)
     samples = None
     if dataset is not None and request.data is not None:
-        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldoutSplit())
+        samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit())
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=False)

@@ -13,7 +13,7 @@ from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
 from qtool.plan import NOTHING_KEPT, Plan
 from qtool.planning import build_plan
-from qtool.quantizer import NO_REFINEMENT, quantize_graph
+from qtool.quantizer import NO_CORRECTIONS, quantize_graph
 from qtool.schemes import Scheme
 from qtool.search.quantized_candidate import QuantizedCandidate
 from qtool.selection import NodeSelection
@@ -31,7 +31,7 @@ class QuantizedCandidates:
         statistics: by tensor name, of every tensor that the fullest plan needs.
         method: finds the ranges of activations.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
-        refinement: what a search has found out.
+        corrections: what a search has found out.
         dynamic: layers that a search lets find their ranges as the model runs, by name.
         slow: nodes that stay float in every variant, since integers save no time there, each with the reason.
     """
@@ -43,7 +43,7 @@ class QuantizedCandidates:
     statistics: Mapping[str, TensorStatistics]
     method: RangeMethod
     bias_correction: bool = True
-    refinement: Corrections = NO_REFINEMENT
+    corrections: Corrections = NO_CORRECTIONS
     dynamic: tuple[str, ...] = ()
     slow: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,7 +61,7 @@ class QuantizedCandidates:
             self.statistics,
             self.method,
             bias_correction=self.bias_correction,
-            refinement=self.refinement,
+            corrections=self.corrections,
         )
         return QuantizedCandidate(model, plan)
 

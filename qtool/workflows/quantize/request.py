@@ -96,7 +96,7 @@ class QuantizeReport:
         findings: constant tensors, dead channels, corrected biases.
         tables: the embedding tables that are stored as integers.
         rewritten: what was changed in the float model before it was calibrated.
-        refinement: what the search found.
+        corrections: what the search found.
         gains: what every correction that was tried did to the outputs.
         kept_float: layers that stay float since integers save little there for what they cost; None without a search.
         fidelity: how close each output stays to the float model's.
@@ -121,7 +121,7 @@ class QuantizeReport:
     findings: Findings
     tables: tuple[StoredTable, ...]
     rewritten: Rewritten
-    refinement: Corrections
+    corrections: Corrections
     gains: tuple[Gain, ...]
     kept_float: KeptFloat | None
     fidelity: tuple[OutputFidelity, ...]

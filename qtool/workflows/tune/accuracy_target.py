@@ -119,9 +119,9 @@ class AccuracyTarget:
 
         chosen = spread(_SAMPLES_OF_CLASSES if goal.needs_classes else _SAMPLES_OF_NOISE)
         labels = None if labels is None else labels[np.array(chosen.rows)]
-        self._judge = OutputEvaluator(original, chosen.feeds, labels=labels, execution=execution, threads=threads)
-        _check_classes(goal, self._judge.assess(original))
-        self._ranking_judge = OutputEvaluator(
+        self._evaluator = OutputEvaluator(original, chosen.feeds, labels=labels, execution=execution, threads=threads)
+        _check_classes(goal, self._evaluator.assess(original))
+        self._ranking_evaluator = OutputEvaluator(
             original,
             spread(_RANKING_SAMPLES).feeds,
             view=with_logits,
@@ -130,7 +130,7 @@ class AccuracyTarget:
         )
         self._feed = chosen.feeds[0]
 
-    def seek(
+    def search(
         self,
         model: ir.Model,
         quantize: Quantize,
@@ -150,7 +150,7 @@ class AccuracyTarget:
         """
         end = math.inf if budget_s is None else time.monotonic() + budget_s
         with progress.task("trying which layers to keep float") as advance:
-            search = MixedPrecisionSearch(quantize, self._judge, self._goal, advance=advance)
+            search = MixedPrecisionSearch(quantize, self._evaluator, self._goal, advance=advance)
             plain = search.best
             stopped = None
             try:
@@ -171,8 +171,8 @@ class AccuracyTarget:
 
     def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
         """Tells whether embedding tables may be integers, as in ``after``: the goal is met, or no further away."""
-        least = min(0.0, self._goal.margin(self._judge.assess(before)))
-        return self._goal.margin(self._judge.assess(after)) >= least
+        least = min(0.0, self._goal.margin(self._evaluator.assess(before)))
+        return self._goal.margin(self._evaluator.assess(after)) >= least
 
     def conclude(self, found: FloatLayers, result: ir.Model, quantize: Quantize, progress: Progress) -> MixedPrecision:
         """Measures what the model that came of a search is worth, and how fast it is.
@@ -183,7 +183,7 @@ class AccuracyTarget:
             quantize: makes the variant with integers everywhere, to compare with.
             progress: receives the steps.
         """
-        reached = self._judge.assess(result)
+        reached = self._evaluator.assess(result)
         others = [result] if not found.choice.layers else [result, quantize({}).model]
         measured = speedups(self._original, others, self._feed, progress, threads=self._threads)
         return MixedPrecision(
@@ -193,7 +193,7 @@ class AccuracyTarget:
             plain=found.plain.assessment,
             layers=tuple(layer.group.layer for layer in found.choice.layers),
             nodes=len(found.kept_float),
-            samples=self._judge.samples,
+            samples=self._evaluator.samples,
             tried=found.tried,
             stopped=found.stopped,
             speedup=measured[0].median,
@@ -217,7 +217,7 @@ class AccuracyTarget:
         everything = quantize({})
         groups = node_groups(model, everything.plan)
         with progress.task("quantizing one layer at a time", len(groups)) as advance:
-            ranked = rank_layers(quantize, groups, self._ranking_judge, advance=advance, stop=is_over)
+            ranked = rank_layers(quantize, groups, self._ranking_evaluator, advance=advance, stop=is_over)
         if is_over():
             return
         costs = {group.layer: 1e-9 * cost.nanoseconds([group.layer]) for group in groups}

@@ -50,11 +50,11 @@ class ActivationMemory:
         """Returns how many samples go through the model at once, up to ``usual``, and at least one."""
         return max(min(usual, _LARGEST_RUN_BYTES // max(self.all_bytes, 1)), 1)
 
-    def held_samples(self, wanted: int, *, walks: int = 1) -> int:
-        """Returns how many samples are held, up to ``wanted``, where ``walks`` go through a graph at the same time."""
-        return max(min(wanted, _LARGEST_HELD_BYTES // max(walks * self.crossing_bytes, 1)), 1)
+    def held_samples(self, wanted: int, *, graphs: int = 1) -> int:
+        """Returns how many samples are held, up to ``wanted``, where ``graphs`` go through a graph at the same time."""
+        return max(min(wanted, _LARGEST_HELD_BYTES // max(graphs * self.crossing_bytes, 1)), 1)
 
-    def judged_samples(self, wanted: int) -> int:
+    def evaluation_samples(self, wanted: int) -> int:
         """Returns how many samples decide between results, up to ``wanted``, whose outputs are held all the while."""
         return max(min(wanted, _LARGEST_OUTPUTS_BYTES // max(self.output_bytes, 1)), 1)
 

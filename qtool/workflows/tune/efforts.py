@@ -42,9 +42,9 @@ class SearchConfig:
         most_slower: that part, 0 to 1.
         float_price: how many dB have to come of a run that takes a hundredth longer.
         every_short: whether every short line of layers to keep float is tried, instead of some.
-        judged_batches: how many batches judge ranges.
+        evaluation_batches: how many batches judge ranges.
         seen_batches: how many batches show the layers' inputs.
-        judged_samples: how many samples judge corrections.
+        evaluation_samples: how many samples judge corrections.
         fitted_samples: how many samples layers are fitted on.
         limited: whether a search ends that takes long beside running the float model.
     """
@@ -63,14 +63,14 @@ class SearchConfig:
     most_slower: float
     float_price: float
     every_short: bool
-    judged_batches: int
+    evaluation_batches: int
     seen_batches: int
-    judged_samples: int
+    evaluation_samples: int
     fitted_samples: int
     limited: bool
 
     @property
-    def need_judge(self) -> bool:
+    def need_evaluator(self) -> bool:
         """Whether anything is decided by the outputs."""
         uses = (
             self.cross_layer_equalization,
@@ -123,9 +123,9 @@ def searches(
         most_slower=0.0 if fast else 0.04,
         float_price=0.02 if best else 0.04,
         every_short=best,
-        judged_batches=4 if best else 2,
+        evaluation_batches=4 if best else 2,
         seen_batches=32 if best else 8 if fast else 12,
-        judged_samples=64 if best else 16 if fast else 32,
+        evaluation_samples=64 if best else 16 if fast else 32,
         fitted_samples=64 if best else 32,
         limited=not best,
     )

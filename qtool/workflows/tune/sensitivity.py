@@ -122,7 +122,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
     data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
     collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
-    variants = QuantizedCandidates(
+    candidates = QuantizedCandidates(
         model=model,
         scheme=request.scheme,
         selection=request.selection,
@@ -131,22 +131,22 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = TuningSplit(
-            original, CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit(), memory=memory)
-        )
+        samples = TuningSplit(original, CheckSamples(dataset=dataset, data=data, holdout=HoldoutSplit(), memory=memory))
         wanted = searches(Effort.BALANCED)
-        variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
+        candidates = choose_among_methods(candidates, samples, wanted, progress, threads=request.threads)
     chosen = spread_batches(
         data.feeds(dataset, *model_specs(original)),
-        samples=memory.judged_samples(request.samples),
+        samples=memory.evaluation_samples(request.samples),
         available=data.available(dataset),
     )
-    judge = OutputEvaluator(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
-    everything = variants({})
+    evaluator = OutputEvaluator(
+        original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads
+    )
+    everything = candidates({})
     groups = node_groups(model, everything.plan)
     with progress.task("quantizing one layer at a time", len(groups)) as advance:
-        layers = rank_layers(variants, groups, judge, advance=advance)
-    report = SensitivityReport(layers=layers, sqnr_db=judge.sqnr_db(everything.model), samples=judge.samples)
+        layers = rank_layers(candidates, groups, evaluator, advance=advance)
+    report = SensitivityReport(layers=layers, sqnr_db=evaluator.sqnr_db(everything.model), samples=evaluator.samples)
     _write(report, request)
     return report
 

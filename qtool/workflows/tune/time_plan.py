@@ -99,7 +99,7 @@ class TimePlan:
     def __init__(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         feed: Feed,
         timing: Timing,
         progress: Progress,
@@ -110,7 +110,7 @@ class TimePlan:
 
         Args:
             original: the float model.
-            variants: makes quantized variants of it.
+            candidates: makes quantized variants of it.
             feed: one sample.
             timing: where times come from.
             progress: receives the steps.
@@ -119,15 +119,15 @@ class TimePlan:
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
-        everything = variants({})
-        groups = node_groups(variants.model, everything.plan)
+        everything = candidates({})
+        groups = node_groups(candidates.model, everything.plan)
         self._members = {group.layer: group.nodes for group in groups}
         profile, layers = timing.profile, timing.layers
         if profile is None:
             profile = measure_profile(progress, threads=threads)
             with progress.task("timing layers"):
-                layers = measured_times(variants.model, everything.model, groups, feed, threads=threads)
-        cost = float_cost(variants.model, groups, feed, profile, measured=layers, threads=threads)
+                layers = measured_times(candidates.model, everything.model, groups, feed, threads=threads)
+        cost = float_cost(candidates.model, groups, feed, profile, measured=layers, threads=threads)
         self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
         self._found = replace(timing, profile=profile, layers=layers)
@@ -135,7 +135,7 @@ class TimePlan:
         if not timing.for_size:
             self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
             if timing.stage is None and timing.is_open:
-                self._stage = self._fastest(original, variants, everything.model, feed, progress, threads)
+                self._stage = self._fastest(original, candidates, everything.model, feed, progress, threads)
 
     @property
     def timing(self) -> Timing:
@@ -175,23 +175,23 @@ class TimePlan:
     def _fastest(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         integers: ir.Model,
         feed: Feed,
         progress: Progress,
         threads: int,
     ) -> Stage:
         """Times the stages that promise something in turns, and returns the first that no later one clearly beats."""
-        candidates = {Stage.EVERYTHING: original, Stage.NOTHING: integers}
+        timed_models = {Stage.EVERYTHING: original, Stage.NOTHING: integers}
         chosen = {frozenset[str](): Stage.NOTHING, frozenset(self._members): Stage.EVERYTHING}
         for stage in (Stage.SLOW_LAYERS, Stage.DOUBTFUL_LAYERS):
             slow = self._slow_layers(stage)
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
-                candidates[stage] = variants(self._nodes_of(slow)).model
+                timed_models[stage] = candidates(self._nodes_of(slow)).model
         with progress.task("timing in turns", _ROUNDS) as advance:
-            found = times_in_turns(tuple(candidates.values()), feed, advance, threads=threads)
-        times = dict(zip(candidates, found, strict=True))
+            found = times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads)
+        times = dict(zip(timed_models, found, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):
             if paired_ratio(times[best], times[stage]).low > 1.0:
@@ -215,7 +215,7 @@ class Stopwatch:
     def __init__(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         feed: Feed,
         progress: Progress,
         *,
@@ -227,7 +227,7 @@ class Stopwatch:
 
         Args:
             original: the float model.
-            variants: makes quantized variants of it.
+            candidates: makes quantized variants of it.
             feed: one sample.
             progress: receives the steps.
             most_slower: by how much of itself a run may become longer, where ``most_float`` says nothing.
@@ -235,17 +235,17 @@ class Stopwatch:
             threads: threads inside an operator; 0 is one a core.
         """
         self._original = original
-        self._variants = variants
+        self._candidates = candidates
         self._feed = feed
         self._progress = progress
         self._most_slower = most_slower
         self._most_float = most_float
         self._threads = threads
 
-    def __call__(self, bargain: FloatFallback, share: float | None) -> bool:
+    def __call__(self, fallback: FloatFallback, share: float | None) -> bool:
         """Tells whether a choice gives up no more than ``share`` of what integers save; None for what is usual."""
-        kept = {node: "tried in float" for layer in bargain.layers for node in layer.group.nodes}
-        models = [self._original, self._variants({}).model, self._variants(kept).model]
+        kept = {node: "tried in float" for layer in fallback.layers for node in layer.group.nodes}
+        models = [self._original, self._candidates({}).model, self._candidates(kept).model]
         with self._progress.task("timing in turns", _ROUNDS) as advance:
             floats, plain, tried = times_in_turns(models, self._feed, advance, threads=self._threads)
         saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)

@@ -20,37 +20,37 @@ class TuningSplit:
     """Hands out calibration samples, none of those that were held back to judge the result.
 
     Attributes:
-        judging: batches that decide between results, held in memory; empty where nothing is to be decided.
+        evaluation: batches that decide between results, held in memory; empty where nothing is to be decided.
     """
 
-    def __init__(self, original: ir.Model, samples: CheckSamples, *, judged: int = 0) -> None:
+    def __init__(self, original: ir.Model, samples: CheckSamples, *, evaluation_samples: int = 0) -> None:
         """Takes the inputs and outputs of ``original``, which every form of the model has too.
 
         Args:
             original: the float model.
             samples: the data.
-            judged: how many samples decide; no more than half of all, so that there are others.
+            evaluation_samples: how many samples decide; no more than half of all, so that there are others.
         """
         self._samples = samples
         self._inputs, self._outputs = model_specs(original)
         available = samples.data.available(samples.dataset)
         self._batches = samples.data.batches(samples.dataset, self._inputs, self._outputs)
-        judged = samples.memory.judged_samples(judged) if judged else 0
-        most = judged if available is None else min(judged, max(available // 2, 1))
+        evaluation_samples = samples.memory.evaluation_samples(evaluation_samples) if evaluation_samples else 0
+        most = evaluation_samples if available is None else min(evaluation_samples, max(available // 2, 1))
         chosen = ChosenSamples((), (), ())
-        if judged:
+        if evaluation_samples:
             chosen = spread_batches(self._every(), samples=most, available=available)
-        self.judging: tuple[Feed, ...] = chosen.feeds
-        self._judging = frozenset(chosen.batches)
+        self.evaluation: tuple[Feed, ...] = chosen.feeds
+        self._evaluation = frozenset(chosen.batches)
         self._available = None if available is None else max(available - len(chosen.rows), 1)
 
-    def held(self, wanted: int, *, walks: int = 1) -> int:
+    def held(self, wanted: int, *, graphs: int = 1) -> int:
         """Returns for how many samples what crosses a place of a graph may be held, as ``ActivationMemory`` has it."""
-        return self._samples.memory.held_samples(wanted, walks=walks)
+        return self._samples.memory.held_samples(wanted, graphs=graphs)
 
     def some(self, wanted: int) -> Iterator[Feed]:
         """Yields ``wanted`` batches that judge nothing, evenly spread where their number is known."""
-        step = 1 if self._batches is None else max((self._batches - len(self._judging)) // wanted, 1)
+        step = 1 if self._batches is None else max((self._batches - len(self._evaluation)) // wanted, 1)
         given = 0
         for number, feed in enumerate(self._others()):
             if number % step == 0:
@@ -76,14 +76,14 @@ class TuningSplit:
 
     def _every(self) -> Iterator[Feed]:
         samples = self._samples
-        return samples.hold_back.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
+        return samples.holdout.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
 
     def _others(self) -> Iterator[Feed]:
         """Yields the batches that judge nothing; those that do, where there are no others."""
         found = False
         for number, feed in enumerate(self._every()):
-            if number not in self._judging:
+            if number not in self._evaluation:
                 found = True
                 yield feed
         if not found:
-            yield from self.judging
+            yield from self.evaluation
