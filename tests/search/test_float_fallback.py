@@ -80,7 +80,7 @@ def _best(
 def test_a_layer_that_ruins_much_and_saves_little_stays_float() -> None:
     names, found = _best(lambda kept: 27.0 if "d" in kept else 22.0, "db")
     assert (names, found.sqnr_db, found.share) == ("d", 27.0, 0.02)
-    assert found.kept_float() == {"d": "kept float for accuracy: its layer alone on integers leaves 30.0 dB"}
+    assert found.kept_float() == {"d": "kept float for accuracy: quantizing its layer alone leaves 30.0 dB"}
 
 
 def test_decibels_that_cost_too_much_are_not_bought() -> None:

@@ -1,4 +1,4 @@
-"""Looks for a better quantization than one pass over the data gives: chosen ranges, new biases, guided rounding."""
+"""Applies corrections that use data: chosen ranges, bias correction, weight clipping, GPTQ, layer reconstruction."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from qtool.workflows.tune.tuning_split import TuningSplit
 
 Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
-# A tensor's range is judged by no fewer of its values, as far as there are any.
+# The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
-# ... and by no fewer samples.
+# The least number of samples for the same.
 _FEWEST_SAMPLES = 4
 
 
@@ -42,7 +42,7 @@ def choose_among_methods(
     threads: int = 0,
     stop: Callable[[], bool] = never,
 ) -> QuantizedCandidates:
-    """Returns ``candidates`` with each activation's range chosen among the methods, as far as there is time for it.
+    """Returns ``candidates`` with each activation's range chosen among the methods, as far as time allows.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -59,7 +59,7 @@ def choose_among_methods(
 
 
 class CorrectionSearch:
-    """Finds the corrections that help; those that a person insists on are made anyway."""
+    """Finds the corrections that help; those that are requested by name are always applied."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class CorrectionSearch:
         threads: int = 0,
         stop: Callable[[], bool] = never,
     ) -> None:
-        """Takes where samples come from; without ``ablation`` nothing is judged, and everything wanted is done.
+        """Takes the samples; without ``ablation`` nothing is evaluated, and all wanted corrections are applied.
 
-        What nobody insists on is left out, and searches end, once ``stop`` says so.
+        Once ``stop`` returns True, searches end and corrections that were not requested by name are left out.
         """
         self._samples = samples
         self._wanted = wanted
@@ -83,7 +83,7 @@ class CorrectionSearch:
         self._stop = stop
 
     def correct(self, candidates: QuantizedCandidates) -> QuantizedCandidates:
-        """Returns better variants than ``candidates``, which come with plain ranges and rounding.
+        """Returns ``candidates``, which have plain ranges and rounding, with the corrections that help.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -96,12 +96,12 @@ class CorrectionSearch:
             elif use is Policy.IF_BETTER:
                 open_to_doubt[name] = correction
         if self._ablation is not None and open_to_doubt:
-            with self._progress.task("judging corrections", 1 + len(open_to_doubt)) as advance:
+            with self._progress.task("evaluating corrections", 1 + len(open_to_doubt)) as advance:
                 candidates = self._ablation.best(candidates, open_to_doubt, advance=advance, stop=self._stop)
         return candidates
 
     def _corrections(self, candidates: QuantizedCandidates) -> dict[str, tuple[Policy, Correction]]:
-        """Returns what there is to try, by name; what takes a look at the data has taken it."""
+        """Returns the corrections to try, by name, with all data they need."""
         wanted = self._wanted
         corrections: dict[str, tuple[Policy, Correction]] = {}
         if wanted.ranges:
@@ -122,13 +122,13 @@ class CorrectionSearch:
         with (
             watching(candidates.model, hessian_tensors(layers)) as graph,
             open_graph(graph, threads=self._threads) as session,
-            self._progress.task("learning the layers' inputs"),
+            self._progress.task("collecting the Hessians of layers' inputs"),
         ):
             hessians = gather_hessians(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
         return WeightRounding(layers, hessians)
 
     def fit(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns variants whose layers make up for what is left of noise, once it is known which ones stay float.
+        """Returns ``candidates`` after layer reconstruction, once it is known which layers stay float.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the model.
@@ -157,10 +157,10 @@ class CorrectionSearch:
             changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
             return replace(candidates, corrections=changed)
 
-        # The float model and the quantized one are walked through side by side.
+        # The float model and the quantized one run side by side.
         count = self._samples.held(self._wanted.fitted_samples, graphs=2)
         feeds = self._samples.spread(count)
-        # Biases alone cannot fit too closely to a few samples.
+        # Biases alone cannot overfit a few samples.
         attempts = {"layer reconstruction, biases": partial(fitted, feeds, rounding=False)}
         if self._wanted.fits_weights:
             attempts = {"layer reconstruction": partial(fitted, feeds, rounding=True), **attempts}
@@ -169,7 +169,7 @@ class CorrectionSearch:
         found = self._ablation.first_of(candidates, attempts, kept_float, always=use is Policy.ALWAYS)
         if not found.corrections.rounding.fitted:
             return found
-        # It does not fit too closely: now the samples that have shown it may shape the weights, too.
+        # It does not overfit: now the evaluation samples may be used for fitting, too.
         return fitted(self._samples.spread_over_all(count), rounding=True)
 
 
@@ -192,9 +192,9 @@ def _with_corrected_biases(candidates: QuantizedCandidates) -> QuantizedCandidat
 
 
 def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
-    """Returns how many batches it takes until some thousands of values judge each tensor on average; more cost little.
+    """Returns how many batches give each tensor some thousands of values on average.
 
-    Few values of small tensors say nothing about the ranges of others.
+    A small tensor has few values per sample, which is too few to choose its range by.
     """
     sizes = [seen.values / seen.batches for seen in statistics.values() if seen.batches]
     return math.ceil(_FEWEST_VALUES * len(sizes) / max(sum(sizes), 1.0))

@@ -1,4 +1,4 @@
-"""Everything that a quantization looks for beyond one pass over the data."""
+"""All searches of a quantization, in order: rewriting, corrections, mixed precision, embedding tables."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
 
-# Tables of a quarter of their size are worth so much noise, in dB.
+# Embedding tables of a quarter of their size may cost this much, in dB.
 _TABLES_DB = 0.5
-# What a change of the float model costs before ranges are chosen says little about what it is worth then.
+# The cost of a rewriting before ranges are chosen predicts little about its gain afterwards.
 _DOUBT_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Is one form of the float model to start from.
+    """One form of the float model to start from.
 
     Attributes:
-        rewritten: the form, and how it came about.
-        candidates: makes quantized variants of it.
+        rewritten: the model and its changes.
+        candidates: makes quantized candidates of it.
         samples: how many samples its ranges come from.
     """
 
@@ -52,7 +52,7 @@ class Start:
 
 
 class QuantizationSearch:
-    """SearchConfig for one model, as far as there are samples to look at."""
+    """Runs the searches for one model, as far as there are samples."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class QuantizationSearch:
         timed_on: Feed | None = None,
         threads: int = 0,
     ) -> None:
-        """Runs the float model on the samples that decide, where there is something to decide.
+        """Runs the float model on the evaluation samples, where any decision depends on them.
 
-        Models are timed on ``timed_on``, one sample; None where nothing is to be timed.
+        Models are timed on ``timed_on``, one sample; None where nothing is timed.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -91,7 +91,7 @@ class QuantizationSearch:
         if self._samples is not None and evaluation_samples:
             feeds = self._samples.evaluation
             run = execution_for(scheme)
-            # Behind a gate most samples are decided whatever becomes of a layer, and one that flips would decide.
+            # After a Softmax or Sigmoid most samples are saturated, and a single one that flips would decide.
             self._evaluator = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
             if wanted.limited and samples is not None:
                 count = samples.data.available(samples.dataset) or self._evaluator.samples
@@ -106,11 +106,11 @@ class QuantizationSearch:
 
     @property
     def gains(self) -> tuple[Gain, ...]:
-        """What every correction that was tried did to the outputs."""
+        """The effect of every correction that was tried on the outputs."""
         return () if self._ablation is None else tuple(self._ablation.gains)
 
     def rewritten(self, model: ir.Model) -> tuple[Rewritten, ...]:
-        """Returns forms of the prepared float model to start from, the one that promises most first."""
+        """Returns forms of the prepared float model to start from, the most promising first."""
         plain = Rewritten(model=model)
         if self._samples is None:
             return (plain,)
@@ -132,7 +132,7 @@ class QuantizationSearch:
         return (found, plain) if doubts and found.is_changed else (found,)
 
     def corrected(self, starts: Sequence[Start]) -> Start:
-        """Returns the start with the better variants, refined; all come without any correction."""
+        """Returns the best start after corrections; the starts come without any."""
         if self._samples is None:
             (start,) = starts
             corrected = self._wanted.bias_correction is not Policy.NEVER
@@ -146,7 +146,7 @@ class QuantizationSearch:
         return replace(starts[place], candidates=candidates)
 
     def fitted(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns variants fitted to the float model with the nodes of ``kept_float`` in float."""
+        """Returns candidates reconstructed against the float model, with the nodes of ``kept_float`` in float."""
         return (
             candidates if self._samples is None else self._correction_search(self._samples).fit(candidates, kept_float)
         )
@@ -162,13 +162,13 @@ class QuantizationSearch:
         )
 
     def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
-        """Finds out which layers save time on integers; None without a sample to time them on."""
+        """Finds the layers that save time on integers; None without a sample to time them on."""
         if self._timed_on is None:
             return None
         return TimePlan(self._original, candidates, self._timed_on, timing, self._progress, threads=self._threads)
 
     def unsigned(self, candidates: QuantizedCandidates, times: TimePlan | None) -> QuantizedCandidates:
-        """Returns variants in which weights of some layers are u8, where the target offers that and it is worth it."""
+        """Returns candidates with u8 weights in some layers, where the target supports it and accuracy improves."""
         if self._evaluator is None or times is None:
             return candidates
         return with_unsigned_weights(candidates, self._evaluator, times.cost(), self._progress, stop=self._time.is_over)
@@ -176,9 +176,9 @@ class QuantizationSearch:
     def float_fallback(
         self, candidates: QuantizedCandidates, times: TimePlan | None, *, budget_s: float | None = None
     ) -> tuple[QuantizedCandidates, KeptFloat | None]:
-        """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
+        """Returns candidates, some of whose layers may be dynamic, and the layers to keep float.
 
-        There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
+        Without a search for them there are none. The search takes about ``budget_s`` seconds at most.
         """
         if self._samples is None or self._evaluator is None or times is None or not self._wanted.keeps_float:
             return candidates, None
@@ -191,7 +191,7 @@ class QuantizationSearch:
             self._samples,
             self._progress,
             cost=cost,
-            # Of a tenth of what integers save.
+            # For a tenth of the integers' savings.
             price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
             affordable=self._affordable(candidates, times),
             budget_s=None if math.isinf(left_s) else left_s,
@@ -205,7 +205,7 @@ class QuantizationSearch:
         return fallback_search.candidates, found
 
     def _affordable(self, candidates: QuantizedCandidates, times: TimePlan) -> Affordable | None:
-        """Returns what tells whether choices of float layers cost what they are estimated to: the clock, if it may."""
+        """Returns a check of the estimated cost of float layers by timing, where models are timed."""
         if self._timed_on is None or not times.is_timed:
             return None
         return Stopwatch(
@@ -219,13 +219,13 @@ class QuantizationSearch:
         )
 
     def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
-        """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""
+        """Returns whether embedding tables may be integers, as in ``after``; without samples they may."""
         if self._evaluator is None:
             return True
         return self._evaluator.sqnr_db(after) >= min(self._evaluator.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
     def speedup(self, quantized: ir.Model) -> Interval | None:
-        """Returns how many times faster than float ``quantized`` is, from a few runs; None without a sample."""
+        """Returns the speedup of ``quantized`` over float, from a few runs; None without a sample."""
         if self._timed_on is None:
             return None
         return speedups(self._original, [quantized], self._timed_on, self._progress, threads=self._threads)[0]

@@ -1,4 +1,4 @@
-"""Makes a float model easier to quantize before it is calibrated: equalized channels, smoothed outliers."""
+"""Rewrites a float model for quantization before it is calibrated: cross-layer equalization and SmoothQuant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Rewritten:
     Attributes:
         model: the model.
         equalized: tensors whose channels were scaled against the layers around them.
-        smoothed: tensors whose outlier channels were moved into the weights behind them.
+        smoothed: tensors whose outlier channels were moved into the weights that multiply them.
     """
 
     model: ir.Model
@@ -49,7 +49,7 @@ class Rewritten:
 
 
 class Rewriter:
-    """Tries changes of a prepared float model, which compute the same, with ranges from a few batches."""
+    """Tries equivalent rewritings of a prepared float model, with ranges from a few batches."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Rewriter:
         threads: int = 0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Takes what the model will be quantized with; without ``ablation`` nothing is judged.
+        """Takes the settings of the quantization; without ``ablation`` nothing is evaluated.
 
-        Changes may do harm of ``doubt_db`` decibels, where somebody looks at them again later. Those that no person
-        insists on are left out once ``stop`` says so.
+        A change may cost ``doubt_db`` decibels where it is evaluated again later. Those not requested by name are left
+        out once ``stop`` returns True.
         """
         self._scheme = scheme
         self._selection = selection
@@ -104,7 +104,7 @@ class Rewriter:
             return model, ()
         if self._ablation is None:
             return changed, tensors
-        # What one change made of the model is what the next one starts from.
+        # The next change starts from the result of this one.
         compared, before = self._compared or (None, None)
         if before is None or compared is not model:
             before = self._quantized(model)

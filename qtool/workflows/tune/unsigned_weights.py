@@ -1,7 +1,7 @@
-"""Gives single layers weights in u8, whose sums have 32 bits on every x86, where s8 with 16 bits loses most for it.
+"""Gives layers u8 weights, summed in 32 bits on every x86, where the 16-bit sums of s8 weights lose most.
 
-Layers are lined up by the noise that 16 bits add to their products for the time that u8 takes longer, and beginnings of
-that line are judged by the outputs, each twice as long as the one before.
+Layers are sorted by the noise that 16 bits add to their products per extra time of u8, and prefixes of doubling length
+are evaluated by the outputs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 
-# By so much of itself a run may become longer.
+# The largest relative slowdown of a run.
 _MOST_SLOWER = 0.03
-# A gain of less, in dB, is not worth a longer run.
+# The least gain, in dB, that justifies a longer run.
 _LEAST_GAIN_DB = 0.1
 
 
@@ -34,14 +34,14 @@ def with_unsigned_weights(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> QuantizedCandidates:
-    """Returns variants in which the weights of some layers are u8, or ``candidates`` where that is not worth it.
+    """Returns candidates with u8 weights in some layers, or ``candidates`` where that gains too little.
 
     Args:
-        candidates: with rounding that has seen the layers' inputs.
-        evaluator: decides.
-        cost: knows how much longer layers take.
+        candidates: with rounding by GPTQ.
+        evaluator: measures them.
+        cost: the latency model.
         progress: receives the steps.
-        stop: asked before every try; when it says so, the best so far is returned.
+        stop: called before every try; when it returns True, the best so far is returned.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
@@ -68,7 +68,7 @@ def with_unsigned_weights(
 
 
 def _lined_up(candidates: QuantizedCandidates, cost: FloatCost) -> list[str]:
-    """Returns the layers whose pairs of weights add up to too much, those first that gain most for their time."""
+    """Returns the layers whose pairs of weights exceed the limit, those that gain most for their time first."""
     plan, rounding = candidates.plan(), candidates.corrections.rounding
     unlimited = {name: replace(weight, largest_pair=None) for name, weight in plan.weights.items()}
     limited, free = (_weights(candidates, one) for one in (plan, replace(plan, weights=unlimited)))
