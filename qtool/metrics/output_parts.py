@@ -142,5 +142,5 @@ def _chunks(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float6
     """Yields both arrays in float64, some samples at a time."""
     step = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
     for first in range(0, len(expected), step):
-        stretch = slice(first, first + step)
-        yield expected[stretch].astype(np.float64), got[stretch].astype(np.float64)
+        chunk = slice(first, first + step)
+        yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)

@@ -1,7 +1,7 @@
-"""Turns float weights into integers, with what a search has found out about the layers' inputs; remembers the results.
+"""Rounds weights by the chosen algorithm (round to nearest, clipping, GPTQ or reconstruction) and caches the results.
 
-A search quantizes the same model many times, each time with other nodes left float. Most weights come out the same,
-and rounding them costs more than all the rest.
+A search quantizes the same model many times with different nodes left float. Most weights stay the same, and rounding
+them is the most expensive step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qtool.plan import WeightPlan
 from qtool.weights.clipping import clip_channels
 from qtool.weights.gptq import Curvature
 from qtool.weights.gptq_layer import curvature_of, gptq_rounded, output_noise, product_power
-from qtool.weights.input_hessian import LayerInput, Moments
+from qtool.weights.input_hessian import Hessians, LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
 
@@ -25,29 +25,29 @@ class WeightRounding:
 
     Attributes:
         clips: whether scales may be narrower than a channel's largest weight.
-        feeds_back: whether rounding minimizes the error of products.
+        feeds_back: whether weights are rounded by GPTQ.
     """
 
     def __init__(
         self,
         layers: Sequence[LayerInput] = (),
-        moments: Moments | None = None,
+        hessians: Hessians | None = None,
         *,
         clips: bool = False,
         feeds_back: bool = False,
         fitted: Mapping[str, QuantizedWeight] | None = None,
     ) -> None:
-        """Rounds to nearest where nothing else is asked for.
+        """Rounds to nearest by default.
 
         Args:
-            layers: how layers meet their inputs.
-            moments: second moments of these inputs, by node.
-            clips: as the attribute.
-            feeds_back: as the attribute.
-            fitted: integers by weight that hold as long as their scales do.
+            layers: how layers' weights multiply their inputs.
+            hessians: of these inputs, by node.
+            clips: see the attribute.
+            feeds_back: see the attribute.
+            fitted: integers by weight from a reconstruction, valid as long as their scales are unchanged.
         """
-        self._moments = {} if moments is None else moments
-        self._layers = {layer.weight: layer for layer in layers if layer.node in self._moments}
+        self._hessians = {} if hessians is None else hessians
+        self._layers = {layer.weight: layer for layer in layers if layer.node in self._hessians}
         self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
         self._curvatures: dict[str, Curvature] = {}
@@ -66,17 +66,17 @@ class WeightRounding:
         return tuple(self._fitted)
 
     def form(self, *, clips: bool, feeds_back: bool) -> WeightRounding:
-        """Returns the same rounding with or without its parts; each form is one object, which remembers its results."""
+        """Returns the same rounding with these settings; each setting is one object, which caches its results."""
         key = clips, feeds_back
         if key not in self._forms:
             layers = tuple(self._layers.values())
-            self._forms[key] = WeightRounding(layers, self._moments, clips=clips, feeds_back=feeds_back)
+            self._forms[key] = WeightRounding(layers, self._hessians, clips=clips, feeds_back=feeds_back)
         return self._forms[key]
 
     def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
-        """Returns the same with integers that were found otherwise."""
+        """Returns the same with integers from a reconstruction."""
         return WeightRounding(
-            tuple(self._layers.values()), self._moments, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
+            tuple(self._layers.values()), self._hessians, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
         )
 
     def __call__(
@@ -91,8 +91,8 @@ class WeightRounding:
 
         Args:
             weight: the float values.
-            plan: the grid, and who reads them.
-            bias: in units of the input's scale, (channels,), or None; scales are made to hold it.
+            plan: the grid, and the nodes that read them.
+            bias: in units of the input's scale, (channels,), or None; scales are widened so that it fits.
             orders: how kernels sum up its products.
 
         Raises:
@@ -103,7 +103,7 @@ class WeightRounding:
         if layer is None:
             found = without_saturation(nearest, weight, orders, plan.largest_pair)
         else:
-            # Clipping keeps room for the bias.
+            # Clipping leaves room for the bias.
             room = bias.tobytes() if self.clips and bias is not None else b""
             key = (plan, tuple(orders), nearest.params.scale.tobytes(), room)
             if key not in self._known:
@@ -114,13 +114,13 @@ class WeightRounding:
         return found if fitted is None or not _same_grid(fitted, found) else fitted
 
     def noise_share(self, weight: npt.NDArray[np.float32], tensor: str, rounded: QuantizedWeight) -> float:
-        """Returns which part of the power of a layer's products its rounded weights add as noise; 0 if not known."""
+        """Returns the noise of the rounded weights relative to the power of a layer's products; 0 if not known."""
         layer = self._layers.get(tensor)
         if layer is None:
             return 0.0
-        moments = self._moments[layer.node]
-        signal = float(product_power(weight, layer, moments).sum())
-        return output_noise(weight, rounded, layer, moments) / max(signal, float(np.finfo(np.float32).tiny))
+        hessian = self._hessians[layer.node]
+        signal = float(product_power(weight, layer, hessian).sum())
+        return output_noise(weight, rounded, layer, hessian) / max(signal, float(np.finfo(np.float32).tiny))
 
     def _guided(
         self,
@@ -131,17 +131,17 @@ class WeightRounding:
         plan: WeightPlan,
         orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
-        moments = self._moments[layer.node]
-        clipped = clip_channels(weight, nearest, layer, moments, bias=bias) if self.clips else nearest
+        hessian = self._hessians[layer.node]
+        clipped = clip_channels(weight, nearest, layer, hessian, bias=bias) if self.clips else nearest
         if not self.feeds_back:
             return clipped
         if layer.node not in self._curvatures:
-            self._curvatures[layer.node] = curvature_of(moments)
+            self._curvatures[layer.node] = curvature_of(hessian)
         return gptq_rounded(
             weight,
             clipped,
             layer,
-            moments,
+            hessian,
             curvature=self._curvatures[layer.node],
             orders=orders,
             largest_pair=plan.largest_pair,

@@ -78,7 +78,7 @@ def test_no_data_is_needed(run: Any, encoder: Path) -> None:
     report = outcome.json
     assert report["scheme"] == "u8 dynamic activations, s8 symmetric per-channel weights"
     assert report["dynamic_nodes"] == _LAYERS
-    assert report["compared_on"] == "random inputs, which tell little"
+    assert report["compared_on"] == "random inputs, which are not representative"
     assert [row for row in report["coverage"]["operators"] if row["operator"] == "MatMulInteger"] == [
         {"operator": "MatMulInteger", "integer": 4, "total": 4}
     ]
@@ -313,5 +313,5 @@ def test_a_static_scheme_without_a_static_layer_is_refused(run: Any, save_model:
     path = save_model("one.onnx", text, w=np.eye(8, dtype=np.float32))
     outcome = run("quantize", path, "--dynamic", "MatMul", "--dry-run")
     assert outcome.code == 2
-    assert "--dynamic leaves nothing for the static scheme" in outcome.err
+    assert "--dynamic leaves no node for the static scheme" in outcome.err
     assert "--scheme dynamic" in outcome.err

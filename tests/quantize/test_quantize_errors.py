@@ -53,7 +53,7 @@ def test_a_truncated_model(run: Any, model: Path, data: Path, share: float) -> N
 
 
 def test_neither_data_nor_statistics(run: Any, model: Path) -> None:
-    _refused(run("quantize", model), "nothing to calibrate on", "--calib-data")
+    _refused(run("quantize", model), "no calibration data", "--calib-data")
 
 
 def test_missing_data(run: Any, model: Path, data: Path) -> None:

@@ -71,13 +71,13 @@ def test_what_cannot_be_told_counts_as_nothing() -> None:
 
 
 @given(st.integers(0, 1 << 34), st.integers(0, 1 << 34), st.integers(1, 64), st.integers(1, 2))
-def test_batches_and_held_samples_shrink_with_activations(one: int, other: int, wanted: int, walks: int) -> None:
+def test_batches_and_held_samples_shrink_with_activations(one: int, other: int, wanted: int, graphs: int) -> None:
     small, large = sorted((one, other))
     less, more = (ActivationMemory(all_bytes=n, crossing_bytes=n, output_bytes=n) for n in (small, large))
     for count in (
         lambda memory: memory.batch_size(wanted),
-        lambda memory: memory.held_samples(wanted, walks=walks),
-        lambda memory: memory.judged_samples(wanted),
+        lambda memory: memory.held_samples(wanted, graphs=graphs),
+        lambda memory: memory.evaluation_samples(wanted),
     ):
         assert 1 <= count(more) <= count(less) <= wanted
         # A sample has to go through whatever it takes; several take no more than some hundred MB.
@@ -173,7 +173,7 @@ def test_a_lock_says_that_time_decided(wide: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> None:
-    class Judge:
+    class Evaluator:
         def sqnr_db(self, model: Any) -> float:
             return float(len(model))
 
@@ -185,10 +185,10 @@ def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> N
         def __call__(self, kept_float: Any) -> Any:
             return self
 
-    trials = CorrectionAblation(cast(Any, Judge()))
+    ablation = CorrectionAblation(cast(Any, Evaluator()))
     tried: list[int] = []
-    corrections = {name: lambda variants, name=name: Candidates(variants.made | {name}) for name in "ab"}
-    found = trials.best(cast(Any, Candidates()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
+    corrections = {name: lambda candidates, name=name: Candidates(candidates.made | {name}) for name in "ab"}
+    found = ablation.best(cast(Any, Candidates()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
     assert found.made == {"a", "b"}
     assert tried == [1]
-    assert trials.gains == []
+    assert ablation.gains == []

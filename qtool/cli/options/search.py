@@ -97,17 +97,17 @@ def search_remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"scaled channels of {len(report.rewritten.equalized)} tensors against the layers around them")
     if report.rewritten.smoothed:
         remarks.append(f"moved outlier channels into the weights behind {len(report.rewritten.smoothed)} tensors")
-    if report.refinement.methods:
-        chosen = Counter(report.refinement.methods.values()).most_common()
+    if report.corrections.methods:
+        chosen = Counter(report.corrections.methods.values()).most_common()
         remarks.append("ranges by " + ", ".join(f"{method} ({count})" for method, count in chosen))
-    rounding = report.refinement.rounding
+    rounding = report.corrections.rounding
     if rounding.guided:
         remarks.append(f"rounded the weights of {len(rounding.guided)} layers with GPTQ")
     if report.unsigned:
         layers = f"{len(report.unsigned)} layers: {_some(report.unsigned)}"
         remarks.append(f"weights in u8, whose sums have 32 bits, for {layers}")
-    if rounding.fitted or report.refinement.biases:
-        remarks.append(f"fitted {len(rounding.fitted)} weights and {len(report.refinement.biases)} biases")
+    if rounding.fitted or report.corrections.biases:
+        remarks.append(f"fitted {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases")
     return remarks
 
 
@@ -123,11 +123,11 @@ def show_search(console: Console, report: QuantizeReport) -> None:
             ],
         )
     kept = report.kept_float
-    if kept is not None and kept.bargain.layers:
-        layers = _some([layer.group.layer for layer in kept.bargain.layers])
+    if kept is not None and kept.choice.layers:
+        layers = _some([layer.group.layer for layer in kept.choice.layers])
         console.say(
-            f"kept float, for {kept.bargain.share:.1%} of what integers save: {layers}; {_decibels(kept.plain_db)} dB "
-            f"with integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
+            f"kept float, for {kept.choice.share:.1%} of what integers save: {layers}; {_decibels(kept.plain_db)} dB "
+            f"with integers everywhere, {_decibels(kept.choice.sqnr_db)} dB so, on {kept.samples} calibration samples"
         )
     if kept is not None and kept.dynamic:
         console.say(f"layers that find their ranges as they run: {_some(kept.dynamic)}")
@@ -140,20 +140,20 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
     """Returns what the search did as values for JSON; numbers that are not finite become null."""
     kept = report.kept_float
     return {
-        "chosen_methods": dict(report.refinement.methods),
+        "chosen_methods": dict(report.corrections.methods),
         "equalized_tensors": list(report.rewritten.equalized),
         "smoothed_tensors": list(report.rewritten.smoothed),
-        "gptq_layers": list(report.refinement.rounding.guided),
-        "fitted_weights": list(report.refinement.rounding.fitted),
-        "fitted_biases": list(report.refinement.biases),
+        "gptq_layers": list(report.corrections.rounding.guided),
+        "fitted_weights": list(report.corrections.rounding.fitted),
+        "fitted_biases": list(report.corrections.biases),
         "gains": [json_value(asdict(gain)) for gain in report.gains],
         "kept_float": None
         if kept is None
         else {
-            "layers": [layer.group.layer for layer in kept.bargain.layers],
+            "layers": [layer.group.layer for layer in kept.choice.layers],
             "dynamic_layers": list(kept.dynamic),
-            "share_given_up": kept.bargain.share,
-            "sqnr_db": json_value(kept.bargain.sqnr_db),
+            "share_given_up": kept.choice.share,
+            "sqnr_db": json_value(kept.choice.sqnr_db),
             "integers_everywhere_sqnr_db": json_value(kept.plain_db),
             "samples": kept.samples,
             "stopped": kept.stopped,

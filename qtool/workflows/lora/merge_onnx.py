@@ -153,7 +153,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
 
 
 def _output(request: MergeRequest) -> Path:
-    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.{request.deed}.onnx"
+    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.{request.action}.onnx"
     output = request.output or named
     if output.exists() and output.samefile(request.base):
         raise UsageError(f"the result would replace the base {output} itself", fix="name another file with -o")
@@ -286,15 +286,15 @@ def _as_array(tensor: torch.Tensor) -> Array:
 
 
 def _facts(name: str, steps: Sequence[WeightedChange], found: Sequence[GraphChange]) -> MergedTarget:
-    hurt = worst(found)
+    degraded = worst(found)
     return MergedTarget(
         weight=name,
         kinds=tuple(step.change.kind for step in steps),
         ranks=tuple(step.change.rank for step in steps),
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
-        relative_change=hurt.relative_change,
-        rounding_error=hurt.rounding_error,
-        growth=hurt.growth,
+        relative_change=degraded.relative_change,
+        rounding_error=degraded.rounding_error,
+        growth=degraded.growth,
         places=tuple(f"{change.stored} ({change.form})" for change in found),
-        integers=hurt.integers,
+        integers=degraded.integers,
     )

@@ -50,7 +50,7 @@ def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeRepor
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:
-        output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
+        output = MergedOutput.of(base, request.output, request.output_dir, action=request.action, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
     rows = added_rows(base.weights.tensors, base.tied, adapters)
     base = base.with_tensors(grown(base.weights.tensors, rows)) if rows else base

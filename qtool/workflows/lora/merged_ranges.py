@@ -131,7 +131,7 @@ class ActivationRanges:
             if growth(span, target) > 1.0:
                 wider.append((members, WiderRange(tensor=members[most].tensor, before=span, after=target)))
         if self._data is None:
-            self._judge([found for _, found in wider])
+            self._refuse_much_wider([found for _, found in wider])
             return SetRanges()
         for members, found in wider:
             set_range(members, found.after)
@@ -146,7 +146,7 @@ class ActivationRanges:
         layers = {layer for activation in moved for layer in activation.layers}
         return SetRanges(wider=ranges, layers=frozenset(layers))
 
-    def _judge(self, outgrown: Sequence[WiderRange]) -> None:
+    def _refuse_much_wider(self, outgrown: Sequence[WiderRange]) -> None:
         worst = max(outgrown, key=lambda found: found.growth, default=None)
         if worst is None or worst.growth < _TOLD_GROWTH:
             return

@@ -47,21 +47,23 @@ class MergedOutput:
     folder: Path | None
 
     @staticmethod
-    def of(base: BaseWeights, output: Path | None, output_dir: Path | None, *, deed: str, force: bool) -> MergedOutput:
+    def of(
+        base: BaseWeights, output: Path | None, output_dir: Path | None, *, action: str, force: bool
+    ) -> MergedOutput:
         """Decides where the result goes, and refuses places where it cannot.
 
         Args:
             base: the base.
-            output: what was named; None for a name made of the base's and ``deed``.
+            output: what was named; None for a name made of the base's and ``action``.
             output_dir: the folder of a result that was not named.
-            deed: ``"merged"`` or the like.
+            action: ``"merged"`` or the like.
             force: whether a result that exists may be replaced.
 
         Raises:
             UsageError: the result would replace the base, or its suffix says nothing.
             OutputError: it exists already, or its folder is missing or not writable.
         """
-        named = output or _default(base, output_dir, deed)
+        named = output or _default(base, output_dir, action)
         if base.folder is not None and not _is_weights_name(named.name):
             return _folder_output(base, named, force=force)
         suffix_fits = _is_weights_name(named.name)
@@ -132,11 +134,11 @@ def written_bytes(output: MergedOutput, base: BaseWeights) -> int:
     return sum(output.file.with_name(name).stat().st_size for name in set(_shard_names(base, output.file).values()))
 
 
-def _default(base: BaseWeights, output_dir: Path | None, deed: str) -> Path:
+def _default(base: BaseWeights, output_dir: Path | None, action: str) -> Path:
     if base.folder is not None:
-        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{deed}"
+        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{action}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
-    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{deed}{ending}"
+    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{action}{ending}"
 
 
 def _is_weights_name(name: str) -> bool:

@@ -75,7 +75,7 @@ class MergeRequest:
     force: bool = False
 
     @property
-    def deed(self) -> str:
+    def action(self) -> str:
         """What results without a name are called."""
         if self.as_adapter:
             return "exchangeable"

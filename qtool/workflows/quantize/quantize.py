@@ -1,4 +1,4 @@
-"""Quantizes a model and checks the result before anyone sees it."""
+"""Static post-training quantization of a model, with a check of the result before it is written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from qtool.workflows.tune.time_plan import is_slower
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
-    """Returns what ``quantize`` would do, without data, and writes nothing.
+    """Returns the plan of ``quantize``, without data, and writes nothing.
 
     Raises:
         QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
@@ -59,10 +59,10 @@ def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
 
 
 def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeReport:
-    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+    """Quantizes, runs the result in onnxruntime, compares it with the float model, and only then writes it.
 
     Raises:
-        UsageError: there are neither data nor statistics.
+        UsageError: there is neither data nor statistics.
         QtoolError: the model, the statistics or the output cannot be used; see the subclasses.
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
@@ -72,22 +72,22 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
     stored = None if request.statistics is None else read_statistics(request.statistics)
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
-    # Whatever becomes of it, what is said about a node goes by one name.
+    # Nodes keep one name through all steps, which reports refer to.
     common.NameFixPass()(original)
     if draws(original):
         progress.note(DRAWN_ALIKE)
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
-        _plan(model, request)  # what a person asked for in vain is refused before anything runs
+        _plan(model, request)  # patterns that match nothing are refused before anything runs
         samples = single = None
         if dataset is not None and request.data is not None:
             single = single_sample(original, dataset, request.data)
             memory = ActivationMemory.of(model, single)
             data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-            # Statistics have seen all of the data already: nothing can be held back from them.
+            # Stored statistics include all of the data: nothing can be held out from them.
             batches = data.batches(dataset, *model_specs(original)) if stored is None else 0
-            samples = CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit.of(batches), memory=memory)
+            samples = CheckSamples(dataset=dataset, data=data, holdout=HoldoutSplit.of(batches), memory=memory)
         search = QuantizationSearch(
             original,
             request.scheme,
@@ -99,30 +99,30 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
             threads=request.threads,
         )
         starts = [_start(rewritten, stored, samples, request, progress) for rewritten in search.rewritten(model)]
-        times = search.timed(starts[0].variants, request.timing) if request.asks_for_times else None
+        times = search.timed(starts[0].candidates, request.timing) if request.asks_for_times else None
         if times is not None:
             slow = times.slow_nodes()
-            starts = [replace(start, variants=replace(start.variants, slow=slow)) for start in starts]
-        start = search.refined(starts)
-        rewritten, variants = start.rewritten, search.unsigned(start.variants, times)
+            starts = [replace(start, candidates=replace(start.candidates, slow=slow)) for start in starts]
+        start = search.corrected(starts)
+        rewritten, candidates = start.rewritten, search.unsigned(start.candidates, times)
         execution = execution_for(request.scheme)
-        seeker, found, bargain = None, None, None
+        target, found, fallback = None, None, None
         kept: dict[str, str] = {}
         if request.goal is not None and samples is not None and times is not None:
-            seeker = AccuracyTarget(original, request.goal, samples, execution=execution, threads=request.threads)
-            found = seeker.seek(variants.model, variants, times.cost(), progress, budget_s=request.time_budget_s)
+            target = AccuracyTarget(original, request.goal, samples, execution=execution, threads=request.threads)
+            found = target.search(candidates.model, candidates, times.cost(), progress, budget_s=request.time_budget_s)
             kept = found.kept_float
         else:
-            variants, bargain = search.bargain(variants, times, budget_s=request.time_budget_s)
-            kept = {} if bargain is None else bargain.bargain.kept_float()
-        variants = search.fitted(variants, kept)
-        allows_tables = (seeker or search).allows_tables
-        made = _made(original, variants, kept, request, allows_tables)
+            candidates, fallback = search.float_fallback(candidates, times, budget_s=request.time_budget_s)
+            kept = {} if fallback is None else fallback.choice.kept_float()
+        candidates = search.fitted(candidates, kept)
+        allows_tables = (target or search).allows_tables
+        made = _made(original, candidates, kept, request, allows_tables)
         speedup = search.speedup(made.model)
-        # What was chosen by single layers can come out slower than float all the same.
+        # A choice made layer by layer can still be slower than float.
         while times is not None and speedup is not None and is_slower(speedup) and times.keep_more():
-            variants = replace(variants, slow=times.slow_nodes())
-            made = _made(original, variants, kept, request, allows_tables)
+            candidates = replace(candidates, slow=times.slow_nodes())
+            made = _made(original, candidates, kept, request, allows_tables)
             speedup = search.speedup(made.model)
         model, plan, tables = made.model, made.plan, made.tables
         save_graph(model, path)
@@ -132,7 +132,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
             coverage = as_planned(integer_coverage(model), plan.skipped, has_kernels_here=here)
             comparison = compare_with_float(original, path, samples, execution=execution, threads=request.threads)
         if search.stopped is not None:
-            progress.note(f"{search.stopped}: going on with the best so far")
+            progress.note(f"{search.stopped}: continuing with the best so far")
         report = QuantizeReport(
             output=output,
             manifest=manifest_path(output),
@@ -142,9 +142,9 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
             findings=made.findings,
             tables=tables.stored,
             rewritten=rewritten,
-            refinement=variants.refinement,
+            corrections=candidates.corrections,
             gains=search.gains,
-            kept_float=bargain,
+            kept_float=fallback,
             fidelity=comparison.fidelity,
             outlooks=comparison.outlooks,
             compared_on=comparison.samples,
@@ -152,12 +152,12 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
             samples=start.samples,
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
-            mixed=None if seeker is None or found is None else seeker.conclude(found, model, variants, progress),
+            mixed=None if target is None or found is None else target.conclude(found, model, candidates, progress),
             speedup=speedup,
             timing=None if times is None else times.timing,
-            slow=tuple(variants.slow),
+            slow=tuple(candidates.slow),
             search_ended=search.stopped,
-            unsigned=tuple(sorted(variants.scheme.unsigned_layers & plan.integer_nodes.keys())),
+            unsigned=tuple(sorted(candidates.scheme.unsigned_layers & plan.integer_nodes.keys())),
         )
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
@@ -167,7 +167,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Made:
-    """A quantized graph, and what is known about it."""
+    """A quantized graph with its plan and findings."""
 
     model: ir.Model
     plan: Plan
@@ -177,24 +177,24 @@ class _Made:
 
 def _made(
     original: ir.Model,
-    variants: QuantizedCandidates,
+    candidates: QuantizedCandidates,
     kept_float: Mapping[str, str],
     request: QuantizeRequest,
     allows_tables: Callable[[ir.Model, ir.Model], bool],
 ) -> _Made:
-    """Returns the model quantized with the nodes of ``kept_float`` in float, down to its embedding tables."""
-    model = variants.model.clone()
-    plan = variants.plan(kept_float)
+    """Returns the model quantized with the nodes of ``kept_float`` in float, embedding tables included."""
+    model = candidates.model.clone()
+    plan = candidates.plan(kept_float)
     findings = quantize_graph(
         model,
         plan,
-        variants.statistics,
+        candidates.statistics,
         request.method,
-        bias_correction=variants.bias_correction,
-        refinement=variants.refinement,
+        bias_correction=candidates.bias_correction,
+        corrections=candidates.corrections,
     )
     if not (plan.integer_nodes or plan.dynamic.integer_nodes):
-        model = original.clone()  # what was rewritten for integers is of no use then
+        model = original.clone()  # rewritings for integers are of no use then
     tables = Tables(model=model, stored=())
     backend = backend_named(request.scheme.backend)
     if backend.stores_tables:
@@ -205,26 +205,28 @@ def _made(
 
 
 def _plan(model: ir.Model, request: QuantizeRequest) -> Plan:
-    """Plans; a model in which nothing can be quantized stays float, but a person's patterns must leave something."""
+    """Plans; a model without quantizable nodes stays float, but --include and --exclude must leave some node."""
     chosen = bool(request.selection.include or request.selection.exclude)
     plan = build_plan(model, request.scheme, request.selection, may_be_empty=not chosen)
     if plan.dynamic.integer_nodes and not plan.integer_nodes:
-        raise UsageError("--dynamic leaves nothing for the static scheme", fix="use --scheme dynamic instead")
+        raise UsageError("--dynamic leaves no node for the static scheme", fix="use --scheme dynamic instead")
     return plan
 
 
 def _check_request(request: QuantizeRequest) -> None:
-    """Refuses what cannot work before anything is read."""
+    """Raises errors for options that cannot work, before anything is read."""
     if request.data is None and request.statistics is None:
         raise UsageError(
-            "there is nothing to calibrate on",
+            "there is no calibration data",
             fix="pass --calib-data DATA, or --calib-stats FILE of an earlier `qtool calibrate`",
         )
     if request.goal is not None and request.data is None:
-        raise UsageError(f"{request.goal.description} needs samples to judge by", fix="pass --calib-data DATA as well")
+        raise UsageError(
+            f"{request.goal.description} needs samples to evaluate on", fix="pass --calib-data DATA as well"
+        )
     if request.time_budget_s is not None and request.goal is None and not request.searches.keeps_float:
         raise UsageError(
-            "--time-budget limits the search for layers to keep float, and there is none",
+            "--time-budget has no effect without a search for layers to keep float",
             fix="add --min-sqnr, --min-agreement, --max-drop or --max-float, or drop it",
         )
     check_destination(request.destination, request.source, force=request.force)
@@ -241,7 +243,7 @@ def _gathered(
         samples.dataset,
         samples.data,
         progress,
-        hold_back=samples.hold_back,
+        holdout=samples.holdout,
         threads=request.threads,
     )
 
@@ -262,7 +264,7 @@ def _start(
     request: QuantizeRequest,
     progress: Progress,
 ) -> Start:
-    """Returns what quantizes a form of the model without the tensors that the data has shown to be unfit."""
+    """Returns the candidate factory of a form of the model, without the tensors found unfit by calibration."""
     model = rewritten.model
     plan = _plan(model, request)
     if stored is not None:
@@ -271,7 +273,7 @@ def _start(
         collected = _gathered(model, plan, samples, request, progress)
     sources = {activation.source for activation in plan.activations.values()}
     needed = {name: seen for name, seen in collected.statistics.items() if name in sources}
-    variants = QuantizedCandidates(
+    candidates = QuantizedCandidates(
         model=model.clone(),
         scheme=request.scheme,
         selection=request.selection,
@@ -280,4 +282,4 @@ def _start(
         method=request.method,
         bias_correction=False,
     )
-    return Start(rewritten=rewritten, variants=variants, samples=collected.samples)
+    return Start(rewritten=rewritten, candidates=candidates, samples=collected.samples)

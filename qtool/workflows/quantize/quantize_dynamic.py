@@ -1,4 +1,4 @@
-"""Quantizes the layers of a model that can quantize their activations as they run; this takes no calibration."""
+"""Dynamic post-training quantization: ranges of activations are computed at run time, without calibration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qtool.workflows.tune.embedding_tables import with_tables
 
 
 def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
-    """Returns what ``quantize_dynamic`` would do, and writes nothing.
+    """Returns the plan of ``quantize_dynamic``, and writes nothing.
 
     Raises:
         QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
@@ -43,7 +43,7 @@ def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
 
 
 def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> DynamicReport:
-    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+    """Quantizes, runs the result in onnxruntime, compares it with the float model, and only then writes it.
 
     Raises:
         QtoolError: the model or the output cannot be used; see the subclasses.
@@ -58,7 +58,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         progress.note(DRAWN_ALIKE)
     samples = None
     if dataset is not None and request.data is not None:
-        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldoutSplit())
+        samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit())
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=False)
@@ -96,7 +96,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
 
 
 def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
-    """Returns the record of one run; the two files are where the models lie while it is written."""
+    """Returns the manifest of one run; the two files are the staged models."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
         inputs |= data_records(request.data.sources)

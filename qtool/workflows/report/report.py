@@ -14,7 +14,7 @@ from qtool.calib.datasets.images import Preprocess
 from qtool.calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import SessionGroup, judged_group, open_group
+from qtool.metrics.session_group import SessionGroup, evaluation_group, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import SILENT, Progress
@@ -132,7 +132,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         _check_gates(request, entry, group, rounds)
     batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
     seen = []
-    with judged_group(group, paths, names, threads=asked.threads) as judged:
+    with evaluation_group(group, paths, names, threads=asked.threads) as judged:
         for entry in opened:
             found = run_over(
                 judged, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress

@@ -1,4 +1,4 @@
-"""Finds out which layers suffer from being quantized, in terms of the model's outputs."""
+"""Sensitivity analysis: finds the layers whose quantization adds most noise to the model's outputs."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _COLUMNS = ("rank", "layer", "operator", "sqnr_db", "noise_share", "nodes")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityRequest:
-    """What to look into.
+    """The options of a sensitivity analysis.
 
     Attributes:
         source: the float model.
-        data: the samples, for the ranges and to judge by.
+        data: the samples, for the ranges and for the evaluation.
         scheme: which integers tensors become.
         method: finds the ranges of activations.
         selection: which nodes may be quantized.
         chosen_ranges: whether each range is chosen among all methods, as ``quantize`` does by default.
-        samples: about how many samples to judge by.
+        samples: about how many samples to evaluate on.
         output: a .json or .csv file to write as well.
-        plot: a picture to draw as well.
-        worst: how many layers the picture shows.
+        plot: a chart to draw as well.
+        worst: how many layers the chart shows.
         threads: threads inside an operator; 0 is one a core.
         force: whether existing files may be replaced.
     """
@@ -73,12 +73,12 @@ class SensitivityRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityReport:
-    """Which layers suffer.
+    """The layers by their noise.
 
     Attributes:
         layers: the noisiest first.
-        sqnr_db: SQNR of the worst output, in dB, with all of them on integers.
-        samples: how many samples it was judged by.
+        sqnr_db: SQNR of the worst output, in dB, with all of them quantized.
+        samples: how many samples it was evaluated on.
     """
 
     layers: tuple[LayerNoise, ...]
@@ -86,7 +86,7 @@ class SensitivityReport:
     samples: int
 
     def as_json(self) -> dict[str, object]:
-        """Returns the report as values for JSON; an SQNR that is infinite is null."""
+        """Returns the report as values for JSON; an infinite SQNR is null."""
         return {
             "schema": "qtool.sensitivity/1",
             "sqnr_db": json_value(self.sqnr_db),
@@ -109,7 +109,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     """Calibrates once, then quantizes one layer at a time and measures the outputs.
 
     Raises:
-        UsageError: an output has another suffix than those known.
+        UsageError: an output has an unknown suffix.
         QtoolError: the model, the data or an output cannot be used; see the subclasses.
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
@@ -122,7 +122,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
     data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
     collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
-    variants = QuantizedCandidates(
+    candidates = QuantizedCandidates(
         model=model,
         scheme=request.scheme,
         selection=request.selection,
@@ -131,22 +131,22 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = TuningSplit(
-            original, CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit(), memory=memory)
-        )
+        samples = TuningSplit(original, CheckSamples(dataset=dataset, data=data, holdout=HoldoutSplit(), memory=memory))
         wanted = searches(Effort.BALANCED)
-        variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
+        candidates = choose_among_methods(candidates, samples, wanted, progress, threads=request.threads)
     chosen = spread_batches(
         data.feeds(dataset, *model_specs(original)),
-        samples=memory.judged_samples(request.samples),
+        samples=memory.evaluation_samples(request.samples),
         available=data.available(dataset),
     )
-    judge = OutputEvaluator(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
-    everything = variants({})
+    evaluator = OutputEvaluator(
+        original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads
+    )
+    everything = candidates({})
     groups = node_groups(model, everything.plan)
     with progress.task("quantizing one layer at a time", len(groups)) as advance:
-        layers = rank_layers(variants, groups, judge, advance=advance)
-    report = SensitivityReport(layers=layers, sqnr_db=judge.sqnr_db(everything.model), samples=judge.samples)
+        layers = rank_layers(candidates, groups, evaluator, advance=advance)
+    report = SensitivityReport(layers=layers, sqnr_db=evaluator.sqnr_db(everything.model), samples=evaluator.samples)
     _write(report, request)
     return report
 
@@ -206,7 +206,7 @@ def _draw(report: SensitivityReport, path: Path, *, title: str, worst: int) -> N
 
 
 def in_decibels(sqnr_db: float) -> str:
-    """Returns an SQNR for a person to read."""
+    """Returns an SQNR as text."""
     if math.isfinite(sqnr_db):
         return f"{sqnr_db:.1f} dB"
     return "no noise" if sqnr_db > 0 else "unusable"
