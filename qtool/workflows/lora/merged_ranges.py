@@ -34,9 +34,9 @@ from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session, Watcher
 from qtool.workflows.lora.request import WiderRange
-from qtool.workflows.quantize.calibrate import single_sample
 from qtool.workflows.quantize.check_result import input_spec
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
 
 # What rounding and clipping take from values that reach so many times as far as their range leaves little of a model.

@@ -11,22 +11,19 @@ import onnx_ir as ir
 from qtool.atomic import check_output, staged
 from qtool.calib.collect import Collected, collect
 from qtool.calib.datasets.base import Dataset
-from qtool.calib.specs import Feed
 from qtool.calib.statistics_file import write_statistics
 from qtool.fingerprint import data_sha256, graph_fingerprint
-from qtool.graph.specs import model_specs, specs_of
+from qtool.graph.specs import specs_of
 from qtool.plan import Plan
-from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
-from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.quantize.prepared_model import load_prepared
 
 STATISTICS_SUFFIX = ".stats.npz"
 # With fewer samples, ranges depend more on the samples than on the model.
@@ -114,16 +111,19 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
     check_output(output, force=request.force)
     scheme = request.scheme
-    dataset = request.data.open()
     if request.activations_symmetric is not None:
         scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
-    model = request.source.load(progress, dataset=dataset)
-    model = prepare(model, integers_between_layers=scheme.integers_between_layers)
-    watched = Watched.by(build_plan(model, scheme, NodeSelection()))
-    memory = ActivationMemory.of(model, single_sample(model, dataset, request.data))
-    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-    collected = gather(model, watched, dataset, data, progress, exact=request.exact, threads=request.threads)
-    origin = statistics_origin(model, request.data.sources)
+    prepared = load_prepared(request.source, request.data, scheme, NodeSelection(), progress)
+    collected = gather(
+        prepared.model,
+        Watched.by(prepared.plan),
+        prepared.samples.dataset,
+        prepared.samples.data,
+        progress,
+        exact=request.exact,
+        threads=request.threads,
+    )
+    origin = statistics_origin(prepared.model, request.data.sources)
     with staged(output) as path:
         write_statistics(path, collected, origin)
     return CalibrateReport(
@@ -210,16 +210,6 @@ def float_outputs(model: ir.Model) -> tuple[str, ...]:
         for value in model.graph.outputs
         if isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
     )
-
-
-def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:
-    """Returns one sample, in a batch of one where the model allows that.
-
-    Raises:
-        CalibError: the data does not fit the model.
-    """
-    single = data if data.batch_size is not None else replace(data, batch_size=1)
-    return next(single.feeds(dataset, *model_specs(original)))
 
 
 def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:

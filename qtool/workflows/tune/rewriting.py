@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qtool.calib.collect import collect
 from qtool.calib.ranges.min_max import MinMax
 from qtool.progress import Progress
-from qtool.quantizer import unfit_tensors
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.search.correction_ablation import CorrectionAblation
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.calibrate import float_outputs
+from qtool.workflows.quantize.prepared_model import calibrated_candidates
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.cross_layer_equalization import equalize_model
 from qtool.workflows.tune.efforts import Policy, SearchConfig
@@ -114,8 +114,7 @@ class Rewriter:
         return (changed, tensors) if kept else (model, ())
 
     def _quantized(self, model: ir.Model) -> ir.Model:
-        plain = self._candidates(model)
-        plan = plain.plan()
+        plan = self._candidates(model).plan()
         compared = float_outputs(model)
         with (
             watching(model, tuple(dict.fromkeys((*plan.observed, *compared)))) as graph,
@@ -129,8 +128,10 @@ class Rewriter:
                 channel_axes=plan.channel_axes,
                 outputs=compared,
             )
-        quantize = replace(plain, statistics=seen.statistics, unfit=unfit_tensors(model.graph, seen.statistics))
-        return quantize({}).model
+        candidates = calibrated_candidates(
+            model, plan, seen.statistics, scheme=self._scheme, selection=self._selection, method=MinMax()
+        )
+        return candidates({}).model
 
     def _candidates(self, model: ir.Model) -> QuantizedCandidates:
         return QuantizedCandidates(

@@ -5,31 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.atomic import check_output, staged
 from qtool.backends.execution_choice import execution_for
 from qtool.calib.ranges import RangeMethod
 from qtool.errors import UsageError
-from qtool.graph.specs import model_specs
 from qtool.json_values import json_value
-from qtool.planning import build_plan
 from qtool.progress import Progress
-from qtool.quantizer import unfit_tensors
 from qtool.schemes import Scheme
 from qtool.search.node_groups import node_groups
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.calibrate import Watched, gather, single_sample
+from qtool.workflows.quantize.calibrate import Watched, gather
 from qtool.workflows.quantize.check_result import CheckSamples
-from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
-from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.quantize.prepared_model import calibrated_candidates, load_prepared
 from qtool.workflows.tune.correction_search import choose_among_methods
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches
@@ -115,29 +110,28 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
         CalibError: the data does not fit the model.
     """
     _check_outputs(request)
-    dataset = request.data.open()
-    original = request.source.load(progress, dataset=dataset)
-    model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
-    plan = build_plan(model, request.scheme, request.selection)
-    memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
-    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-    collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
-    candidates = QuantizedCandidates(
-        model=model,
+    prepared = load_prepared(request.source, request.data, request.scheme, request.selection, progress)
+    original, model, samples = prepared.original, prepared.model, prepared.samples
+    collected = gather(
+        model, Watched.by(prepared.plan), samples.dataset, samples.data, progress, threads=request.threads
+    )
+    candidates = calibrated_candidates(
+        model,
+        prepared.plan,
+        collected.statistics,
         scheme=request.scheme,
         selection=request.selection,
-        unfit=unfit_tensors(model.graph, collected.statistics),
-        statistics=collected.statistics,
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = TuningSplit(original, CheckSamples(dataset=dataset, data=data, holdout=HoldoutSplit(), memory=memory))
-        wanted = searches(Effort.BALANCED)
-        candidates = choose_among_methods(candidates, samples, wanted, progress, threads=request.threads)
+        check = CheckSamples(dataset=samples.dataset, data=samples.data, holdout=HoldoutSplit(), memory=samples.memory)
+        candidates = choose_among_methods(
+            candidates, TuningSplit(original, check), searches(Effort.BALANCED), progress, threads=request.threads
+        )
     chosen = spread_batches(
-        data.feeds(dataset, *model_specs(original)),
-        samples=memory.evaluation_samples(request.samples),
-        available=data.available(dataset),
+        samples.data.feeds(samples.dataset, *prepared.interface),
+        samples=samples.memory.evaluation_samples(request.samples),
+        available=samples.data.available(samples.dataset),
     )
     evaluator = OutputEvaluator(
         original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads
