@@ -68,7 +68,7 @@ def page_of(name: str) -> str:
         lines += [f"## {title}", "", "| option | meaning | default |", "|---|---|---|"]
         for option in options:
             if option.panel == panel:
-                names = ", ".join(f"`{_escaped_bars(text)}`" for text in option.names)
+                names = ", ".join(f"`{text}`" for text in option.names)
                 lines.append(f"| {names} | {_cell(option.meaning)} | {option.default} |")
         lines.append("")
     return "\n".join([*lines, *_notes(name)])
@@ -113,7 +113,7 @@ def _options(function: Callable[..., object]) -> Iterator[OptionRow]:
         # Inside of Annotated, typer moves the first name into `default`.
         first = (info.default,) if isinstance(info.default, str) else ()
         names = [*first, *(info.param_decls or ())] or [f"--{parameter.name.replace('_', '-')}"]
-        value = "" if _one(base) is bool else f" {info.metavar or _value_name(_one(base))}"
+        value = "" if _one(base) is bool else f" {_braced(info.metavar or _value_name(_one(base)))}"
         meaning, default = _meaning_and_default(_help(info), parameter.default)
         yield OptionRow(
             panel=_panel(info.rich_help_panel),
@@ -151,6 +151,11 @@ def _value_name(hint: Any) -> str:
     return _TYPE_NAMES.get(hint, "TEXT")
 
 
+def _braced(value: str) -> str:
+    """Returns ``a|b`` as ``{a,b}``: code in a table cannot hold a bar that all readers of Markdown show alike."""
+    return f"{{{value.replace('|', ',')}}}" if "|" in value else value
+
+
 def _help(info: ArgumentInfo | OptionInfo) -> str:
     return " ".join((info.help or "").split())
 
@@ -175,11 +180,7 @@ def _meaning_and_default(text: str, value: Any) -> tuple[str, str]:
 def _cell(text: str) -> str:
     """Returns plain text as the cell of a table: only what stands between backticks is Markdown."""
     parts = (part if part.startswith("`") else re.sub(r"([*<])", r"\\\1", part) for part in _CODE.split(text))
-    return _escaped_bars("".join(parts))
-
-
-def _escaped_bars(text: str) -> str:
-    return text.replace("|", "\\|")
+    return "".join(parts).replace("|", "\\|")
 
 
 def main() -> None:
