@@ -47,6 +47,12 @@ def run_command(line: str, expected: int = 0) -> str:
     return command[0]
 
 
+def demo_block() -> str:
+    """Returns the commands of the demo, as the quickstart shows them."""
+    quickstart = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    return code_blocks(quickstart.partition("\n## Run the demo\n")[2])[0][1]
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
@@ -64,14 +70,13 @@ def _with_samples(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_output(tmp_path_factory: pytest.TempPathFactory, page: Page) -> Path:
-    """What the commands of the demo write, as the quickstart shows them; the last one only reads."""
+def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands of the demo write; the last one only reads."""
     folder = _with_samples(tmp_path_factory.mktemp("demo"))
     (folder / "demo-output").mkdir()
-    demo = code_blocks(page("docs/quickstart.md").partition("\n## Run the demo\n")[2])[0][1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert [run_command(line) for line, _ in commands_in(demo)[:-1]] == ["convert", "calibrate", "quantize"]
+        assert [run_command(line) for line, _ in commands_in(demo_block())[:-1]] == ["convert", "calibrate", "quantize"]
     return folder / "demo-output"
 
 
