@@ -49,8 +49,8 @@ class OptionRow:
 
 def commands() -> dict[str, Callable[..., object]]:
     """Returns the functions of the commands that ``qtool --help`` shows, by name, in its order."""
-    shown = [info for info in app.registered_commands if info.callback is not None and not info.hidden]
-    return {info.name or info.callback.__name__.replace("_", "-"): info.callback for info in shown}
+    shown = [(info.name, info.callback) for info in app.registered_commands if not info.hidden]
+    return {name or function.__name__.replace("_", "-"): function for name, function in shown if function is not None}
 
 
 def page_of(name: str) -> str:
@@ -64,8 +64,7 @@ def page_of(name: str) -> str:
         rows = [f"| `{argument}` | {_cell(text)} |" for argument, text in arguments]
         lines += ["## Arguments", "", "| argument | meaning |", "|---|---|", *rows, ""]
     for panel in dict.fromkeys(option.panel for option in options):
-        title = panel if panel.endswith(_OTHER_OPTIONS) else f"{panel} options"
-        lines += [f"## {title}", "", "| option | meaning | default |", "|---|---|---|"]
+        lines += [f"## {panel}", "", "| option | meaning | default |", "|---|---|---|"]
         for option in options:
             if option.panel == panel:
                 names = ", ".join(f"`{text}`" for text in option.names)
@@ -157,7 +156,9 @@ def _braced(value: str) -> str:
 
 
 def _help(info: ArgumentInfo | OptionInfo) -> str:
-    return " ".join((info.help or "").split())
+    """Returns a help text; a line that its author broke stays one."""
+    lines = inspect.cleandoc(info.help or "").splitlines()
+    return "\n".join(" ".join(line.split()) for line in lines if line.strip())
 
 
 def _panel(panel: Any) -> str:
@@ -180,7 +181,7 @@ def _meaning_and_default(text: str, value: Any) -> tuple[str, str]:
 def _cell(text: str) -> str:
     """Returns plain text as the cell of a table: only what stands between backticks is Markdown."""
     parts = (part if part.startswith("`") else re.sub(r"([*<])", r"\\\1", part) for part in _CODE.split(text))
-    return "".join(parts).replace("|", "\\|")
+    return "".join(parts).replace("|", "\\|").replace("\n", "<br>")
 
 
 def main() -> None:

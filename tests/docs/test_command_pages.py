@@ -17,7 +17,7 @@ from qtool.cli.options.settings import parameters
 from qtool.cli.quantize import quantize
 from tests.docs.conftest import NOTES, ROOT, Page
 
-_SHARED = {"--help", "--install-completion", "--show-completion"}
+_SHARED = {"--help", "--help-all", "--version", "--install-completion", "--show-completion"}
 
 
 def _loaded(path: Path) -> ModuleType:
