@@ -20,8 +20,13 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def quickstart() -> str:
+    return (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def ci_guide() -> str:
+    return (ROOT / "docs" / "guides" / "reports-and-ci.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
