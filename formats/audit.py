@@ -9,6 +9,7 @@ from qtool.formats import detect as detection
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, FileAudit, Risk
 from qtool.formats.onnx.external_data import OutsideError
+from qtool.formats.registry import recognizable
 from qtool.formats.tensorflow.tensorflow_audit import note_tensorflow
 from qtool.formats.tensorflow.tensorflow_kinds import KERAS, TENSORFLOW_FORMATS, is_keras
 from qtool.formats.torch.pickle_globals import Meaning
@@ -63,6 +64,9 @@ def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:
         _audit_onnx(path, notes)
     elif found.format in TENSORFLOW_FORMATS:
         note_tensorflow(path, found.format, notes)
+    else:
+        for known in (known for name, known in recognizable() if name == found.format):
+            known.audit(path, notes)
     return notes.audit(path, found.detail)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from qtool.formats.trust import NO_TRUST, Trust
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from qtool.formats.findings import AuditNotes
     from qtool.formats.torch.example_inputs import InputSpec
 
 
@@ -104,4 +105,25 @@ class WeightsFormat(WeightsSource, Protocol):
         Raises:
             FormatError: the format cannot hold one of them.
         """
+        ...
+
+
+@runtime_checkable
+class Recognizable(Protocol):
+    """A format that tells its own files from others; ``detect`` and ``audit`` ask it about what they do not know."""
+
+    def recognize(self, path: Path, head: bytes) -> str | None:
+        """Returns what ``path`` is, in words, or None where it is not of this format.
+
+        Args:
+            path: a file that is not empty; nothing in it may be run or trusted.
+            head: its first bytes, a few thousand.
+
+        Raises:
+            FormatError: the file is of this format and damaged.
+        """
+        ...
+
+    def audit(self, path: Path, notes: AuditNotes) -> None:
+        """Notes what opening ``path``, a file of this format, would run or reach."""
         ...

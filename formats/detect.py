@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qtool.formats import protobuf
 from qtool.formats.errors import FormatError
+from qtool.formats.registry import recognizable
 from qtool.formats.tensorflow import tensorflow_kinds
 from qtool.formats.tensorflow.keras_weights import is_keras_weights
 from qtool.formats.torch.torch_zip import ZipKind, recognize
@@ -47,7 +48,7 @@ class Detection:
     """Says what a file is.
 
     Attributes:
-        format: the key in ``qtool.formats.registry.FORMATS``.
+        format: the key in ``qtool.formats.registry.FORMATS`` or ``SOURCES``.
         detail: the same in words, such as ``"ONNX, IR version 8"``.
     """
 
@@ -84,6 +85,10 @@ def detect(path: Path) -> Detection:
         return Detection(tensorflow_kinds.KERAS_H5, "Keras model in HDF5")
     if head.startswith(tensorflow_kinds.HDF5_HEAD) and is_keras_weights(path):
         return Detection(tensorflow_kinds.KERAS_WEIGHTS, "Keras weights in HDF5")
+    for name, known in recognizable():
+        detail = known.recognize(path, head)
+        if detail is not None:
+            return Detection(name, detail)
     raise _unknown(path, head)
 
 

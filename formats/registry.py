@@ -1,14 +1,18 @@
-"""Names every format; a new one is a new file and a line here."""
+"""Names every format; a new one is a new file and a line here.
+
+``detect`` tells the formats that qtool comes with apart. Those that are added tell their own files: ``Recognizable``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from qtool.formats.base import GraphFormat, GraphSource, WeightsFormat, WeightsSource
+    from qtool.formats.base import GraphFormat, GraphSource, Recognizable, WeightsFormat, WeightsSource
 
 FORMATS: dict[str, str] = {
     "onnx": "qtool.formats.onnx.onnx_file:OnnxFile",
@@ -21,6 +25,19 @@ SOURCES: dict[str, str] = {
     "exported": "qtool.formats.torch.exported_program_file:ExportedProgramFile",
     "sharded": "qtool.formats.weights.sharded_weights:ShardedWeights",
 }
+
+_TOLD_BY_DETECT = frozenset({"onnx", "torch", "safetensors", "torchscript", "exported", "sharded"})
+
+
+def recognizable() -> Iterator[tuple[str, Recognizable]]:
+    """Yields the formats that tell their own files, by name, those that were added last first."""
+    from qtool.formats.base import Recognizable
+
+    for name in reversed([*FORMATS, *SOURCES]):
+        if name not in _TOLD_BY_DETECT:
+            found = load_source(name)
+            if isinstance(found, Recognizable):
+                yield name, found
 
 
 def load_source(name: str) -> GraphSource | WeightsSource:

@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 from qtool.cli.app import app
 
+ROOT = Path(__file__).resolve().parents[1]
+
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
@@ -49,6 +51,12 @@ def _part(text: str) -> tuple[int, int]:
 
 # Options of ``quantize`` that say what time is worth, or have nothing to do with it.
 _ABOUT_TIME = {"--smallest", "--machine-profile", "--locked", "--help", "dynamic"}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the repository."""
+    return ROOT
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib import import_module
 
-from qtool.backends.onnxruntime_cpu.targets import TARGETS as PROCESSORS
-from qtool.backends.openvino.targets import TARGETS as OPENVINO
-from qtool.backends.qnn.targets import TARGETS as QNN
-from qtool.backends.tensorrt.targets import TARGETS as TENSORRT
+from qtool.backends.registry import BACKENDS
 from qtool.errors import UsageError
 from qtool.schemes import Scheme
 
+
+def _targets_of(backend: str) -> Mapping[str, Scheme]:
+    """Returns ``TARGETS`` of the module ``targets`` beside the backend, which needs less to be imported."""
+    package = BACKENDS[backend].partition(":")[0].rpartition(".")[0]
+    targets: Mapping[str, Scheme] = import_module(f"{package}.targets").TARGETS
+    return targets
+
+
 # The README and the tests go through it row by row.
-PRESETS: Mapping[str, Scheme] = {**PROCESSORS, **TENSORRT, **QNN, **OPENVINO}
+PRESETS: Mapping[str, Scheme] = {name: scheme for key in BACKENDS for name, scheme in _targets_of(key).items()}
 AUTO = "auto"
 
 

@@ -16,10 +16,16 @@ import numpy.typing as npt
 from qtool.calib.affine import SMALLEST_SCALE, quantize
 from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import LARGEST_BIAS, QuantizedWeight
+from qtool.weights.weight_problem import WeightProblem
 
 _RATIOS = tuple(1.0 - 0.025 * step for step in range(1, 21))
 # The search of a channel ends once its error exceeds the minimum by this factor.
 _HOPELESS = 2.0
+
+
+def clipped(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:
+    """Returns the weight on scales that cut off what costs less than the finer steps gain; see ``WeightAlgorithm``."""
+    return clip_channels(problem.weight, found, problem.layer, problem.hessian, bias=problem.bias)
 
 
 def clip_channels(

@@ -18,6 +18,7 @@ from qtool.weights.gptq import Curvature, PairLimit, gptq
 from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, excess_of, merged, partners_in, rescaled
+from qtool.weights.weight_problem import WeightProblem
 
 # Damping: this fraction of the mean diagonal is added to H, so that rarely used inputs change nothing.
 _DAMPING = 0.01
@@ -33,6 +34,19 @@ def curvature_of(hessian: npt.NDArray[np.float64]) -> Curvature:
     # With damping alone, as in a group whose inputs were always zero, every weight is rounded to nearest.
     damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
     return Curvature.of(hessian + np.eye(hessian.shape[1]) * damping[:, np.newaxis, np.newaxis])
+
+
+def guided(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:
+    """Returns the weight rounded with GPTQ on the scales that it has; see ``WeightAlgorithm``."""
+    return gptq_rounded(
+        problem.weight,
+        found,
+        problem.layer,
+        problem.hessian,
+        curvature=problem.curvature(),
+        orders=problem.orders,
+        largest_pair=problem.largest_pair,
+    )
 
 
 def gptq_rounded(

@@ -6,26 +6,27 @@ them is the most expensive step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from qtool.plan import WeightPlan
-from qtool.weights.clipping import clip_channels
 from qtool.weights.gptq import Curvature
-from qtool.weights.gptq_layer import curvature_of, gptq_rounded, output_noise, product_power
+from qtool.weights.gptq_layer import curvature_of, output_noise, product_power
 from qtool.weights.input_hessian import Hessians, LayerInput
+from qtool.weights.registry import GPTQ, WEIGHT_ALGORITHMS, algorithms_named, read_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
+from qtool.weights.weight_problem import WeightProblem
 
 
 class WeightRounding:
     """Rounds the weights of one float model.
 
     Attributes:
-        clips: whether scales may be narrower than a channel's largest weight.
-        feeds_back: whether weights are rounded by GPTQ.
+        algorithms: the names of what chooses integers by the layers' inputs, in the order in which they work.
     """
 
     def __init__(
@@ -33,8 +34,7 @@ class WeightRounding:
         layers: Sequence[LayerInput] = (),
         hessians: Hessians | None = None,
         *,
-        clips: bool = False,
-        feeds_back: bool = False,
+        algorithms: Collection[str] = (),
         fitted: Mapping[str, QuantizedWeight] | None = None,
     ) -> None:
         """Rounds to nearest by default.
@@ -42,8 +42,7 @@ class WeightRounding:
         Args:
             layers: how layers' weights multiply their inputs.
             hessians: of these inputs, by node.
-            clips: see the attribute.
-            feeds_back: see the attribute.
+            algorithms: keys of ``WEIGHT_ALGORITHMS``, in any order.
             fitted: integers by weight from a reconstruction, valid as long as their scales are unchanged.
         """
         self._hessians = {} if hessians is None else hessians
@@ -51,33 +50,30 @@ class WeightRounding:
         self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
         self._curvatures: dict[str, Curvature] = {}
-        self._forms: dict[tuple[bool, bool], WeightRounding] = {}
-        self.clips = clips
-        self.feeds_back = feeds_back
+        self._forms: dict[frozenset[str], WeightRounding] = {}
+        self.algorithms = tuple(name for name in WEIGHT_ALGORITHMS if name in algorithms)
 
     @property
     def guided(self) -> tuple[str, ...]:
         """The nodes whose weights are rounded with GPTQ."""
-        return tuple(layer.node for layer in self._layers.values()) if self.feeds_back else ()
+        return tuple(layer.node for layer in self._layers.values()) if GPTQ in self.algorithms else ()
 
     @property
     def fitted(self) -> tuple[str, ...]:
         """The weights whose integers were fitted."""
         return tuple(self._fitted)
 
-    def form(self, *, clips: bool, feeds_back: bool) -> WeightRounding:
-        """Returns the same rounding with these settings; each setting is one object, which caches its results."""
-        key = clips, feeds_back
+    def form(self, algorithms: Collection[str]) -> WeightRounding:
+        """Returns the same rounding with these algorithms; each form is one object, which caches its results."""
+        key = frozenset(algorithms)
         if key not in self._forms:
-            layers = tuple(self._layers.values())
-            self._forms[key] = WeightRounding(layers, self._hessians, clips=clips, feeds_back=feeds_back)
+            self._forms[key] = WeightRounding(tuple(self._layers.values()), self._hessians, algorithms=key)
         return self._forms[key]
 
     def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
-        """Returns the same with integers from a reconstruction."""
-        return WeightRounding(
-            tuple(self._layers.values()), self._hessians, clips=self.clips, feeds_back=self.feeds_back, fitted=fitted
-        )
+        """Returns the same with integers that were found otherwise."""
+        layers = tuple(self._layers.values())
+        return WeightRounding(layers, self._hessians, algorithms=self.algorithms, fitted=fitted)
 
     def __call__(
         self,
@@ -103,8 +99,7 @@ class WeightRounding:
         if layer is None:
             found = without_saturation(nearest, weight, orders, plan.largest_pair)
         else:
-            # Clipping leaves room for the bias.
-            room = bias.tobytes() if self.clips and bias is not None else b""
+            room = bias.tobytes() if bias is not None and read_biases(self.algorithms) else b""
             key = (plan, tuple(orders), nearest.params.scale.tobytes(), room)
             if key not in self._known:
                 guided = self._guided(weight, nearest, layer, bias, plan, orders)
@@ -131,21 +126,24 @@ class WeightRounding:
         plan: WeightPlan,
         orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
-        hessian = self._hessians[layer.node]
-        clipped = clip_channels(weight, nearest, layer, hessian, bias=bias) if self.clips else nearest
-        if not self.feeds_back:
-            return clipped
-        if layer.node not in self._curvatures:
-            self._curvatures[layer.node] = curvature_of(hessian)
-        return gptq_rounded(
-            weight,
-            clipped,
-            layer,
-            hessian,
-            curvature=self._curvatures[layer.node],
+        problem = WeightProblem(
+            weight=weight,
+            layer=layer,
+            hessian=self._hessians[layer.node],
+            curvature=partial(self._curvature, layer.node),
+            bias=bias,
             orders=orders,
             largest_pair=plan.largest_pair,
         )
+        found = nearest
+        for algorithm in algorithms_named(self.algorithms):
+            found = algorithm(problem, found)
+        return found
+
+    def _curvature(self, node: str) -> Curvature:
+        if node not in self._curvatures:
+            self._curvatures[node] = curvature_of(self._hessians[node])
+        return self._curvatures[node]
 
 
 def _same_grid(one: QuantizedWeight, other: QuantizedWeight) -> bool:

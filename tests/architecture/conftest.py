@@ -14,11 +14,6 @@ OTHERS = ("samples", "benchmarks", "tests")
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def package_modules() -> Mapping[str, ast.Module]:
     """Every file of the three packages, by its path from the root."""
     return _parsed(PACKAGES)

@@ -56,6 +56,18 @@ def test_no_folder_grows_out_of_hand(root: Path) -> None:
     assert not {folder: count for folder, count in folders.items() if count > MOST_FILES}
 
 
+def test_what_tests_share_stands_once(all_modules: Mapping[str, ast.Module]) -> None:
+    places: dict[str, list[str]] = {}
+    for path, module in all_modules.items():
+        helpers = (node for node in module.body if isinstance(node, ast.FunctionDef) and path.startswith("tests/"))
+        for node in helpers:
+            # The parameters of fixtures make them differ, alike as they look.
+            if not node.name.startswith("test_") and not node.decorator_list:
+                places.setdefault(ast.unparse(node), []).append(f"{path}:{node.lineno}")
+    assert places
+    assert not [same for same in places.values() if len(same) > 1]
+
+
 def test_files_are_named_after_their_content(all_modules: Mapping[str, ast.Module]) -> None:
     assert not [path for path in all_modules if Path(path).stem in EMPTY_NAMES]
 

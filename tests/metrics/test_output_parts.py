@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
+from tests.closeness import sqnr_db_of
 
 
 def _compared(a: np.ndarray, b: np.ndarray, batches: int = 1) -> OutputFidelity:
@@ -15,11 +16,6 @@ def _compared(a: np.ndarray, b: np.ndarray, batches: int = 1) -> OutputFidelity:
     for left, right in zip(np.array_split(a, batches), np.array_split(b, batches), strict=True):
         meter.add({"y": left}, {"y": right})
     return meter.results()[0]
-
-
-def _db(a: np.ndarray, b: np.ndarray) -> float:
-    x = a.astype(np.float64)
-    return float(10 * np.log10(np.square(x).sum() / np.square(x - b).sum()))
 
 
 def _detections(
@@ -46,8 +42,8 @@ def test_scores_beside_pixels_count(boxes: int, classes: int, anchors: int, axis
     a, b = _detections(np.random.default_rng(seed), boxes, classes, anchors, axis)
     found = _compared(a, b, batches)
     scores = (slice(None),) * axis + (slice(boxes, None),)
-    assert found.sqnr_db == pytest.approx(_db(a[scores], b[scores]), abs=1e-6)
-    assert _db(a, b) > found.sqnr_db + 15
+    assert found.sqnr_db == pytest.approx(sqnr_db_of(a[scores], b[scores]), abs=1e-6)
+    assert sqnr_db_of(a, b) > found.sqnr_db + 15
     last = boxes + classes - 1
     assert found.part == (f"{boxes} to {last} of axis {axis}" if classes > 1 else f"{boxes} of axis {axis}")
 
@@ -57,7 +53,7 @@ def test_channels_of_images_are_parts_too(axis: int) -> None:
     a, b = (x.reshape(8, 7, 10, 12) for x in _detections(np.random.default_rng(0), 4, 3, 120, 1))
     found = _compared(np.moveaxis(a, 1, axis), np.moveaxis(b, 1, axis))
     assert found.part == f"4 to 6 of axis {axis}"
-    assert found.sqnr_db == pytest.approx(_db(a[:, 4:], b[:, 4:]), abs=1e-6)
+    assert found.sqnr_db == pytest.approx(sqnr_db_of(a[:, 4:], b[:, 4:]), abs=1e-6)
 
 
 @settings(max_examples=25)
@@ -68,7 +64,7 @@ def test_alike_channels_are_one_figure(shape: tuple[int, ...], seed: int) -> Non
     b = a + r.normal(0, 0.1, shape).astype(np.float32)
     found = _compared(a, b)
     assert found.part is None
-    assert found.sqnr_db == pytest.approx(_db(a, b), abs=1e-6)
+    assert found.sqnr_db == pytest.approx(sqnr_db_of(a, b), abs=1e-6)
 
 
 def test_classes_that_never_come_up_are_no_part() -> None:

@@ -12,11 +12,6 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__")
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what distributions are built from, links as links: builders write beside what they build."""
     folder = tmp_path_factory.mktemp("sources")

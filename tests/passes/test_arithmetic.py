@@ -12,13 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from qtool.passes.quantization.arithmetic import CanonicalArithmetic
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
-
-
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
 
 
 def test_subtraction_and_division_by_constants_are_rewritten(parsed: Parsed, applied: Applied) -> None:
@@ -28,7 +25,7 @@ def test_subtraction_and_division_by_constants_are_rewritten(parsed: Parsed, app
         std=np.array([[0.229], [0.224], [0.225]], np.float32),
     )
     after = applied(model, CanonicalArithmetic())
-    assert _operators(after) == ["Add", "Mul"]
+    assert operators_of(after) == ["Add", "Mul"]
     assert [node.name for node in after.graph] == ["/a/Sub", "/y/Div"]
 
 
@@ -54,7 +51,7 @@ def test_integers_are_left_alone(parsed: Parsed, applied: Applied) -> None:
         "g (int64[N,3] x) => (int64[N,3] y) { a = Sub (x, c) y = Div (a, c) }",
         c=np.array(3, np.int64),
     )
-    assert _operators(applied(model, CanonicalArithmetic())) == ["Sub", "Div"]
+    assert operators_of(applied(model, CanonicalArithmetic())) == ["Sub", "Div"]
 
 
 def test_a_divisor_that_others_read_keeps_its_value(parsed: Parsed, applied: Applied) -> None:
@@ -67,7 +64,7 @@ def test_a_divisor_that_others_read_keeps_its_value(parsed: Parsed, applied: App
         }""",
         c=np.array(2.0, np.float32),
     )
-    assert _operators(applied(model, CanonicalArithmetic())) == ["Mul", "Add", "Mul", "Pow"]
+    assert operators_of(applied(model, CanonicalArithmetic())) == ["Mul", "Add", "Mul", "Pow"]
 
 
 def test_a_divisor_whose_reciprocal_leaves_float32_keeps_the_outputs(parsed: Parsed, applied: Applied) -> None:

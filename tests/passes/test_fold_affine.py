@@ -12,14 +12,11 @@ import onnx_ir as ir
 import pytest
 
 from qtool.passes.quantization.fold_affine import FoldAffine
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
 Arrays = Callable[..., npt.NDArray[np.float32]]
-
-
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
 
 
 def _batchnorm(random_array: Arrays, channels: int) -> dict[str, npt.NDArray[Any]]:
@@ -46,7 +43,7 @@ def test_batchnorm_folds_into_a_convolution(
         **tensors,
         **_batchnorm(random_array, 6),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv"]
 
 
 def test_a_whole_chain_folds(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -65,7 +62,7 @@ def test_a_whole_chain_folds(parsed: Parsed, applied: Applied, random_array: Arr
         two=np.float32(2.0),
         **_batchnorm(random_array, 4),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Relu"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Relu"]
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
@@ -81,7 +78,7 @@ def test_batchnorm_folds_into_a_transposed_convolution(
         b=random_array(8),
         **_batchnorm(random_array, 8),
     )
-    assert _operators(applied(model, FoldAffine())) == ["ConvTranspose"]
+    assert operators_of(applied(model, FoldAffine())) == ["ConvTranspose"]
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -100,7 +97,7 @@ def test_factors_and_offsets_fold_into_gemm(
         factor=random_array(5),
         offset=random_array(1, 5, seed=1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Gemm"]
+    assert operators_of(applied(model, FoldAffine())) == ["Gemm"]
 
 
 def test_batchnorm_behind_gemm_folds(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -113,7 +110,7 @@ def test_batchnorm_behind_gemm_folds(parsed: Parsed, applied: Applied, random_ar
         b=random_array(5),
         **_batchnorm(random_array, 5),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Gemm"]
+    assert operators_of(applied(model, FoldAffine())) == ["Gemm"]
 
 
 @pytest.mark.parametrize("bias", [(4, 1), (4, 4)])
@@ -142,7 +139,7 @@ def test_a_weighted_bias_is_left_alone(parsed: Parsed, applied: Applied, random_
         b=random_array(4),
         offset=random_array(4, seed=1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Gemm", "Add"]
+    assert operators_of(applied(model, FoldAffine())) == ["Gemm", "Add"]
 
 
 def test_a_constant_that_differs_along_other_axes_is_left_alone(
@@ -165,8 +162,8 @@ def test_a_constant_that_differs_along_other_axes_is_left_alone(
         whole=random_array(4, 4, 4),
         plane=random_array(1, 1, 4, 4),
     )
-    assert _operators(applied(model, FoldAffine())).count("Conv") == 3
-    assert len(_operators(applied(model, FoldAffine()))) == 6
+    assert operators_of(applied(model, FoldAffine())).count("Conv") == 3
+    assert len(operators_of(applied(model, FoldAffine()))) == 6
 
 
 def test_a_constant_that_adds_dimensions_is_left_alone(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -178,7 +175,7 @@ def test_a_constant_that_adds_dimensions_is_left_alone(parsed: Parsed, applied: 
         w=random_array(4, 3, 1),
         factor=random_array(1, 1, 4, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Mul"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Mul"]
 
 
 def test_a_tied_weight_is_not_changed_for_its_other_reader(
@@ -193,7 +190,7 @@ def test_a_tied_weight_is_not_changed_for_its_other_reader(
         w=random_array(3, 3, 1, 1),
         factor=random_array(3, 1, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Mul", "Conv"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Mul", "Conv"]
 
 
 def test_a_shared_bias_is_not_changed_for_its_other_reader(
@@ -210,7 +207,7 @@ def test_a_shared_bias_is_not_changed_for_its_other_reader(
         b=random_array(4),
         factor=random_array(4, 1, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Conv"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Conv"]
 
 
 def test_an_output_that_others_read_is_left_alone(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -226,7 +223,7 @@ def test_an_output_that_others_read_is_left_alone(parsed: Parsed, applied: Appli
         w2=random_array(4, 3, 1, 1, seed=1),
         factor=random_array(4, 1, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Mul", "Relu", "Conv", "Mul"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Mul", "Relu", "Conv", "Mul"]
 
 
 def test_an_output_that_is_multiplied_by_itself_is_left_alone(
@@ -236,7 +233,7 @@ def test_an_output_that_is_multiplied_by_itself_is_left_alone(
         "g (float[N,3,4,4] x) => (float[N,4,4,4] y) { a = Conv (x, w) y = Mul (a, a) }",
         w=random_array(4, 3, 1, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Mul"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Mul"]
 
 
 def test_a_weight_that_a_caller_may_override_is_left_alone(
@@ -250,7 +247,7 @@ def test_a_weight_that_a_caller_may_override_is_left_alone(
         w=random_array(4, 3, 1, 1),
         factor=random_array(4, 1, 1),
     )
-    assert _operators(applied(model, FoldAffine())) == ["Conv", "Mul"]
+    assert operators_of(applied(model, FoldAffine())) == ["Conv", "Mul"]
 
 
 def test_a_batchnorm_that_trains_is_left_alone(parsed: Parsed, random_array: Arrays) -> None:
@@ -264,7 +261,7 @@ def test_a_batchnorm_that_trains_is_left_alone(parsed: Parsed, random_array: Arr
             **_batchnorm(random_array, 4),
         )
     )
-    assert _operators(FoldAffine()(model).model) == ["Conv", "BatchNormalization"]
+    assert operators_of(FoldAffine()(model).model) == ["Conv", "BatchNormalization"]
 
 
 def test_an_output_that_a_branch_reads_is_left_alone(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -283,4 +280,4 @@ def test_an_output_that_a_branch_reads_is_left_alone(parsed: Parsed, applied: Ap
         factor=random_array(4, 1, 1),
         big=np.float32(1e9),
     )
-    assert _operators(applied(model, FoldAffine()))[:2] == ["Conv", "Mul"]
+    assert operators_of(applied(model, FoldAffine()))[:2] == ["Conv", "Mul"]

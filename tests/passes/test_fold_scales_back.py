@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from qtool.passes.quantization.fold_scales_back import FoldScalesBack
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
@@ -43,16 +44,12 @@ def tensors(random_array: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
 def test_the_scale_of_scores_goes_into_the_queries(
     parsed: Parsed, applied: Applied, tensors: dict[str, np.ndarray]
 ) -> None:
     model = parsed(_ATTENTION, **tensors)
     after = applied(model, FoldScalesBack())
-    assert "Mul" not in _operators(after)
+    assert "Mul" not in operators_of(after)
     stored = {np.float32(abs(value.const_value.numpy()).max()) for value in after.graph.initializers.values()}
     assert np.float32(abs(tensors["wq"] * _FACTOR).max()) in stored
     assert np.float32(abs(tensors["wk"]).max()) in stored
@@ -62,7 +59,7 @@ def test_scores_that_somebody_else_reads_keep_their_scale(
     parsed: Parsed, applied: Applied, tensors: dict[str, np.ndarray]
 ) -> None:
     text = _ATTENTION.replace("=> (float[1,2,6,6] y)", "=> (float[1,2,6,6] y, float[1,2,6,6] scores)")
-    assert "Mul" in _operators(applied(parsed(text, **tensors), FoldScalesBack()))
+    assert "Mul" in operators_of(applied(parsed(text, **tensors), FoldScalesBack()))
 
 
 def test_a_weight_that_two_layers_share_keeps_its_values(
@@ -70,20 +67,20 @@ def test_a_weight_that_two_layers_share_keeps_its_values(
 ) -> None:
     text = "g (float[6,8] x) => (float[6,8] y) { a = MatMul (x, w) s = Mul (a, c) y = MatMul (s, w) }"
     model = parsed(text, w=random_array(8, 8), c=np.array(_FACTOR))
-    assert "Mul" in _operators(applied(model, FoldScalesBack()))
+    assert "Mul" in operators_of(applied(model, FoldScalesBack()))
 
 
 def test_a_factor_for_each_channel_stays_where_it_is(
     parsed: Parsed, applied: Applied, tensors: dict[str, np.ndarray]
 ) -> None:
     tensors["half"] = np.linspace(0.5, 1.0, 6, dtype=np.float32)
-    assert "Mul" in _operators(applied(parsed(_ATTENTION, **tensors), FoldScalesBack()))
+    assert "Mul" in operators_of(applied(parsed(_ATTENTION, **tensors), FoldScalesBack()))
 
 
 def test_a_number_with_more_axes_than_the_tensor_stays(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
     text = "g (float[6,8] x) => (float[1,6,8] y) { a = MatMul (x, w) y = Mul (a, c) }"
     model = parsed(text, w=random_array(8, 8), c=np.full((1, 1, 1), _FACTOR))
-    assert "Mul" in _operators(applied(model, FoldScalesBack()))
+    assert "Mul" in operators_of(applied(model, FoldScalesBack()))
 
 
 def test_a_gemm_takes_the_factor_for_its_bias_too(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -92,4 +89,4 @@ def test_a_gemm_takes_the_factor_for_its_bias_too(parsed: Parsed, applied: Appli
     shapes = {"flat": np.array([6, 8]), "back": np.array([1, 6, 8])}
     model = parsed(text, w=random_array(8, 8), b=random_array(8), c=np.array(_FACTOR), **shapes)
     after = applied(model, FoldScalesBack())
-    assert _operators(after) == ["Reshape", "Gemm", "Reshape"]
+    assert operators_of(after) == ["Reshape", "Gemm", "Reshape"]

@@ -15,6 +15,7 @@ from qtool.passes.quantization.einsum_to_matmul import EinsumToMatMul
 from qtool.passes.quantization.hard_swish import SpellOutHardSwish
 from qtool.passes.quantization.prelu_to_leaky_relu import PReluToLeakyRelu
 from qtool.passes.quantization.transposed_conv import TransposedConvToConv
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
@@ -22,10 +23,6 @@ Arrays = Callable[..., npt.NDArray[np.float32]]
 
 # Types between nodes are known by the time that it runs.
 _SPELLED_OUT = (common.ShapeInferencePass(), SpellOutHardSwish())
-
-
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
 
 
 def _between_layers(parsed: Parsed, random_array: Arrays, body: str) -> onnx.ModelProto:
@@ -49,7 +46,7 @@ def test_a_hard_swish_between_layers_becomes_a_clamp_and_products(
     parsed: Parsed, applied: Applied, random_array: Arrays, body: str
 ) -> None:
     model = applied(_between_layers(parsed, random_array, body), *_SPELLED_OUT)
-    assert _operators(model) == ["Conv", "Add", "Clip", "Mul", "Mul", "Conv"]
+    assert operators_of(model) == ["Conv", "Add", "Clip", "Mul", "Mul", "Conv"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ def test_other_hard_sigmoids_and_those_among_floats_are_left_alone(
     parsed: Parsed, applied: Applied, random_array: Arrays, body: str, operators: list[str]
 ) -> None:
     model = applied(_between_layers(parsed, random_array, body), *_SPELLED_OUT)
-    assert _operators(model) == ["Conv", *operators, "Conv"]
+    assert operators_of(model) == ["Conv", *operators, "Conv"]
 
 
 def test_a_hard_swish_in_front_of_a_normalization_or_a_mean_becomes_a_clamp_and_products(
@@ -84,7 +81,7 @@ def test_a_hard_swish_in_front_of_a_normalization_or_a_mean_becomes_a_clamp_and_
         w=random_array(3, 3, 1),
         **tensors,
     )
-    operators = _operators(applied(model, *_SPELLED_OUT))
+    operators = operators_of(applied(model, *_SPELLED_OUT))
     assert operators == ["Conv", "BatchNormalization", "Add", "Clip", "Mul", "Mul", "ReduceMean"]
 
 
@@ -93,7 +90,7 @@ def test_one_slope_makes_a_leaky_relu(
     parsed: Parsed, applied: Applied, random_array: Arrays, shape: tuple[int, ...], operator: str
 ) -> None:
     model = parsed("g (float[N,3,4] x) => (float[N,3,4] y) { y = PRelu (x, slope) }", slope=random_array(*shape))
-    assert _operators(applied(model, PReluToLeakyRelu())) == [operator]
+    assert operators_of(applied(model, PReluToLeakyRelu())) == [operator]
 
 
 @pytest.mark.parametrize("side", [2, 3])
@@ -104,7 +101,7 @@ def test_windows_that_do_not_overlap_become_a_convolution(
     tensors = {"w": random_array(64, 5, side, side)} | ({"b": random_array(5)} if bias else {})
     text = f"y = ConvTranspose <strides = [{side},{side}]> ({'x, w, b' if bias else 'x, w'})"
     model = parsed(f"g (float[N,64,3,4] x) => (float[N,5,{3 * side},{4 * side}] y) {{ {text} }}", **tensors)
-    assert _operators(applied(model, TransposedConvToConv(), tolerance=1e-4)) == ["Conv", "DepthToSpace"]
+    assert operators_of(applied(model, TransposedConvToConv(), tolerance=1e-4)) == ["Conv", "DepthToSpace"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +125,7 @@ def test_other_transposed_convolutions_are_left_alone(
         f"g (float[N,{weights[0]},3,4] x) => (float[A,B,C,D] y) {{ y = ConvTranspose <{attributes}> (x, w) }}",
         w=random_array(*weights),
     )
-    assert _operators(applied(model, TransposedConvToConv())) == ["ConvTranspose"]
+    assert operators_of(applied(model, TransposedConvToConv())) == ["ConvTranspose"]
 
 
 @pytest.mark.parametrize(
@@ -157,4 +154,4 @@ def test_products_of_matrices_leave_einsum(
     result = ",".join("ABCD"[:rank])
     body = f'y = Einsum <equation = "{equation}"> (a, b)'
     model = parsed(f"g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ {body} }}")
-    assert _operators(applied(model, EinsumToMatMul())) == operators
+    assert operators_of(applied(model, EinsumToMatMul())) == operators

@@ -12,13 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from qtool.passes.quantization.mean_to_pool import MeanToGlobalAveragePool
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
-
-
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
 
 
 @pytest.mark.parametrize("axes", ["2,3", "3,2", "-1,-2", "2,-1"])
@@ -36,7 +33,7 @@ def test_a_mean_over_rows_and_columns_becomes_a_pool(parsed: Parsed, applied: Ap
         opset=opset,
         **tensors,
     )
-    assert _operators(applied(model, MeanToGlobalAveragePool())) == [
+    assert operators_of(applied(model, MeanToGlobalAveragePool())) == [
         "GlobalAveragePool",
         "GlobalAveragePool",
         "Squeeze",
@@ -48,7 +45,7 @@ def test_one_and_three_dimensions_become_pools_too(parsed: Parsed, applied: Appl
     rank = shape.count(",") + 1
     axes = ",".join(str(axis) for axis in range(2, rank))
     model = parsed(f"g (float[{shape}] x) => (float[N,3] y) {{ y = ReduceMean <axes = [{axes}], keepdims = 0> (x) }}")
-    assert _operators(applied(model, MeanToGlobalAveragePool())) == ["GlobalAveragePool", "Squeeze"]
+    assert operators_of(applied(model, MeanToGlobalAveragePool())) == ["GlobalAveragePool", "Squeeze"]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +64,9 @@ def test_other_means_are_left_alone(parsed: Parsed, applied: Applied, shape: str
         f"g (float[{shape}] x) => (float[A] y) {{ m = ReduceMean {attributes} (x) y = Reshape (m, flat) }}",
         flat=np.array([-1], np.int64),
     )
-    assert _operators(applied(model, MeanToGlobalAveragePool())) == ["ReduceMean", "Reshape"]
+    assert operators_of(applied(model, MeanToGlobalAveragePool())) == ["ReduceMean", "Reshape"]
 
 
 def test_double_precision_is_left_alone(parsed: Parsed, applied: Applied) -> None:
     model = parsed("g (double[N,3,4,5] x) => (double[N,3,1,1] y) { y = ReduceMean <axes = [2,3]> (x) }")
-    assert _operators(applied(model, MeanToGlobalAveragePool())) == ["ReduceMean"]
+    assert operators_of(applied(model, MeanToGlobalAveragePool())) == ["ReduceMean"]

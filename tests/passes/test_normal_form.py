@@ -18,14 +18,11 @@ from qtool.passes.quantization.explicit_bias import ExplicitBias
 from qtool.passes.quantization.fold_constants import FoldConstants
 from qtool.passes.quantization.fold_weight_transposes import FoldWeightTransposes
 from qtool.passes.quantization.matmul_add_to_gemm import MatMulAddToGemm
+from tests.graphs_read import operators_of
 
 Parsed = Callable[..., onnx.ModelProto]
 Applied = Callable[..., ir.Model]
 Arrays = Callable[..., npt.NDArray[np.float32]]
-
-
-def _operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
 
 
 # --- opset
@@ -99,7 +96,7 @@ def test_old_resizing_keeps_its_coordinates(
         ir_version=4,
         scales=np.array([1.0, 1.0, scale, scale], np.float32),
     )
-    assert "Resize" in _operators(applied(model, RaiseOpset()))
+    assert "Resize" in operators_of(applied(model, RaiseOpset()))
 
 
 @pytest.mark.parametrize("axis", [1, 2, -1])
@@ -141,7 +138,7 @@ def test_constants_of_every_kind_become_initializers(parsed: Parsed, applied: Ap
         }"""
     )
     after = applied(model, ConstantsToInitializers())
-    assert _operators(after) == ["Mul", "Add", "Reshape"]
+    assert operators_of(after) == ["Mul", "Add", "Reshape"]
     assert len(after.graph.initializers) == 3
 
 
@@ -170,7 +167,7 @@ def test_expressions_of_constants_are_computed_at_once(parsed: Parsed, applied: 
         axis=np.array([0], np.int64),
         rest=np.array([-1], np.int64),
     )
-    assert _operators(applied(model, FoldConstants())) == ["Mul", "Reshape"]
+    assert operators_of(applied(model, FoldConstants())) == ["Mul", "Reshape"]
 
 
 def test_what_does_nothing_disappears_without_a_trace(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -189,7 +186,7 @@ def test_what_does_nothing_disappears_without_a_trace(parsed: Parsed, applied: A
         one=np.float32(1.0),
         zero=np.float32(0.0),
     )
-    assert _operators(applied(model, FoldConstants())) == ["Relu"]
+    assert operators_of(applied(model, FoldConstants())) == ["Relu"]
 
 
 def test_explicit_zero_padding_folds_into_the_convolution(
@@ -203,7 +200,7 @@ def test_explicit_zero_padding_folds_into_the_convolution(
         pads=np.array([0, 0, 1, 1, 0, 0, 2, 0], np.int64),
         w=random_array(4, 3, 3, 3),
     )
-    assert _operators(applied(model, FoldConstants())) == ["Conv"]
+    assert operators_of(applied(model, FoldConstants())) == ["Conv"]
 
 
 @pytest.mark.parametrize(("mode", "fill"), [("reflect", 0.0), ("edge", 0.0), ("constant", 1.5)])
@@ -219,7 +216,7 @@ def test_padding_with_something_else_is_left_alone(
         fill=np.float32(fill),
         w=random_array(4, 3, 3, 3),
     )
-    assert "Pad" in _operators(applied(model, FoldConstants()))
+    assert "Pad" in operators_of(applied(model, FoldConstants()))
 
 
 # --- weights
@@ -230,7 +227,7 @@ def test_the_transpose_of_a_weight_is_stored(parsed: Parsed, applied: Applied, r
         "g (float[2,5,6] x) => (float[2,5,4] y) { t = Transpose <perm = [1,0]> (w) y = MatMul (x, t) }",
         w=random_array(4, 6),
     )
-    assert _operators(applied(model, FoldWeightTransposes())) == ["MatMul"]
+    assert operators_of(applied(model, FoldWeightTransposes())) == ["MatMul"]
 
 
 def test_the_default_transpose_reverses_the_axes(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -238,7 +235,7 @@ def test_the_default_transpose_reverses_the_axes(parsed: Parsed, applied: Applie
         "g (float[2,6] x) => (float[2,4] y) { t = Transpose (w) y = Gemm (x, t) }",
         w=random_array(4, 6),
     )
-    assert _operators(applied(model, FoldWeightTransposes())) == ["Gemm"]
+    assert operators_of(applied(model, FoldWeightTransposes())) == ["Gemm"]
 
 
 def test_a_tied_weight_stays_one_tensor(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -262,7 +259,7 @@ def test_matmul_and_add_become_gemm(parsed: Parsed, applied: Applied, random_arr
         w=random_array(6, 4),
         b=random_array(4),
     )
-    assert _operators(applied(model, Tidy(), MatMulAddToGemm())) == ["Gemm"]
+    assert operators_of(applied(model, Tidy(), MatMulAddToGemm())) == ["Gemm"]
 
 
 def test_a_matmul_of_more_dimensions_stays_a_matmul(parsed: Parsed, applied: Applied, random_array: Arrays) -> None:
@@ -271,7 +268,7 @@ def test_a_matmul_of_more_dimensions_stays_a_matmul(parsed: Parsed, applied: App
         w=random_array(6, 4),
         b=random_array(4),
     )
-    assert _operators(applied(model, Tidy(), MatMulAddToGemm())) == ["MatMul", "Add"]
+    assert operators_of(applied(model, Tidy(), MatMulAddToGemm())) == ["MatMul", "Add"]
 
 
 @pytest.mark.parametrize("layer", ["Conv (x, w)", "Gemm (f, v)", "Gemm <transB = 1> (f, u)"])
@@ -313,7 +310,7 @@ def test_functions_are_inlined_even_inside_each_other(applied: Applied) -> None:
         Outer (v) => (w) { i = local.Inner (v) w = local.Inner (i) }"""
     )
     after = applied(model, InlineFunctions())
-    assert _operators(after) == ["Sigmoid", "Mul"] * 3
+    assert operators_of(after) == ["Sigmoid", "Mul"] * 3
     assert not after.functions
     assert set(after.opset_imports) == {""}
 
@@ -331,7 +328,7 @@ def test_unused_nodes_go_and_names_are_given(parsed: Parsed, applied: Applied, r
     for node in model.graph.node:
         node.name = ""
     after = applied(model, Tidy())
-    assert _operators(after) == ["Mul", "Relu"]
+    assert operators_of(after) == ["Mul", "Relu"]
     assert list(after.graph.initializers) == ["c"]
     names = [node.name for node in after.graph]
     assert all(names)

@@ -11,17 +11,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from qtool.backends.targets import PRESETS
 from qtool.calib.affine import dequantize
 from qtool.calib.grid import Grid
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array
 from qtool.plan import Plan
-from qtool.planning import build_plan
 from qtool.runtime.session import Session
-from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import correct_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
+from tests.graphs_read import plan_of
 
 Arrays = Callable[..., npt.NDArray[np.float32]]
 Prepared = Callable[..., ir.Model]
@@ -92,10 +90,6 @@ def _model(layer: Layer, prepared: Prepared, random_array: Arrays) -> ir.Model:
     )
 
 
-def _plan(model: ir.Model) -> Plan:
-    return build_plan(model, PRESETS["x86"], NodeSelection())
-
-
 def _weight(model: ir.Model) -> npt.NDArray[Any]:
     array = constant_array(model.graph.initializers["w"])
     assert array is not None
@@ -126,7 +120,7 @@ def test_every_output_channel_keeps_its_mean(name: str, prepared: Prepared, rand
     layer = _LAYERS[name]
     model = _model(layer, prepared, random_array)
     x = np.abs(random_array(*layer.x)) + np.float32(0.5)
-    plan, float_means = _plan(model), _means(model, layer, x)
+    plan, float_means = plan_of(model), _means(model, layer, x)
     coarse = _coarse(model, plan)
     value = model.graph.initializers["w"]
     original = value.const_value
@@ -144,7 +138,7 @@ def test_every_output_channel_keeps_its_mean(name: str, prepared: Prepared, rand
 def test_without_channel_means_nothing_changes(prepared: Prepared, random_array: Arrays) -> None:
     layer = _LAYERS["conv"]
     model = _model(layer, prepared, random_array)
-    plan, before = _plan(model), ir.to_proto(model)
+    plan, before = plan_of(model), ir.to_proto(model)
     seen = TensorStatistics()
     x = random_array(*layer.x)
     seen.add(x, x)
@@ -158,7 +152,7 @@ def test_a_bias_that_differs_from_row_to_row_is_left_alone(prepared: Prepared, r
         w=random_array(4, 6),
         b=random_array(6, 1),
     )
-    plan, before = _plan(model), ir.to_proto(model)
+    plan, before = plan_of(model), ir.to_proto(model)
     x = random_array(2, 6, 4)
     assert correct_biases(model, plan, {"w": _coarse(model, plan)}, _statistics(plan, x)) == {}
     assert ir.to_proto(model) == before
@@ -175,7 +169,7 @@ def test_a_bias_shared_by_two_layers_is_corrected_for_each_alone(prepared: Prepa
         v=random_array(6, 4, 1, 1, seed=1),
         b=random_array(6),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     x = np.abs(random_array(3, 4, 6, 6)) + np.float32(0.5)
     other = constant_array(model.graph.initializers["v"])
     assert other is not None

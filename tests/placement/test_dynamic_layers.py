@@ -22,6 +22,7 @@ from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.schemes import DynamicScheme
 from qtool.selection import NodeSelection
+from tests.graphs_read import reason_of
 
 _S8 = Grid(bits=8, signed=True, symmetric=True)
 _SCHEME = DynamicScheme(weights=_S8)
@@ -52,10 +53,6 @@ def _kernels(model: ir.Model, folder: Path, level: Level = "extended") -> Counte
 
 def _stored(model: ir.Model) -> dict[str, np.ndarray]:
     return {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
-
-
-def _reason(plan: DynamicPlan, node: str) -> str:
-    return next(skip.reason for skip in plan.skipped if skip.node == node)
 
 
 def _dynamic_product(x: np.ndarray, weight: np.ndarray, grid: Grid, *, per_channel: bool) -> np.ndarray:
@@ -244,7 +241,7 @@ def test_what_stays_float_says_why(
     plan = _plan(model)
     assert "/p/MatMul" in plan.integer_nodes
     assert node not in plan.integer_nodes
-    assert reason in _reason(plan, node)
+    assert reason in reason_of(plan, node)
     assert "y" in {value.name for value in _quantized(model).graph.outputs}
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from tests.closeness import sqnr_db_of
+
 # Scores first or last, joined along either axis, and what comes behind.
 _ENDS = {
     "channels": "y = Concat <axis = 1> (boxes, scores)",
@@ -34,10 +36,6 @@ _NET = """g (float[n,3,16,16] x) => (float[n,u,v] y) {{
 }}"""
 
 
-def _db(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(a).sum() / np.square(a - b).sum()))
-
-
 @pytest.mark.parametrize("target", ["qnn", "x86", "tensorrt"])
 @pytest.mark.parametrize("end", _ENDS)
 def test_scores_beside_pixels_survive(run: Any, save: Any, tmp_path: Path, end: str, target: str) -> None:
@@ -61,14 +59,14 @@ def test_scores_beside_pixels_survive(run: Any, save: Any, tmp_path: Path, end: 
     axis = 2 if end in ("turned behind", "last axis") else 1
     expected, found = (np.moveaxis(values, axis, 1) for values in (expected, found))
     scores = slice(0, 3) if end == "scores first" else slice(4, 7)
-    assert _db(expected[:, scores], found[:, scores]) > 20
+    assert sqnr_db_of(expected[:, scores], found[:, scores]) > 20
     (told,) = outcome.json["outputs"]
     held = slice(9, None, 10)
     assert told["part"] is not None
     assert told["part"].endswith(f"of axis {axis}")
     if target != "x86":  # whose own kernels round otherwise
         parts = (scores, slice(3, 7) if scores.start == 0 else slice(0, 4))
-        worst = min(_db(expected[held, part], found[held, part]) for part in parts)
+        worst = min(sqnr_db_of(expected[held, part], found[held, part]) for part in parts)
         assert told["sqnr_db"] == pytest.approx(worst, abs=0.05)
     if target == "qnn":
         reasons = {skip["node"]: skip["reason"] for skip in outcome.json["float_nodes"]}

@@ -12,27 +12,12 @@ import pytest
 
 from qtool.backends.targets import PRESETS
 from qtool.calib.granularity import PerChannel, PerTensor
-from qtool.plan import Plan
-from qtool.planning import build_plan
-from qtool.schemes import Scheme
-from qtool.selection import NodeSelection
+from tests.graphs_read import integer_operators, plan_of, reason_of
 
 _X86 = PRESETS["x86"]
 
 Arrays = Callable[..., npt.NDArray[np.float32]]
 Prepared = Callable[..., ir.Model]
-
-
-def _plan(model: ir.Model, scheme: Scheme = _X86, **selection: tuple[str, ...]) -> Plan:
-    return build_plan(model, scheme, NodeSelection(**selection))
-
-
-def _operators(plan: Plan) -> list[str]:
-    return list(plan.integer_nodes.values())
-
-
-def _reason(plan: Plan, node: str) -> str:
-    return next(skip.reason for skip in plan.skipped if skip.node == node)
 
 
 # --- layers: granularity and form
@@ -47,7 +32,7 @@ def test_gemm_weights_have_one_scale_an_output(
         w=random_array(*((3, 6) if transposed else (6, 3))),
         b=random_array(3),
     )
-    assert [weight.granularity for weight in _plan(model).weights.values()] == [PerChannel(axis)]
+    assert [weight.granularity for weight in plan_of(model).weights.values()] == [PerChannel(axis)]
 
 
 def test_conv_weights_have_one_scale_an_output_channel(prepared: Prepared, random_array: Arrays) -> None:
@@ -56,7 +41,7 @@ def test_conv_weights_have_one_scale_an_output_channel(prepared: Prepared, rando
         w=random_array(4, 1, 3),
         w2=random_array(4, 4, 3),
     )
-    assert [weight.granularity for weight in _plan(model).weights.values()] == [PerChannel(0)]
+    assert [weight.granularity for weight in plan_of(model).weights.values()] == [PerChannel(0)]
 
 
 def test_matmul_weights_have_their_scales_on_the_last_axis(prepared: Prepared, random_array: Arrays) -> None:
@@ -64,7 +49,7 @@ def test_matmul_weights_have_their_scales_on_the_last_axis(prepared: Prepared, r
         "g (float[N,T,6] x) => (float[N,T,3] y) { y = MatMul (x, w) }",
         w=random_array(6, 3),
     )
-    assert _plan(model).weights["w"].granularity == PerChannel(1)
+    assert plan_of(model).weights["w"].granularity == PerChannel(1)
 
 
 def test_stacked_matmul_weights_have_one_scale(prepared: Prepared, random_array: Arrays) -> None:
@@ -72,19 +57,19 @@ def test_stacked_matmul_weights_have_one_scale(prepared: Prepared, random_array:
         "g (float[2,T,6] x) => (float[2,T,3] y) { y = MatMul (x, w) }",
         w=random_array(2, 6, 3),
     )
-    assert _plan(model).weights["w"].granularity == PerTensor()
+    assert plan_of(model).weights["w"].granularity == PerTensor()
 
 
 def test_a_product_of_two_activations_is_quantized_on_both_sides(prepared: Prepared) -> None:
     model = prepared("g (float[N,T,6] x, float[N,6,T] z) => (float[N,T,T] y) { y = MatMul (x, z) }")
-    plan = _plan(model)
+    plan = plan_of(model)
     assert set(plan.activations) == {"x", "z"}
     assert not plan.weights
 
 
 def test_a_product_of_a_tensor_with_itself_is_quantized_once(prepared: Prepared) -> None:
     model = prepared("g (float[N,6,6] x) => (float[N,6,6] y) { y = MatMul (x, x) }")
-    assert set(_plan(model).activations) == {"x"}
+    assert set(plan_of(model).activations) == {"x"}
 
 
 def test_a_tied_weight_stays_one_tensor(prepared: Prepared, random_array: Arrays) -> None:
@@ -92,7 +77,7 @@ def test_a_tied_weight_stays_one_tensor(prepared: Prepared, random_array: Arrays
         "g (float[N,4,8] x) => (float[N,4,8] y) { a = Conv (x, w) b = Conv (a, w) y = Tanh (b) }",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     assert list(plan.weights) == ["w"]
     assert plan.weights["w"].nodes == ("/a/Conv", "/b/Conv")
 
@@ -107,7 +92,7 @@ def test_a_weight_tied_across_different_axes_gets_one_scale(prepared: Prepared, 
         w=random_array(6, 6),
         b=random_array(6),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     assert plan.weights["w"].granularity == PerTensor()
     assert len(plan.weights["w"].nodes) == 2
 
@@ -134,7 +119,7 @@ def test_layers_without_an_integer_kernel_say_why(
         axes=np.array([1], np.int64),
         other=random_array(4, 4, seed=2),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     layer = next(skip for skip in plan.skipped if skip.operator in ("Gemm", "MatMul"))
     assert words in layer.reason
 
@@ -148,7 +133,7 @@ def test_double_precision_layers_stay_float(prepared: Prepared, random_array: Ar
         w=random_array(4, 4).astype(np.float64),
         v=random_array(4, 4),
     )
-    assert list(_plan(model).integer_nodes) == ["/u/MatMul"]
+    assert list(plan_of(model).integer_nodes) == ["/u/MatMul"]
 
 
 # --- element-wise and moving operators
@@ -165,7 +150,7 @@ def test_silu_between_layers_runs_on_integers(prepared: Prepared, random_array: 
         }""",
         w=random_array(4, 4, 1),
     )
-    assert _operators(_plan(model)) == ["Conv", "Sigmoid", "Mul", "Conv"]
+    assert integer_operators(plan_of(model)) == ["Conv", "Sigmoid", "Mul", "Conv"]
 
 
 def test_an_elementwise_operator_before_float_nodes_stays_float(prepared: Prepared, random_array: Arrays) -> None:
@@ -177,9 +162,9 @@ def test_an_elementwise_operator_before_float_nodes_stays_float(prepared: Prepar
         }""",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
-    assert _operators(plan) == ["Conv"]
-    assert _reason(plan, "/b/Add") == "nothing behind it reads integers"
+    plan = plan_of(model)
+    assert integer_operators(plan) == ["Conv"]
+    assert reason_of(plan, "/b/Add") == "nothing behind it reads integers"
 
 
 def test_an_elementwise_operator_behind_float_nodes_stays_float(prepared: Prepared, random_array: Arrays) -> None:
@@ -192,9 +177,9 @@ def test_an_elementwise_operator_behind_float_nodes_stays_float(prepared: Prepar
         }""",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
-    assert _operators(plan) == ["Conv"]
-    assert "comes from float" in _reason(plan, "/u/Sigmoid")
+    plan = plan_of(model)
+    assert integer_operators(plan) == ["Conv"]
+    assert "comes from float" in reason_of(plan, "/u/Sigmoid")
 
 
 def test_taking_one_operator_out_takes_out_what_rested_on_it(prepared: Prepared, random_array: Arrays) -> None:
@@ -209,10 +194,10 @@ def test_taking_one_operator_out_takes_out_what_rested_on_it(prepared: Prepared,
         }""",
         w=random_array(4, 4, 1),
     )
-    assert _operators(_plan(model)) == ["Conv", "Sigmoid", "LeakyRelu", "AveragePool", "Conv"]
-    plan = _plan(model, exclude=("AveragePool",))
-    assert _operators(plan) == ["Conv", "Conv"]
-    assert "--exclude" in _reason(plan, "/d/AveragePool")
+    assert integer_operators(plan_of(model)) == ["Conv", "Sigmoid", "LeakyRelu", "AveragePool", "Conv"]
+    plan = plan_of(model, exclude=("AveragePool",))
+    assert integer_operators(plan) == ["Conv", "Conv"]
+    assert "--exclude" in reason_of(plan, "/d/AveragePool")
 
 
 def test_a_constant_operand_is_quantized_on_the_grid_of_the_activations(
@@ -229,8 +214,8 @@ def test_a_constant_operand_is_quantized_on_the_grid_of_the_activations(
         w=random_array(4, 4, 1),
         factor=random_array(4, 1),
     )
-    plan = _plan(model)
-    assert "Mul" in _operators(plan)
+    plan = plan_of(model)
+    assert "Mul" in integer_operators(plan)
     assert plan.weights["factor"].grid == _X86.activations
     assert plan.weights["factor"].granularity == PerTensor()
 
@@ -246,8 +231,8 @@ def test_concat_and_split_pass_integers(prepared: Prepared, random_array: Arrays
         }""",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
-    assert _operators(plan) == ["Conv", "Split", "Concat", "Conv"]
+    plan = plan_of(model)
+    assert integer_operators(plan) == ["Conv", "Split", "Concat", "Conv"]
     assert plan.activations["left"].source == plan.activations["right"].source == "a"
     assert plan.activations["c"].source == "c"
 
@@ -264,9 +249,9 @@ def test_moving_integers_that_are_no_floats_is_none_of_our_business(prepared: Pr
         table=random_array(7, 4),
         w=random_array(4, 3),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     assert {"row", "flat", "ids"}.isdisjoint(plan.activations)
-    assert "Squeeze" not in _operators(plan)
+    assert "Squeeze" not in integer_operators(plan)
 
 
 @pytest.mark.parametrize(("low", "high", "absorbed"), [(0.0, 6.0, True), (-1.0, 1.0, True), (1.0, 6.0, False)])
@@ -284,7 +269,7 @@ def test_a_clip_around_zero_is_absorbed(
         low=np.float32(low),
         high=np.float32(high),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     assert ("a" not in plan.activations) == absorbed
     assert ("/c/Clip" not in {skip.node for skip in plan.skipped}) == absorbed
 
@@ -300,7 +285,7 @@ def test_a_relu_with_a_second_reader_before_it_is_not_absorbed(prepared: Prepare
         }""",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
+    plan = plan_of(model)
     assert {"a", "r"} <= set(plan.activations)
 
 
@@ -316,7 +301,7 @@ def test_what_is_inside_a_branch_is_skipped_with_its_reason(prepared: Prepared, 
         }""",
         w=random_array(4, 4, 1),
     )
-    plan = _plan(model)
-    assert _operators(plan) == ["Conv"]
+    plan = plan_of(model)
+    assert integer_operators(plan) == ["Conv"]
     assert {skip.operator for skip in plan.skipped if "branch" in skip.reason} == {"Conv", "Sigmoid"}
     assert plan.weights["w"].nodes == ("/a/Conv",)

@@ -10,10 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qtool.runtime.session import Session
-
-
-def _initializers(path: Path) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+from tests.graphs_read import initializers_of
 
 
 def test_the_weights_are_the_dequantized_ones(run: Any, model: Path, data: Path) -> None:
@@ -24,7 +21,7 @@ def test_the_weights_are_the_dequantized_ones(run: Any, model: Path, data: Path)
     assert path.name == "net.float.onnx"
     graph = onnx.load(path).graph
     assert not [node for node in graph.node if "Quantize" in node.op_type or "Dequantize" in node.op_type]
-    quantized, floats = _initializers(Path("net.int8.onnx")), _initializers(path)
+    quantized, floats = initializers_of(Path("net.int8.onnx")), initializers_of(path)
     for name in ("w1", "w2", "w3", "w4"):
         scale = quantized[f"{name}_scale"].reshape(-1, *[1] * (floats[name].ndim - 1))
         expected = quantized[f"{name}_quantized"].astype(np.float32) * scale

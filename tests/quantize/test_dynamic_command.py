@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from qtool.runtime.session import Session
+from tests.graphs_read import counted_operators, initializers_of
 
 _ENCODER = """
 encoder (float[n,t,16] x) => (float[n,t,8] out)
@@ -52,18 +51,10 @@ def sequences(tmp_path: Path) -> Path:
     return path
 
 
-def _initializers(path: Path) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-
-
-def _operators(path: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
 def _kernels(path: Path) -> Counter[str]:
     optimized = path.with_suffix(".optimized.onnx")
     Session(path, threads=1, level="extended", optimized_to=optimized)
-    return _operators(optimized)
+    return counted_operators(optimized)
 
 
 def _sqnr_db(reference: Path, other: Path, x: np.ndarray) -> float:
@@ -83,7 +74,7 @@ def test_no_data_is_needed(run: Any, encoder: Path) -> None:
         {"operator": "MatMulInteger", "integer": 4, "total": 4}
     ]
     quantized = Path("encoder.int8.onnx")
-    assert _operators(quantized)["DynamicQuantizeLinear"] == 4
+    assert counted_operators(quantized)["DynamicQuantizeLinear"] == 4
     kernels = _kernels(quantized)
     assert (kernels["DynamicQuantizeMatMul"], kernels["MatMulIntegerToFloat"], kernels["MatMulInteger"]) == (2, 2, 0)
     x = np.random.default_rng(4).normal(0, 1, (9, 5, 16)).astype(np.float32)
@@ -214,15 +205,15 @@ def test_dequantize_gives_the_products_their_floats_back(run: Any, encoder: Path
     assert outcome.code == 0, outcome.err
     assert outcome.json["removed_nodes"] == 4
     back = Path("encoder.float.onnx")
-    assert _operators(back) == _operators(encoder)
-    quantized, floats = _initializers(Path("encoder.int8.onnx")), _initializers(back)
+    assert counted_operators(back) == counted_operators(encoder)
+    quantized, floats = initializers_of(Path("encoder.int8.onnx")), initializers_of(back)
     for name in ("wq", "wk", "w1", "w2"):
         integers = quantized[f"{name}_quantized"].astype(np.float32)
         zero_point = quantized.get(f"{name}_zero_point", np.zeros(1)).astype(np.float32)
         np.testing.assert_array_equal(floats[name], (integers - zero_point) * quantized[f"{name}_scale"])
     again = run("quantize", back, *arguments, "-o", "again.onnx")
     assert again.code == 0, again.err
-    for name, array in _initializers(Path("again.onnx")).items():
+    for name, array in initializers_of(Path("again.onnx")).items():
         np.testing.assert_allclose(array, quantized[name], rtol=1e-6)
 
 
@@ -234,7 +225,7 @@ def test_dequantize_unties_nothing(run: Any, save_model: Any) -> None:
     path = save_model("tied.onnx", text, **{k: generator.normal(0, 1, s).astype(np.float32) for k, s in shapes.items()})
     assert run("quantize", path, "--scheme", "dynamic").code == 0
     assert run("dequantize", "tied.int8.onnx").code == 0
-    stored = _initializers(Path("tied.float.onnx"))
+    stored = initializers_of(Path("tied.float.onnx"))
     assert [name for name, array in stored.items() if array.size == 128] == ["w"]
     x = generator.normal(0, 1, (20, 16)).astype(np.float32)
     assert _sqnr_db(path, Path("tied.float.onnx"), x) > 30
@@ -251,7 +242,7 @@ def test_dynamic_models_of_onnxruntime_are_understood(run: Any, encoder: Path, w
     assert outcome.json["integer_nodes"] == (4 if weights_only else 6)
     back = run("dequantize", "theirs.onnx", "-o", "back.onnx")
     assert back.code == 0, back.err
-    assert _operators(Path("back.onnx")) == _operators(encoder)
+    assert counted_operators(Path("back.onnx")) == counted_operators(encoder)
     x = np.random.default_rng(4).normal(0, 1, (9, 5, 16)).astype(np.float32)
     assert _sqnr_db(encoder, Path("back.onnx"), x) > 30
 
@@ -262,7 +253,7 @@ def test_single_layers_are_dynamic_in_a_static_model(run: Any, encoder: Path, se
     assert outcome.json["dynamic_nodes"] == _LAYERS[:2]
     assert not set(_LAYERS[:2]) & {row["node"] for row in outcome.json["float_nodes"]}
     quantized = Path("encoder.int8.onnx")
-    assert _operators(quantized)["MatMulInteger"] == 2
+    assert counted_operators(quantized)["MatMulInteger"] == 2
     kernels = _kernels(quantized)
     assert kernels["MatMulIntegerToFloat"] >= 2
     assert kernels["MatMulInteger"] == 0
@@ -274,7 +265,9 @@ def test_single_layers_are_dynamic_in_a_static_model(run: Any, encoder: Path, se
     assert manifest["quantized"]["dynamic_nodes"] == 2
     back = run("dequantize", quantized, "--json")
     assert back.code == 0, back.err
-    assert not [name for name in _operators(Path("encoder.float.onnx")) if "Quantize" in name or "Integer" in name]
+    assert not [
+        name for name in counted_operators(Path("encoder.float.onnx")) if "Quantize" in name or "Integer" in name
+    ]
 
 
 def test_layers_that_share_weights_are_dynamic_together(run: Any, save_model: Any) -> None:

@@ -11,6 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from tests.closeness import sqnr_db_of
+
 _ROWS, _COLUMNS = 1500, 32
 _TIED = """
 model (int64[n,t] ids) => (float[n,t,1500] scores)
@@ -67,10 +69,6 @@ def _outputs(path: Path, data: Path) -> np.ndarray:
     return np.asarray(session.run(None, {given.name: arrays[given.name] for given in session.get_inputs()})[0])
 
 
-def _sqnr_db(expected: np.ndarray, given: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(expected).sum() / np.square(expected - given).sum()))
-
-
 @pytest.mark.parametrize("options", [("--effort", "fast"), (), ("--scheme", "dynamic")])
 def test_a_table_becomes_integers_with_the_columns_sizes_behind_them(
     run: Any, twice: Path, ids: Path, options: tuple[str, ...]
@@ -87,7 +85,7 @@ def test_a_table_becomes_integers_with_the_columns_sizes_behind_them(
     np.testing.assert_array_equal(arrays["table_quantized"], np.rint(_table() / sizes.astype(float) * 127))
     np.testing.assert_array_equal(arrays["table_column_sizes"], sizes)
     assert path.stat().st_size < 0.35 * twice.stat().st_size
-    assert _sqnr_db(_outputs(twice, ids), _outputs(path, ids)) > 32.0
+    assert sqnr_db_of(_outputs(twice, ids), _outputs(path, ids)) > 32.0
     assert outcome.json["outputs"][0]["sqnr_db"] > 32.0
 
 
@@ -152,4 +150,4 @@ def test_dequantizing_gives_the_one_table_back(run: Any, twice: Path, ids: Path)
     assert len(tables) == 1
     np.testing.assert_array_equal(tables[0], steps * np.float32(1 / 127) * sizes)
     assert {node.op_type for node in onnx.load(path).graph.node} == {"Gather", "Add", "MatMul"}
-    assert _sqnr_db(_outputs(twice, ids), _outputs(path, ids)) > 32.0
+    assert sqnr_db_of(_outputs(twice, ids), _outputs(path, ids)) > 32.0

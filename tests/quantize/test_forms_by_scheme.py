@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
+
+from tests.graphs_read import counted_operators
 
 _NETWORK = """
 network (float[batch,3,8,8] image) => (float[batch,8] logits)
@@ -38,15 +38,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def _operators(path: str) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
 @pytest.mark.parametrize("options", [(), ("--target", "arm64"), ("--activation-type", "s8")])
 def test_integers_between_layers_need_forms_that_have_kernels(run: Any, model: Path, data: Path, options: Any) -> None:
     result = run("quantize", model, "--calib-data", data, "--effort", "fast", "-o", "out.onnx", *options)
     assert result.code == 0, result.err
-    operators = _operators("out.onnx")
+    operators = counted_operators("out.onnx")
     assert not operators.keys() & {"HardSwish", "ConvTranspose"}
     assert operators["DepthToSpace"] == 1
 
@@ -64,7 +60,7 @@ def test_integers_between_layers_need_forms_that_have_kernels(run: Any, model: P
 def test_others_keep_the_operators_that_they_have(run: Any, model: Path, data: Path, options: Any) -> None:
     result = run("quantize", model, "--calib-data", data, "-o", "out.onnx", *options)
     assert result.code == 0, result.err
-    operators = _operators("out.onnx")
+    operators = counted_operators("out.onnx")
     assert (operators["HardSwish"], operators["ConvTranspose"]) == (1, 1)
 
 

@@ -9,22 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from qtool.runtime.session import Session
-
-
-def _initializers(path: Path) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-
-
-def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    noise = float(((reference - other).astype(np.float64) ** 2).sum())
-    return float(10 * np.log10(float((reference.astype(np.float64) ** 2).sum()) / noise))
-
-
-def _logits(path: Path, images: np.ndarray) -> np.ndarray:
-    return Session(path).run({"image": images})["logits"]
+from tests.closeness import sqnr_db_of
+from tests.graphs_read import initializers_of, logits_of
 
 
 def test_the_result_is_small_and_close_and_runs_on_integers(
@@ -37,9 +25,9 @@ def test_the_result_is_small_and_close_and_runs_on_integers(
     assert report["output"] == str(quantized)
     assert report["coverage"]["integer_nodes"] == report["coverage"]["quantizable_nodes"] == 7
     fresh = make_images(64, seed=9)
-    assert _sqnr_db(_logits(model, fresh), _logits(quantized, fresh)) > 25
+    assert sqnr_db_of(logits_of(model, fresh), logits_of(quantized, fresh)) > 25
     assert report["outputs"][0]["sqnr_db"] > 25
-    stored = _initializers(quantized)
+    stored = initializers_of(quantized)
     assert not [name for name, array in stored.items() if array.dtype == np.float32 and array.size > 16]
 
 
@@ -165,7 +153,7 @@ def test_tied_weights_stay_one_tensor(run: Any, save_model: Any, data: Path) -> 
     )
     outcome = run("quantize", path, "--calib-data", data, "--json")
     assert outcome.code == 0, outcome.err
-    stored = _initializers(path.with_name("tied.int8.onnx"))
+    stored = initializers_of(path.with_name("tied.int8.onnx"))
     assert [name for name, array in stored.items() if array.shape == (3, 3, 3, 3)] == ["w_quantized"]
     assert outcome.json["outputs"][0]["sqnr_db"] > 20
 
@@ -183,7 +171,7 @@ def test_dead_channels_and_constant_tensors_are_named_and_their_scales_finite(
     assert outcome.json["dead_channels"]["w1"] == [3]
     assert outcome.json["dead_channels"]["w3"] == list(range(16))
     assert outcome.json["constant_tensors"] == ["c3"]
-    for name, array in _initializers(path.with_name("dead.int8.onnx")).items():
+    for name, array in initializers_of(path.with_name("dead.int8.onnx")).items():
         if name.endswith("_scale"):
             assert np.isfinite(array).all()
             assert (array > 0).all()
@@ -268,7 +256,7 @@ def test_a_state_dict_is_quantized_in_one_go(run: Any, tmp_path: Path, data: Pat
         expected = module.eval()(torch.from_numpy(images)).numpy()
     session = Session(Path("net.int8.onnx"))
     (result,) = session.run({session.inputs[0].name: images}).values()
-    assert _sqnr_db(expected, result) > 20
+    assert sqnr_db_of(expected, result) > 20
     # The float model that stands there already is the same, so a second run may pass over it.
     assert run("quantize", "net.pth", *arguments, "-o", "again.onnx").code == 0
 

@@ -6,33 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from qtool.calib.ranges import RANGE_METHODS
 from qtool.cli.options.scheme import Method
-from qtool.runtime.session import Session
-
-
-def _initializers(path: Path) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-
-
-def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    noise = float(((reference - other).astype(np.float64) ** 2).sum())
-    return float(10 * np.log10(float((reference.astype(np.float64) ** 2).sum()) / noise))
-
-
-def _logits(path: Path, images: np.ndarray) -> np.ndarray:
-    return Session(path).run({"image": images})["logits"]
+from tests.graphs_read import initializers_of, logits_of
 
 
 def test_weights_get_one_scale_a_channel_or_one_a_tensor(run: Any, model: Path, data: Path) -> None:
     assert run("quantize", model, "--calib-data", data, "--per-channel", "-o", "channel.onnx").code == 0
     assert run("quantize", model, "--calib-data", data, "--per-tensor", "-o", "tensor.onnx").code == 0
-    assert _initializers(Path("channel.onnx"))["w1_scale"].shape == (16,)
-    assert _initializers(Path("tensor.onnx"))["w1_scale"].shape == ()
+    assert initializers_of(Path("channel.onnx"))["w1_scale"].shape == (16,)
+    assert initializers_of(Path("tensor.onnx"))["w1_scale"].shape == ()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +46,7 @@ def test_each_scheme_stores_the_integers_it_says(
         assert "fix: quantize with --per-tensor or without --weights-asymmetric" in outcome.err
         return
     assert outcome.code == 0, outcome.err
-    stored = _initializers(model.with_name("net.int8.onnx"))
+    stored = initializers_of(model.with_name("net.int8.onnx"))
     assert stored["image_zero_point"].dtype == activation
     assert stored["w1_quantized"].dtype == weight
     assert stored["w1_zero_point"].any() == ("--weights-asymmetric" in options)
@@ -96,7 +81,7 @@ def test_each_method_parameter_has_an_effect(
     given = ("quantize", model, "--calib-data", data, "--method", method, "--max-float", "0")
     assert run(*given, "-o", "plain.onnx").code == 0
     assert run(*given, option, value, "-o", "set.onnx").code == 0
-    plain, given = _initializers(Path("plain.onnx")), _initializers(Path("set.onnx"))
+    plain, given = initializers_of(Path("plain.onnx")), initializers_of(Path("set.onnx"))
     scales = [name for name, array in plain.items() if name.endswith("_scale") and array.shape == ()]
     assert any(plain[name] != given[name] for name in scales)
     other = "minmax"
@@ -107,12 +92,12 @@ def test_each_method_parameter_has_an_effect(
 
 def test_bias_correction_brings_the_means_back(run: Any, model: Path, data: Path) -> None:
     images = np.load(data)["image"]
-    float_mean = _logits(model, images).mean(axis=0)
+    float_mean = logits_of(model, images).mean(axis=0)
     shifts = {}
     for option in ("--bias-correction", "--no-bias-correction"):
         given = ("--calib-data", data, "--effort", "fast", "--method", "minmax", "--no-gptq", "--per-tensor")
         assert run("quantize", model, *given, option, "-o", "out.onnx", "--force").code == 0
-        shifts[option] = np.abs(_logits(Path("out.onnx"), images).mean(axis=0) - float_mean).max()
+        shifts[option] = np.abs(logits_of(Path("out.onnx"), images).mean(axis=0) - float_mean).max()
     assert shifts["--bias-correction"] < 0.6 * shifts["--no-bias-correction"]
 
 
@@ -122,13 +107,13 @@ def test_excluded_nodes_stay_float(run: Any, model: Path, data: Path, pattern: s
     assert outcome.code == 0, outcome.err
     skipped = {entry["node"]: entry["reason"] for entry in outcome.json["float_nodes"]}
     assert skipped["/c2/Conv"] == f"--exclude '{pattern}' matches it"
-    assert "w2_quantized" not in _initializers(model.with_name("net.int8.onnx"))
+    assert "w2_quantized" not in initializers_of(model.with_name("net.int8.onnx"))
 
 
 def test_only_included_operators_are_quantized(run: Any, model: Path, data: Path) -> None:
     outcome = run("quantize", model, "--calib-data", data, "--include", "Gemm", "--effort", "fast", "--json")
     assert outcome.code == 0, outcome.err
-    stored = _initializers(model.with_name("net.int8.onnx"))
+    stored = initializers_of(model.with_name("net.int8.onnx"))
     assert [name for name in stored if name.endswith("_quantized") and name.startswith("w")] == ["w4_quantized"]
 
 

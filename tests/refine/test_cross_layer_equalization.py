@@ -13,7 +13,6 @@ from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
 from qtool.metrics.noise import NoiseMeter
-from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.quantizer import quantize_graph
@@ -27,6 +26,7 @@ from qtool.weights.cross_layer_equalization import equalizing_factors, watched_t
 from qtool.weights.scaling_regions import ScalingRegion, scaling_regions
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.tune.cross_layer_equalization import equalize_model
+from tests.graphs_read import plan_of
 
 _TWO_CONVS = "a = Conv <pads = [1,1,1,1]> (x, w)\n b = BETWEEN\n c = Conv <group = 1> (b, v, c0)\n y = Tanh (c)"
 _DEPTHWISE = """
@@ -106,12 +106,8 @@ def _outputs(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[dict[s
         return [session.run(feed) for feed in feeds]
 
 
-def _plan(model: ir.Model) -> Plan:
-    return build_plan(model, PRESETS["x86"], NodeSelection())
-
-
 def _equalized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[tuple[ScalingRegion, np.ndarray]]:
-    plan, regions = _plan(model), scaling_regions(model)
+    plan, regions = plan_of(model), scaling_regions(model)
     with watching(model, watched_tensors(regions, plan)) as graph, open_graph(graph) as session:
         seen = gather_channels(Watcher(session), feeds, regions)
     importance = output_importance(model, regions, seen)
@@ -123,7 +119,7 @@ def _equalized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[tupl
 
 def _quantized(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> ir.Model:
     copy = model.clone()
-    plan = _plan(copy)
+    plan = plan_of(copy)
     statistics = {name: TensorStatistics() for name in plan.observed}
     with watching(copy, plan.observed) as graph, open_graph(graph) as session:
         for feed in feeds:
@@ -235,7 +231,7 @@ def test_layers_with_one_scale_for_all_outputs_are_left_alone() -> None:
 def test_the_workflow_names_what_it_equalized() -> None:
     model, feeds = _model(_RESIDUAL), _feeds()
     expected = _outputs(model, feeds)
-    assert equalize_model(model, _plan(model), _feeds(), Silent()) == ("r", "c", "s", "p", "f")
+    assert equalize_model(model, plan_of(model), _feeds(), Silent()) == ("r", "c", "s", "p", "f")
     for reference, got in zip(expected, _outputs(model, feeds), strict=True):
         np.testing.assert_allclose(got["y"], reference["y"], rtol=1e-4, atol=1e-5)
 
@@ -255,7 +251,7 @@ def test_noise_counts_by_what_the_layers_behind_make_of_it() -> None:
     pooled = "e = Conv (s, eye)\n k = Relu (e)\n p = GlobalAveragePool (k)"
     model, feeds = _model(_RESIDUAL.replace("p = GlobalAveragePool (s)", pooled)), _feeds()
     regions = scaling_regions(model)
-    plan = _plan(model)
+    plan = plan_of(model)
     with watching(model, watched_tensors(regions, plan)) as graph, open_graph(graph) as session:
         seen = gather_channels(Watcher(session), feeds, regions)
     importance = output_importance(model, regions, seen)

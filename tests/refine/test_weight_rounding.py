@@ -12,6 +12,7 @@ from qtool.calib.granularity import PerChannel
 from qtool.calib.grid import Grid
 from qtool.plan import WeightPlan
 from qtool.weights.input_hessian import LayerInput
+from qtool.weights.registry import CLIPPING, GPTQ
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 
@@ -79,7 +80,7 @@ def test_without_parts_weights_go_to_the_nearest_integer(rounding: WeightRoundin
 def test_each_part_takes_noise_of_products_away() -> None:
     rounding = _guided()
     noise = {
-        (clips, feeds): _noise(_rounded(rounding.form(clips=clips, feeds_back=feeds)))
+        (clips, feeds): _noise(_rounded(rounding.form([CLIPPING] * clips + [GPTQ] * feeds)))
         for clips in (False, True)
         for feeds in (False, True)
     }
@@ -91,16 +92,16 @@ def test_each_part_takes_noise_of_products_away() -> None:
 
 def test_a_form_is_one_object_that_remembers_its_results() -> None:
     rounding = _guided()
-    form = rounding.form(clips=True, feeds_back=True)
-    assert rounding.form(clips=True, feeds_back=True) is form
+    form = rounding.form([CLIPPING, GPTQ])
+    assert rounding.form([CLIPPING, GPTQ]) is form
     assert _rounded(form) is _rounded(form)
-    other = rounding.form(clips=False, feeds_back=True)
+    other = rounding.form([GPTQ])
     assert other is not form
     assert not np.array_equal(_rounded(other).params.scale, _rounded(form).params.scale)
 
 
 def test_a_bias_that_widens_the_scale_is_not_answered_from_memory() -> None:
-    form = _guided().form(clips=False, feeds_back=True)
+    form = _guided().form([GPTQ])
     before = _rounded(form)
     bias = np.zeros(6)
     # In units of the input's scale; the weight's scale must be so large that it takes no more than 2^30 steps.
@@ -112,21 +113,17 @@ def test_a_bias_that_widens_the_scale_is_not_answered_from_memory() -> None:
 
 def test_only_gptq_counts_as_guided() -> None:
     rounding = _guided()
-    assert rounding.form(clips=True, feeds_back=False).guided == ()
-    assert rounding.form(clips=False, feeds_back=True).guided == ("product",)
-    assert WeightRounding([_LAYER], {}, feeds_back=True).guided == ()
+    assert rounding.form([CLIPPING]).guided == ()
+    assert rounding.form([GPTQ]).guided == ("product",)
+    assert WeightRounding([_LAYER], {}, algorithms=[GPTQ]).guided == ()
 
 
-@pytest.mark.parametrize("rounding", [WeightRounding(), _guided(), _guided().form(clips=True, feeds_back=True)])
+@pytest.mark.parametrize("rounding", [WeightRounding(), _guided(), _guided().form([CLIPPING, GPTQ])])
 def test_fitted_integers_take_the_place_of_rounded_ones_on_the_same_scales(rounding: WeightRounding) -> None:
     fitted = _fitted(rounding)
     changed = rounding.with_fitted(fitted)
     assert changed.fitted == ("w",)
-    assert (changed.clips, changed.feeds_back, changed.guided) == (
-        rounding.clips,
-        rounding.feeds_back,
-        rounding.guided,
-    )
+    assert (changed.algorithms, changed.guided) == (rounding.algorithms, rounding.guided)
     np.testing.assert_array_equal(_rounded(changed).integers, fitted["w"].integers)
     assert rounding.fitted == ()
     assert not np.array_equal(_rounded(rounding).integers, fitted["w"].integers)

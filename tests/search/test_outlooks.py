@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.metrics.outlook import Outlook, OutlookMeter
+from tests.closeness import sqnr_db_of
 
 _GATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Softmax": lambda x: (
@@ -20,10 +21,6 @@ _GATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     ),
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
 }
-
-
-def _db(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(a).sum() / np.square(a - b).sum()))
 
 
 def _outlook(gate: str, left: np.ndarray, noise: np.ndarray) -> Outlook:
@@ -52,7 +49,7 @@ def test_fresh_samples_lie_in_the_interval_whatever_share_is_decided(
     left = drawn(64, 1.0)
     outlook = _outlook(gate, left, r.normal(0, 0.1, left.shape))
     fresh = drawn(4000, decided)
-    found = _db(_GATES[gate](fresh), _GATES[gate](fresh + r.normal(0, 0.1, fresh.shape)))
+    found = sqnr_db_of(_GATES[gate](fresh), _GATES[gate](fresh + r.normal(0, 0.1, fresh.shape)))
     assert outlook.low_db - 2.0 < found
 
 
@@ -77,7 +74,7 @@ def test_the_interval_without_a_gate_is_that_of_the_samples() -> None:
     meter.add(a, b, 200)
     found = meter.result()
     assert found is not None
-    assert found.low_db < _db(a.astype(np.float64), b) < found.high_db
+    assert found.low_db < sqnr_db_of(a.astype(np.float64), b) < found.high_db
     assert found.high_db - found.low_db < 3
     assert found.undecided is None
     assert not found.says_little
@@ -150,8 +147,8 @@ def test_quantize_warns_of_decided_samples_and_its_interval_holds_fresh_ones(
         ort.InferenceSession(path).run(None, {"x": x})[0].astype(np.float64)
         for path in (classifier, classifier.with_name("net.int8.onnx"))
     )
-    assert outlook["low_db"] - 3 < _db(expected, found) < outlook["high_db"]
-    assert _db(expected, found) < told["sqnr_db"] - 6
+    assert outlook["low_db"] - 3 < sqnr_db_of(expected, found) < outlook["high_db"]
+    assert sqnr_db_of(expected, found) < told["sqnr_db"] - 6
 
 
 def test_the_search_does_not_stop_at_a_gate_that_hides_the_noise(run: Any, classifier: Path) -> None:

@@ -20,6 +20,7 @@ from qtool.search.correction_ablation import CorrectionAblation
 from qtool.search.logits_view import with_logits
 from qtool.search.range_choice import choose_ranges
 from qtool.weights.input_hessian import LayerInput, gather_hessians, hessian_tensors, layer_inputs
+from qtool.weights.registry import WEIGHT_ALGORITHMS
 from qtool.weights.rounding import WeightRounding
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.efforts import Policy, SearchConfig
@@ -110,11 +111,12 @@ class CorrectionSearch:
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
         layers = layer_inputs(candidates.model, candidates.plan())
-        guided = {wanted.gptq, wanted.weight_clipping} - {Policy.NEVER}
+        algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
+        guided = set(algorithms.values()) - {Policy.NEVER}
         if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
             rounding = self._guided_rounding(candidates, layers)
-            corrections["weight clipping"] = wanted.weight_clipping, partial(_with_rounding, rounding, clips=True)
-            corrections["GPTQ"] = wanted.gptq, partial(_with_rounding, rounding, feeds_back=True)
+            for name, use in algorithms.items():
+                corrections[name] = use, partial(_with_rounding, rounding, name)
         corrections["bias correction"] = wanted.bias_correction, _with_corrected_biases
         return corrections
 
@@ -179,11 +181,8 @@ def _with_ranges(chosen: Corrections, candidates: QuantizedCandidates) -> Quanti
     )
 
 
-def _with_rounding(
-    guided: WeightRounding, candidates: QuantizedCandidates, *, clips: bool = False, feeds_back: bool = False
-) -> QuantizedCandidates:
-    known = candidates.corrections.rounding
-    rounding = guided.form(clips=clips or known.clips, feeds_back=feeds_back or known.feeds_back)
+def _with_rounding(guided: WeightRounding, algorithm: str, candidates: QuantizedCandidates) -> QuantizedCandidates:
+    rounding = guided.form({*candidates.corrections.rounding.algorithms, algorithm})
     return replace(candidates, corrections=replace(candidates.corrections, rounding=rounding))
 
 

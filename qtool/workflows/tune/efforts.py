@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qtool.weights.registry import CLIPPING, GPTQ, WEIGHT_ALGORITHMS
+
 
 class Effort(StrEnum):
     """How much time is spent on the quality of the result."""
@@ -35,6 +37,7 @@ class SearchConfig:
         bias_correction: correcting the shift of the layers' means that rounding weights causes.
         weight_clipping: narrower scales of weights where that reduces the error of products.
         gptq: rounding that minimizes the error of products instead of that of weights.
+        other_algorithms: the other entries of ``WEIGHT_ALGORITHMS``.
         layer_reconstruction: fitting the quantized layers in order to the outputs of the float ones.
         fits_weights: whether that may change integers as well as biases.
         most_float: the largest fraction of the integers' savings to give up for accuracy, 0 to 1; None for what slows
@@ -57,6 +60,7 @@ class SearchConfig:
     bias_correction: Policy
     weight_clipping: Policy
     gptq: Policy
+    other_algorithms: Policy
     layer_reconstruction: Policy
     fits_weights: bool
     most_float: float | None
@@ -76,11 +80,14 @@ class SearchConfig:
             self.cross_layer_equalization,
             self.smoothquant,
             self.bias_correction,
-            self.weight_clipping,
-            self.gptq,
+            *map(self.policy_of, WEIGHT_ALGORITHMS),
             self.layer_reconstruction,
         )
         return self.keeps_float or Policy.IF_BETTER in uses
+
+    def policy_of(self, algorithm: str) -> Policy:
+        """Whether an entry of ``WEIGHT_ALGORITHMS`` is used."""
+        return {CLIPPING: self.weight_clipping, GPTQ: self.gptq}.get(algorithm, self.other_algorithms)
 
     @property
     def keeps_float(self) -> bool:
@@ -117,6 +124,7 @@ def searches(
         bias_correction=use(bias_correction, usual=True),
         weight_clipping=use(weight_clipping, usual=best),
         gptq=use(gptq, usual=True),
+        other_algorithms=use(None, usual=not fast),
         layer_reconstruction=use(layer_reconstruction, usual=not fast),
         fits_weights=best,
         most_float=most_float,
