@@ -15,7 +15,10 @@ def audit(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Lists what a model file would import, call and reach when it is opened, without opening it."""
+    """Lists what opening a file would run, without opening it.
+
+    Exits with 1 if something in it could run code or reach outside of its folder.
+    """
     from qtool.workflows.diagnose.audit import audit_model, check_safe
 
     console = Console(json=json, quiet=quiet, debug=debug)

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import CALIBRATION
 from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.scheme import ActivationsSymmetricOption
 from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
@@ -40,16 +42,12 @@ def calibrate(
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
     target: TargetOption = None,
-    activations_symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--activations-symmetric/--activations-asymmetric",
-            help="The zero point of activations that the statistics are for: fixed, or free. Default: the target's.",
-            show_default=False,
-        ),
-    ] = None,
+    activations_symmetric: ActivationsSymmetricOption = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Count every value in the histograms, not thousands a sample; slower.")
+        bool,
+        typer.Option(
+            "--exact", help="Count all values in the histograms, not samples; slower.", rich_help_panel=CALIBRATION
+        ),
     ] = False,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
@@ -62,7 +60,10 @@ def calibrate(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Runs a float model over data once and writes statistics from which every range method can work."""
+    """Gathers calibration statistics in one pass over the data.
+
+    Every range method of `qtool quantize` and `qtool sensitivity` can work from them.
+    """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
@@ -71,9 +72,7 @@ def calibrate(
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
     if not calib_data:
-        raise UsageError(
-            "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
-        )
+        raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     machine = target_named(target)
     console.progress().note(machine.description)
     report = run(

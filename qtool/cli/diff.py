@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import COMPARISON
 from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, QuietOption
 from qtool.json_values import json_value
 
@@ -28,13 +29,19 @@ _MEASURED = ("scales", "weights")
 
 def diff(
     model: ModelArgument,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The model to compare it with.", show_default=False)],
-    most: Annotated[int, typer.Option("--most", min=1, help="How many changes of a kind to show.")] = 20,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The model to compare it with.")],
+    most: Annotated[
+        int,
+        typer.Option("--most", metavar="N", min=1, help="Changes of each kind to show.", rich_help_panel=COMPARISON),
+    ] = 20,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows what changed between two ONNX models, the largest changes first; exits with 1 if anything did."""
+    """Shows what changed between two ONNX models.
+
+    The largest changes come first. Exits with 1 if there are any.
+    """
     from qtool.workflows.diagnose.diff import diff as run
 
     console = Console(json=json, quiet=quiet, debug=debug)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import OUTPUT
 from qtool.cli.options.shared import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def doctor(
         typer.Option(
             "--machine-profile",
             metavar="FILE",
-            help="Write what kernels cost here, for `qtool quantize --machine-profile FILE` on another machine.",
-            show_default=False,
+            help="Write the kernel times of this machine, for `qtool quantize --machine-profile` elsewhere.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     threads: ThreadsOption = 0,
@@ -41,7 +42,10 @@ def doctor(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows versions, processor, threads and providers, what integers gain, and what makes models slow here."""
+    """Shows what this machine is, and what INT8 gains on it.
+
+    Versions, processor, threads, providers, and what makes models slow here.
+    """
     from qtool.atomic import check_output, staged
     from qtool.workflows.diagnose.doctor import diagnose
 
@@ -69,7 +73,7 @@ def doctor(
     for remark in found.remarks:
         console.say(f"{remark.problem}\n  {remark.fix}")
     if not found.remarks:
-        console.say("nothing is slow about it")
+        console.say("no performance problems found")
     if machine_profile is not None:
         console.say(f"wrote {machine_profile}")
 

@@ -24,9 +24,7 @@ _BAR_COLUMNS = 40
 
 def explain(
     model: ModelArgument,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A node or a tensor; the end of its name will do.", show_default=False)
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A node or a tensor; the end of its name is enough.")],
     data: EvalDataOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
@@ -36,7 +34,10 @@ def explain(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tells why one node or tensor of a quantized model is float, slow or inaccurate, and what changes that."""
+    """Explains why a node or tensor is float, slow or inaccurate.
+
+    Of a quantized model; with what would change it.
+    """
     from qtool.workflows.diagnose.explain import ExplainRequest
     from qtool.workflows.diagnose.explain import explain as run
     from qtool.workflows.quantize.data_request import DataRequest
@@ -71,8 +72,8 @@ def _show(console: Console, found: Any) -> None:
 def _caption(found: Any) -> str:
     if found.samples:
         return (
-            f"{found.samples} samples; the SQNR of a computed tensor is against the same model without integers, and "
-            "holds the noise of all before it"
+            f"{found.samples} samples; the SQNR of a computed tensor is against the same model without quantization, "
+            "and includes the noise of all layers before it"
         )
     return "--data shows clipping, rounding error and histogram of what is computed"
 
@@ -82,12 +83,12 @@ def _node_rows(found: Any) -> list[tuple[str, object]]:
     if fate.integer:
         state = f"on integers, as {fate.kernel}"
     elif fate.absorbed:
-        state = "part of another kernel, or needed no more"
+        state = "fused into another kernel, or removed"
     else:
         state = f"in float, as {fate.kernel}"
     rows: list[tuple[str, object]] = [("node", f"{node.node} ({node.operator})"), ("in onnxruntime", state)]
     rows += [("because", fate.reason)] if fate.reason is not None else []
-    rows += [("reason of the plan", node.planned)] if node.planned is not None else []
+    rows += [("left float because", node.planned)] if node.planned is not None else []
     rows += [("conversions beside it", fate.conversions)] if fate.conversions else []
     if node.time is not None:
         text = f"{node.time.seconds * 1e6:,.0f} µs, {node.time.share:.1%} of the model"

@@ -46,7 +46,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
         traceback.print_exception(error)
     console = Console()
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        console.remark("interrupted; nothing half-written is left behind")
+        console.remark("interrupted; no partial files are left")
         return _INTERRUPTED
     failure = describe(error)
     console.fail(failure.problem, failure.fix)

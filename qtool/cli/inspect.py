@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import ANALYSES, DATA
 from qtool.cli.options.model import input_shapes, model_path, trust
 from qtool.cli.options.shared import (
     AllowGlobalOption,
@@ -33,28 +34,35 @@ def inspect(
     input_shape: InputShapeOption = None,
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
-    largest: Annotated[int, typer.Option("--largest", min=0, help="How many of the largest tensors to name.")] = 10,
+    largest: Annotated[
+        int,
+        typer.Option(
+            "--largest", metavar="N", min=0, help="How many of the largest tensors to list.", rich_help_panel=ANALYSES
+        ),
+    ] = 10,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Show how long activations live, and where memory peaks.")
+        bool, typer.Option("--memory", help="Lifetimes of activations, and peak memory.", rich_help_panel=ANALYSES)
     ] = False,
     flow: Annotated[
         str | None,
         typer.Option(
             "--flow",
             metavar="TENSOR",
-            help="Show what makes a tensor, what reads it, and its range.",
-            show_default=False,
+            help="Producer, readers and range of a tensor.",
+            rich_help_panel=ANALYSES,
         ),
     ] = None,
-    macs: Annotated[bool, typer.Option("--macs", help="Show the multiply-adds of every node.")] = False,
+    macs: Annotated[
+        bool, typer.Option("--macs", help="Multiply-adds (MACs) of every node.", rich_help_panel=ANALYSES)
+    ] = False,
     partition: Annotated[
-        bool, typer.Option("--partition", help="Show which subgraphs run on integers, and what their borders cost.")
+        bool, typer.Option("--partition", help="Subgraphs on integers, and their borders.", rich_help_panel=ANALYSES)
     ] = False,
     data: EvalDataOption = None,
     calib_stats: Annotated[
         Path | None,
         typer.Option(
-            "--calib-stats", metavar="FILE", help="Statistics of `qtool calibrate`, for --flow.", show_default=False
+            "--calib-stats", metavar="FILE", help="Statistics of `qtool calibrate`, for --flow.", rich_help_panel=DATA
         ),
     ] = None,
     preprocess: PreprocessOption = None,
@@ -64,7 +72,10 @@ def inspect(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tells what a model is: inputs, operators, parameters, work, and how much of it is quantized."""
+    """Shows what is in a model: inputs, operators, parameters.
+
+    Also of adapters. For graphs: multiply-adds, and how much is quantized.
+    """
     from qtool.lora.readers.recognition import is_adapter
     from qtool.workflows.diagnose.inspect import inspect_model
 
@@ -72,7 +83,10 @@ def inspect(
     path = model_path(model)
     analyses = memory or macs or partition or flow is not None
     if not analyses and (data is not None or calib_stats is not None):
-        raise UsageError("there is nothing to measure", fix="say what: --memory, --flow TENSOR, --macs or --partition")
+        raise UsageError(
+            "--data and --calib-stats have no effect without an analysis",
+            fix="add one: --memory, --flow TENSOR, --macs or --partition",
+        )
     if is_adapter(path):
         if analyses:
             raise UsageError(f"{path} is an adapter, which has no graph", fix="merge it first: qtool merge-lora")
@@ -81,7 +95,7 @@ def inspect(
     shapes = input_shapes(input_shape)
     if shapes.dtypes:
         raise UsageError(
-            "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
+            "the types of a graph's inputs are fixed, but --input-shape gives one", fix="leave out what follows ':'"
         )
     found = None
     if analyses:

@@ -56,7 +56,7 @@ def test_a_missing_model_suggests_the_nearest(run: Any) -> None:
 
 
 def test_no_model_at_all_is_a_usage_error(run: Any) -> None:
-    assert_refused(run("--to", "onnx"), "no model is named", "qtool.toml")
+    assert_refused(run("--to", "onnx"), "no model is given", "qtool.toml")
 
 
 def test_an_empty_file_and_a_folder_are_named(run: Any, folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_wrong_factory_is_explained(run: Any, arguments: tuple[str, ...], prob
         (("image=1,3,0,16",), "the dimension '0'", "positive"),
         (("image=1", "image=2"), "'image' twice", "once"),
         (("=1,3,16,16",), "names no input", "NAME=DIMS"),
-        (("image=1,3,16,16:float99",), "no known type", "int64"),
+        (("image=1,3,16,16:float99",), "unknown type", "int64"),
         (("image=1,4,16,16",), "the module fails on image (1, 4, 16, 16)", "--input-shape"),
         (("image=1,3,16,16:int64",), "the module fails on image (1, 3, 16, 16) int64", "--input-shape"),
         (("image=batch,3,16,16", "mask=batch"), "no parameter 'mask'", "image="),

@@ -16,8 +16,8 @@ def show_outlooks(console: Console, outlooks: Mapping[str, Outlook]) -> None:
         console.say(f"'{name}' on other data like these: {outlook.low_db:.1f} to {outlook.high_db:.1f} dB")
         if outlook.says_little:
             console.warn(
-                f"the samples say little about '{name}': its {outlook.gate} is undecided for {outlook.undecided} "
-                f"of {outlook.samples}; expect {outlook.low_db:.1f} dB on undecided ones, or give more data to know"
+                f"the samples are inconclusive for '{name}': its {outlook.gate} is undecided for {outlook.undecided} "
+                f"of {outlook.samples}; expect {outlook.low_db:.1f} dB on undecided ones, or give more data"
             )
 
 

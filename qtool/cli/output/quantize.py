@@ -89,7 +89,7 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
     from qtool.backends.registry import backend_named
 
     if not backend_named(request.scheme.backend).has_kernels_here:
-        console.say(f"this is what the CPU makes of it; {request.scheme.machine} chooses kernels of its own")
+        console.say(f"this is the coverage on this CPU; {request.scheme.machine} selects its own kernels")
     show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:
         caption = (
@@ -162,7 +162,7 @@ def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: 
     )
     for output in outputs:
         if output.part is not None:
-            console.say(f"'{output.name}' holds values of unlike size: its SQNR is that of {output.part}")
+            console.say(f"'{output.name}' joins values of different magnitude: its SQNR is that of {output.part}")
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
             console.warn(f"'{output.name}' is far from the float model: {advice}")
@@ -254,7 +254,7 @@ def _tensors(plan: Plan) -> list[dict[str, str]]:
         }
         for bias in plan.biases.values()
     ]
-    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized as it runs")
+    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized at run time")
 
 
 def weight_rows(weights: Mapping[str, WeightPlan], *, remark: str = "") -> list[dict[str, str]]:
@@ -294,9 +294,9 @@ def _remarks(report: QuantizeReport) -> list[str]:
     if findings.dead_channels:
         remarks.append(dead_channels_remark(findings.dead_channels))
     if findings.widened_channels:
-        remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
+        remarks.append(f"scales widened to fit 32-bit biases: {_channels(findings.widened_channels)}")
     if findings.reduced_channels:
-        remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
+        remarks.append(f"weights reduced to fit 16-bit sums: {_channels(findings.reduced_channels)}")
     if report.tables:
         remarks.append(tables_remark(report.tables))
     remarks += search_remarks(report)
