@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qtool.cli.console import Console
 from qtool.cli.options.model import model_path
 from qtool.cli.options.shared import DebugOption, JsonOption, OptionalModelArgument, QuietOption
+
+if TYPE_CHECKING:
+    from qtool.formats.findings import FileAudit
 
 
 def audit(
@@ -30,7 +33,7 @@ def audit(
     check_safe(report)
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: FileAudit) -> None:
     rows: list[tuple[str, object]] = [("kind", report.kind), ("findings", len(report.findings) or "none")]
     rows += [("imports", ", ".join(report.imports))] if report.imports else []
     rows += [("calls", call) for call in report.calls]
@@ -44,7 +47,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: FileAudit) -> dict[str, object]:
     return {
         "schema": "qtool.audit/1",
         "path": str(report.path),

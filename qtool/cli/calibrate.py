@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,9 @@ from qtool.cli.options.shared import (
     TrustPickleOption,
 )
 from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.workflows.quantize.calibrate import CalibrateReport
 
 
 def calibrate(
@@ -110,7 +113,7 @@ def _number(value: float | None) -> str:
     return "never" if value is None else f"{value:.4g}"
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: CalibrateReport) -> dict[str, object]:
     return {
         "schema": "qtool.calibrate/1",
         "output": str(report.output),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtool.cli.log import SAID, LoggedProgress, verbose_is_on
+from qtool.json_values import json_text
 from qtool.progress import Advance, Progress
 
 # Rich is imported where something is printed: help and completion do without it.
@@ -97,13 +97,9 @@ class Console:
             table.add_row(*(Text(cell) for cell in row))
         self._text.print(table)
 
-    def json(self, value: Any) -> None:
-        """Prints ``value`` as one JSON document, alone, to stdout.
-
-        Raises:
-            ValueError: a number in it is infinite or not a number, which JSON does not have.
-        """
-        self.document(json_module.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def json(self, value: object) -> None:
+        """Prints ``value`` as one JSON document, alone, to stdout, in the form of ``json_text``."""
+        self.document(json_text(value))
 
     def document(self, text: str) -> None:
         """Prints ``text`` as it is, alone, to stdout, also when quiet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,7 @@ from qtool.workflows.convert.target_format import TargetFormat
 if TYPE_CHECKING:
     from qtool.formats.onnx.external_data import Storage
     from qtool.workflows.convert.half_precision import Precision
+    from qtool.workflows.convert.request import ConvertReport
 
 
 def convert(
@@ -161,7 +162,7 @@ def _names(texts: list[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for text in texts or () for name in text.split(",") if name.strip())
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: ConvertReport) -> None:
     rows: list[tuple[str, object]] = [
         ("from", f"{report.source} ({report.source_kind}, {report.source_bytes:,} bytes)"),
         ("to", f"{report.output} ({report.output_bytes:,} bytes)"),
@@ -190,7 +191,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _show_kept(console: Console, report: Any) -> None:
+def _show_kept(console: Console, report: ConvertReport) -> None:
     alike: dict[tuple[str, str], list[str]] = {}
     for kept in report.kept_float:
         alike.setdefault((kept.op_type, kept.reason), []).append(kept.node)
@@ -205,7 +206,7 @@ def _show_kept(console: Console, report: Any) -> None:
         )
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: ConvertReport) -> dict[str, object]:
     return {
         "source": str(report.source),
         "source_kind": report.source_kind,

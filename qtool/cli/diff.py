@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
 from qtool.cli.options.groups import COMPARISON
 from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, QuietOption
-from qtool.json_values import json_value
+
+if TYPE_CHECKING:
+    from qtool.workflows.diagnose.diff import Change
 
 _TITLES = {
     "interface": "Inputs and outputs",
@@ -53,7 +55,7 @@ def diff(
                 "first": str(report.first),
                 "second": str(report.second),
                 "equal": report.equal,
-                "changes": [json_value(asdict(change)) for change in report.changes],
+                "changes": [asdict(change) for change in report.changes],
             }
         )
     elif report.equal:
@@ -77,7 +79,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _size(change: Any) -> str:
+def _size(change: Change) -> str:
     size = change.size
     if change.before is None or change.after is None:
         return "in one only"

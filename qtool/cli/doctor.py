@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from qtool.cli.console import Console
 from qtool.cli.options.groups import OUTPUT
 from qtool.cli.options.shared import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
+from qtool.json_values import json_text
 
 if TYPE_CHECKING:
     from qtool.workflows.diagnose.doctor import Diagnosis
@@ -55,7 +55,7 @@ def doctor(
     found = diagnose(console.progress(), threads=threads)
     if machine_profile is not None:
         with staged(machine_profile) as path:
-            path.write_text(json_module.dumps(found.profile.as_json(), indent=2) + "\n", encoding="utf-8")
+            path.write_text(json_text(found.profile.as_json()), encoding="utf-8")
     if json:
         console.json({"schema": "qtool.doctor/2", **asdict(found), "profile": found.profile.as_json()})
         return

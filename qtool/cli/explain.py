@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,11 @@ from qtool.cli.options.shared import (
     QuietOption,
     ThreadsOption,
 )
+
+if TYPE_CHECKING:
+    from qtool.metrics.tensor_error import TensorError
+    from qtool.workflows.diagnose.explain import Explanation
+    from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
 
 _BAR_COLUMNS = 40
 
@@ -53,9 +59,9 @@ def explain(
         _show(console, found)
 
 
-def _show(console: Console, found: Any) -> None:
+def _show(console: Console, found: Explanation) -> None:
     if found.node is not None:
-        console.table(found.name, ("", ""), _node_rows(found))
+        console.table(found.name, ("", ""), _node_rows(found.node, found.made_with))
     console.table(
         "Tensors",
         ("tensor", "part", "integers", "range", "values", "clipped", "rounding", "SQNR"),
@@ -64,12 +70,12 @@ def _show(console: Console, found: Any) -> None:
     )
     for tensor in found.tensors:
         if tensor.error is not None and (len(found.tensors) == 1 or tensor.role == "output"):
-            _show_histogram(console, tensor)
+            _show_histogram(console, tensor.tensor, tensor.error)
     for advice in found.advice:
         console.say(f"{advice.problem}\n  {advice.fix}")
 
 
-def _caption(found: Any) -> str:
+def _caption(found: Explanation) -> str:
     if found.samples:
         return (
             f"{found.samples} samples; the SQNR of a computed tensor is against the same model without quantization, "
@@ -78,8 +84,8 @@ def _caption(found: Any) -> str:
     return "--data shows clipping, rounding error and histogram of what is computed"
 
 
-def _node_rows(found: Any) -> list[tuple[str, object]]:
-    node, fate = found.node, found.node.fate
+def _node_rows(node: NodeFacts, made_with: str | None) -> list[tuple[str, object]]:
+    fate = node.fate
     if fate.integer:
         state = f"on integers, as {fate.kernel}"
     elif fate.absorbed:
@@ -95,10 +101,10 @@ def _node_rows(found: Any) -> list[tuple[str, object]]:
         if node.time.float_seconds is not None:
             text += f"; {node.time.float_seconds * 1e6:,.0f} µs in float"
         rows.append(("time", text))
-    return rows + ([("model made with", found.made_with)] if found.made_with else [])
+    return rows + ([("model made with", made_with)] if made_with else [])
 
 
-def _tensor_row(tensor: Any) -> tuple[object, ...]:
+def _tensor_row(tensor: TensorFacts) -> tuple[object, ...]:
     error, sqnr = tensor.error, "" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f} dB"
     range_text = "" if tensor.low is None else f"{tensor.low:.4g} to {tensor.high:.4g}"
     if error is None:
@@ -115,8 +121,8 @@ def _tensor_row(tensor: Any) -> tuple[object, ...]:
     )
 
 
-def _show_histogram(console: Console, tensor: Any) -> None:
-    largest = max((bar.share for bar in tensor.error.histogram), default=0.0)
+def _show_histogram(console: Console, tensor: str, error: TensorError) -> None:
+    largest = max((bar.share for bar in error.histogram), default=0.0)
     if largest <= 0:
         return
     rows = [
@@ -128,14 +134,10 @@ def _show_histogram(console: Console, tensor: Any) -> None:
             f"{bar.share:.2%}",
             "" if bar.inside else "out of range",
         )
-        for bar in tensor.error.histogram
+        for bar in error.histogram
     ]
-    console.table(f"Values of {tensor.tensor}", ("from", "to", "", "share", "integers"), rows)
+    console.table(f"Values of {tensor}", ("from", "to", "", "share", "integers"), rows)
 
 
-def _as_json(found: Any) -> dict[str, object]:
-    from dataclasses import asdict
-
-    from qtool.json_values import json_value
-
-    return {"schema": "qtool.explain/1", **json_value(asdict(found))}
+def _as_json(found: Explanation) -> dict[str, object]:
+    return {"schema": "qtool.explain/1", **asdict(found)}

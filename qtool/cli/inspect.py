@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from qtool.cli.options.shared import (
 from qtool.cli.output.adapter import show_adapter
 from qtool.cli.output.inspect import analysis_json, show_analysis
 from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.workflows.diagnose.model_facts import GraphFacts, InspectReport, MultiplyAdds, ProgramFacts
 
 
 def inspect(
@@ -126,7 +129,7 @@ def inspect(
     _show(console, report)
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: InspectReport) -> None:
     rows: list[tuple[str, object]] = [
         ("kind", report.kind),
         ("size", f"{report.nbytes:,} bytes" + "".join(f" + {name}" for name in report.data_files)),
@@ -162,7 +165,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _graph_rows(graph: Any) -> list[tuple[str, object]]:
+def _graph_rows(graph: GraphFacts) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("producer", graph.producer or "not named"),
         ("opset", ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items())),
@@ -189,7 +192,7 @@ def _graph_rows(graph: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _program_rows(program: Any) -> list[tuple[str, object]]:
+def _program_rows(program: ProgramFacts) -> list[tuple[str, object]]:
     return [
         ("producer", program.producer),
         *_input_rows(program),
@@ -198,7 +201,7 @@ def _program_rows(program: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _input_rows(program: Any) -> list[tuple[str, object]]:
+def _input_rows(program: GraphFacts | ProgramFacts) -> list[tuple[str, object]]:
     layouts = {f"{name} ": f", {layout.upper()}" for name, layout in program.layouts.items()}
     return [
         ("input", text + next((layout for name, layout in layouts.items() if text.startswith(name)), ""))
@@ -206,7 +209,7 @@ def _input_rows(program: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _work(work: Any) -> str:
+def _work(work: MultiplyAdds) -> str:
     assumed = ", ".join(f"{name}={length}" for name, length in work.assumed.items())
     text = f"{work.total:,} in {work.known_nodes} nodes{f' ({assumed})' if assumed else ''}"
     if work.unknown_nodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from qtool.cli.options.shared import (
     QuietOption,
 )
 from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.workflows.optimize.optimize import OptimizeReport
 
 
 class ImageLayout(StrEnum):
@@ -136,7 +139,7 @@ def optimize(
         console.warn("the outputs were not compared")
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: OptimizeReport) -> None:
     rows = [(step.name, step.before, step.after, _changes(step.operators)) for step in report.steps]
     if rows:
         console.table("Passes that changed something", ("pass", "nodes before", "after", "by operator"), rows)
@@ -170,7 +173,7 @@ def _changes(operators: Mapping[str, int]) -> str:
     return ", ".join(changes) or "shapes, constants or connections only"
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: OptimizeReport) -> dict[str, object]:
     agreement = report.agreement
     return {
         "schema": "qtool.optimize/1",

@@ -151,9 +151,7 @@ def report(
     console = Console(json=json or where.markdown_on_stdout, quiet=quiet, debug=debug)
     chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
-        console.warn(
-            f"{chosen.data[0]} is the calibration data of the model: new data may show less favourable figures"
-        )
+        console.warn(f"{chosen.data[0]} is the calibration data of the model: new data may give worse figures")
     request = ReportRequest(
         float_model=chosen.float_model,
         quantized_models=chosen.quantized_models,

@@ -118,7 +118,7 @@ def test_a_second_run_writes_the_same(run: Callable[..., Any], model: Path, data
     [
         (("--min-agreement", "95"), "must be between 0 and 1"),
         (("--max-drop", "little"), "must be between 0 and 1"),
-        (("--min-sqnr", "nan"), "no number of decibels"),
+        (("--min-sqnr", "nan"), "must be a finite number of decibels"),
         (("--time-budget", "5", "--max-float", "0"), "there is none"),
         (("--max-float", "much"), "must be between 0 and 1"),
         (("--max-float", "10%", "--min-sqnr", "20"), "exclude each other"),

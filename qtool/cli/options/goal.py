@@ -10,7 +10,6 @@ import typer
 from qtool.cli.console import Console
 from qtool.cli.options.groups import ACCURACY_GOAL
 from qtool.errors import GateError, UsageError
-from qtool.json_values import json_value
 
 if TYPE_CHECKING:
     from qtool.search.accuracy_goal import Goal
@@ -90,7 +89,7 @@ def show_mixed(console: Console, mixed: MixedPrecision) -> None:
 
 
 def mixed_as_json(mixed: MixedPrecision | None) -> dict[str, object] | None:
-    """Returns what became of a goal as values for JSON; numbers that are not finite become null."""
+    """Returns what became of a goal for JSON."""
     from dataclasses import asdict
 
     if mixed is None:
@@ -98,8 +97,8 @@ def mixed_as_json(mixed: MixedPrecision | None) -> dict[str, object] | None:
     return {
         "goal": asdict(mixed.goal),
         "met": mixed.met,
-        "reached": json_value(asdict(mixed.reached)),
-        "integers_everywhere": json_value(asdict(mixed.plain)),
+        "reached": asdict(mixed.reached),
+        "integers_everywhere": asdict(mixed.plain),
         "float_layers": list(mixed.layers),
         "nodes": mixed.nodes,
         "samples": mixed.samples,

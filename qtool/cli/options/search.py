@@ -14,7 +14,6 @@ from qtool.cli.console import Console
 from qtool.cli.options.goal import share_of
 from qtool.cli.options.groups import ACCURACY_GOAL, CORRECTIONS
 from qtool.cli.options.timing import show_times
-from qtool.json_values import json_value
 from qtool.workflows.tune.efforts import Effort
 
 if TYPE_CHECKING:
@@ -133,8 +132,8 @@ def show_search(console: Console, report: QuantizeReport) -> None:
         layers = _some([layer.group.layer for layer in kept.bargain.layers])
         console.say(
             f"kept in float for accuracy, at {kept.bargain.share:.1%} of the time saved: {layers}; SQNR "
-            f"{_decibels(kept.plain_db)} dB fully quantized, {_decibels(kept.bargain.sqnr_db)} dB now, on {kept.samples} "
-            "calibration samples"
+            f"{_decibels(kept.plain_db)} dB fully quantized, {_decibels(kept.bargain.sqnr_db)} dB now, on "
+            f"{kept.samples} calibration samples"
         )
     if kept is not None and kept.dynamic:
         console.say(f"dynamically quantized layers: {_some(kept.dynamic)}")
@@ -144,7 +143,7 @@ def show_search(console: Console, report: QuantizeReport) -> None:
 
 
 def search_as_json(report: QuantizeReport) -> dict[str, object]:
-    """Returns what the search did as values for JSON; numbers that are not finite become null."""
+    """Returns what the search did for JSON."""
     kept = report.kept_float
     return {
         "chosen_methods": dict(report.refinement.methods),
@@ -153,15 +152,15 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         "gptq_layers": list(report.refinement.rounding.guided),
         "fitted_weights": list(report.refinement.rounding.fitted),
         "fitted_biases": list(report.refinement.biases),
-        "gains": [json_value(asdict(gain)) for gain in report.gains],
+        "gains": [asdict(gain) for gain in report.gains],
         "kept_float": None
         if kept is None
         else {
             "layers": [layer.group.layer for layer in kept.bargain.layers],
             "dynamic_layers": list(kept.dynamic),
             "share_given_up": kept.bargain.share,
-            "sqnr_db": json_value(kept.bargain.sqnr_db),
-            "integers_everywhere_sqnr_db": json_value(kept.plain_db),
+            "sqnr_db": kept.bargain.sqnr_db,
+            "integers_everywhere_sqnr_db": kept.plain_db,
             "samples": kept.samples,
             "stopped": kept.stopped,
         },

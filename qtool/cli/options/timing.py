@@ -64,6 +64,6 @@ def show_times(console: Console, report: QuantizeReport) -> None:
     console.say(f"{speedup.median:.2f}x as fast as float on this machine, from a few interleaved runs")
     if speedup.high < 1.0:
         console.warn(
-            "slower than the float model on this machine: `qtool report` measures it more carefully; use the float model, "
-            "or keep more layers in float with --exclude"
+            "slower than the float model on this machine: `qtool report` measures it more carefully; use the float "
+            "model, or keep more layers in float with --exclude"
         )

@@ -89,7 +89,7 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
                 "kinds": list(target.kinds),
                 "ranks": list(target.ranks),
                 "scales": list(target.scales),
-                "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
+                "relative_change": target.relative_change,
                 "rounding_error": target.rounding_error,
                 "places": list(target.places),
                 "unmerge_error": target.unmerge_error if report.unmerged else None,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from qtool.cli.console import Console
-from qtool.json_values import json_value
 from qtool.metrics.outlook import Outlook
 
 
@@ -25,5 +24,4 @@ def outlook_as_json(outlook: Outlook | None) -> dict[str, object] | None:
     """Returns what to expect of one output as values for JSON."""
     if outlook is None:
         return None
-    values: dict[str, object] = json_value(asdict(outlook))
-    return {**values, "says_little": outlook.says_little}
+    return {**asdict(outlook), "says_little": outlook.says_little}

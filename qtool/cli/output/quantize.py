@@ -15,7 +15,6 @@ from qtool.cli.console import Console
 from qtool.cli.options.goal import mixed_as_json
 from qtool.cli.options.search import search_as_json, search_remarks, show_search
 from qtool.cli.output.outlook import outlook_as_json, show_outlooks
-from qtool.json_values import json_value
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook
 from qtool.plan import Plan, Skipped, WeightPlan
@@ -169,7 +168,7 @@ def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: 
 
 
 def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:
-    """Returns the report as values for JSON; numbers that are not finite become null."""
+    """Returns the report for JSON."""
     return {
         "schema": "qtool.quantize/1",
         "output": str(report.output),
@@ -199,7 +198,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
 
 def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, Outlook]) -> list[dict[str, object]]:
     """Returns how close each output is, and what to expect of it on other data, as values for JSON."""
-    return [{**json_value(asdict(output)), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
+    return [{**asdict(output), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
