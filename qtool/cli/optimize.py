@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qtool.calib.image_layout import Layout
 from qtool.cli.console import Console
 from qtool.cli.options.groups import COMPARISON, OUTPUT, PASSES
 from qtool.cli.options.shared import (
@@ -29,13 +29,6 @@ from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.workflows.optimize.optimize import OptimizeReport
-
-
-class ImageLayout(StrEnum):
-    """Where images have their channels."""
-
-    NCHW = "nchw"
-    NHWC = "nhwc"
 
 
 def _pass_names() -> list[str]:
@@ -87,7 +80,7 @@ def optimize(
         bool, typer.Option("--no-check", help="Do not compare the outputs.", rich_help_panel=COMPARISON)
     ] = False,
     io_layout: Annotated[
-        ImageLayout | None,
+        Layout | None,
         typer.Option(
             "--io-layout",
             help="Layout of image inputs and outputs.",
@@ -128,7 +121,7 @@ def optimize(
         tolerance=tolerance,
         check=not no_check,
         dry_run=dry_run,
-        io_layout=None if io_layout is None else io_layout.value,
+        io_layout=io_layout,
     )
     report = run(request, console.progress())
     if json:
