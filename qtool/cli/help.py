@@ -34,6 +34,12 @@ class GroupedCommand(typer.core.TyperCommand):
         ctx.meta[_SHOWS_ALL_KEY] = HELP_ALL in args
         return super().parse_args(ctx, args)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns what stands behind the command's name: its arguments, those that may be left out in brackets."""
+        arguments = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"]
+        names = [(argument.metavar or "", argument.required) for argument in arguments]
+        return ["[OPTIONS]", *(name if required else f"[{name}]" for name, required in names)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the arguments, and every group that has options to show."""
         parameters = self.get_params(ctx)

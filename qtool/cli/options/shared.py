@@ -28,9 +28,7 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
-ModelArgument: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .pth, .pt or .safetensors.", show_default=False)
-]
+ModelArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model.")]
 OptionalModelArgument: TypeAlias = Annotated[
     Path | None,
     typer.Argument(

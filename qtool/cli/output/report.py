@@ -13,7 +13,6 @@ from qtool.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from qtool.report.model import Report
 
-_SUFFIXES = (".json", ".md", ".html", ".xml")
 _STDOUT = Path("-")
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -115,10 +114,12 @@ def deliver(report: Report, where: Destinations, console: Console) -> None:
 
 
 def _suffix(output: Path) -> str:
-    if output.suffix not in _SUFFIXES:
+    from qtool.report.writers import WRITERS
+
+    if output.suffix not in WRITERS:
         raise UsageError(
             f"{output} has no suffix of a report format",
-            fix=f"end it in {', '.join(_SUFFIXES)}: -o report.json",
+            fix=f"end it in {', '.join(WRITERS)}: -o report.json",
         )
     return output.suffix
 
