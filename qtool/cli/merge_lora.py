@@ -150,7 +150,8 @@ def merge_lora(
         raise UsageError(f"--scale must be a finite number, not {scale}", fix="give a number such as 0.5")
     if as_adapter and (combine is not None or unmerge or scales is not None):
         raise UsageError(
-            "--as-adapter merges nothing: --combine, --unmerge and --scales have no effect with it", fix="drop them"
+            "--combine, --unmerge and --scales have no effect with --as-adapter",
+            fix="drop --combine, --unmerge and --scales",
         )
     if as_adapter and calib_data:
         raise UsageError("--calib-data has no effect with --as-adapter", fix="drop --calib-data")

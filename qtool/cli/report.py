@@ -151,7 +151,7 @@ def report(
     console = Console(json=json or where.markdown_on_stdout, quiet=quiet, debug=debug)
     chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
-        console.warn(f"{chosen.data[0]} is the calibration data of the model: new data may give worse figures")
+        console.warn(f"the model was calibrated on {chosen.data[0]}: new data may give worse figures")
     request = ReportRequest(
         float_model=chosen.float_model,
         quantized_models=chosen.quantized_models,
