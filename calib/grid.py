@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from qtool.calib.errors import CalibError
 
-_DTYPES: dict[tuple[int, bool], np.dtype[Any]] = {
-    (8, False): np.dtype(np.uint8),
-    (8, True): np.dtype(np.int8),
-    (16, False): np.dtype(np.uint16),
-    (16, True): np.dtype(np.int16),
-    (32, True): np.dtype(np.int32),
-}
+if TYPE_CHECKING:
+    import numpy as np
+
+# By width and sign.
+_DTYPES = {(8, False): "uint8", (8, True): "int8", (16, False): "uint16", (16, True): "int16", (32, True): "int32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +63,10 @@ class Grid:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy type that stores it."""
-        return _DTYPES[self.bits, self.signed]
+        # The help of commands lists targets, whose schemes have grids, and is to come at once.
+        import numpy as np
+
+        return np.dtype(_DTYPES[self.bits, self.signed])
 
     @property
     def name(self) -> str:

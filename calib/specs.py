@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from qtool.calib.image_layout import Layout
+
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = Mapping[str, Array]
 Dim: TypeAlias = int | str | None
-Layout: TypeAlias = Literal["nchw", "nhwc"]
 
 
 @dataclass(frozen=True, slots=True)

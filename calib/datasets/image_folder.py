@@ -14,7 +14,8 @@ from qtool.calib.datasets.images import Channels, Preprocess
 from qtool.calib.datasets.listing import side_array
 from qtool.calib.datasets.matching import described, only_input
 from qtool.calib.errors import CalibError
-from qtool.calib.specs import Array, Dim, Layout, TensorSpec
+from qtool.calib.image_layout import Layout
+from qtool.calib.specs import Array, Dim, TensorSpec
 
 LABELS = "_label"
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qtool.calib.errors import CalibError
-from qtool.calib.specs import Array, Layout
+from qtool.calib.image_layout import Layout
+from qtool.calib.specs import Array
 
 Channels = Literal["rgb", "bgr", "gray"]
 Filter = Literal["bilinear", "bicubic"]

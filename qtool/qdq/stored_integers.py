@@ -6,7 +6,6 @@ Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import constant_array, integer_attribute, is_constant, sole_consumer
+from qtool.qdq.scale_policy import ScalePolicy
 
 Array = npt.NDArray[Any]
 
@@ -29,18 +29,6 @@ _BITS = {
     ir.DataType.UINT16: 16,
     ir.DataType.INT32: 32,
 }
-
-
-class ScalePolicy(StrEnum):
-    """Says what becomes of the scales of integers when what they stand for changes.
-
-    GROW keeps them but where values outgrow their integers; KEEP keeps all of them and clips; RECOMPUTE takes those
-    that the largest value of each channel needs.
-    """
-
-    GROW = "grow"
-    KEEP = "keep"
-    RECOMPUTE = "recompute"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

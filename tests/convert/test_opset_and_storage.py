@@ -105,7 +105,7 @@ def test_weights_that_stay_in_their_files_compute_the_same(run: Any, model: Path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("m.onnx", "--max-shard-mb", "5"), "--max-shard-mb comes without"),
+        (("m.onnx", "--max-shard-mb", "5"), "--max-shard-mb has no effect without"),
         (("weights.pth", "--to", "safetensors", "--external-data"), "--external-data says nothing"),
         (("m.onnx",), "is ONNX already"),
         (("m.onnx", "--opset", "5"), "there is no way to opset 5"),

@@ -141,8 +141,8 @@ def test_a_folder_that_is_no_adapter_is_refused(trained: Any, refused: Any, tmp_
 def test_options_that_leave_nothing_are_refused(trained: Any, refused: Any) -> None:
     assert "fits no module" in refused(trained.base, trained.folder, "--only", "tail")
     assert "leave nothing" in refused(trained.base, trained.folder, "--exclude", "*")
-    assert "is no number" in refused(trained.base, f"{trained.folder}=much")
-    assert "is no number" in refused(trained.base, trained.folder, "--scale", "nan")
+    assert "is not a number" in refused(trained.base, f"{trained.folder}=much")
+    assert "must be a finite number" in refused(trained.base, trained.folder, "--scale", "nan")
 
 
 def test_adapters_whose_changes_do_not_add_up_are_refused(train: Any, refused: Any) -> None:

@@ -34,7 +34,7 @@ def test_a_missing_model(run: Any, data: Path) -> None:
 
 
 def test_no_model_at_all(run: Any) -> None:
-    _refused(run("quantize"), "no model is named", "qtool.toml")
+    _refused(run("quantize"), "no model is given", "qtool.toml")
 
 
 @pytest.mark.parametrize("content", [b"", b"just some text\n"])
@@ -215,7 +215,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     monkeypatch.setattr(qtool.calib.collect, "_batch_size", interrupted)
     outcome = run(command, model, "--calib-data", data)
     assert outcome.code == 130
-    assert "interrupted; nothing half-written is left behind" in outcome.err
+    assert "interrupted; no partial files are left" in outcome.err
     assert _listing(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

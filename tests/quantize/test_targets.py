@@ -13,7 +13,6 @@ from onnx import numpy_helper
 
 from qtool.backends.onnxruntime_cpu.this_machine import target_here
 from qtool.backends.targets import AUTO, PRESETS
-from qtool.cli.options.shared import TARGETS
 from qtool.runtime.session import Session
 
 _PAGE = Path(__file__).parents[2] / "docs" / "reference" / "targets.md"
@@ -32,8 +31,7 @@ def _sources(path: Path) -> dict[str, list[str]]:
     return {node.name: [producers.get(name, "") for name in node.input] for node in kept}
 
 
-def test_the_help_and_the_documentation_list_every_target() -> None:
-    assert [AUTO, *PRESETS] == list(TARGETS)
+def test_the_documentation_lists_every_target() -> None:
     rows = _PAGE.read_text(encoding="utf-8").splitlines()
     table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| `")]
     assert [row[0].strip("`") for row in table] == list(PRESETS)
@@ -83,7 +81,7 @@ def test_a_plan_names_its_target(run: Any, model: Path, target: str) -> None:
 def test_compilers_get_pairs_before_layers_and_residuals_only(run: Any, model: Path, data: Path, target: str) -> None:
     outcome = run("quantize", model, "--calib-data", data, "--target", target)
     assert outcome.code == 0, outcome.err
-    assert "chooses kernels of its own" in outcome.out
+    assert "selects its own kernels" in outcome.out
     sources = _sources(model.with_name("net.int8.onnx"))
     dequantized = "DequantizeLinear"
     assert sources["/c1/Conv"] == [dequantized, dequantized, ""]

@@ -47,7 +47,7 @@ def test_a_coverage_gate_exits_with_one(run: Any, model: Path, data: Path) -> No
 def test_a_share_that_is_none_is_refused(run: Any, model: Path, share: str) -> None:
     outcome = run("verify", model, "--min-coverage", share)
     assert outcome.code == 2
-    assert f"--min-coverage '{share}' is no share" in outcome.err
+    assert f"--min-coverage must be between 0 and 1, not '{share}'" in outcome.err
 
 
 def _with_conv_as_output(model: onnx.ModelProto) -> None:

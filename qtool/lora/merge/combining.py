@@ -13,10 +13,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
-from qtool.lora.merge.tensor_merge import WeightedChange
 
 if TYPE_CHECKING:
     import torch
+
+    from qtool.lora.merge.tensor_merge import WeightedChange
 
 
 class Method(StrEnum):
@@ -138,6 +139,8 @@ def combined_changes(
     Raises:
         InputError: a change depends on the weight, so there is nothing to combine before it is known.
     """
+    from qtool.lora.merge.tensor_merge import WeightedChange
+
     for name, steps in changes.items():
         dependent = [step for step in steps if not step.change.additive]
         if dependent:

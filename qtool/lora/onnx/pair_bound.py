@@ -13,7 +13,8 @@ from qtool.calib.affine import AffineParams
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.calib.grid import Grid
 from qtool.graph.constants import integer_attribute
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, StoredIntegers
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, limited, without_saturation
 

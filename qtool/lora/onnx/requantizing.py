@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from qtool.graph.constants import add_constant, constant_array
 from qtool.lora.onnx.pair_bound import within_bound
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers, integer_inputs, stored_integers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, StoredIntegers, integer_inputs, stored_integers
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,8 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
 from qtool.progress import SILENT, Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
-from qtool.workflows.convert.request import TARGET_FORMATS, ConvertReport, ConvertRequest, TargetFormat
+from qtool.workflows.convert.request import ConvertReport, ConvertRequest
+from qtool.workflows.convert.target_format import TARGET_FORMATS, TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions, import_tensorflow
 from qtool.workflows.convert.torch_import import ImportedGraph, InputDescription, import_weights
 

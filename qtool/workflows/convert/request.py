@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,8 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.passes.half.half_precision import KeptFloat32
 from qtool.workflows.convert.half_precision import Precision
 from qtool.workflows.convert.program_check import ProgramComparison
+from qtool.workflows.convert.target_format import TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
-
-
-class TargetFormat(StrEnum):
-    """Is what a model can be converted to."""
-
-    ONNX = "onnx"
-    PTH = "pth"
-    SAFETENSORS = "safetensors"
-
-
-TARGET_FORMATS: Mapping[TargetFormat, str] = {
-    TargetFormat.ONNX: "onnx",
-    TargetFormat.PTH: "torch",
-    TargetFormat.SAFETENSORS: "safetensors",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from qtool.lora.onnx.layer_biases import layers_of
 from qtool.lora.onnx.places import NEVER_SCALED, Place
 from qtool.lora.readers.reading import read_adapter
 from qtool.progress import Progress
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, stored_integers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, stored_integers
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
 from qtool.workflows.convert.model_source import save_graph

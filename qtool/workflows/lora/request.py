@@ -12,7 +12,7 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.lora.merge.combining import Combination
 from qtool.lora.onnx.activation_ranges import growth
 from qtool.lora.onnx.requantizing import Requantized
-from qtool.qdq.stored_integers import ScalePolicy
+from qtool.qdq.scale_policy import ScalePolicy
 from qtool.workflows.quantize.data_request import DataRequest
 
 # As a share of a tensor's norm; rounding to integers of eight bits, twice, stays below it.

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.calib.specs import Layout
+from qtool.calib.image_layout import Layout
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside

@@ -190,4 +190,4 @@ def test_data_is_refused_where_there_are_no_ranges(pictures: Case, refused: Any,
     said = refused(weights, pictures.adapter.folder, *data)
     assert "weights have none" in said
     said = refused(weights, pictures.adapter.folder, "--batch-size", 2)
-    assert "--batch-size says nothing without --calib-data" in said
+    assert "--batch-size has no effect without --calib-data" in said
