@@ -50,7 +50,7 @@ def audit(path: Path) -> FileAudit:
 
 
 def _is_old_pickle(path: Path) -> bool:
-    """Tells whether a file is a pickle of the first protocols, which are told by nothing but what they do."""
+    """Returns whether a file is a pickle of the first protocols, which are told by nothing but what they do."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         return scan_pickle(stream, 0, size).runs_something
@@ -76,7 +76,7 @@ def _audit_keras(path: Path, notes: AuditNotes) -> None:
 
 
 def is_zip(path: Path) -> bool:
-    """Tells whether a file begins like a zip file, which is what torch goes by."""
+    """Returns whether a file begins like a zip file, which is what torch goes by."""
     return detection.read_head(path).startswith(b"PK")
 
 

@@ -102,7 +102,7 @@ def read_head(path: Path) -> bytes:
 
 
 def is_legacy_checkpoint(head: bytes) -> bool:
-    """Tells whether a file that begins with ``head`` was written by torch.save before torch 1.6."""
+    """Returns whether a file that begins with ``head`` was written by torch.save before torch 1.6."""
     return _LEGACY_TORCH_MAGIC in head[:32]
 
 

@@ -39,7 +39,7 @@ class WeightPlan:
     Attributes:
         tensor: its name.
         grid: the integers it becomes.
-        granularity: one scale, or one a channel.
+        granularity: one scale, or one per channel.
         nodes: names of the nodes that read it.
         largest_pair: what two neighbouring integers of one sign may add up to in a kernel's sum; None for everything.
     """

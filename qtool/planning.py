@@ -113,7 +113,7 @@ def _chosen_dynamic(
 
 
 def _check_float(model: ir.Model) -> None:
-    """Refuses a model that has integer arithmetic in it."""
+    """Rejects a model that has integer arithmetic in it."""
     quantized = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
     if any(node.op_type in quantized for node in model.graph):
         raise InputError(

@@ -17,7 +17,7 @@ class Scheme:
     """Says which integers tensors become.
 
     Attributes:
-        activations: the grid of activations, always one scale a tensor.
+        activations: the grid of activations, always one scale per tensor.
         weights: the grid of weights.
         per_channel: whether weights get one scale an output channel, where the operator can read that.
         integer_biases: whether biases are stored as int32, or stay float.

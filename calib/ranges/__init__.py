@@ -1,6 +1,6 @@
-"""How a range is found: one method a file, each a pure function of a tensor's statistics.
+"""Range methods (observers): min-max, moving average, percentile, MSE, entropy, one per file.
 
-A new method is a new file and a line in ``RANGE_METHODS``.
+Each is a pure function of a tensor's statistics. A new method is a new file and a line in ``RANGE_METHODS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class RangeMethod(Protocol):
     """Finds the range of one tensor."""
 
     def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
-        """Returns the range that ``grid`` should be laid over; ``statistics`` has seen at least one value."""
+        """Returns the range that ``grid`` should cover; ``statistics`` has at least one value."""
         ...
 
 
@@ -32,6 +32,6 @@ RANGE_METHODS: Mapping[str, str] = {
 
 
 def range_method_class(name: str) -> type[RangeMethod]:
-    """Loads the class that a name in ``RANGE_METHODS`` stands for."""
+    """Loads the class of a name in ``RANGE_METHODS``."""
     module, _, attribute = RANGE_METHODS[name].partition(":")
     return cast(type[RangeMethod], getattr(import_module(module), attribute))

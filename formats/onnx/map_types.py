@@ -64,5 +64,5 @@ def write_map_types(path: Path) -> None:
 
 
 def holds_maps(kind: onnx.TypeProto) -> bool:
-    """Tells whether a type is that of a map, or of a sequence of maps."""
+    """Returns whether a type is that of a map, or of a sequence of maps."""
     return kind.HasField("map_type") or (kind.HasField("sequence_type") and holds_maps(kind.sequence_type.elem_type))

@@ -233,7 +233,7 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
 
 
 def _check_meaning(model: ir.Model, path: Path) -> None:
-    """Refuses tensors without a type, and nodes with fewer inputs or outputs than their operator has."""
+    """Rejects tensors without a type, and nodes with fewer inputs or outputs than their operator has."""
     opset = model.opset_imports.get("", 1)
     if not 1 <= opset <= _LARGEST_OPSET:
         raise _damaged(path, f": it has the opset {opset}")

@@ -220,7 +220,7 @@ def _padded(count: int) -> int:
 
 
 def _leads_outside(message: int, content: bytes) -> bool:
-    """Tells whether a message of an object names another file: for all of its values, some, or in its place."""
+    """Returns whether a message of an object names another file: for all of its values, some, or in its place."""
     if message == _LINK:
         return bool(content[1] & 8) and content[2] >= _EXTERNAL_LINK
     return message == _EXTERNAL_FILES or (message == _LAYOUT and content[0] >= 4 and content[1] == _VIRTUAL_LAYOUT)
@@ -241,7 +241,7 @@ def _link(content: bytes) -> tuple[str, int]:
 
 
 def _many_links(content: bytes) -> bool:
-    """Tells whether a group keeps its links in a heap of their own."""
+    """Returns whether a group keeps its links in a heap of their own."""
     (heap,) = struct.unpack_from("<Q", content, 10 if content[1] & 1 else 2)
     return bool(heap != _NOWHERE)
 

@@ -123,7 +123,7 @@ def _h5_configs(path: Path) -> list[dict[str, Any]]:
 
 
 def _scanned_h5(path: Path) -> dict[str, Any]:
-    """SearchConfig the file's bytes for the configuration.
+    """Searches the file's bytes for the configuration.
 
     Raises:
         FormatError: it is not found.

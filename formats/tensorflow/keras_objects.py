@@ -136,7 +136,7 @@ def _reason(value: Mapping[str, Any]) -> str | None:
 
 
 def _is_known_part(part: Any) -> bool:
-    """Tells whether what stands for a part is a name that Keras knows, or an object, which is looked at by itself."""
+    """Returns whether what stands for a part is a name that Keras knows, or an object, which is looked at by itself."""
     if isinstance(part, str):
         return _plain(part) in _PART_NAMES
     return not isinstance(part, dict | list) or (isinstance(part, dict) and "class_name" in part)
@@ -159,7 +159,7 @@ def _is_marshalled(text: Any) -> bool:
 
 
 def _registered(value: Mapping[str, Any], names: set[str]) -> bool:
-    """Tells whether an object is registered under its own name, or under none: the other name would win."""
+    """Returns whether an object is registered under its own name, or under none: the other name would win."""
     return value.get("registered_name") is None or str(value["registered_name"]) in names
 
 

@@ -29,7 +29,7 @@ def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
 
 
 def is_keras_weights(path: Path) -> bool:
-    """Tells whether an HDF5 file holds weights as ``save_weights`` lays them out, those of Keras 2 included."""
+    """Returns whether an HDF5 file holds weights as ``save_weights`` lays them out, those of Keras 2 included."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(_LIST_OF_LAYERS) >= 0 and content.find(_LIST_OF_WEIGHTS) >= 0:
             return True

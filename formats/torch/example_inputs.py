@@ -49,7 +49,7 @@ class Length:
         return self.factor * n + self.offset
 
     def allows(self, length: int) -> bool:
-        """Tells whether a dimension may have this length."""
+        """Returns whether a dimension may have this length."""
         return self.of(self.nearest(length)) == length
 
     def __str__(self) -> str:

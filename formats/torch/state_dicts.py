@@ -99,7 +99,7 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
 
 
 def _check_names_and_kinds(found: Mapping[Any, Any], where: str) -> None:
-    """Refuses tensors that would be lost: of one name as text, as 0 and '0' are, or of no shape."""
+    """Rejects tensors that would be lost: of one name as text, as 0 and '0' are, or of no shape."""
     names: set[str] = set()
     for key, value in found.items():
         if not _is_tensor(value):

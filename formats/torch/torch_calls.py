@@ -115,7 +115,7 @@ def with_tensors_only(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def passes_on(module: torch.nn.Module) -> bool:
-    """Tells whether the module's forward method takes nothing but ``*args`` and ``**kwargs``."""
+    """Returns whether the module's forward method takes nothing but ``*args`` and ``**kwargs``."""
     return not isinstance(module, StoredProgram) and _only_passes_on(module) is not None
 
 

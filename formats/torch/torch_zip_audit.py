@@ -100,7 +100,7 @@ def _audit_inner(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, 
 
 
 def _has_old_pickle(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    """Tells whether a member is a pickle of the first protocols; nothing but what they do tells these."""
+    """Returns whether a member is a pickle of the first protocols; nothing but what they do tells these."""
     with unpacked(archive, member) as stream:
         scan = scan_pickle(stream, 0, member.file_size)
     return scan.runs_something

@@ -35,7 +35,7 @@ def weights_stem(path: Path) -> str:
 
 
 def is_index(path: Path, head: bytes) -> bool:
-    """Tells whether a file that begins with ``head`` is such an index."""
+    """Returns whether a file that begins with ``head`` is such an index."""
     if not head.lstrip().startswith(b"{") or path.stat().st_size > _LARGEST_INDEX_BYTES:
         return False
     try:

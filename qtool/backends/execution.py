@@ -46,7 +46,7 @@ class Execution:
 
     @contextmanager
     def open(self, model: ir.Model, *, threads: int = 0) -> Iterator[Session]:
-        """Yields a session on ``model``, which is left as it is.
+        """Yields a session on ``model``, which is not modified.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.

@@ -12,7 +12,7 @@ from qtool.graph.names import Names
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Tells whether a value is a stored tensor that no caller can override."""
+    """Returns whether a value is a stored tensor that no caller can override."""
     return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 

@@ -18,7 +18,7 @@ class Batch:
         outputs: of the model that is judged.
         reference: of the float model.
         inputs: what both ran on.
-        labels: one entry a sample; None without labels.
+        labels: one entry per sample; None without labels.
         rows: how many samples these are.
     """
 

@@ -15,7 +15,7 @@ from qtool.calib.specs import Array
 
 # Channels that are neighbours and so many times as strong as each other belong to different parts.
 _UNLIKE = 16.0
-# A column of a matrix is one number a sample, and may be small for less.
+# A column of a matrix is one number per sample, and may be small for less.
 _UNLIKE_COLUMNS = 64.0
 # A tensor that falls apart into more is not put together from parts.
 _MOST_PARTS = 4

@@ -1,4 +1,4 @@
-"""Reads the integers behind DequantizeLinear, with one scale, one a channel or one a block, and finds new ones.
+"""Reads the integers behind DequantizeLinear, with one scale, one per channel or one a block, and finds new ones.
 
 Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """

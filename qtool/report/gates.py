@@ -56,7 +56,7 @@ class Gate:
         return f"{self.name} {self.operator} {str(self.limit).removesuffix('.0')}"
 
     def trips(self, found: Measured) -> bool:
-        """Tells whether ``found`` fails the report, wherever in its interval it lies; NaN always does."""
+        """Returns whether ``found`` fails the report, wherever in its interval it lies; NaN always does."""
         if found.value is None or math.isnan(found.value):
             return True
         low = found.value if found.low is None else found.low
@@ -102,7 +102,7 @@ def check_gates(
     metric: bool = False,
     data: str = "the data",
 ) -> None:
-    """Refuses gates that no report on this data could judge, before anything runs.
+    """Rejects gates that no report on this data could judge, before anything runs.
 
     Args:
         gates: what is to be judged.

@@ -51,7 +51,7 @@ class Parts:
     """
 
     def __init__(self, model: ir.Model, *, largest_part_bytes: int = _LARGEST_PART_BYTES) -> None:
-        """Divides ``model``, which is left as it is and may change afterwards.
+        """Divides ``model``, which is not modified and may change afterwards.
 
         Args:
             model: the graph.

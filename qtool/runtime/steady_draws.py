@@ -39,7 +39,7 @@ _FACTOR, _SHIFT, _STRIDE = 1103515245, 12345, 69069
 
 
 def draws(model: ir.Model) -> bool:
-    """Tells whether a model has a node that draws random numbers."""
+    """Returns whether a model has a node that draws random numbers."""
     return any(node.op_type in DRAWING for node in _nodes(model.graph))
 
 

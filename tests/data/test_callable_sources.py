@@ -66,7 +66,7 @@ def feeds():
 def test_bare_arrays_feed_the_only_input(write: Write, floats: Floats, refuses: Any) -> None:
     data = open_dataset(write('def feeds():\n    yield np.zeros((2, 4), "float32")'))
     assert [feed["x"].shape for feed in data.feeds([floats("x", "n", 4)], batch_size=2)] == [(2, 4)]
-    with refuses("feeds one input, the model has 2", fix="by name"):
+    with refuses("holds one input, the model has 2", fix="by name"):
         data.feeds([floats("x", "n", 4), floats("y", "n", 4)])
 
 
@@ -146,7 +146,7 @@ def test_a_module_that_cannot_be_imported_says_why(
     ("body", "problem", "fix"),
     [
         ("def feeds(path): ...", "raises TypeError", "takes no arguments"),
-        ("def feeds():\n    return 3", "raises TypeError", "returns or yields"),
+        ("def feeds():\n    return 3", "raises TypeError", "return or yield"),
         ("def feeds():\n    yield from ()", "has no samples", "a few dozen"),
         ("def feeds():\n    yield {'x': np.zeros((0, 2), 'f4')}", "has no samples", "a few dozen"),
         ("def feeds():\n    yield (1, 2)", "yields a tuple at step 0", "{'input name': array}"),

@@ -146,7 +146,7 @@ def test_a_search_whose_time_is_up_still_gives_a_model(
     words = ["quantize", str(wide), "--calib-data", str(data), "-o", str(output), "--smallest"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "the search was ended after 0 s: going on with the best so far" in result.stderr
+    assert "the search was ended after 0 s: continuing with the best so far" in result.stderr
     operators = {node.op_type for node in onnx.load(output).graph.node}
     assert "QuantizeLinear" in operators
     with_all_the_time = CliRunner().invoke(app, [*words, "--effort", "best", "--force"])

@@ -153,7 +153,7 @@ def _is_quantizable(node: ir.Node) -> bool:
 
 
 def _computes_integers(node: ir.Node) -> bool:
-    """Tells whether an operator is integer arithmetic itself, not a float one between Q and DQ."""
+    """Returns whether an operator is integer arithmetic itself, not a float one between Q and DQ."""
     return node.domain in _DOMAINS and node.op_type.startswith(_KERNELS) and node.op_type not in _CONVERSIONS
 
 
@@ -185,7 +185,7 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
 
 
 def _holds_integers(value: ir.Value | None) -> bool:
-    """Tells whether a value of the optimized graph is made of quantized integers."""
+    """Returns whether a value of the optimized graph is made of quantized integers."""
     producer = None if value is None else value.producer()
     if producer is None:
         return False

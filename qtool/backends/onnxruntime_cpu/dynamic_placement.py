@@ -57,7 +57,7 @@ def place_dynamic(
 
 
 def is_transposed(node: ir.Node) -> bool:
-    """Tells whether a MatMul or Gemm reads its weight with the output channels first."""
+    """Returns whether a MatMul or Gemm reads its weight with the output channels first."""
     attribute = node.attributes.get("transB")
     return node.op_type == "Gemm" and attribute is not None and attribute.as_int() == 1
 

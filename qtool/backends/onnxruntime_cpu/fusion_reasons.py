@@ -77,7 +77,7 @@ def _input_reason(node: ir.Node) -> FloatReason | None:
 
 
 def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
-    """Tells whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
+    """Returns whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
     scales = []
     for value in (node.inputs[0], node.inputs[1], bias):
         producer = None if value is None else _dequantize(value)

@@ -143,7 +143,7 @@ def _integer_nodes(nodes: Iterable[ir.Node]) -> tuple[set[ir.Node], set[ir.Value
 
 
 def _returns_integers(node: ir.Node) -> bool:
-    """Tells whether a kernel ends in integers of 8 bits; others convert their sums to floats themselves."""
+    """Returns whether a kernel ends in integers of 8 bits; others convert their sums to floats themselves."""
     if node.op_type == "QGemm":
         return len(node.inputs) > _QGEMM_OUTPUT_SCALE and node.inputs[_QGEMM_OUTPUT_SCALE] is not None
     return node.op_type.startswith("QLinear")

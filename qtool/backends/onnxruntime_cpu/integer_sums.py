@@ -22,7 +22,7 @@ _SCALE = 4000.0
 
 @cache
 def sums_saturate() -> bool:
-    """Tells whether u8 by s8 products of onnxruntime's CPU provider saturate at 16 bits on this processor.
+    """Returns whether u8 by s8 products of onnxruntime's CPU provider saturate at 16 bits on this processor.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.

@@ -66,7 +66,7 @@ class MachineProfile:
 
     Attributes:
         origin: where the figures come from: ``measured``, or the target that they were shipped for.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         layers: by kind of layer.
         operators: by type of operator.
         quantize: nanoseconds for an element to become an integer.

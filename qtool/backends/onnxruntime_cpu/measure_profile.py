@@ -64,7 +64,7 @@ def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
 
     Args:
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a probe.

@@ -162,7 +162,7 @@ class _Placement:
         return low <= 0.0 <= high
 
     def _emits(self, value: ir.Value | None) -> bool:
-        """Tells whether a value leaves its node as integers."""
+        """Returns whether a value leaves its node as integers."""
         if value is None:
             return False
         head = self._head(value)
@@ -185,7 +185,7 @@ class _Placement:
         )
 
     def _meets_clamp(self, value: ir.Value) -> bool:
-        """Tells whether onnxruntime would look past the clamp behind a product for the product's own Q.
+        """Returns whether onnxruntime would look past the clamp behind a product for the product's own Q.
 
         It does where the clamp has one reader. Where that is no Q, or the clamp is none that a Q makes superfluous, it
         leaves the product in float.

@@ -96,7 +96,7 @@ def prove(model: ir.Model, scheme: Scheme) -> SaturationProof:
 
 
 def is_integer_operator(operator: str) -> bool:
-    """Tells whether nodes of a type multiply integers by themselves, and not only between Q and DQ."""
+    """Returns whether nodes of a type multiply integers by themselves, and not only between Q and DQ."""
     return operator in _INTEGER_OPERATORS
 
 

@@ -15,7 +15,7 @@ _STAND_IN = "x86-vnni"
 
 
 def has_profile(target: str) -> bool:
-    """Tells whether a machine of that kind was measured."""
+    """Returns whether a machine of that kind was measured."""
     return target in _PROFILES
 
 

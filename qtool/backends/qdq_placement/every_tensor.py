@@ -168,7 +168,7 @@ class _Placement:
         return value
 
     def _is_clamped(self, value: ir.Value) -> bool:
-        """Tells whether a Relu or Clip that the Q behind it makes superfluous is all that reads a value."""
+        """Returns whether a Relu or Clip that the Q behind it makes superfluous is all that reads a value."""
         producer, reader = value.producer(), sole_consumer(value)
         if self.scheme.activations.symmetric or producer is None or reader is None or reader not in self.integer:
             return False

@@ -77,7 +77,7 @@ class _Search:
 
     @staticmethod
     def _is_computed(value: ir.Value) -> bool:
-        """Tells whether a layer has a part in ``value``: scores and learned biases are no masks."""
+        """Returns whether a layer has a part in ``value``: scores and learned biases are no masks."""
         pending, seen = [value], set[ir.Value]()
         while pending:
             producer = pending.pop().producer()

@@ -16,7 +16,7 @@ _KEEPING_LAYOUT = frozenset(
 
 
 def has_channels_last(value: ir.Value | None, integer: AbstractSet[ir.Node]) -> bool:
-    """Tells whether ``value`` comes from a Conv of ``integer``, whose layout goes through what is element by element.
+    """Returns whether ``value`` comes from a Conv of ``integer``, whose layout goes through what is element by element.
 
     onnxruntime's pools of 8-bit integers with channels first take dozens of times as long as those in float.
     """

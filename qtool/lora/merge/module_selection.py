@@ -56,7 +56,7 @@ class ModuleSelection:
         return chosen
 
     def takes(self, module: str) -> bool:
-        """Tells whether a module is to change."""
+        """Returns whether a module is to change."""
         if self._excludes(module):
             return False
         return not self.only or any(_fits(module, pattern) for pattern in self.only)

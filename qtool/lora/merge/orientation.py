@@ -1,4 +1,4 @@
-"""Tells whether a weight has its inputs first, as Conv1D of transformers stores it, or its outputs, as Linear does.
+"""Returns whether a weight has its inputs first, as Conv1D of transformers stores it, or its outputs, as Linear does.
 
 PEFT saves one ``fan_in_fan_out`` for all layers, that of the last one it wrapped, so where models have both kinds it
 says nothing of the others. Source: https://github.com/huggingface/peft, ``tuners/lora/model.py``.

@@ -134,7 +134,7 @@ def _fields(config: Path) -> dict[str, Any]:
 
 
 def _same(weight: torch.Tensor, changes: Sequence[Change], others: Sequence[Change]) -> bool:
-    """Says whether both add the same, but for the rounding of sums: PEFT writes one product in two ways here."""
+    """Returns whether both add the same, but for the rounding of sums: PEFT writes one product in two ways here."""
     added = difference = 0.0
     for one, other in zip(delta_blocks(weight, changes), delta_blocks(weight, others), strict=True):
         added += float(one.square().sum())

@@ -142,7 +142,7 @@ def _with_norms(change: ModuleChange, magnitude: torch.Tensor, base: BaseModule)
 
 
 def fits_base(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tells whether the base has all modules that an adapter changes."""
+    """Returns whether the base has all modules that an adapter changes."""
     try:
         _naming(adapter, sorted({module.path for module in adapter.modules}), shapes)
     except InputError:

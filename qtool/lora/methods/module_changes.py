@@ -36,7 +36,7 @@ class BaseModule:
     source: str
 
     def has(self, parameter: str) -> bool:
-        """Tells whether the module has a parameter of this name."""
+        """Returns whether the module has a parameter of this name."""
         return f"{self.path}.{parameter}" in self.shapes
 
     def shape(self, parameter: str) -> tuple[int, ...]:

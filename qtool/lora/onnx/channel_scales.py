@@ -35,7 +35,7 @@ def channel_scale(array: Array, weight: Array, tolerance: float) -> Array | None
 
 
 def is_one(scale: Array, array: Array, weight: Array) -> bool:
-    """Tells whether array = weight but for rounding: factors are as near to 1 as the rounding lets them be known."""
+    """Returns whether array = weight but for rounding: factors are as near to 1 as the rounding lets them be known."""
     rows, seen = _rows(weight), _rows(array)
     left = np.linalg.norm(seen - scale[:, None] * rows, axis=1)
     # The standard error of a factor that was fitted by least squares, five times.
@@ -50,7 +50,7 @@ def whole_scale(array: Array, weight: Array) -> float:
 
 
 def inputs_differ(array: Array, weight: Array, scale: Array) -> bool:
-    """Tells whether the inputs of the weight were multiplied, too: factors for them explain most of the error."""
+    """Returns whether the inputs of the weight were multiplied, too: factors for them explain most of the error."""
     expected, seen = _rows(weight) * scale.reshape(-1, 1), _rows(array)
     power = np.einsum("ij,ij->j", expected, expected)
     if len(expected) < _LEAST_ROWS or not power.all():

@@ -112,7 +112,7 @@ def _input(model: ir.Model, name: str, shape: tuple[int | None, int | None], dty
 
 
 def _narrows(node: ir.Node, index: int) -> bool:
-    """Tells whether a node does the same to a product of matrices as to its first one, before the second."""
+    """Returns whether a node does the same to a product of matrices as to its first one, before the second."""
     rows = node.op_type == "Gather" and index == 0 and integer_attribute(node, "axis", 0) == 0
     return rows or (node.op_type == "MatMul" and index == 1)
 

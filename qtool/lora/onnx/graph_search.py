@@ -263,7 +263,7 @@ class GraphSearch:
 
 
 def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
-    """Tells whether a node computes the module of a tensor, by the names that exporters leave."""
+    """Returns whether a node computes the module of a tensor, by the names that exporters leave."""
     module = f".{name.rpartition('.')[0]}."
     # What stands between a tensor and the layer that reads it; the older exporter shares tensors through Identity.
     between = node.op_type in ("Identity", "DequantizeLinear")
@@ -275,7 +275,7 @@ def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
 
 
 def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
-    """Tells whether the names of one tensor are those of an embedding and of a head, whose layers are of two kinds."""
+    """Returns whether the names of one tensor are those of an embedding and of a tied head."""
     return len(twins) == 1 and name.endswith(EMBEDDINGS) != twins[0].endswith(EMBEDDINGS)
 
 

@@ -41,7 +41,7 @@ _SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|randlora_[AB]|vblora_vecto
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Tells whether ``path`` is a folder, or a file in a folder, that PEFT saved."""
+    """Returns whether ``path`` is a folder, or a file in a folder, that PEFT saved."""
     return (_folder(path) / CONFIG_NAME).is_file()
 
 

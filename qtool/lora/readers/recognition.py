@@ -15,7 +15,7 @@ _GGUF_HEAD = b"GGUF"
 
 
 def is_adapter(path: Path) -> bool:
-    """Tells whether ``path`` is a folder that PEFT saved, or the adapter's file in it."""
+    """Returns whether ``path`` is a folder that PEFT saved, or the adapter's file in it."""
     if path.is_dir():
         return (path / CONFIG_NAME).is_file()
     if not path.is_file():
@@ -25,13 +25,13 @@ def is_adapter(path: Path) -> bool:
 
 
 def is_gguf(path: Path) -> bool:
-    """Tells whether a file begins as those of llama.cpp do."""
+    """Returns whether a file begins as those of llama.cpp do."""
     with path.open("rb") as stream:
         return stream.read(len(_GGUF_HEAD)) == _GGUF_HEAD
 
 
 def is_single_file(path: Path) -> bool:
-    """Tells whether a file is an adapter that needs no settings beside it, or whose settings PEFT does not read."""
+    """Returns whether a file is an adapter that needs no settings beside it, or whose settings PEFT does not read."""
     if path.name == "adapter_model.safetensors" and (path.parent / CONFIG_NAME).is_file():
         return False
     with path.open("rb") as stream:

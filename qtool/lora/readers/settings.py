@@ -132,7 +132,7 @@ class AdapterSettings:
         return alpha / math.sqrt(rank) if self.root_scale else alpha / rank
 
     def is_feedforward(self, module: str) -> bool:
-        """Tells whether IA3 scales the inputs of a module, not its outputs."""
+        """Returns whether IA3 scales the inputs of a module, not its outputs."""
         if isinstance(self.feedforward, str):
             return re.fullmatch(self.feedforward, module) is not None
         return module.endswith(self.feedforward)
@@ -143,7 +143,7 @@ class AdapterSettings:
         return tuple(sorted({parameter for owner, _, parameter in found if _ends_with(module, owner)}))
 
     def saves(self, parameter: str) -> bool:
-        """Tells whether a parameter belongs to a module that was trained whole."""
+        """Returns whether a parameter belongs to a module that was trained whole."""
         return any(f".{name}." in f".{parameter}" for name in self.saved_modules)
 
     def rows_of(self, module: str) -> tuple[int, ...] | None:

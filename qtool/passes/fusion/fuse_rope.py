@@ -194,7 +194,7 @@ class _Writer:
         return True
 
     def _fits(self, table: ir.Value, dims: tuple[Length | None, ...], rope: Rope) -> bool:
-        """Tells whether a table has a row for each step, and the same for all heads."""
+        """Returns whether a table has a row for each step, and the same for all heads."""
         found = dims_of(table)
         width = dims[-1] if rope.full else Length((last_length(rope.source) or 0) // 2)
         if found is None or not 2 <= len(found) <= _RANK or found[-1] != width or found[-2] != dims[-2]:

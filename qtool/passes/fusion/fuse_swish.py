@@ -22,7 +22,7 @@ _X = Tensor("x")
 
 
 def _is_hard_sigmoid(node: ir.Node) -> bool:
-    """Tells whether a HardSigmoid is max(0, min(1, x / 6 + 1 / 2))."""
+    """Returns whether a HardSigmoid is max(0, min(1, x / 6 + 1 / 2))."""
     alpha, beta = node.attributes.get("alpha"), node.attributes.get("beta")
     slope = 0.2 if alpha is None else alpha.as_float()
     return bool(np.isclose(slope, 1 / 6, rtol=1e-4)) and (beta is None or beta.as_float() == 0.5)

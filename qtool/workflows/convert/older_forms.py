@@ -45,7 +45,7 @@ def older_form(node: ir.Node, step: Step) -> str | None:
 
 
 def has_older_name(op_type: str, opset: int) -> bool:
-    """Tells whether an operator that an opset lacks may be another one there."""
+    """Returns whether an operator that an opset lacks may be another one there."""
     return op_type == "Resize" and opset < RESIZE_OPSET
 
 

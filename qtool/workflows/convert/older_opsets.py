@@ -112,7 +112,7 @@ def _settle_attribute(node: ir.Node, position: int, name: str) -> str | None:
 
 
 def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
-    """Tells whether an attribute has the value that it would have anyway."""
+    """Returns whether an attribute has the value that it would have anyway."""
     default = new.attributes[name].default_value if name in new.attributes else None
     if default is None or not default.type:
         return False
@@ -121,7 +121,7 @@ def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
 
 
 def says_nothing(node: ir.Node, name: str) -> bool:
-    """Tells whether an attribute is about a case that this node is not."""
+    """Returns whether an attribute is about a case that this node is not."""
     if name == "noop_with_empty_axes":
         return "axes" in node.attributes
     if name == "dilations":

@@ -206,7 +206,7 @@ def _values(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
 
 
 def _has_samples(inputs: Sequence[InputSpec], real: Feed) -> bool:
-    """Tells whether the first axis of all inputs counts the same samples."""
+    """Returns whether the first axis of all inputs counts the same samples."""
     if any(not spec.dims for spec in inputs):
         return False
     firsts = {spec.dims[0] for spec in inputs}
@@ -269,7 +269,7 @@ def _runs(
 
 
 def _says_something(output: Array) -> bool:
-    """Tells whether there are values at all; a mean over what a crop left of nothing is NaN."""
+    """Returns whether there are values at all; a mean over what a crop left of nothing is NaN."""
     return output.size > 0 and (output.dtype.kind != "f" or bool(np.isfinite(output).any()))
 
 

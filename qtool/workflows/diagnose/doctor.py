@@ -80,7 +80,7 @@ def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
 
     Args:
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.

@@ -38,7 +38,7 @@ class ExplainRequest:
         model: a model in QDQ form, or a float one.
         name: of a node or a tensor, or the end of it.
         data: samples to measure errors and times on; None for what the graph tells alone.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
     """
 
     model: Path

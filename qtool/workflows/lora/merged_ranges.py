@@ -231,12 +231,12 @@ def _extremes(seen: TensorStatistics) -> Range:
 
 
 def _keeps_clamps(model: ir.Model) -> bool:
-    """Tells whether ranges that begin at zero may stand for ReLUs that a quantizer dropped; qtool drops none."""
+    """Returns whether ranges that begin at zero may stand for ReLUs that a quantizer dropped; qtool drops none."""
     return not has_records(model)
 
 
 def _float_form(model: ir.Model, activations: Sequence[QuantizedActivation]) -> _FloatForm:
-    """Returns a copy of a graph, which is left as it is, without Q and DQ.
+    """Returns a copy of a graph, which is not modified, without Q and DQ.
 
     Raises:
         InputError: activations stay integers in it.

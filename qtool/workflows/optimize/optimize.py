@@ -43,7 +43,7 @@ class OptimizeRequest:
     Attributes:
         model: an ONNX graph.
         output: the file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
+        output_dir: folder of an output without a name; None for the model's folder.
         force: whether an existing output may be replaced.
         passes: names of the passes to run; nothing for the usual ones.
         skip: names of passes to leave out.
