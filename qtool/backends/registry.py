@@ -1,4 +1,4 @@
-"""Names every backend; a new one is a new folder, a line here and one in ``targets``."""
+"""The registry of backends; a new one is a new folder, a line here and one in ``targets``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``--target`` takes: the targets of all backends."""
+"""The values of ``--target``: the targets of all backends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtool.backends.tensorrt.targets import TARGETS as TENSORRT
 from qtool.errors import UsageError
 from qtool.schemes import Scheme
 
-# The README and the tests go through it row by row.
+# Documentation and tests cover every row.
 PRESETS: Mapping[str, Scheme] = {**PROCESSORS, **TENSORRT, **QNN, **OPENVINO}
 AUTO = "auto"
 
@@ -21,7 +21,7 @@ def preset(name: str) -> Scheme:
     """Returns the preset of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none of that name.
     """
     if name not in PRESETS:
         near = get_close_matches(name, (AUTO, *PRESETS), n=1, cutoff=0.0)

@@ -172,7 +172,7 @@ def test_numbers_that_make_no_sense_are_refused(
 
 def test_a_batch_size_that_the_model_does_not_take_is_refused(tmp_path: Path, floats: Floats, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((30, 2), "f4"))
-    with refuses("batches of exactly 8, not of 4", fix="say 8"):
+    with refuses("batches of exactly 8, not of 4", fix="give 8"):
         open_dataset(str(tmp_path / "data.npz")).feeds([floats("x", 8, 2)], batch_size=4)
 
 

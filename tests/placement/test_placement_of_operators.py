@@ -179,7 +179,7 @@ def test_an_elementwise_operator_before_float_nodes_stays_float(prepared: Prepar
     )
     plan = _plan(model)
     assert _operators(plan) == ["Conv"]
-    assert _reason(plan, "/b/Add") == "nothing behind it reads integers"
+    assert _reason(plan, "/b/Add") == "no later node reads integers"
 
 
 def test_an_elementwise_operator_behind_float_nodes_stays_float(prepared: Prepared, random_array: Arrays) -> None:
