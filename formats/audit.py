@@ -1,4 +1,4 @@
-"""Says what opening a model file would run and reach, without opening it."""
+"""Describes what opening a model file would run and reach, without opening it."""
 
 from __future__ import annotations
 

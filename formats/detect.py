@@ -1,4 +1,4 @@
-"""Tells what a file is by its content; never unpickles anything and never trusts the suffix."""
+"""Describes what a file is by its content; never unpickles anything and never trusts the suffix."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _LONGEST_NAME_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Says what a file is.
+    """The kind of a file.
 
     Attributes:
         format: the key in ``qtool.formats.registry.FORMATS``.
@@ -195,7 +195,7 @@ def _detect_onnx(path: Path, size: int) -> Detection | None:
 def _plausible(field: protobuf.Field) -> bool:
     if field.number == _IR_VERSION:
         return 1 <= field.value <= 99
-    # A TensorFlow SavedModel has the same numbers, and its whole graph in the place of the producer's name.
+    # A TensorFlow SavedModel has the same numbers, and its whole graph instead of the producer's name.
     return field.number != _PRODUCER_NAME or field.end - field.start <= _LONGEST_NAME_BYTES
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FormatError(Exception):
-    """Says what is wrong with a file and how to fix it.
+    """An error of a file, with its fix.
 
     Attributes:
         problem: one line, lower case, no full stop: what is wrong; control characters of names in it are escaped.

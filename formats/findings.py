@@ -12,7 +12,7 @@ from qtool.formats.torch.pickle_scan import PickleScan
 
 
 class Risk(StrEnum):
-    """Is what could happen to whoever opens the file."""
+    """What could happen to whoever opens the file."""
 
     RUNS_CODE = "runs code"
     REACHES_OUTSIDE = "reaches outside"
@@ -21,7 +21,7 @@ class Risk(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Is one reason not to open a file.
+    """One reason not to open a file.
 
     Attributes:
         risk: what could happen.
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileAudit:
-    """Says what opening a file would do.
+    """The effects of opening a file.
 
     Attributes:
         path: the file.
@@ -59,7 +59,7 @@ class FileAudit:
 
 @dataclass(slots=True)
 class AuditNotes:
-    """Gathers findings while a file is looked through.
+    """Collects findings while a file is looked through.
 
     Attributes:
         findings: reasons not to open the file.

@@ -15,13 +15,13 @@ _LARGEST_MAPPED_BYTES = 512 << 20
 
 
 class MappedTensors(Mapping[str, "torch.Tensor"]):
-    """Gives out tensors that are mapped from a file, and maps the file anew now and then.
+    """Gives out tensors that are mapped from a file, and maps the file again now and then.
 
     Whoever goes through them, and lets go of each before the next, holds no more than about half a gigabyte. Names of
-    one tensor see the same memory only as long as the file is not mapped anew; ``tied`` says which they are.
+    one tensor see the same memory only as long as the file is not mapped again; ``tied`` says which they are.
 
     Attributes:
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
     """
 
     def __init__(self, mapped: Callable[[], Mapping[str, torch.Tensor]]) -> None:
@@ -60,5 +60,5 @@ def few_at_a_time(mapped: Callable[[], Mapping[str, torch.Tensor]], file_bytes: 
 
 
 def tied_names(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, str]:
-    """Returns, for each tensor that is another name of an earlier one, the name of the first; as ``ties``."""
+    """Returns, for each name of a tied tensor but the first, the first one; as ``ties``."""
     return tensors.tied if isinstance(tensors, MappedTensors) else ties(tensors)

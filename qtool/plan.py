@@ -70,12 +70,12 @@ class BiasPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Says why a node stays float.
+    """Explains why a node stays float.
 
     Attributes:
         node: its name.
         operator: its type.
-        reason: for a person to read.
+        reason: as text.
     """
 
     node: str

@@ -82,7 +82,7 @@ def build_dynamic_plan(
 def _chosen_dynamic(
     model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
-    """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
+    """Places the layers that the user wants dynamic in a static model, and those that share weights with them."""
     from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
     from qtool.backends.registry import backend_named
 

@@ -34,7 +34,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Is what a tensor says about its place.
+    """What a tensor says about its place.
 
     Attributes:
         tensor: its name.
@@ -94,7 +94,7 @@ def check_claim(claim: Claim, model: Path) -> Path:
         )
     if not path.is_file():
         raise _outside(claim.tensor, f"points at something that is no file: {location!r}")
-    # The model's own file is what the person named, whatever other names it has.
+    # The model's own file is what the user named, whatever other names it has.
     if path.stat().st_nlink > 1 and real != model.resolve():
         raise OutsideError(
             f"tensor '{claim.tensor}' points at a file with several names, of which some may lie outside: {location!r}",

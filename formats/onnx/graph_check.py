@@ -109,7 +109,7 @@ def _unknown_operator(node: ir.Node, opset: int) -> str | None:
 
 
 def _wrong_type(node: ir.Node, opset: int) -> str | None:
-    """Looks for inputs that an operator does not take, or not beside each other."""
+    """Searches for inputs that an operator does not take, or not beside each other."""
     formal, allowed = _types(node.op_type, opset)
     bound: dict[str, str] = {}
     for place, value in enumerate(node.inputs):
@@ -154,7 +154,7 @@ def _first_opsets() -> Mapping[str, int]:
 
 
 def _circle(graph: ir.Graph) -> str | None:
-    """Looks for nodes that need each other's results."""
+    """Searches for nodes that need each other's results."""
     before = {node: set(_makers(node, graph)) for node in graph}
     readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in before}
     for node, producers in before.items():

@@ -190,7 +190,7 @@ def release(tensor: ir.TensorProtocol) -> None:
 
 @contextmanager
 def _in_memory(model: ir.Model) -> Iterator[None]:
-    """Holds copies in the place of external tensors until the block ends."""
+    """Holds copies instead of external tensors until the block ends."""
     external = [
         (value, value.const_value)
         for graph in model.graphs()

@@ -57,7 +57,7 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True, slots=True)
 class KerasFinding:
-    """Is one part of a configuration that is not of Keras, or reaches for files.
+    """One part of a configuration that is not of Keras, or reaches for files.
 
     Attributes:
         risk: what could happen.
@@ -103,7 +103,7 @@ def _object_findings(value: Mapping[str, Any], place: str) -> Iterator[KerasFind
 
 
 def _reason(value: Mapping[str, Any]) -> str | None:
-    """Says what is wrong with an object; None for what Keras itself computes with."""
+    """Describes what is wrong with an object; None for what Keras itself computes with."""
     name, module = value["class_name"], value.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         return "has an object whose class is no name"

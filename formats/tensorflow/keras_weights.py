@@ -63,7 +63,7 @@ def check_keras_weights(path: Path) -> None:
 
 
 def values_outside(path: Path, kind: str) -> str | None:
-    """Says which array of a ``.keras`` or ``.h5`` file takes its values from another file; None where none is seen."""
+    """Names the array of a ``.keras`` or ``.h5`` file whose values are in another file; None where there is none."""
     try:
         _arrays(path, kind)
     except Hdf5OutsideError as error:

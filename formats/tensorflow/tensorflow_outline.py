@@ -1,4 +1,4 @@
-"""Tells what is in TensorFlow models, without TensorFlow: operators, signatures, shapes of weights."""
+"""Describes what is in TensorFlow models, without TensorFlow: operators, signatures, shapes of weights."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _SERVING_TAG = "serve"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Is a loaded model.
+    """A loaded model.
 
     Attributes:
         inputs: its inputs: the name, and the symbolic tensor that tells shape and type.
@@ -242,7 +242,7 @@ def _interface(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class WorkerError(Exception):
-    """Says what a library said, or a part of this project with the fix."""
+    """Describes what a library said, or a part of this project with the fix."""
 
     def __init__(self, problem: str, fix: str | None) -> None:
         """Keeps both; ``fix`` is None where nobody knows one."""

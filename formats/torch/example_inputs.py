@@ -23,7 +23,7 @@ Feeds: TypeAlias = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Length:
-    """Says which lengths a free dimension may have: ``factor`` · n + ``offset``, for whole n from ``low`` to ``high``.
+    """The lengths that a free dimension may have: ``factor`` · n + ``offset``, for whole n from ``low`` to ``high``.
 
     Attributes:
         number: what n is called; dimensions with the same n depend on each other.

@@ -65,7 +65,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
 
 
 def rounding(stored: Mapping[str, torch.Tensor], used: Mapping[str, torch.Tensor]) -> str | None:
-    """Says which stored weights a module of narrower ones rounds, as float64 to float32; None where it rounds none."""
+    """Names the stored weights that a module rounds to narrower types, such as float64 to float32; None for none."""
     narrower = [
         name
         for name, tensor in stored.items()

@@ -190,7 +190,7 @@ _VALUE_TYPES = frozenset(
 
 
 class Meaning(StrEnum):
-    """Is what importing a name means."""
+    """What importing a name means."""
 
     TENSOR = "makes tensors"
     OBJECT = "runs the code of a class"
@@ -204,7 +204,7 @@ def full_name(module: str, name: str) -> str:
 
 
 def meaning(name: str) -> Meaning:
-    """Says what it means that a pickle imports ``name``, as ``full_name`` writes it."""
+    """Describes what it means that a pickle imports ``name``, as ``full_name`` writes it."""
     if name in TENSOR_GLOBALS:
         return Meaning.TENSOR
     if name in _VALUE_TYPES:

@@ -1,4 +1,4 @@
-"""Finds out what a pickle would import and call, by following its operations on names instead of objects."""
+"""Determines what a pickle would import and call, by following its operations on names instead of objects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBytes:
-    """Is a block of data outside of the pickle that a tensor refers to.
+    """A block of data outside of the pickle that a tensor refers to.
 
     Attributes:
         key: what it is called.
@@ -56,7 +56,7 @@ class StoredBytes:
 
 @dataclass(slots=True, kw_only=True)
 class PickleScan:
-    """Is what a pickle would do.
+    """What a pickle would do.
 
     Attributes:
         imports: what it imports, in order, each once.

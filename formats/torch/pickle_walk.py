@@ -42,7 +42,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """Is one operation of a pickle.
+    """One operation of a pickle.
 
     Attributes:
         name: its name in ``pickletools``, such as ``GLOBAL``.

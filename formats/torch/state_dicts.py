@@ -87,7 +87,7 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     source = "state dict" + "".join(f" under '{key}'" for key in keys[:1]) + "".join(f" / '{key}'" for key in keys[1:])
     if left_out:
         shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        source += f", without what is no tensor: {shown}"
+        source += f", without non-tensors: {shown}"
     if search.aside:
         shown = ", ".join(search.aside[:_LONGEST_LIST])
         more = f" and {len(search.aside) - _LONGEST_LIST} more" if len(search.aside) > _LONGEST_LIST else ""
@@ -201,7 +201,7 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """Says how many tensors there are in a part of a checkpoint, and how many numbers in these."""
+    """Describes how many tensors there are in a part of a checkpoint, and how many numbers in these."""
 
     tensors: int
     elements: int

@@ -81,7 +81,7 @@ def bind(
 
     Args:
         module: the module.
-        shapes: the shape of each input, as the person gave it.
+        shapes: the shape of each input, as the user gave it.
         dtypes: element types; those of ``feeds`` otherwise (floats become float32), and float32 without either.
         feeds: real data by input name.
         data_shapes: shapes of the data, with names for what varies; the first dimension of ``feeds`` otherwise.

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class ZipKind(StrEnum):
-    """Is what wrote a zip file."""
+    """What wrote a zip file."""
 
     CHECKPOINT = "torch checkpoint"
     TORCHSCRIPT = "TorchScript program"

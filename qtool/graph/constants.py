@@ -30,7 +30,7 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, names: 
         graph: where to store it.
         name: what it should be called.
         array: its values.
-        names: the names in use, where the caller keeps them; they are gathered anew otherwise.
+        names: the names in use, where the caller keeps them; they are gathered again otherwise.
     """
     free = (names or Names(graph)).free(name)
     value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """Says what a type can hold.
+    """The range of a type.
 
     Attributes:
         signed: whether it holds negative numbers.

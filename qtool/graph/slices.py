@@ -18,7 +18,7 @@ _END = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Is what a Slice does to one axis.
+    """What a Slice does to one axis.
 
     Attributes:
         axis: the axis, counted from the front where the rank is known.

@@ -64,7 +64,7 @@ Step = Scaled | Rearranged | Shifted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """Is what became of a tensor.
+    """What became of a tensor.
 
     Attributes:
         tensor: in the form in which it is stored now.

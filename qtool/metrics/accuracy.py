@@ -65,7 +65,7 @@ class AccuracyMeter:
         self._samples_of = self._right_of = np.zeros(0, np.int64)
 
     def add(self, scores: Array) -> None:
-        """Takes in the scores, of the shape (rows, classes), of the next rows.
+        """Adds the scores, of the shape (rows, classes), of the next rows.
 
         Equal scores rank by their place, as ``argmax`` has it; a row with a NaN is wrong.
 

@@ -47,7 +47,7 @@ class SampleMeter:
         self._kept: list[tuple[float, int, ChangedSample]] = []
 
     def add(self, feed: Mapping[str, Array], expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Takes in one batch; an output counts where its first axis holds the samples."""
+        """Adds one batch; an output counts where its first axis holds the samples."""
         rows = samples_in(feed)
         noise = _noise(expected, got, rows)
         # A sample that is as noisy as one before it comes after it.

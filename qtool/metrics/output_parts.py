@@ -31,7 +31,7 @@ _CHUNK_VALUES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPart:
-    """Is a stretch of an output's channels.
+    """A stretch of an output's channels.
 
     Attributes:
         axis: where the channels lie.
@@ -63,7 +63,7 @@ class PartsMeter:
         self._rank = 0
 
     def add(self, expected: Array, got: Array) -> None:
-        """Takes in one batch of float arrays of one shape, a few values at a time."""
+        """Adds one batch of float arrays of one shape, a few values at a time."""
         if not expected.size:
             return
         axes = _axes(expected.shape)

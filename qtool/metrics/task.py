@@ -50,7 +50,7 @@ class MeanMeter:
         self._samples = 0
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch.
+        """Adds one batch.
 
         Raises:
             InputError: the metric does not fit the outputs or the labels.

@@ -35,7 +35,7 @@ _LAYOUT = "channels_last"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """Is a float operator.
+    """A float operator.
 
     Attributes:
         op_type: its name.

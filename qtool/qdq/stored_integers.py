@@ -32,7 +32,7 @@ _BITS = {
 
 
 class ScalePolicy(StrEnum):
-    """Says what becomes of the scales of integers when what they stand for changes.
+    """Describes what becomes of the scales of integers when what they stand for changes.
 
     GROW keeps them but where values outgrow their integers; KEEP keeps all of them and clips; RECOMPUTE takes those
     that the largest value of each channel needs.
@@ -45,7 +45,7 @@ class ScalePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerRules:
-    """Says how changed floats become integers again.
+    """Describes how changed floats become integers again.
 
     Attributes:
         scales: what becomes of their scales.
@@ -59,7 +59,7 @@ class IntegerRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIntegers:
-    """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
+    """A stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 
     Attributes:
         value: the initializer.

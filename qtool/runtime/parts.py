@@ -23,7 +23,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Is a stretch of nodes.
+    """A stretch of nodes.
 
     Attributes:
         nodes: the nodes, in order.

@@ -91,7 +91,7 @@ class _Drawn:
         self._nodes: list[ir.Node] = []
 
     def replace(self) -> None:
-        """Puts the new nodes in the place of the old one."""
+        """Replaces the old one by the new nodes."""
         node, output = self._node, self._node.outputs[0]
         shape = self._shape()
         if node.op_type == "Bernoulli":

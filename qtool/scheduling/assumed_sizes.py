@@ -1,4 +1,4 @@
-"""Says how large tensors of free dimensions are, roughly, where only their order matters."""
+"""Describes how large tensors of free dimensions are, roughly, where only their order matters."""
 
 from __future__ import annotations
 

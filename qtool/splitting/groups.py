@@ -20,7 +20,7 @@ _CLAMPS = ("Relu", "Clip")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Is the nodes of one part, without the free ones that it needs.
+    """The nodes of one part, without the free ones that it needs.
 
     Attributes:
         nodes: they, in the order of the graph.

@@ -26,7 +26,7 @@ def added_rows(
 
     Args:
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         adapters: what is merged.
     """
     found: dict[str, int] = {}

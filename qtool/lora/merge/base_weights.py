@@ -40,7 +40,7 @@ class BaseWeights:
         kind: the same in words.
         weights: all of its tensors; they stay in their files until they are used.
         shards: the files that an index names.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         trust: what its files may run.
     """
 

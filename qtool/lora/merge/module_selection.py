@@ -77,7 +77,7 @@ def changes_by_weight(
     Args:
         targets: each with the weight of its adapter.
         names: all tensors of the base.
-        tied: for each of them that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
 
     Raises:
         InputError: changes that depend on the weight meet others on one tensor, where no sum of them is exact.

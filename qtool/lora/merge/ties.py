@@ -43,7 +43,7 @@ def with_tied_head(
 
     Args:
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         config: of the model, next to its weights.
         adapters: what is merged.
     """
@@ -71,7 +71,7 @@ def untied(
         targets: what each adapter changes.
         adapters: the adapters, in the same order.
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
     """
     found: set[str] = set()
     for first, names in _groups(tied).items():

@@ -43,7 +43,7 @@ class GraphSearch:
         Args:
             model: the graph.
             base: the tensors of the checkpoint.
-            tied: for each tensor that is another name of an earlier one, the name of the first.
+            tied: for each name of a tied tensor but the first, the first one.
             named: whether the user named the checkpoint, so that errors do not suggest it.
         """
         self._base = base

@@ -55,7 +55,7 @@ _CENTRED = Op("Sub", (_X, _mean(_X)))
 
 
 class FuseLayerNormalization(Fusion):
-    """Puts LayerNormalization of opset 17 in the place of the arithmetic for it, over the last axis."""
+    """Replaces the arithmetic for it, over the last axis by LayerNormalization of opset 17."""
 
     patterns: ClassVar[tuple[Op, ...]] = (
         *(Op("Add", (Op("Mul", (form, _SCALE)), _BIAS)) for form in _normalized(_CENTRED)),
@@ -74,7 +74,7 @@ class FuseLayerNormalization(Fusion):
 
 
 class FuseRmsNormalization(Fusion):
-    """Puts RMSNormalization of opset 23 in the place of the arithmetic for it, over the last axis."""
+    """Replaces the arithmetic for it, over the last axis by RMSNormalization of opset 23."""
 
     patterns: ClassVar[tuple[Op, ...]] = tuple(Op("Mul", (form, _SCALE)) for form in _normalized(_X))
 

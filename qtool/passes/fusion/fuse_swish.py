@@ -32,7 +32,7 @@ _CLIPPED = Op("Clip", (Op("Add", (_X, Number(3.0))), Number(0.0), Number(6.0)))
 
 
 class FuseSwish(Fusion):
-    """Puts Swish of opset 24, or QuickGelu of onnxruntime, in the place of x * sigmoid(x).
+    """Replaces x * sigmoid(x) by Swish of opset 24, or QuickGelu of onnxruntime,.
 
     That is what makes SwiGLU of two layers a Swish and a product.
     """
@@ -53,7 +53,7 @@ class FuseSwish(Fusion):
 
 
 class FuseHardSwish(Fusion):
-    """Puts HardSwish of opset 14 in the place of x * clip(x + 3, 0, 6) / 6."""
+    """Replaces x * clip(x + 3, 0, 6) / 6 by HardSwish of opset 14."""
 
     patterns: ClassVar[tuple[Op, ...]] = (
         Op("Mul", (_X, Op("HardSigmoid", (_X,), accepts=_is_hard_sigmoid))),

@@ -19,7 +19,7 @@ from qtool.graph.views import axes_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Is one of the two halves of a tensor.
+    """One of the two halves of a tensor.
 
     Attributes:
         source: the tensor.
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """Is a tensor made of two halves.
+    """A tensor made of two halves.
 
     Attributes:
         parts: the halves.

@@ -20,7 +20,7 @@ Change: TypeAlias = Callable[[ir.Graph, Names], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrite:
-    """Is the same node on stored tensors.
+    """The same node on stored tensors.
 
     Attributes:
         wanted: how it takes its inputs, by position; those that are not named it takes as they should be.

@@ -1,4 +1,4 @@
-"""Finds the node or tensor of a graph that a person means."""
+"""Finds the node or tensor of a graph that the user means."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _proven(model: ir.Model) -> tuple[LayerProof, ...]:
 
 
 def overflowing_layers_in(path: Path) -> tuple[str, ...]:
-    """Returns the same of a file; none where it is no ONNX graph.
+    """Returns the same of a file; none where it is not an ONNX graph.
 
     Raises:
         FormatError: the file cannot be read.

@@ -38,7 +38,7 @@ _NOISE_FACTOR = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizeRequest:
-    """What to optimize, and how.
+    """The options of an optimization.
 
     Attributes:
         model: an ONNX graph.
@@ -104,7 +104,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     Raises:
         FormatError: the model cannot be read.
         UsageError: there is no such pass or target, or the output is the input.
-        InputError: the model is no ONNX graph, a pass fails, or the outputs are not the same.
+        InputError: the model is not an ONNX graph, a pass fails, or the outputs are not the same.
         RuntimeRefusedError: onnxruntime does not run the model or the result.
         OutputError: the result cannot be written.
     """

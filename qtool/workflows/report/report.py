@@ -39,7 +39,7 @@ SUMS_HOLD = "integer sums hold"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """What is to be compared, on what.
+    """The options of a report.
 
     Attributes:
         float_model: the file of the float model.

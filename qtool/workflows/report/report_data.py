@@ -105,7 +105,7 @@ def open_data(
 
 
 def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
-    """Tells that no output can be compared with the labels.
+    """Reports that no output can be compared with the labels.
 
     Raises:
         UsageError: they were asked for.
