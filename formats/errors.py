@@ -1,4 +1,4 @@
-"""What goes wrong with model files."""
+"""Errors of model files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class FormatError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
-        """Keeps both lines apart, so that each output can lay them out its own way."""
+        """Keeps both lines separate, so that each output can format them."""
         self.problem = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in problem)
         super().__init__(f"{self.problem} ({fix})")
         self.fix = fix

@@ -1,4 +1,4 @@
-"""Finds tensors that are one and the same in memory."""
+"""Finds tied tensors, which share memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes what a person lets a file do, and stops what goes beyond it before the file is opened."""
+"""The user's trust in a file, checked before the file is opened."""
 
 from __future__ import annotations
 

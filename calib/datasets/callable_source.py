@@ -144,5 +144,5 @@ class CallableSource:
         reason = " ".join(str(error).split())
         return CalibError(
             f"{self._where} raises {type(error).__name__}{': ' if reason else ''}{reason}",
-            fix="correct the function: without arguments, it has to return or yield {'input name': array} repeatedly",
+            fix="correct the function: it takes no arguments and returns or yields {'input name': array} repeatedly",
         )

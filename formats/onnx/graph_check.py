@@ -1,4 +1,4 @@
-"""Finds what makes a graph impossible to run: circles, values that nothing makes or two nodes make, wrong types.
+"""Finds errors that make a graph impossible to run: cycles, undefined or duplicate values, wrong types.
 
 Source of the rules: https://onnx.ai/onnx/repo-docs/IR.html.
 """
@@ -51,7 +51,7 @@ def broken_names(graph: onnx.GraphProto) -> str | None:
 
 
 def circular_functions(model: ir.Model) -> str | None:
-    """Tells of functions that call each other in a circle, which would never end; None where there are none."""
+    """Returns an error for functions that call each other in a cycle; None where there are none."""
     calls = {
         name: {node.op_identifier() for node in function.all_nodes()} & set(model.functions)
         for name, function in model.functions.items()

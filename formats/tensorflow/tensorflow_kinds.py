@@ -1,4 +1,4 @@
-"""Tells TensorFlow's kinds of model files by their content."""
+"""Detects TensorFlow's kinds of model files by their content."""
 
 from __future__ import annotations
 

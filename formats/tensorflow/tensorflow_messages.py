@@ -53,7 +53,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """Names what a caller feeds and gets.
+    """The inputs and outputs of a callable.
 
     Attributes:
         inputs: its inputs.

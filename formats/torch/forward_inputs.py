@@ -1,4 +1,4 @@
-"""Decides which input goes to which parameter of a module's forward method."""
+"""Maps inputs to the parameters of a module's forward method."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def nothing_named(module: torch.nn.Module) -> FormatError:
         return FormatError("the module's forward takes no inputs", fix="let it take its inputs as parameters")
     inner = next((name for name, _ in module.named_children()), "module")
     return FormatError(
-        "the module's forward takes *args and **kwargs, so that nothing says what its inputs are",
+        "the module's forward takes *args and **kwargs, which do not declare its inputs",
         fix=f"convert the module that it calls: torch.save(model.{inner}, path), or build that one with --model",
     )

@@ -1,4 +1,4 @@
-"""Calls torch modules by the names of their inputs, whatever kind of program they are."""
+"""Calls torch modules, exported and scripted programs by the names of their inputs."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_text_says_it_all(text: str, expected: Preprocess) -> None:
         ("scale=0", "scale=0", "other numbers"),
         ("std=0.5,0,0.5", "std=0.5,0,0.5 divides by zero", "other numbers"),
         ("std=nan", "std=nan", "other numbers"),
-        ("mean=inf", "mean=inf is no number", "finite"),
+        ("mean=inf", "mean=inf is not finite", "finite"),
         ("mean=1,2", "mean has 2 numbers", "one for each"),
         ("channels=gray,std=1,2,3", "std has 3 numbers", "one number"),
         ("size=0x3", "without pixels", "at least 1"),

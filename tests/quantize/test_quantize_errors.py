@@ -232,5 +232,5 @@ def test_a_float_model_in_the_way_of_a_state_dict_is_kept(run: Any, tmp_path: Pa
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     outcome = run("quantize", "net.pth", "--model", "arch.py:net", "--calib-data", data)
     assert outcome.code == 2
-    assert "differs from the net.onnx that exists" in outcome.err
+    assert "differs from the existing net.onnx" in outcome.err
     assert _listing(tmp_path) == before
