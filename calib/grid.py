@@ -1,4 +1,4 @@
-"""The integers that a quantized tensor may hold."""
+"""The integer grid of a quantized tensor: bits, signedness, symmetry."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DTYPES = {(8, False): "uint8", (8, True): "int8", (16, False): "uint16", (16, T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Describes a run of consecutive integers and how zero sits in it.
+    """A range of consecutive integers, and the position of its zero point.
 
-    A symmetric signed grid leaves out its lowest integer (-128 for 8 bits), so that it reaches equally far on both
-    sides; a symmetric unsigned grid has its zero point in the middle.
+    A symmetric signed grid leaves out its lowest integer (-128 for 8 bits), so that both sides are equally long; a
+    symmetric unsigned grid has its zero point in the middle.
 
     Attributes:
         bits: width of the stored integer: 8, 16, or 32 (signed and symmetric only, for biases).
@@ -32,7 +32,7 @@ class Grid:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses widths that no runtime stores.
+        """Rejects widths that no runtime supports.
 
         Raises:
             CalibError: there is no such grid.

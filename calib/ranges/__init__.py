@@ -1,7 +1,8 @@
-"""How a range is found: one method a file, each a pure function of a tensor's statistics.
+"""Range methods (observers): min-max, moving average, percentile, MSE, entropy, one per file.
 
-A new method is a new file and a line in ``RANGE_METHODS``; where people may set a number of it, also one in
-``RANGE_PARAMETERS``. Nothing heavy may be imported here: the command line reads its choices off these tables.
+Each is a pure function of a tensor's statistics. A new method is a new file and a line in ``RANGE_METHODS``; where people
+may set a number of it, also one in ``RANGE_PARAMETERS``. Nothing heavy may be imported here: the command line reads its
+choices from these tables.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class RangeMethod(Protocol):
     """Finds the range of one tensor."""
 
     def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
-        """Returns the range that ``grid`` should be laid over; ``statistics`` has seen at least one value."""
+        """Returns the range that ``grid`` should cover; ``statistics`` has at least one value."""
         ...
 
 
@@ -64,7 +65,7 @@ RANGE_PARAMETERS: Mapping[str, RangeParameter] = {
 
 
 def range_method_class(name: str) -> type[RangeMethod]:
-    """Loads the class that a name in ``RANGE_METHODS`` stands for."""
+    """Loads the class of a name in ``RANGE_METHODS``."""
     module, _, attribute = RANGE_METHODS[name].partition(":")
     return cast(type[RangeMethod], getattr(import_module(module), attribute))
 

@@ -73,7 +73,7 @@ class FidelityMeter:
         self._tallies: dict[str, _Tally] = {}
 
     def add(self, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> None:
-        """Takes in the outputs of both models for the same batch.
+        """Adds the outputs of both models for the same batch.
 
         Raises:
             InputError: the candidate lacks an output of the reference.

@@ -15,7 +15,7 @@ from qtool.calib.specs import Array
 
 # Channels that are neighbours and so many times as strong as each other belong to different parts.
 _UNLIKE = 16.0
-# A column of a matrix is one number a sample, and may be small for less.
+# A column of a matrix is one number per sample, and may be small for less.
 _UNLIKE_COLUMNS = 64.0
 # A tensor that falls apart into more is not put together from parts.
 _MOST_PARTS = 4
@@ -31,7 +31,7 @@ _CHUNK_VALUES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPart:
-    """Is a stretch of an output's channels.
+    """A stretch of an output's channels.
 
     Attributes:
         axis: where the channels lie.
@@ -63,7 +63,7 @@ class PartsMeter:
         self._rank = 0
 
     def add(self, expected: Array, got: Array) -> None:
-        """Takes in one batch of float arrays of one shape, a few values at a time."""
+        """Adds one batch of float arrays of one shape, a few values at a time."""
         if not expected.size:
             return
         axes = _axes(expected.shape)

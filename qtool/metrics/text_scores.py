@@ -44,7 +44,7 @@ class WordErrorMeter:
         self._edits = self._words = 0
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch.
+        """Adds one batch.
 
         Raises:
             InputError: the outputs hold no texts, or the labels are none.

@@ -1,4 +1,4 @@
-"""Reads the integers behind DequantizeLinear, with one scale, one a channel or one a block, and finds new ones.
+"""Reads the integers behind DequantizeLinear, with one scale, one per channel or one a block, and finds new ones.
 
 Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """
@@ -33,7 +33,7 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerRules:
-    """Says how changed floats become integers again.
+    """Describes how changed floats become integers again.
 
     Attributes:
         scales: what becomes of their scales.
@@ -47,7 +47,7 @@ class IntegerRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIntegers:
-    """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
+    """A stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 
     Attributes:
         value: the initializer.

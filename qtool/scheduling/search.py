@@ -24,7 +24,7 @@ class _Done:
     """A set of tasks that are done, with the best way to it.
 
     Attributes:
-        mask: the set, one bit a task of the stretch.
+        mask: the set, one bit per task of the stretch.
         peak: the most that was in memory on the way.
         alive: what is in memory now.
         ready: tasks that can be next, by their places in the stretch.
@@ -41,7 +41,7 @@ class _Done:
 
 
 class SegmentSearch:
-    """SearchConfig one stretch.
+    """Searches the best order of one segment.
 
     Attributes:
         followed: how many sets of tasks were followed so far.

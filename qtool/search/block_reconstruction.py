@@ -84,7 +84,7 @@ def reconstruct(
         progress: receives the steps.
         rounding: whether integers may change.
         biases: whether biases may change.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         stop: called before each layer; True ends the reconstruction with the layers done so far.
 
     Raises:

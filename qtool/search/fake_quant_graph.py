@@ -135,7 +135,7 @@ def open_fake_quant_graph(
         model: the float model.
         plan: its sources get a quantizer each.
         feeds: the batches to evaluate on.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the graph.

@@ -173,7 +173,7 @@ def float_cost(
         feed: a sample, for the sizes of tensors.
         profile: what kernels cost on the machine.
         measured: measured times by layer; None to predict them from ``profile``.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.

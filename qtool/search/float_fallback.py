@@ -38,7 +38,7 @@ _FEW_PARTS, _MANY_PARTS = 8, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatFallback:
-    """Is one choice of layers to keep float.
+    """One choice of layers to keep float.
 
     Attributes:
         layers: the layers, the most rewarding first.

@@ -57,7 +57,7 @@ def measured_times(
         quantized: the same with every layer on integers.
         groups: all layers.
         feed: what to run the models on.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.

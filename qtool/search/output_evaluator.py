@@ -56,10 +56,10 @@ class OutputEvaluator:
         Args:
             original: the float model.
             feeds: batches of samples, held in memory.
-            labels: one class index a sample, in the order of the samples.
+            labels: one class index per sample, in the order of the samples.
             view: which outputs to look at in place of each model's own.
             execution: how quantized models are run.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -167,7 +167,7 @@ def _output_db(output: OutputFidelity) -> float:
 
 
 def _scores_output(outputs: Feed) -> str:
-    """Returns the first output that looks like one score a class."""
+    """Returns the first output that looks like one score per class."""
     for name, value in outputs.items():
         if value.ndim == 2 and value.shape[1] >= 2 and value.dtype.kind == "f":
             return name

@@ -65,13 +65,13 @@ def choose_ranges(
     """Tries the proposals for one tensor at a time, the rest left float, and then all together.
 
     Args:
-        model: a prepared float model; left as it is.
+        model: a prepared float model; not modified.
         plan: what will be quantized.
         statistics: of every source, limited to its useful values.
         feeds: a few batches to evaluate on.
         progress: receives the steps.
         each: whether tensors may differ in their method; otherwise the best single method is taken.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         stop: called before every try; when it returns True, the best so far is returned.
 
     Raises:

@@ -34,7 +34,7 @@ class SegmentedRunner:
             model: the graph; the caller may change constants that only nodes after the current cut read.
             cuts: names of the nodes to stop in front of, in graph order.
             feeds: the batches; they are held, and so are the tensors that cross a cut.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
             level: how far onnxruntime may optimize each segment.
         """
         self._model = model

@@ -72,7 +72,7 @@ def round_to_nearest(
         name: the tensor's name, for messages.
         weight: any shape, float.
         grid: the integers to use.
-        granularity: one scale, or one a channel.
+        granularity: one scale, or one per channel.
         bias: shape (channels,), or None.
         input_scale: scale of the activations that the weight multiplies.
 

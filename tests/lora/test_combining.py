@@ -103,5 +103,5 @@ def test_options_that_say_nothing_are_refused(pair: Any, refused: Any, train: An
     assert "--density must be above 0 and at most 1" in refused(base, folder, "--combine", "ties", "--density", "0")
     assert "exclude each other" in refused(base, folder, "--combine", "ties", "--unmerge")
     scaled = train(peft.IA3Config(target_modules=["wide"], feedforward_modules=[]), name="scaled")
-    assert "does not tell what it was before" in refused(base, scaled.folder, "--unmerge")
-    assert "does not combine" in refused(base, scaled.folder, "--combine", "ties")
+    assert "does not determine the original" in refused(base, scaled.folder, "--unmerge")
+    assert "cannot combine" in refused(base, scaled.folder, "--combine", "ties")

@@ -64,10 +64,10 @@ def test_missing_data(run: Any, model: Path, data: Path) -> None:
     ("arrays", "problem", "fix"),
     [
         ({"imaeg": (20, 3, 16, 16)}, "no array 'image' in d.npz", "rename 'imaeg' to 'image'"),
-        ({"image": (20, 3, 256)}, "has 3 axes", "one row a sample"),
+        ({"image": (20, 3, 256)}, "has 3 axes", "one row per sample"),
         ({"image": (20, 3, 16, 20)}, "axis 3 is 20 instead of 16", "shape of the input"),
         ({"image": (20, 16, 16, 3)}, "axis 1 is 16 instead of 3", "transpose"),
-        ({"image": (0, 3, 16, 16)}, "d.npz has no samples", "a few dozen samples"),
+        ({"image": (0, 3, 16, 16)}, "d.npz has no samples", "a few dozen representative samples"),
     ],
 )
 def test_data_that_does_not_fit_the_inputs(
@@ -143,7 +143,7 @@ def test_a_state_dict_without_its_module(run: Any, tmp_path: Path, data: Path) -
 
 
 def test_a_factory_for_a_graph(run: Any, model: Path, data: Path) -> None:
-    _refused(run("quantize", model, "--calib-data", data, "--model", "a:b"), "is a graph already", "drop")
+    _refused(run("quantize", model, "--calib-data", data, "--model", "a:b"), "is a graph:", "drop")
 
 
 def test_an_output_that_exists_is_kept_without_force(run: Any, model: Path, data: Path) -> None:
@@ -183,7 +183,7 @@ def test_statistics_of_another_model(
 
 
 def test_a_statistics_file_that_is_none(run: Any, model: Path, data: Path) -> None:
-    _refused(run("quantize", model, "--calib-stats", data), "not a whole statistics file", "qtool calibrate")
+    _refused(run("quantize", model, "--calib-stats", data), "not a complete statistics file", "qtool calibrate")
     _refused(run("quantize", model, "--calib-stats", "no.npz"), "does not exist", "qtool calibrate")
 
 
@@ -232,5 +232,5 @@ def test_a_float_model_in_the_way_of_a_state_dict_is_kept(run: Any, tmp_path: Pa
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     outcome = run("quantize", "net.pth", "--model", "arch.py:net", "--calib-data", data)
     assert outcome.code == 2
-    assert "differs from the net.onnx that exists" in outcome.err
+    assert "differs from the existing net.onnx" in outcome.err
     assert _listing(tmp_path) == before

@@ -77,7 +77,7 @@ def _with_float_weight(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "operator", "reason", "fix"),
     [
-        (_with_conv_as_output, "Conv", "is an output of the model", "take it off the model's outputs"),
+        (_with_conv_as_output, "Conv", "is an output of the model", "remove it from the model's outputs"),
         (_with_float_reader, "Add", "is read in float by Tanh", "--exclude '/s/Add'"),
         (_with_float_weight, "Gemm", "its weights 'float_weight' are float", "--max-float 0"),
     ],

@@ -24,7 +24,7 @@ _TURNS: Mapping[Layout, Perm] = {"nhwc": TO_LAST, "nchw": TO_FIRST}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turned:
-    """Says which inputs and outputs have another layout now.
+    """The inputs and outputs whose layout changed.
 
     Attributes:
         layout: that one.

@@ -1,4 +1,4 @@
-"""What a conversion is asked for, and what it reports."""
+"""Request and report of a conversion."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertRequest:
-    """Says what to convert, and how.
+    """The options of a conversion.
 
     Attributes:
         source: the model file.
-        target: what it becomes.
+        target: the format of the result.
         output: the result; None for the source's name with another suffix.
         output_dir: the folder of a result that ``output`` does not name; None for the source's.
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input, with names for free dimensions.
-        input_dtypes: element types of inputs, where data does not tell.
+        input_dtypes: element types of inputs, where there is no data.
         calib_data: real data to compare on.
         preprocess: how images in it become arrays.
         opset: the ONNX opset of the result.
-        precision: what the graph computes in; None for float32, as it is.
+        precision: the precision of the graph; None for unchanged float32.
         storage: where the weights of a graph are kept.
-        tensorflow: which part of a TensorFlow model to take, and in which layout.
-        trust: what the source may run when it is opened.
+        tensorflow: which part of a TensorFlow model to convert, and its layout.
+        trust: which code the source may run when it is opened.
         force: whether an existing result is replaced.
     """
 
@@ -60,19 +60,19 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertReport:
-    """Says what was converted, and how well the result agrees.
+    """The result of a conversion.
 
     Attributes:
         source: the model file.
-        source_kind: what it is, in words.
+        source_kind: its kind, in words.
         source_bytes: its size.
         output: the result.
-        output_bytes: its size, files beside it included.
-        target: what it is.
+        output_bytes: its size, with external data.
+        target: its format.
         opset: its opset, where it is a graph.
         inputs: its inputs, as ``name (dims)``.
         outputs: its outputs.
-        left_out: outputs of the torch module that are no tensors, which the graph does not have.
+        left_out: outputs of the torch module that are not tensors, which the graph does not have.
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of both; empty where weights were copied as they are.
         kept_float: nodes that stay float32 in a graph of half precision, with the reasons.

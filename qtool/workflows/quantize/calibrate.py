@@ -44,7 +44,7 @@ class CalibrateRequest:
         activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for the
         preset's choice.
         exact: whether histograms count every value.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         force: whether an existing output may be replaced.
     """
 

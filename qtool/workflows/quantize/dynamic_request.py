@@ -30,7 +30,7 @@ class DynamicRequest:
         selection: which nodes may be quantized.
         output: the file to write; None names it after the model.
         output_dir: folder of an output without a name; None for the model's folder.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         force: whether existing outputs may be replaced.
         arguments: the options as given, for the manifest.
         locked: the manifest of the run to repeat; None for a new run.

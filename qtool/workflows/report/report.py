@@ -39,7 +39,7 @@ SUMS_HOLD = "integer sums hold"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """What is to be compared, on what.
+    """The options of a report.
 
     Attributes:
         float_model: the file of the float model.
@@ -48,7 +48,7 @@ class ReportRequest:
         datasets: evaluation data, at least one; times are measured on the first.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where the data has it.
-        batch_size: samples a run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
+        batch_size: samples per run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
         limit: use only the first so many samples.
         times: what is to be measured with a clock, and with how many threads.
         metric: what judges the models at their task; None for no more than labels tell.

@@ -83,7 +83,7 @@ class FloatFallbackSearch:
             affordable: checks by timing whether choices save time; None to trust the estimates.
             price: the gain in dB required for giving up a tenth of the integers' savings.
             budget_s: seconds after which the search ends.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a model.

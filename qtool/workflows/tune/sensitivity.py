@@ -48,7 +48,7 @@ class SensitivityRequest:
         output: a .json or .csv file to write as well.
         plot: a chart to draw as well.
         worst: how many layers the chart shows.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         force: whether existing files may be replaced.
     """
 

@@ -25,7 +25,7 @@ def smooth_model(
         plan: what will be quantized in it.
         feeds: a few batches.
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Returns:
         The names of the tensors that were smoothed.

@@ -113,7 +113,7 @@ class TimePlan:
             feed: one sample.
             timing: the source of times.
             progress: receives the steps.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -231,7 +231,7 @@ class Stopwatch:
             progress: receives the steps.
             most_slower: the largest relative slowdown, where ``most_float`` is None.
             most_float: the largest fraction of the integers' savings to give up; None where ``most_slower`` counts.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
         """
         self._original = original
         self._candidates = candidates
