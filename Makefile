@@ -4,7 +4,8 @@
 # make test-avx2  what depends on the processor, on one without VNNI: emulated by qemu where this one has it; PART=1/4 as well
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
-# make support-table  measures what becomes of every kind of operator, and writes the README's table of them
+# make support-table  measures what becomes of every kind of operator, and writes the table in docs/reference/operators.md
+# make docs    writes the pages of the commands, and builds the site in build/site; a warning is an error
 # make lint    style, formatting and types
 # make bench   qtool beside other quantizers on real models, which it makes first; on your own: make bench MODELS=folder
 # make clean   removes what these made
@@ -21,13 +22,16 @@ PART ?= 1/1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := qtool calib formats samples benchmarks tests
+DOCS_VENV := $(VENV)-docs
+DOCS_BIN := $(DOCS_VENV)/bin
+DOCS_STAMP := $(DOCS_VENV)/.installed
+SOURCES := qtool calib formats samples benchmarks tests docs
 BY_PROCESSOR := tests/placement tests/processors tests/zoo tests/quantize/test_quantize_command.py \
   tests/quantize/test_targets.py
 EMULATOR := qemu-x86_64
 EMULATED := --dist load --tx '2*popen//python=$(EMULATOR) -cpu Haswell $(BIN)/python'
 
-.PHONY: demo test test-slow test-avx2 test-oldest oldest test-tensorflow support-table lint bench clean
+.PHONY: demo test test-slow test-avx2 test-oldest oldest test-tensorflow support-table docs lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -64,6 +68,18 @@ test-tensorflow: $(STAMP)
 support-table: $(STAMP)
 	$(BIN)/python -m tests.operators.support_table
 
+docs: $(STAMP) $(DOCS_STAMP)
+	$(BIN)/python docs/write_commands.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --quiet --strict
+
+# The site needs nothing of qtool, so that its environment holds the extra alone.
+$(DOCS_STAMP): $(STAMP) pyproject.toml
+	$(BIN)/python -m venv --clear "$(DOCS_VENV)"
+	$(BIN)/python -c 'import pathlib, tomllib; print(*tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  > "$(DOCS_VENV)/requirements.txt"
+	$(DOCS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r "$(DOCS_VENV)/requirements.txt"
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/python -m ruff check $(SOURCES)
 	$(BIN)/python -m ruff format --check $(SOURCES)
@@ -95,5 +111,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)-oldest" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)-oldest" "$(DOCS_VENV)" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

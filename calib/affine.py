@@ -15,13 +15,13 @@ from qtool.calib.errors import CalibError
 from qtool.calib.granularity import Granularity, PerChannel, PerTensor
 from qtool.calib.grid import Grid
 
-# Below this a product of two scales leaves float32's normal numbers and runtimes flush it to zero.
+# Below this a product of two scales is subnormal in float32, and runtimes flush it to zero.
 SMALLEST_SCALE = float(2.0**-60)
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The real numbers, from ``low`` to ``high``, that a grid is laid over."""
+    """The range of real numbers, from ``low`` to ``high``, that a grid covers."""
 
     low: float
     high: float
@@ -29,13 +29,13 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AffineParams:
-    """Maps real numbers onto a grid.
+    """The quantization parameters of a tensor.
 
     Attributes:
-        scale: float32, shape () or (channels,): the real distance between neighbouring integers; finite, positive.
-        zero_point: the grid's dtype, same shape: the integer that stands for 0.0.
+        scale: float32, shape () or (channels,): the step between adjacent integers; finite, positive.
+        zero_point: the grid's dtype, same shape: the integer that represents 0.0.
         grid: the integers in use.
-        granularity: whether the parameters stand for the tensor or for each channel of an axis.
+        granularity: per tensor, or per channel of an axis.
     """
 
     scale: npt.NDArray[np.float32]
@@ -45,13 +45,13 @@ class AffineParams:
 
     @property
     def range(self) -> Range:
-        """The real numbers that a per-tensor grid can hold."""
+        """The real range that a per-tensor grid can represent."""
         scale, zero = float(self.scale), int(self.zero_point)
         return Range((self.grid.low - zero) * scale, (self.grid.high - zero) * scale)
 
 
 def params_from_range(span: Range, grid: Grid) -> AffineParams:
-    """Lays ``grid`` over ``span``, widened to contain zero, as one pair of parameters for the whole tensor.
+    """Returns per-tensor parameters with which ``grid`` covers ``span``, widened to contain zero.
 
     Raises:
         CalibError: an end of the range is not finite, or they are in the wrong order.
@@ -68,9 +68,9 @@ def params_from_ranges(
     grid: Grid,
     granularity: Granularity,
 ) -> AffineParams:
-    """Lays ``grid`` over each span ``lows[c]..highs[c]``, widened to contain zero.
+    """Returns per-channel parameters with which ``grid`` covers each ``lows[c]..highs[c]``, widened to contain zero.
 
-    Zero is always exactly representable. A span of zero width (a constant zero, a dead channel) gets scale 1.
+    Zero is always exactly representable. A range of zero width (a constant zero, a dead channel) gets scale 1.
     Scales are never below ``SMALLEST_SCALE``.
 
     Raises:
@@ -88,7 +88,7 @@ def params_from_ranges(
     else:
         scale = (high - low) / (grid.high - grid.low)
     dead = scale == 0.0
-    with np.errstate(over="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore"):  # an overflow is rejected below
         scales = np.where(dead, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
     if not np.isfinite(scales).all():
         raise CalibError("a range is too wide for a float32 scale", fix="leave this tensor float with --exclude")
@@ -100,22 +100,22 @@ def params_from_ranges(
 
 
 def quantize(values: npt.NDArray[np.floating[Any]], params: AffineParams) -> npt.NDArray[Any]:
-    """Returns the integers, of the grid's dtype and ``values``' shape, nearest to ``values``."""
+    """Quantizes ``values``: returns the nearest integers, of the grid's dtype and the same shape."""
     scale, zero_point = _spread(params, values.ndim)
-    with np.errstate(over="ignore"):  # infinitely many steps away is outside of every grid
+    with np.errstate(over="ignore"):  # infinity is clipped to the grid
         steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
     integers: npt.NDArray[Any] = np.clip(steps, params.grid.low, params.grid.high).astype(params.grid.dtype)
     return integers
 
 
 def dequantize(integers: npt.NDArray[Any], params: AffineParams) -> npt.NDArray[np.float32]:
-    """Returns the float32 numbers, of ``integers``' shape, that the integers stand for."""
+    """Dequantizes ``integers``: returns float32 of the same shape."""
     scale, zero_point = _spread(params, integers.ndim)
     return ((integers.astype(np.float64) - zero_point).astype(np.float32) * scale).astype(np.float32)
 
 
 def _spread(params: AffineParams, rank: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Shapes scale and zero point so that they broadcast along the channel axis."""
+    """Reshapes scale and zero point so that they broadcast along the channel axis."""
     if isinstance(params.granularity, PerChannel):
         shape = [1] * rank
         shape[params.granularity.axis] = -1

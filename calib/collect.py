@@ -1,4 +1,4 @@
-"""One streaming pass over the data: a runner goes in, statistics of every tensor come out."""
+"""Calibration pass: runs the data once and collects statistics of every observed tensor."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from qtool.calib.missing_values import has_nan, places_without_nan
 from qtool.calib.specs import Array, Feed
 from qtool.calib.statistics import TensorStatistics
 
-# So many values of a tensor and sample go into its histogram; the extremes always see them all. Over the usual hundred
-# samples that is some 400,000 values a tensor, at a fraction of the time that counting every value takes.
+# So many values per tensor and sample go into the histogram; the extremes always include all of them. Over the usual
+# hundred samples that is about 400,000 values per tensor, in a fraction of the time of counting every value.
 COUNTED_VALUES = 4096
 
 
 class Runner(Protocol):
-    """Runs a graph that returns the tensors to be watched."""
+    """Runs a graph that returns the observed tensors."""
 
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Returns the watched tensors, by name, for one batch of inputs."""
+        """Returns the observed tensors, by name, for one batch of inputs."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What a pass saw.
+    """The result of a calibration pass.
 
     Attributes:
         statistics: by tensor name.
@@ -59,15 +59,15 @@ def collect(
     outputs: Sequence[str] | None = None,
     numbers: Iterable[int] | None = None,
 ) -> Collected:
-    """Runs every batch once and gathers the statistics of ``tensors``.
+    """Runs every batch once and collects the statistics of ``tensors``.
 
-    Holds one batch at a time. The histogram counts about ``COUNTED_VALUES`` values a sample of each tensor, evenly
+    Holds one batch at a time. The histogram counts about ``COUNTED_VALUES`` values per sample of each tensor, evenly
     spaced, or with ``exact`` every value. Tensors named in ``channel_axes`` also get the sum of each channel along
     that axis.
 
-    With ``outputs``, NaN that reaches none of these, which the runner returns as well, is padding or a branch not
-    taken, and left out; without them any NaN is an error. ``numbers`` are those of the batches in the data, where not
-    every one is here.
+    With ``outputs``, which the runner returns as well, NaN that reaches none of them comes from padding or a branch not
+    taken, and is ignored; without them any NaN is an error. ``numbers`` are the batches' numbers in the data, where
+    some batches are left out.
 
     Raises:
         CalibError: there was no data, or a tensor holds NaN.
@@ -85,22 +85,22 @@ def collect(
             if spoilt:
                 raise CalibError(
                     f"the tensor '{name}' is NaN for batch {number} of the data",
-                    fix="run the float model on this batch and mend it, or take the batch out of the data",
+                    fix="run the float model on this batch and repair it, or remove the batch from the data",
                 )
             _add_rest(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact)
-        # The runtime can use this memory for the next batch's tensors only when nothing holds it any more.
+        # Releases the memory, so that the runtime can use it for the next batch.
         del values, value
         samples += size
         batches += 1
         if advance is not None:
             advance(size)
     if batches == 0:
-        raise CalibError("the data has no samples", fix="give at least a few dozen samples that look like real use")
+        raise CalibError("the data has no samples", fix="give at least a few dozen representative samples")
     return Collected(statistics=statistics, samples=samples, batches=batches)
 
 
 def _add(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> bool:
-    """Takes one batch of one tensor in; returns False when it holds a NaN."""
+    """Adds one batch of one tensor; returns False when it holds a NaN."""
     flat, infinite = array.reshape(-1), seen.infinite
     step = 1 if exact else _step(flat.size, limit=COUNTED_VALUES * samples)
     in_rows = array.ndim > 0 and array.shape[0] == samples
@@ -112,7 +112,7 @@ def _add(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> 
 
 
 def _add_rest(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> None:
-    """Takes in what is not NaN of one batch of one tensor."""
+    """Adds the values of one batch of one tensor that are not NaN."""
     kept, axis = array[~np.isnan(array)], seen.channel_axis
     step = 1 if exact else _step(max(kept.size, 1), limit=COUNTED_VALUES * samples)
     infinite = seen.infinite
@@ -121,7 +121,7 @@ def _add_rest(seen: TensorStatistics, array: Array, samples: int, *, exact: bool
         return
     rows = places_without_nan(array, axis)
     if rows.shape[1] and array.ndim > 1:
-        # The places go to another axis than the channels.
+        # The positions go to another axis than the channels.
         other = 1 if axis % array.ndim == 0 else 0
         shape = [1] * array.ndim
         shape[axis], shape[other] = rows.shape
@@ -139,7 +139,7 @@ def _batch_size(feed: Feed) -> int:
 
 @cache
 def _step(size: int, *, limit: int) -> int:
-    """Returns a prime step, so that it does not fall in with the rows or channels of the tensor."""
+    """Returns a prime step, so that it does not align with the rows or channels of the tensor."""
     step = max(-(-size // limit), 1)
     while step > 1 and any(step % divisor == 0 for divisor in range(2, int(step**0.5) + 1)):
         step += 1

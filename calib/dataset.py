@@ -22,10 +22,10 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
     Args:
         source: an ``.npz`` or ``.npy`` file, a folder of such files, a folder of images, or a function that yields
             feeds, as ``pkg.module:function`` or ``file.py:function``.
-        preprocess: how images become arrays; images need it, all else refuses it.
+        preprocess: how images become arrays; required for images, an error for other data.
 
     Raises:
-        CalibError: there is nothing of that name, it is no data, or it is damaged.
+        CalibError: the source does not exist, is not data, or is damaged.
     """
     path = Path(source)
     if path.is_dir():
@@ -40,7 +40,7 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise CalibError(f"{source} is a single image", fix=f"give the folder of images, {path.parent}")
     if path.suffix.lower() not in ARRAY_SUFFIXES:
-        raise CalibError(f"{source} is no data that can be read", fix=f"give {_KINDS}")
+        raise CalibError(f"{source} is not a supported kind of data", fix=f"give {_KINDS}")
     from qtool.calib.datasets.array_file import ArrayFile
 
     _refuse(preprocess, source)
@@ -54,16 +54,16 @@ def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
     if arrays and images:
         raise CalibError(
             f"{folder} holds both arrays ({arrays[0].name}) and images ({images[0].name})",
-            fix="put them into two folders, or begin the names of those that are no samples with '_'",
+            fix="put them into two folders, or begin the names of those that are not samples with '_'",
         )
     if images:
         from qtool.calib.datasets.image_folder import ImageFolder
 
         if preprocess is None:
             raise CalibError(
-                f"nothing says how the images in {folder} become arrays",
-                fix="pass --preprocess imagenet, 0-1, -1-1, 0-255 or such as size=224x224,mean=0.5,std=0.5: "
-                "as it was for training",
+                f"the images in {folder} need preprocessing to become arrays",
+                fix="pass the training's preprocessing: --preprocess imagenet, 0-1, -1-1, 0-255 or for example "
+                "size=224x224,mean=0.5,std=0.5",
             )
         return ImageFolder(folder, images, preprocess)
     if arrays:
@@ -75,7 +75,7 @@ def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
 
 
 def _names_function(source: str) -> bool:
-    """Tells ``pkg.module:function`` from a path, which on Windows may hold a colon too."""
+    """Distinguishes ``pkg.module:function`` from a path, which on Windows may hold a colon too."""
     module, colon, function = source.rpartition(":")
     return bool(colon and module) and function.isidentifier()
 
@@ -89,6 +89,6 @@ def _nearest(path: Path) -> str:
 def _refuse(preprocess: Preprocess | None, source: str) -> None:
     if preprocess is not None:
         raise CalibError(
-            f"preprocessing is for images, and {source} is none",
-            fix="leave out --preprocess and store the arrays as the model takes them",
+            f"preprocessing is for images, and {source} is not one",
+            fix="leave out --preprocess and store the arrays as the model expects them",
         )

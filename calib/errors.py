@@ -1,10 +1,10 @@
-"""What goes wrong between data and scales."""
+"""Errors of calibration data, statistics and ranges."""
 
 from __future__ import annotations
 
 
 class CalibError(Exception):
-    """Says what is wrong with data, statistics or a range, and how to fix it.
+    """An error in data, statistics or a range, with its fix.
 
     Attributes:
         problem: one line, lower case, no full stop: what is wrong.
@@ -12,15 +12,15 @@ class CalibError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
-        """Keeps both lines apart, so that each output can lay them out its own way."""
+        """Keeps both lines separate, so that each output can format them."""
         super().__init__(f"{problem} ({fix})")
         self.problem = problem
         self.fix = fix
 
 
 class WholeFeedError(CalibError):
-    """Arrays that cannot be taken apart into samples are to share a batch."""
+    """A batch size above 1 is requested for arrays that cannot be divided into samples."""
 
 
 class UnequalLengthsError(CalibError):
-    """Arrays that are rows of the same samples have different numbers of them."""
+    """The arrays of the same samples differ in their number of rows."""

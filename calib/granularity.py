@@ -1,4 +1,4 @@
-"""How many scales one tensor gets."""
+"""Quantization granularity: per tensor or per channel."""
 
 from __future__ import annotations
 

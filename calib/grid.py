@@ -1,29 +1,25 @@
-"""The integers that a quantized tensor may hold."""
+"""The integer grid of a quantized tensor: bits, signedness, symmetry."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from qtool.calib.errors import CalibError
 
-_DTYPES: dict[tuple[int, bool], np.dtype[Any]] = {
-    (8, False): np.dtype(np.uint8),
-    (8, True): np.dtype(np.int8),
-    (16, False): np.dtype(np.uint16),
-    (16, True): np.dtype(np.int16),
-    (32, True): np.dtype(np.int32),
-}
+if TYPE_CHECKING:
+    import numpy as np
+
+# By width and sign.
+_DTYPES = {(8, False): "uint8", (8, True): "int8", (16, False): "uint16", (16, True): "int16", (32, True): "int32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Describes a run of consecutive integers and how zero sits in it.
+    """A range of consecutive integers, and the position of its zero point.
 
-    A symmetric signed grid leaves out its lowest integer (-128 for 8 bits), so that it reaches equally far on both
-    sides; a symmetric unsigned grid has its zero point in the middle.
+    A symmetric signed grid leaves out its lowest integer (-128 for 8 bits), so that both sides are equally long; a
+    symmetric unsigned grid has its zero point in the middle.
 
     Attributes:
         bits: width of the stored integer: 8, 16, or 32 (signed and symmetric only, for biases).
@@ -36,7 +32,7 @@ class Grid:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses widths that no runtime stores.
+        """Rejects widths that no runtime supports.
 
         Raises:
             CalibError: there is no such grid.
@@ -67,7 +63,10 @@ class Grid:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy type that stores it."""
-        return _DTYPES[self.bits, self.signed]
+        # The help of commands lists targets, whose schemes have grids, and is to come at once.
+        import numpy as np
+
+        return np.dtype(_DTYPES[self.bits, self.signed])
 
     @property
     def name(self) -> str:

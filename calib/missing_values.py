@@ -1,4 +1,4 @@
-"""What to do with NaN inside of a model: values that its outputs do not depend on, such as those of padding."""
+"""Handles NaN inside a model: values that its outputs do not depend on, such as those of padding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qtool.calib.specs import Array
 
 
 def has_nan(values: Array) -> bool:
-    """Tells whether a float array holds NaN."""
+    """Returns whether a float array holds NaN."""
     return values.size > 0 and math.isnan(values.min())
 
 
 def places_without_nan(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
-    """Returns the channels along ``axis`` at every place where none of them is NaN, (channels, places)."""
+    """Returns the channels along ``axis`` at every position where none of them is NaN, (channels, positions)."""
     rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
     return rows[:, ~np.isnan(rows).any(axis=0)] if has_nan(rows) else rows

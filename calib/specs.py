@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from qtool.calib.image_layout import Layout
+
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = Mapping[str, Array]
 Dim: TypeAlias = int | str | None
-Layout: TypeAlias = Literal["nchw", "nhwc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,9 @@ class TensorSpec:
     Attributes:
         name: its name in the graph.
         dtype: the numpy dtype of its elements.
-        shape: one entry a dimension: a length, the name of a free dimension, or None where unknown;
+        shape: one entry per dimension: a length, the name of a free dimension, or None where unknown;
             None for the whole shape where even the rank is unknown.
-        layout: of an input that takes images, where its channels are; None where its shape tells, or nothing does.
+        layout: of an image input, where its channels are; None where its shape tells, or it is unknown.
     """
 
     name: str
@@ -34,7 +35,7 @@ class TensorSpec:
 
 
 def samples_in(feed: Feed) -> int:
-    """Returns how many samples a feed holds: the length of the first axis of all arrays; 1 where they differ in it."""
+    """Returns how many samples a feed holds: the length of all arrays' first axis; 1 where these lengths differ."""
     lengths = {array.shape[0] if array.ndim else None for array in feed.values()}
     length = lengths.pop() if len(lengths) == 1 else None
     return 1 if length is None else int(length)

@@ -1,8 +1,8 @@
-"""What one pass over the data remembers of a tensor, in bounded memory and in a form that merges exactly.
+"""Statistics of a tensor over a calibration pass, in bounded memory and mergeable without loss.
 
-The histogram's bins are fixed before any data is seen: a float32's sign, exponent and eight leading mantissa bits are
-its bin, so a bin is never wider than 1/256 of the values in it. Nothing has to be re-binned while data arrives, and two
-histograms merge by adding their counts, whatever the order or the split of the batches.
+The histogram's bins do not depend on the data: a float32's sign, exponent and eight leading mantissa bits are its bin,
+so a bin is never wider than 1/256 of the values in it. Nothing has to be re-binned while data arrives, and two
+histograms merge by adding their counts, for any order or split of the batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 MANTISSA_BITS = 8
 _SHIFT = 23 - MANTISSA_BITS
-# So many values of a channel and sample give its mean; neighbouring pixels are much alike.
+# So many values per channel and sample are enough for a mean, since adjacent pixels are similar.
 _RUN_VALUES = 512
 _BINS_PER_SIGN = 1 << (31 - _SHIFT)
 BINS = 2 * _BINS_PER_SIGN
@@ -25,7 +25,7 @@ BINS = 2 * _BINS_PER_SIGN
 
 @dataclass(frozen=True)
 class Histogram:
-    """Holds the occupied bins of a tensor's values, from the lowest to the highest.
+    """The occupied bins of a tensor's values, from the lowest to the highest.
 
     Attributes:
         low: float64, (bins,): where each bin begins.
@@ -50,16 +50,16 @@ class Histogram:
 
 @dataclass
 class TensorStatistics:
-    """Gathers one tensor's values.
+    """Collects one tensor's values.
 
     Attributes:
-        minimum: the smallest value seen, exact.
-        maximum: the largest value seen, exact.
+        minimum: the smallest observed value, exact.
+        maximum: the largest observed value, exact.
         batches: how many batches had at least one value.
-        values: how many values passed by.
-        infinite: how many values were infinite; they are left out of everything else.
-        extremes: how many smallest and largest values were summed: one a sample where the first axis holds the
-            samples, otherwise one a batch.
+        values: how many values were observed.
+        infinite: how many values were infinite; nothing else includes them.
+        extremes: how many smallest and largest values were summed: one per sample where the first axis holds the
+            samples, otherwise one per batch.
         minimum_sum: sum of the smallest values.
         maximum_sum: sum of the largest values.
         minimum_square_sum: sum of their squares.
@@ -83,7 +83,7 @@ class TensorStatistics:
     channel_axis: int | None = None
     channel_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     channel_values: int = 0
-    # Untouched pages of a fresh zeros() take no memory, so a tensor pays only for the magnitudes it has.
+    # Untouched pages of a fresh zeros() take no memory, so a tensor takes memory only for the magnitudes it has.
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(
@@ -93,12 +93,12 @@ class TensorStatistics:
         *,
         samples: int = 1,
     ) -> bool:
-        """Takes in one batch; returns False, having taken nothing, when it holds a NaN.
+        """Adds one batch; returns False, without adding anything, when it holds a NaN.
 
         Args:
-            batch: all its values, any shape: the extremes come from here.
-            counted: the part of them that goes into the histogram.
-            samples: how many samples lie one after the other in ``batch``.
+            batch: all its values, any shape, for the extremes.
+            counted: the part of them for the histogram.
+            samples: how many consecutive samples ``batch`` holds.
         """
         if batch.size == 0:
             return True
@@ -128,8 +128,8 @@ class TensorStatistics:
     def add_channels(self, batch: npt.NDArray[np.floating[Any]]) -> bool:
         """Adds up each channel of a batch with the tensor's own axes.
 
-        Channels that change in number between batches have no mean: then no sums are kept, as for a tensor without
-        such an axis.
+        Where the number of channels changes between batches there is no mean: then no sums are kept, as for a tensor
+        without such an axis.
 
         Returns:
             Whether ``channel_axis`` still has channels.
@@ -152,7 +152,7 @@ class TensorStatistics:
         return None if self.channel_values == 0 else self.channel_sums / self.channel_values
 
     def merge(self, other: TensorStatistics) -> None:
-        """Adds what another pass saw of the same tensor."""
+        """Merges the statistics of another pass over the same tensor."""
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.batches += other.batches
         self.values += other.values
@@ -172,7 +172,7 @@ class TensorStatistics:
             self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
 
     def above(self, low: float) -> TensorStatistics:
-        """Returns what this would be had every value below ``low`` been ``low``; channel means are left out."""
+        """Returns the statistics with every value below ``low`` raised to ``low``; without channel means."""
         if self.minimum >= low:
             return self
         histogram = self.histogram()
@@ -199,7 +199,7 @@ class TensorStatistics:
         )
 
     def histogram(self) -> Histogram:
-        """Returns the occupied bins in order of value; the outermost end at the exact extremes."""
+        """Returns the occupied bins in order of value; the outermost ones end at the exact extremes."""
         keys = np.flatnonzero(self.counts)
         negative, positive = keys[keys >= _BINS_PER_SIGN][::-1], keys[keys < _BINS_PER_SIGN]
         inner_negative, outer_negative = _edges(negative - _BINS_PER_SIGN)
@@ -214,9 +214,9 @@ class TensorStatistics:
 def _channel_sums(batch: npt.NDArray[np.floating[Any]], axis: int) -> npt.NDArray[np.float64]:
     """Returns the sum of each channel along ``axis``, float64, (channels,).
 
-    Of long runs, such as the pixels of an image's channel, some hundred values stand for all. Runs are summed in
-    float32 by einsum, which is several times faster than numpy's own sum and, unlike a matrix product, starts no
-    threads beside those of the runtime; then they are summed in float64.
+    Long runs, such as the pixels of an image's channel, are sampled at some hundred values. Runs are summed in float32
+    by einsum, which is several times faster than numpy's own sum and, unlike a matrix product, starts no threads next
+    to those of the runtime; then they are summed in float64.
     """
     blocks = batch.reshape(int(np.prod(batch.shape[:axis])), batch.shape[axis], -1)
     step = max(blocks.shape[2] // _RUN_VALUES, 1)

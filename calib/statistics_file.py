@@ -1,8 +1,8 @@
-"""Keeps what a pass saw in one file, and reads it back without executing anything.
+"""Writes calibration statistics to one file, and reads them back without executing anything.
 
 The file is an ``.npz``: ``header`` is JSON (format version, samples, batches, the caller's own ``origin``, and for each
-tensor its name and sums), ``bins`` and ``counts`` are all occupied histogram bins one tensor after the other, and
-``channels`` all channel sums likewise. The same statistics give the same bytes.
+tensor its name and sums), ``bins`` and ``counts`` hold all occupied histogram bins, tensor by tensor, and ``channels``
+all channel sums. The same statistics give the same bytes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _NUMBERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredStatistics:
-    """What a statistics file holds.
+    """The content of a statistics file.
 
     Attributes:
-        collected: what the pass saw.
-        origin: what the writer wanted to be known about where it came from.
+        collected: the statistics.
+        origin: the writer's record of the model and the data.
     """
 
     collected: Collected
@@ -93,7 +93,7 @@ def read_statistics(path: Path) -> StoredStatistics:
     """Reads a file of ``write_statistics``.
 
     Raises:
-        CalibError: there is no such file, or it is not a whole statistics file of a version that is known.
+        CalibError: the file does not exist, is damaged, or has an unsupported version.
     """
     if not path.is_file():
         raise CalibError(f"the statistics file {path} does not exist", fix="make it with `qtool calibrate`")
@@ -151,4 +151,4 @@ def _collected(
 
 
 def _damaged(path: Path) -> CalibError:
-    return CalibError(f"{path} is not a whole statistics file", fix="make it with `qtool calibrate`")
+    return CalibError(f"{path} is not a complete statistics file", fix="make it with `qtool calibrate`")

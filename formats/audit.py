@@ -1,4 +1,4 @@
-"""Says what opening a model file would run and reach, without opening it."""
+"""Describes what opening a model file would run and reach, without opening it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PICKLE_HEADS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 
 
 def audit(path: Path) -> FileAudit:
-    """Looks through ``path`` and returns what opening it would do; nothing in it is run or unpacked to disk.
+    """Audits ``path`` and returns what opening it would do; nothing in it is run or unpacked to disk.
 
     Raises:
-        FormatError: there is no such file, it is empty or a folder, or no model file of a known kind.
+        FormatError: there is no such file, it is empty or a folder, or not a known model file.
     """
     notes = AuditNotes()
     if path.is_dir():
@@ -51,14 +51,14 @@ def audit(path: Path) -> FileAudit:
 
 
 def _is_old_pickle(path: Path) -> bool:
-    """Tells whether a file is a pickle of the first protocols, which are told by nothing but what they do."""
+    """Returns whether a file is a pickle of the first protocols, which have no magic bytes."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         return scan_pickle(stream, 0, size).runs_something
 
 
 def _audited_other(path: Path, notes: AuditNotes) -> FileAudit:
-    """Looks through what the formats of torch and safetensors are not."""
+    """Audits files of formats other than those of torch and safetensors."""
     found = detection.detect(path)
     if found.format == "onnx":
         _audit_onnx(path, notes)
@@ -74,18 +74,18 @@ def _audit_keras(path: Path, notes: AuditNotes) -> None:
     try:
         note_tensorflow(path, KERAS, notes)
     except FormatError:
-        # A damaged file that would also do harm is told as that.
+        # A damaged file that is also harmful is reported as harmful.
         if not notes.findings:
             raise
 
 
 def is_zip(path: Path) -> bool:
-    """Tells whether a file begins like a zip file, which is what torch goes by."""
+    """Returns whether a file begins like a zip file, which is what torch goes by."""
     return detection.read_head(path).startswith(b"PK")
 
 
 def note_torch_file(path: Path, notes: AuditNotes) -> str:
-    """Notes what opening a zip file or a row of pickles would do, and returns what the file is.
+    """Notes what opening a zip file or a sequence of pickles would do, and returns the kind of the file.
 
     Raises:
         FormatError: the zip file's directory cannot be read.

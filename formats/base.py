@@ -1,4 +1,4 @@
-"""What every format can do."""
+"""The protocols of formats."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Holds named tensors without the program that uses them.
+    """Named tensors without the program that uses them.
 
     Attributes:
         tensors: the tensors by name, on the CPU; tied ones share their memory.
         metadata: free text that was stored along with them.
         source: where in the file they were, in words, such as ``"state dict under 'model'"``.
         module: the program that they belong to, where the file holds it too.
-        inputs: what the program takes, where the file says it.
+        inputs: the program's inputs, where the file declares them.
     """
 
     tensors: Mapping[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""Finds the files beside a model file that hold its weights."""
+"""Finds the files next to a model file that hold its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells what a file is by its content; never unpickles anything and never trusts the suffix."""
+"""Describes what a file is by its content; never unpickles anything and never trusts the suffix."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _LONGEST_NAME_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Says what a file is.
+    """The kind of a file.
 
     Attributes:
         format: the key in ``qtool.formats.registry.FORMATS`` or ``SOURCES``.
@@ -60,7 +60,7 @@ def detect(path: Path) -> Detection:
     """Returns what ``path`` holds.
 
     Raises:
-        FormatError: there is no such file, it is a folder, empty, cut short, or nothing that can be read as a model.
+        FormatError: there is no such file, it is a folder, empty, truncated, or not a readable model.
     """
     if tensorflow_kinds.is_saved_model(path):
         return Detection(tensorflow_kinds.SAVED_MODEL, "TensorFlow SavedModel")
@@ -107,7 +107,7 @@ def read_head(path: Path) -> bytes:
 
 
 def is_legacy_checkpoint(head: bytes) -> bool:
-    """Tells whether a file that begins with ``head`` was written by torch.save before torch 1.6."""
+    """Returns whether a file that begins with ``head`` was written by torch.save before torch 1.6."""
     return _LEGACY_TORCH_MAGIC in head[:32]
 
 
@@ -121,7 +121,7 @@ def _check_is_file(path: Path) -> None:
     if path.exists():
         return
     if path.is_symlink():
-        raise FormatError(f"{path} is a link that leads nowhere", fix="fetch the file that it stands for again")
+        raise FormatError(f"{path} is a broken link", fix="fetch its target again")
     if not path.parent.is_dir():
         raise FormatError(f"there is no file {path}: its folder does not exist either", fix="check the path")
     near = difflib.get_close_matches(path.name, sorted(child.name for child in path.parent.iterdir()), n=1)
@@ -163,7 +163,7 @@ def _detect_pickle(path: Path, head: bytes) -> Detection:
 
 
 def _detect_onnx(path: Path, size: int) -> Detection | None:
-    """Returns None when the bytes are no ONNX model at all."""
+    """Returns None when the bytes are not an ONNX model."""
     ir_version: int | None = None
     graphs: list[protobuf.Field] = []
     with path.open("rb") as stream:
@@ -186,7 +186,7 @@ def _detect_onnx(path: Path, size: int) -> Detection | None:
             if ir_version is None or not error.cut_short:
                 return None
             raise FormatError(
-                f"{path} begins like an ONNX model but is cut short after {size:,} bytes",
+                f"{path} begins like an ONNX model but is truncated after {size:,} bytes",
                 fix="save or download it again",
             ) from error
     if not nodes:
@@ -200,7 +200,7 @@ def _detect_onnx(path: Path, size: int) -> Detection | None:
 def _plausible(field: protobuf.Field) -> bool:
     if field.number == _IR_VERSION:
         return 1 <= field.value <= 99
-    # A TensorFlow SavedModel has the same numbers, and its whole graph in the place of the producer's name.
+    # A TensorFlow SavedModel has the same field numbers, with its graph in the field of the producer's name.
     return field.number != _PRODUCER_NAME or field.end - field.start <= _LONGEST_NAME_BYTES
 
 
@@ -219,7 +219,7 @@ def _unknown(path: Path, head: bytes) -> FormatError:
         return _other(path, "the graph of a TensorFlow SavedModel", f"name its folder: {path.parent}")
     text = _as_text(head)
     if text is None:
-        return _other(path, f"no model file of a known kind (it begins with {head[:8].hex(' ')})", _KNOWN_KINDS)
+        return _other(path, f"not a known kind of model file (it begins with {head[:8].hex(' ')})", _KNOWN_KINDS)
     if text.startswith("version https://git-lfs"):
         return _other(path, "a Git LFS pointer instead of the file itself", "fetch the file: git lfs pull")
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):

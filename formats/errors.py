@@ -1,10 +1,10 @@
-"""What goes wrong with model files."""
+"""Errors of model files."""
 
 from __future__ import annotations
 
 
 class FormatError(Exception):
-    """Says what is wrong with a file and how to fix it.
+    """An error of a file, with its fix.
 
     Attributes:
         problem: one line, lower case, no full stop: what is wrong; control characters of names in it are escaped.
@@ -12,7 +12,7 @@ class FormatError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
-        """Keeps both lines apart, so that each output can lay them out its own way."""
+        """Keeps both lines separate, so that each output can format them."""
         self.problem = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in problem)
         super().__init__(f"{self.problem} ({fix})")
         self.fix = fix

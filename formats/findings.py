@@ -12,7 +12,7 @@ from qtool.formats.torch.pickle_scan import PickleScan
 
 
 class Risk(StrEnum):
-    """Is what could happen to whoever opens the file."""
+    """The risk of opening the file."""
 
     RUNS_CODE = "runs code"
     REACHES_OUTSIDE = "reaches outside"
@@ -21,7 +21,7 @@ class Risk(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Is one reason not to open a file.
+    """One reason not to open a file.
 
     Attributes:
         risk: what could happen.
@@ -38,14 +38,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileAudit:
-    """Says what opening a file would do.
+    """The effects of opening a file.
 
     Attributes:
         path: the file.
         kind: what it is, in words.
         findings: reasons not to open it; none where it is safe.
         imports: every name that pickles in it import, the harmless ones too.
-        calls: what these pickles call beside what makes tensors.
+        calls: the calls of these pickles, except for those that make tensors.
         files: other files that it refers to.
     """
 
@@ -59,7 +59,7 @@ class FileAudit:
 
 @dataclass(slots=True)
 class AuditNotes:
-    """Gathers findings while a file is looked through.
+    """Collects findings of an audit.
 
     Attributes:
         findings: reasons not to open the file.
@@ -78,7 +78,7 @@ class AuditNotes:
         self.findings.append(Finding(risk, where, what))
 
     def add_pickle(self, where: str, scan: PickleScan, *, harmless: Iterable[str] = ()) -> None:
-        """Notes what a pickle would do; imports whose names begin with one of ``harmless`` are no findings."""
+        """Notes what a pickle would do; imports whose names begin with one of ``harmless`` are not findings."""
         self.imports.update(scan.imports)
         self.calls.extend(scan.calls)
         begins = tuple(harmless)
@@ -90,7 +90,7 @@ class AuditNotes:
             self.add(Risk.INCONSISTENT, where, f"is a damaged pickle: {scan.problem}")
 
     def audit(self, path: Path, kind: str) -> FileAudit:
-        """Returns what was gathered as the audit of ``path``."""
+        """Returns the findings as the audit of ``path``."""
         return FileAudit(
             path=path,
             kind=kind,

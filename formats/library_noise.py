@@ -1,4 +1,4 @@
-"""Keeps what libraries say about their own steps away from the person, and off stdout."""
+"""Suppresses the output of libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Swallows prints, warnings and log lines until the block ends; errors pass."""
+    """Suppresses prints, warnings and log lines until the block ends; errors pass."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -26,7 +26,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_loggers(names: Iterable[str]) -> Iterator[None]:
-    """Swallows what loggers of these names say until the block ends."""
+    """Suppresses loggers of these names until the block ends."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

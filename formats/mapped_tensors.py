@@ -1,4 +1,4 @@
-"""Holds the tensors of large files so that going through them takes the memory of a few."""
+"""Iterates over the tensors of large files in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from qtool.formats.tied import ties
 if TYPE_CHECKING:
     import torch
 
-# What is mapped of a file counts as the process's memory until the mapping goes.
+# Mapped pages count as the process's memory until the mapping is released.
 _LARGEST_MAPPED_BYTES = 512 << 20
 
 
 class MappedTensors(Mapping[str, "torch.Tensor"]):
-    """Gives out tensors that are mapped from a file, and maps the file anew now and then.
+    """Returns tensors that are mapped from a file, and renews the mapping regularly.
 
-    Whoever goes through them, and lets go of each before the next, holds no more than about half a gigabyte. Names of
-    one tensor see the same memory only as long as the file is not mapped anew; ``tied`` says which they are.
+    A caller that releases each tensor before the next one holds about half a gigabyte at most. Tied names share
+    memory only as long as the mapping is not renewed; ``tied`` lists them.
 
     Attributes:
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
     """
 
     def __init__(self, mapped: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Takes what maps the file; it is called now, and again whenever much has been given out."""
+        """Takes the function that maps the file; it is called now, and again whenever much has been returned."""
         self._map = mapped
         self._tensors = mapped()
         self._names = tuple(self._tensors)
@@ -60,5 +60,5 @@ def few_at_a_time(mapped: Callable[[], Mapping[str, torch.Tensor]], file_bytes: 
 
 
 def tied_names(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, str]:
-    """Returns, for each tensor that is another name of an earlier one, the name of the first; as ``ties``."""
+    """Returns, for each name of a tied tensor but the first, the first one; as ``ties``."""
     return tensors.tied if isinstance(tensors, MappedTensors) else ties(tensors)

@@ -1,4 +1,4 @@
-"""Tells which tensors have no plain memory of their own values, so that formats can name them."""
+"""Describes tensors without plain strided memory, which formats cannot store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def oddity(tensor: torch.Tensor) -> str | None:
-    """Returns what is special about a tensor, in words; None for one whose values lie in memory, with strides."""
+    """Returns what is special about a tensor, in words; None for a plain strided one."""
     import torch
 
     if tensor.is_meta:

@@ -1,4 +1,4 @@
-"""Walks protobuf messages in a file without reading what they hold.
+"""Iterates over the fields of protobuf messages in a file without reading their contents.
 
 Source: https://protobuf.dev/programming-guides/encoding/ (tags, varints, length-delimited fields).
 """
@@ -17,21 +17,21 @@ _LONGEST_VARINT_BYTES = 10
 
 
 class WireError(ValueError):
-    """The bytes are no protobuf message.
+    """The bytes are not a protobuf message.
 
     Attributes:
-        cut_short: whether they would be one if the file went on.
+        cut_short: whether they are the beginning of one.
     """
 
     def __init__(self, problem: str, *, cut_short: bool) -> None:
-        """Keeps the distinction between a damaged file and a file of another kind."""
+        """Records whether the file is truncated or of another kind."""
         super().__init__(problem)
         self.cut_short = cut_short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """Stands for one field of a message.
+    """One field of a message.
 
     Attributes:
         number: the field's number in the ``.proto`` definition.

@@ -1,4 +1,4 @@
-"""Names every format; a new one is a new file and a line here.
+"""The registry of formats; a new one is a new file and a line here.
 
 ``detect`` tells the formats that qtool comes with apart. Those that are added tell their own files: ``Recognizable``.
 """

@@ -1,4 +1,4 @@
-"""Keeps what has been copied out of mapped files from staying in memory."""
+"""Releases pages of mapped files after they have been copied."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _KEPT_BYTES = 256 << 20
-# Linux, asm-generic/mman-common.h: what is dropped comes back from the file when it is read again.
+# Linux, asm-generic/mman-common.h: dropped pages are read from the file again when they are accessed.
 _MADV_DONTNEED = 4
 # A line of /proc/self/maps: addresses, permissions, offset, device, inode (0 without a file).
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ ([1-9]\d*)")
 
 
 class DroppingWriter(io.BufferedWriter):
-    """Writes a file, and drops the tensors that have been written from memory where another file has them, too.
+    """Writes a file, and releases the pages of written tensors that are mapped from another file.
 
-    On Linux only: elsewhere the system itself decides when pages of mapped files go.
+    On Linux only: elsewhere the system decides when pages of mapped files are released.
     """
 
     def __init__(self, file: io.RawIOBase, tensors: Iterable[torch.Tensor]) -> None:
@@ -39,12 +39,12 @@ class DroppingWriter(io.BufferedWriter):
                 storage = tensor.untyped_storage()
                 begin, nbytes = storage.data_ptr(), storage.nbytes()
                 end += nbytes
-                # Memory that no file stands behind would be lost.
+                # Memory that is not mapped from a file would be lost.
                 if any(first <= begin and begin + nbytes <= last for first, last in files):
                     self._waiting.append((end, begin, nbytes))
 
     def write(self, content: Buffer) -> int:
-        """Writes, and now and then drops what has been written."""
+        """Writes, and regularly releases written pages."""
         count = super().write(content)
         self._written += count
         if self._written - self._dropped > _KEPT_BYTES:
@@ -64,7 +64,7 @@ def _mappings_of_files() -> list[tuple[int, int]]:
 
 
 def _drop(begin: int, nbytes: int) -> None:
-    # Whole pages only: others may hold a neighbour's bytes.
+    # Whole pages only: others may hold bytes of an adjacent tensor.
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (begin + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0:

@@ -1,4 +1,4 @@
-"""Finds tensors that are one and the same in memory."""
+"""Finds tied tensors, which share memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns, for each tensor that is another name of an earlier one, the name of the first.
+    """Returns, for each name of a tied tensor but the first, the first one.
 
     Two names are tied when they see the same memory in the same shape, strides and element type. Empty tensors, and
     those that are sparse, nested or without values, own no such memory and are never tied.

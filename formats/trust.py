@@ -1,4 +1,4 @@
-"""Says what a person lets a file do, and stops what goes beyond it before the file is opened."""
+"""The user's trust in a file, checked before the file is opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_LIST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """Is what a file may do.
+    """What a file may do.
 
     Attributes:
         pickles: whether its pickles may import and call anything.

@@ -31,7 +31,7 @@ _UNPACKING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueErr
 
 
 class Defect(StrEnum):
-    """Is what is wrong with a member."""
+    """What is wrong with a member."""
 
     OUTSIDE = "reaches outside"
     LAYOUT = "does not add up"
@@ -39,7 +39,7 @@ class Defect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ZipDefect:
-    """Says what is wrong with one member.
+    """Describes what is wrong with one member.
 
     Attributes:
         member: its name.

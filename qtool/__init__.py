@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qtool.workflows.convert.model_source import ModelSource as ModelSource
     from qtool.workflows.convert.request import ConvertReport as ConvertReport
     from qtool.workflows.convert.request import ConvertRequest as ConvertRequest
-    from qtool.workflows.convert.request import TargetFormat as TargetFormat
+    from qtool.workflows.convert.target_format import TargetFormat as TargetFormat
     from qtool.workflows.lora.merge_weights import merge_lora as merge_lora
     from qtool.workflows.lora.request import AdapterSource as AdapterSource
     from qtool.workflows.lora.request import MergeReport as MergeReport
@@ -86,7 +86,7 @@ _HOMES: Mapping[str, str] = {
     "Report": "qtool.reporting.model",
     "ReportRequest": "qtool.workflows.report.report",
     "Scheme": "qtool.schemes",
-    "TargetFormat": "qtool.workflows.convert.request",
+    "TargetFormat": "qtool.workflows.convert.target_format",
     "Timing": "qtool.workflows.tune.time_plan",
     "convert": "qtool.workflows.convert.convert",
     "dequantize": "qtool.workflows.quantize.dequantize",

@@ -13,7 +13,7 @@ from qtool.private_folder import private_folder, sweep_abandoned
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuses a destination before any work is done for it.
+    """Rejects a destination before any work is done for it.
 
     Raises:
         OutputError: its folder is missing, it is a folder, or it exists and ``force`` is off.

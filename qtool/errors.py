@@ -1,4 +1,4 @@
-"""The errors that a person can meet, each with the way out of it.
+"""The errors that the user can meet, each with the way out of it.
 
 ::
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class QtoolError(Exception):
-    """Says what is wrong and how to fix it.
+    """An error, with its fix.
 
     Attributes:
         problem: one line, lower case, no full stop: what is wrong.

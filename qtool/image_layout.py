@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.calib.specs import Layout
+from qtool.calib.image_layout import Layout
 
 _IMAGE_AXES = 4
 # Operators of images; in ONNX all of them take channels first.

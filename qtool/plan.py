@@ -39,7 +39,7 @@ class WeightPlan:
     Attributes:
         tensor: its name.
         grid: the integers it becomes.
-        granularity: one scale, or one a channel.
+        granularity: one scale, or one per channel.
         nodes: names of the nodes that read it.
         largest_pair: what two neighbouring integers of one sign may add up to in a kernel's sum; None for everything.
     """
@@ -70,12 +70,12 @@ class BiasPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Says why a node stays float.
+    """Explains why a node stays float.
 
     Attributes:
         node: its name.
         operator: its type.
-        reason: for a person to read.
+        reason: as text.
     """
 
     node: str

@@ -82,7 +82,7 @@ def build_dynamic_plan(
 def _chosen_dynamic(
     model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
-    """Places the layers that a person wants dynamic in a static model, and those that share weights with them."""
+    """Places the layers that the user wants dynamic in a static model, and those that share weights with them."""
     from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
     from qtool.backends.registry import backend_named
 
@@ -113,7 +113,7 @@ def _chosen_dynamic(
 
 
 def _check_float(model: ir.Model) -> None:
-    """Refuses a model that has integer arithmetic in it."""
+    """Rejects a model that has integer arithmetic in it."""
     quantized = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
     if any(node.op_type in quantized for node in model.graph):
         raise InputError(

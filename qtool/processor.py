@@ -1,4 +1,4 @@
-"""Finds out what the processor can do with integers, from what the operating system says of it."""
+"""Determines what the processor can do with integers, from what the operating system says of it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from qtool.qdq.insert_qdq import insert_qdq
 from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
 
-NO_REFINEMENT = Corrections()
+NO_CORRECTIONS = Corrections()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def quantities(
     plan: Plan,
     statistics: Mapping[str, TensorStatistics],
     method: RangeMethod,
-    refinement: Corrections = NO_REFINEMENT,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> tuple[dict[str, AffineParams], dict[str, QuantizedWeight]]:
     """Returns the parameters of activations by source, and the integers of weights by name; ``model`` is left as it is.
 
@@ -133,9 +133,9 @@ def quantities(
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
     plain = activation_params(plan, with_moved_tensors(model, plan, statistics), method)
-    chosen = {source: refinement.ranges.get(source, params) for source, params in plain.items()}
+    chosen = {source: corrections.ranges.get(source, params) for source, params in plain.items()}
     activations = within_clamps(model, plan, chosen)
-    return activations, _quantized_weights(model, plan, activations, refinement)
+    return activations, _quantized_weights(model, plan, activations, corrections)
 
 
 def quantize_graph(
@@ -145,7 +145,7 @@ def quantize_graph(
     method: RangeMethod,
     *,
     bias_correction: bool,
-    refinement: Corrections = NO_REFINEMENT,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> Findings:
     """Quantizes ``model``, as ``prepare`` leaves it, in place.
 
@@ -155,18 +155,18 @@ def quantize_graph(
         statistics: by tensor name.
         method: finds the ranges of activations.
         bias_correction: whether biases take back what rounding the weights does to the layers' means.
-        refinement: what a search has found out.
+        corrections: what a search has found out.
 
     Raises:
         InputError: a weight holds NaN or infinity, or a tensor has no statistics.
     """
     statistics = with_moved_tensors(model, plan, statistics)
-    activations, weights = quantities(model, plan, statistics, method, refinement)
-    fitted = {name: bias for name, bias in refinement.biases.items() if name in plan.integer_nodes}
+    activations, weights = quantities(model, plan, statistics, method, corrections)
+    fitted = {name: bias for name, bias in corrections.biases.items() if name in plan.integer_nodes}
     set_biases(model, fitted)
     corrected = correct_biases(model, plan, weights, statistics, given=fitted) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
-    weights |= quantize_dynamically(model, plan.dynamic, refinement.rounding)
+    weights |= quantize_dynamically(model, plan.dynamic, corrections.rounding)
     KeepFloatLayers()(model)
     _drop_unread(model.graph)
     return Findings(
@@ -187,7 +187,7 @@ def _drop_unread(graph: ir.Graph) -> None:
 
 
 def _quantized_weights(
-    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], refinement: Corrections
+    model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], corrections: Corrections
 ) -> dict[str, QuantizedWeight]:
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     # A bias is stored in units of input scale times weight scale: this is how many of them, before the weight's part.
@@ -204,5 +204,5 @@ def _quantized_weights(
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
         orders = orders_of(values[name], weight.nodes)
-        weights[name] = refinement.rounding(array, weight, bias=bias_units.get(name), orders=orders)
+        weights[name] = corrections.rounding(array, weight, bias=bias_units.get(name), orders=orders)
     return weights

@@ -14,10 +14,10 @@ S8_SYMMETRIC = Grid(bits=8, signed=True, symmetric=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """Says which integers tensors become.
+    """The integer types of tensors.
 
     Attributes:
-        activations: the grid of activations, always one scale a tensor.
+        activations: the grid of activations, always one scale per tensor.
         weights: the grid of weights.
         per_channel: whether weights get one scale an output channel, where the operator can read that.
         integer_biases: whether biases are stored as int32, or stay float.
@@ -61,7 +61,7 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicScheme:
-    """Says which integers weights become when activations are quantized as the model runs.
+    """The integer types of weights in dynamic quantization.
 
     Activations are then u8 with a zero point of their own at every run, as DynamicQuantizeLinear makes them.
 

@@ -28,7 +28,7 @@ class NodeSelection:
     dynamic: tuple[str, ...] = ()
 
     def check(self, nodes: Sequence[ir.Node]) -> None:
-        """Refuses patterns that meet nothing, since a misspelt exclusion would go unnoticed.
+        """Rejects patterns that meet nothing, since a misspelt exclusion would go unnoticed.
 
         Raises:
             UsageError: a pattern meets no node, or is no regular expression.
@@ -46,7 +46,7 @@ class NodeSelection:
                     raise UsageError(f"{option} '{pattern}' matches no node of the model", fix=fix)
 
     def wants_dynamic(self, node: ir.Node) -> bool:
-        """Tells whether a pattern asks for a node to quantize its activations as it runs."""
+        """Returns whether a pattern asks for a node to quantize its activations as it runs."""
         return any(_meets(pattern, node) for pattern in self.dynamic)
 
     def reason_to_skip(self, node: ir.Node) -> str | None:

@@ -1,1 +1,1 @@
-"""One kind of data a file; ``qtool.calib.dataset.open_dataset`` picks the kind."""
+"""The kinds of calibration data, one per file; ``qtool.calib.dataset.open_dataset`` selects the kind."""

@@ -1,4 +1,4 @@
-"""Decides how one mapping of arrays, a file's or a function's, is made of samples."""
+"""Decides how the arrays of a file or a function divide into samples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from qtool.calib.specs import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Says what the arrays of one mapping are.
+    """How the arrays of one mapping divide into samples.
 
     Attributes:
-        rows: samples along the first axis of every array, or None for one whole feed that cannot be taken apart.
-        lifted: inputs whose arrays are one sample without the samples' axis, which they still have to get.
+        rows: samples along the first axis of every array, or None for one whole feed that cannot be divided.
+        lifted: inputs whose arrays are one sample without the sample axis, which has to be added.
     """
 
     rows: int | None
     lifted: frozenset[str]
 
     def apply(self, name: str, value: Array) -> Array:
-        """Returns an array as it is fed, with its samples' axis."""
+        """Returns an array with its sample axis."""
         return value[None] if name in self.lifted else value
 
 
@@ -33,12 +33,12 @@ def arrange(
 ) -> Arrangement:
     """Matches the shapes of one mapping of arrays with the inputs, by rank first.
 
-    An array with the rank of its input holds samples along its first axis, one with a rank less is one sample. Where
+    An array with the rank of its input holds samples along its first axis; one with a rank less is one sample. Where
     the inputs share no batch axis, the arrays are one whole feed.
 
     Raises:
         CalibError: a rank or a dimension does not fit, or the arrays differ in length.
-        WholeFeedError: a whole feed is to be batched.
+        WholeFeedError: a batch size above 1 is requested for a whole feed.
     """
     lifted = frozenset(spec.name for spec in inputs if spec.shape and len(shapes[spec.name]) == len(spec.shape) - 1)
     full = {spec.name: (1, *shapes[spec.name]) if spec.name in lifted else shapes[spec.name] for spec in inputs}
@@ -51,7 +51,7 @@ def arrange(
         if len({spec.shape[0] if spec.shape else None for spec in inputs}) == 1:
             listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
             raise UnequalLengthsError(
-                f"the arrays in {where} differ in length: {listed}", fix="give each one row a sample"
+                f"the arrays in {where} differ in length: {listed}", fix="give each one row per sample"
             )
     _check_whole(full, inputs, batch_size, where)
     return Arrangement(None, lifted)
@@ -68,6 +68,6 @@ def _check_whole(
             )
     if batch_size > 1:
         raise WholeFeedError(
-            f"the inputs of the model share no batch axis, so {where} is fed whole",
+            f"the inputs of the model share no batch axis, so {where} is one whole feed",
             fix="use a batch size of 1",
         )

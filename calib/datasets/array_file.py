@@ -20,15 +20,15 @@ from qtool.calib.specs import Array, TensorSpec
 class ArrayFile:
     """Streams the rows of the arrays in one file.
 
-    An array with the rank of its input gives one sample a row. One with a rank more gives the input's whole value
-    a row (states, scalars); such rows are fed one by one.
+    An array with the rank of its input gives one sample per row. One with a rank more gives the input's whole value
+    per row (states, scalars); such rows run one by one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads the headers of the arrays, none of their values.
+        """Reads the headers of the arrays, without their values.
 
         Raises:
-            CalibError: the file is damaged, holds nothing, or arrays of different length.
+            CalibError: the file is damaged or empty, or its arrays differ in length.
         """
         self._where = path.name
         if path.suffix.lower() == ".npy":
@@ -37,13 +37,13 @@ class ArrayFile:
             self._arrays = open_npz(path)
         rows = {name: array.shape[0] for name, array in self._samples().items()}
         if not rows:
-            raise CalibError(f"{path} holds no array with a samples axis", fix="numpy.savez it with one row a sample")
+            raise CalibError(f"{path} holds no array with a samples axis", fix="numpy.savez it with one row per sample")
         name, count = next(iter(rows.items()))
         for other, other_count in rows.items():
             if other_count != count:
                 raise CalibError(
                     f"the arrays in {path} differ in length: '{name}' has {count} rows, '{other}' {other_count}",
-                    fix="give each one row a sample; begin the names of arrays that are no inputs with '_'",
+                    fix="give each one row per sample; begin the names of arrays that are not inputs with '_'",
                 )
         self._count = count
 
@@ -64,7 +64,7 @@ class ArrayFile:
         if stored.shape[:1] != (self.count,):
             raise CalibError(
                 f"{stored.label} has the shape {stored.shape}, the data {self.count} samples",
-                fix="give it one row a sample",
+                fix="give it one row per sample",
             )
         return stored.load()
 
@@ -91,7 +91,7 @@ class ArrayFile:
         if whole and window.batch_size > 1:
             raise CalibError(
                 f"each row of '{min(whole)}' in {self._where} is the input's whole value, so rows cannot share a batch",
-                fix="use a batch size of 1, and give the other arrays a whole value a row as well",
+                fix="use a batch size of 1, and give the other arrays a whole value per row as well",
             )
         for spec in inputs:
             shape = stored[spec.name].shape
@@ -127,7 +127,7 @@ class ArrayFile:
 def row_chunks(
     stored: Mapping[str, StoredArray], inputs: Sequence[TensorSpec], *, start: int, stop: int, rows: int, where: str
 ) -> Iterator[Chunk]:
-    """Yields rows ``start`` to ``stop`` of the arrays side by side, ``rows`` at a time.
+    """Yields rows ``start`` to ``stop`` of all arrays together, ``rows`` at a time.
 
     Raises:
         CalibError: a file is damaged, or a value is NaN, infinite or does not fit the input's type.
@@ -147,5 +147,5 @@ def _is_whole(array: StoredArray, spec: TensorSpec) -> bool:
 
 
 def _as_row(spec: TensorSpec, whole: set[str]) -> TensorSpec:
-    """Returns the input as it is fed one row at a time: a whole value fixes no batch size."""
+    """Returns the input as it is when rows run one at a time: a whole value fixes no batch size."""
     return replace(spec, shape=(None,)) if spec.name in whole else spec

@@ -21,7 +21,7 @@ from qtool.calib.specs import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """One file's arrays: by input name once they are matched, with the empty name for a bare ``.npy`` before."""
+    """One file's arrays: by input name once they are matched; before that a bare ``.npy`` has the empty name."""
 
     where: str
     arrays: Mapping[str, StoredArray]
@@ -34,10 +34,10 @@ class ArrayFolder:
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
-        """Reads the headers of all arrays, none of their values.
+        """Reads the headers of all arrays, without their values.
 
         Args:
-            folder: the folder, for what lies beside the samples.
+            folder: the folder, for labels stored next to the samples.
             files: its sample files, in order.
 
         Raises:
@@ -48,11 +48,11 @@ class ArrayFolder:
 
     @property
     def count(self) -> int | None:
-        """None: whether a file is one sample or several is known once there is a model."""
+        """None: whether a file is one sample or several depends on the model."""
         return None
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Describes the arrays that all files have, taking the first axis for the samples."""
+        """Describes the arrays that all files have, with the first axis for the samples."""
         shared = [
             name
             for name, array in self._files[0].arrays.items()
@@ -61,10 +61,10 @@ class ArrayFolder:
         return tuple(self._spec(name) for name in shared)
 
     def array(self, name: str) -> Array | None:
-        """Joins an array that every file has, or loads ``NAME.npy`` beside the samples.
+        """Concatenates an array that every file has, or loads ``NAME.npy`` next to the samples.
 
         Raises:
-            CalibError: only some files have it, or their shapes do not join.
+            CalibError: only some files have it, or their shapes do not match.
         """
         beside = side_array(self._folder, name)
         if beside is not None:
@@ -78,7 +78,7 @@ class ArrayFolder:
         parts = [np.atleast_1d(file.arrays[name].load()) for file in have]
         if len({part.shape[1:] for part in parts}) > 1:
             raise CalibError(
-                f"the arrays '{name}' in {self._folder} differ in shape", fix="store one row of the same shape a sample"
+                f"the arrays '{name}' in {self._folder} differ in shape", fix="store rows of the same shape"
             )
         return np.concatenate(parts)
 

@@ -1,4 +1,4 @@
-"""What every kind of data can do."""
+"""The protocol of all kinds of calibration data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Remark: TypeAlias = Callable[[str], None]
 
 
 class Dataset(Protocol):
-    """Gives samples as feeds for a model, again and again, in the same order."""
+    """Provides samples as feeds for a model, repeatedly, in the same order."""
 
     @property
     def count(self) -> int | None:
-        """The number of samples, or None where only a full pass would tell."""
+        """The number of samples, or None where it takes a full pass to know."""
         ...
 
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -27,10 +27,10 @@ class Dataset(Protocol):
         ...
 
     def array(self, name: str) -> Array | None:
-        """Loads one whole array, such as labels; None where this kind of data has no array of that name.
+        """Loads one whole array, such as labels; None where the data has no array of that name.
 
         Raises:
-            CalibError: the array cannot be read, or has not one row a sample.
+            CalibError: the array cannot be read, or does not have one row per sample.
         """
         ...
 
@@ -43,19 +43,19 @@ class Dataset(Protocol):
         skip: int = 0,
         remark: Remark | None = None,
     ) -> Iterator[dict[str, Array]]:
-        """Checks the data against ``inputs`` at once, then streams it batch by batch.
+        """Checks the data against ``inputs`` immediately, then streams it batch by batch.
 
-        A fixed first dimension of the inputs wins over a ``batch_size`` of 1. Never holds more than a few batches.
+        A fixed first dimension of the inputs overrides a ``batch_size`` of 1. Never holds more than a few batches.
 
         Args:
-            inputs: what the model wants to be fed.
-            batch_size: samples a feed; the last one may have fewer unless the model fixes the number.
+            inputs: the model's inputs.
+            batch_size: samples per feed; the last one may have fewer unless the model fixes the number.
             limit: use at most so many samples.
-            skip: leave out so many samples first.
-            remark: receives one-line remarks, such as samples that fill no whole batch.
+            skip: skip so many samples first.
+            remark: receives one-line remarks, such as samples that do not fill a batch.
 
         Raises:
             CalibError: names, ranks, dimensions or types do not match, a value is NaN or infinite,
-                or there are no samples; what only the values tell is raised while iterating.
+                or there are no samples; errors in the values are raised while iterating.
         """
         ...

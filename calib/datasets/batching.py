@@ -1,4 +1,4 @@
-"""Makes batches of the size a model wants from chunks of any size."""
+"""Makes batches of the model's size from chunks of any size."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from qtool.calib.specs import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Samples in a row.
+    """Consecutive samples.
 
     Attributes:
         arrays: by input name.
-        rows: samples along the first axis of every array, or None for one whole feed that cannot be taken apart.
+        rows: samples along the first axis of every array, or None for one whole feed that cannot be divided.
     """
 
     arrays: dict[str, Array]
     rows: int | None
 
     def part(self, first: int, last: int) -> Chunk:
-        """Returns the samples from ``first`` to before ``last``."""
+        """Returns the samples from ``first`` up to, but without, ``last``."""
         return Chunk(arrays={name: value[first:last] for name, value in self.arrays.items()}, rows=last - first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which samples are wanted, and how many a batch.
+    """The samples to use, and the batch size.
 
     Attributes:
-        skip: samples to leave out first.
+        skip: samples to skip first.
         limit: samples to use at most, None for all.
-        batch_size: samples a batch.
-        exact: whether the model takes no smaller batch either.
+        batch_size: samples per batch.
+        exact: whether the model fixes the batch size.
     """
 
     skip: int
@@ -46,17 +46,17 @@ class Window:
     exact: bool
 
     def stop(self, count: int) -> int:
-        """Returns the number after the last wanted sample, of ``count`` that there are."""
+        """Returns the number after the last sample to use, of ``count`` in all."""
         return count if self.limit is None else min(count, self.skip + self.limit)
 
 
 def window_for(
     inputs: Sequence[TensorSpec], *, batch_size: int, limit: int | None, skip: int, count: int | None, where: str
 ) -> Window:
-    """Settles the batch size and checks that there is at least one batch, as far as ``count`` tells.
+    """Determines the batch size and checks that there is at least one batch, where ``count`` is known.
 
     Raises:
-        CalibError: a number makes no sense, or there are too few samples.
+        CalibError: a number is out of range, or there are too few samples.
     """
     for name, value, least in (("batch size", batch_size, 1), ("limit", limit, 1), ("skip", skip, 0)):
         if value is not None and value < least:
@@ -65,7 +65,7 @@ def window_for(
     if fixed is not None and batch_size not in (1, fixed):
         raise CalibError(
             f"the model takes batches of exactly {fixed}, not of {batch_size}",
-            fix=f"leave the batch size to the model, or say {fixed}",
+            fix=f"leave the batch size to the model, or give {fixed}",
         )
     window = Window(
         skip=skip,
@@ -79,14 +79,14 @@ def window_for(
 
 
 def fixed_batch_size(inputs: Sequence[TensorSpec]) -> int | None:
-    """Returns the first dimension that all inputs fix alike, or None."""
+    """Returns the first dimension that all inputs fix to the same length, or None."""
     firsts = {spec.shape[0] if spec.shape else None for spec in inputs}
     first = firsts.pop() if len(firsts) == 1 else None
     return first if isinstance(first, int) else None
 
 
 def is_one_batch_axis(inputs: Sequence[TensorSpec]) -> bool:
-    """Tells whether the first axis of every input may hold the samples."""
+    """Returns whether the first axis of every input may hold the samples."""
     if any(spec.shape == () for spec in inputs):
         return False
     firsts = {spec.shape[0] for spec in inputs if spec.shape}
@@ -99,11 +99,11 @@ def batches(
 ) -> Iterator[dict[str, Array]]:
     """Yields batches of ``window.batch_size``; samples of different shapes never share one.
 
-    Whole feeds pass as they are and count as one sample. ``chunks`` start after ``window.skip`` and end by
-    ``window.limit`` already (see ``wanted``).
+    Whole feeds pass unchanged and count as one sample. ``chunks`` already start after ``window.skip`` and end at
+    ``window.limit`` (see ``wanted``).
 
     Raises:
-        CalibError: there was no sample, or none filled a batch of the size that the model fixes.
+        CalibError: there was no sample, or too few to fill a batch of the model's size.
     """
     held: list[Chunk] = []
     held_rows = left_out = given = seen = 0
@@ -173,12 +173,12 @@ def _check_count(window: Window, count: int, where: str) -> None:
 
 
 def _no_samples(where: str) -> CalibError:
-    return CalibError(f"{where} has no samples", fix="give at least a few dozen samples that look like real use")
+    return CalibError(f"{where} has no samples", fix="give at least a few dozen representative samples")
 
 
 def _no_full_batch(where: str, rows: int, batch_size: int) -> CalibError:
     return CalibError(
-        f"the {rows} samples of {where} do not fill one batch, the model takes exactly {batch_size}",
+        f"the {rows} samples of {where} do not fill one batch of exactly {batch_size}, which the model requires",
         fix=f"give at least {batch_size} samples of one shape, or export the model with a free batch dimension",
     )
 

@@ -1,4 +1,4 @@
-"""A Python function that yields feeds."""
+"""A Python function that yields feeds, as calibration data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qtool.calib.specs import Array, TensorSpec
 
 
 class CallableSource:
-    """Streams what a function yields: one mapping of arrays by input name, or one array for a one-input model, a step.
+    """Streams the steps of a function: each yields arrays by input name, or one array for a one-input model.
 
-    How many samples a step holds follows from the rank of the model's inputs: see ``arrange``. The function is
-    called anew for each pass.
+    The number of samples per step follows from the rank of the model's inputs: see ``arrange``. The function is
+    called again for each pass.
     """
 
     def __init__(self, source: str) -> None:
@@ -35,11 +35,11 @@ class CallableSource:
 
     @property
     def count(self) -> int | None:
-        """None: only a full pass would tell."""
+        """None: it takes a full pass to know."""
         return None
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Describes the arrays of the first step, taking the first axis for the samples.
+        """Describes the arrays of the first step, with the first axis for the samples.
 
         Raises:
             CalibError: the function fails, or does not yield arrays.
@@ -52,7 +52,7 @@ class CallableSource:
         )
 
     def array(self, name: str) -> Array | None:
-        """Joins the values of ``name`` of all steps, such as labels; None where the first step has none.
+        """Concatenates the values of ``name`` of all steps, such as labels; None where the first step has none.
 
         Raises:
             CalibError: the function fails, or a later step lacks it.
@@ -76,7 +76,7 @@ class CallableSource:
         skip: int = 0,
         remark: Remark | None = None,
     ) -> Iterator[dict[str, Array]]:
-        """Streams batches, checking the first step at once; see ``Dataset.feeds``."""
+        """Streams batches, after checking the first step; see ``Dataset.feeds``."""
         window = window_for(inputs, batch_size=batch_size, limit=limit, skip=skip, count=None, where=self._where)
         chunks = self._chunks(inputs, window.batch_size)
         head = list(itertools.islice(chunks, 1))
@@ -104,7 +104,7 @@ class CallableSource:
     def _steps(self) -> Iterator[Any]:
         try:
             steps = iter(self._function())
-        except Exception as error:  # the function is not ours: whatever it raises is named with it
+        except Exception as error:  # a user's function may raise anything
             raise self._failed(error) from error
         while True:
             try:
@@ -136,13 +136,13 @@ class CallableSource:
 
     def _no_array(self, name: str, number: int) -> CalibError:
         return CalibError(
-            f"'{name}' of {self._where} at step {number} is no array of numbers",
-            fix="make it one with numpy.asarray(values, dtype='float32')",
+            f"'{name}' of {self._where} at step {number} is not an array of numbers",
+            fix="convert it with numpy.asarray(values, dtype='float32')",
         )
 
     def _failed(self, error: Exception) -> CalibError:
         reason = " ".join(str(error).split())
         return CalibError(
             f"{self._where} raises {type(error).__name__}{': ' if reason else ''}{reason}",
-            fix="mend the function: it takes no arguments and returns or yields {'input name': array} again and again",
+            fix="correct the function: it takes no arguments and returns or yields {'input name': array} repeatedly",
         )

@@ -1,4 +1,4 @@
-"""A folder of images: each file one sample, and each subfolder a class where there are some."""
+"""A folder of images: each file is one sample, and each subfolder, if any, one class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from qtool.calib.datasets.images import Channels, Preprocess
 from qtool.calib.datasets.listing import side_array
 from qtool.calib.datasets.matching import described, only_input
 from qtool.calib.errors import CalibError
-from qtool.calib.specs import Array, Dim, Layout, TensorSpec
+from qtool.calib.image_layout import Layout
+from qtool.calib.specs import Array, Dim, TensorSpec
 
 LABELS = "_label"
 
 
 class ImageFolder:
-    """Streams images in the natural order of their names, as ``Preprocess`` says; decodes one at a time."""
+    """Streams images in the natural order of their names with ``Preprocess``; decodes one at a time."""
 
     def __init__(self, folder: Path, files: Sequence[Path], preprocess: Preprocess) -> None:
-        """Takes the list of files as it is; a broken one is met when its turn comes.
+        """Takes the list of files; a broken file raises an error when it is read.
 
         Args:
             folder: the folder, for its name and for labels.
@@ -40,7 +41,7 @@ class ImageFolder:
         return len(self._files)
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Describes the images where the preprocessing says their size, as colour and NCHW unless it says otherwise."""
+        """Describes the images where the preprocessing sets their size, by default as colour and NCHW."""
         size = self._preprocess.size
         if size is None:
             return ()
@@ -49,19 +50,19 @@ class ImageFolder:
         return (TensorSpec("", np.dtype(np.float32), shape),)
 
     def array(self, name: str) -> Array | None:
-        """Loads ``NAME.npy`` beside the images; ``_label`` otherwise is the class by subfolder.
+        """Loads ``NAME.npy`` next to the images; ``_label`` defaults to the class by subfolder.
 
-        The class is the number that the subfolder is named by, or its place in the alphabet where not all are numbers.
+        The class is the number in the subfolder's name, or its alphabetical index where not all names are numbers.
 
         Raises:
-            CalibError: the file is damaged, or has not one row an image.
+            CalibError: the file is damaged, or does not have one row per image.
         """
         beside = side_array(self._folder, name)
         if beside is not None:
             if beside.shape[:1] != (self.count,):
                 raise CalibError(
                     f"{self._folder / name}.npy has the shape {beside.shape}, the folder {self.count} images",
-                    fix="give it one row an image, in the natural order of the file names",
+                    fix="give it one row per image, in the natural order of the file names",
                 )
             return beside
         parents = [path.relative_to(self._folder).parts[:-1] for path in self._files]
@@ -95,10 +96,10 @@ class ImageFolder:
 
 
 def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:
-    """Returns the preprocessing with what the input says about layout, channels and size filled in.
+    """Returns the preprocessing, completed with layout, channels and size of the input.
 
     Raises:
-        CalibError: the input takes no images, leaves the size open, or contradicts the preprocessing.
+        CalibError: the input is not an image, leaves the size open, or contradicts the preprocessing.
     """
     _check_dtype(preprocess, spec)
     if spec.shape is None:
@@ -107,7 +108,7 @@ def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:
         dims = spec.shape
     else:
         raise CalibError(
-            f"the input '{spec.name}' {described(spec)} takes no images, which have 4 axes",
+            f"the input '{spec.name}' {described(spec)} is not an image, which has 4 axes",
             fix="store the arrays as the model takes them in an .npz",
         )
     layout = preprocess.layout or spec.layout or _layout(dims)
@@ -116,7 +117,7 @@ def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:
     if isinstance(depth, int) and depth != (1 if channels == "gray" else 3):
         raise CalibError(
             f"the input '{spec.name}' {described(spec)} has {depth} channels in the layout {layout}, not {channels}",
-            fix="set layout or channels in the preprocessing to what the model takes, or leave them out",
+            fix="set layout or channels in the preprocessing to those of the model, or leave them out",
         )
     if channels == "gray" and max(len(preprocess.mean), len(preprocess.std)) > 1:
         raise CalibError(
@@ -128,7 +129,7 @@ def _settled(preprocess: Preprocess, spec: TensorSpec) -> Preprocess:
         if isinstance(want, int) and have != want:
             raise CalibError(
                 f"the preprocessing makes images of {size[0]}x{size[1]}, the input '{spec.name}' is {described(spec)}",
-                fix=f"say size={height}x{width} in the preprocessing",
+                fix=f"set size={height}x{width} in the preprocessing",
             )
     return replace(preprocess, layout=layout, channels=channels, size=size)
 
@@ -158,7 +159,7 @@ def _size(
         return height, width
     raise CalibError(
         f"the input '{spec.name}' {described(spec)} leaves the size of images open",
-        fix="say it in the preprocessing, such as size=224x224",
+        fix="set it in the preprocessing, such as size=224x224",
     )
 
 

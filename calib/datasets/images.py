@@ -1,4 +1,4 @@
-"""How an image becomes the array that a model was trained on."""
+"""Image preprocessing: from a decoded image to the array that a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qtool.calib.errors import CalibError
-from qtool.calib.specs import Array, Layout
+from qtool.calib.image_layout import Layout
+from qtool.calib.specs import Array
 
 Channels = Literal["rgb", "bgr", "gray"]
 Filter = Literal["bilinear", "bicubic"]
@@ -27,17 +28,17 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Describes the way from a decoded image, bytes from 0 to 255, to ``(image * scale - mean) / std``.
+    """Describes the steps from a decoded image, bytes from 0 to 255, to ``(image * scale - mean) / std``.
 
     Attributes:
         resize: first bring the shorter side to this length and keep the proportions, None for no such step; ``size``
             is then cut from the centre. Without it the image is stretched to ``size``.
         size: height and width of the result; None takes those of the model's input.
-        layout: where the channels are; None goes by the model's input.
-        channels: colours and their order; None goes by the model's input: one channel is gray, three are rgb.
-        scale: factor that comes first.
-        mean: subtracted then, one for all channels or one each.
-        std: divided by last, one for all channels or one each.
+        layout: where the channels are; None for that of the model's input.
+        channels: colours and their order; None for those of the model's input: one channel is gray, three are rgb.
+        scale: factor applied first.
+        mean: subtracted next, one for all channels or one each.
+        std: divisor applied last, one for all channels or one each.
         filter: how resizing interpolates.
     """
 
@@ -51,7 +52,7 @@ class Preprocess:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant.
+        """Rejects invalid settings.
 
         Raises:
             CalibError: a value is out of its range, or two of them contradict each other.
@@ -60,7 +61,7 @@ class Preprocess:
             if not values or not all(math.isfinite(value) and value for value in values):
                 raise CalibError(f"{key}={_listed(values)} divides by zero or scales to zero", fix="use other numbers")
         if not self.mean or not all(map(math.isfinite, self.mean)):
-            raise CalibError(f"mean={_listed(self.mean)} is no number", fix="use finite numbers")
+            raise CalibError(f"mean={_listed(self.mean)} is not finite", fix="use finite numbers")
         wanted = (1,) if self.channels == "gray" else (1, 3)
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in wanted:
@@ -69,7 +70,7 @@ class Preprocess:
                 )
         sides = [side for side in (self.resize, *(self.size or ())) if side is not None]
         if min(sides, default=1) < 1:
-            raise CalibError("an image of no pixels is asked for", fix="make size and resize at least 1")
+            raise CalibError("the preprocessing makes images without pixels", fix="make size and resize at least 1")
         if self.resize is not None and self.size is not None and self.resize < max(self.size):
             height, width = self.size
             raise CalibError(
@@ -79,7 +80,7 @@ class Preprocess:
 
     @classmethod
     def parse(cls, text: str) -> Preprocess:
-        """Reads ``[preset,]key=value,...``; what follows a preset changes it.
+        """Parses ``[preset,]key=value,...``; keys after a preset override it.
 
         Presets are ``imagenet``, ``0-1``, ``-1-1`` and ``0-255``; keys are the attributes. ``mean`` and ``std`` take
         one number or three (``mean=0.485,0.456,0.406``), ``scale`` a number or a fraction (``1/255``).
@@ -111,18 +112,18 @@ class Preprocess:
                     f"'{item}' in the preprocessing has no '='", fix="write key=value, after a preset if any"
                 )
         changes = {name: _read(name, value) for name, value in texts.items()}
-        # A preset's resize belongs to its size: another size takes it along in proportion.
+        # A preset's resize belongs to its size: another size scales it in proportion.
         if "size" in changes and "resize" not in changes and base.resize is not None and base.size is not None:
             changes["resize"] = round(base.resize * max(changes["size"]) / max(base.size))
         return replace(base, **changes)
 
     def load(self, path: Path) -> Array:
-        """Returns the image as float32 in this layout; every attribute but ``resize`` has to be settled.
+        """Returns the image as float32 in this layout; every attribute but ``resize`` must be set.
 
         The shape is (channels, height, width) or (height, width, channels).
 
         Raises:
-            CalibError: the file is broken, or has more than 8 bits in a form that has no agreed meaning.
+            CalibError: the file is broken, or has more than 8 bits per channel without a defined range.
         """
         pixels = np.asarray(self._resized(_decoded(path, gray=self.channels == "gray")), dtype=np.float32)
         if self.channels == "gray":
@@ -137,7 +138,7 @@ class Preprocess:
 
     @property
     def keeps_bytes(self) -> bool:
-        """Whether the values stay the bytes of the image, so that they may feed an integer input."""
+        """Whether the values stay the bytes of the image, as an integer input needs."""
         return self.scale == 1 and not any(self.mean) and all(value == 1 for value in self.std)
 
     def _resized(self, image: Image.Image) -> Image.Image:
@@ -147,7 +148,7 @@ class Preprocess:
         resample = _FILTERS[self.filter]
         if self.resize is None:
             return image if image.size == (width, height) else image.resize((width, height), resample)
-        # Lengths and offsets as torchvision's Resize and CenterCrop round them, which most models were trained with.
+        # Lengths and offsets are rounded as in torchvision's Resize and CenterCrop, used for training most models.
         short = min(image.size)
         scaled = tuple(self.resize if side == short else int(self.resize * side / short) for side in image.size)
         if scaled != image.size:
@@ -169,15 +170,15 @@ def _decoded(path: Path, *, gray: bool) -> Image.Image:
         with Image.open(path) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
-    except Exception as error:  # Pillow's decoders raise what they like on broken files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on broken files
         empty = path.is_file() and path.stat().st_size == 0
         reason = "is empty" if empty else f"cannot be read as an image: {' '.join(str(error).split())}"
-        raise CalibError(f"{path} {reason}", fix="replace the file, or take it out of the folder") from error
+        raise CalibError(f"{path} {reason}", fix="replace the file, or remove it from the folder") from error
     if image.mode in _SIXTEEN_BIT_MODES:
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise CalibError(
-            f"{path} has 32 bits a pixel, whose range is not agreed on",
+            f"{path} has 32 bits per pixel, whose range is not defined",
             fix="convert it to 8 bits, or store the arrays in an .npz",
         )
     return image.convert("L" if gray else "RGB")
@@ -224,7 +225,7 @@ def _read(key: str, text: str) -> Any:
         return reader(text)
     except (ValueError, ZeroDivisionError) as error:
         raise CalibError(
-            f"'{key}={text}' in the preprocessing is not understood", fix=f"write {key} as {example}"
+            f"'{key}={text}' in the preprocessing is not valid", fix=f"write {key} as {example}"
         ) from error
 
 

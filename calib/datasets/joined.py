@@ -42,7 +42,7 @@ class JoinedData:
         """Loads an array of all sources, end to end; None where one of them has none of that name.
 
         Raises:
-            CalibError: the array cannot be read, or has not one row a sample, or the sources do not fit together.
+            CalibError: the array cannot be read, or has not one row per sample, or the sources do not fit together.
         """
         found = [array for part in self._parts if (array := part.array(name)) is not None]
         if len(found) < len(self._parts):

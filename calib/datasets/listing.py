@@ -1,4 +1,4 @@
-"""Lists what lies in a folder of samples."""
+"""Lists the files of a folder of samples."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".t
 
 
 def sample_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Returns the files of these kinds in ``folder`` and below, in natural order: 2 comes before 10.
+    """Returns the files of these kinds in ``folder`` and its subfolders, in natural order: 2 comes before 10.
 
-    Names that begin with a dot or an underscore, of files and folders, are no samples.
+    Files and folders whose names begin with a dot or an underscore are skipped.
 
     Raises:
         CalibError: the folder cannot be listed.
@@ -33,16 +33,16 @@ def sample_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """Returns a key that sorts runs of digits as numbers, and is the same on every machine."""
+    """Returns a key that sorts runs of digits as numbers, the same on every machine."""
     text = path.as_posix()
     parts = re.findall(r"([0-9]+)|([^0-9]+)", text)
     return [(0, int(digits), "") if digits else (1, 0, other.lower()) for digits, other in parts], text
 
 
 def side_array(folder: Path, name: str) -> Array | None:
-    """Loads ``NAME.npy``, such as labels, from beside the samples; None where there is none.
+    """Loads ``NAME.npy``, such as labels, next to the samples; None where there is none.
 
-    Only names that begin with an underscore are looked up: all others are samples.
+    Only names that begin with an underscore are loaded: all others are samples.
 
     Raises:
         CalibError: the file is damaged or holds Python objects.

@@ -1,4 +1,4 @@
-"""Checks arrays against the inputs of a model and casts them where nothing is lost."""
+"""Checks arrays against the inputs of a model, with lossless casts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtool.calib.specs import Array, TensorSpec
 
 
 def only_input(inputs: Sequence[TensorSpec], where: str) -> TensorSpec:
-    """Returns the one input that data without names can be meant for.
+    """Returns the only input of the model, for data without names.
 
     Raises:
         CalibError: the model has several inputs.
@@ -22,13 +22,13 @@ def only_input(inputs: Sequence[TensorSpec], where: str) -> TensorSpec:
     names = ", ".join(f"'{spec.name}'" for spec in inputs)
     keywords = ", ".join(f"{spec.name}=..." for spec in inputs)
     raise CalibError(
-        f"{where} feeds one input, the model has {len(inputs)}: {names}",
+        f"{where} holds one input, the model has {len(inputs)}: {names}",
         fix=f"store the arrays by name: numpy.savez('data.npz', {keywords})",
     )
 
 
 def check_names(inputs: Sequence[TensorSpec], available: Iterable[str], where: str) -> None:
-    """Makes sure that each input has an array of its name; names with a leading ``_`` are never inputs.
+    """Checks that each input has an array of its name; names with a leading ``_`` are never inputs.
 
     Raises:
         CalibError: an input has no array; the fix names the nearest one.
@@ -40,7 +40,7 @@ def check_names(inputs: Sequence[TensorSpec], available: Iterable[str], where: s
             continue
         spare = [name for name in names if name not in wanted]
         if not spare:
-            fix = f"add an array '{spec.name}' with one row a sample"
+            fix = f"add an array '{spec.name}' with one row per sample"
         else:
             near = difflib.get_close_matches(spec.name, spare, n=1, cutoff=0.0)[0]
             fix = f"rename '{near}' to '{spec.name}'"
@@ -50,9 +50,10 @@ def check_names(inputs: Sequence[TensorSpec], available: Iterable[str], where: s
 
 
 def check_dtype(stored: np.dtype[np.generic], spec: TensorSpec, where: str) -> None:
-    """Refuses element types whose values cannot become those of the input.
+    """Rejects element types that cannot be cast to the input's.
 
-    Floats go to floats, integers and booleans to integers and booleans (the values are checked later), text to text.
+    Floats are cast to floats, integers and booleans to integers and booleans (the values are checked later), text to
+    text.
 
     Raises:
         CalibError: the kinds differ.
@@ -74,7 +75,7 @@ def check_dtype(stored: np.dtype[np.generic], spec: TensorSpec, where: str) -> N
 
 
 def check_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> None:
-    """Compares a batch's shape with the input's, all but the first axis.
+    """Compares a batch's shape with the input's, except for the first axis.
 
     Raises:
         CalibError: the rank or a fixed dimension differs.
@@ -85,7 +86,7 @@ def check_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> None:
         raise CalibError(
             f"array '{spec.name}' in {where} has {_axes(len(shape))} {shape}, the input {_axes(len(spec.shape))} "
             f"{described(spec)}",
-            fix="store one row a sample, so that the axes after the first are those of the input",
+            fix="store one row per sample, so that the axes after the first are those of the input",
         )
     for axis, (have, want) in enumerate(zip(shape, spec.shape, strict=True)):
         if axis and isinstance(want, int) and have != want:
@@ -97,11 +98,11 @@ def check_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> None:
 
 
 def conform(batch: Array, spec: TensorSpec, where: str, sample: int) -> Array:
-    """Returns the batch in the input's dtype, with the guarantee that no value changed its meaning.
+    """Returns the batch in the input's dtype; raises an error if a value does not fit.
 
     Args:
         batch: rows of the array.
-        spec: the input they are for.
+        spec: their input.
         where: the data's name, for errors.
         sample: the number of the batch's first sample, from 0.
 
@@ -113,7 +114,7 @@ def conform(batch: Array, spec: TensorSpec, where: str, sample: int) -> Array:
         return _as_integers(batch, spec, where, sample)
     if wanted.kind != "f":
         return batch.astype(wanted) if batch.dtype != wanted else batch
-    with np.errstate(over="ignore"):  # an overflow becomes infinite and is named below
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
         result = np.ascontiguousarray(batch, dtype=wanted)
     finite = np.isfinite(result)
     if finite.all():
@@ -124,16 +125,16 @@ def conform(batch: Array, spec: TensorSpec, where: str, sample: int) -> Array:
     if np.isfinite(value):
         raise CalibError(
             f"array '{spec.name}' in {where}, sample {at}: {value} does not fit into {wanted}",
-            fix="scale the data as it was for training",
+            fix="scale the data as for training",
         )
     raise CalibError(
         f"array '{spec.name}' in {where}, sample {at}, holds {value}",
-        fix="remove the sample, or repair what made the data",
+        fix="remove the sample, or correct the data's source",
     )
 
 
 def described(spec: TensorSpec) -> str:
-    """Writes an input's shape as ``(batch, 3, 224, 224)``, with ``?`` where a dimension is unknown."""
+    """Formats an input's shape as ``(batch, 3, 224, 224)``, with ``?`` where a dimension is unknown."""
     dims = ["?" if dim is None else str(dim) for dim in spec.shape or ()]
     return f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
 
@@ -145,7 +146,7 @@ def _as_integers(batch: Array, spec: TensorSpec, where: str, sample: int) -> Arr
     result = np.asarray(batch.astype(wanted), order="C")
     if np.can_cast(batch.dtype, wanted, "safe") or batch.size == 0:
         return result
-    # Compare through Python integers' own rules: int64 against uint64 would meet in float64.
+    # Compared as Python integers: numpy would convert int64 and uint64 to float64.
     low, high = (0, 1) if wanted.kind == "b" else (int(np.iinfo(wanted).min), int(np.iinfo(wanted).max))
     rows = np.atleast_1d(batch)
     for row in range(len(rows)):
@@ -167,5 +168,5 @@ def _shape_fix(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> 
     for order in ((0, 3, 1, 2), (0, 2, 3, 1)) if len(shape) == 4 else ():
         moved = tuple(shape[axis] for axis in order)
         if all(not isinstance(want, int) or have == want for have, want in zip(moved[1:], wanted[1:], strict=True)):
-            return f"the layout is the other one: store x.transpose{order}"
+            return f"the axes are in another order: store x.transpose{order}"
     return "store the samples in the shape of the input, or export the model with that dimension left free"

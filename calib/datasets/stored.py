@@ -22,13 +22,13 @@ import numpy as np
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Array
 
-# One read of a skipped stretch; bounds the memory that skipping takes.
+# The size of one read of skipped data, which bounds the memory.
 _SKIP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredArray:
-    """Stands for one array in a file, without its values.
+    """One array in a file, without its values.
 
     Attributes:
         name: its name in the ``.npz``, empty for a ``.npy``.
@@ -48,7 +48,7 @@ class StoredArray:
 
     @property
     def label(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         return f"array '{self.name}' in {self.path}" if self.name else str(self.path)
 
     def load(self) -> Array:
@@ -81,7 +81,7 @@ class StoredArray:
                 yield flat.reshape(count, *self.shape[1:])
 
     def _strided_chunks(self, rows: int, *, start: int, stop: int) -> Generator[Array, None, None]:
-        """Yields rows that lie scattered over the file, through a memory map of the plain values on disk."""
+        """Yields rows of a column-major file through a memory map of the uncompressed values."""
         with reading(self.path), tempfile.TemporaryFile() as plain:
             with self.open() as stream:
                 _read_header(stream, self.label)
@@ -129,7 +129,7 @@ def reading(path: Path) -> Iterator[None]:
     except zipfile.BadZipFile as error:
         reason = "is empty" if path.stat().st_size == 0 else f"is not a whole .npz file: {error}"
         raise CalibError(f"{path} {reason}", fix="save it again with numpy.savez, or copy it again") from error
-    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # zipfile's own ways to give up
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # raised by zipfile
         raise CalibError(
             f"{path} cannot be read: {error}", fix="save it again with numpy.savez, or copy it again"
         ) from error
@@ -205,7 +205,7 @@ def _skip(stream: IO[bytes], count: int) -> None:
     while count > 0:
         part = stream.read(min(count, _SKIP_BYTES))
         if not part:
-            return  # the read that follows says that the file is truncated
+            return  # the next read reports that the file is truncated
         count -= len(part)
 
 

@@ -1,4 +1,4 @@
-"""Feeds zeros to the states of recurrent models that the data does not hold, as at the start of a sequence."""
+"""Fills missing states of recurrent models with zeros, as at the start of a sequence."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Array, Dim, Feed, TensorSpec
 
-# A state comes out of the model again, under a name like its own or one of these.
+# A state is also an output, with the same name or with one of these added.
 _STATE_NAMES = re.compile(r"state|hidden|cell|cache|past|memory|carry|(^|[_./])[hc](_?(0|in|n|prev))?($|[_./])", re.I)
-# A free dimension of such a name counts the steps so far, of which there are none.
+# A free dimension of such a name counts previous steps, of which there are none.
 _PAST_NAMES = re.compile("past|cache", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fed:
-    """Splits the inputs of a model by where their values come from.
+    """The inputs of a model, split by the source of their values.
 
     Attributes:
         given: those that the data holds, or should hold.
@@ -31,9 +31,9 @@ class Fed:
 
     @property
     def remark(self) -> str:
-        """Says which inputs are fed zeros."""
+        """Names the inputs that are filled with zeros."""
         names = ", ".join(f"'{spec.name}'" for spec in self.zeros)
-        return f"no array {names} in the data: fed zeros, as at the start of a sequence"
+        return f"no array {names} in the data: filled with zeros, as at the start of a sequence"
 
     def filled(self, feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
         """Adds the zeros to every feed."""
@@ -48,9 +48,9 @@ class Fed:
 
 
 def split_inputs(dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Fed:
-    """Finds the states that ``dataset`` does not hold; where it holds arrays that no input takes, there are none.
+    """Finds the states missing in ``dataset``; none where it holds arrays that match no input.
 
-    Such an array is more likely meant for an input that has another name, which is for the person to tell.
+    Such an array is more likely a misnamed input, which the user has to rename.
     """
     stored = {spec.name for spec in dataset.specs() if not spec.name.startswith("_")}
     names = {spec.name for spec in inputs}

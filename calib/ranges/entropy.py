@@ -1,4 +1,4 @@
-"""The range that keeps the distribution's information."""
+"""Entropy calibration: the range with the least Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from qtool.calib.statistics import Histogram, TensorStatistics
 
 # Thresholds tried in each of two rounds, the second around the best of the first.
 _CANDIDATES, _ROUNDS = 24, 2
-# A bin is a peak when it holds so many times as much as the median of so many bins on each side and itself.
+# A bin is a peak when it exceeds the median of itself and so many bins on each side by this factor.
 _PEAK, _AROUND = 3.0, 6
-# The histogram's bin of exact zeros also holds what is below float32's smallest normal number.
+# The histogram's bin of exact zeros also holds subnormal numbers.
 _TINY = 1.5e-38
 
 
 @dataclass(frozen=True, slots=True)
 class Entropy:
-    """SearchConfig the clipping threshold whose quantized distribution is nearest to the original one.
+    """Searches the clipping threshold whose quantized distribution is nearest to the original one.
 
-    Nearest by Kullback-Leibler divergence, after S. Migacz, 8-bit Inference with TensorRT (GTC 2017). The threshold T
-    bounds magnitudes: the range is the data's own, cut to -T..T.
+    The distance is the Kullback-Leibler divergence, after S. Migacz, 8-bit Inference with TensorRT (GTC 2017). The
+    threshold T bounds magnitudes: the range is the data's own, clipped to -T..T.
 
     Attributes:
         bins: how many even bins the values are spread over before the search.
@@ -34,7 +34,7 @@ class Entropy:
     bins: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuses fewer bins than a grid has integers.
+        """Rejects fewer bins than a grid has integers.
 
         Raises:
             CalibError: there are fewer than 512 bins.
@@ -43,7 +43,7 @@ class Entropy:
             raise CalibError(f"{self.bins} bins are too few for the entropy method", fix="use 512 bins or more")
 
     def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
-        """Returns the cut range with the least divergence."""
+        """Returns the clipped range with the least divergence."""
         low, high = min(statistics.minimum, 0.0), max(statistics.maximum, 0.0)
         if low == high:
             return Range(statistics.minimum, statistics.maximum)
@@ -57,7 +57,7 @@ class Entropy:
         center = reach
         narrowest, widest = reach * levels / self.bins, reach
         for _ in range(_ROUNDS):
-            # From the widest to the narrowest, so that of equals the one that clips least is kept.
+            # From the widest to the narrowest, so that the one that clips least wins a tie.
             thresholds = np.linspace(widest, narrowest, _CANDIDATES)
             for threshold in thresholds:
                 first = int(np.searchsorted(edges, max(low, -threshold), side="right")) - 1
@@ -71,16 +71,16 @@ class Entropy:
 
 
 def _without_zeros(histogram: Histogram) -> Histogram:
-    """Leaves out exact zeros: every grid holds them exactly, and the peak of a ReLU would outweigh all the rest."""
+    """Leaves out exact zeros: every grid represents them exactly, and the peak of a ReLU would outweigh the rest."""
     is_zero = (np.abs(histogram.low) < _TINY) & (np.abs(histogram.high) < _TINY)
     return Histogram(histogram.low, histogram.high, np.where(is_zero, 0, histogram.counts))
 
 
 def _without_peaks(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Cuts single bins that stand out of their surroundings.
+    """Limits single bins that exceed their surroundings.
 
-    One value that comes again and again, such as that of a uniform background, needs no resolution, but spread over a
-    whole step it would look like much information lost.
+    One frequent value, such as that of a uniform background, needs no resolution, but spread over a whole step it
+    would look like a large loss of information.
     """
     around = np.lib.stride_tricks.sliding_window_view(np.pad(counts, _AROUND, mode="edge"), 2 * _AROUND + 1)
     usual = np.median(around, axis=1)
@@ -88,7 +88,7 @@ def _without_peaks(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _spread_evenly(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Counts again in even bins; values lie evenly within their old bins, those of a single value where they are."""
+    """Rebins into even bins; values are spread evenly within their old bins, single values are not spread."""
     below = np.concatenate([[0.0], np.cumsum(histogram.counts, dtype=np.float64)])
     # The histogram skips empty bins: both ends of each bin are nodes, so that nothing is spread over a gap.
     nodes = np.stack([histogram.low, histogram.high], axis=1).reshape(-1)
@@ -112,6 +112,6 @@ def _divergence(counts: npt.NDArray[np.float64], first: int, last: int, levels: 
     if quantized.sum() == 0.0:
         return float(np.inf)
     p, q = reference / reference.sum(), quantized / quantized.sum()
-    # An occupied bin that Q leaves empty would be infinitely far; a small floor keeps the comparison finite.
+    # An occupied bin that is empty in Q would have infinite divergence; a small floor keeps it finite.
     used = p > 0
     return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-9))))

@@ -1,4 +1,4 @@
-"""The range that clips nothing."""
+"""Min-max calibration: the range that clips nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtool.calib.statistics import TensorStatistics
 
 @dataclass(frozen=True, slots=True)
 class MinMax:
-    """Takes the smallest and the largest value seen."""
+    """Takes the smallest and the largest observed value."""
 
     def span(self, statistics: TensorStatistics, grid: Grid) -> Range:
         """Returns the exact extremes."""

@@ -1,4 +1,4 @@
-"""The range of a typical sample."""
+"""Moving-average calibration: the mean range over samples."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qtool.calib.statistics import TensorStatistics
 class MovingAverage:
     """Takes the mean, over samples, of each sample's own extremes.
 
-    An exponential moving average would depend on the order of the samples; this is what it tends to over many orders.
+    An exponential moving average would depend on the order of the samples; this is its mean over all orders.
 
     Attributes:
-        spread: how many standard deviations of the samples' extremes to add on each side; never past the extremes.
+        spread: how many standard deviations of the samples' extremes to add on each side; limited by the extremes.
     """
 
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses a negative spread.
+        """Rejects a negative spread.
 
         Raises:
             CalibError: the spread is negative.

@@ -1,4 +1,4 @@
-"""The range with the least expected squared error of the tensor itself."""
+"""MSE calibration: the range with the least expected squared error of the tensor."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _REFINEMENTS = 3
 
 @dataclass(frozen=True, slots=True)
 class MeanSquaredError:
-    """SearchConfig both ends for the least of clipping error plus rounding error.
+    """Searches both ends for the least sum of clipping error and rounding error.
 
     The clipping error comes from the histogram. The rounding error of a value inside is step^2 / 12, that of a value
     spread evenly over its step (Widrow and Kollar, Quantization Noise, 2008, chapter 1); exact zeros have none, since
     zero lies on the grid.
 
     Attributes:
-        candidates: how many positions are tried for each end, in each round of an ever finer search.
+        candidates: how many positions are tried for each end, in each round of a search that becomes finer.
     """
 
     candidates: int = 40
 
     def __post_init__(self) -> None:
-        """Refuses a search that has nothing to choose from.
+        """Rejects a search without a choice.
 
         Raises:
             CalibError: there are fewer than two candidates.
@@ -64,7 +64,7 @@ def _spacing(positions: npt.NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class _Error:
-    """Running moments of a histogram, from which the error of any range follows at once."""
+    """Cumulative moments of a histogram, from which the error of any range follows in constant time."""
 
     edges: npt.NDArray[np.float64]
     count: npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ class _Error:
         return _Error(centers, moments[0], moments[1], moments[2], zeros)
 
     def best(self, lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64], grid: Grid) -> tuple[float, float]:
-        """Returns the pair with the least error; the widest of equals."""
+        """Returns the pair with the least error; the widest of a tie."""
         if grid.symmetric:
             reach = np.maximum(-lows, highs)
             steps, lows, highs = reach / (grid.high - grid.middle), -reach, reach

@@ -1,4 +1,4 @@
-"""The range that clips a fixed share of the values."""
+"""Percentile calibration: the range that clips a fixed share of the values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Percentile:
     keep: float = 0.9999
 
     def __post_init__(self) -> None:
-        """Refuses a share that is none.
+        """Rejects a share out of bounds.
 
         Raises:
             CalibError: the share is out of bounds.
         """
         if not 0.5 < self.keep <= 1.0:
             raise CalibError(
-                f"a share of {self.keep} is not above 0.5 and at most 1", fix="give a share such as 0.9999"
+                f"a percentile of {self.keep} is out of range", fix="give a share above 0.5, up to 1, such as 0.9999"
             )
 
     def span(self, statistics: TensorStatistics, grid: Grid) -> Range:

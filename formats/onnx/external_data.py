@@ -1,4 +1,4 @@
-"""Checks where ONNX models say that their weights are, before anything is read from there.
+"""Checks the locations of external data in ONNX models before anything is read from there.
 
 Source: https://onnx.ai/onnx/repo-docs/ExternalData.html.
 """
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from qtool.formats.errors import FormatError
 
-# Longer names have no place in any file system.
+# No file system supports longer names.
 _LONGEST_NAME = 255
 
 
 class OutsideError(FormatError):
-    """A tensor is said to be where the model must not point."""
+    """A tensor's location is outside of the model's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Says where the weights of a graph are kept.
+    """Where the weights of a graph are stored.
 
     Attributes:
-        external: whether they go into files beside the graph even if one file could hold all.
+        external: whether they go into external files even if one file could hold all.
         max_shard_bytes: the largest such file; None for one file, however large.
     """
 
@@ -34,14 +34,14 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Is what a tensor says about its place.
+    """The declared location of a tensor.
 
     Attributes:
         tensor: its name.
         location: the file, relative to the model.
         offset: where its bytes begin there.
-        length: how many bytes it says it has there; None where it says nothing.
-        nbytes: how many its shape and element type need.
+        length: the declared number of bytes; None where it is not declared.
+        nbytes: the number of bytes that its shape and element type need.
     """
 
     tensor: str
@@ -61,12 +61,12 @@ def claim_from_entries(tensor: str, entries: Mapping[str, str], nbytes: int) -> 
         offset = int(entries.get("offset") or 0)
         length = int(entries["length"]) if entries.get("length") else None
     except ValueError as error:
-        raise _refused(tensor, "gives no number as its place in the data file") from error
+        raise _refused(tensor, "has a location in the data file that is not a number") from error
     return Claim(tensor=tensor, location=entries.get("location", ""), offset=offset, length=length, nbytes=nbytes)
 
 
 def check_claim(claim: Claim, model: Path) -> Path:
-    """Returns the data file, links resolved, if it lies where the model may point: beside the model or below.
+    """Returns the data file, links resolved, if it is in the model's folder or below.
 
     A link may lead elsewhere only into the folder where the model's own link leads, as in the cache of Hugging Face.
 
@@ -81,7 +81,7 @@ def check_claim(claim: Claim, model: Path) -> Path:
     if "\0" in location or "\\" in location or ":" in parts[0] or location.startswith("/") or ".." in parts:
         raise _outside(claim.tensor, f"points outside of the model's folder: {location!r}")
     if any(len(part) > _LONGEST_NAME for part in parts):
-        raise _refused(claim.tensor, f"names a data file of {len(location):,} characters, which no system has")
+        raise _refused(claim.tensor, f"names a data file of {len(location):,} characters, which no system supports")
     path = model.parent / location
     real = _resolved(path, claim)
     allowed = (model.parent.resolve(), model.resolve().parent)
@@ -93,12 +93,12 @@ def check_claim(claim: Claim, model: Path) -> Path:
             fix="copy it next to the model, under the same name",
         )
     if not path.is_file():
-        raise _outside(claim.tensor, f"points at something that is no file: {location!r}")
-    # The model's own file is what the person named, whatever other names it has.
+        raise _outside(claim.tensor, f"points at something that is not a file: {location!r}")
+    # The user named the model's own file, so its other hard links do not matter.
     if path.stat().st_nlink > 1 and real != model.resolve():
         raise OutsideError(
-            f"tensor '{claim.tensor}' points at a file with several names, of which some may lie outside: {location!r}",
-            fix=f"where you trust it, make it a file of its own: cp {location} copy && mv copy {location}",
+            f"tensor '{claim.tensor}' points at a file with several hard links, maybe from outside: {location!r}",
+            fix=f"where you trust it, replace it by a copy: cp {location} copy && mv copy {location}",
         )
     if claim.length is not None and claim.length != claim.nbytes:
         raise _refused(claim.tensor, f"claims {claim.length:,} bytes where its shape needs {claim.nbytes:,}")
@@ -107,7 +107,7 @@ def check_claim(claim: Claim, model: Path) -> Path:
         raise FormatError(
             f"the data file {path} has {size:,} bytes, but tensor '{claim.tensor}' of {model} ends at byte "
             f"{claim.offset + claim.nbytes:,}",
-            fix="it was cut short, or belongs to another model: copy it again",
+            fix="it was truncated, or belongs to another model: copy it again",
         )
     return real
 
@@ -116,7 +116,7 @@ def _resolved(path: Path, claim: Claim) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:  # the latter is what Python before 3.13 raises
-        raise _outside(claim.tensor, f"points at a link that leads nowhere: {claim.location!r}") from error
+        raise _outside(claim.tensor, f"points at a broken link: {claim.location!r}") from error
 
 
 def _outside(tensor: str, reason: str) -> OutsideError:

@@ -1,4 +1,4 @@
-"""Finds what makes a graph impossible to run: circles, values that nothing makes or two nodes make, wrong types.
+"""Finds errors that make a graph impossible to run: cycles, undefined or duplicate values, wrong types.
 
 Source of the rules: https://onnx.ai/onnx/repo-docs/IR.html.
 """
@@ -51,7 +51,7 @@ def broken_names(graph: onnx.GraphProto) -> str | None:
 
 
 def circular_functions(model: ir.Model) -> str | None:
-    """Tells of functions that call each other in a circle, which would never end; None where there are none."""
+    """Returns an error for functions that call each other in a cycle; None where there are none."""
     calls = {
         name: {node.op_identifier() for node in function.all_nodes()} & set(model.functions)
         for name, function in model.functions.items()
@@ -109,7 +109,7 @@ def _unknown_operator(node: ir.Node, opset: int) -> str | None:
 
 
 def _wrong_type(node: ir.Node, opset: int) -> str | None:
-    """Looks for inputs that an operator does not take, or not beside each other."""
+    """Searches for inputs that an operator does not take, or not beside each other."""
     formal, allowed = _types(node.op_type, opset)
     bound: dict[str, str] = {}
     for place, value in enumerate(node.inputs):
@@ -154,7 +154,7 @@ def _first_opsets() -> Mapping[str, int]:
 
 
 def _circle(graph: ir.Graph) -> str | None:
-    """Looks for nodes that need each other's results."""
+    """Searches for nodes that need each other's results."""
     before = {node: set(_makers(node, graph)) for node in graph}
     readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in before}
     for node, producers in before.items():

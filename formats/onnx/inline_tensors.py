@@ -1,4 +1,4 @@
-"""Checks that the values which ONNX tensors bring along are as many as their shapes need.
+"""Checks that inline ONNX tensors have as many values as their shapes need.
 
 Source: TensorProto in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """

@@ -1,4 +1,4 @@
-"""Tells which version of the ONNX file format a graph needs: runtimes of its opset may know no newer one.
+"""Determines the oldest IR version that a graph needs, since runtimes of its opset may not support newer ones.
 
 Source: https://github.com/onnx/onnx/blob/main/docs/Versioning.md (the table of releases), and the comments on the
 versions in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
@@ -17,7 +17,7 @@ _QUANTIZATION_ANNOTATIONS = 5
 _SEQUENCES = 6
 _FUNCTIONS = 8
 _OVERLOADS = 10
-# Types of elements that came later than the format itself, by how their names begin.
+# Element types that were added later, by the prefixes of their names.
 _ELEMENTS: Mapping[str, int] = {
     "FLOAT8E8M0": 12,
     "FLOAT8": 9,

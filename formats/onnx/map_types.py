@@ -1,4 +1,4 @@
-"""Takes the types of maps out of graphs that are read, which onnx-ir has no form for, and puts them back in files.
+"""Removes map types from graphs on reading, since onnx-ir does not support them, and restores them in files.
 
 Source: ZipMap in https://onnx.ai/onnx/operators/onnx_aionnxml_ZipMap.html, which makes a sequence of maps.
 """
@@ -16,7 +16,7 @@ _ML_DOMAIN = "ai.onnx.ml"
 
 
 def load_model(path: Path) -> ir.Model:
-    """Reads a graph as ``onnx_ir.load`` does, one with maps too; it is for files that have been checked before."""
+    """Reads a graph like ``onnx_ir.load``, with support for maps; for files that have been checked before."""
     proto = onnx.load(path, load_external_data=False)
     without_map_types(proto.graph, path)
     model = ir.from_proto(proto)
@@ -33,7 +33,7 @@ def without_map_types(graph: onnx.GraphProto, path: Path) -> None:
     for value in graph.input:
         if holds_maps(value.type):
             raise FormatError(
-                f"{path} takes a map as its input '{value.name}', which no arrays can be",
+                f"{path} has a map as its input '{value.name}', which arrays cannot represent",
                 fix="export the model with a tensor as its input",
             )
     for value in graph.output:
@@ -64,5 +64,5 @@ def write_map_types(path: Path) -> None:
 
 
 def holds_maps(kind: onnx.TypeProto) -> bool:
-    """Tells whether a type is that of a map, or of a sequence of maps."""
+    """Returns whether a type is that of a map, or of a sequence of maps."""
     return kind.HasField("map_type") or (kind.HasField("sequence_type") and holds_maps(kind.sequence_type.elem_type))

@@ -1,4 +1,4 @@
-"""Reads and writes ``.onnx`` files; raw protobuf stays in here."""
+"""Reads and writes ``.onnx`` files; the only module with raw protobuf."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from qtool.formats.onnx.onnx_outline import read_outline
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 LARGEST_MESSAGE_BYTES = 1_800_000_000
-# A thousand times as many as there are; only damage gives more.
+# A thousand times the current opset; only damaged files have more.
 _LARGEST_OPSET = 25_000
-# How the checker says that an operator is not of the standard.
+# The checker's error for an operator that is not in the standard.
 _UNKNOWN_OPERATOR = re.compile(r"No Op registered for (\w+) with domain_version")
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
@@ -38,14 +38,14 @@ class OnnxFile:
     suffix: ClassVar[str] = ".onnx"
 
     def __init__(self, *, largest_message_bytes: int = LARGEST_MESSAGE_BYTES) -> None:
-        """Sets from which size on weights go into a second file."""
+        """Sets the size above which weights go into a second file."""
         self._largest_message_bytes = largest_message_bytes
 
     def read(self, path: Path) -> ir.Model:
         """Reads the model; weights in external files stay there until they are used.
 
         Raises:
-            FormatError: the file is damaged, or its weights are said to be where they must not or cannot be.
+            FormatError: the file is damaged, or the location of its weights is invalid.
         """
         proto = _parsed(path)
         if any(graph.sparse_initializer for graph in _graphs(proto)):
@@ -80,7 +80,7 @@ class OnnxFile:
 
     def _write(self, model: ir.Model, path: Path, storage: Storage) -> None:
         if storage.external or weights_nbytes(model) > self._largest_message_bytes:
-            with quiet_libraries():  # a tensor above the limit has a file of its own, which is no news
+            with quiet_libraries():  # it reports tensors above the limit, which get a separate file
                 ir.save(
                     model,
                     path,
@@ -122,7 +122,7 @@ class OnnxFile:
 
 
 def audit_external_data(path: Path, notes: AuditNotes) -> None:
-    """Notes where the model in ``path`` says that its weights are, and what is wrong with that.
+    """Notes the declared locations of the weights of the model in ``path``, and what is wrong with them.
 
     Raises:
         FormatError: the model is damaged.
@@ -175,14 +175,14 @@ def weights_nbytes(model: ir.Model) -> int:
 
 
 def load_weights(model: ir.Model) -> ir.Model:
-    """Reads what lies in external files into memory, unless it is more than one message holds; returns ``model``."""
+    """Reads external data into memory, unless it is too large for one message; returns ``model``."""
     if weights_nbytes(model) <= LARGEST_MESSAGE_BYTES:
         ir.external_data.load_to_model(model)
     return model
 
 
 def release(tensor: ir.TensorProtocol) -> None:
-    """Lets go of the file that a tensor's values are mapped from, unless somebody still looks at them."""
+    """Releases the file that a tensor's values are mapped from, unless they are still in use."""
     if isinstance(tensor, ir.ExternalTensor):
         with suppress(BufferError):
             tensor.release()
@@ -190,7 +190,7 @@ def release(tensor: ir.TensorProtocol) -> None:
 
 @contextmanager
 def _in_memory(model: ir.Model) -> Iterator[None]:
-    """Holds copies in the place of external tensors until the block ends."""
+    """Holds copies instead of external tensors until the block ends."""
     external = [
         (value, value.const_value)
         for graph in model.graphs()
@@ -233,7 +233,7 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
 
 
 def _check_meaning(model: ir.Model, path: Path) -> None:
-    """Refuses tensors without a type, and nodes with fewer inputs or outputs than their operator has."""
+    """Rejects tensors without a type, and nodes with fewer inputs or outputs than their operator has."""
     opset = model.opset_imports.get("", 1)
     if not 1 <= opset <= _LARGEST_OPSET:
         raise _damaged(path, f": it has the opset {opset}")

@@ -9,7 +9,7 @@ import onnx
 
 from qtool.formats import protobuf
 
-# Smaller tensors are read: shape inference needs the values of shapes, axes and the like.
+# Smaller tensors are read: shape inference needs the values of shapes and axes.
 _SMALLEST_LEFT_OUT_BYTES = 1024
 # Fields of ModelProto, GraphProto and TensorProto, onnx.proto.
 _MODEL_GRAPH = 7
@@ -78,7 +78,7 @@ def _content(stream: IO[bytes], field: protobuf.Field) -> bytes:
 
 
 def _encoded(stream: IO[bytes], field: protobuf.Field) -> bytes:
-    """Returns the field with the tag, and the length where it has one, that stand before its content."""
+    """Returns the field including its tag and length prefix."""
     head = _varint(field.number << 3 | field.wire_type)
     if field.wire_type == protobuf.BYTES:
         head += _varint(field.end - field.start)

@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from qtool.formats.onnx.map_types import holds_maps
 
-# The values of small tensors may be shapes; those of larger ones tell nothing.
+# The values of small tensors may be shapes; those of larger ones do not matter.
 _LARGEST_READ_BYTES = 1000
 _REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fills in the types and shapes that the onnx package can tell, in subgraphs too; nothing where it gives up.
+    """Fills in the types and shapes that the onnx package can infer, in subgraphs too; nothing where it fails.
 
     Args:
         model: the graph; nothing but the types and shapes of its tensors changes.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
-# Places in the superblock: its version, how wide addresses and lengths are, and the object header of the root group.
+# Offsets in the superblock: its version, the size of addresses and lengths, and the object header of the root group.
 _SUPERBLOCK_BYTES, _SIZES_PLACE, _ROOT_PLACE = 96, 13, 64
 _DATASPACE, _DATATYPE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x10, 0x11
 _LINK_INFO, _LINK, _EXTERNAL_FILES, _LAYOUT, _ATTRIBUTE, _MANY_ATTRIBUTES = 0x02, 0x06, 0x07, 0x08, 0x0C, 0x15
@@ -26,7 +26,7 @@ _DEEPEST = 32
 
 
 class Hdf5Error(ValueError):
-    """The file is damaged, or of a kind that is not read here."""
+    """The file is damaged, or of an unsupported kind."""
 
 
 class Hdf5OutsideError(Hdf5Error):
@@ -94,7 +94,7 @@ class _Reader:
         return int(place)
 
     def block(self, place: int, count: int, *, limit: int = _LARGEST_BLOCK_BYTES) -> bytes:
-        # Files whose parts point at each other in a circle end here.
+        # The limit ends cycles of parts that point at each other.
         self._blocks += 1
         if self._blocks > _MOST_BLOCKS or not 0 <= count <= limit or place >= 1 << 62:
             raise Hdf5Error("damaged")
@@ -220,14 +220,14 @@ def _padded(count: int) -> int:
 
 
 def _leads_outside(message: int, content: bytes) -> bool:
-    """Tells whether a message of an object names another file: for all of its values, some, or in its place."""
+    """Returns whether a message of an object refers to another file."""
     if message == _LINK:
         return bool(content[1] & 8) and content[2] >= _EXTERNAL_LINK
     return message == _EXTERNAL_FILES or (message == _LAYOUT and content[0] >= 4 and content[1] == _VIRTUAL_LAYOUT)
 
 
 def _link(content: bytes) -> tuple[str, int]:
-    """Returns the name of a link inside of the file, and the object header that it leads to."""
+    """Returns the name of a link inside the file, and the object header of its target."""
     flags, at = content[1], 2
     if flags & 8 and content[at] != _HARD_LINK:
         raise Hdf5Error("links in a form that is not read here")
@@ -241,7 +241,7 @@ def _link(content: bytes) -> tuple[str, int]:
 
 
 def _many_links(content: bytes) -> bool:
-    """Tells whether a group keeps its links in a heap of their own."""
+    """Returns whether a group keeps its links in a heap of their own."""
     (heap,) = struct.unpack_from("<Q", content, 10 if content[1] & 1 else 2)
     return bool(heap != _NOWHERE)
 

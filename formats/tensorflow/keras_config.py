@@ -1,4 +1,4 @@
-"""Reads the configuration that Keras stores beside its weights: layers, inputs and outputs; without Keras."""
+"""Reads the configuration that Keras stores with its weights, layers, inputs and outputs, without Keras."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_keras_h5(path: Path) -> KerasOutline:
 
 
 def read_configs(path: Path, *, h5: bool) -> tuple[list[dict[str, Any]], bool]:
-    """Returns all that a ``.keras`` or ``.h5`` file says that Keras is to make, and whether this is sure to be all.
+    """Returns the configurations in a ``.keras`` or ``.h5`` file, and whether they are certainly complete.
 
     Raises:
         FormatError: it is damaged, or no configuration is found.
@@ -108,7 +108,7 @@ def read_configs(path: Path, *, h5: bool) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _h5_configs(path: Path) -> list[dict[str, Any]]:
-    """Reads the attributes in which Keras looks.
+    """Reads the attributes that Keras reads.
 
     Raises:
         Hdf5Error: they are stored in a way that is not read here.
@@ -123,7 +123,7 @@ def _h5_configs(path: Path) -> list[dict[str, Any]]:
 
 
 def _scanned_h5(path: Path) -> dict[str, Any]:
-    """SearchConfig the file's bytes for the configuration.
+    """Searches the file's bytes for the configuration.
 
     Raises:
         FormatError: it is not found.

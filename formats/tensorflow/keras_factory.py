@@ -1,4 +1,4 @@
-"""Builds Keras models from the code that a person names, and puts weights into them; needs Keras."""
+"""Builds Keras models from the user's code, and loads weights into them; needs Keras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtool.formats.errors import FormatError
 from qtool.formats.tensorflow.keras_weights import NO_WEIGHTS
 from qtool.formats.torch.architecture import Architecture, building_any
 
-# Keras goes by the name: layers by their places in the model, or by a list of their names as Keras 2 wrote it.
+# Keras chooses the format by the file's name: layers by position, or by a list of names as in Keras 2.
 _NAME_BY_PLACES, _NAME_BY_LIST = "model.weights.h5", "weights.h5"
 _LISTS = ("layer_names", "model_weights")
 
@@ -25,19 +25,19 @@ def model_with_weights(path: Path, factory: str, kwargs: Mapping[str, Any], code
 
     Args:
         path: the file, looked through already.
-        factory: as ``qtool.formats.torch.architecture.Architecture`` takes it.
+        factory: see ``qtool.formats.torch.architecture.Architecture``.
         kwargs: its arguments.
         code: keeps the factory's code imported.
 
     Raises:
-        FormatError: there is no such code, it fails or builds no model of Keras, or the weights are not the model's.
+        FormatError: there is no such code, it fails or does not build a Keras model, or the weights do not match.
     """
     import keras
 
     model = code.enter_context(building_any(Architecture(factory, kwargs), keras.Model, "keras.Model"))
     if not getattr(model, "inputs", None):
         raise FormatError(
-            f"the model of {factory} does not say what its inputs are",
+            f"the model of {factory} does not declare its inputs",
             fix="let it return keras.Model(inputs, outputs), or a Sequential that begins with keras.Input",
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def model_with_weights(path: Path, factory: str, kwargs: Mapping[str, Any], code
         named.symlink_to(path.resolve())
         try:
             model.load_weights(str(named))
-        except Exception as error:  # Keras raises what it likes
+        except Exception as error:  # Keras raises many kinds of errors
             raise _unfit(factory, " ".join(str(error).replace(str(named), path.name).split())) from error
     left = _left_over(path, model)
     if left:
@@ -69,7 +69,7 @@ def _lists_layers(path: Path) -> bool:
 
 
 def _left_over(path: Path, model: Any) -> list[str]:
-    """Names the arrays of the file whose values no variable of the model holds: Keras passes layers over in silence."""
+    """Names the arrays of the file that no variable of the model holds, since Keras skips layers silently."""
     held = Counter(_fingerprint(np.asarray(variable)) for variable in model.variables)
     left = []
     for name, array in _arrays(path):
@@ -81,7 +81,7 @@ def _left_over(path: Path, model: Any) -> list[str]:
 
 
 def _fingerprint(array: Any) -> tuple[tuple[int, ...], int]:
-    # A variable of half precision takes what the file has in float32: both are compared as that rounds.
+    # A variable of half precision rounds the file's float32 values: both are compared after rounding.
     with np.errstate(over="ignore"):
         half = array.astype(np.int64 if array.dtype.kind in "iub" else np.float16)
     return array.shape, hash(half.tobytes())

@@ -1,7 +1,7 @@
-"""Finds what a Keras configuration would make beside the classes and functions that Keras computes with.
+"""Finds objects in a Keras configuration other than the classes and functions that Keras computes with.
 
 Loading a configuration imports the ``module`` of each object in it and calls what ``class_name`` names there, at any
-depth: layers in wrappers, activations, initializers, losses. So all of them are held against a list of what is known.
+depth: layers in wrappers, activations, initializers, losses. So all of them are checked against an allow-list.
 Source: https://keras.io/api/models/model_saving_apis/serialization_utils/.
 """
 
@@ -18,7 +18,7 @@ from qtool.formats.findings import Risk
 from qtool.formats.tensorflow.keras_names import FUNCTIONS, LAYERS, OPERATIONS, PARTS
 
 _CLASSES = LAYERS | PARTS | OPERATIONS
-# Where Keras 2 and 3 have these; anything else is somebody's package, or a way through Keras to one.
+# The modules of these in Keras 2 and 3; anything else is another package, or a way through Keras to one.
 _MODULE = re.compile(
     r"(keras|tf_keras|tensorflow\.keras|tensorflow\.python\.keras|tensorflow_core\.python\.keras)"
     r"(\.api|\.src|\._v2|\._tf_keras|\.keras)*"
@@ -26,7 +26,7 @@ _MODULE = re.compile(
     r"dtype_policies|mixed_precision|quantizers|random|ops|trainers)(\.[a-z]\w*)*)?"
 )
 _FUNCTION_MODULE = "builtins"
-# Values of Python and Keras that hold nothing but numbers, texts and names of layers.
+# Values of Python and Keras that hold only numbers, strings and names of layers.
 _VALUES = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
 )
@@ -35,7 +35,7 @@ _TENSORFLOW_MODULE = re.compile(r"tensorflow(\.\w+)*")
 _WITH_CODE = frozenset(
     {"FlaxLayer", "JaxLayer", "Lambda", "LambdaCallback", "TFSMLayer", "TorchModuleWrapper", "__lambda__"}
 )
-# Keras 2 writes functions of TensorFlow as layers; these compute, and reach for nothing.
+# Keras 2 writes functions of TensorFlow as layers; these only compute.
 _CALLS_OF_TENSORFLOW = frozenset({"SlicingOpLambda", "TFOpLambda"})
 _TENSORFLOW_FUNCTION = re.compile(
     r"(compat\.v1\.)?((math|nn|linalg|signal|__operators__)\.\w+|image\.(resize|crop_and_resize|convert_image_dtype)|"
@@ -44,9 +44,9 @@ _TENSORFLOW_FUNCTION = re.compile(
     r"repeat|reshape|reverse|roll|round|shape|sigmoid|sign|slice|split|sqrt|square|squeeze|stack|stop_gradient|"
     r"strided_slice|subtract|tanh|tensordot|tile|transpose|truediv|unstack|where|zeros|zeros_like)"
 )
-# Layers take a text here as the path of a file on the machine that loads the model.
+# Layers interpret a string here as the path of a file on the machine that loads the model.
 _PATH_KEY = re.compile(r"(\w+_)?vocabulary(_\w+)?|(file_?)?path|filename")
-# Layers take a function or an object here, by its name or by a description of it.
+# Layers accept a function or an object here, by its name or by a description of it.
 _PART_KEY = re.compile(r"(\w+_)?(activation|initializer|regularizer|constraint)")
 _ALIASES = frozenset({"normal", "one", "uniform", "zero"})
 # The first bytes of a marshalled function in base64, with and without the flag of references.
@@ -57,7 +57,7 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True, slots=True)
 class KerasFinding:
-    """Is one part of a configuration that is not of Keras, or reaches for files.
+    """A part of a configuration that is not of Keras, or accesses files.
 
     Attributes:
         risk: what could happen.
@@ -71,7 +71,7 @@ class KerasFinding:
 
 
 def foreign_objects(config: Any) -> Iterator[KerasFinding]:
-    """Yields all in a configuration, at any depth, that would import, run or read what the file chooses."""
+    """Yields all parts of a configuration, at any depth, that import, run or read something of the file's choice."""
     waiting: list[tuple[str, Any]] = [("", config)]
     while waiting:
         place, value = waiting.pop()
@@ -103,7 +103,7 @@ def _object_findings(value: Mapping[str, Any], place: str) -> Iterator[KerasFind
 
 
 def _reason(value: Mapping[str, Any]) -> str | None:
-    """Says what is wrong with an object; None for what Keras itself computes with."""
+    """Describes what is wrong with an object; None for what Keras itself computes with."""
     name, module = value["class_name"], value.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         return "has an object whose class is no name"
@@ -128,7 +128,7 @@ def _reason(value: Mapping[str, Any]) -> str | None:
         function = inner.get("function") if isinstance(inner, dict) else None
         computes = isinstance(function, str) and _TENSORFLOW_FUNCTION.fullmatch(function) is not None
         return None if computes else f"calls TensorFlow's {_short(function)}"
-    # Keras 2 registered its own optimizers as if they were somebody's.
+    # Keras 2 registered its own optimizers as custom objects.
     bare = name.removeprefix("Custom>")
     if bare not in _CLASSES or not _registered(value, {name, bare, f"Custom>{bare}"}):
         return _foreign(name if bare not in _CLASSES else value.get("registered_name"), module)
@@ -136,7 +136,7 @@ def _reason(value: Mapping[str, Any]) -> str | None:
 
 
 def _is_known_part(part: Any) -> bool:
-    """Tells whether what stands for a part is a name that Keras knows, or an object, which is looked at by itself."""
+    """Returns whether what stands for a part is a name that Keras knows, or an object, which is looked at by itself."""
     if isinstance(part, str):
         return _plain(part) in _PART_NAMES
     return not isinstance(part, dict | list) or (isinstance(part, dict) and "class_name" in part)
@@ -159,7 +159,7 @@ def _is_marshalled(text: Any) -> bool:
 
 
 def _registered(value: Mapping[str, Any], names: set[str]) -> bool:
-    """Tells whether an object is registered under its own name, or under none: the other name would win."""
+    """Returns whether an object is registered under its own name, or under none: the other name would win."""
     return value.get("registered_name") is None or str(value["registered_name"]) in names
 
 

@@ -15,12 +15,12 @@ _LOCAL_HEADER_BYTES, _NAME_LENGTH_PLACE = 30, 26
 # Groups of variables as Keras 3 names them, and attributes as Keras 2 does.
 _VARIABLES = "vars"
 _LIST_OF_LAYERS, _LIST_OF_WEIGHTS = b"layer_names", b"weight_names"
-# What training keeps beside the weights.
+# Training state stored with the weights.
 NO_WEIGHTS = ("optimizer", "optimizer_weights")
 
 
 def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
-    """Returns the weights of a ``.keras`` or ``.h5`` file; None where its HDF5 is of a kind that is not read here."""
+    """Returns the weights of a ``.keras`` or ``.h5`` file; None where its HDF5 is of an unsupported kind."""
     try:
         arrays = _arrays(path, kind)
     except (Hdf5Error, zipfile.BadZipFile, KeyError):
@@ -29,7 +29,7 @@ def read_keras_weights(path: Path, kind: str) -> list[Hdf5Array] | None:
 
 
 def is_keras_weights(path: Path) -> bool:
-    """Tells whether an HDF5 file holds weights as ``save_weights`` lays them out, those of Keras 2 included."""
+    """Returns whether an HDF5 file has the layout of ``save_weights``, including that of Keras 2."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(_LIST_OF_LAYERS) >= 0 and content.find(_LIST_OF_WEIGHTS) >= 0:
             return True
@@ -44,7 +44,7 @@ def is_keras_weights(path: Path) -> bool:
 
 
 def check_keras_weights(path: Path) -> None:
-    """Makes sure that a file of weights alone is all there is to them.
+    """Checks that a file of weights alone refers to no other files.
 
     Raises:
         FormatError: it takes values from other files, or cannot be looked through.
@@ -63,7 +63,7 @@ def check_keras_weights(path: Path) -> None:
 
 
 def values_outside(path: Path, kind: str) -> str | None:
-    """Says which array of a ``.keras`` or ``.h5`` file takes its values from another file; None where none is seen."""
+    """Names the array of a ``.keras`` or ``.h5`` file whose values are in another file; None where there is none."""
     try:
         _arrays(path, kind)
     except Hdf5OutsideError as error:
@@ -79,7 +79,7 @@ def _arrays(path: Path, kind: str) -> list[Hdf5Array]:
 
 
 def _member_place(path: Path) -> int:
-    """Returns where the weights begin in a ``.keras`` file, in which they are stored as they are."""
+    """Returns the offset of the weights in a ``.keras`` file, in which they are stored uncompressed."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         member = archive.getinfo(_WEIGHTS)
         if member.compress_type != zipfile.ZIP_STORED:

@@ -1,4 +1,4 @@
-"""Tells which parts of a TensorFlow model run code or reach for files when it is used."""
+"""Audits a TensorFlow model for code and file access."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qtool.formats.tensorflow import keras_config, tensorflow_kinds, tensorflow_
 from qtool.formats.tensorflow.keras_objects import foreign_objects
 from qtool.formats.tensorflow.keras_weights import read_keras_weights, values_outside
 
-# A file with more of them than this is not read any more to its end by a person.
+# More findings are not listed.
 _MOST_FINDINGS = 100
 
 
 def note_tensorflow(path: Path, kind: str, notes: AuditNotes) -> None:
-    """Notes objects with code and operators that reach for files in a model of one of ``TENSORFLOW_FORMATS``.
+    """Notes objects with code and operators that access files in a model of one of ``TENSORFLOW_FORMATS``.
 
     Raises:
         FormatError: the model is damaged.

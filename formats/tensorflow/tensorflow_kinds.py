@@ -1,4 +1,4 @@
-"""Tells TensorFlow's kinds of model files by their content."""
+"""Detects TensorFlow's kinds of model files by their content."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NODES_TO_LOOK_AT = 20
 
 
 def is_saved_model(path: Path) -> bool:
-    """Tells whether ``path`` is a folder with a SavedModel in it."""
+    """Returns whether ``path`` is a folder with a SavedModel in it."""
     return path.is_dir() and (path / SAVED_MODEL_FILE).is_file()
 
 
 def is_keras(path: Path) -> bool:
-    """Tells whether a zip file has the members that Keras writes; a damaged one has none."""
+    """Returns whether a zip file has the members that Keras writes; a damaged one has none."""
     try:
         with zipfile.ZipFile(path) as archive:
             return set(archive.namelist()) >= KERAS_MEMBERS
@@ -41,7 +41,7 @@ def is_keras(path: Path) -> bool:
 
 
 def is_graph_def(path: Path, size: int) -> bool:
-    """Tells whether the bytes are a GraphDef with nodes; one that is cut short is none."""
+    """Returns whether the bytes are a GraphDef with nodes; one that is cut short is none."""
     nodes = 0
     with path.open("rb") as stream:
         try:
@@ -57,7 +57,7 @@ def is_graph_def(path: Path, size: int) -> bool:
 
 
 def is_keras_h5(path: Path) -> bool:
-    """Tells whether an HDF5 file has the configuration of a Keras model among its attributes."""
+    """Returns whether an HDF5 file has the configuration of a Keras model among its attributes."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"model_config") >= 0
 

@@ -53,7 +53,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """Names what a caller feeds and gets.
+    """The inputs and outputs of a callable.
 
     Attributes:
         inputs: its inputs.
@@ -66,7 +66,7 @@ class Signature:
 
 @dataclass(slots=True)
 class Node:
-    """Is an operation.
+    """An operation.
 
     Attributes:
         name: its name.
@@ -89,7 +89,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Is a program.
+    """A program.
 
     Attributes:
         nodes: its nodes.

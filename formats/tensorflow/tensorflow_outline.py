@@ -1,4 +1,4 @@
-"""Tells what is in TensorFlow models, without TensorFlow: operators, signatures, shapes of weights."""
+"""Describes what is in TensorFlow models, without TensorFlow: operators, signatures, shapes of weights."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TensorFlowOutline:
             return DEFAULT_SIGNATURE
         if not self.signatures:
             raise FormatError(
-                "the SavedModel has no signature, so nothing says what goes in and what comes out",
+                "the SavedModel has no signature that declares its inputs and outputs",
                 fix="save it with one: model.export(folder), or tf.saved_model.save(model, folder, signatures=…)",
             )
         return min(self.signatures)

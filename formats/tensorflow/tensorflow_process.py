@@ -1,4 +1,4 @@
-"""Has TensorFlow load, convert and run a model, in a process of its own."""
+"""Loads, converts and runs a TensorFlow model in a separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qtool.formats.torch.architecture import Architecture
 
 _EXTRA = ("tensorflow", "tf2onnx")
 _LONGEST_REASON = 300
-# The names of files and lines inside of libraries say nothing to the person who has the model.
+# The names of files and lines inside libraries do not help the user.
 _NOISE = re.compile(r"\s+|\[Op:\w+\]")
 
 
@@ -44,7 +44,7 @@ class TensorDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelToLoad:
-    """Names a model, and what of it to use.
+    """A model, and the part of it to use.
 
     Attributes:
         path: the file or folder.
@@ -131,7 +131,7 @@ class TensorFlowProcess:
             FormatError: TensorFlow stops.
         """
         feeds_file, outputs_file = self._folder / "feeds.npz", self._folder / "outputs.npz"
-        # Positions, not names: a name may hold what no file name can.
+        # Positions, not names: a name may contain characters that file names cannot.
         np.savez(feeds_file, *(feeds[one.name] for one in self.inputs))
         request = {"feeds": str(feeds_file), "output": str(outputs_file)}
         self._ask("run", request, f"TensorFlow stops while it runs {self._path}")

@@ -1,4 +1,4 @@
-"""Loads, converts and runs one TensorFlow model, in a process of its own; ``tensorflow_process`` talks to it.
+"""Loads, converts and runs one TensorFlow model in the process that ``tensorflow_process`` starts.
 
 It is run as a script, so that it needs nothing of this project (but for building a model around weights), and
 TensorFlow's libraries meet no others. Each line of
@@ -21,7 +21,7 @@ _SERVING_TAG = "serve"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Is a loaded model.
+    """A loaded model.
 
     Attributes:
         inputs: its inputs: the name, and the symbolic tensor that tells shape and type.
@@ -50,12 +50,12 @@ def load(request: Mapping[str, Any]) -> Program:
 def _load_keras(path: str) -> Program:
     import keras
 
-    # safe_mode: no code that the file brings along is run.
+    # safe_mode: no code in the file is run.
     return _keras_program(keras.models.load_model(path, compile=False, safe_mode=True))
 
 
 def _load_keras_weights(request: Mapping[str, Any]) -> Program:
-    # Behind all libraries, so that nothing of this project stands in for one of them.
+    # After all libraries, so that no module of this project shadows one of them.
     sys.path.append(request["project"])
     from qtool.formats.tensorflow.keras_factory import model_with_weights
 
@@ -125,7 +125,7 @@ def _load_saved_model(path: str, signature: str) -> Program:
 
     def run(feeds: Mapping[str, Any]) -> Sequence[Any]:
         results = chosen(**{name: tf.constant(value) for name, value in feeds.items()})
-        # The loaded model owns its variables: without this name here they would be gone by now.
+        # The loaded model owns its variables: this reference keeps them alive.
         return [results[name].numpy() for name in outputs] if model is not None else []
 
     return Program(inputs=inputs, outputs=outputs, freeze=freeze, run=run)
@@ -242,10 +242,10 @@ def _interface(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class WorkerError(Exception):
-    """Says what a library said, or a part of this project with the fix."""
+    """Describes what a library said, or a part of this project with the fix."""
 
     def __init__(self, problem: str, fix: str | None) -> None:
-        """Keeps both; ``fix`` is None where nobody knows one."""
+        """Keeps both; ``fix`` is None where none is known."""
         super().__init__(problem)
         self.fix = fix
 
@@ -256,7 +256,7 @@ def _answer(program: Program | None, request: Mapping[str, Any]) -> tuple[Progra
             program = load(request)
             return program, {"inputs": _interface(program.inputs), "outputs": _interface(program.outputs)}
         return program, (convert if request["do"] == "convert" else run)(program, request)
-    except Exception as error:  # TensorFlow, Keras and tf2onnx raise whatever they like
+    except Exception as error:  # TensorFlow, Keras and tf2onnx raise many kinds of errors
         problem, fix = getattr(error, "problem", None), getattr(error, "fix", None)
         raise WorkerError(f"{type(error).__name__}: {error}" if problem is None else problem, fix) from error
 

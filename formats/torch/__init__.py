@@ -1,1 +1,1 @@
-"""What torch stores: checkpoints, pickles, zip files, exported and scripted programs."""
+"""torch's formats: checkpoints, pickles, zip files, exported and scripted programs."""

@@ -1,4 +1,4 @@
-"""Builds torch modules and other models from the code that a person names."""
+"""Builds torch modules and other models from the user's code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Model = TypeVar("_Model")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Names the code that builds a module.
+    """The code that builds a module.
 
     Attributes:
-        factory: ``pkg.module:factory`` or ``file.py:factory``; what stands there is called, or is the module itself.
+        factory: ``pkg.module:factory`` or ``file.py:factory``, a callable or the module itself.
             ``timm:NAME``, ``torchvision:NAME`` and ``transformers:FOLDER`` name a model of these libraries.
         kwargs: keyword arguments for the call.
     """
@@ -44,7 +44,7 @@ def building(architecture: Architecture) -> Iterator[torch.nn.Module]:
     The working folder (or the file's own) is importable meanwhile. What the code prints goes to stderr.
 
     Raises:
-        FormatError: there is no such code, it fails, or what it gives is no ``torch.nn.Module``.
+        FormatError: there is no such code, it fails, or its result is not a ``torch.nn.Module``.
     """
     import torch
 
@@ -64,10 +64,10 @@ def building_any(architecture: Architecture, kind: type[_Model], kind_name: str)
     Args:
         architecture: the code.
         kind: the class that the model must be of.
-        kind_name: what people call that class.
+        kind_name: the name of that class, for messages.
 
     Raises:
-        FormatError: there is no such code, it fails, or what it gives is of another class.
+        FormatError: there is no such code, it fails, or its result is of another class.
     """
     location, colon, name = architecture.factory.rpartition(":")
     if not colon or not location or not name:
@@ -99,7 +99,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _lies_in(origin: Path, folder: Path) -> bool:
-    # An environment inside of the working folder holds libraries, whose state must outlive the block.
+    # An environment inside the working folder holds libraries, whose state must outlive the block.
     return origin.is_relative_to(folder) and "site-packages" not in origin.parts
 
 
@@ -109,7 +109,7 @@ def _import_file(path: Path) -> ModuleType:
     name = f"_architecture_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise FormatError(f"{path} is no Python file", fix="name a .py file before the colon")
+        raise FormatError(f"{path} is not a Python file", fix="name a .py file before the colon")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and torch look a class's module up by its name
     try:

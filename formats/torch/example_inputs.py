@@ -1,4 +1,4 @@
-"""Makes example inputs for a program: from real data where there is some, otherwise from a seeded generator."""
+"""Makes example inputs for a program: from real data where available, otherwise from a seeded generator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from qtool.formats.errors import FormatError
 
 EXAMPLE_SEED = 20240229
-# Two samples: exporters take a length of 1 for a constant.
+# Two samples: exporters treat a length of 1 as a constant.
 _BATCH = 2
-# Free lengths that most networks accept: multiples of 32, each its own, so that none is taken for another.
+# Free lengths that most networks accept: multiples of 32, all different, so that none is confused with another.
 _FIRST_LENGTH, _LENGTH_STEP = 64, 32
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -23,12 +23,12 @@ Feeds: TypeAlias = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Length:
-    """Says which lengths a free dimension may have: ``factor`` · n + ``offset``, for whole n from ``low`` to ``high``.
+    """The lengths that a free dimension may have: ``factor`` · n + ``offset``, for whole n from ``low`` to ``high``.
 
     Attributes:
-        number: what n is called; dimensions with the same n depend on each other.
-        factor: what n is multiplied by.
-        offset: what is added.
+        number: the name of n; dimensions with the same n depend on each other.
+        factor: the factor of n.
+        offset: the constant term.
         low: the smallest n.
         high: the largest n; None for no limit.
     """
@@ -49,11 +49,11 @@ class Length:
         return self.factor * n + self.offset
 
     def allows(self, length: int) -> bool:
-        """Tells whether a dimension may have this length."""
+        """Returns whether a dimension may have this length."""
         return self.of(self.nearest(length)) == length
 
     def __str__(self) -> str:
-        """Says it in words."""
+        """Its description."""
         words = f"from {self.of(self.low)}" + ("" if self.high is None else f" to {self.of(self.high)}")
         return words if self.factor == 1 else f"{words} in steps of {self.factor}"
 
@@ -64,9 +64,9 @@ class InputSpec:
 
     Attributes:
         name: its name in the graph.
-        dims: one entry an axis: its length, or the name of a free one.
+        dims: one entry per axis: its length, or the name of a free one.
         dtype: its element type.
-        lengths: which lengths the free dimensions may have, by name; any where nothing is said.
+        lengths: the lengths that free dimensions may have, by name; any by default.
     """
 
     name: str
@@ -105,7 +105,7 @@ def first_sizes(inputs: Sequence[InputSpec], real: Feeds | None) -> dict[str, in
                 sizes[dim] = length
             else:
                 sizes[dim] = _FIRST_LENGTH + _LENGTH_STEP * sum(name not in leading for name in sizes)
-    # A number of 1 is taken for a constant, as a length of 1 is.
+    # A number of 1 is treated as a constant, like a length of 1.
     return allowed_sizes(inputs, sizes, least=2)
 
 
@@ -123,7 +123,7 @@ def allowed_sizes(inputs: Sequence[InputSpec], sizes: Mapping[str, int], *, leas
 
 
 def make_feeds(inputs: Sequence[InputSpec], sizes: Mapping[str, int], real: Feeds | None) -> dict[str, Array]:
-    """Returns one array an input, with ``sizes`` in the free dimensions.
+    """Returns one array per input, with ``sizes`` in the free dimensions.
 
     Real data is repeated or cut to the sizes. Without it, floats are normal with a standard deviation of 1, integers
     and booleans alternate between 1 and 0, which any table, mask and index accepts.

@@ -1,4 +1,4 @@
-"""Looks through the JSON of ``torch.export`` files for what torch would run while it opens them.
+"""Audits the JSON of ``torch.export`` files for code that torch would run while it opens them.
 
 torch 2.13 unpickles entries with ``use_pickle`` and opaque objects, evaluates symbolic expressions and guards as
 Python, and looks operators up by name, all of it without asking.
@@ -32,7 +32,7 @@ _FUNCTIONS = re.compile(
 )
 _ATTRIBUTES = frozenset({"size", "stride", "storage_offset", "shape", "ndim", "dim", "dtype"})
 _LONGEST_EXPRESSION = 100_000
-# How pytrees name classes and functions that they import to rebuild a container.
+# Keys of classes and functions that pytrees import to rebuild a container.
 _IMPORTS = ("default_factory_module", "__enum__")
 
 

@@ -129,7 +129,7 @@ def _length(program: torch.export.ExportedProgram, length: Any) -> Length | None
         number=str(symbol),
         factor=int(factor),
         offset=int(offset),
-        # torch writes 2 for whatever is free, because it compiles programs anew for a length of 1.
+        # torch writes 2 for whatever is free, because it compiles programs again for a length of 1.
         low=low if low is not None and low > _SMALLEST_FREE else 1,
         high=high,
     )

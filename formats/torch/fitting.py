@@ -1,4 +1,4 @@
-"""Puts weights into a module, or says which of them do not belong there."""
+"""Loads weights into a module, or reports which of them do not fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
         What was done to the names, as a person would say it; None where they were right.
 
     Raises:
-        FormatError: keys are missing or left over, a shape is another one, or several sets of weights fit alike.
+        FormatError: keys are missing or unexpected, a shape differs, or several sets of weights fit equally.
     """
     wanted = module.state_dict()
     tensors = _uncompiled(tensors, wanted)
@@ -65,7 +65,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
 
 
 def rounding(stored: Mapping[str, torch.Tensor], used: Mapping[str, torch.Tensor]) -> str | None:
-    """Says which stored weights a module of narrower ones rounds, as float64 to float32; None where it rounds none."""
+    """Names the stored weights that a module rounds to narrower types, such as float64 to float32; None for none."""
     narrower = [
         name
         for name, tensor in stored.items()
@@ -154,7 +154,7 @@ def _whole_sets(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.
 def _several(factory: str, prefixes: Sequence[str]) -> FormatError:
     named = next(prefix for prefix in prefixes if prefix)
     return FormatError(
-        f"several sets of weights in the file fit {factory}, those {_quoted(prefixes)}, and nothing says which to take",
+        f"several sets of weights in the file fit {factory}, those {_quoted(prefixes)}, and the choice is ambiguous",
         fix="save one alone: torch.save({name: tensor for name, tensor in weights.items() "
         f"if name.startswith('{named}')}}, path)",
     )

@@ -1,4 +1,4 @@
-"""Decides which input goes to which parameter of a module's forward method."""
+"""Maps inputs to the parameters of a module's forward method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.formats.torch.torch_calls import Parameter, passes_on
 
 
 def paired_by_name(offered: Sequence[Parameter], names: Sequence[str]) -> dict[str, str]:
-    """Returns the name of the input for each parameter that gets one, for inputs that a person named.
+    """Returns the name of the input for each parameter that gets one, for inputs that the user named.
 
     Raises:
         FormatError: a name belongs to no parameter, or a required parameter gets nothing.
@@ -76,11 +76,11 @@ def _no_array(name: str, feeds: Feeds) -> FormatError:
 
 
 def nothing_named(module: torch.nn.Module) -> FormatError:
-    """Says what to do about a module none of whose inputs has a name."""
+    """Describes what to do about a module none of whose inputs has a name."""
     if not passes_on(module):
         return FormatError("the module's forward takes no inputs", fix="let it take its inputs as parameters")
     inner = next((name for name, _ in module.named_children()), "module")
     return FormatError(
-        "the module's forward takes *args and **kwargs, so that nothing says what its inputs are",
+        "the module's forward takes *args and **kwargs, which do not declare its inputs",
         fix=f"convert the module that it calls: torch.save(model.{inner}, path), or build that one with --model",
     )

@@ -1,4 +1,4 @@
-"""Translates operators of torch that its exporter knows nothing of."""
+"""Translates operators of torch that its exporter does not support."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxscript import opset18
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Returns what writes each operator as nodes, in the form that ``torch.onnx.export`` takes."""
+    """Returns a translation for each operator, in the format of ``torch.onnx.export``."""
     return {torch.ops.aten.masked_select.default: _masked_select}
 
 

@@ -1,4 +1,4 @@
-"""Builds torch modules by the names that libraries of models give them."""
+"""Builds torch modules by their names in model libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_from_zoo(library: str, name: str, kwargs: Mapping[str, Any]) -> torch.
         module: torch.nn.Module = _ZOOS[library](name, kwargs)
     except (FormatError, MemoryError):
         raise
-    except Exception as error:  # libraries raise what they like about arguments and configs
+    except Exception as error:  # libraries raise many kinds of errors for arguments and configs
         lines = str(error).strip().splitlines()
         raise FormatError(
             f"{library} cannot build {name}: {type(error).__name__}{f': {lines[0]}' if lines else ''}",
@@ -70,12 +70,12 @@ def _transformers(folder: str, kwargs: Mapping[str, Any]) -> Any:
     transformers = _library("transformers")
     if json.loads(config_path.read_text(encoding="utf-8")).get("auto_map"):
         raise FormatError(
-            f"{folder} brings code of its own for its model, which is not run",
+            f"{folder} contains code for its model, which is not run",
             fix="name the class in that code yourself: --model file.py:factory",
         )
     options = {"attn_implementation": "eager", "local_files_only": True, "trust_remote_code": False, **kwargs}
     config = transformers.AutoConfig.from_pretrained(folder, **options)
-    # A cache of keys and values is no output that a graph could give.
+    # A graph cannot output a cache of keys and values.
     config.use_cache = bool(kwargs.get("use_cache", False))
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None

@@ -1,4 +1,4 @@
-"""Tells the names that a pickle may import for tensors from those that run somebody's code."""
+"""Distinguishes names that a pickle may import for tensors from those that run other code."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _DTYPES = [
     "per_tensor_symmetric",
 ]
 
-# All that tensors, their containers and their types take. torch's own reader with weights_only=True knows them too.
+# Everything that tensors, their containers and their types need; torch's weights_only=True allows them too.
 TENSOR_GLOBALS: frozenset[str] = frozenset(
     {
         "_codecs.encode",
@@ -94,7 +94,7 @@ TENSOR_GLOBALS: frozenset[str] = frozenset(
         *(f"torch.{name}" for name in _DTYPES),
     }
 )
-# No model needs any of these, and attacks use them: they run commands or code, or lead to something that does.
+# No model needs any of these, and attacks use them: they run commands or code, or give access to such functions.
 _ATTACK_MODULES = frozenset(
     [
         "os",
@@ -176,7 +176,7 @@ _ATTACK_NAMES = frozenset(
         "load_url",
     ]
 )
-# Out of those modules: types that hold values, or what is named beside them, and run nothing by being made.
+# Exceptions in those modules: types that only hold values.
 _VALUE_TYPES = frozenset(
     {
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object")),
@@ -190,7 +190,7 @@ _VALUE_TYPES = frozenset(
 
 
 class Meaning(StrEnum):
-    """Is what importing a name means."""
+    """What importing a name means."""
 
     TENSOR = "makes tensors"
     OBJECT = "runs the code of a class"
@@ -204,7 +204,7 @@ def full_name(module: str, name: str) -> str:
 
 
 def meaning(name: str) -> Meaning:
-    """Says what it means that a pickle imports ``name``, as ``full_name`` writes it."""
+    """Describes what it means that a pickle imports ``name``, as ``full_name`` writes it."""
     if name in TENSOR_GLOBALS:
         return Meaning.TENSOR
     if name in _VALUE_TYPES:

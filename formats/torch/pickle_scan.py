@@ -1,4 +1,4 @@
-"""Finds out what a pickle would import and call, by following its operations on names instead of objects."""
+"""Determines what a pickle would import and call, by symbolic execution of its operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtool.formats.torch.pickle_globals import Meaning, full_name, meaning
 from qtool.formats.torch.pickle_walk import Operation, PickleError, Skipped, operations
 
 _COMPUTED = "a name that is computed at run time"
-# Pickles may hold pickles as bytes; this deep they are looked into.
+# Pickles may hold pickles as bytes; they are followed to this depth.
 _DEEPEST_NESTING = 4
 _LONGEST_SHOWN = 60
 _MOST_CALLS = 1000
@@ -19,7 +19,7 @@ _MOST_CALLS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """Stands for what an import gives.
+    """The result of an import.
 
     Attributes:
         name: module and name in one.
@@ -30,10 +30,10 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Stands for what a call gives.
+    """The result of a call.
 
     Attributes:
-        target: what is called, in words.
+        target: the callable, in words.
     """
 
     target: str
@@ -41,7 +41,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBytes:
-    """Is a block of data outside of the pickle that a tensor refers to.
+    """A block of data outside of the pickle that a tensor refers to.
 
     Attributes:
         key: what it is called.
@@ -56,11 +56,11 @@ class StoredBytes:
 
 @dataclass(slots=True, kw_only=True)
 class PickleScan:
-    """Is what a pickle would do.
+    """What a pickle would do.
 
     Attributes:
         imports: what it imports, in order, each once.
-        calls: what it calls beside the producers of tensors, in words.
+        calls: its calls, except for those that make tensors, in words.
         storages: the data that it refers to.
         problem: why it cannot be followed to its end; None where it can.
         end: where it ends in the file, as far as it could be followed.
@@ -79,17 +79,17 @@ class PickleScan:
 
     @property
     def runs_something(self) -> bool:
-        """Whether it imports or calls, so that the bytes are a pickle and no text or data that looks like its start.
+        """Whether it imports or calls, so that the bytes are a pickle and not other data with the same start.
 
-        One that calls something before it breaks counts, too: whoever opens it runs that.
+        A damaged pickle with a call counts, too, since opening it runs the call.
         """
         return bool(self.calls) or (bool(self.imports) and self.problem is None)
 
 
 def scan_pickle(stream: IO[bytes], start: int, end: int) -> PickleScan:
-    """Follows the pickle in bytes ``start`` to ``end`` and returns what it would do; imports and calls nothing.
+    """Follows the pickle in bytes ``start`` to ``end`` and returns what it would do, without imports or calls.
 
-    A pickle that breaks in the middle is reported up to there, because opening it runs that part.
+    A damaged pickle is reported up to the damage, because opening it runs that part.
     """
     return _scan(stream, start, end, 0)
 
@@ -103,12 +103,12 @@ def _scan(stream: IO[bytes], start: int, end: int, depth: int) -> PickleScan:
     except PickleError as error:
         machine.found.problem = str(error)
     except IndexError:
-        machine.found.problem = "an operation finds nothing to work on"
+        machine.found.problem = "an operation lacks its operands"
     return machine.found
 
 
 class _Machine:
-    """Holds names and numbers where an unpickler holds objects."""
+    """A pickle machine with names and numbers instead of objects."""
 
     def __init__(self, found: PickleScan, depth: int) -> None:
         self.found = found
@@ -169,7 +169,7 @@ class _Machine:
         return values
 
     def _pop_values(self, name: str) -> None:
-        """Follows what takes values off the stack and makes containers of them, or puts them into one."""
+        """Follows operations that build containers from the stack, or add to one."""
         if name == "POP" and self._marks and self._marks[-1] == len(self._stack):
             self._marks.pop()
             return
@@ -227,7 +227,7 @@ class _Machine:
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _SILENT = frozenset({"PROTO", "FRAME", "STOP", "READONLY_BUFFER"})
 _CALLS = frozenset({"REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD", "EXT1", "EXT2", "EXT4"})
-# How many values each takes, where it does not take all since the last mark.
+# The number of operands of each, where it is not all since the last mark.
 _POPS = {"POP": 1, "APPEND": 1, "SETITEM": 2, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _TO_MARK = frozenset({"POP_MARK", "APPENDS", "SETITEMS", "ADDITEMS", "LIST", "DICT", "TUPLE", "FROZENSET"})
 _POPS |= dict.fromkeys(_TO_MARK, 0)
@@ -235,7 +235,7 @@ _MAKES = frozenset({"LIST", "DICT", "FROZENSET"})
 
 
 def _number(argument: object) -> int:
-    """Returns where in the memo a value stands; -1 for what is no place."""
+    """Returns the memo index of an operation; -1 for an invalid one."""
     if isinstance(argument, str):
         return int(argument) if argument.isdecimal() and len(argument) < 20 else -1
     return argument if isinstance(argument, int) else -1

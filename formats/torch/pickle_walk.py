@@ -1,6 +1,6 @@
-"""Walks the operations of a pickle without carrying out any of them.
+"""Iterates over the operations of a pickle without executing them.
 
-Source: the tables in Python's own ``pickletools``, which say for every operation what argument follows it.
+Source: the tables in Python's own ``pickletools``, which give the argument of every operation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-# Longer texts and bytes are stepped over: no name is that long, and data in them stays data.
+# Longer strings and bytes are skipped: no name is that long.
 _LONGEST_ARGUMENT_BYTES = 1 << 20
 # A tensor takes about forty operations; this is a quarter of a million tensors, and some seconds.
 _MOST_OPERATIONS = 10_000_000
@@ -26,12 +26,12 @@ _COUNT_BYTES = {
 
 
 class PickleError(ValueError):
-    """The bytes are no pickle, or not a whole one."""
+    """The bytes are not a complete pickle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Stands for an argument that is too long to be read.
+    """An argument that is too long to be read.
 
     Attributes:
         nbytes: how long it is.
@@ -42,12 +42,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """Is one operation of a pickle.
+    """One operation of a pickle.
 
     Attributes:
         name: its name in ``pickletools``, such as ``GLOBAL``.
-        argument: what follows it: a number, a text, bytes, or nothing.
-        position: where it stands in the file.
+        argument: its argument: a number, a text, bytes, or nothing.
+        position: its offset in the file.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Operation:
 def operations(stream: IO[bytes], start: int, end: int) -> Iterator[Operation]:
     """Yields the operations of the pickle that begins at byte ``start``, up to and with its STOP.
 
-    The stream stands behind the STOP afterwards. At most a megabyte is held at a time, whatever lengths are claimed.
+    The stream is after the STOP afterwards. At most a megabyte is held at a time, for any claimed length.
 
     Raises:
-        PickleError: a byte is no operation, an argument ends after ``end``, or there is no end to it.
+        PickleError: a byte is not an operation, an argument ends after ``end``, or there are too many operations.
     """
     stream.seek(start)
     for _ in range(_MOST_OPERATIONS):
@@ -71,7 +71,7 @@ def operations(stream: IO[bytes], start: int, end: int) -> Iterator[Operation]:
         if not code:
             raise PickleError(f"it ends at byte {position:,} without its last operation")
         if known is None:
-            raise PickleError(f"byte {position:,} ({code.hex()}) is no operation of a pickle")
+            raise PickleError(f"byte {position:,} ({code.hex()}) is not an operation of a pickle")
         yield Operation(name=known.name, argument=_argument(known, stream, end), position=position)
         if known.name == "STOP":
             return
@@ -108,12 +108,12 @@ def _decoded(name: str, content: bytes) -> int | str | bytes:
 def _line(stream: IO[bytes], end: int) -> str:
     line = stream.readline(min(_LONGEST_ARGUMENT_BYTES, max(end - stream.tell(), 0)))
     if not line.endswith(b"\n"):
-        raise PickleError("a line of it is cut short, or longer than any name")
+        raise PickleError("a line of it is truncated, or longer than any name")
     return line[:-1].decode("utf-8", errors="replace")
 
 
 def _exactly(stream: IO[bytes], nbytes: int, end: int) -> bytes:
     content = stream.read(nbytes) if nbytes <= end - stream.tell() else b""
     if len(content) != nbytes:
-        raise PickleError("it is cut short in the middle of an operation")
+        raise PickleError("it is truncated in the middle of an operation")
     return content

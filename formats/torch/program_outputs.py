@@ -1,4 +1,4 @@
-"""Gives the outputs of exported graphs nodes and names of their own."""
+"""Gives each output of an exported graph a separate node and name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 
 def separate_outputs(model: ir.Model) -> None:
-    """Gives outputs that are one value, or an input, a node each: a graph's outputs are known by their names."""
+    """Adds a node to outputs that share a value or are an input, since outputs are identified by name."""
     seen: set[ir.Value] = set(model.graph.inputs)
     for place, value in enumerate(list(model.graph.outputs)):
         if value not in seen:

@@ -11,7 +11,7 @@ from qtool.formats.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
-# Averaged weights come first: where a checkpoint has both, they are the ones that were evaluated.
+# Averaged weights come first: where a checkpoint has both, training evaluates these.
 _WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -33,12 +33,12 @@ _WRAPPERS = (
 )
 _DEEPEST_NESTING = 4
 _LONGEST_LIST = 4
-# What DistributedDataParallel puts before every key, and torch.compile before those of what it compiled.
+# Prefixes that DistributedDataParallel and torch.compile add to keys.
 _PARALLEL_PREFIX = "module."
 COMPILED_PREFIX = "_orig_mod."
 
 
-# Modules of torch around another one, and where they keep it.
+# Wrapper modules of torch, and the attribute of the wrapped module.
 _MODULE_WRAPPERS = {
     "AveragedModel": "module",
     "DataParallel": "module",
@@ -49,7 +49,7 @@ _MODULE_WRAPPERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDict:
-    """Holds tensors by the names that their module uses.
+    """Tensors by the names in their module.
 
     Attributes:
         tensors: the tensors.
@@ -70,13 +70,13 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
         where: the file, for errors.
 
     Raises:
-        FormatError: there is none, or nothing tells which of several it is.
+        FormatError: there is none, or several.
     """
     module = _stored_module(stored)
     if module is not None:
         tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
         kind = type(module).__name__
-        # Trained in half precision, stored so, and run so nowhere but on GPUs. The weights themselves stay as they are.
+        # Modules stored in half precision run only on GPUs. The weights do not change.
         return StateDict(tensors=tensors, source=f"whole module {kind}", module=module.float().eval())
     search = _Search(where)
     found = search.find(stored)
@@ -87,7 +87,7 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
     source = "state dict" + "".join(f" under '{key}'" for key in keys[:1]) + "".join(f" / '{key}'" for key in keys[1:])
     if left_out:
         shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        source += f", without what is no tensor: {shown}"
+        source += f", without non-tensors: {shown}"
     if search.aside:
         shown = ", ".join(search.aside[:_LONGEST_LIST])
         more = f" and {len(search.aside) - _LONGEST_LIST} more" if len(search.aside) > _LONGEST_LIST else ""
@@ -99,22 +99,20 @@ def find_state_dict(stored: Any, where: str) -> StateDict:
 
 
 def _check_names_and_kinds(found: Mapping[Any, Any], where: str) -> None:
-    """Refuses tensors that would be lost: of one name as text, as 0 and '0' are, or of no shape."""
+    """Rejects tensors that would be lost: those with equal names as text, such as 0 and '0', and nested ones."""
     names: set[str] = set()
     for key, value in found.items():
         if not _is_tensor(value):
             continue
         if str(key) in names:
-            raise FormatError(
-                f"{where} holds two tensors called '{key}'", fix="save them again under names of their own"
-            )
+            raise FormatError(f"{where} holds two tensors called '{key}'", fix="save them again under different names")
         if value.is_nested:
-            raise FormatError(f"tensor '{key}' in {where} is nested", fix="save its parts as tensors of their own")
+            raise FormatError(f"tensor '{key}' in {where} is nested", fix="save its parts as separate tensors")
         names.add(str(key))
 
 
 def _stored_module(stored: Any) -> torch.nn.Module | None:
-    """Returns the module in a trusted file: the object itself, or the best that its dictionary names."""
+    """Returns the module in a trusted file: the object itself, or the preferred one of its dictionary."""
     import torch
 
     if isinstance(stored, Mapping):
@@ -122,7 +120,7 @@ def _stored_module(stored: Any) -> torch.nn.Module | None:
     if not isinstance(stored, torch.nn.Module):
         return None
     module = stored
-    # DataParallel asks for GPUs, AveragedModel takes its inputs as *args, and a compiled module is not exported.
+    # DataParallel needs GPUs, AveragedModel takes its inputs as *args, and a compiled module cannot be exported.
     while type(module).__name__ in _MODULE_WRAPPERS and type(module).__module__.startswith("torch."):
         inner = getattr(module, _MODULE_WRAPPERS[type(module).__name__], None)
         if not isinstance(inner, torch.nn.Module):
@@ -138,7 +136,7 @@ class _Search:
     Attributes:
         where: the file, for errors.
         keys: the keys that led here.
-        aside: what holds tensors on the way and is not taken, in words.
+        aside: skipped entries with tensors, in words.
     """
 
     where: str
@@ -177,7 +175,7 @@ class _Search:
                 return key
         # Optimizers keep tensors under numbers, in "state"; neither they nor schedulers are weights.
         inner = {key: count for key, count in inner.items() if not _is_of_training(key)}
-        # An epoch or a loss may be a tensor, too, beside the weights.
+        # An epoch or a loss may also be a tensor.
         here = sum(value.numel() for value in stored.values() if _is_tensor(value))
         if not inner or here > sum(count.elements for count in inner.values()):
             return None
@@ -201,7 +199,7 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """Says how many tensors there are in a part of a checkpoint, and how many numbers in these."""
+    """Describes how many tensors there are in a part of a checkpoint, and how many numbers in these."""
 
     tensors: int
     elements: int

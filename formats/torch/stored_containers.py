@@ -1,4 +1,4 @@
-"""Stands in for the classes that an exported program puts its outputs into, whose code the file does not bring along.
+"""Replaces the output container classes of an exported program, whose code is not in the file.
 
 Source: ``treespec_dumps`` of torch.utils._pytree (protocol 1): each container is an object of ``type``, ``context`` and
 ``children_spec``.

@@ -1,4 +1,4 @@
-"""Calls torch modules by the names of their inputs, whatever kind of program they are."""
+"""Calls torch modules, exported and scripted programs by the names of their inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Parameter:
 
 
 class StoredProgram(torch.nn.Module):
-    """Is a program out of a file.
+    """A program out of a file.
 
     Called as a module it takes its inputs one after the other, and returns its tensors in a flat tuple.
 
@@ -70,7 +70,7 @@ class StoredProgram(torch.nn.Module):
 
 
 class Called(StoredProgram):
-    """Is a module behind a call whose inputs have names that its own do not, or that gives more than tensors."""
+    """A module behind a call whose inputs have names that its own do not, or that gives more than tensors."""
 
     def __init__(self, module: torch.nn.Module, offered: Sequence[Parameter], *, by_name: bool) -> None:
         """Wraps ``module``; ``by_name`` tells whether it takes keywords, and not only positions."""
@@ -115,7 +115,7 @@ def with_tensors_only(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def passes_on(module: torch.nn.Module) -> bool:
-    """Tells whether the module's forward method takes nothing but ``*args`` and ``**kwargs``."""
+    """Returns whether the module's forward method takes nothing but ``*args`` and ``**kwargs``."""
     return not isinstance(module, StoredProgram) and _only_passes_on(module) is not None
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes what torch.save stores; nothing in the file is run unless it is trusted."""
+"""Reads and writes torch.save checkpoints; no code in the file is run unless it is trusted."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TorchCheckpoint:
             try:
                 torch.save(state, stream)
             except RuntimeError as error:
-                # torch reports a full disk as a defect of its own; the cause says what happened.
+                # torch reports a full disk as an internal error; its cause is the real one.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
                 raise
@@ -94,4 +94,4 @@ def _load(path: Path, trust: Trust) -> Any:
     except Exception as error:  # a damaged pickle makes torch raise nearly anything
         if trust.names and any(finding.imported in trust.names for finding in notes.findings):
             return load_allowed(path, trust.names, mmap=zipped)
-        raise FormatError(f"{path} is a damaged or cut torch checkpoint", fix="save or download it again") from error
+        raise FormatError(f"{path} is a damaged torch checkpoint", fix="save or download it again") from error

@@ -1,4 +1,4 @@
-"""Turns torch modules into ONNX graphs with torch's own exporter."""
+"""Exports torch modules as ONNX graphs with torch's own exporter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qtool.formats.torch.torchscript_file import export_script
 
 # Asked for anything else, torch.onnx.export silently gives another opset, or an invalid file.
 EXPORTER_OPSETS = range(18, 24)
-# Names which weight a constant was computed from; everything else that the exporter notes is about its own run.
+# The metadata of a folded constant's inputs; all other metadata of the exporter is about its own run.
 _KEPT_METADATA = "pkg.onnxscript.optimizer.folded_from"
 _STATIC_DIM = re.compile(r"static shape of (\d+) for dimension inputs\['([^']+)'\]\.shape\[(\d+)\]")
 
@@ -51,12 +51,12 @@ class BoundInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Holds what a module gave.
+    """The result of a module.
 
     Attributes:
         names: the keys of a dictionary; nothing for other results.
         values: its tensors, in the order of the graph's outputs.
-        left_out: what else it holds, such as plain numbers, with the places.
+        left_out: its other parts, such as plain numbers, with their places.
     """
 
     names: tuple[str, ...]
@@ -73,7 +73,7 @@ def bind(
     data_shapes: Mapping[str, tuple[int | str, ...]] | None = None,
     lengths: Mapping[str, Mapping[str, Length]] | None = None,
 ) -> tuple[BoundInput, ...]:
-    """Decides which input of the graph goes to which parameter of the module's forward method.
+    """Maps the inputs of the graph to the parameters of the module's forward method.
 
     Names are those of the parameters; where there is one required parameter and one input, the input keeps its own
     name, and an empty name stands for it. Without ``shapes`` they are those of the data; arrays that no parameter
@@ -81,7 +81,7 @@ def bind(
 
     Args:
         module: the module.
-        shapes: the shape of each input, as the person gave it.
+        shapes: the shape of each input, as the user gave it.
         dtypes: element types; those of ``feeds`` otherwise (floats become float32), and float32 without either.
         feeds: real data by input name.
         data_shapes: shapes of the data, with names for what varies; the first dimension of ``feeds`` otherwise.
@@ -121,7 +121,7 @@ def bind(
 
 
 def run(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds) -> list[Array]:
-    """Returns what the module gives for ``feeds``: its tensors, in the order of the graph's outputs.
+    """Returns the module's outputs for ``feeds``: its tensors, in the order of the graph's outputs.
 
     Raises:
         FormatError: the module fails.
@@ -216,7 +216,7 @@ def _result(module: torch.nn.Module, inputs: Sequence[BoundInput], feeds: Feeds)
             result = call(module, _tensors(inputs, feeds))
     except MemoryError:
         raise
-    except Exception as error:  # foreign code raises what it likes
+    except Exception as error:  # the user's code may raise anything
         shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
         raise FormatError(
             f"the module fails on {shapes}: {_first_line(error)}",

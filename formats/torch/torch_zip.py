@@ -1,4 +1,4 @@
-"""Tells the kinds of zip files that torch writes from each other, by the names of their members."""
+"""Distinguishes torch's kinds of zip files by the names of their members."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class ZipKind(StrEnum):
-    """Is what wrote a zip file."""
+    """What wrote a zip file."""
 
     CHECKPOINT = "torch checkpoint"
     TORCHSCRIPT = "TorchScript program"

@@ -1,4 +1,4 @@
-"""Looks through the zip files that torch writes: their layout, their pickles, their code, their sizes."""
+"""Audits torch's zip files: their layout, pickles, code and sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtool.formats.zip_layout import Defect, first_bytes, open_zip, read_member,
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20
 _DEEPEST_NESTING = 3
-# Tensors, as torch names them; their bytes may look like anything.
+# Tensors, by torch's names; their bytes may look like anything.
 _RAW = re.compile(r"(data|constants|traced_inputs|data/weights|data/constants)/(\w+_)?\d+")
 _PICKLE_HEADS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 _ZIP_HEAD = b"PK\x03\x04"
@@ -92,7 +92,7 @@ def _audit_member(
 
 def _audit_inner(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, notes: AuditNotes, depth: int) -> None:
     if depth >= _DEEPEST_NESTING:
-        raise FormatError("lies in too many zip files, one in the other", fix="unpack them by hand")
+        raise FormatError("is nested in too many zip files", fix="unpack them by hand")
     content = read_member(archive, member, limit=_LARGEST_PICKLE_BYTES)
     stream = io.BytesIO(content)
     with open_zip(stream, where) as inner:
@@ -100,7 +100,7 @@ def _audit_inner(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, 
 
 
 def _has_old_pickle(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    """Tells whether a member is a pickle of the first protocols; nothing but what they do tells these."""
+    """Returns whether a member is a pickle of the first protocols; nothing but what they do tells these."""
     with unpacked(archive, member) as stream:
         scan = scan_pickle(stream, 0, member.file_size)
     return scan.runs_something

@@ -1,4 +1,4 @@
-"""Reads TorchScript programs and turns them into ONNX with torch's exporter for them."""
+"""Reads TorchScript programs and exports them with torch's TorchScript exporter."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.torch.torch_calls import Parameter, StoredProgram
 from qtool.formats.trust import NO_TRUST, Trust, check_trusted
 
-# The newest opset that this exporter of torch knows.
+# The newest opset that this exporter supports.
 _NEWEST_OPSET = 20
 
 
 class TorchScriptFile:
-    """Reads what torch.jit.save stores."""
+    """Reads programs of torch.jit.save."""
 
     holds: ClassVar[Literal["weights"]] = "weights"
 

@@ -1,4 +1,4 @@
-"""Opens pickles whose code a person has allowed: the only place that runs what a file brings."""
+"""Opens pickles whose code the user has trusted: the only module that runs code from a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_trusted(path: Path, *, mmap: bool) -> Any:
 
 
 def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
-    """Opens a checkpoint that imports nothing but ``names`` and what tensors take.
+    """Opens a checkpoint that imports only ``names`` and the types of tensors.
 
     torch's own reader with weights_only=True does not fill the containers and make the objects of many classes, even of
     those that it was told to allow.

@@ -83,7 +83,7 @@ class SafetensorsFile:
         Args:
             weights: the tensors.
             path: where they go.
-            change: gives what is written in the place of a tensor, in the same shape and type, in blocks of rows;
+            change: gives what is written instead of a tensor, in the same shape and type, in blocks of rows;
                 called once for each, when its turn comes, so that no more than one block need be in memory.
 
         Raises:

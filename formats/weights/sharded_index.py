@@ -35,7 +35,7 @@ def weights_stem(path: Path) -> str:
 
 
 def is_index(path: Path, head: bytes) -> bool:
-    """Tells whether a file that begins with ``head`` is such an index."""
+    """Returns whether a file that begins with ``head`` is such an index."""
     if not head.lstrip().startswith(b"{") or path.stat().st_size > _LARGEST_INDEX_BYTES:
         return False
     try:
@@ -68,7 +68,7 @@ def _found(index: Path, name: str) -> Path:
     if not shard.is_file():
         raise FormatError(f"{shard}, which {index} names, is missing", fix="copy it next to the index")
     if shard.suffix == ".json":
-        raise FormatError(f"{index} names another index, {name}, in the place of weights", fix="save the weights again")
+        raise FormatError(f"{index} names another index, {name}, instead of weights", fix="save the weights again")
     if shard.resolve().parent not in (index.parent.resolve(), index.resolve().parent):
         raise _outside(index, name)
     return shard

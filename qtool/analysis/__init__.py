@@ -1,1 +1,1 @@
-"""Finds out what a graph costs as it runs: tensors and how long they live, multiplications, borders of integers."""
+"""Determines what a graph costs as it runs: tensors and how long they live, multiplications, borders of integers."""

@@ -1,4 +1,4 @@
-"""Finds out which tensors are in memory while each node runs."""
+"""Determines which tensors are in memory while each node runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
-    """Says how much memory the activations of one run take, in the order of the graph's nodes.
+    """Describes how much memory the activations of one run take, in the order of the graph's nodes.
 
     Attributes:
         nodes: names of the nodes, in order.

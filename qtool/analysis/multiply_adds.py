@@ -19,7 +19,7 @@ _Count: TypeAlias = Callable[[ir.Node, ShapeOf], int | None]
 
 
 def multiplies(node: ir.Node) -> bool:
-    """Tells whether the work of a node is counted in multiply-adds."""
+    """Returns whether the work of a node is counted in multiply-adds."""
     return (node.domain, node.op_type) in _COUNTS
 
 

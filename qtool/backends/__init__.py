@@ -1,1 +1,1 @@
-"""One folder a runtime: where Q/DQ go for it, what it runs on integers, how its models are run and verified."""
+"""Backends, one folder per runtime: QDQ placement, integer operators, and how its models run and are verified."""

@@ -1,4 +1,4 @@
-"""What a backend is: one runtime, the targets that it computes on, and all that depends on it."""
+"""The protocol of a backend: one runtime and its targets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Backend(Protocol):
 
     Attributes:
         name: its key in ``BACKENDS``.
-        targets: the presets of its machines, by what ``--target`` takes.
-        has_kernels_here: whether the kernels that it computes with are in this process, to be counted and advised on.
-        has_fused_operators: whether it takes the operators of onnxruntime's domain ``com.microsoft``.
-        runs_dynamic_layers: whether layers may quantize their activations as they run.
+        targets: the presets of its machines, by their ``--target`` names.
+        has_kernels_here: whether its kernels run in this process, so that integer nodes can be counted and advised on.
+        has_fused_operators: whether it supports the operators of onnxruntime's domain ``com.microsoft``.
+        runs_dynamic_layers: whether it supports dynamic quantization of layers.
         stores_tables: whether embedding tables may be stored as integers.
     """
 
@@ -34,22 +34,22 @@ class Backend(Protocol):
 
     @property
     def targets(self) -> Mapping[str, Scheme]:
-        """The presets of its machines, by what ``--target`` takes."""
+        """The presets of its machines, by their ``--target`` names."""
         ...
 
     @property
     def has_kernels_here(self) -> bool:
-        """Whether the kernels that it computes with are in this process, to be counted and advised on."""
+        """Whether its kernels run in this process, so that integer nodes can be counted and advised on."""
         ...
 
     @property
     def has_fused_operators(self) -> bool:
-        """Whether it takes the operators of onnxruntime's domain ``com.microsoft``."""
+        """Whether it supports the operators of onnxruntime's domain ``com.microsoft``."""
         ...
 
     @property
     def runs_dynamic_layers(self) -> bool:
-        """Whether layers may quantize their activations as they run."""
+        """Whether it supports dynamic quantization of layers."""
         ...
 
     @property
@@ -68,22 +68,22 @@ class Backend(Protocol):
         """Plans where Q/DQ go in a prepared graph.
 
         Args:
-            graph: as ``prepare`` leaves it.
+            graph: the graph after ``prepare``.
             scheme: which integers tensors become.
             selection: which nodes may be quantized.
-            unfit: tensors that data has shown to be unfit for integers, each with the reason.
+            unfit: tensors found unfit for integers by calibration, each with the reason.
             kept_float: nodes that stay float, each with the reason.
         """
         ...
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Changes a graph with Q/DQ as the runtime wants it, in place."""
+        """Adapts a graph with Q/DQ to the runtime, in place."""
         ...
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
-        """Returns how its graphs are run here so that what comes out is what they mean where they are to run.
+        """Returns how to run its graphs on this machine with the results of the target machine.
 
-        Without a scheme, as a graph runs that only names its target.
+        Without a scheme, for a graph of which only the target is known.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not run at all.

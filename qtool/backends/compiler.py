@@ -1,4 +1,4 @@
-"""Backends whose own compiler turns a QDQ graph into kernels, on machines that are not here."""
+"""Backends whose compiler turns a QDQ graph into kernels on another machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtool.selection import NodeSelection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompilerBackend:
-    """Plans by the rules of one compiler, and judges by the exact meaning of Q/DQ, see ``Backend``.
+    """Plans by the rules of one compiler, and evaluates with the exact semantics of Q/DQ, see ``Backend``.
 
     Attributes:
         placement: plans where Q/DQ go.
@@ -42,9 +42,9 @@ class CompilerBackend:
         return self.placement(graph, scheme, selection, unfit, kept_float)
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Writes down which target the graph is for, since this processor's kernels say nothing about it."""
+        """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
         model.metadata_props[TARGET_KEY] = scheme.target
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
-        """Runs one node after the other, which is what Q/DQ mean."""
+        """Runs every node by itself, which is the exact semantics of Q/DQ."""
         return NODE_BY_NODE

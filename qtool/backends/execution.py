@@ -1,7 +1,7 @@
-"""How this processor runs a quantized graph so that what comes out is what the graph means where it is meant to run.
+"""Runs a quantized graph on this processor with the results of the machine that it is made for.
 
-The kernels of onnxruntime's CPU provider say nothing about another machine's: they fuse Q and DQ in their own way and
-may add products in 16 bits. Of a graph for an accelerator every node runs by itself, which is the exact meaning of
+The kernels of onnxruntime's CPU provider differ from those of another machine: they fuse Q and DQ in their own way and
+may add products in 16 bits. In a graph for an accelerator every node runs by itself, which is the exact semantics of
 QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
 """
 
@@ -20,10 +20,10 @@ from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws
 
-# Gives a graph the form that is run.
+# Returns the form of a graph to run.
 Form: TypeAlias = Callable[[ir.Model], ir.Model]
 
-# Where a model keeps the target that it was quantized for.
+# The metadata key of the target that a model was quantized for.
 TARGET_KEY = "qtool.target"
 
 
@@ -34,11 +34,11 @@ def as_it_is(model: ir.Model) -> ir.Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """Says how quantized graphs are run.
+    """How quantized graphs are run.
 
     Attributes:
-        form: what gives a graph the form that is run.
-        level: how far onnxruntime may rewrite that.
+        form: returns the form of a graph to run.
+        level: how far onnxruntime may optimize it.
     """
 
     form: Form = as_it_is
@@ -46,7 +46,7 @@ class Execution:
 
     @contextmanager
     def open(self, model: ir.Model, *, threads: int = 0) -> Iterator[Session]:
-        """Yields a session on ``model``, which is left as it is.
+        """Yields a session on ``model``, which is not modified.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.
@@ -56,7 +56,7 @@ class Execution:
 
     @contextmanager
     def open_file(self, path: Path, *, threads: int = 0) -> Iterator[Session]:
-        """Yields a session on the model in ``path``, in which random numbers are drawn as ``open`` draws them.
+        """Yields a session on the model in ``path``, with the same random numbers as ``open``.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.

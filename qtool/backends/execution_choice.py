@@ -1,4 +1,4 @@
-"""Chooses how the graphs of a backend are run here, by the scheme or the target that they are for."""
+"""Chooses how graphs run on this machine, by their scheme or target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtool.schemes import DynamicScheme, Scheme
 
 
 def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
-    """Returns how graphs quantized by ``scheme`` are run to judge them.
+    """Returns how graphs quantized by ``scheme`` are run to evaluate them.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
@@ -21,12 +21,12 @@ def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
 
 
 def execution_of(target: str | None) -> Execution:
-    """Returns how a graph is run that says it is for ``target``."""
+    """Returns how a graph for ``target`` is run."""
     scheme = None if target is None else PRESETS.get(target)
     return AS_IT_IS if scheme is None else backend_named(scheme.backend).execution(None)
 
 
 def execution_of_file(path: Path) -> Execution:
-    """Returns the same for what the model in ``path`` says."""
+    """Returns the same for the target recorded in the model at ``path``."""
     properties = {entry.key: entry.value for entry in read_outline(path).metadata_props}
     return execution_of(properties.get(TARGET_KEY))

@@ -1,4 +1,4 @@
-"""Names every backend; a new one is a new folder, with its targets in a module ``targets``, and a line here."""
+"""The registry of backends; a new one is a new folder, with its targets in a module ``targets``, and a line here."""
 
 from __future__ import annotations
 

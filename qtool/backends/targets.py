@@ -1,4 +1,4 @@
-"""What ``--target`` takes: the targets of all backends."""
+"""The values of ``--target``: the targets of all backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _targets_of(backend: str) -> Mapping[str, Scheme]:
     return targets
 
 
-# The README and the tests go through it row by row.
+# Documentation and tests cover every row.
 PRESETS: Mapping[str, Scheme] = {name: scheme for key in BACKENDS for name, scheme in _targets_of(key).items()}
 AUTO = "auto"
 
@@ -27,7 +27,7 @@ def preset(name: str) -> Scheme:
     """Returns the preset of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none of that name.
     """
     if name not in PRESETS:
         near = get_close_matches(name, (AUTO, *PRESETS), n=1, cutoff=0.0)

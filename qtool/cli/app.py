@@ -7,40 +7,42 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 from qtool.cli.failures import report_failure
+from qtool.cli.help import CONTEXT_SETTINGS, HELP_ALL, HELP_OPTIONS, GroupedCommand, GroupedCommands
 from qtool.cli.log import with_log
+from qtool.cli.options.groups import ADAPTERS, CONVERT, GRAPH, QUANTIZE, UNDERSTAND
 from qtool.cli.options.shared import debug_is_on
 from qtool.version import __version__
 
-# Each is a function of this name in the file of this name; `qtool --help` lists them in this order.
-COMMANDS = (
-    "convert",
-    "merge_lora",
-    "inspect",
-    "audit",
-    "optimize",
-    "split",
-    "passes",
-    "calibrate",
-    "sensitivity",
-    "quantize",
-    "dequantize",
-    "report",
-    "verify",
-    "explain",
-    "diff",
-    "doctor",
-)
+# Each is a function of this name in the file of this name, with the group in which `qtool --help` shows it.
+COMMANDS: Mapping[str, str] = {
+    "convert": CONVERT,
+    "calibrate": QUANTIZE,
+    "quantize": QUANTIZE,
+    "sensitivity": QUANTIZE,
+    "dequantize": QUANTIZE,
+    "merge_lora": ADAPTERS,
+    "report": UNDERSTAND,
+    "verify": UNDERSTAND,
+    "explain": UNDERSTAND,
+    "inspect": UNDERSTAND,
+    "diff": UNDERSTAND,
+    "audit": UNDERSTAND,
+    "doctor": UNDERSTAND,
+    "optimize": GRAPH,
+    "split": GRAPH,
+    "passes": GRAPH,
+}
 
 
-class CommandGroup(typer.core.TyperGroup):
+class CommandGroup(GroupedCommands):
     """Runs commands and turns every error into two lines on stderr and an exit code.
 
     The boundary is here, not around ``app()``, so that test runners and embedders, which call the group, meet it too.
@@ -68,7 +70,7 @@ class CommandGroup(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Finds the command and gives it the settings of the working folder; asking for help needs none."""
-        if not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
+        if not ctx.resilient_parsing and not {*HELP_OPTIONS, HELP_ALL} & set(args):
             from qtool.cli.options.settings import defaults
 
             functions = {
@@ -94,8 +96,8 @@ class CommandGroup(typer.core.TyperGroup):
 app = typer.Typer(
     name="qtool",
     cls=CommandGroup,
-    help="Makes trained models small and fast without breaking them.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=dict(CONTEXT_SETTINGS),
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -103,9 +105,14 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Makes trained models small and fast without breaking them."""
+    """Makes trained models small and fast without breaking them.
+
+    Converts models to ONNX and quantizes them to INT8: post-training quantization (PTQ) in QDQ form, with GPTQ,
+    SmoothQuant, cross-layer equalization and bias correction where they help, or dynamic quantization. Then it proves
+    what the result gains and loses.
+    """
     if version:
         typer.echo(f"qtool {__version__}")
         raise typer.Exit
@@ -113,8 +120,9 @@ def start(
         typer.echo(context.get_help())
 
 
-for _name in COMMANDS:
-    app.command()(with_log(getattr(import_module(f"qtool.cli.{_name}"), _name)))
+for _name, _group in COMMANDS.items():
+    _function = getattr(import_module(f"qtool.cli.{_name}"), _name)
+    app.command(cls=GroupedCommand, rich_help_panel=_group)(with_log(_function))
 
 
 def main() -> None:

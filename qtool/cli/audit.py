@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qtool.cli.console import Console
 from qtool.cli.options.model import model_path
 from qtool.cli.options.shared import DebugOption, JsonOption, OptionalModelArgument, QuietOption
+
+if TYPE_CHECKING:
+    from qtool.formats.findings import FileAudit
 
 
 def audit(
@@ -15,7 +18,10 @@ def audit(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Lists what a model file would import, call and reach when it is opened, without opening it."""
+    """Lists what opening a file would run, without opening it.
+
+    Exits with 1 if something in it could run code or reach outside of its folder.
+    """
     from qtool.workflows.diagnose.audit import audit_model, check_safe
 
     console = Console(json=json, quiet=quiet, debug=debug)
@@ -27,7 +33,7 @@ def audit(
     check_safe(report)
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: FileAudit) -> None:
     rows: list[tuple[str, object]] = [("kind", report.kind), ("findings", len(report.findings) or "none")]
     rows += [("imports", ", ".join(report.imports))] if report.imports else []
     rows += [("calls", call) for call in report.calls]
@@ -41,7 +47,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: FileAudit) -> dict[str, object]:
     return {
         "schema": "qtool.audit/1",
         "path": str(report.path),

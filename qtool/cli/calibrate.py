@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import CALIBRATION
 from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.scheme import ActivationsSymmetricOption
 from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
@@ -30,6 +32,9 @@ from qtool.cli.options.shared import (
 )
 from qtool.errors import UsageError
 
+if TYPE_CHECKING:
+    from qtool.workflows.quantize.calibrate import CalibrateReport
+
 
 def calibrate(
     model: OptionalModelArgument = None,
@@ -40,16 +45,12 @@ def calibrate(
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
     target: TargetOption = None,
-    activations_symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--activations-symmetric/--activations-asymmetric",
-            help="The zero point of activations that the statistics are for: fixed, or free. Default: the target's.",
-            show_default=False,
-        ),
-    ] = None,
+    activations_symmetric: ActivationsSymmetricOption = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Count every value in the histograms, not thousands a sample; slower.")
+        bool,
+        typer.Option(
+            "--exact", help="Count all values in the histograms, not samples; slower.", rich_help_panel=CALIBRATION
+        ),
     ] = False,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
@@ -62,7 +63,10 @@ def calibrate(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Runs a float model over data once and writes statistics from which every range method can work."""
+    """Gathers calibration statistics in one pass over the data.
+
+    Every range method of `qtool quantize` and `qtool sensitivity` can work from them.
+    """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
@@ -71,9 +75,7 @@ def calibrate(
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
     if not calib_data:
-        raise UsageError(
-            "there is no data to calibrate on", fix="pass --calib-data DATA, or set calib_data in qtool.toml"
-        )
+        raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     machine = target_named(target)
     console.progress().note(machine.description)
     report = run(
@@ -111,7 +113,7 @@ def _number(value: float | None) -> str:
     return "never" if value is None else f"{value:.4g}"
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: CalibrateReport) -> dict[str, object]:
     return {
         "schema": "qtool.calibrate/1",
         "output": str(report.output),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json as json_module
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import rich.console
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from qtool.cli.log import SAID, LoggedProgress, verbose_is_on
+from qtool.json_values import json_text
 from qtool.progress import Advance, Progress
 
+# Rich is imported where something is printed: help and completion do without it.
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
 # Wide enough that a table which goes to a file or a pipe is never folded.
 _UNFOLDED_COLUMNS = 1000
@@ -51,23 +51,23 @@ class Console:
         """Prints one remark or result."""
         SAID.info("%s", text)
         if not self._quiet:
-            _print_line(self._text, Text(text))
+            _print_line(self._text, text)
 
     def warn(self, text: str) -> None:
         """Prints a warning to stderr, also when quiet."""
         SAID.warning("%s", text)
-        _print_line(self._stderr, _warning(text))
+        _print_line(self._stderr, _labelled("warning: ", "bold yellow", text))
 
     def remark(self, text: str) -> None:
         """Prints one line to stderr, also when quiet."""
         SAID.info("%s", text)
-        _print_line(self._stderr, Text(text))
+        _print_line(self._stderr, text)
 
     def fail(self, problem: str, fix: str) -> None:
         """Prints what is wrong and how to fix it to stderr, also when quiet."""
         SAID.error("%s (%s)", problem, fix)
-        _print_line(self._stderr, Text.assemble(("error: ", "bold red"), problem))
-        _print_line(self._stderr, Text.assemble(("  fix: ", "bold"), fix))
+        _print_line(self._stderr, _labelled("error: ", "bold red", problem))
+        _print_line(self._stderr, _labelled("  fix: ", "bold", fix))
 
     def table(
         self,
@@ -82,6 +82,7 @@ class Console:
         if self._quiet:
             return
         from rich.table import Table
+        from rich.text import Text
 
         cells = [[str(cell) for cell in row] for row in rows]
         table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
@@ -96,13 +97,9 @@ class Console:
             table.add_row(*(Text(cell) for cell in row))
         self._text.print(table)
 
-    def json(self, value: Any) -> None:
-        """Prints ``value`` as one JSON document, alone, to stdout.
-
-        Raises:
-            ValueError: a number in it is infinite or not a number, which JSON does not have.
-        """
-        self.document(json_module.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def json(self, value: object) -> None:
+        """Prints ``value`` as one JSON document, alone, to stdout, in the form of ``json_text``."""
+        self.document(json_text(value))
 
     def document(self, text: str) -> None:
         """Prints ``text`` as it is, alone, to stdout, also when quiet."""
@@ -113,7 +110,7 @@ class Console:
 class _TerminalProgress:
     """Draws every open step as a bar with its rate and the time left."""
 
-    def __init__(self, console: rich.console.Console, *, bars: bool, quiet: bool) -> None:
+    def __init__(self, console: Terminal, *, bars: bool, quiet: bool) -> None:
         self._console = console
         self._quiet = quiet
         self._draws = bars
@@ -144,36 +141,40 @@ class _TerminalProgress:
     def note(self, message: str) -> None:
         """Prints one line above the bars, unless quiet."""
         if not self._quiet:
-            _print_line(self._console, Text(message))
+            _print_line(self._console, message)
 
     def warn(self, message: str) -> None:
         """Prints a warning above the bars."""
-        _print_line(self._console, _warning(message))
+        _print_line(self._console, _labelled("warning: ", "bold yellow", message))
 
 
-def _warning(text: str) -> Text:
-    return Text.assemble(("warning: ", "bold yellow"), text)
+def _labelled(label: str, style: str, text: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((label, style), text)
 
 
-class _Stream(rich.console.Console):
-    """A rich console that leaves it to the error boundary what happens when its reader goes away."""
+def _stream(*, stderr: bool) -> Terminal:
+    from rich.console import Console as Terminal
 
-    def on_broken_pipe(self) -> None:
-        """Raises instead of exiting with 1, which is the code of a missed gate."""
-        raise BrokenPipeError
+    class Stream(Terminal):
+        """Leaves it to the error boundary what happens when its reader goes away."""
 
+        def on_broken_pipe(self) -> None:
+            """Raises instead of exiting with 1, which is the code of a missed gate."""
+            raise BrokenPipeError
 
-def _stream(*, stderr: bool) -> rich.console.Console:
-    console = _Stream(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = Stream(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _UNFOLDED_COLUMNS
     return console
 
 
-def _bars(console: rich.console.Console) -> Bars:
+def _bars(console: Terminal) -> Bars:
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
     from rich.progress import Task as Step
+    from rich.text import Text
 
     class Rate(ProgressColumn):
         """Units per second."""
@@ -192,7 +193,7 @@ def _bars(console: rich.console.Console) -> Bars:
     )
 
 
-def _print_line(console: rich.console.Console, text: Text) -> None:
+def _print_line(console: Terminal, text: str | Text) -> None:
     # soft_wrap: paths and messages stay in one piece, so that they can be copied and searched for.
     console.print(text, soft_wrap=True)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import CONVERSION, OUTPUT, TENSORFLOW
 from qtool.cli.options.model import architecture, input_shapes, model_path, trust
 from qtool.cli.options.shared import (
     AllowGlobalOption,
@@ -26,23 +26,19 @@ from qtool.cli.options.shared import (
     TrustPickleOption,
 )
 from qtool.errors import UsageError
+from qtool.workflows.convert.target_format import TargetFormat
 
 if TYPE_CHECKING:
     from qtool.formats.onnx.external_data import Storage
     from qtool.workflows.convert.half_precision import Precision
-
-
-class To(StrEnum):
-    """Is what ``--to`` takes."""
-
-    ONNX = "onnx"
-    PTH = "pth"
-    SAFETENSORS = "safetensors"
+    from qtool.workflows.convert.request import ConvertReport
 
 
 def convert(
     model: OptionalModelArgument = None,
-    to: Annotated[To, typer.Option("--to", help="What it becomes.")] = To.ONNX,
+    to: Annotated[
+        TargetFormat, typer.Option("--to", help="Format of the result.", rich_help_panel=CONVERSION)
+    ] = TargetFormat.ONNX,
     output: OutputOption = None,
     output_dir: OutputDirOption = None,
     factory: FactoryOption = None,
@@ -52,32 +48,39 @@ def convert(
     allow_global: AllowGlobalOption = None,
     calib_data: CalibDataOption = None,
     preprocess: PreprocessOption = None,
-    opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.", show_default=False)] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16 where its range suffices.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
-    half_io: Annotated[bool, typer.Option("--half-io", help="With --fp16 or --bf16: inputs and outputs too.")] = False,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", help="ONNX opset of the result.", rich_help_panel=CONVERSION)
+    ] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Compute in float16 where its range suffices.", rich_help_panel=CONVERSION)
+    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.", rich_help_panel=CONVERSION)] = False,
+    half_io: Annotated[
+        bool, typer.Option("--half-io", help="The inputs and outputs too.", rich_help_panel=CONVERSION)
+    ] = False,
     external_data: Annotated[
-        bool, typer.Option("--external-data", help="Keep the weights of an ONNX model in a file beside it.")
+        bool, typer.Option("--external-data", help="Keep ONNX weights in a file beside it.", rich_help_panel=OUTPUT)
     ] = False,
     max_shard_mb: Annotated[
         int | None,
         typer.Option(
             "--max-shard-mb",
+            metavar="N",
             min=1,
-            help="With --external-data or --to safetensors: several files of at most this size.",
-            show_default=False,
+            help="Split external data or safetensors into files of this size.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
-            "--inputs", metavar="NODES", help="TensorFlow graphs: nodes to feed, with commas.", show_default=False
+            "--inputs", metavar="NODES", help="Frozen graph: nodes to feed, with commas.", rich_help_panel=TENSORFLOW
         ),
     ] = None,
     outputs: Annotated[
         list[str] | None,
         typer.Option(
-            "--outputs", metavar="NODES", help="TensorFlow graphs: nodes to read, with commas.", show_default=False
+            "--outputs", metavar="NODES", help="Frozen graph: nodes to read, with commas.", rich_help_panel=TENSORFLOW
         ),
     ] = None,
     signature: Annotated[
@@ -85,21 +88,24 @@ def convert(
         typer.Option(
             "--signature",
             metavar="NAME",
-            help="TensorFlow SavedModels: what to call. Default: serving_default, or the first.",
-            show_default=False,
+            help="SavedModel: what to call. Default: serving_default.",
+            rich_help_panel=TENSORFLOW,
         ),
     ] = None,
     nchw: Annotated[
-        bool, typer.Option("--nchw", help="TensorFlow models: let the channels of image inputs come first.")
+        bool, typer.Option("--nchw", help="Put channels of image inputs first.", rich_help_panel=TENSORFLOW)
     ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Converts a model, and compares the result with the original on real or random inputs."""
+    """Converts a model, and compares the result with the original.
+
+    From torch, Keras, TensorFlow, safetensors or ONNX to ONNX, .pth or safetensors; both run on real or random inputs.
+    """
     from qtool.workflows.convert.convert import convert as run
-    from qtool.workflows.convert.request import ConvertRequest, TargetFormat
+    from qtool.workflows.convert.request import ConvertRequest
     from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
 
     console = Console(json=json, quiet=quiet, debug=debug)
@@ -107,7 +113,7 @@ def convert(
     report = run(
         ConvertRequest(
             source=model_path(model),
-            target=TargetFormat(to.value),
+            target=to,
             output=output,
             output_dir=output_dir,
             architecture=architecture(factory, model_kwargs),
@@ -138,15 +144,17 @@ def _precision(*, fp16: bool, bf16: bool, half_io: bool) -> Precision | None:
     if fp16 and bf16:
         raise UsageError("--fp16 and --bf16 exclude each other", fix="give one of them")
     if half_io and not (fp16 or bf16):
-        raise UsageError("--half-io comes without --fp16 or --bf16", fix="give one of them, or drop --half-io")
+        raise UsageError("--half-io has no effect without --fp16 or --bf16", fix="add one of them, or drop --half-io")
     return Precision(name="float16" if fp16 else "bfloat16", half_io=half_io) if fp16 or bf16 else None
 
 
-def _storage(external: bool, max_shard_mb: int | None, to: To) -> Storage:
+def _storage(external: bool, max_shard_mb: int | None, to: TargetFormat) -> Storage:
     from qtool.formats.onnx.external_data import Storage
 
-    if max_shard_mb is not None and not external and to is To.ONNX:
-        raise UsageError("--max-shard-mb comes without --external-data", fix="give both, or neither")
+    if max_shard_mb is not None and not external and to is TargetFormat.ONNX:
+        raise UsageError(
+            "--max-shard-mb has no effect without --external-data", fix="add --external-data, or drop --max-shard-mb"
+        )
     return Storage(external=external, max_shard_bytes=None if max_shard_mb is None else max_shard_mb * 1_000_000)
 
 
@@ -154,7 +162,7 @@ def _names(texts: list[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for text in texts or () for name in text.split(",") if name.strip())
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: ConvertReport) -> None:
     rows: list[tuple[str, object]] = [
         ("from", f"{report.source} ({report.source_kind}, {report.source_bytes:,} bytes)"),
         ("to", f"{report.output} ({report.output_bytes:,} bytes)"),
@@ -183,7 +191,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _show_kept(console: Console, report: Any) -> None:
+def _show_kept(console: Console, report: ConvertReport) -> None:
     alike: dict[tuple[str, str], list[str]] = {}
     for kept in report.kept_float:
         alike.setdefault((kept.op_type, kept.reason), []).append(kept.node)
@@ -198,7 +206,7 @@ def _show_kept(console: Console, report: Any) -> None:
         )
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: ConvertReport) -> dict[str, object]:
     return {
         "source": str(report.source),
         "source_kind": report.source_kind,

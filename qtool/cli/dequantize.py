@@ -23,7 +23,10 @@ def dequantize(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turns a quantized model into a float one whose weights are the dequantized ones."""
+    """Turns a quantized model back into a float one.
+
+    Its weights are the dequantized ones, and no Q/DQ nodes or integer operators are left.
+    """
     from qtool.workflows.quantize.dequantize import DequantizeRequest
     from qtool.workflows.quantize.dequantize import dequantize as run
 

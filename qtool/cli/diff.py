@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import COMPARISON
 from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, QuietOption
-from qtool.json_values import json_value
+
+if TYPE_CHECKING:
+    from qtool.workflows.diagnose.diff import Change
 
 _TITLES = {
     "interface": "Inputs and outputs",
@@ -28,13 +31,19 @@ _MEASURED = ("scales", "weights")
 
 def diff(
     model: ModelArgument,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The model to compare it with.", show_default=False)],
-    most: Annotated[int, typer.Option("--most", min=1, help="How many changes of a kind to show.")] = 20,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The model to compare it with.")],
+    most: Annotated[
+        int,
+        typer.Option("--most", metavar="N", min=1, help="Changes of each kind to show.", rich_help_panel=COMPARISON),
+    ] = 20,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows what changed between two ONNX models, the largest changes first; exits with 1 if anything did."""
+    """Shows what changed between two ONNX models.
+
+    The largest changes come first. Exits with 1 if there are any.
+    """
     from qtool.workflows.diagnose.diff import diff as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
@@ -46,7 +55,7 @@ def diff(
                 "first": str(report.first),
                 "second": str(report.second),
                 "equal": report.equal,
-                "changes": [json_value(asdict(change)) for change in report.changes],
+                "changes": [asdict(change) for change in report.changes],
             }
         )
     elif report.equal:
@@ -70,7 +79,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _size(change: Any) -> str:
+def _size(change: Change) -> str:
     size = change.size
     if change.before is None or change.after is None:
         return "in one only"

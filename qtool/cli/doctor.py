@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import OUTPUT
 from qtool.cli.options.shared import DebugOption, ForceOption, JsonOption, QuietOption, ThreadsOption
+from qtool.json_values import json_text
 
 if TYPE_CHECKING:
     from qtool.workflows.diagnose.doctor import Diagnosis
@@ -31,8 +32,8 @@ def doctor(
         typer.Option(
             "--machine-profile",
             metavar="FILE",
-            help="Write what kernels cost here, for `qtool quantize --machine-profile FILE` on another machine.",
-            show_default=False,
+            help="Write the kernel times of this machine, for `qtool quantize --machine-profile` elsewhere.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     threads: ThreadsOption = 0,
@@ -41,7 +42,10 @@ def doctor(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows versions, processor, threads and providers, what integers gain, and what makes models slow here."""
+    """Shows what this machine is, and what INT8 gains on it.
+
+    Versions, processor, threads, providers, and what makes models slow here.
+    """
     from qtool.atomic import check_output, staged
     from qtool.workflows.diagnose.doctor import diagnose
 
@@ -51,7 +55,7 @@ def doctor(
     found = diagnose(console.progress(), threads=threads)
     if machine_profile is not None:
         with staged(machine_profile) as path:
-            path.write_text(json_module.dumps(found.profile.as_json(), indent=2) + "\n", encoding="utf-8")
+            path.write_text(json_text(found.profile.as_json()), encoding="utf-8")
     if json:
         console.json({"schema": "qtool.doctor/2", **asdict(found), "profile": found.profile.as_json()})
         return
@@ -69,7 +73,7 @@ def doctor(
     for remark in found.remarks:
         console.say(f"{remark.problem}\n  {remark.fix}")
     if not found.remarks:
-        console.say("nothing is slow about it")
+        console.say("no performance problems found")
     if machine_profile is not None:
         console.say(f"wrote {machine_profile}")
 

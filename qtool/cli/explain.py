@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,14 +20,17 @@ from qtool.cli.options.shared import (
     ThreadsOption,
 )
 
+if TYPE_CHECKING:
+    from qtool.metrics.tensor_error import TensorError
+    from qtool.workflows.diagnose.explain import Explanation
+    from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
+
 _BAR_COLUMNS = 40
 
 
 def explain(
     model: ModelArgument,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A node or a tensor; the end of its name will do.", show_default=False)
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A node or a tensor; the end of its name is enough.")],
     data: EvalDataOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
@@ -36,7 +40,10 @@ def explain(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tells why one node or tensor of a quantized model is float, slow or inaccurate, and what changes that."""
+    """Explains why a node or tensor is float, slow or inaccurate.
+
+    Of a quantized model; with what would change it.
+    """
     from qtool.workflows.diagnose.explain import ExplainRequest
     from qtool.workflows.diagnose.explain import explain as run
     from qtool.workflows.quantize.data_request import DataRequest
@@ -52,9 +59,9 @@ def explain(
         _show(console, found)
 
 
-def _show(console: Console, found: Any) -> None:
+def _show(console: Console, found: Explanation) -> None:
     if found.node is not None:
-        console.table(found.name, ("", ""), _node_rows(found))
+        console.table(found.name, ("", ""), _node_rows(found.node, found.made_with))
     console.table(
         "Tensors",
         ("tensor", "part", "integers", "range", "values", "clipped", "rounding", "SQNR"),
@@ -63,41 +70,41 @@ def _show(console: Console, found: Any) -> None:
     )
     for tensor in found.tensors:
         if tensor.error is not None and (len(found.tensors) == 1 or tensor.role == "output"):
-            _show_histogram(console, tensor)
+            _show_histogram(console, tensor.tensor, tensor.error)
     for advice in found.advice:
         console.say(f"{advice.problem}\n  {advice.fix}")
 
 
-def _caption(found: Any) -> str:
+def _caption(found: Explanation) -> str:
     if found.samples:
         return (
-            f"{found.samples} samples; the SQNR of a computed tensor is against the same model without integers, and "
-            "holds the noise of all before it"
+            f"{found.samples} samples; the SQNR of a computed tensor is against the same model without quantization, "
+            "and includes the noise of all layers before it"
         )
     return "--data shows clipping, rounding error and histogram of what is computed"
 
 
-def _node_rows(found: Any) -> list[tuple[str, object]]:
-    node, fate = found.node, found.node.fate
+def _node_rows(node: NodeFacts, made_with: str | None) -> list[tuple[str, object]]:
+    fate = node.fate
     if fate.integer:
         state = f"on integers, as {fate.kernel}"
     elif fate.absorbed:
-        state = "part of another kernel, or needed no more"
+        state = "fused into another kernel, or removed"
     else:
         state = f"in float, as {fate.kernel}"
     rows: list[tuple[str, object]] = [("node", f"{node.node} ({node.operator})"), ("in onnxruntime", state)]
     rows += [("because", fate.reason)] if fate.reason is not None else []
-    rows += [("reason of the plan", node.planned)] if node.planned is not None else []
+    rows += [("left float because", node.planned)] if node.planned is not None else []
     rows += [("conversions beside it", fate.conversions)] if fate.conversions else []
     if node.time is not None:
         text = f"{node.time.seconds * 1e6:,.0f} µs, {node.time.share:.1%} of the model"
         if node.time.float_seconds is not None:
             text += f"; {node.time.float_seconds * 1e6:,.0f} µs in float"
         rows.append(("time", text))
-    return rows + ([("model made with", found.made_with)] if found.made_with else [])
+    return rows + ([("model made with", made_with)] if made_with else [])
 
 
-def _tensor_row(tensor: Any) -> tuple[object, ...]:
+def _tensor_row(tensor: TensorFacts) -> tuple[object, ...]:
     error, sqnr = tensor.error, "" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f} dB"
     range_text = "" if tensor.low is None else f"{tensor.low:.4g} to {tensor.high:.4g}"
     if error is None:
@@ -114,8 +121,8 @@ def _tensor_row(tensor: Any) -> tuple[object, ...]:
     )
 
 
-def _show_histogram(console: Console, tensor: Any) -> None:
-    largest = max((bar.share for bar in tensor.error.histogram), default=0.0)
+def _show_histogram(console: Console, tensor: str, error: TensorError) -> None:
+    largest = max((bar.share for bar in error.histogram), default=0.0)
     if largest <= 0:
         return
     rows = [
@@ -127,14 +134,10 @@ def _show_histogram(console: Console, tensor: Any) -> None:
             f"{bar.share:.2%}",
             "" if bar.inside else "out of range",
         )
-        for bar in tensor.error.histogram
+        for bar in error.histogram
     ]
-    console.table(f"Values of {tensor.tensor}", ("from", "to", "", "share", "integers"), rows)
+    console.table(f"Values of {tensor}", ("from", "to", "", "share", "integers"), rows)
 
 
-def _as_json(found: Any) -> dict[str, object]:
-    from dataclasses import asdict
-
-    from qtool.json_values import json_value
-
-    return {"schema": "qtool.explain/1", **json_value(asdict(found))}
+def _as_json(found: Explanation) -> dict[str, object]:
+    return {"schema": "qtool.explain/1", **asdict(found)}

@@ -46,7 +46,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
         traceback.print_exception(error)
     console = Console()
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        console.remark("interrupted; nothing half-written is left behind")
+        console.remark("interrupted; no partial files are left")
         return _INTERRUPTED
     failure = describe(error)
     console.fail(failure.problem, failure.fix)
@@ -95,7 +95,9 @@ def _usage(error: BaseException) -> Failure | None:
         source = context.get_parameter_source(parameter)
         if source is not None and source.name == "DEFAULT_MAP":
             fix = f"correct it in the settings file, or see `{command} --help`"
-    return Failure(exit_code=2, problem=_lower_first(_one_line(say())).rstrip("."), fix=fix)
+    # The name of the error's class, in newer versions, says nothing to a person.
+    said = _one_line(say()).replace(": Value error, ", ": ")
+    return Failure(exit_code=2, problem=_lower_first(said).rstrip("."), fix=fix)
 
 
 def _one_line(text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import ANALYSES, DATA
 from qtool.cli.options.model import input_shapes, model_path, trust
 from qtool.cli.options.shared import (
     AllowGlobalOption,
@@ -27,34 +28,44 @@ from qtool.cli.output.adapter import show_adapter
 from qtool.cli.output.inspect import analysis_json, show_analysis
 from qtool.errors import UsageError
 
+if TYPE_CHECKING:
+    from qtool.workflows.diagnose.model_facts import GraphFacts, InspectReport, MultiplyAdds, ProgramFacts
+
 
 def inspect(
     model: OptionalModelArgument = None,
     input_shape: InputShapeOption = None,
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
-    largest: Annotated[int, typer.Option("--largest", min=0, help="How many of the largest tensors to name.")] = 10,
+    largest: Annotated[
+        int,
+        typer.Option(
+            "--largest", metavar="N", min=0, help="How many of the largest tensors to list.", rich_help_panel=ANALYSES
+        ),
+    ] = 10,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Show how long activations live, and where memory peaks.")
+        bool, typer.Option("--memory", help="Lifetimes of activations, and peak memory.", rich_help_panel=ANALYSES)
     ] = False,
     flow: Annotated[
         str | None,
         typer.Option(
             "--flow",
             metavar="TENSOR",
-            help="Show what makes a tensor, what reads it, and its range.",
-            show_default=False,
+            help="Producer, readers and range of a tensor.",
+            rich_help_panel=ANALYSES,
         ),
     ] = None,
-    macs: Annotated[bool, typer.Option("--macs", help="Show the multiply-adds of every node.")] = False,
+    macs: Annotated[
+        bool, typer.Option("--macs", help="Multiply-adds (MACs) of every node.", rich_help_panel=ANALYSES)
+    ] = False,
     partition: Annotated[
-        bool, typer.Option("--partition", help="Show which subgraphs run on integers, and what their borders cost.")
+        bool, typer.Option("--partition", help="Subgraphs on integers, and their borders.", rich_help_panel=ANALYSES)
     ] = False,
     data: EvalDataOption = None,
     calib_stats: Annotated[
         Path | None,
         typer.Option(
-            "--calib-stats", metavar="FILE", help="Statistics of `qtool calibrate`, for --flow.", show_default=False
+            "--calib-stats", metavar="FILE", help="Statistics of `qtool calibrate`, for --flow.", rich_help_panel=DATA
         ),
     ] = None,
     preprocess: PreprocessOption = None,
@@ -64,7 +75,10 @@ def inspect(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tells what a model is: inputs, operators, parameters, work, and how much of it is quantized."""
+    """Shows what is in a model: inputs, operators, parameters.
+
+    Also of adapters. For graphs: multiply-adds, and how much is quantized.
+    """
     from qtool.lora.readers.recognition import is_adapter
     from qtool.workflows.diagnose.inspect import inspect_model
 
@@ -72,7 +86,10 @@ def inspect(
     path = model_path(model)
     analyses = memory or macs or partition or flow is not None
     if not analyses and (data is not None or calib_stats is not None):
-        raise UsageError("there is nothing to measure", fix="say what: --memory, --flow TENSOR, --macs or --partition")
+        raise UsageError(
+            "--data and --calib-stats have no effect without an analysis",
+            fix="add one: --memory, --flow TENSOR, --macs or --partition",
+        )
     if is_adapter(path):
         if analyses:
             raise UsageError(f"{path} is an adapter, which has no graph", fix="merge it first: qtool merge-lora")
@@ -81,7 +98,7 @@ def inspect(
     shapes = input_shapes(input_shape)
     if shapes.dtypes:
         raise UsageError(
-            "--input-shape gives a type, and a graph's inputs have theirs", fix="leave out what follows ':'"
+            "the types of a graph's inputs are fixed, but --input-shape gives one", fix="leave out what follows ':'"
         )
     found = None
     if analyses:
@@ -112,7 +129,7 @@ def inspect(
     _show(console, report)
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: InspectReport) -> None:
     rows: list[tuple[str, object]] = [
         ("kind", report.kind),
         ("size", f"{report.nbytes:,} bytes" + "".join(f" + {name}" for name in report.data_files)),
@@ -148,7 +165,7 @@ def _show(console: Console, report: Any) -> None:
         )
 
 
-def _graph_rows(graph: Any) -> list[tuple[str, object]]:
+def _graph_rows(graph: GraphFacts) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("producer", graph.producer or "not named"),
         ("opset", ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items())),
@@ -175,7 +192,7 @@ def _graph_rows(graph: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _program_rows(program: Any) -> list[tuple[str, object]]:
+def _program_rows(program: ProgramFacts) -> list[tuple[str, object]]:
     return [
         ("producer", program.producer),
         *_input_rows(program),
@@ -184,7 +201,7 @@ def _program_rows(program: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _input_rows(program: Any) -> list[tuple[str, object]]:
+def _input_rows(program: GraphFacts | ProgramFacts) -> list[tuple[str, object]]:
     layouts = {f"{name} ": f", {layout.upper()}" for name, layout in program.layouts.items()}
     return [
         ("input", text + next((layout for name, layout in layouts.items() if text.startswith(name)), ""))
@@ -192,7 +209,7 @@ def _input_rows(program: Any) -> list[tuple[str, object]]:
     ]
 
 
-def _work(work: Any) -> str:
+def _work(work: MultiplyAdds) -> str:
     assumed = ", ".join(f"{name}={length}" for name, length in work.assumed.items())
     text = f"{work.total:,} in {work.known_nodes} nodes{f' ({assumed})' if assumed else ''}"
     if work.unknown_nodes:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from qtool.cli.options.groups import GENERAL
 from qtool.errors import UsageError
 from qtool.progress import Advance, Progress
 from qtool.version import __version__
@@ -95,7 +96,7 @@ def _show_steps(context: typer.Context, value: bool) -> bool:
 def _write_log(context: typer.Context, value: Path | None) -> Path | None:
     if value is not None and not context.resilient_parsing:
         if value.is_file() and b"\0" in _first_bytes(value):
-            raise UsageError(f"--log-file {value} exists and is no text", fix="name another file")
+            raise UsageError(f"--log-file {value} exists and is not a text file", fix="name another file")
         handler = logging.FileHandler(value, encoding="utf-8")
         _listen(context, _EVERYTHING, handler, "%(asctime)s %(levelname)s %(message)s")
         SAID.info("qtool %s, %s", __version__, context.info_name)
@@ -110,7 +111,12 @@ def _first_bytes(path: Path) -> bytes:
 VerboseOption: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", is_eager=True, callback=_show_steps, help="Say when each step begins, and how long it took."
+        "--verbose",
+        "-v",
+        is_eager=True,
+        callback=_show_steps,
+        help="Show when each step begins and how long it took.",
+        rich_help_panel=GENERAL,
     ),
 ]
 LogFileOption: TypeAlias = Annotated[
@@ -120,8 +126,8 @@ LogFileOption: TypeAlias = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_write_log,
-        help="Append what is said, and every step with its time, to this file.",
-        show_default=False,
+        help="Append messages and times to this file.",
+        rich_help_panel=GENERAL,
     ),
 ]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import MERGING, OUTPUT
 from qtool.cli.options.model import trust
 from qtool.cli.options.shared import (
     AllowGlobalOption,
@@ -27,26 +27,11 @@ from qtool.cli.options.shared import (
 )
 from qtool.cli.output.merge import merge_as_json, show_merge
 from qtool.errors import UsageError
+from qtool.lora.merge.combining import Combination, Method
+from qtool.qdq.scale_policy import ScalePolicy
 
 if TYPE_CHECKING:
-    from qtool.lora.merge.combining import Combination
     from qtool.workflows.lora.request import AdapterSource
-
-
-class CombineMethod(StrEnum):
-    """Is what ``--combine`` takes."""
-
-    TIES = "ties"
-    DARE = "dare"
-    SVD = "svd"
-
-
-class Scales(StrEnum):
-    """Is what ``--scales`` takes."""
-
-    GROW = "grow"
-    KEEP = "keep"
-    RECOMPUTE = "recompute"
 
 
 def merge_lora(
@@ -54,16 +39,14 @@ def merge_lora(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="Weights (.safetensors, .pth, an index of several files, or the folder of a model), or an ONNX graph.",
-            show_default=False,
+            help="Weights (.safetensors, .pth, an index, a folder), or an ONNX graph.",
         ),
     ],
     adapters: Annotated[
         list[str],
         typer.Argument(
             metavar="ADAPTER...",
-            help="Folders that PEFT saved, or .safetensors, .pt or .gguf files; ADAPTER=0.7 merges that much of it.",
-            show_default=False,
+            help="Folder of PEFT, .safetensors, .pt or .gguf; ADAPTER=0.7 scales it.",
         ),
     ],
     output: OutputOption = None,
@@ -73,38 +56,50 @@ def merge_lora(
         typer.Option(
             "--base-weights",
             metavar="FILE",
-            help="The weights that an ONNX graph was exported from, to find them in it by their values.",
-            show_default=False,
+            help="Weights that the ONNX graph was exported from.",
+            rich_help_panel=MERGING,
         ),
     ] = None,
-    scale: Annotated[float, typer.Option("--scale", help="Factor for the changes of all adapters.")] = 1.0,
-    unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract adapters that were merged.")] = False,
+    scale: Annotated[
+        float, typer.Option("--scale", metavar="F", help="Factor for all adapters.", rich_help_panel=MERGING)
+    ] = 1.0,
+    unmerge: Annotated[
+        bool, typer.Option("--unmerge", help="Subtract merged adapters.", rich_help_panel=MERGING)
+    ] = False,
     as_adapter: Annotated[
         bool,
         typer.Option(
             "--as-adapter",
-            help="Of an ONNX graph: give it inputs for adapters, and write a file of each that onnxruntime loads.",
+            help="Give the ONNX graph adapter inputs; write .onnx_adapter files.",
+            rich_help_panel=MERGING,
         ),
     ] = False,
     combine: Annotated[
-        CombineMethod | None,
-        typer.Option("--combine", help="Combine the changes of adapters in another way than their sum."),
+        Method | None,
+        typer.Option("--combine", help="Combine by TIES, DARE or SVD. Default: the sum.", rich_help_panel=MERGING),
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option("--density", help="Of ties and dare: the share of each change that is kept. Default: 0.5."),
+        typer.Option(
+            "--density", metavar="F", help="ties, dare: share of entries kept. Default: 0.5.", rich_help_panel=MERGING
+        ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", min=1, help="Of svd: the rank that is kept. Default: the largest of the adapters."),
+        typer.Option(
+            "--rank", metavar="N", min=1, help="svd: rank kept. Default: the largest.", rich_help_panel=MERGING
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of dare: what it draws from. Default: 0.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="dare: random seed. Default: 0.", rich_help_panel=MERGING),
+    ] = None,
     scales: Annotated[
-        Scales | None,
+        ScalePolicy | None,
         typer.Option(
             "--scales",
-            help="Of a quantized ONNX graph: scales grow where values outgrow them, stay as they are, or are "
-            "found anew. Default: grow.",
+            help="Scales of a quantized ONNX graph. Default: grow.",
+            rich_help_panel=MERGING,
         ),
     ] = None,
     calib_data: CalibDataListOption = None,
@@ -116,24 +111,24 @@ def merge_lora(
         typer.Option(
             "--part",
             metavar="NAME",
-            help="Of an adapter for a whole pipeline: merge this part of it, such as unet or text_encoder; repeatable.",
-            show_default=False,
+            help="Merge only this part of a pipeline, such as unet; repeatable.",
+            rich_help_panel=MERGING,
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="PATTERN", help="Change these modules and no others; repeatable.", show_default=False
+            "--only", metavar="PATTERN", help="Change only these modules; repeatable.", rich_help_panel=MERGING
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            "--exclude", metavar="PATTERN", help="Do not change these modules; repeatable.", show_default=False
+            "--exclude", metavar="PATTERN", help="Leave these modules out; repeatable.", rich_help_panel=MERGING
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would change and by how much; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would change; write nothing.", rich_help_panel=OUTPUT)
     ] = False,
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
@@ -142,19 +137,24 @@ def merge_lora(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Merges adapters (LoRA and its kin) into weights, with one rounding at the end."""
-    from qtool.qdq.stored_integers import ScalePolicy
+    """Merges adapters (LoRA, DoRA, LoHa, IA3, ...) into weights.
+
+    In float64, rounded once; the weights may be in torch files, safetensors or an ONNX graph, also a quantized one.
+    """
     from qtool.workflows.lora.merge_weights import merge_lora as run
     from qtool.workflows.lora.request import MergeRequest
     from qtool.workflows.quantize.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if not math.isfinite(scale):
-        raise UsageError(f"--scale {scale} is no number", fix="give a number, such as 0.5")
+        raise UsageError(f"--scale must be a finite number, not {scale}", fix="give a number such as 0.5")
     if as_adapter and (combine is not None or unmerge or scales is not None):
-        raise UsageError("--as-adapter exchanges adapters as they are", fix="drop --combine, --unmerge and --scales")
+        raise UsageError(
+            "--combine, --unmerge and --scales have no effect with --as-adapter",
+            fix="drop --combine, --unmerge and --scales",
+        )
     if as_adapter and calib_data:
-        raise UsageError("--calib-data sets ranges for what is merged, not for adapters to come", fix="drop it")
+        raise UsageError("--calib-data has no effect with --as-adapter", fix="drop --calib-data")
     _check_belongs_to_data(bool(calib_data), preprocess, batch_size, limit)
     data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit) if calib_data else None
     report = run(
@@ -168,7 +168,7 @@ def merge_lora(
             unmerge=unmerge,
             as_adapter=as_adapter,
             combination=_combination(combine, density, rank, seed, unmerge=unmerge),
-            scales=None if scales is None else ScalePolicy(scales.value),
+            scales=scales,
             data=data,
             parts=tuple(part or ()),
             only=tuple(only or ()),
@@ -189,29 +189,27 @@ def _check_belongs_to_data(given: bool, preprocess: str | None, batch_size: int 
     options = {"--preprocess": preprocess, "--batch-size": batch_size, "--limit": limit}
     for option, value in options.items():
         if value is not None and not given:
-            raise UsageError(f"{option} says nothing without --calib-data", fix=f"add --calib-data, or drop {option}")
+            raise UsageError(f"{option} has no effect without --calib-data", fix=f"add --calib-data, or drop {option}")
 
 
 def _combination(
-    method: CombineMethod | None, density: float | None, rank: int | None, seed: int | None, *, unmerge: bool
+    method: Method | None, density: float | None, rank: int | None, seed: int | None, *, unmerge: bool
 ) -> Combination | None:
-    from qtool.lora.merge.combining import Combination, Method
-
     belongs = {"--density": density is None or method in ("ties", "dare")}
     belongs |= {"--rank": rank is None or method == "svd", "--seed": seed is None or method == "dare"}
     for option, fits in belongs.items():
         if not fits:
             raise UsageError(
-                f"{option} says nothing {'without --combine' if method is None else f'with --combine {method}'}",
+                f"{option} has no effect {'without --combine' if method is None else f'with --combine {method}'}",
                 fix=f"drop {option}",
             )
     if density is not None and not 0 < density <= 1:
-        raise UsageError(f"--density {density} is no share", fix="give a number above 0, and at most 1")
+        raise UsageError(f"--density must be above 0 and at most 1, not {density}", fix="give a share such as 0.5")
     if method is None:
         return None
     if unmerge:
         raise UsageError("--unmerge and --combine exclude each other", fix="give one of them")
-    return Combination(method=Method(method.value), density=density or 0.5, rank=rank, seed=seed or 0)
+    return Combination(method=method, density=density or 0.5, rank=rank, seed=seed or 0)
 
 
 def _adapter(text: str) -> AdapterSource:
@@ -223,7 +221,7 @@ def _adapter(text: str) -> AdapterSource:
     try:
         weight = float(number)
     except ValueError as error:
-        raise UsageError(f"'{number}' in {text} is no number", fix=f"give a weight such as {name}=0.5") from error
+        raise UsageError(f"'{number}' in {text} is not a number", fix=f"give a weight such as {name}=0.5") from error
     if not math.isfinite(weight):
-        raise UsageError(f"'{number}' in {text} is no number", fix=f"give a weight such as {name}=0.5")
+        raise UsageError(f"'{number}' in {text} is not a number", fix=f"give a weight such as {name}=0.5")
     return AdapterSource(path=Path(name), weight=weight)

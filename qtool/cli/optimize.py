@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qtool.calib.image_layout import Layout
 from qtool.cli.console import Console
+from qtool.cli.options.groups import COMPARISON, OUTPUT, PASSES
 from qtool.cli.options.shared import (
     BatchSizeOption,
     DebugOption,
@@ -26,12 +27,14 @@ from qtool.cli.options.shared import (
 )
 from qtool.errors import UsageError
 
+if TYPE_CHECKING:
+    from qtool.workflows.optimize.optimize import OptimizeReport
 
-class ImageLayout(StrEnum):
-    """Where images have their channels."""
 
-    NCHW = "nchw"
-    NHWC = "nhwc"
+def _pass_names() -> list[str]:
+    from qtool.passes.registry import PASSES as REGISTRY
+
+    return ["default", "integers", *REGISTRY]
 
 
 def optimize(
@@ -43,14 +46,20 @@ def optimize(
         typer.Option(
             "--passes",
             metavar="NAME",
-            help="Run this pass and no other; repeatable. 'default' stands for those that run anyway, 'integers' for "
-            "those that get a graph ready to be quantized.",
-            show_default=False,
+            help="Run only this pass of `qtool passes`, or the set 'default' or 'integers'; repeatable.",
+            autocompletion=_pass_names,
+            rich_help_panel=PASSES,
         ),
     ] = None,
     skip: Annotated[
         list[str] | None,
-        typer.Option("--skip", metavar="NAME", help="Leave this pass out; repeatable.", show_default=False),
+        typer.Option(
+            "--skip",
+            metavar="NAME",
+            help="Leave this pass out; repeatable.",
+            autocompletion=_pass_names,
+            rich_help_panel=PASSES,
+        ),
     ] = None,
     target: OptionalTargetOption = None,
     data: EvalDataOption = None,
@@ -61,31 +70,35 @@ def optimize(
         float | None,
         typer.Option(
             "--tolerance",
+            metavar="SHARE",
             min=0.0,
-            help="How far outputs may be apart, as a share of the largest value. Default: 1e-5; more in fp16, bf16.",
-            show_default=False,
+            help="Largest difference of outputs, relative to the largest value. Default: 1e-5, more in fp16, bf16.",
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Write the result without running it beside the model.")
+        bool, typer.Option("--no-check", help="Do not compare the outputs.", rich_help_panel=COMPARISON)
     ] = False,
     io_layout: Annotated[
-        ImageLayout | None,
+        Layout | None,
         typer.Option(
             "--io-layout",
-            help="Let inputs and outputs that are images have their channels there.",
-            show_default=False,
+            help="Layout of image inputs and outputs.",
+            rich_help_panel=PASSES,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what the passes would do and write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would change; write nothing.", rich_help_panel=OUTPUT)
     ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Removes, merges and fuses nodes of a graph, and compares its outputs with those it had."""
+    """Removes, merges and fuses nodes of a graph.
+
+    Outputs are compared with those before, on real or random inputs.
+    """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.workflows.optimize.optimize import OptimizeRequest
     from qtool.workflows.optimize.optimize import optimize as run
@@ -93,7 +106,7 @@ def optimize(
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if no_check and (data is not None or tolerance is not None):
-        raise UsageError("--no-check compares nothing, on no data", fix="drop it, or --data and --tolerance")
+        raise UsageError("--data and --tolerance have no effect with --no-check", fix="drop them, or --no-check")
     request = OptimizeRequest(
         model=model,
         output=output,
@@ -108,7 +121,7 @@ def optimize(
         tolerance=tolerance,
         check=not no_check,
         dry_run=dry_run,
-        io_layout=None if io_layout is None else io_layout.value,
+        io_layout=io_layout,
     )
     report = run(request, console.progress())
     if json:
@@ -119,7 +132,7 @@ def optimize(
         console.warn("the outputs were not compared")
 
 
-def _show(console: Console, report: Any) -> None:
+def _show(console: Console, report: OptimizeReport) -> None:
     rows = [(step.name, step.before, step.after, _changes(step.operators)) for step in report.steps]
     if rows:
         console.table("Passes that changed something", ("pass", "nodes before", "after", "by operator"), rows)
@@ -145,7 +158,7 @@ def _show(console: Console, report: Any) -> None:
             f"outputs differ by at most {worst.relative:.1e} of the largest value, on {report.agreement.samples}"
         )
     if report.noise is not None:
-        console.say(f"onnxruntime's own rewriting of the model moves them by {report.noise:.1e}")
+        console.say(f"onnxruntime's own graph optimizations change them by {report.noise:.1e}")
 
 
 def _changes(operators: Mapping[str, int]) -> str:
@@ -153,7 +166,7 @@ def _changes(operators: Mapping[str, int]) -> str:
     return ", ".join(changes) or "shapes, constants or connections only"
 
 
-def _as_json(report: Any) -> dict[str, object]:
+def _as_json(report: OptimizeReport) -> dict[str, object]:
     agreement = report.agreement
     return {
         "schema": "qtool.optimize/1",

@@ -7,7 +7,7 @@ from qtool.cli.options.shared import DebugOption, JsonOption, QuietOption
 
 
 def passes(json: JsonOption = False, quiet: QuietOption = False, debug: DebugOption = False) -> None:
-    """Lists the passes of `qtool optimize`, in the order in which they run."""
+    """Lists the passes of `qtool optimize`, in their order."""
     from qtool.passes.registry import PASSES
 
     console = Console(json=json, quiet=quiet, debug=debug)

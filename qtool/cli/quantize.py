@@ -18,18 +18,26 @@ from qtool.cli.options.goal import (
     goal_of,
     show_mixed,
 )
+from qtool.cli.options.groups import DATA, OUTPUT
 from qtool.cli.options.model import model_path, model_source, trust
+from qtool.cli.options.ranges import AUTO, MethodOption, chosen_range_method, with_range_parameters
 from qtool.cli.options.scheme import (
-    EffortName,
-    IntegerType,
-    Method,
-    MethodOptions,
+    ActivationsSymmetricOption,
+    ActivationTypeOption,
+    DynamicOption,
+    ExcludeOption,
+    IncludeOption,
+    PerChannelOption,
     SchemeName,
+    SchemeOption,
     SchemeOptions,
+    WeightsSymmetricOption,
+    WeightTypeOption,
 )
 from qtool.cli.options.search import (
     BiasCorrectionOption,
     CleOption,
+    EffortOption,
     GptqOption,
     MaxFloatOption,
     ReconstructionOption,
@@ -59,8 +67,10 @@ from qtool.cli.options.shared import (
 )
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.errors import UsageError
+from qtool.workflows.tune.efforts import Effort
 
 
+@with_range_parameters
 def quantize(
     context: typer.Context,
     model: OptionalModelArgument = None,
@@ -70,8 +80,8 @@ def quantize(
         typer.Option(
             "--calib-stats",
             metavar="FILE",
-            help="Statistics of `qtool calibrate`: no pass over the data, which then only serves to compare.",
-            show_default=False,
+            help="Statistics file of `qtool calibrate`.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     output: OutputOption = None,
@@ -79,109 +89,27 @@ def quantize(
     target: TargetOption = None,
     machine_profile: MachineProfileOption = None,
     smallest: SmallestOption = False,
-    scheme: Annotated[
-        SchemeName,
-        typer.Option(
-            "--scheme",
-            help="static: ranges of activations are fixed, from data. dynamic: MatMul and Gemm find them as they run.",
-        ),
-    ] = SchemeName.STATIC,
-    per_channel: Annotated[
-        bool | None,
-        typer.Option(
-            "--per-channel/--per-tensor",
-            help="One weight scale an output channel, or one a tensor. Default: the target's.",
-            show_default=False,
-        ),
-    ] = None,
-    weights_symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--weights-symmetric/--weights-asymmetric",
-            help="Zero point of weights fixed, or free. Default: the target's.",
-            show_default=False,
-        ),
-    ] = None,
-    activations_symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--activations-symmetric/--activations-asymmetric",
-            help="Zero point of activations fixed, or free. Default: the target's.",
-            show_default=False,
-        ),
-    ] = None,
-    activation_type: Annotated[
-        IntegerType | None,
-        typer.Option("--activation-type", help="Integers of activations. Default: the target's.", show_default=False),
-    ] = None,
-    weight_type: Annotated[
-        IntegerType | None,
-        typer.Option("--weight-type", help="Integers of weights. Default: the target's.", show_default=False),
-    ] = None,
-    effort: Annotated[
-        EffortName, typer.Option("--effort", help="How much time goes into the quality of the result.")
-    ] = EffortName.BALANCED,
-    method: Annotated[
-        Method,
-        typer.Option("--method", help="How ranges of activations are found; auto chooses for each by the outputs."),
-    ] = Method.AUTO,
-    percentile: Annotated[
-        float | None,
-        typer.Option(
-            "--percentile", help="percentile: percent of the values to keep. Default: 99.99.", show_default=False
-        ),
-    ] = None,
-    spread: Annotated[
-        float | None,
-        typer.Option(
-            "--spread", help="moving-average: standard deviations to add at each end. Default: 0.", show_default=False
-        ),
-    ] = None,
-    entropy_bins: Annotated[
-        int | None,
-        typer.Option("--entropy-bins", help="entropy: bins to search in. Default: 1024.", show_default=False),
-    ] = None,
-    mse_candidates: Annotated[
-        int | None,
-        typer.Option("--mse-candidates", help="mse: positions tried for each end. Default: 40.", show_default=False),
-    ] = None,
-    bias_correction: BiasCorrectionOption = None,
+    scheme: SchemeOption = SchemeName.STATIC,
+    per_channel: PerChannelOption = None,
+    weights_symmetric: WeightsSymmetricOption = None,
+    activations_symmetric: ActivationsSymmetricOption = None,
+    activation_type: ActivationTypeOption = None,
+    weight_type: WeightTypeOption = None,
+    effort: EffortOption = Effort.BALANCED,
+    method: MethodOption = AUTO,
     cle: CleOption = None,
     smoothquant: SmoothQuantOption = None,
     gptq: GptqOption = None,
+    bias_correction: BiasCorrectionOption = None,
     weight_clipping: WeightClippingOption = None,
     reconstruction: ReconstructionOption = None,
-    max_float: MaxFloatOption = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--include",
-            metavar="PATTERN",
-            help="Quantize only nodes of this name or operator: Conv, /head/*, re:layer[0-3].*; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude",
-            metavar="PATTERN",
-            help="Keep nodes of this name or operator float; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    dynamic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dynamic",
-            metavar="PATTERN",
-            help="static: let MatMul and Gemm of this name or operator find their ranges as they run; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    dynamic: DynamicOption = None,
     min_sqnr: MinSqnrOption = None,
     min_agreement: MinAgreementOption = None,
     max_drop: MaxDropOption = None,
+    max_float: MaxFloatOption = None,
     time_budget: TimeBudgetOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
@@ -197,17 +125,23 @@ def quantize(
         typer.Option(
             "--locked",
             metavar="MANIFEST",
-            help="Repeat the run of this manifest byte for byte, or say what differs.",
-            show_default=False,
+            help="Repeat this run, byte for byte.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan; write nothing.", rich_help_panel=OUTPUT)
+    ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Quantizes a model to INT8 and checks the result in onnxruntime before it is put in place."""
+    """Quantizes a model to INT8 (PTQ): static QDQ, or dynamic.
+
+    Post-training quantization: ranges come from calibration data. Corrections (GPTQ, SmoothQuant, cross-layer
+    equalization, ...) are kept by default ("auto") where fake quantization shows that they help.
+    """
     if locked is not None:
         run_locked(quantize, context, locked)
         return
@@ -219,7 +153,7 @@ def quantize(
     from qtool.workflows.quantize.quantize import plan_quantization
     from qtool.workflows.quantize.quantize import quantize as run
     from qtool.workflows.quantize.request import QuantizeRequest
-    from qtool.workflows.tune.efforts import Effort, searches
+    from qtool.workflows.tune.efforts import searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
@@ -259,20 +193,17 @@ def quantize(
         )
         run_dynamic(console, asked, json=json, dry_run=dry_run)
         return
-    methods = MethodOptions(
-        percentile=percentile, spread=spread, entropy_bins=entropy_bins, mse_candidates=mse_candidates
-    )
     request = QuantizeRequest(
         source=source,
         data=data,
         statistics=calib_stats,
         scheme=integers,
-        method=methods.range_method(method),
-        method_name=method.value,
+        method=chosen_range_method(method, context.params),
+        method_name=method,
         selection=selection,
         searches=searches(
-            Effort(effort.value),
-            ranges=method is Method.AUTO,
+            effort,
+            ranges=method == AUTO,
             cross_layer_equalization=cle,
             smoothquant=smoothquant,
             bias_correction=bias_correction,
@@ -292,9 +223,7 @@ def quantize(
         locked=lock_of(context),
     )
     if request.goal is not None and max_float is not None:
-        raise UsageError(
-            f"--max-float and {request.goal.description} both say what stays float", fix="give only one of them"
-        )
+        raise UsageError(f"--max-float and {request.goal.description} exclude each other", fix="give one of them")
     if dry_run:
         plan = plan_quantization(request, console.progress())
         if json:

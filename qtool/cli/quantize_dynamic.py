@@ -38,7 +38,7 @@ _UNDERSTOOD = frozenset(
 
 
 def refuse_static_options(context: typer.Context) -> None:
-    """Refuses options that say nothing to the dynamic scheme.
+    """Refuses options that have no effect with the dynamic scheme.
 
     Those from a settings file count only where the file chooses the scheme as well.
 
@@ -54,7 +54,7 @@ def refuse_static_options(context: typer.Context) -> None:
             negated = context.params.get(name) is False and parameter.secondary_opts
             option = (parameter.secondary_opts if negated else parameter.opts)[0]
             raise UsageError(
-                f"{option} says nothing to the scheme dynamic", fix=f"drop {option}, or use --scheme static"
+                f"{option} has no effect with --scheme dynamic", fix=f"drop {option}, or use --scheme static"
             )
 
 

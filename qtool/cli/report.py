@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import DATA, MEASUREMENTS
 from qtool.cli.options.model import model_source, trust
 from qtool.cli.options.report import (
     BaselineOption,
@@ -62,14 +63,13 @@ class _Chosen:
 def report(
     float_model: Annotated[
         Path | None,
-        typer.Argument(metavar="FLOAT", help="The float model. Default: that of the newest run.", show_default=False),
+        typer.Argument(metavar="FLOAT", help="The float model. Default: that of the newest run."),
     ] = None,
     quantized_models: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="QUANTIZED...",
             help="Quantized models, one or several. Default: that of the newest run.",
-            show_default=False,
         ),
     ] = None,
     data: ReportDataOption = None,
@@ -77,13 +77,17 @@ def report(
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="NAME", help="Array of class indices. Default: '_label', if any.", show_default=False
+            "--labels", metavar="NAME", help="Array of class indices. Default: _label, if any.", rich_help_panel=DATA
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, help="Samples a run. Default: what the models fix, or 16.", show_default=False
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Samples per run. Default: 16, or what the models fix.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     limit: LimitOption = None,
@@ -93,8 +97,12 @@ def report(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all models are timed.")] = 25,
-    no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not time the models.")] = False,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of timing.", rich_help_panel=MEASUREMENTS)
+    ] = 25,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Do not time the models.", rich_help_panel=MEASUREMENTS)
+    ] = False,
     metric: MetricOption = None,
     batch_sizes: BatchSizesOption = None,
     thread_counts: ThreadCountsOption = None,
@@ -116,7 +124,7 @@ def report(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compares quantized models with their float model: outputs, accuracy, time, size and memory.
+    """Compares quantized models with float: accuracy, speed, size.
 
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
@@ -143,7 +151,7 @@ def report(
     console = Console(json=json or where.markdown_on_stdout, quiet=quiet, debug=debug)
     chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
-        console.warn(f"{chosen.data[0]} is what the model was calibrated on: new data may show less favourable figures")
+        console.warn(f"the model was calibrated on {chosen.data[0]}: new data may give worse figures")
     request = ReportRequest(
         float_model=chosen.float_model,
         quantized_models=chosen.quantized_models,
@@ -195,9 +203,7 @@ def _choose(
     """Takes what was given, and the rest from the newest manifest in ``folder``."""
     if float_model is not None and quantized_models:
         if not data:
-            raise UsageError(
-                "there is no data to compare the models on", fix="give it with --data, or as eval_data in qtool.toml"
-            )
+            raise UsageError("no evaluation data is given", fix="give it with --data, or as eval_data in qtool.toml")
         return _Chosen(float_model=float_model, quantized_models=quantized_models, data=data, preprocess=preprocess)
     if float_model is not None or quantized_models:
         raise UsageError(

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import DATA, OUTPUT
 from qtool.cli.options.model import model_path, model_source, trust
-from qtool.cli.options.scheme import Method, MethodOptions
+from qtool.cli.options.ranges import AUTO, MethodOption, chosen_range_method
+from qtool.cli.options.scheme import ExcludeOption, IncludeOption
 from qtool.cli.options.shared import (
     AllowGlobalOption,
     BatchSizeOption,
@@ -22,7 +24,6 @@ from qtool.cli.options.shared import (
     JsonOption,
     LimitOption,
     OptionalModelArgument,
-    OutputOption,
     PreprocessOption,
     QuietOption,
     TargetOption,
@@ -35,27 +36,26 @@ from qtool.errors import UsageError
 def sensitivity(
     model: OptionalModelArgument = None,
     calib_data: CalibDataListOption = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="About how many samples to judge by.")] = 8,
-    worst: Annotated[int, typer.Option("--worst", min=1, help="How many layers to show; files hold all of them.")] = 20,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="Number of samples, about.", rich_help_panel=DATA)
+    ] = 8,
+    worst: Annotated[
+        int, typer.Option("--worst", metavar="N", min=1, help="Layers to show.", rich_help_panel=OUTPUT)
+    ] = 20,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw them as a picture, such as layers.png.", show_default=False),
+        typer.Option("--plot", metavar="FILE", help="Draw them, as a .png.", rich_help_panel=OUTPUT),
     ] = None,
-    output: OutputOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write all layers, as .json or .csv.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     target: TargetOption = None,
-    method: Annotated[Method, typer.Option("--method", help="How ranges of activations are found.")] = Method.MINMAX,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--include", metavar="PATTERN", help="Only nodes of this name or operator; repeatable.", show_default=False
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude", metavar="PATTERN", help="None of this name or operator; repeatable.", show_default=False
-        ),
-    ] = None,
+    method: MethodOption = "minmax",
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
@@ -70,7 +70,10 @@ def sensitivity(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Quantizes one layer at a time and ranks the layers by the noise that they put into the outputs."""
+    """Ranks layers by the noise that quantizing each one adds.
+
+    One layer at a time is quantized (fake quantization), and the outputs are compared with the float model's.
+    """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
@@ -80,8 +83,7 @@ def sensitivity(
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
     if not calib_data:
-        raise UsageError("there is no data to judge by", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
-    ranges = MethodOptions(percentile=None, spread=None, entropy_bins=None, mse_candidates=None)
+        raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     machine = target_named(target)
     console.progress().note(machine.description)
     report = run(
@@ -89,8 +91,8 @@ def sensitivity(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
             data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
             scheme=machine.scheme,
-            method=ranges.range_method(method),
-            chosen_ranges=method is Method.AUTO,
+            method=chosen_range_method(method, {}),
+            chosen_ranges=method == AUTO,
             selection=NodeSelection(include=tuple(include or ()), exclude=tuple(exclude or ())),
             samples=samples,
             output=output,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import COMPARISON, OUTPUT, PARTS
 from qtool.cli.options.shared import (
     BatchSizeOption,
     DebugOption,
@@ -30,15 +31,19 @@ def split(
         typer.Option(
             "--at",
             metavar="TENSOR[,TENSOR]",
-            help="End a part where these tensors are made; repeat for more parts.",
-            show_default=False,
+            help="End a part at these tensors; repeatable.",
+            rich_help_panel=PARTS,
         ),
     ] = None,
     at_integer_borders: Annotated[
-        bool, typer.Option("--at-integer-borders", help="End a part wherever integers and floats meet.")
+        bool,
+        typer.Option(
+            "--at-integer-borders", help="End a part wherever integers and floats meet.", rich_help_panel=PARTS
+        ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where the parts go.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Write the parts here.", rich_help_panel=OUTPUT),
     ] = None,
     data: EvalDataOption = None,
     preprocess: PreprocessOption = None,
@@ -48,8 +53,10 @@ def split(
         float,
         typer.Option(
             "--tolerance",
+            metavar="SHARE",
             min=0.0,
-            help="How far outputs may be apart as onnxruntime fuses nodes, of the largest value.",
+            help="Largest difference of outputs, relative to the largest value.",
+            rich_help_panel=COMPARISON,
         ),
     ] = 1e-6,
     force: ForceOption = False,
@@ -57,17 +64,22 @@ def split(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Splits a graph into files that run one after the other, and compares them with the whole."""
+    """Splits a graph into files that run one after the other.
+
+    Their outputs are compared with those of the whole.
+    """
     from qtool.workflows.optimize.split import SplitRequest
     from qtool.workflows.optimize.split import split as run
     from qtool.workflows.quantize.data_request import DataRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     if output is None:
-        raise UsageError("there is no place for the parts", fix="name a folder: -o FOLDER")
+        raise UsageError("no output folder is given", fix="name one: -o FOLDER")
     if bool(at) == at_integer_borders:
         raise UsageError(
-            "nothing says where to split" if not at else "--at and --at-integer-borders each say where to split",
+            "neither --at nor --at-integer-borders is given"
+            if not at
+            else "--at and --at-integer-borders exclude each other",
             fix="give one of them: --at TENSOR, or --at-integer-borders",
         )
     samples = None
@@ -114,8 +126,8 @@ def split(
         ],
     )
     outcome = (
-        "the same bit by bit"
+        "bit-identical"
         if report.difference == 0
-        else f"the same but for rounding, {report.difference:.1e} of the largest value: a cut keeps nodes from fusing"
+        else f"equal up to rounding, {report.difference:.1e} of the largest value: a cut prevents fusions"
     )
     console.say(f"outputs are {outcome} ({report.samples})")

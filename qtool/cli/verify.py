@@ -8,6 +8,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.options.goal import share_of
+from qtool.cli.options.groups import GATES
 from qtool.cli.options.shared import DebugOption, JsonOption, ModelArgument, OptionalTargetOption, QuietOption
 
 
@@ -18,8 +19,8 @@ def verify(
         typer.Option(
             "--min-coverage",
             metavar="SHARE",
-            help="Exit with 1 if a smaller share of the quantizable nodes runs on integers: 90% or 0.9.",
-            show_default=False,
+            help="Exit 1 if fewer quantizable nodes run on integers: 90% or 0.9.",
+            rich_help_panel=GATES,
         ),
     ] = None,
     target: OptionalTargetOption = None,
@@ -27,7 +28,10 @@ def verify(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows which nodes onnxruntime runs on integers, and with --target whether a machine takes the model as it is."""
+    """Shows which nodes onnxruntime really runs on integers.
+
+    With --target also whether a machine takes the model as it is: exits with 1 if not.
+    """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json

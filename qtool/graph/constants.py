@@ -12,7 +12,7 @@ from qtool.graph.names import Names
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Tells whether a value is a stored tensor that no caller can override."""
+    """Returns whether a value is a stored tensor that no caller can override."""
     return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 
@@ -30,7 +30,7 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, names: 
         graph: where to store it.
         name: what it should be called.
         array: its values.
-        names: the names in use, where the caller keeps them; they are gathered anew otherwise.
+        names: the names in use, where the caller keeps them; they are gathered again otherwise.
     """
     free = (names or Names(graph)).free(name)
     value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))

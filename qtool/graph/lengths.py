@@ -14,7 +14,7 @@ _NO_NAMES = frozenset({"", "?", "-1", "none", "unk", "unknown", "dynamic"})
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Is a product of a number and the lengths that are free.
+    """A product of a number and the lengths that are free.
 
     Attributes:
         factor: the number.

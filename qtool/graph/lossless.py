@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """Says what a type can hold.
+    """The range of a type.
 
     Attributes:
         signed: whether it holds negative numbers.
@@ -42,7 +42,7 @@ _FORMS: Mapping[ir.DataType, _Form] = {
 
 
 def is_lossless(source: ir.DataType, target: ir.DataType) -> bool:
-    """Tells whether every value of ``source`` is one of ``target``: a detour over that type changes nothing."""
+    """Returns whether every value of ``source`` is one of ``target``: a detour over that type changes nothing."""
     if source == target:
         return True
     before, after = _FORMS.get(source), _FORMS.get(target)

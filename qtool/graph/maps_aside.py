@@ -40,7 +40,7 @@ def take_maps_aside(model: ir.Model) -> tuple[MapOutput, ...]:
 
 
 def put_maps_back(model: ir.Model, aside: Sequence[MapOutput]) -> None:
-    """Lets what stands in the place of each output's scores be read by its ZipMap again."""
+    """Lets what stands instead of each output's scores be read by its ZipMap again."""
     for one in aside:
         made = one.node.outputs[0]
         node = ir.node(

@@ -1,4 +1,4 @@
-"""Tells what a node reads."""
+"""Describes what a node reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts nodes in the place of others."""
+"""Replaces others by nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def replace(
     *,
     domain: str = "",
 ) -> ir.Node:
-    """Puts a node of another operator, with one output, in the place of ``node``, and returns it."""
+    """Replaces ``node``, and returns it by a node of another operator, with one output,."""
     graph = node.graph
     if graph is None:
         raise AssertionError("the node was removed before")

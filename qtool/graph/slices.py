@@ -18,7 +18,7 @@ _END = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Is what a Slice does to one axis.
+    """What a Slice does to one axis.
 
     Attributes:
         axis: the axis, counted from the front where the rank is known.
@@ -57,7 +57,7 @@ def cuts_of(node: ir.Node) -> tuple[Cut, ...] | None:
 
 
 def keeps_all(cut: Cut, length: int | None) -> bool:
-    """Tells whether a cut leaves an axis of ``length`` as it is; None is a length that is not known."""
+    """Returns whether a cut leaves an axis of ``length`` as it is; None is a length that is not known."""
     begins = cut.start == 0 or (length is not None and cut.start <= -length)
     ends = cut.end >= _END or (length is not None and cut.end >= length)
     return cut.step == 1 and begins and ends

@@ -2,7 +2,7 @@
 
 Quantizing and optimizing multiply factors into weights and rearrange them. Who changes a weight later, as merging an
 adapter does, has to do the same to the change. The record is JSON in the tensor's metadata, so that it goes wherever
-the graph goes: the tensor's first name and shape, then one entry a step.
+the graph goes: the tensor's first name and shape, then one entry per step.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Step = Scaled | Rearranged | Shifted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """Is what became of a tensor.
+    """What became of a tensor.
 
     Attributes:
         tensor: in the form in which it is stored now.
@@ -158,7 +158,7 @@ def record_of(value: ir.Value | None) -> WeightRecord | None:
 
 
 def has_records(model: ir.Model) -> bool:
-    """Tells whether qtool has noted what became of weights of a model, as it does of all that it quantizes."""
+    """Returns whether qtool has noted what became of weights of a model, as it does of all that it quantizes."""
     return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
 
 

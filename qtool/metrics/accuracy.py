@@ -49,7 +49,7 @@ class AccuracyMeter:
     """Compares scores with labels batch by batch, in the order of the labels."""
 
     def __init__(self, labels: Array, *, name: str = "labels") -> None:
-        """Takes one class index a sample.
+        """Takes one class index per sample.
 
         Args:
             labels: integers of the shape (samples,) or (samples, 1).
@@ -65,7 +65,7 @@ class AccuracyMeter:
         self._samples_of = self._right_of = np.zeros(0, np.int64)
 
     def add(self, scores: Array) -> None:
-        """Takes in the scores, of the shape (rows, classes), of the next rows.
+        """Adds the scores, of the shape (rows, classes), of the next rows.
 
         Equal scores rank by their place, as ``argmax`` has it; a row with a NaN is wrong.
 
@@ -143,7 +143,7 @@ def _checked(labels: Array, name: str) -> npt.NDArray[np.int64]:
     if flat.ndim != 1:
         raise InputError(
             f"the labels '{name}' have the shape {labels.shape}",
-            fix="store one class index a sample: labels.argmax(axis=1) where they are one-hot",
+            fix="store one class index per sample: labels.argmax(axis=1) where they are one-hot",
         )
     if flat.dtype.kind not in "iu":
         raise InputError(

@@ -34,7 +34,7 @@ class PrecisionMeter:
         return sum(self._truths.values())
 
     def add(self, found: Boxes, truth: Boxes) -> None:
-        """Takes in one picture; of more than 100 boxes found of one class, the surest count."""
+        """Adds one picture; of more than 100 boxes found of one class, the surest count."""
         ordered = found.where(np.argsort(-found.scores, kind="stable"))
         for label in np.unique(truth.classes).tolist():
             self._truths[label] = self._truths.get(label, 0) + int(np.count_nonzero(truth.classes == label))

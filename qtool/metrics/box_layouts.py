@@ -1,4 +1,4 @@
-"""Finds out how the outputs of a detector hold boxes, and reads them.
+"""Determines how the outputs of a detector hold boxes, and reads them.
 
 What is known: boxes beside scores and classes, as graphs with non-maximum suppression inside of them give them; one
 tensor of (x, y, x, y, score, class) rows; and one tensor of YOLO's candidates, (samples, 4 + classes, candidates) or

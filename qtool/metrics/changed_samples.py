@@ -25,7 +25,7 @@ class ChangedSample:
     Attributes:
         index: which one, counted from 0 in the order of the data.
         sqnr_db: signal-to-quantization-noise ratio of its outputs, the worst one; minus infinity where they are NaN.
-        float_class: the class that the float model names; None where no output holds one score a class.
+        float_class: the class that the float model names; None where no output holds one score per class.
         quantized_class: the class that the quantized model names.
         picture: the sample, float32 of the shape (height, width, channels), where it is an image; None otherwise.
     """
@@ -47,7 +47,7 @@ class SampleMeter:
         self._kept: list[tuple[float, int, ChangedSample]] = []
 
     def add(self, feed: Mapping[str, Array], expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Takes in one batch; an output counts where its first axis holds the samples."""
+        """Adds one batch; an output counts where its first axis holds the samples."""
         rows = samples_in(feed)
         noise = _noise(expected, got, rows)
         # A sample that is as noisy as one before it comes after it.

@@ -25,7 +25,7 @@ def cold_starts(
     Args:
         models: the files.
         feeds: one sample.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         advance: called with 1 after every process.
     """
     seconds: list[list[float]] = [[] for _ in models]

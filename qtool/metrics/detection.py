@@ -35,7 +35,7 @@ class DetectionMeter:
         self._precision = PrecisionMeter()
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch.
+        """Adds one batch.
 
         Raises:
             InputError: there are no boxes in the outputs, or the labels are none.

@@ -73,7 +73,7 @@ class FidelityMeter:
         self._tallies: dict[str, _Tally] = {}
 
     def add(self, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> None:
-        """Takes in the outputs of both models for the same batch.
+        """Adds the outputs of both models for the same batch.
 
         Raises:
             InputError: the candidate lacks an output of the reference.
@@ -197,8 +197,8 @@ def _wide_pairs(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.fl
     """Yields both arrays, flat and in float64, a stretch at a time."""
     left, right = expected.reshape(-1), got.reshape(-1)
     for first in range(0, left.size, _CHUNK_VALUES):
-        stretch = slice(first, first + _CHUNK_VALUES)
-        yield left[stretch].astype(np.float64), right[stretch].astype(np.float64)
+        chunk = slice(first, first + _CHUNK_VALUES)
+        yield left[chunk].astype(np.float64), right[chunk].astype(np.float64)
 
 
 def _decibels(signal: float, noise: float) -> float:

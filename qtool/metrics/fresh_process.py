@@ -33,7 +33,7 @@ class FirstRun:
 
 @dataclass(frozen=True, slots=True)
 class NoRun:
-    """Says why there is nothing to tell.
+    """Explains why there is nothing to tell.
 
     Attributes:
         reason: one line.

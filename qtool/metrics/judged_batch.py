@@ -18,7 +18,7 @@ class Batch:
         outputs: of the model that is judged.
         reference: of the float model.
         inputs: what both ran on.
-        labels: one entry a sample; None without labels.
+        labels: one entry per sample; None without labels.
         rows: how many samples these are.
     """
 
@@ -33,14 +33,14 @@ class MetricMeter(Protocol):
     """Judges one model batch by batch."""
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch; an InputError says that the metric does not fit the outputs or the labels."""
+        """Adds one batch; an InputError says that the metric does not fit the outputs or the labels."""
 
     def result(self) -> float:
         """Returns the score so far; there has to be a sample."""
 
 
 def called_with(name: str, function: Callable[..., Any], *arguments: Any, wanted: str) -> Any:
-    """Returns what a function returns that a person named.
+    """Returns what a function returns that the user named.
 
     Args:
         name: what errors call it.

@@ -126,7 +126,7 @@ def throughput(times: Times, *, batch_size: int) -> Interval:
 def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
     """Finds a quantile and its confidence interval by the percentile bootstrap.
 
-    Rounds are drawn with replacement, and the quantile is taken anew (Efron and Tibshirani, An Introduction to the
+    Rounds are drawn with replacement, and the quantile is taken again (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13). What no number of rounds shows is added on both sides.
     """
     draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))

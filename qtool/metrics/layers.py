@@ -83,7 +83,7 @@ class LayerMeter:
         self.minimum, self.maximum = math.inf, -math.inf
 
     def add(self, expected: Array, got: Array) -> None:
-        """Takes in the values of both models for the same samples; other shapes make the result NaN."""
+        """Adds the values of both models for the same samples; other shapes make the result NaN."""
         if expected.shape != got.shape or expected.dtype.kind != "f" or got.dtype.kind != "f":
             self._noise = math.nan
             return
@@ -142,7 +142,7 @@ class HistogramMeter:
         self._clipped = 0
 
     def add(self, values: Array) -> None:
-        """Takes in values."""
+        """Adds values."""
         self._counts += np.histogram(values, bins=_BINS, range=(self._low, self._high))[0]
         room = self._span.step / 2
         self._clipped += int(np.count_nonzero((values < self._span.low - room) | (values > self._span.high + room)))

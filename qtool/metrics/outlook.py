@@ -58,7 +58,7 @@ class Outlook:
 
 
 class OutlookMeter:
-    """Gathers one output sample by sample; holds a few numbers of each."""
+    """Collects one output sample by sample; holds a few numbers of each."""
 
     def __init__(self, gate: str | None = None) -> None:
         """Takes the operator that the output comes from, where it saturates."""
@@ -70,7 +70,7 @@ class OutlookMeter:
         self._undecided = 0
 
     def add(self, expected: Array, got: Array, samples: int, before: tuple[Array, Array] | None = None) -> None:
-        """Takes in one batch of the float model's and the quantized model's output, and what the gate read in each."""
+        """Adds one batch of the float model's and the quantized model's output, and what the gate read in each."""
         if expected.dtype.kind != "f" or expected.shape != got.shape or not expected.size:
             return
         count = samples if expected.ndim and expected.shape[0] == samples else 1
@@ -105,7 +105,7 @@ class OutlookMeter:
         )
 
     def _add_gate(self, expected: Floats, before: tuple[Array, Array]) -> bool:
-        """Takes in what the gate read; returns False where that is not what the output comes from, row by row."""
+        """Adds what the gate read; returns False where that is not what the output comes from, row by row."""
         left, right = (x.astype(np.float64) for x in before)
         if left.size != expected.size or right.shape != left.shape or expected.shape[1] > _MOST_CLASSES:
             return False

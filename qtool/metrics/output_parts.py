@@ -15,7 +15,7 @@ from qtool.calib.specs import Array
 
 # Channels that are neighbours and so many times as strong as each other belong to different parts.
 _UNLIKE = 16.0
-# A column of a matrix is one number a sample, and may be small for less.
+# A column of a matrix is one number per sample, and may be small for less.
 _UNLIKE_COLUMNS = 64.0
 # A tensor that falls apart into more is not put together from parts.
 _MOST_PARTS = 4
@@ -31,7 +31,7 @@ _CHUNK_VALUES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPart:
-    """Is a stretch of an output's channels.
+    """A stretch of an output's channels.
 
     Attributes:
         axis: where the channels lie.
@@ -63,7 +63,7 @@ class PartsMeter:
         self._rank = 0
 
     def add(self, expected: Array, got: Array) -> None:
-        """Takes in one batch of float arrays of one shape, a few values at a time."""
+        """Adds one batch of float arrays of one shape, a few values at a time."""
         if not expected.size:
             return
         axes = _axes(expected.shape)
@@ -142,5 +142,5 @@ def _chunks(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float6
     """Yields both arrays in float64, some samples at a time."""
     step = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
     for first in range(0, len(expected), step):
-        stretch = slice(first, first + step)
-        yield expected[stretch].astype(np.float64), got[stretch].astype(np.float64)
+        chunk = slice(first, first + step)
+        yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)

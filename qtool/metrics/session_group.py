@@ -75,7 +75,7 @@ def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0
 
 
 @contextmanager
-def judged_group(
+def evaluation_group(
     group: SessionGroup, models: Sequence[Path], names: Sequence[str], *, threads: int = 0
 ) -> Iterator[SessionGroup]:
     """Yields what compares outputs in place of ``group``, which opened the same models as they are.

@@ -153,5 +153,5 @@ def _parts(value: ir.Value, tensor: ir.TensorProtocol, depth: int) -> Iterator[_
 
 
 def _is_row(tensor: ir.TensorProtocol) -> bool:
-    """Tells whether it holds a number a channel."""
+    """Returns whether it holds a number a channel."""
     return sum(length > 1 for length in tensor.shape.numpy()) == 1

@@ -44,13 +44,13 @@ class MeanMeter:
     """Averages scores of samples."""
 
     def __init__(self, score: Score) -> None:
-        """Takes what returns one number a sample, (rows,)."""
+        """Takes what returns one number per sample, (rows,)."""
         self._score = score
         self._sum = 0.0
         self._samples = 0
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch.
+        """Adds one batch.
 
         Raises:
             InputError: the metric does not fit the outputs or the labels.
@@ -115,7 +115,7 @@ def _class_labels(batch: Batch, classes: int) -> npt.NDArray[np.int64]:
     labels = None if batch.labels is None else batch.labels.reshape(batch.rows, -1)
     if labels is None or labels.shape[1] != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            "the metric takes one class index a sample for labels", fix="name them with --labels, or store '_label'"
+            "the metric takes one class index per sample for labels", fix="name them with --labels, or store '_label'"
         )
     found = labels[:, 0].astype(np.int64)
     if found.size and not (found.min() >= 0 and found.max() < classes):
@@ -138,7 +138,7 @@ def _name(outputs: Mapping[str, Array], rows: int, *, axes: int | None) -> str |
 
 
 def _of_function(name: str, function: Callable[..., Any]) -> Score:
-    wanted = "takes the outputs by name and the labels, and returns one number a sample"
+    wanted = "takes the outputs by name and the labels, and returns one number per sample"
 
     def score(batch: Batch) -> npt.NDArray[np.float64]:
         returned = called_with(name, function, dict(batch.outputs), batch.labels, wanted=wanted)

@@ -75,7 +75,7 @@ class TensorErrorMeter:
         self._signal = self._clipping = self._rounding = self._total = 0.0
 
     def add(self, floats: Array, quantized: Array) -> None:
-        """Takes in the tensor of the float model and that of the quantized one for the same batch.
+        """Adds the tensor of the float model and that of the quantized one for the same batch.
 
         Values that are not finite in one of them are left out.
         """

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
 
 from qtool.calib.specs import Array
 from qtool.errors import InputError
@@ -18,20 +19,6 @@ _STEP_AXES = 3
 _TOKEN_AXES = 2
 _BLANK = 0
 _PADDING = -1
-
-
-def edit_distance(left: Text, right: Text) -> int:
-    """Returns the fewest insertions, deletions and substitutions that make one sequence the other.
-
-    Wagner and Fischer, The String-to-String Correction Problem, 1974.
-    """
-    before = list(range(len(right) + 1))
-    for place, ours in enumerate(left, start=1):
-        row = [place]
-        for other, theirs in enumerate(right, start=1):
-            row.append(min(before[other] + 1, row[-1] + 1, before[other - 1] + (ours != theirs)))
-        before = row
-    return before[-1]
 
 
 def edit_accuracy(batch: Batch) -> npt.NDArray[np.float64]:
@@ -57,7 +44,7 @@ class WordErrorMeter:
         self._edits = self._words = 0
 
     def add(self, batch: Batch) -> None:
-        """Takes in one batch.
+        """Adds one batch.
 
         Raises:
             InputError: the outputs hold no texts, or the labels are none.
@@ -69,7 +56,7 @@ class WordErrorMeter:
         else:
             expected = _symbol_labels(batch.labels, "wer")
         for text, other in zip(self._read(batch.outputs, batch.rows), expected, strict=True):
-            self._edits += edit_distance(text, other)
+            self._edits += Levenshtein.distance(text, other)
             self._words += len(other)
 
     def result(self) -> float:
@@ -85,7 +72,7 @@ class WordErrorMeter:
 
 def _similarity(left: Text, right: Text) -> float:
     longest = max(len(left), len(right))
-    return 1 - edit_distance(left, right) / longest if longest else 1.0
+    return 1 - Levenshtein.distance(left, right) / longest if longest else 1.0
 
 
 def _texts(outputs: Mapping[str, Array], rows: int) -> list[Text]:

@@ -23,7 +23,7 @@ class Runs(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Is one pass of the pipeline.
+    """One pass of the pipeline.
 
     Attributes:
         location: ``module:class`` of the pass.
@@ -43,7 +43,7 @@ class Entry:
 PASSES: Mapping[str, Entry] = {
     "inline-functions": Entry(
         location="qtool.passes.normalization.normalize:InlineFunctions",
-        effect="puts bodies in the place of calls of the model's own functions",
+        effect="inlines the model's own functions",
     ),
     "lift-constants": Entry(
         location="qtool.passes.optimization.lift_constants:LiftConstants",

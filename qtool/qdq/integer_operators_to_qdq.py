@@ -16,7 +16,7 @@ from qtool.graph.constants import add_constant, constant_array, integer_attribut
 from qtool.graph.names import Names
 
 _MICROSOFT = "com.microsoft"
-# Operators with one scale a tensor: the float one behind them, and the place of each input that is followed by its
+# Operators with one scale per tensor: the float one behind them, and the place of each input that is followed by its
 # scale and zero point. The scale and zero point of the output come last.
 _PLAIN: Mapping[tuple[str, str], tuple[str, int]] = {
     (_MICROSOFT, "QLinearAdd"): ("Add", 2),
@@ -35,7 +35,7 @@ _LAYOUT = "channels_last"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """Is a float operator.
+    """A float operator.
 
     Attributes:
         op_type: its name.

@@ -29,7 +29,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTable:
-    """Is one table whose integers are in the graph now.
+    """One table whose integers are in the graph now.
 
     Attributes:
         tensor: its name.

@@ -1,4 +1,4 @@
-"""Reads the integers behind DequantizeLinear, with one scale, one a channel or one a block, and finds new ones.
+"""Reads the integers behind DequantizeLinear, with one scale, one per channel or one a block, and finds new ones.
 
 Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """
@@ -6,7 +6,6 @@ Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import constant_array, integer_attribute, is_constant, sole_consumer
+from qtool.qdq.scale_policy import ScalePolicy
 
 Array = npt.NDArray[Any]
 
@@ -31,21 +31,9 @@ _BITS = {
 }
 
 
-class ScalePolicy(StrEnum):
-    """Says what becomes of the scales of integers when what they stand for changes.
-
-    GROW keeps them but where values outgrow their integers; KEEP keeps all of them and clips; RECOMPUTE takes those
-    that the largest value of each channel needs.
-    """
-
-    GROW = "grow"
-    KEEP = "keep"
-    RECOMPUTE = "recompute"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerRules:
-    """Says how changed floats become integers again.
+    """Describes how changed floats become integers again.
 
     Attributes:
         scales: what becomes of their scales.
@@ -59,7 +47,7 @@ class IntegerRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIntegers:
-    """Is a stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
+    """A stored tensor that a DequantizeLinear makes floats of: (q − zero point) · scale.
 
     Attributes:
         value: the initializer.

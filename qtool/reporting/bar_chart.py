@@ -16,7 +16,7 @@ _PAPER, _INK, _GREY, _BAR = "#ffffff", "#1f2933", "#66727f", "#2f6fb2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """Is one row of the chart.
+    """One row of the chart.
 
     Attributes:
         label: stands left of the bar; its middle is left out where it is too long.

@@ -76,7 +76,7 @@ def read_baseline(path: Path) -> Baseline:
         raise InputError(f"there is no report at {path}", fix="write one with `qtool report -o old.json`") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"{path} is no report in the form {SCHEMA}", fix="write it anew with `qtool report -o old.json`"
+            f"{path} is no report in the form {SCHEMA}", fix="write it again with `qtool report -o old.json`"
         ) from error
 
 

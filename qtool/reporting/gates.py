@@ -56,7 +56,7 @@ class Gate:
         return f"{self.name} {self.operator} {str(self.limit).removesuffix('.0')}"
 
     def trips(self, found: Measured) -> bool:
-        """Tells whether ``found`` fails the report, wherever in its interval it lies; NaN always does."""
+        """Returns whether ``found`` fails the report, wherever in its interval it lies; NaN always does."""
         if found.value is None or math.isnan(found.value):
             return True
         low = found.value if found.low is None else found.low
@@ -102,7 +102,7 @@ def check_gates(
     metric: bool = False,
     data: str = "the data",
 ) -> None:
-    """Refuses gates that no report on this data could judge, before anything runs.
+    """Rejects gates that no report on this data could judge, before anything runs.
 
     Args:
         gates: what is to be judged.
@@ -143,7 +143,7 @@ def check_gates(
 
 
 def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
-    """Says what the gates make of every quantized model: on each dataset, or once where the figure is the model's."""
+    """Returns the verdicts of all gates on every quantized model: per dataset, or once for figures of the model."""
     gates = tuple(gates)
     if len(report.datasets) == 1:
         return tuple(verdict for comparison in report.comparisons for verdict in judge(comparison, gates))
@@ -156,7 +156,7 @@ def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
 
 
 def judge(comparison: ModelComparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
-    """Says what each gate makes of one quantized model on one dataset."""
+    """Describes what each gate makes of one quantized model on one dataset."""
     figures = dict(comparison.figures)
     if len(comparison.fidelity) == 1:
         only = comparison.fidelity[0].name

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from qtool.reporting.model import ModelComparison, Report
 from qtool.reporting.png import thumbnail
@@ -14,96 +18,77 @@ from qtool.reporting.table import tables
 from qtool.reporting.table_form import Table, number
 
 _WORST_LAYERS = 20
-_STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2933; --grey: #66727f; --rule: #d5dbe1;
-  --mark: #2f6fb2; --base: #b2572f; --span: #2f6fb21f; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14181d; --ink: #e4e9ee; --grey: #9aa7b4; --rule: #36404a; --mark: #6aa9e9; --base: #e99a6a;
-    --span: #6aa9e933; }
-}
-body { margin: 0 auto; padding: 1.5rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
-p, figcaption { color: var(--grey); font-size: 0.9rem; overflow-wrap: anywhere; }
-/* Names stay in sight while a table is moved, and a shade at its edge tells that there is more of it. */
-.scroll { overflow-x: auto; background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100%
-  no-repeat local, linear-gradient(to left, var(--rule), transparent) right / 1rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--rule); text-align: right; }
-th, td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tr[class] td:last-child { white-space: normal; min-width: 14rem; }
-tr.failed td, tr.unjudged td { color: var(--base); font-weight: 600; }
-.plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-figure { margin: 0; min-width: 0; }
-img { width: 8rem; image-rendering: pixelated; border: 1px solid var(--rule); }
-svg { width: 100%; max-width: 40rem; height: auto; }
-svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
-.mark { fill: var(--mark); stroke: var(--mark); stroke-width: 2; }
-.base { fill: var(--base); stroke: var(--base); stroke-width: 2; }
-.bar { fill: var(--mark); } .span { fill: var(--span); } .edge { stroke: var(--base); stroke-width: 2; }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
-@media (max-width: 40rem) {
-  body { padding: 1rem; font-size: 15px; } th, td { padding-right: 0.6rem; }
-  th:first-child, td:first-child { min-width: 5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word; }
-}
-""".strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TableSection:
+    """A table, its heading's element, and the column that says what became of a gate."""
+
+    table: Table
+    heading: str
+    outcome: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Figure:
+    """A picture, in HTML, and what stands below it."""
+
+    caption: str
+    picture: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlotSection:
+    """Figures under one title; ``kind`` is their class in the style sheet."""
+
+    title: str
+    figures: Sequence[_Figure]
+    kind: str = "plots"
 
 
 def to_html(report: Report) -> str:
     """Writes the report as one HTML document with its tables and plots; ends with a line break."""
     found = tables(report)
-    title = html.escape(found[0].title)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     machine = report.machine
-    where = html.escape(f"{versions}; {machine.system}, {machine.processor}, {machine.cores} cores")
     # Gates come first, since they are what a page is most often opened for.
     gates = [table for table in found if "outcome" in table.columns]
-    sections = [_table(found[0], heading="h1"), *(_table(table, heading="h2") for table in gates)]
-    sections.append(_plots("Accuracy and time", _scatters(report)))
-    sections += [_table(table, heading="h2") for table in found[1:] if table not in gates]
-    several = len(report.datasets) > 1
-    for comparison in report.comparisons:
-        name = comparison.quantized_model.name
-        of_data = f" of {comparison.dataset}" if several else ""
-        sections.append(_plots(f"Samples{of_data} that {name} changes most", _pictures(comparison), kind="pictures"))
-        sections.append(_plots(f"Inside of {name}", _inside(comparison)))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<p>{where}</p>\n</main>\n</body>\n</html>\n"
+    sections = [_section(found[0], heading="h1"), *(_section(table, heading="h2") for table in gates)]
+    plots = [_PlotSection(title="Accuracy and time", figures=_scatters(report))]
+    rest = [_section(table, heading="h2") for table in found[1:] if table not in gates]
+    details = [plot for comparison in report.comparisons for plot in _details(comparison, report)]
+    # Names of tensors and files are whatever somebody called them: all text is escaped.
+    environment = Environment(autoescape=True, loader=PackageLoader("qtool.reporting", ""), keep_trailing_newline=True)
+    return environment.get_template("page.html.jinja").render(
+        title=found[0].title,
+        style=Markup(files("qtool.reporting").joinpath("page.css").read_text(encoding="utf-8").strip()),
+        sections=[*sections, *_shown(plots), *rest, *_shown(details)],
+        where=f"{versions}; {machine.system}, {machine.processor}, {machine.cores} cores",
     )
 
 
-def _table(table: Table, *, heading: str) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
-    place = table.columns.index("outcome") if "outcome" in table.columns else None
-    rows = []
-    for row in table.rows:
-        kind = "" if place is None else f' class="{html.escape(row[place])}"'
-        rows.append(f"<tr{kind}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
-    caption = f"<p>{html.escape(table.caption)}</p>" if table.caption else ""
-    return (
-        f"<section>\n<{heading}>{html.escape(table.title)}</{heading}>\n"
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(rows)
-        + f"\n</tbody>\n</table></div>\n{caption}\n</section>"
-    )
+def _section(table: Table, *, heading: str) -> _TableSection:
+    outcome = table.columns.index("outcome") if "outcome" in table.columns else None
+    return _TableSection(table=table, heading=heading, outcome=outcome)
 
 
-def _plots(title: str, figures: list[tuple[str, str]], *, kind: str = "plots") -> str:
-    if not figures:
-        return ""
-    shown = "\n".join(
-        f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>" for caption, picture in figures
-    )
-    return f'<section>\n<h2>{html.escape(title)}</h2>\n<div class="{kind}">\n{shown}\n</div>\n</section>'
+def _details(comparison: ModelComparison, report: Report) -> Iterator[_PlotSection]:
+    name = comparison.quantized_model.name
+    of_data = f" of {comparison.dataset}" if len(report.datasets) > 1 else ""
+    title = f"Samples{of_data} that {name} changes most"
+    yield _PlotSection(title=title, figures=_pictures(comparison), kind="pictures")
+    yield _PlotSection(title=f"Inside of {name}", figures=_inside(comparison))
 
 
-def _scatters(report: Report) -> list[tuple[str, str]]:
+def _shown(sections: Sequence[_PlotSection]) -> list[_PlotSection]:
+    return [section for section in sections if section.figures]
+
+
+def _figure(caption: str, picture: str) -> _Figure:
+    return _Figure(caption=caption, picture=Markup(picture))
+
+
+def _scatters(report: Report) -> list[_Figure]:
     if not report.rounds:
         return []
     found = []
@@ -117,7 +102,7 @@ def _scatters(report: Report) -> list[tuple[str, str]]:
                 title = f"{label}{on_data} against latency"
                 picture = scatter(points, title=title, x_label="median latency, ms", y_label=label)
                 caption = f"{label}{on_data}, against the median time of one sample with its 99 % confidence interval"
-                found.append((caption, picture))
+                found.append(_figure(caption, picture))
     return found
 
 
@@ -140,7 +125,7 @@ def _point(comparison: ModelComparison, label: str, figure: str, latency: str) -
     return [Point(label=label, x=x.value, y=y, low=x.low, high=x.high, is_base=label == "float")]
 
 
-def _pictures(comparison: ModelComparison) -> list[tuple[str, str]]:
+def _pictures(comparison: ModelComparison) -> list[_Figure]:
     found = []
     for sample in comparison.samples:
         if sample.picture is None:
@@ -149,11 +134,11 @@ def _pictures(comparison: ModelComparison) -> list[tuple[str, str]]:
         caption = f"sample {sample.index}, {number(sample.sqnr_db, '.1f', ' dB')}"
         if sample.float_class is not None:
             caption += f": class {sample.float_class}, quantized {sample.quantized_class}"
-        found.append((caption, f'<img alt="sample {sample.index}" src="data:image/png;base64,{source}">'))
+        found.append(_figure(caption, f'<img alt="sample {sample.index}" src="data:image/png;base64,{source}">'))
     return found
 
 
-def _inside(comparison: ModelComparison) -> list[tuple[str, str]]:
+def _inside(comparison: ModelComparison) -> list[_Figure]:
     found = []
     known = [layer for layer in comparison.layers if math.isfinite(layer.sqnr_db)]
     worst = sorted(known, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]
@@ -161,7 +146,7 @@ def _inside(comparison: ModelComparison) -> list[tuple[str, str]]:
         # Relative errors, so that a longer bar is a worse layer.
         rows = [(layer.tensor, 10 ** (-layer.sqnr_db / 20), f"{layer.sqnr_db:.1f} dB") for layer in worst]
         caption = "Error of the tensors that differ most from the float model, relative to their values, with the SQNR"
-        found.append((caption, bars(rows, title="error by layer")))
+        found.append(_figure(caption, bars(rows, title="error by layer")))
     for entry in comparison.histograms:
         caption = (
             f"{entry.tensor}: values of the float model on a logarithmic scale, "
@@ -175,5 +160,5 @@ def _inside(comparison: ModelComparison) -> list[tuple[str, str]]:
             span=(entry.range_low, entry.range_high),
             title=f"values of {entry.tensor}",
         )
-        found.append((caption, picture))
+        found.append(_figure(caption, picture))
     return found

@@ -71,8 +71,8 @@ class GridPoint:
     """The times of both models in one setting.
 
     Attributes:
-        batch_size: samples a run.
-        threads: threads inside an operator; 0 is one a core.
+        batch_size: samples per run.
+        threads: threads inside an operator; 0 is one per core.
         float_ms: milliseconds a run of the float model.
         quantized_ms: milliseconds a run of the quantized model.
         speedup: float time over quantized time, from paired rounds.
@@ -182,8 +182,8 @@ class Report:
             float model. What is measured once a model stands in the entries of every dataset.
         datasets: what all models ran on, at least one.
         metric: what judged the models at their task; None where nothing did.
-        batch_size: samples a run.
-        threads: threads inside an operator; 0 is one a core.
+        batch_size: samples per run.
+        threads: threads inside an operator; 0 is one per core.
         rounds: rounds of the latency measurement; 0 where it was not to be measured.
         versions: of the packages that have a say in the figures.
         machine: where it was measured.

@@ -21,7 +21,7 @@ _TICKS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Is one mark in a plot.
+    """A mark in a plot.
 
     Attributes:
         label: stands beside it.

@@ -17,7 +17,7 @@ def grid_table(comparison: ModelComparison, of_model: str) -> Table:
         rows=tuple(
             (
                 str(point.batch_size),
-                "one a core" if point.threads == 0 else str(point.threads),
+                "one per core" if point.threads == 0 else str(point.threads),
                 f"{point.float_ms.median:,.3f} ms",
                 f"{point.quantized_ms.median:,.3f} ms",
                 _ratio(point.speedup),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qtool.atomic import staged
+from qtool.json_values import json_text
 from qtool.reporting.html import to_html
 from qtool.reporting.json import to_json
 from qtool.reporting.junit import to_junit
@@ -16,7 +16,7 @@ from qtool.reporting.model import Report
 
 def to_json_text(report: Report) -> str:
     """Writes the report as a JSON document; ends with a line break."""
-    return json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(to_json(report))
 
 
 WRITERS: Mapping[str, Callable[[Report], str]] = {

@@ -38,7 +38,7 @@ def open_graph(
 
     Args:
         model: the graph.
-        threads: threads inside an operator; 0 lets onnxruntime take one a core.
+        threads: threads inside an operator; 0 lets onnxruntime take one per core.
         level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
         mapped: whether it goes through a file in any case, and its weights stay there while it runs.
         largest_message_bytes: with so many bytes of weights it goes through a file.
@@ -72,7 +72,7 @@ def _weights_bytes(model: ir.Model) -> int:
 
 
 def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
-    """Returns ``model``, which is left as it is, as bytes without its large weights, and these by name."""
+    """Returns ``model``, which is not modified, as bytes without its large weights, and these by name."""
     large = {
         name: (value, value.const_value)
         for name, value in model.graph.initializers.items()

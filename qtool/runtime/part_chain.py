@@ -23,9 +23,9 @@ class PartChain:
 
         Args:
             manifest: the JSON file that ``qtool split`` wrote beside the parts.
-            threads: threads inside an operator; 0 lets onnxruntime take one a core.
+            threads: threads inside an operator; 0 lets onnxruntime take one per core.
             level: how far onnxruntime may rewrite each part.
-            one_at_a_time: whether each part is opened anew when its turn comes, so that only one is in memory.
+            one_at_a_time: whether each part is opened again when its turn comes, so that only one is in memory.
 
         Raises:
             InputError: the manifest is none, or a part is missing.

@@ -23,7 +23,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Is a stretch of nodes.
+    """A stretch of nodes.
 
     Attributes:
         nodes: the nodes, in order.
@@ -51,7 +51,7 @@ class Parts:
     """
 
     def __init__(self, model: ir.Model, *, largest_part_bytes: int = _LARGEST_PART_BYTES) -> None:
-        """Divides ``model``, which is left as it is and may change afterwards.
+        """Divides ``model``, which is not modified and may change afterwards.
 
         Args:
             model: the graph.

@@ -51,9 +51,9 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
     nodes has the name of one of them.
 
     Args:
-        model: the graph, which is left as it is.
+        model: the graph, which is not modified.
         feed: what to run it on.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -73,7 +73,7 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
     Args:
         model: the file, or its bytes.
         feed: what to run it on.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.

@@ -93,7 +93,7 @@ class Session:
 
         Args:
             model: the file, or its bytes (under 2 GiB, no external data).
-            threads: threads inside an operator; 0 lets onnxruntime take one a core.
+            threads: threads inside an operator; 0 lets onnxruntime take one per core.
             level: how far onnxruntime may rewrite the graph.
             optimized_to: where to write the graph as onnxruntime rewrote it.
             profile_to: where to write how long every kernel runs; the file's name begins so.

@@ -25,7 +25,7 @@ _ALIGNMENT_BYTES = 16
 
 
 def may_be_handed_over(tensor: ir.TensorProtocol, *, smallest_bytes: int) -> bool:
-    """Tells whether ``tensor`` has a type that onnxruntime takes so, and is not too small for it to pay."""
+    """Returns whether ``tensor`` has a type that onnxruntime takes so, and is not too small for it to pay."""
     return tensor.nbytes >= smallest_bytes and tensor.dtype in _TYPES
 
 

@@ -39,7 +39,7 @@ _FACTOR, _SHIFT, _STRIDE = 1103515245, 12345, 69069
 
 
 def draws(model: ir.Model) -> bool:
-    """Tells whether a model has a node that draws random numbers."""
+    """Returns whether a model has a node that draws random numbers."""
     return any(node.op_type in DRAWING for node in _nodes(model.graph))
 
 
@@ -91,7 +91,7 @@ class _Drawn:
         self._nodes: list[ir.Node] = []
 
     def replace(self) -> None:
-        """Puts the new nodes in the place of the old one."""
+        """Replaces the old one by the new nodes."""
         node, output = self._node, self._node.outputs[0]
         shape = self._shape()
         if node.op_type == "Bernoulli":

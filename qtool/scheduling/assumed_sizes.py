@@ -1,4 +1,4 @@
-"""Says how large tensors of free dimensions are, roughly, where only their order matters."""
+"""Describes how large tensors of free dimensions are, roughly, where only their order matters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SAMPLES, _LENGTH = 1, 64
 
 
 def assumed_sizes(model: ir.Model) -> dict[str, TensorSize]:
-    """Returns a size for every tensor of ``model``, which is left as it is.
+    """Returns a size for every tensor of ``model``, which is not modified.
 
     A free first dimension of an input is one sample, another one 64 long. A tensor of which shape inference still says
     nothing is as large as the largest one that its node reads.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtool.scheduling.greedy import greedy_order
-from qtool.scheduling.search import StretchSearch
+from qtool.scheduling.search import SegmentSearch
 from qtool.scheduling.segments import segments
 from qtool.scheduling.tasks import Tasks, bytes_while, peak_bytes
 
@@ -36,7 +36,7 @@ def best_order(tasks: Tasks) -> tuple[int, ...]:
             if greedy_peak < peak:
                 best, peak = greedy, greedy_peak
             if len(part) <= min(_LONGEST_SEARCHED, sets_left):
-                search = StretchSearch(tasks, part)
+                search = SegmentSearch(tasks, part)
                 found = search.best(alive, reached, peak, min(_MOST_SETS, sets_left))
                 sets_left -= search.followed
                 if found is not None:

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from qtool.scheduling.tasks import Tasks
 
 
-def greedy_order(tasks: Tasks, stretch: Sequence[int]) -> tuple[int, ...]:
-    """Returns an order of the tasks of ``stretch`` in n·log n time; ties are broken by the order that is there.
+def greedy_order(tasks: Tasks, segment: Sequence[int]) -> tuple[int, ...]:
+    """Returns an order of the tasks of ``segment`` in n·log n time; ties are broken by the order that is there.
 
     Tasks outside of the stretch count as done before it or after it, whichever they are.
     """
-    inside = set(stretch)
-    waiting = {number: sum(other in inside for other in tasks.before[number]) for number in stretch}
+    inside = set(segment)
+    waiting = {number: sum(other in inside for other in tasks.before[number]) for number in segment}
     left = {
-        tensor: sum(reader >= stretch[0] for reader in tasks.readers[tensor])
-        for number in stretch
+        tensor: sum(reader >= segment[0] for reader in tasks.readers[tensor])
+        for number in segment
         for tensor in (*tasks.tasks[number].reads, *tasks.tasks[number].makes)
     }
-    added = {number: _added(tasks, left, number) for number in stretch if waiting[number] == 0}
+    added = {number: _added(tasks, left, number) for number in segment if waiting[number] == 0}
     heap = [(cost, number) for number, cost in added.items()]
     heapq.heapify(heap)
     order: list[int] = []

@@ -24,7 +24,7 @@ class _Done:
     """A set of tasks that are done, with the best way to it.
 
     Attributes:
-        mask: the set, one bit a task of the stretch.
+        mask: the set, one bit per task of the stretch.
         peak: the most that was in memory on the way.
         alive: what is in memory now.
         ready: tasks that can be next, by their places in the stretch.
@@ -40,32 +40,32 @@ class _Done:
     before: _Done | None
 
 
-class StretchSearch:
-    """SearchConfig one stretch.
+class SegmentSearch:
+    """Searches the best order of one segment.
 
     Attributes:
         followed: how many sets of tasks were followed so far.
     """
 
-    def __init__(self, tasks: Tasks, stretch: Sequence[int]) -> None:
-        """Takes the tasks of ``stretch``, which come one after the other in every order."""
-        places = {number: place for place, number in enumerate(stretch)}
+    def __init__(self, tasks: Tasks, segment: Sequence[int]) -> None:
+        """Takes the tasks of ``segment``, which come one after the other in every order."""
+        places = {number: place for place, number in enumerate(segment)}
         self.followed = 0
-        self._stretch = tuple(stretch)
-        self._made = [tasks.made_bytes[number] for number in stretch]
-        self._extra = [tasks.tasks[number].extra_bytes for number in stretch]
-        self._after = [[places[other] for other in tasks.after[number] if other in places] for number in stretch]
+        self._segment = tuple(segment)
+        self._made = [tasks.made_bytes[number] for number in segment]
+        self._extra = [tasks.tasks[number].extra_bytes for number in segment]
+        self._after = [[places[other] for other in tasks.after[number] if other in places] for number in segment]
         self._before = [
-            sum(1 << places[other] for other in tasks.before[number] if other in places) for number in stretch
+            sum(1 << places[other] for other in tasks.before[number] if other in places) for number in segment
         ]
         # Of each task, the tensors that may go when it is done: the bits of all that read them, and their sizes.
         self._freed: list[list[tuple[int, int]]] = []
         masks: dict[int, int | None] = {}
-        for number in stretch:
+        for number in segment:
             task = tasks.tasks[number]
             for tensor in (*task.reads, *task.makes):
                 if tensor not in masks:
-                    masks[tensor] = _readers_mask(tasks, tensor, places, stretch[-1])
+                    masks[tensor] = _readers_mask(tasks, tensor, places, segment[-1])
             self._freed.append(
                 [
                     (mask, tasks.nbytes[tensor])
@@ -83,7 +83,7 @@ class StretchSearch:
             limit: the peak that is reached already.
             most_sets: about how many sets of tasks to follow at most.
         """
-        count = len(self._stretch)
+        count = len(self._segment)
         width = max(most_sets // max(count, 1), _FEWEST_SETS)
         ready = tuple(place for place in range(count) if not self._before[place])
         start = self._closed(_Done(0, max(alive, enough), alive, ready, (), None))
@@ -108,7 +108,7 @@ class StretchSearch:
         return self._order(ends[0]) if ends and ends[0].peak < limit else None
 
     def _tried(self, done: _Done) -> Sequence[int]:
-        if len(self._stretch) <= _LARGEST_COMPLETE or len(done.ready) <= _MOST_TRIED:
+        if len(self._segment) <= _LARGEST_COMPLETE or len(done.ready) <= _MOST_TRIED:
             return done.ready
         added = {place: self._made[place] - self._freed_by(done, place) for place in done.ready}
         return sorted(done.ready, key=lambda place: (added[place], place))[:_MOST_TRIED]
@@ -158,7 +158,7 @@ class StretchSearch:
         while done is not None:
             parts.append(done.last)
             done = done.before
-        return tuple(self._stretch[place] for part in reversed(parts) for place in part)
+        return tuple(self._segment[place] for part in reversed(parts) for place in part)
 
 
 def _readers_mask(tasks: Tasks, tensor: int, places: dict[int, int], last: int) -> int | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Is one node.
+    """One node.
 
     Attributes:
         reads: the tensors that it reads, each once, by number.
@@ -27,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """Is what has to be done, in an order in which every tensor is made before it is read.
+    """What has to be done, in an order in which every tensor is made before it is read.
 
     Attributes:
         tasks: one a node.

@@ -1,1 +1,1 @@
-"""Decisions by measurement: what a change to the quantized model does to the outputs, and what it costs in time."""
+"""Mixed-precision and range searches: measure what a choice does to the outputs, and what it costs in latency."""

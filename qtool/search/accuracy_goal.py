@@ -1,4 +1,4 @@
-"""What a quantized model has to reach."""
+"""The accuracy goal of a mixed-precision search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtool.search.output_evaluator import Assessment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """Holds the figures to reach; those that are None do not count.
+    """Minimum figures for the quantized model; those that are None are not checked.
 
     Attributes:
         min_sqnr_db: SQNR of the worst output, in dB.
@@ -23,12 +23,12 @@ class Goal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to reach."""
+        """Whether no figure is set."""
         return self.min_sqnr_db is None and self.min_agreement is None and self.max_drop is None
 
     @property
     def needs_classes(self) -> bool:
-        """Whether it is about single samples, of which it takes many."""
+        """Whether it counts samples by class, which takes many samples."""
         return self.min_agreement is not None or self.max_drop is not None
 
     @property
@@ -44,20 +44,20 @@ class Goal:
         return " ".join(parts)
 
     def margin(self, reached: Assessment) -> float:
-        """Returns by how much the figure that is worst off passes, in parts of what was asked; negative if it fails."""
+        """Returns the smallest relative margin over all figures; negative if one of them fails."""
         margins = []
         if self.min_sqnr_db is not None:
             margins.append((reached.sqnr_db - self.min_sqnr_db) / max(abs(self.min_sqnr_db), 1.0))
         if self.min_agreement is not None:
             margins.append((reached.agreement or 0.0) - self.min_agreement)
         if self.max_drop is not None:
-            # A hair: differences of shares are off by the last digits.
+            # Tolerance for the rounding error in differences of shares.
             drop = 1.0 if reached.top1_drop is None else reached.top1_drop
             margins.append(self.max_drop - drop + 1e-12)
         return min(margins, default=0.0)
 
     def reached_in_words(self, reached: Assessment) -> str:
-        """Returns the figures that the goal is about, for a person to read."""
+        """Returns the figures of the goal as text."""
         parts = []
         if self.min_sqnr_db is not None:
             parts.append(f"{reached.sqnr_db:.1f} dB")

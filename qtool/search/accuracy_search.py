@@ -1,7 +1,7 @@
-"""Finds the cheapest layers to keep float so that a quantized model reaches its goal.
+"""Mixed-precision search: finds the cheapest layers to keep float so that a quantized model reaches its goal.
 
-Layers are lined up by noise per added time. The line is cut where the goal is reached, found by doubling and then by
-bisection; then layers that turn out to be dispensable are given back one by one, those that gain least first.
+Layers are sorted by noise per added latency. The shortest prefix that reaches the goal is found by doubling and then
+by bisection; then layers that turn out to be unnecessary go back to integers one by one, those that gain least first.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from qtool.search.output_evaluator import Assessment, OutputEvaluator
 from qtool.search.quantized_candidate import Quantize
 from qtool.search.sensitivity import LayerNoise
 
-# Layers that cost nothing come first, but not before one with ten times their noise at the mean cost.
+# Free layers come first, but not before a layer with ten times their noise at the mean cost.
 _LEAST_COST = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Is one choice of layers.
+    """One choice of layers to keep float.
 
     Attributes:
         layers: those that stay float.
-        assessment: what the model is worth then.
+        assessment: the accuracy of the model with them.
         margin: by how much it passes the goal; negative if it fails.
-        added_s: estimate of the seconds a run that it costs beside integers everywhere.
+        added_s: estimated seconds that it adds to a run, compared with a fully quantized model.
     """
 
     layers: tuple[LayerNoise, ...]
@@ -52,24 +52,24 @@ class Candidate:
 
 
 class MixedPrecisionSearch:
-    """Tries choices of layers, and always knows the best so far.
+    """Tries choices of layers and keeps the best so far.
 
     Attributes:
         best: the cheapest choice that reaches the goal; as long as there is none, the one that comes closest.
         tried: how many choices were tried.
     """
 
-    def __init__(self, quantize: Quantize, judge: OutputEvaluator, goal: Goal, *, advance: Advance) -> None:
-        """Tries integers everywhere, which is the first best.
+    def __init__(self, quantize: Quantize, evaluator: OutputEvaluator, goal: Goal, *, advance: Advance) -> None:
+        """Evaluates the fully quantized model, which is the first best.
 
         Args:
-            quantize: makes the variants.
-            judge: measures them.
+            quantize: makes the candidates.
+            evaluator: measures them.
             goal: what to reach.
             advance: called with 1 after every try.
         """
         self._quantize = quantize
-        self._judge = judge
+        self._evaluator = evaluator
         self._goal = goal
         self._advance = advance
         self._known: dict[frozenset[str], Candidate] = {}
@@ -82,12 +82,12 @@ class MixedPrecisionSearch:
         return len(self._known)
 
     def run(self, ranked: Sequence[LayerNoise], costs: Mapping[str, float], *, stop: Callable[[], bool]) -> None:
-        """SearchConfig until there is nothing left to try or ``stop`` says so; interrupted, it still knows the best.
+        """Searches until nothing is left to try or ``stop`` returns True; after an interrupt ``best`` is still valid.
 
         Args:
             ranked: the layers that may stay float.
-            costs: estimates by layer of the seconds a run that keeping it float adds.
-            stop: asked before every try.
+            costs: by layer, the estimated seconds that keeping it float adds to a run.
+            stop: called before every try.
         """
         self._costs = costs
         line = by_noise_per_cost(ranked, costs)[:-1] if len(ranked) > 1 else ()
@@ -100,7 +100,7 @@ class MixedPrecisionSearch:
                 kept = fewer
 
     def _shortest(self, line: Sequence[LayerNoise], stop: Callable[[], bool]) -> tuple[LayerNoise, ...]:
-        """Returns the shortest beginning of ``line`` that was found to reach the goal; none if none does."""
+        """Returns the shortest prefix of ``line`` found to reach the goal; empty if none does."""
         if self.best.met:
             return ()
         short, long = 0, 1
@@ -124,7 +124,7 @@ class MixedPrecisionSearch:
         if key in self._known:
             return self._known[key]
         kept = {name: "tried in float" for layer in layers for name in layer.group.nodes}
-        assessment = self._judge.assess(self._quantize(kept).model)
+        assessment = self._evaluator.assess(self._quantize(kept).model)
         found = Candidate(
             layers=tuple(layers),
             assessment=assessment,
@@ -139,11 +139,11 @@ class MixedPrecisionSearch:
 
 
 def by_noise_per_cost(ranked: Sequence[LayerNoise], costs: Mapping[str, float]) -> tuple[LayerNoise, ...]:
-    """Lines up layers so that those which take away most noise for the time they add come first.
+    """Sorts layers by the noise they remove for the time they add, the most rewarding first.
 
     Args:
         ranked: layers, the noisiest first.
-        costs: seconds a run that keeping each float adds; 0 or less for those that add nothing.
+        costs: seconds that keeping each one float adds to a run; 0 or less for those that add nothing.
     """
     paid = [cost for cost in costs.values() if cost > 0.0]
     least = _LEAST_COST * fmean(paid) if paid else 1.0
@@ -160,5 +160,5 @@ def _merit(candidate: Candidate) -> tuple[bool, float, int]:
 
 def _noise_in_words(layer: LayerNoise) -> str:
     if layer.sqnr_db == -math.inf:
-        return "its layer alone on integers makes the outputs unusable"
-    return f"its layer alone on integers leaves {layer.sqnr_db:.1f} dB"
+        return "quantizing its layer alone makes the outputs unusable"
+    return f"quantizing its layer alone leaves {layer.sqnr_db:.1f} dB"

@@ -1,9 +1,11 @@
-"""Walks through a quantized model, and fits each layer to what the float model gives out at the same place.
+"""Layer reconstruction over a whole model: fits each quantized layer to the float layer's outputs, in graph order.
 
-Every layer reads what the layers before it, quantized already, really give it. Its integers and its bias are chosen so
-that its output comes closest to that of the float layer, which takes back part of the noise it is fed. Sources:
-``compensated_rounding`` for the integers; M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
-Correction (ICCV 2019), section 4.2 and appendix D, for biases that are corrected one layer after another, on data.
+Every layer reads the outputs of the layers before it, which are quantized already. Its integers and its bias are
+chosen to minimize the error of its output, which also compensates part of the noise in its input. Related work:
+M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization (AdaRound, ICML 2020) and Y. Li et al.,
+BRECQ (ICLR 2021), which learn the rounding by gradient descent; here it is solved in closed form, see ``gptaq``.
+Source for biases corrected layer by layer on data: M. Nagel et al., Data-Free Quantization Through Weight
+Equalization and Bias Correction (ICCV 2019), section 4.2 and appendix D.
 """
 
 from __future__ import annotations
@@ -30,20 +32,20 @@ from qtool.weights.input_hessian import LayerInput, layer_inputs
 from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, reconstruct_layer
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 
-# Positions of each layer that are looked at, over all batches, and the numbers that they hold together; more take time
-# and memory, and show little.
+# Limits on the sampled positions of each layer over all batches, and on the numbers they hold; more cost time and
+# memory and change little.
 _MOST_POSITIONS = 8192
 _MOST_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstruction:
-    """What a walk found; layers that it left as they were are missing.
+    """The result of a reconstruction; unchanged layers are missing.
 
     Attributes:
         weights: new integers, by weight.
         biases: new biases, float32, (output channels,), by layer.
-        fits: what became of each layer that was looked at, by layer.
+        fits: the result for each layer that was visited, by layer.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -52,7 +54,7 @@ class Reconstruction:
 
 
 def never() -> bool:
-    """Returns False: nothing ends the walk early."""
+    """Returns False: nothing stops the reconstruction early."""
     return False
 
 
@@ -69,38 +71,38 @@ def reconstruct(
     threads: int = 0,
     stop: Callable[[], bool] = never,
 ) -> Reconstruction:
-    """Fits the layers of ``model`` in graph order; everything passed in is left as it is.
+    """Fits the layers of ``model`` in graph order; the arguments are not modified.
 
-    Holds the inputs and what crosses one place of the graph, for all of ``feeds``, float and quantized.
+    Holds the inputs and the tensors that cross one cut of the graph, for all of ``feeds``, float and quantized.
 
     Args:
         model: the prepared float model, its biases not corrected.
         plan: what is quantized in it.
-        activations: parameters by source, as they will be.
+        activations: final quantization parameters by source.
         weights: the integers to start from, by weight.
         feeds: some dozens of samples, in batches.
         progress: receives the steps.
         rounding: whether integers may change.
         biases: whether biases may change.
-        threads: threads inside an operator; 0 is one a core.
-        stop: asked before each layer; True ends the walk with what it has.
+        threads: threads inside an operator; 0 is one per core.
+        stop: called before each layer; True ends the reconstruction with the layers done so far.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
     """
     layers = layer_inputs(model, plan)
-    walk = _Walk(model, plan, activations, weights, layers, feeds, threads)
+    reconstruction = _LayerByLayer(model, plan, activations, weights, layers, feeds, threads)
     with progress.task("fitting layers", len(layers)) as advance:
         for layer in layers:
             if stop():
                 break
-            walk.visit(layer, rounding=rounding, biases=biases)
+            reconstruction.visit(layer, rounding=rounding, biases=biases)
             advance(1)
-    return Reconstruction(weights=walk.weights, biases=walk.biases, fits=walk.fits)
+    return Reconstruction(weights=reconstruction.weights, biases=reconstruction.biases, fits=reconstruction.fits)
 
 
-class _Walk:
-    """Stands in the float model and in the quantized one, at the same layer."""
+class _LayerByLayer:
+    """Runs the float model and the quantized one side by side, up to the same layer."""
 
     def __init__(
         self,
@@ -124,14 +126,14 @@ class _Walk:
         self._nodes = {node.name: node for node in quantized.graph}
         cuts = [layer.node for layer in layers]
         self._float = SegmentedRunner(model, cuts, feeds, threads=threads)
-        # Stretches begin behind DequantizeLinear, so that whole kernels for integers do not come about anyway.
+        # Segments begin after DequantizeLinear, so no integer kernel can be fused anyway.
         self._quantized = SegmentedRunner(quantized, cuts, feeds, threads=threads, level="basic")
         self.weights: dict[str, QuantizedWeight] = {}
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
         self.fits: dict[str, LayerReconstruction] = {}
 
     def visit(self, layer: LayerInput, *, rounding: bool, biases: bool) -> None:
-        """Goes on to ``layer`` and fits it."""
+        """Advances to ``layer`` and fits it."""
         self._float.advance()
         self._quantized.advance()
         node, original = self._nodes[layer.node], self._float_nodes[layer.node]
@@ -166,7 +168,7 @@ class _Walk:
             self._store_bias(node, original, weight, fit.bias_change)
 
     def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """Returns what the weights multiply, (groups, inputs, positions), the same positions of every batch."""
+        """Returns the inputs of the weights, (groups, inputs, positions), the same positions of every batch."""
         masks = [None] * len(values) if layer.kernel else self._masks
         columns = [layer.columns(_filled(value, mask)) for value, mask in zip(values, masks, strict=True)]
         positions = sum(part.shape[2] for part in columns)
@@ -223,7 +225,7 @@ def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
 
 
 def _mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
-    """Returns which steps of each sample a batch fills, bool, (samples, steps), or None where nothing tells.
+    """Returns the attention mask of a batch, bool, (samples, steps), or None where it has none.
 
     A mask is an input of integers or booleans with these two axes, with ones and zeros and nothing else.
     """
@@ -236,9 +238,9 @@ def _mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
 
 
 def _filled(value: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
-    """Returns the rows of ``value`` that ``mask`` keeps, where the two belong together.
+    """Returns the rows of ``value`` that ``mask`` keeps, where their shapes match.
 
-    What stands behind the end of a text reaches no output, and there may be more of it than of text.
+    Padding reaches no output, and there may be more padding than text.
     """
     if mask is None or value.ndim < 2:
         return value

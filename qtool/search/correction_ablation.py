@@ -1,4 +1,4 @@
-"""Tries corrections of a quantization, alone and together, and keeps those that bring the outputs closest to float."""
+"""Ablation of corrections such as GPTQ or SmoothQuant: keeps the set that brings the outputs closest to float."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qtool.search.quantized_candidate import Quantize
 
 Candidates = TypeVar("Candidates", bound=Quantize)
 
-# Each correction is right on average: it is left out only if the samples at hand say so by more than this, in dB.
+# A correction helps on average, so it is dropped only if it costs more than this on the samples, in dB.
 _BENEFIT_OF_DOUBT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Says what one correction does to the outputs, beside those that were kept with it.
+    """The effect of one correction on the outputs, together with the other corrections that were kept.
 
     Attributes:
         correction: its name.
@@ -36,67 +36,68 @@ class Gain:
 
 
 class CorrectionAblation:
-    """Judges corrections.
+    """Measures corrections and decides which ones to keep.
 
     Attributes:
-        gains: what every correction did, in the order in which they are made.
+        gains: the effect of every correction, in the order in which they are applied.
     """
 
-    def __init__(self, judge: OutputEvaluator, *, veto: OutputEvaluator | None = None) -> None:
-        """Measures with ``judge``; what is fitted to a few samples must do no harm by that of ``veto``, either."""
-        self._judge = judge
+    def __init__(self, evaluator: OutputEvaluator, *, veto: OutputEvaluator | None = None) -> None:
+        """Measures with ``evaluator``; corrections fitted to a few samples must not degrade ``veto`` either."""
+        self._evaluator = evaluator
         self._veto = veto
         self.gains: list[Gain] = []
 
     def helps(self, correction: str, before: ir.Model, after: ir.Model, *, always: bool, doubt_db: float = 0.0) -> bool:
-        """Returns whether one change stays: it does no more harm than ``doubt_db``, or is wanted ``always``."""
-        before_db, after_db = self._judge.sqnr_db(before), self._judge.sqnr_db(after)
+        """Returns whether one change stays: it costs at most ``doubt_db``, or is wanted ``always``."""
+        before_db, after_db = self._evaluator.sqnr_db(before), self._evaluator.sqnr_db(after)
         kept = always or after_db >= before_db - doubt_db
         self.gains.append(Gain(correction=correction, before_db=before_db, after_db=after_db, kept=kept))
         return kept
 
     def best(
         self,
-        variants: Candidates,
+        candidates: Candidates,
         corrections: Mapping[str, Callable[[Candidates], Candidates]],
         *,
         advance: Advance,
         stop: Callable[[], bool] = lambda: False,
     ) -> Candidates:
-        """Returns ``variants`` with a set of ``corrections`` that no other one with one more or less of them beats.
+        """Returns ``candidates`` with a set of ``corrections`` that no single addition or removal improves.
 
-        All of them together are tried first: some help only beside others. The best so far is taken at the end of time.
+        All of them together are tried first, since some help only in combination. When ``stop`` returns True, the best
+        set so far is taken.
 
         Args:
-            variants: makes the uncorrected model.
-            corrections: what to try, by name, in the order in which they are made.
+            candidates: makes the uncorrected model.
+            corrections: what to try, by name, in the order in which they are applied.
             advance: called with 1 after every try.
-            stop: asked before every try but the first.
+            stop: called before every try but the first.
         """
         reached: dict[frozenset[str], float] = {}
 
         def made(chosen: frozenset[str]) -> Candidates:
-            changed = variants
+            changed = candidates
             for name in corrections:
                 if name in chosen:
                     changed = corrections[name](changed)
             return changed
 
-        def worth(chosen: frozenset[str]) -> float:
+        def merit(chosen: frozenset[str]) -> float:
             if chosen not in reached:
-                reached[chosen] = self._judge.sqnr_db(made(chosen)({}).model)
+                reached[chosen] = self._evaluator.sqnr_db(made(chosen)({}).model)
                 advance(1)
             return reached[chosen] + _BENEFIT_OF_DOUBT * len(chosen)
 
         best = frozenset(corrections)
-        worth(best)
+        merit(best)
         while True:
             beside = [best ^ {name} for name in corrections]
             for chosen in beside:
                 if chosen in reached or not stop():
-                    worth(chosen)
-            better = max((chosen for chosen in beside if chosen in reached), key=worth, default=best)
-            if worth(better) <= worth(best):
+                    merit(chosen)
+            better = max((chosen for chosen in beside if chosen in reached), key=merit, default=best)
+            if merit(better) <= merit(best):
                 break
             best = better
         for name in corrections:
@@ -106,58 +107,58 @@ class CorrectionAblation:
         return made(best)
 
     def better_of(
-        self, starts: Sequence[Candidates], refine: Callable[[Candidates], Candidates]
+        self, starts: Sequence[Candidates], correct: Callable[[Candidates], Candidates]
     ) -> tuple[int, Candidates]:
-        """Returns which start comes out best when it is refined, by its place, and what it comes to.
+        """Returns the index of the start that is best once corrected, and its corrected form.
 
-        What refining the others gained is forgotten.
+        The gains of the other starts are dropped.
 
         Args:
             starts: makes uncorrected models.
-            refine: corrects one of them; what that gains it notes.
+            correct: corrects one of them and records the gains.
         """
         known = self.gains
         found: list[tuple[float, Candidates, list[Gain]]] = []
         for start in starts:
             self.gains = []
-            refined = refine(start)
-            found.append((self._judge.sqnr_db(refined({}).model), refined, self.gains))
+            corrected = correct(start)
+            found.append((self._evaluator.sqnr_db(corrected({}).model), corrected, self.gains))
         best = max(range(len(found)), key=lambda place: found[place][0])
         self.gains = [*known, *found[best][2]]
         return best, found[best][1]
 
     def undo(self, corrections: Collection[str]) -> None:
-        """Notes that ``corrections`` were not kept after all."""
+        """Records that ``corrections`` were not kept after all."""
         self.gains = [replace(gain, kept=gain.kept and gain.correction not in corrections) for gain in self.gains]
 
     def first_of(
         self,
-        variants: Candidates,
-        candidates: Mapping[str, Callable[[], Candidates]],
+        candidates: Candidates,
+        attempts: Mapping[str, Callable[[], Candidates]],
         kept_float: Mapping[str, str],
         *,
         always: bool,
     ) -> Candidates:
-        """Returns the first of ``candidates`` that does no harm, or ``variants`` where all do and nothing is a must.
+        """Returns the first of ``attempts`` that is no worse; ``candidates`` where all are and none is required.
 
-        All of them are judged with the nodes of ``kept_float`` in float.
+        All of them are evaluated with the nodes of ``kept_float`` in float.
 
         Args:
-            variants: makes the model as it is.
-            candidates: what makes each candidate, by name, the most promising first.
+            candidates: makes the model as it is.
+            attempts: what makes each candidate, by name, the most promising first.
             kept_float: nodes with the reason why they stay float.
-            always: whether one is taken whatever it does: the best.
+            always: whether the best one is taken even if it is worse.
         """
-        plain = variants(kept_float).model
-        before = self._judge.sqnr_db(plain)
+        plain = candidates(kept_float).model
+        before = self._evaluator.sqnr_db(plain)
         least = None if self._veto is None else self._veto.sqnr_db(plain) - _BENEFIT_OF_DOUBT
         made: dict[str, Candidates] = {}
         harmless: dict[str, bool] = {}
         reached: dict[str, float] = {}
-        for name, make in candidates.items():
+        for name, make in attempts.items():
             made[name] = make()
             model = made[name](kept_float).model
-            reached[name] = self._judge.sqnr_db(model)
+            reached[name] = self._evaluator.sqnr_db(model)
             harmless[name] = reached[name] >= before
             if harmless[name] and self._veto is not None and least is not None:
                 harmless[name] = self._veto.sqnr_db(model) >= least
@@ -167,4 +168,4 @@ class CorrectionAblation:
         taken = always or harmless[best]
         for name, after in reached.items():
             self.gains.append(Gain(correction=name, before_db=before, after_db=after, kept=taken and name == best))
-        return made[best] if taken else variants
+        return made[best] if taken else candidates

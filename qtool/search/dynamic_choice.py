@@ -1,7 +1,7 @@
-"""Chooses the layers that do better with ranges found as the model runs than with ranges fixed in advance.
+"""Chooses the layers that do better with dynamic quantization than with static ranges.
 
-Fixed ranges have to suit every sample; where samples differ much, as the tokens of texts do, each of them uses a small
-part of the grid, or is cut.
+Static ranges have to suit every sample; where samples differ much, as tokens of text do, each of them uses a small
+part of the grid or is clipped.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.quantized_candidate import Quantize
 from qtool.search.sensitivity import LayerNoise
 
-# Only a clear difference outlives other samples, in dB.
+# The least improvement in dB that is likely to hold on other samples.
 _CLEAR_DB = 1.0
-# Layers whose part of the noise is smaller than this are not worth a look.
+# Layers with a smaller share of the noise are not tried.
 _NEGLIGIBLE_SHARE = 0.003
 
 
@@ -25,21 +25,21 @@ def better_dynamic(
     ranked: Sequence[LayerNoise],
     nodes: Sequence[str],
     eligible: Sequence[str],
-    judge: OutputEvaluator,
+    evaluator: OutputEvaluator,
     *,
     advance: Advance,
     stop: Callable[[], bool],
 ) -> tuple[LayerNoise, ...]:
-    """Returns the layers, with the noise they cause alone when dynamic, that are clearly better so.
+    """Returns the layers that are clearly better when dynamic, with the noise that each then causes alone.
 
     Args:
-        quantize: returns what makes variants in which the named layers are dynamic.
-        ranked: the layers with the noise that each causes alone with fixed ranges.
+        quantize: returns a factory of candidates in which the named layers are dynamic.
+        ranked: the layers with the noise that each causes alone with static ranges.
         nodes: every node that could run on integers.
         eligible: the layers that could be dynamic.
-        judge: measures the outputs as it did for ``ranked``.
+        evaluator: measures the outputs as it did for ``ranked``.
         advance: called with 1 after every layer.
-        stop: asked before every layer.
+        stop: called before every layer.
     """
     found = []
     for layer in ranked:
@@ -49,7 +49,7 @@ def better_dynamic(
         if stop():
             break
         others = {node: "only one layer at a time is quantized" for node in nodes if node != name}
-        alone = judge.sqnr_db(quantize([name])(others).model)
+        alone = evaluator.sqnr_db(quantize([name])(others).model)
         if alone > layer.sqnr_db + _CLEAR_DB:
             share = layer.share * 10.0 ** ((layer.sqnr_db - alone) / 10.0)
             found.append(LayerNoise(group=layer.group, sqnr_db=alone, share=share))

@@ -1,4 +1,4 @@
-"""One float graph in which every activation's quantization can be switched on and off, and its grid moved, per run.
+"""Fake quantization in one float graph: each activation's quantizer is switched on and off, and set, by graph inputs.
 
 Opening a session for every candidate would cost more than running it. Here each tensor goes through an If: one branch
 quantizes and dequantizes it with a scale and zero point that are inputs of the graph, the other passes it through.
@@ -23,45 +23,50 @@ from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
 from qtool.search.segmented_runner import SegmentedRunner
 
-# From so many places on the graph is run for single tensors, as long as there are so many tensors between two.
+# The graph is cut into at most this many segments, with at least so many tensors in each.
 _PLACES = 5
 _FEWEST_SOURCES = 6
 
 
 class FakeQuantGraph:
-    """Runs a float model with any part of its activations quantized.
+    """Runs a float model with fake quantization of any subset of its activations.
 
     Attributes:
-        sources: the tensors that have a switch, in graph order.
+        sources: the tensors that have a quantizer, in graph order.
     """
 
     def __init__(
-        self, model: ir.Model, session: Session, switches: Mapping[str, _Switch], feeds: Sequence[Feed], threads: int
+        self,
+        model: ir.Model,
+        session: Session,
+        quantizers: Mapping[str, _QuantizerInputs],
+        feeds: Sequence[Feed],
+        threads: int,
     ) -> None:
-        """Runs the float model once on ``feeds``, batches that are held as long as this lives."""
+        """Runs the float model once on ``feeds``, batches that are kept in memory."""
         self._model = model
-        self._switches = switches
+        self._quantizers = quantizers
         self._threads = threads
-        self.sources = tuple(switches)
+        self.sources = tuple(quantizers)
         off = self._settings({})
         self._feeds = tuple({**feed, **off} for feed in feeds)
-        self._whole = _Judged(session, self._feeds)
+        self._whole = _NoiseMeasurement(session, self._feeds)
 
     def noise(self, params: Mapping[str, AffineParams]) -> float:
-        """Returns the noise of the worst output over its signal when the tensors in ``params`` are quantized so.
+        """Returns noise over signal of the worst output when the tensors in ``params`` are quantized with them.
 
-        Infinite where an output is not finite any more.
+        Infinite where an output is no longer finite.
         """
         return self._whole.noise(self._settings(params))
 
     def one_by_one(self, sources: Sequence[str]) -> Iterator[tuple[str, Callable[[AffineParams], float]]]:
-        """Yields each of ``sources`` with what returns its noise when it is quantized and all the others are float.
+        """Yields each of ``sources`` with a function that returns its noise when it alone is quantized.
 
-        What comes before a tensor is the same whatever becomes of it: the graph is run from a few places on, and what
-        crosses them is held.
+        Everything before a tensor stays the same, so the graph is run from a few cuts on, and the tensors that cross
+        them are held.
 
         Args:
-            sources: tensors that have a switch, in graph order.
+            sources: tensors that have a quantizer, in graph order.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
@@ -70,30 +75,30 @@ class FakeQuantGraph:
         parts = [sources[len(sources) * part // count : len(sources) * (part + 1) // count] for part in range(count)]
         for source in parts[0]:
             yield source, partial(self._alone, self._whole, source)
-        cuts = [self._switches[part[0]].node for part in parts[1:]]
-        stretches = SegmentedRunner(self._model, cuts, self._feeds, threads=self._threads)
+        cuts = [self._quantizers[part[0]].node for part in parts[1:]]
+        segments = SegmentedRunner(self._model, cuts, self._feeds, threads=self._threads)
         for part in parts[1:]:
-            stretches.advance()
-            with stretches.rest() as session:
-                judged = _Judged(session, stretches.held)
+            segments.advance()
+            with segments.rest() as session:
+                measurement = _NoiseMeasurement(session, segments.held)
                 for source in part:
-                    yield source, partial(self._alone, judged, source)
+                    yield source, partial(self._alone, measurement, source)
 
-    def _alone(self, judged: _Judged, source: str, params: AffineParams) -> float:
-        return judged.noise(self._settings({source: params}))
+    def _alone(self, measurement: _NoiseMeasurement, source: str, params: AffineParams) -> float:
+        return measurement.noise(self._settings({source: params}))
 
     def _settings(self, params: Mapping[str, AffineParams]) -> dict[str, Array]:
         settings: dict[str, Array] = {}
-        for source, switch in self._switches.items():
+        for source, quantizer in self._quantizers.items():
             chosen = params.get(source)
-            settings[switch.on] = np.asarray(chosen is not None)
-            settings[switch.scale] = np.asarray(1.0 if chosen is None else chosen.scale, np.float32)
-            settings[switch.zero_point] = np.asarray(0 if chosen is None else chosen.zero_point, switch.dtype)
+            settings[quantizer.on] = np.asarray(chosen is not None)
+            settings[quantizer.scale] = np.asarray(1.0 if chosen is None else chosen.scale, np.float32)
+            settings[quantizer.zero_point] = np.asarray(0 if chosen is None else chosen.zero_point, quantizer.dtype)
         return settings
 
 
-class _Judged:
-    """Compares runs of a graph, or of its end, with the run in which everything is float."""
+class _NoiseMeasurement:
+    """Compares runs of a graph, or of its last part, with the run in which everything is float."""
 
     def __init__(self, session: Session, feeds: Sequence[Feed]) -> None:
         self._session = session
@@ -109,26 +114,28 @@ class _Judged:
         return meter.worst()
 
 
-class _Switch:
-    """Names the inputs that set one tensor's quantization, and the node that reads them."""
+class _QuantizerInputs:
+    """Names of the inputs that set one tensor's quantizer, and of the node that reads them."""
 
     def __init__(self, names: Names, source: str, dtype: np.dtype[np.generic]) -> None:
         self.on = names.free(f"{source}_is_quantized")
         self.scale = names.free(f"{source}_scale")
         self.zero_point = names.free(f"{source}_zero_point")
-        self.node = names.for_node(f"{source}_switch")
+        self.node = names.for_node(f"{source}_fake_quant")
         self.dtype = dtype
 
 
 @contextmanager
-def switched(model: ir.Model, plan: Plan, feeds: Sequence[Feed], *, threads: int = 0) -> Iterator[FakeQuantGraph]:
-    """Yields a runner for ``model``, a prepared float model, which is left as it is.
+def open_fake_quant_graph(
+    model: ir.Model, plan: Plan, feeds: Sequence[Feed], *, threads: int = 0
+) -> Iterator[FakeQuantGraph]:
+    """Yields a fake-quantized runner of ``model``, a prepared float model, which is not modified.
 
     Args:
         model: the float model.
-        plan: its sources get a switch each.
-        feeds: the batches to judge by.
-        threads: threads inside an operator; 0 is one a core.
+        plan: its sources get a quantizer each.
+        feeds: the batches to evaluate on.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the graph.
@@ -137,27 +144,27 @@ def switched(model: ir.Model, plan: Plan, feeds: Sequence[Feed], *, threads: int
     graph = graph_model.graph
     names = Names(graph)
     values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    switches = {}
+    quantizers = {}
     for activation in plan.activations.values():
         if activation.tensor == activation.source:
-            switch = _Switch(names, activation.source, activation.grid.dtype)
-            _insert(graph, values[activation.source], activation, switch, names)
-            switches[activation.source] = switch
+            quantizer = _QuantizerInputs(names, activation.source, activation.grid.dtype)
+            _insert(graph, values[activation.source], activation, quantizer, names)
+            quantizers[activation.source] = quantizer
     place = {node.name: number for number, node in enumerate(graph)}
-    in_order = dict(sorted(switches.items(), key=lambda item: place[item[1].node]))
+    in_order = dict(sorted(quantizers.items(), key=lambda item: place[item[1].node]))
     with open_graph(graph_model, threads=threads) as session:
         yield FakeQuantGraph(graph_model, session, in_order, feeds, threads)
 
 
-def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Switch, names: Names) -> None:
+def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, quantizer: _QuantizerInputs, names: Names) -> None:
     uses = [
         use
         for use in value.uses()
         if plan.readers is None or (use.node.name in plan.readers and _is_data(use.node, use.idx))
     ]
-    on = _input(graph, switch.on, ir.DataType.BOOL)
-    scale = _input(graph, switch.scale, ir.DataType.FLOAT)
-    zero_point = _input(graph, switch.zero_point, ir.DataType.from_numpy(switch.dtype))
+    on = _input(graph, quantizer.on, ir.DataType.BOOL)
+    scale = _input(graph, quantizer.scale, ir.DataType.FLOAT)
+    zero_point = _input(graph, quantizer.zero_point, ir.DataType.from_numpy(quantizer.dtype))
     quantize = ir.node("QuantizeLinear", [value, scale, zero_point])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point])
     passed = ir.node("Identity", [value])
@@ -170,7 +177,7 @@ def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, switch: _Swi
     }
     for branch in branches.values():
         branch.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    choice = ir.node("If", [on], branches, name=switch.node)
+    choice = ir.node("If", [on], branches, name=quantizer.node)
     chosen = choice.outputs[0]
     chosen.name, chosen.shape, chosen.dtype = names.free(f"{value.name}_chosen"), value.shape, ir.DataType.FLOAT
     producer = value.producer()

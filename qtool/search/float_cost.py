@@ -1,7 +1,7 @@
-"""Estimates what keeping layers float costs, or saves, in time.
+"""Latency model of mixed precision: estimates what keeping layers float costs or saves in time.
 
-What a layer takes in both forms is measured, or follows from its multiply-adds and a profile of the machine. Where
-float and integer layers meet, every element has to be converted, and its layout changed: integer convolutions want
+The time of a layer in both forms is measured, or follows from its multiply-adds and a profile of the machine. Where
+float and integer layers meet, every element has to be converted, and its layout changed: integer convolutions need
 channels last, float ones blocks of channels. The sum over layers and tensors is a cost that a minimum cut minimizes.
 """
 
@@ -37,14 +37,14 @@ _INTEGERS, _FLOATS = "integers", "floats"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Border:
-    """An activation between layers, and what it costs where they differ; None stands for what is float anyway.
+    """An activation between layers, and its conversion costs; None stands for nodes that are float in any case.
 
     Attributes:
         producer: the layer that it comes from.
         readers: the layers that it goes to.
-        to_integers: nanoseconds for a float to be read as integers.
-        to_floats: nanoseconds for integers to be read as floats.
-        among_floats: nanoseconds that it takes between floats in different layouts.
+        to_integers: nanoseconds to quantize it for an integer reader.
+        to_floats: nanoseconds to dequantize it for a float reader.
+        among_floats: nanoseconds to change its layout between float operators.
     """
 
     producer: str | None
@@ -55,7 +55,7 @@ class Border:
 
 
 class FloatCost:
-    """Knows the layers of one model.
+    """The latency of the layers of one model, in float and on integers.
 
     Attributes:
         base: layers that are float in any case.
@@ -69,13 +69,13 @@ class FloatCost:
         base: Collection[str] = frozenset(),
         unsigned: Mapping[str, float] = NOT_KNOWN,
     ) -> None:
-        """Takes what every layer takes, the borders, and how much longer layers with u8 weights take."""
+        """Takes the times of all layers, the borders, and how much longer layers with u8 weights take."""
         self._times = times
         self._unsigned = unsigned
         self._borders = borders
         self.base = frozenset(base)
         self._usual = self._nanoseconds(self.base)
-        # What all of the integers save, as they are used; layers that do not pay are none of them.
+        # What integers save in total, over the layers for which they save time.
         self._total = max(self._nanoseconds(frozenset(times)) - self._usual, 1.0)
 
     def beside(self, base: Collection[str]) -> FloatCost:
@@ -95,24 +95,24 @@ class FloatCost:
         return self._nanoseconds(self.base | set(layers)) - self._usual
 
     def share(self, layers: Collection[str]) -> float:
-        """Returns which part of what integers save is given up with ``layers`` in float; below 0 where it is faster."""
+        """Returns the fraction of the integers' savings lost with ``layers`` in float; below 0 where it is faster."""
         return self.nanoseconds(layers) / self._total
 
     def slowdown_of_unsigned(self, layers: Collection[str]) -> float:
-        """Returns by which part of itself a run becomes longer when the weights of ``layers`` are u8."""
+        """Returns the relative slowdown of a run when the weights of ``layers`` are u8."""
         return sum(max(self._unsigned[layer], 0.0) for layer in layers) / max(self._usual, 1.0)
 
     def share_of_slowdown(self, part: float) -> float:
-        """Returns which part of what integers save is given up when a run takes longer by ``part`` of itself."""
+        """Returns the fraction of the integers' savings lost when a run becomes slower by ``part`` of itself."""
         return part * max(self._usual, 1.0) / self._total
 
     def cheapest(self) -> frozenset[str]:
-        """Returns the layers that are faster in float, all taken together: the choice with the shortest run."""
+        """Returns the layers to keep float for the shortest run, all borders considered."""
         graph = nx.DiGraph()
         graph.add_nodes_from((_INTEGERS, _FLOATS))
 
         def pays(start: object, end: object, cost: float) -> None:
-            """Lets ``cost`` be due where ``start`` is on integers and ``end`` is in float."""
+            """Adds an edge that costs ``cost`` where ``start`` is on integers and ``end`` is in float."""
             if cost > 0.0 and start != end:
                 known = graph.get_edge_data(start, end, {"capacity": 0.0})
                 graph.add_edge(start, end, capacity=known["capacity"] + cost)
@@ -124,13 +124,13 @@ class FloatCost:
         for number, border in enumerate(self._borders):
             producer = _place(border.producer)
             readers = [_place(reader) for reader in border.readers]
-            # Among floats costs are due where the producer is float, and as much less at its other borders.
+            # Costs among floats apply where the producer is float, and are subtracted from its other borders.
             pays(_INTEGERS, producer, border.among_floats)
             some_integers, some_floats = ("read by integers", number), ("read by floats", number)
             pays(some_integers, producer, max(border.to_integers - border.among_floats, 0.0))
             pays(producer, some_floats, border.to_floats)
             for reader in readers:
-                # No capacity is no limit: a reader takes the node that stands for all of them with it.
+                # An edge without a capacity is unlimited: a reader takes the node that stands for all of them with it.
                 graph.add_edge(reader, some_integers)
                 graph.add_edge(some_floats, reader)
         for layer in self.base:
@@ -139,7 +139,7 @@ class FloatCost:
         return frozenset(layer for layer in self._times if ("layer", layer) in floats)
 
     def _nanoseconds(self, kept: frozenset[str]) -> float:
-        """Returns what a run takes with the layers of ``kept`` in float, as far as layers and borders go."""
+        """Returns the time of layers and borders with the layers of ``kept`` in float."""
         floats = kept | {None}
         layers = sum(time.floats if layer in kept else time.integers for layer, time in self._times.items())
         return layers + sum(_cost(border, floats) for border in self._borders)
@@ -168,12 +168,12 @@ def float_cost(
     """Returns the costs for the layers of ``groups``.
 
     Args:
-        model: the prepared float model, which is left as it is.
-        groups: its layers, with what belongs to each.
+        model: the prepared float model, which is not modified.
+        groups: its layers, each with its nodes.
         feed: a sample, for the sizes of tensors.
         profile: what kernels cost on the machine.
-        measured: by layer, what it was found to take; None to follow from ``profile``.
-        threads: threads inside an operator; 0 is one a core.
+        measured: measured times by layer; None to predict them from ``profile``.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -201,7 +201,7 @@ def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], 
         read_by.add(None)
     image = len(shape) == _IMAGE_AXES
     elements = _size(shape)
-    # Integer convolutions read and write channels last.
+    # Integer convolutions read and write channels last (NHWC).
     integer_conv = [reader.op_type == "Conv" for reader in readers]
     turned_in = profile.transpose if image and any(integer_conv) else 0.0
     turned_out = profile.transpose if image and producer is not None and producer.op_type in _BLOCKED else 0.0
@@ -220,7 +220,7 @@ def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], 
 
 
 def _owners(model: ir.Model, groups: Sequence[NodeGroup]) -> dict[str, str]:
-    """Returns by node name the layer that it belongs to; a clamp is absorbed by what it limits."""
+    """Returns by node name the layer that it belongs to; a clamp belongs to the layer it is fused into."""
     owners = {name: group.layer for group in groups for name in group.nodes}
     for node in model.graph:
         operator = OPERATORS.get(node.op_type) if node.domain == "" else None

@@ -1,10 +1,10 @@
-"""Keeps the layers float that cost much accuracy and save little time, when nobody has asked for a figure.
+"""Mixed precision without an accuracy goal: keeps layers float that cost much accuracy and save little time.
 
-Layers are lined up by the noise they cause for what they cost in float beside those before them, and beginnings of that
-line are tried, each longer than the one before. The one that is worth most is kept. Where that leaves a model unusable,
-longer beginnings are tried, those of the model itself first: errors of early layers go through all that follow, and a
-choice that needs no measuring of single layers holds for other data as well. The PP-OCR detector with 32 layers in
-float came to 19.9 dB on the samples that chose them among all, and to 13.6 dB on others; with its first 35, to 20.2 and
+Layers are sorted by the noise they cause per latency they add in float, given those before them, and prefixes of
+growing length are tried. The prefix with the highest merit is kept. Where that leaves a model unusable, longer ones are
+tried, those in graph order first: errors of early layers pass through all later ones, and a choice that needs no
+per-layer measurement generalizes to other data. The PP-OCR detector with 32 layers in
+float reached 19.9 dB on the samples that selected them, and 13.6 dB on others; with its first 35, it reached 20.2 and
 20.0 dB.
 """
 
@@ -38,13 +38,13 @@ _FEW_PARTS, _MANY_PARTS = 8, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatFallback:
-    """Is one choice of layers to keep float.
+    """One choice of layers to keep float.
 
     Attributes:
         layers: the layers, the most rewarding first.
         sqnr_db: SQNR of the worst output in dB with them in float.
-        share: which part of what integers save they give up; below 0 where they are faster in float.
-        price: what it costs to give up a tenth of what integers save, in dB.
+        share: the fraction of the integers' savings that they give up; below 0 where they are faster in float.
+        price: the gain in dB required for giving up a tenth of the integers' savings.
     """
 
     layers: tuple[LayerNoise, ...]
@@ -53,8 +53,8 @@ class FloatFallback:
     price: float
 
     @property
-    def worth(self) -> float:
-        """What it is worth, in dB."""
+    def merit(self) -> float:
+        """Its merit in dB: weighted SQNR less the price of the latency."""
         reached = min(self.sqnr_db, PERFECT_DB)
         if reached > _USABLE_DB:
             reached = _USABLE_DB + _COMFORT * (reached - _USABLE_DB)
@@ -63,28 +63,28 @@ class FloatFallback:
     def kept_float(self) -> dict[str, str]:
         """Returns the nodes to keep float, each with the reason."""
         return {
-            node: f"kept float for accuracy: its layer alone on integers leaves {layer.sqnr_db:.1f} dB"
+            node: f"kept float for accuracy: quantizing its layer alone leaves {layer.sqnr_db:.1f} dB"
             for layer in self.layers
             for node in layer.group.nodes
         }
 
 
 class Affordable(Protocol):
-    """Says whether a choice saves enough time."""
+    """Decides whether a choice is fast enough."""
 
-    def __call__(self, bargain: FloatFallback, share: float | None) -> bool:
-        """Tells whether it gives up no more than ``share`` of what integers save; None for what is usual."""
+    def __call__(self, fallback: FloatFallback, share: float | None) -> bool:
+        """Returns whether it gives up no more than ``share`` of the integers' savings; None for the default."""
         ...
 
 
 def could_gain(sqnr_db: float) -> bool:
-    """Tells whether layers in float could make a model with ``sqnr_db`` worth more."""
+    """Returns whether layers in float could raise the merit of a model with ``sqnr_db``."""
     return sqnr_db < PERFECT_DB
 
 
 def best_fallback(
     quantize: Quantize,
-    judge: OutputEvaluator,
+    evaluator: OutputEvaluator,
     plain: FloatFallback,
     ranked: Sequence[LayerNoise],
     in_order: Sequence[LayerNoise],
@@ -96,50 +96,50 @@ def best_fallback(
     stop: Callable[[], bool],
     affordable: Affordable | None = None,
 ) -> FloatFallback:
-    """Returns the choice that is worth most, of those that are affordable.
+    """Returns the choice with the highest merit among those that are affordable.
 
     Args:
-        quantize: makes the variants.
-        judge: measures them.
-        plain: integers everywhere, with the price that others have, too.
+        quantize: makes the candidates.
+        evaluator: measures them.
+        plain: the fully quantized model, with the same price as all choices.
         ranked: the layers that may stay float.
         in_order: the same, in graph order.
-        cost: knows what layers cost in float.
-        most: the largest part of what integers save that may be given up once the model is usable.
-        every_short: whether every short beginning of a line is tried, and every one near the best.
+        cost: the latency model.
+        most: the largest fraction of the integers' savings to give up once the model is usable.
+        every_short: whether every short prefix is tried, and every one near the best.
         advance: called with 1 after every try.
-        stop: asked before every try.
-        affordable: asked about choices that are worth most by estimates, whether they really save what they should;
-            None to believe the estimates.
+        stop: called before every try.
+        affordable: checks by timing whether the best choices by estimate really save time; None to trust the
+            estimates.
     """
-    tried = _Line(quantize, judge, plain, cost, every_short, advance, stop)
+    tried = _Line(quantize, evaluator, plain, cost, every_short, advance, stop)
     line = _lined_up(ranked, cost)
     best = _best_affordable(tried.along(line, most), affordable, None)
     for other in (in_order, line):
         if best.sqnr_db >= _USABLE_DB:
             break
         found = _best_affordable(tried.along(other, max(most, _BROKEN_SHARE)), affordable, _BROKEN_SHARE)
-        best = found if found.worth > best.worth else best
+        best = found if found.merit > best.merit else best
     return best
 
 
 def _best_affordable(
     found: Collection[FloatFallback], affordable: Affordable | None, share: float | None
 ) -> FloatFallback:
-    """Returns the one that is worth most, of those that are affordable; the shortest one is in any case."""
-    by_worth = sorted(sorted(found, key=lambda bargain: len(bargain.layers)), key=lambda bargain: -bargain.worth)
-    for bargain in by_worth[:_MOST_TIMED]:
-        if not bargain.layers or affordable is None or affordable(bargain, share):
-            return bargain
-    return min(found, key=lambda bargain: len(bargain.layers))
+    """Returns the one with the highest merit among those that are affordable; the shortest one always is."""
+    by_merit = sorted(sorted(found, key=lambda fallback: len(fallback.layers)), key=lambda fallback: -fallback.merit)
+    for fallback in by_merit[:_MOST_TIMED]:
+        if not fallback.layers or affordable is None or affordable(fallback, share):
+            return fallback
+    return min(found, key=lambda fallback: len(fallback.layers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Tries beginnings of lines of layers."""
+    """Tries prefixes of sorted layers."""
 
     quantize: Quantize
-    judge: OutputEvaluator
+    evaluator: OutputEvaluator
     plain: FloatFallback
     cost: FloatCost
     every_short: bool
@@ -147,10 +147,10 @@ class _Line:
     stop: Callable[[], bool]
 
     def along(self, line: Sequence[LayerNoise], most: float) -> Collection[FloatFallback]:
-        """Returns beginnings of ``line``, none among them, that give up no more than ``most``.
+        """Returns prefixes of ``line``, the empty one included, that give up no more than ``most``.
 
-        Lengths twice the one before are tried first, then those between the best and its neighbours: what a beginning
-        is worth rises and falls slowly along the line.
+        Lengths are doubled first, then those between the best and its neighbours are tried: merit rises and falls
+        slowly with the length.
         """
         longest = self._longest(line, most)
         tried = {0: self.plain}
@@ -167,11 +167,11 @@ class _Line:
 
     def _tried(self, layers: Sequence[LayerNoise]) -> FloatFallback:
         kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
-        reached = self.judge.sqnr_db(self.quantize(kept).model)
+        reached = self.evaluator.sqnr_db(self.quantize(kept).model)
         return replace(self.plain, layers=tuple(layers), sqnr_db=reached, share=self._share(layers))
 
     def _longest(self, line: Sequence[LayerNoise], most: float) -> int:
-        """Returns how long a beginning may be; a model all in float is no bargain."""
+        """Returns how long a prefix may be; never all layers, since that would be the float model."""
         for length in range(1, len(line)):
             if self._share(line[:length]) > most:
                 return length - 1
@@ -182,16 +182,16 @@ class _Line:
 
 
 def _best(found: Iterable[FloatFallback]) -> FloatFallback:
-    """Returns the one that is worth most, and among equals the first: the one with the fewest layers comes first."""
-    return max(sorted(found, key=lambda bargain: len(bargain.layers)), key=lambda bargain: bargain.worth)
+    """Returns the one with the highest merit, and among equals the one with the fewest layers."""
+    return max(sorted(found, key=lambda fallback: len(fallback.layers)), key=lambda fallback: fallback.merit)
 
 
 def _between(tried: Mapping[int, FloatFallback], *, parts: int) -> list[int]:
-    """Returns lengths half way between the best one and its neighbours, as long as these are far enough apart.
+    """Returns lengths halfway between the best one and its neighbours, as long as these are far enough apart.
 
     Args:
-        tried: by length, what came of those tried so far.
-        parts: lengths closer than this part of the best one are taken for the same.
+        tried: results so far, by length.
+        parts: lengths closer than this fraction of the best one count as the same.
     """
     lengths = sorted(tried)
     place = lengths.index(len(_best(tried.values()).layers))
@@ -200,7 +200,7 @@ def _between(tried: Mapping[int, FloatFallback], *, parts: int) -> list[int]:
 
 
 def _lined_up(ranked: Sequence[LayerNoise], cost: FloatCost) -> list[LayerNoise]:
-    """Puts next, again and again, the layer that takes most noise away for what it adds to the cost of those before."""
+    """Sorts greedily: the next layer is the one that removes most noise for the cost it adds to those before."""
     line: list[LayerNoise] = []
     names: list[str] = []
     left, reached = list(ranked), 0.0

@@ -1,4 +1,4 @@
-"""What each layer takes in both forms: timed in the model itself, or predicted from a profile of a machine."""
+"""Latency of each layer in float and on integers: timed in the model, or predicted from a machine profile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime:
-    """What a layer takes, with the operators that go with it, in nanoseconds.
+    """Time of a layer and the operators of its group, in nanoseconds.
 
     Attributes:
         floats: in float.
@@ -47,17 +47,17 @@ class LayerTime:
 def measured_times(
     model: ir.Model, quantized: ir.Model, groups: Sequence[NodeGroup], feed: Feed, *, threads: int = 0
 ) -> dict[str, LayerTime]:
-    """Returns by layer what it takes in a run.
+    """Returns the time of each layer in a run.
 
-    The kernels of both models are timed one by one. Changes between float and integers that come with another choice
-    are not in the estimate.
+    The kernels of both models are timed one by one. Conversions between float and integers that another choice of
+    layers needs are not included.
 
     Args:
         model: the prepared float model.
         quantized: the same with every layer on integers.
         groups: all layers.
         feed: what to run the models on.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
@@ -67,16 +67,16 @@ def measured_times(
     times = {}
     for group in groups:
         names = dict.fromkeys(name for node in group.nodes for name in _kernel_names(nodes[node]))
-        # Conversions depend on the neighbours and are counted by themselves.
+        # Conversions depend on the neighbours and are counted separately.
         own = [name for name in names if not name.endswith(_PAIR)]
         times[group.layer] = LayerTime(floats=1e9 * _total(floats, own), integers=1e9 * _total(integers, own))
     return times
 
 
 def _own_seconds(model: ir.Model, feed: Feed, threads: int) -> dict[str, float]:
-    """Returns what each kernel takes without what the profiler adds to it, by its name.
+    """Returns the time of each kernel without the profiler's overhead, by name.
 
-    The profiler's own time is what all kernels together take longer than the model does without it.
+    The overhead is the difference between the sum of all kernels and a run without the profiler.
     """
     kernels = kernel_seconds(model, feed, threads=threads)
     with open_graph(model, threads=threads) as session:
@@ -88,7 +88,7 @@ def _own_seconds(model: ir.Model, feed: Feed, threads: int) -> dict[str, float]:
 def predicted_times(
     model: ir.Model, groups: Sequence[NodeGroup], shapes: Shapes, profile: MachineProfile
 ) -> dict[str, LayerTime]:
-    """Returns the same as it follows from the multiply-adds of each layer and the elements between layers.
+    """Predicts the same times from the multiply-adds of each layer and the elements between layers.
 
     Args:
         model: the prepared float model.
@@ -108,7 +108,7 @@ def predicted_times(
 def unsigned_nanoseconds(
     model: ir.Model, groups: Sequence[NodeGroup], shapes: Shapes, profile: MachineProfile
 ) -> dict[str, float]:
-    """Returns by layer how much longer it takes with weights in u8 than in s8.
+    """Returns how much longer each layer takes with u8 weights than with s8 weights.
 
     Args:
         model: the prepared float model.
@@ -125,7 +125,7 @@ def unsigned_nanoseconds(
 
 
 def layer_kind(node: ir.Node, shapes: Shapes) -> LayerKind:
-    """Returns which of onnxruntime's kernels a Conv, Gemm or MatMul has."""
+    """Returns which onnxruntime kernel runs a Conv, Gemm or MatMul."""
     weight = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
     if node.op_type != "Conv":
         if weight is None:

@@ -1,8 +1,8 @@
-"""Looks at outputs before the last gate: a Sigmoid or Softmax that is nearly 0 or 1 hides what went wrong before it.
+"""Evaluates logits in place of probabilities: a saturated Sigmoid or Softmax hides the noise before it.
 
-A detector's map of probabilities is 0 nearly everywhere, and where it is not, it flips. Small changes of a layer show
-in it by chance or not at all; in what the Sigmoid reads they add up as noise does. Ranges of the PP-OCR detector that
-were chosen by two batches of probabilities gave 7.9 dB on other data; by what the Sigmoid reads, 12.9 dB.
+A detector's probability map is 0 almost everywhere, and elsewhere it flips. Small changes of a layer show in it by
+chance or not at all; in the logits they add up as noise does. Ranges of the PP-OCR detector that were chosen by two
+batches of probabilities gave 7.9 dB on other data; chosen by logits, 12.9 dB.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PASSED = ("Identity", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpo
 
 
 def with_logits(model: ir.Model) -> ir.Model:
-    """Returns a copy of ``model`` that gives out what the gates at its end read; outputs without a gate stay.
+    """Returns a copy of ``model`` whose outputs are the logits before its final Sigmoid or Softmax; others stay.
 
-    New outputs have the same names in the float model and in every quantized variant of it.
+    The new outputs have the same names in the float model and in every quantized candidate.
     """
     changed = model.clone()
     graph = changed.graph
@@ -34,11 +34,11 @@ def with_logits(model: ir.Model) -> ir.Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Is what an output comes from.
+    """The operator that turns logits into an output.
 
     Attributes:
         operator: such as Softmax.
-        before: the output that gives out what it reads.
+        before: name of the output that holds the logits.
     """
 
     operator: str
@@ -46,7 +46,7 @@ class Gate:
 
 
 def with_logits_of_outputs(model: ir.Model) -> tuple[ir.Model, dict[str, Gate]]:
-    """Returns a copy of ``model`` that gives out what the gates at its end read as well, and the gates by output."""
+    """Returns a copy of ``model`` with the logits as further outputs, and the gates by output."""
     changed = model.clone()
     graph = changed.graph
     names = Names(graph)

@@ -1,4 +1,4 @@
-"""Nodes that a search keeps float together: a layer with what is computed from its output before the next layer."""
+"""Groups of nodes that a search keeps float together: a layer and the operators between it and the next layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGroup:
-    """Is a layer and the operators behind it that run on integers because of it.
+    """A layer and the operators after it that run on integers because of it.
 
     Attributes:
         layer: the layer's name.
@@ -30,7 +30,7 @@ def node_groups(model: ir.Model, plan: Plan) -> tuple[NodeGroup, ...]:
     """Divides the integer nodes of ``plan`` among its layers, in graph order.
 
     An operator that reads several layers' outputs belongs to the last of them. Operators before the first layer belong
-    to none: they run on integers only as long as something behind them does.
+    to none: they run on integers only as long as a later operator does.
 
     Args:
         model: the prepared float model that the plan is about.

@@ -1,4 +1,4 @@
-"""Judges quantized models by their outputs, beside those of the float model on a few samples."""
+"""Evaluates quantized models by their outputs, compared with the float model's on a few samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtool.runtime.graphs import open_graph
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """What a quantized model is worth beside the float model.
+    """The accuracy of a quantized model relative to the float model.
 
     Attributes:
         sqnr_db: as ``worst_sqnr_db`` defines it.
@@ -34,10 +34,10 @@ class Assessment:
 
 
 class OutputEvaluator:
-    """Knows what the float model gives out for some samples; of its insides it keeps nothing.
+    """Holds the float model's outputs for some samples; keeps no intermediate tensors.
 
     Attributes:
-        samples: how many samples it judges by.
+        samples: how many samples it evaluates on.
         seconds: how long the float model took for them.
     """
 
@@ -55,18 +55,18 @@ class OutputEvaluator:
 
         Args:
             original: the float model.
-            feeds: batches of samples, held as long as the judge lives.
-            labels: one class index a sample, in the order of the samples.
+            feeds: batches of samples, held in memory.
+            labels: one class index per sample, in the order of the samples.
             view: which outputs to look at in place of each model's own.
             execution: how quantized models are run.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: there are no samples, or the labels do not fit the outputs.
         """
         if not feeds:
-            raise InputError("there are no samples to judge by", fix="give data with at least one sample")
+            raise InputError("there are no samples to evaluate on", fix="give data with at least one sample")
         self._feeds = tuple(feeds)
         self._threads = threads
         self._view = view
@@ -84,7 +84,7 @@ class OutputEvaluator:
         self._float_top1 = None if meter is None else meter.result().top1
 
     def assess(self, model: ir.Model) -> Assessment:
-        """Measures everything there is to measure in one run of ``model``, which is left as it is.
+        """Measures all figures in one run of ``model``, which is not modified.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -105,7 +105,7 @@ class OutputEvaluator:
         )
 
     def fidelity(self, model: ir.Model) -> tuple[OutputFidelity, ...]:
-        """Compares every output of ``model``, which is left as it is, with the float model's.
+        """Compares every output of ``model``, which is not modified, with the float model's.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -144,7 +144,7 @@ class OutputEvaluator:
 def worst_sqnr_db(outputs: Sequence[OutputFidelity]) -> float:
     """Returns the SQNR of the worst output in dB: infinite when all are the same, minus infinite when one is unusable.
 
-    An output of integers has no noise but values that differ; each counts as noise as strong as the signal:
+    In an integer output every value that differs counts as noise as strong as the signal:
     −10·log10(share of values that differ).
     """
     return min((_output_db(output) for output in outputs), default=math.inf)
@@ -167,7 +167,7 @@ def _output_db(output: OutputFidelity) -> float:
 
 
 def _scores_output(outputs: Feed) -> str:
-    """Returns the first output that looks like one score a class."""
+    """Returns the first output that looks like one score per class."""
     for name, value in outputs.items():
         if value.ndim == 2 and value.shape[1] >= 2 and value.dtype.kind == "f":
             return name

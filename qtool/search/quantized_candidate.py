@@ -1,4 +1,4 @@
-"""A model quantized in one of many ways, and what makes them."""
+"""A quantized candidate of a model, and the protocol that makes candidates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCandidate:
-    """Is one way to quantize a model.
+    """One quantized candidate of a model.
 
     Attributes:
         model: the quantized graph.
@@ -25,8 +25,8 @@ class QuantizedCandidate:
 
 
 class Quantize(Protocol):
-    """Quantizes always the same float model, from the same statistics."""
+    """Quantizes one float model from one set of statistics."""
 
     def __call__(self, kept_float: Mapping[str, str]) -> QuantizedCandidate:
-        """Returns a new variant in which the named nodes stay float, each for the reason given."""
+        """Returns a new candidate in which the named nodes stay float, each for the reason given."""
         ...

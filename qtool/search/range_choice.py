@@ -1,6 +1,6 @@
-"""Chooses each activation's range among the methods' proposals, by what it does to the model's outputs.
+"""Chooses each activation's range among the proposals of the range methods, by the error of the model's outputs.
 
-The error of the tensor itself is a poor judge: a clipped outlier may carry a whole class, or nothing.
+The error of the tensor itself is a poor criterion: a clipped outlier may carry a whole class, or nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from qtool.calib.specs import Feed
 from qtool.calib.statistics import TensorStatistics
 from qtool.plan import Plan
 from qtool.progress import Advance, Progress
-from qtool.search.fake_quant_graph import FakeQuantGraph, switched
+from qtool.search.fake_quant_graph import FakeQuantGraph, open_fake_quant_graph
 
-# In the order of preference among equals. Entropy is left out: it clips much, which a few samples may not show.
+# In order of preference among equals. Entropy is left out: it clips much, which a few samples may not show.
 CANDIDATES: Mapping[str, RangeMethod] = {
     "minmax": MinMax(),
     "moving-average": MovingAverage(),
@@ -32,7 +32,7 @@ CANDIDATES: Mapping[str, RangeMethod] = {
     "percentile 99.99": Percentile(0.9999),
     "percentile 99.9": Percentile(0.999),
 }
-# Tensors that make up less of all noise than this keep the method that suits most.
+# Tensors with a smaller share of the noise keep the first method.
 _NEGLIGIBLE_SHARE = 0.005
 
 
@@ -65,21 +65,21 @@ def choose_ranges(
     """Tries the proposals for one tensor at a time, the rest left float, and then all together.
 
     Args:
-        model: a prepared float model; left as it is.
+        model: a prepared float model; not modified.
         plan: what will be quantized.
         statistics: of every source, limited to its useful values.
-        feeds: a few batches to judge by.
+        feeds: a few batches to evaluate on.
         progress: receives the steps.
-        each: whether tensors may differ in their method; otherwise the method that suits all of them best is taken.
-        threads: threads inside an operator; 0 is one a core.
-        stop: asked before every try; when it says so, the best so far is returned.
+        each: whether tensors may differ in their method; otherwise the best single method is taken.
+        threads: threads inside an operator; 0 is one per core.
+        stop: called before every try; when it returns True, the best so far is returned.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     grids = {activation.source: activation.grid for activation in plan.activations.values()}
     proposals = {source: _proposals(statistics[source], grid) for source, grid in grids.items()}
-    with switched(model, plan, feeds, threads=threads) as runner:
+    with open_fake_quant_graph(model, plan, feeds, threads=threads) as runner:
         search = _Search(runner, proposals, stop)
         if each:
             with progress.task("choosing ranges", 2 * len(proposals)) as advance:
@@ -89,7 +89,7 @@ def choose_ranges(
 
 
 def _proposals(seen: TensorStatistics, grid: Grid) -> dict[str, AffineParams]:
-    """Returns what each method makes of a tensor, without those that another one has proposed already."""
+    """Returns the parameters that each method proposes for a tensor, without duplicates."""
     found: dict[str, AffineParams] = {}
     known: set[tuple[float, int]] = set()
     for name, method in CANDIDATES.items():
@@ -102,7 +102,7 @@ def _proposals(seen: TensorStatistics, grid: Grid) -> dict[str, AffineParams]:
 
 
 class _Search:
-    """Keeps what was tried."""
+    """Holds the current choices and evaluates others."""
 
     def __init__(
         self, runner: FakeQuantGraph, proposals: Mapping[str, Mapping[str, AffineParams]], stop: Callable[[], bool]
@@ -139,7 +139,7 @@ class _Search:
             advance(1)
 
     def all_together(self, advance: Advance) -> RangeChoice:
-        """Sets the choices beside those of each method for all tensors, and returns the best."""
+        """Compares the choices with each single method for all tensors, and returns the best."""
         best, best_noise = self._chosen, self._noise(self._params(self._chosen))
         for name in CANDIDATES:
             if self._stop():

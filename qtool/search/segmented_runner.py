@@ -1,7 +1,7 @@
-"""Runs a graph stretch by stretch: what crosses a cut is held for a few batches, and the graph behind it may change.
+"""Runs a graph segment by segment: tensors that cross a cut are held, and the graph after it may still change.
 
-A walk that changes one layer after another, and looks at what the next one is fed then, would have to open and run the
-whole graph once for every layer. In stretches, all of it runs once.
+An algorithm that changes one layer after another, and reads the next one's inputs each time, would otherwise have to
+open and run the whole graph once per layer. In segments, the graph runs once.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from qtool.runtime.session import Level, Session
 
 
 class SegmentedRunner:
-    """Walks along one graph.
+    """Runs one graph up to a moving cut.
 
     Attributes:
-        held: by batch, the tensors that nodes behind the place reached so far read.
+        held: by batch, the tensors that nodes after the current cut read.
     """
 
     def __init__(
         self, model: ir.Model, cuts: Sequence[str], feeds: Iterable[Feed], *, threads: int = 0, level: Level = "all"
     ) -> None:
-        """Stands before the first node.
+        """Starts before the first node.
 
         Args:
-            model: the graph; whoever walks may change constants that only nodes still to come read.
+            model: the graph; the caller may change constants that only nodes after the current cut read.
             cuts: names of the nodes to stop in front of, in graph order.
-            feeds: the batches; they are held, and so is what crosses a cut.
-            threads: threads inside an operator; 0 is one a core.
-            level: how far onnxruntime may rewrite each stretch.
+            feeds: the batches; they are held, and so are the tensors that cross a cut.
+            threads: threads inside an operator; 0 is one per core.
+            level: how far onnxruntime may optimize each segment.
         """
         self._model = model
         self._threads = threads
         self._level: Level = level
-        self._stretches = _cut(model.graph, cuts)
-        self._inputs = [_read_from_outside(nodes, model.graph) for nodes in self._stretches]
+        self._segments = _cut(model.graph, cuts)
+        self._inputs = [_read_from_outside(nodes, model.graph) for nodes in self._segments]
         self._last_use = {value: number for number, values in enumerate(self._inputs) for value in values}
         self._reached = 0
         self.held: list[dict[str, Array]] = [dict(feed) for feed in feeds]
 
     @property
     def held_bytes(self) -> int:
-        """How much memory the held tensors take."""
+        """Memory of the held tensors, in bytes."""
         return sum(array.nbytes for batch in self.held for array in batch.values())
 
     def advance(self) -> None:
@@ -59,7 +59,7 @@ class SegmentedRunner:
         """
         position = self._reached
         self._reached += 1
-        made = (value for node in self._stretches[position] for value in node.outputs)
+        made = (value for node in self._segments[position] for value in node.outputs)
         wanted = [value for value in made if self._last_use.get(value, -1) > position]
         if wanted:
             self._run(self._inputs[position], wanted)
@@ -68,14 +68,14 @@ class SegmentedRunner:
 
     @contextmanager
     def rest(self) -> Iterator[Session]:
-        """Yields a session on all that is behind the place reached, with the graph's outputs that are made there.
+        """Yields a session on everything after the current cut, with the graph's outputs that are computed there.
 
-        What it wants to be fed is in ``held``.
+        Its inputs are in ``held``.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.
         """
-        nodes = [node for stretch in self._stretches[self._reached :] for node in stretch]
+        nodes = [node for segment in self._segments[self._reached :] for node in segment]
         made = {value for node in nodes for value in node.outputs}
         outputs = [value for value in self._model.graph.outputs if value in made]
         part = self._part(_read_from_outside(nodes, self._model.graph), outputs)
@@ -101,15 +101,15 @@ class SegmentedRunner:
 
 
 def _cut(graph: ir.Graph, cuts: Sequence[str]) -> list[list[ir.Node]]:
-    """Returns the nodes between the cuts, without those that make constants, which go wherever they are read."""
+    """Returns the nodes between the cuts, without those that make constants, which are copied to their readers."""
     wanted = set(cuts)
-    stretches: list[list[ir.Node]] = [[]]
+    segments: list[list[ir.Node]] = [[]]
     for node in graph:
         if node.name in wanted:
-            stretches.append([])
+            segments.append([])
         if not _makes_constant(node):
-            stretches[-1].append(node)
-    return stretches
+            segments[-1].append(node)
+    return segments
 
 
 def _makes_constant(node: ir.Node) -> bool:

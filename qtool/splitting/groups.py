@@ -20,7 +20,7 @@ _CLAMPS = ("Relu", "Clip")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Is the nodes of one part, without the free ones that it needs.
+    """The nodes of one part, without the free ones that it needs.
 
     Attributes:
         nodes: they, in the order of the graph.
@@ -106,7 +106,7 @@ def _own_kind(node: ir.Node, integer: Set[str]) -> Kind | None:
 
 
 def _is_absorbed(clamp: ir.Node, integer: Set[str]) -> bool:
-    """Tells whether a node is a clamp between an integer kernel and Q, and so part of that kernel."""
+    """Returns whether a node is a clamp between an integer kernel and Q, and so part of that kernel."""
     if clamp.op_type not in _CLAMPS:
         return False
     producer = None if clamp.inputs[0] is None else clamp.inputs[0].producer()

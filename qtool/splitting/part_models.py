@@ -15,7 +15,7 @@ from qtool.splitting.groups import Group, Kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Is one part.
+    """One part.
 
     Attributes:
         nodes: its nodes, in the order of the graph, copies of free ones included.
@@ -43,7 +43,7 @@ class Part:
 
 
 def parts_of(graph: ir.Graph, groups: Sequence[Group]) -> tuple[Part, ...]:
-    """Finds out what each group takes and gives; what only passes the graph by is left to who runs the parts."""
+    """Determines what each group takes and gives; what only passes the graph by is left to who runs the parts."""
     free = free_nodes(graph)
     whole = [with_free(group.nodes, free) for group in groups]
     reads = [{value for node in nodes for value in read_by(node)} for nodes in whole]

@@ -15,7 +15,7 @@ SCHEMA = "qtool.split/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """Is one part.
+    """One part.
 
     Attributes:
         file: its name, beside the manifest.
@@ -36,7 +36,7 @@ class PartFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitManifest:
-    """Says what to run after what.
+    """Describes what to run after what.
 
     Attributes:
         model: the name of the model that was split.

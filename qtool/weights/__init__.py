@@ -1,1 +1,1 @@
-"""How float weights become integers: one algorithm a file."""
+"""Weight quantization: round to nearest, GPTQ, GPTAQ, SmoothQuant, cross-layer equalization, one algorithm a file."""

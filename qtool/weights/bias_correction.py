@@ -1,7 +1,7 @@
-"""Moves biases by what rounding the weights does to a layer's mean output.
+"""Bias correction: removes the shift that rounded weights cause in a layer's mean output.
 
-A layer whose weights W became W' computes W'x + b instead of Wx + b: on average it is off by (W' - W) E[x], which a
-new bias b + (W - W') E[x] takes back, at no cost at run time. Source: M. Nagel et al., Data-Free Quantization Through
+A layer whose weights W became W' computes W'x + b instead of Wx + b: its mean error is (W' - W) E[x], which a new bias
+b + (W - W') E[x] corrects, at no cost at run time. Source: M. Nagel et al., Data-Free Quantization Through
 Weight Equalization and Bias Correction (ICCV 2019), section 4.2, with E[x] measured on data.
 """
 
@@ -29,12 +29,12 @@ def correct_biases(
     *,
     given: Collection[str] = (),
 ) -> dict[str, float]:
-    """Changes the bias of every planned layer whose input has channel means; ``model`` has its float weights still.
+    """Corrects the bias of every planned layer whose input has channel means; ``model`` still has its float weights.
 
-    Layers in ``given`` have biases already that were found in another way.
+    Layers in ``given`` are skipped: their biases were found in another way.
 
     Returns:
-        By node name, the largest change of an output channel's mean that it took back.
+        By node name, the largest correction of an output channel's mean.
     """
     nodes = {node.name: node for node in model.graph}
     corrected = {}
@@ -52,7 +52,7 @@ def correct_biases(
             reader, index, bias = place
             stored = reader.inputs[index]
             if stored is not None and stored.name in plan.weights:
-                continue  # its Add runs on integers, which were rounded already
+                continue  # its Add runs on integers that are rounded already
             value = add_constant(model.graph, f"{node.name}_corrected_bias", (bias - change).astype(np.float32))
             reader.replace_input_with(index, value)
             corrected[name] = float(np.abs(change).max())
@@ -60,7 +60,7 @@ def correct_biases(
 
 
 def set_biases(model: ir.Model, biases: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Gives layers of a float model, by name, new biases, (output channels,), in place."""
+    """Sets new biases, (output channels,), of the named layers of a float model, in place."""
     for node in list(model.graph):
         bias = biases.get(node.name or "")
         place = None if bias is None else bias_place(node, bias.size)
@@ -90,7 +90,7 @@ def _mean_change(
 def _applied(
     node: ir.Node, weight: npt.NDArray[np.float64], means: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64] | None:
-    """Returns what a layer with ``weight`` makes of an input that is ``means`` everywhere."""
+    """Returns the output of a layer with ``weight`` for an input that is ``means`` at every position."""
     if node.op_type == "Conv":
         groups = integer_attribute(node, "group", 1)
         per_channel = weight.sum(axis=tuple(range(2, weight.ndim))).reshape(groups, -1, weight.shape[1])
@@ -105,7 +105,7 @@ def _applied(
 
 
 def bias_place(node: ir.Node, channels: int) -> tuple[ir.Node, int, npt.NDArray[Any]] | None:
-    """Returns the node and position that hold a layer's bias, with the bias spread over its channels."""
+    """Returns the node and input index that hold a layer's bias, with the bias broadcast over its channels."""
     if node.op_type == "MatMul":
         reader = sole_consumer(node.outputs[0])
         if reader is None or reader.op_type != "Add" or reader.domain != "":
@@ -114,7 +114,7 @@ def bias_place(node: ir.Node, channels: int) -> tuple[ir.Node, int, npt.NDArray[
     else:
         reader, index = node, 2
     bias = constant_array(reader.inputs[index]) if len(reader.inputs) > index else None
-    # A constant that adds something else to each row is no bias of the channels.
+    # A constant that varies over rows is not a channel bias.
     if bias is None or not (bias.size == 1 or (bias.size == channels and bias.shape[-1] == channels)):
         return None
     return reader, index, np.broadcast_to(bias.reshape(-1).astype(np.float64), (channels,))

@@ -1,10 +1,10 @@
-"""Estimates how much noise in each channel of a layer's output counts further on.
+"""Estimates how much noise in each channel of a layer's output matters to the model's outputs.
 
-Noise that is independent from channel to channel passes a layer with the squares of its weights, and a clamp where the
-clamp lets values through. Going through the graph from its end, this carries the importance of outputs back to those
-of the layers before; where the way on is unknown, all channels of a layer count alike, and the layer's noise is
-measured against its signal. Source of the propagation: K. He et al., Delving Deep into Rectifiers (ICCV 2015),
-section 2.2, backward case, with the weights there are in place of their variance.
+Noise that is independent between channels passes a layer with the squares of its weights, and a clamp where the clamp
+is not saturated. The importance of outputs is propagated backwards through the graph; where the path is unknown, all
+channels of a layer count equally, and the layer's noise is measured relative to its signal. Source of the propagation:
+K. He et al., Delving Deep into Rectifiers (ICCV 2015), section 2.2, backward case, with the actual weights in place of
+their variance.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Floats = npt.NDArray[np.float64]
 def output_importance(
     model: ir.Model, regions: Sequence[ScalingRegion], seen: Mapping[str, ChannelStatistics]
 ) -> dict[str, Floats]:
-    """Returns, by name of every layer that reads a region, what noise in its outputs counts, float64, (outputs,)."""
+    """Returns the importance of the outputs of every layer that reads a region, by name, float64, (outputs,)."""
     inside = {name: region for region in regions for name in region.axes}
-    # Importance of the channels of tensors, as far as the nodes that read them have been met.
+    # Importance of tensors' channels, over the readers visited so far.
     tensors: dict[str, Floats] = {}
     found: dict[str, Floats] = {}
     for node in reversed(model.graph):
@@ -53,9 +53,9 @@ def output_importance(
 
 
 def _passed(node: ir.Node, seen: Mapping[str, ChannelStatistics]) -> Floats | float:
-    """Returns what part of noise a node passes on.
+    """Returns the fraction of noise that a node passes on.
 
-    Averages pass all of it: weights are off by the same everywhere, and so are the values of even areas.
+    Averages pass all of it: the error of a weight is the same at every position, and so are values in flat areas.
     """
     after = seen.get(node.outputs[0].name or "")
     if node.op_type in ("Relu", "Clip") and after is not None:

@@ -1,4 +1,4 @@
-"""Multiplies the channels of a region by factors, in the stored weights around it."""
+"""Cross-layer scaling: multiplies the channels of a region by factors, in the stored weights around it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def scale_channels(model: ir.Model, factors: Sequence[tuple[ScalingRegion, Floats]]) -> None:
-    """Multiplies each region's tensors by its factors, in place; ``model`` computes the same."""
+    """Multiplies each region's tensors by its factors, in place; the model's outputs do not change."""
     nodes = {node.name: node for node in model.graph}
     names = Names(model.graph)
     for region, scale in factors:
@@ -50,9 +50,9 @@ def _store(node: ir.Node, weight: Floats, factors: Floats, outputs: Floats | Non
         node: the layer.
         weight: its weights.
         factors: in a shape that broadcasts to (groups, outputs of a group, inputs of a group, kernel).
-        outputs: the same, one an output channel; None where factors belong to inputs.
+        outputs: the same, one per output channel; None where factors belong to inputs.
     """
-    # One factor for all of a kernel, in the form of the weights.
+    # One factor for a whole kernel, in the weight's rank.
     spread = np.ones((*weight.shape[:2], *(1,) * (weight.ndim - 2)))
     view = layer_matrix(node, spread)
     view *= factors
@@ -66,7 +66,7 @@ def _store(node: ir.Node, weight: Floats, factors: Floats, outputs: Floats | Non
 
 
 def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, names: Names) -> None:
-    """Multiplies the constant at ``index``; others may read it too, so it gets a name of its own."""
+    """Multiplies the constant at ``index`` in a copy, since other nodes may read it too."""
     value = node.inputs[index]
     array = constant_array(value)
     if value is None or array is None:

@@ -1,4 +1,4 @@
-"""Gathers how far the channels of tensors reach, and how strong they are."""
+"""Collects the range and the power of tensors' channels, for cross-layer equalization."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qtool.weights.scaling_regions import ScalingRegion
 
 Floats = npt.NDArray[np.float64]
 
-# Unseen data reaches at least so many times as far in a channel as the data did, and so many deviations of its batches.
+# Unseen data may exceed a channel's peak by at least this factor, and by so many standard deviations of the batches.
 _LEAST_HEADROOM = 1.2
 _DEVIATIONS = 5.0
-# Of a channel that never left zero nothing is known.
+# Headroom of a channel that was always zero.
 _UNKNOWN_HEADROOM = 1e6
 
 
 @dataclass(slots=True)
 class ChannelStatistics:
-    """What the channels of one tensor hold; all arrays are float64, (channels,).
+    """Statistics of one tensor's channels; all arrays are float64, (channels,).
 
     Attributes:
         lows: the smallest values, at most 0.
@@ -32,7 +32,7 @@ class ChannelStatistics:
         others: how many values were not zero.
         peaks: sums over batches of the largest magnitude in each.
         peak_squares: sums of the squares of these.
-        count: how many values there were in each channel.
+        count: how many values each channel had.
         batches: how many batches.
     """
 
@@ -47,12 +47,12 @@ class ChannelStatistics:
 
     @staticmethod
     def of(channels: int) -> ChannelStatistics:
-        """Returns what is known before anything was seen."""
+        """Returns empty statistics."""
         zeros = np.zeros(channels)
         return ChannelStatistics(zeros, zeros, zeros, zeros, zeros, zeros)
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Takes in ``rows``, (channels, values)."""
+        """Adds ``rows``, (channels, values)."""
         low, high = rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0)
         peak = np.maximum(-low, high).astype(np.float64)
         self.lows, self.highs = np.minimum(self.lows, low), np.maximum(self.highs, high)
@@ -64,12 +64,12 @@ class ChannelStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether there were values, and neither NaN nor infinity among them."""
+        """Whether there were values, and all of them were finite."""
         return self.batches > 0 and bool(np.isfinite(self.squares).all())
 
     @property
     def headroom(self) -> Floats:
-        """How many times as far as seen each channel may reach on other data, judged by how far its batches differ."""
+        """By what factor each channel may exceed its peak on other data, from the variation between batches."""
         seen = np.maximum(-self.lows, self.highs)
         mean = self.peaks / max(self.batches, 1)
         spread = np.sqrt(np.maximum(self.peak_squares / max(self.batches, 1) - mean**2, 0.0))
@@ -80,7 +80,7 @@ class ChannelStatistics:
 def gather_channels(
     runner: Runner, feeds: Iterable[Feed], regions: Sequence[ScalingRegion]
 ) -> dict[str, ChannelStatistics]:
-    """Returns statistics of the channels of every tensor that ``runner`` gives out."""
+    """Returns channel statistics of every tensor that ``runner`` returns."""
     places = {name: (axis, region.channels) for region in regions for name, axis in region.axes.items()}
     found: dict[str, ChannelStatistics] = {}
     for feed in feeds:

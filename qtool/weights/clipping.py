@@ -1,8 +1,8 @@
-"""Narrows the scales of weights where cutting off the largest ones costs less than the finer steps gain.
+"""Weight clipping: narrows scales where clipping the largest weights costs less than the finer steps gain.
 
-A channel's scale follows from its largest weight alone. What counts is the error of the layer's products over the
-inputs x that it meets, (w' - w)^T H (w' - w) with H = E[x x^T]. Source of H: E. Frantar et al.,
-GPTQ (ICLR 2023), equation 1; the ratios are searched one by one.
+By default a channel's scale follows from its largest weight alone. Here it minimizes the error of the layer's products
+over its inputs x, (w' - w)^T H (w' - w) with H = E[x x^T]. Source of H: E. Frantar et al., GPTQ (ICLR 2023),
+equation 1; the ratios are searched one by one.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from qtool.weights.round_to_nearest import LARGEST_BIAS, QuantizedWeight
 from qtool.weights.weight_problem import WeightProblem
 
 _RATIOS = tuple(1.0 - 0.025 * step for step in range(1, 21))
-# A channel whose error has grown so many times over its least is narrowed no further.
+# The search of a channel ends once its error exceeds the minimum by this factor.
 _HOPELESS = 2.0
 
 
 def clipped(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:
     """Returns the weight on scales that cut off what costs less than the finer steps gain; see ``WeightAlgorithm``."""
-    return clip_channels(problem.weight, found, problem.layer, problem.moments, bias=problem.bias)
+    return clip_channels(problem.weight, found, problem.layer, problem.hessian, bias=problem.bias)
 
 
 def clip_channels(
     weight: npt.NDArray[np.float32],
     rounded: QuantizedWeight,
     layer: LayerInput,
-    moments: npt.NDArray[np.float64],
+    hessian: npt.NDArray[np.float64],
     *,
     bias: npt.NDArray[np.floating[Any]] | None = None,
     input_scale: float = 1.0,
 ) -> QuantizedWeight:
-    """Returns ``weight`` rounded to nearest on the scales, one a channel, that make the least error in the products.
+    """Returns ``weight`` rounded to nearest with the scales, one per channel, that minimize the error of the products.
 
     Args:
         weight: the float weight.
-        rounded: its integers rounded to nearest, on scales that cut nothing.
-        layer: how the weight meets its input.
-        moments: H of the layer's input, (groups, inputs, inputs).
+        rounded: its integers rounded to nearest, on scales that clip nothing.
+        layer: how the weight multiplies its input.
+        hessian: H of the layer's input, (groups, inputs, inputs).
         bias: shape (outputs,), which must still fit into int32 on input scale times weight scale, or None.
         input_scale: scale of the activations that the weight multiplies.
     """
@@ -54,7 +54,7 @@ def clip_channels(
     scales = np.broadcast_to(params.scale.reshape(-1).astype(np.float64), len(rows))
     zeros = np.broadcast_to(params.zero_point.reshape(-1).astype(np.float32), len(rows))
     floor = _smallest_scales(bias, input_scale, len(rows), shared=shared)
-    matrix = _normalized(moments)
+    matrix = _normalized(hessian)
 
     def losses(ratios: npt.NDArray[np.float64], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         scale = (scales[chosen] * ratios[chosen]).astype(np.float32)[:, np.newaxis]
@@ -89,7 +89,7 @@ def clip_channels(
 def _smallest_scales(
     bias: npt.NDArray[np.floating[Any]] | None, input_scale: float, count: int, *, shared: bool
 ) -> npt.NDArray[np.float64]:
-    """Returns the scales below which a bias would not leave the accumulator its room."""
+    """Returns the smallest scales with which the bias leaves enough room in the accumulator."""
     if bias is None:
         return np.full(count, SMALLEST_SCALE)
     needed = np.abs(bias.reshape(-1).astype(np.float64)) / input_scale / LARGEST_BIAS
@@ -98,19 +98,19 @@ def _smallest_scales(
     return np.maximum(needed, SMALLEST_SCALE)
 
 
-def _normalized(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Returns the moments in units in which float32 holds all that counts."""
-    largest = float(np.abs(moments).max(initial=0.0))
-    return (moments / largest if largest > 0 else moments).astype(np.float32)
+def _normalized(hessian: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Returns the Hessian divided by its largest entry, which float32 holds precisely enough."""
+    largest = float(np.abs(hessian).max(initial=0.0))
+    return (hessian / largest if largest > 0 else hessian).astype(np.float32)
 
 
 def _energies(
-    change: npt.NDArray[np.float32], groups: npt.NDArray[np.intp], moments: npt.NDArray[np.float32]
+    change: npt.NDArray[np.float32], groups: npt.NDArray[np.intp], hessian: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """Returns e^T H e of every row e of ``change`` with the moments of its group, (rows,)."""
-    if len(moments) == 1:
-        products = change @ moments[0]
+    """Returns e^T H e of every row e of ``change`` with the Hessian of its group, (rows,)."""
+    if len(hessian) == 1:
+        products = change @ hessian[0]
     else:
-        products = np.einsum("ri,rij->rj", change, moments[groups], optimize=True)
+        products = np.einsum("ri,rij->rj", change, hessian[groups], optimize=True)
     energies: npt.NDArray[np.float64] = np.einsum("ri,ri->r", products, change).astype(np.float64)
     return energies

@@ -1,10 +1,10 @@
-"""Scales the channels of activations, so that one step for all of them costs the least in the layers that read them.
+"""Cross-layer equalization: scales channels of activations so that one scale per tensor loses the least.
 
-Channels that reach less far than the widest use a part of the tensor's grid only. Scaled up, they lose less to it, but
-the weights that read them shrink, and share their scale with those of channels that stay. Source of the rewriting: M.
-Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1. That
+Channels with a smaller range than the widest one use only a part of the tensor's grid. Scaled up, they lose less, but
+the weights that read them shrink, and share their scale with those of the other channels. Source of the rewriting:
+M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1. That
 paper equalizes the ranges of weights; here each output of a layer has its own scale, and factors are chosen by the
-noise that both kinds of rounding make at the outputs of the layers that read, a step D adding D^2 / 12.
+noise that rounding activations and weights causes at the outputs of the reading layers; a step D adds D^2 / 12.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from qtool.weights.scaling_regions import ScalingRegion, layer_matrix, stored_we
 
 Floats = npt.NDArray[np.float64]
 
-# Channels that hardly ever leave zero would ask for factors without bound.
+# Bounds the factors of channels that are almost always zero.
 _LARGEST_FACTOR = 64.0
-# What is predicted to gain less is within the error of the prediction.
+# A smaller predicted gain is within the error of the prediction.
 _LEAST_GAIN = 0.1
-# Parts of the widest channel's reach that all channels are scaled towards, and how far they go.
+# Fractions of the widest channel's range that all channels are scaled towards, and how far they move.
 _REACHES = (1.0, 0.7, 0.5, 0.35, 0.25)
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 _ROUNDS = 6
 
 
 def watched_tensors(regions: Iterable[ScalingRegion], plan: Plan) -> tuple[str, ...]:
-    """Returns the tensors whose channels must be known, each once."""
+    """Returns the tensors whose channel statistics are needed, each once."""
     names = [name for region in regions for name in region.axes if name in plan.activations or name in region.bounds]
     read = [name for region in regions for name in region.readers.values()]
     return tuple(dict.fromkeys([*names, *read]))
@@ -43,7 +43,7 @@ def watched_tensors(regions: Iterable[ScalingRegion], plan: Plan) -> tuple[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensor:
-    """A tensor of a region that is rounded: the numbers its step follows from."""
+    """A quantized tensor of a region: the figures that determine its step."""
 
     lows: Floats
     highs: Floats
@@ -62,14 +62,14 @@ class _Reader:
     """An integer layer that reads a region.
 
     Attributes:
-        sources: the tensors whose rounding it sees.
+        sources: the tensors whose rounding errors reach it.
         powers: mean squares of its input, (channels,).
-        filled: part of its input's values that are not zero, (channels,).
-        gains: sum of squared weights that read a channel, each times the importance of its output, (channels,).
+        filled: fraction of its input's values that are not zero, (channels,).
+        gains: sum of squared weights that read a channel, weighted by the importance of the output, (channels,).
         largest: largest weight, (groups, outputs of a group, inputs of a group).
         kernel: weights from an input to an output.
-        importance: what noise in its outputs counts, (groups, outputs of a group).
-        shared_scale: whether one scale is for all outputs.
+        importance: how much noise in its outputs matters, (groups, outputs of a group).
+        shared_scale: whether all outputs share one scale.
     """
 
     sources: tuple[_Tensor, ...]
@@ -97,7 +97,7 @@ class _Reader:
         return np.repeat((errors * self.importance).sum(axis=1), inputs)
 
     def noise(self, factors: Floats) -> float:
-        """Returns the noise at its outputs, as far as it counts."""
+        """Returns the noise at its outputs, weighted by importance."""
         activations = self.activation_power(factors) * self.gains / factors**2
         weights = self.weight_power(factors) * factors**2 * self.powers
         return float((activations + weights).sum())
@@ -110,14 +110,14 @@ def equalizing_factors(
     seen: Mapping[str, ChannelStatistics],
     importance: Mapping[str, Floats],
 ) -> Floats | None:
-    """Returns s, float64, (channels,), by which a region is multiplied; None where nothing is to be gained.
+    """Returns s, float64, (channels,), by which a region is multiplied; None where that gains nothing.
 
     Args:
         model: as ``prepare`` leaves it.
         plan: what is quantized.
         region: the tensors.
         seen: statistics of at least its ``watched_tensors``.
-        importance: by layer, what noise in its outputs counts, as ``output_importance`` finds it.
+        importance: by layer, the importance of its outputs, see ``output_importance``.
     """
     watched = [seen.get(name) for name in watched_tensors([region], plan)]
     if not all(channels is not None and channels.finite for channels in watched) or _shares_scales(plan, region):
@@ -142,21 +142,21 @@ def equalizing_factors(
 
 
 def _shares_scales(plan: Plan, region: ScalingRegion) -> bool:
-    """Tells whether outputs of a layer that makes a region share a scale, so that those scaled down would lose."""
+    """Returns whether a layer that produces a region has one scale for all outputs, so that those scaled down lose."""
     producers = set(region.producers)
     weights = (weight for weight in plan.weights.values() if not producers.isdisjoint(weight.nodes))
     return any(isinstance(weight.granularity, PerTensor) for weight in weights)
 
 
 def _lifted(factors: Floats, headroom: Floats) -> Floats:
-    """Returns factors that leave room above what was seen, where they lift a channel: other data reaches further."""
+    """Returns factors with headroom above the observed range where they enlarge a channel."""
     return np.where(factors > 1.0, np.maximum(factors / headroom, 1.0), factors)
 
 
 def _candidates(
     readers: Sequence[_Reader], tensors: Sequence[_Tensor], caps: Floats, fixed: npt.NDArray[np.bool_]
 ) -> Iterable[Floats]:
-    """Yields factors to try: towards equal reach, part of the way, and where both kinds of noise balance."""
+    """Yields factors to try: towards equal ranges, part of the way, and where both kinds of noise balance."""
 
     def bounded(factors: Floats, most: Floats) -> Floats:
         kept = np.clip(np.minimum(factors, most), 1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)

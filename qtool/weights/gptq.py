@@ -1,11 +1,11 @@
-"""Rounds weights one input at a time, and lets the inputs still to come make up for each rounding error.
+"""The GPTQ kernel: rounds weights one input at a time; the remaining inputs compensate each rounding error.
 
 Source: E. Frantar et al., GPTQ (ICLR 2023), algorithm 1, after the optimal brain surgeon: with U the upper Cholesky
-factor of the inverse of the Hessian H, an error e in column j is best answered by subtracting e * U[j, k] / U[j, j]
+factor of the inverse of the Hessian H, an error e in column j is best compensated by subtracting e * U[j, k] / U[j, j]
 from every later column k, and costs (e / U[j, j])^2.
 
-Where kernels add the products of two weights in 16 bits, the second weight of a pair finds what the first one has left.
-Before that, both give way by as much as costs least: with e1 + e2 given, e1 / e2 = U[1, 1]^2 / U[2, 2]^2.
+Where kernels add the products of two weights in 16 bits, the first weight of a pair limits the second. The excess of
+the pair is first divided at the least cost: with e1 + e2 given, e1 / e2 = U[1, 1]^2 / U[2, 2]^2.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BLOCK = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLimit:
-    """What the integers of two weights may add up to where both have one sign.
+    """Limits the sum of two integers of the same sign.
 
     Attributes:
-        partners: by input, the one that it is added to, (inputs,); an input without one is its own.
+        partners: by input, the one that it is added to, (inputs,); an input without one is its own partner.
         largest: the largest sum.
         zeros: the integer that stands for 0, (groups, outputs).
     """
@@ -36,7 +36,7 @@ class PairLimit:
     zeros: Floats
 
     def bounds(self, partner: Floats) -> tuple[Floats, Floats]:
-        """Returns the fewest and the most steps beside a partner of so many steps, (groups, outputs) each."""
+        """Returns the fewest and the most steps given the partner's steps, (groups, outputs) each."""
         stored = partner + self.zeros
         low: Floats = -self.largest - np.minimum(stored, 0.0) - self.zeros
         high: Floats = self.largest - np.maximum(stored, 0.0) - self.zeros
@@ -45,10 +45,10 @@ class PairLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curvature:
-    """What a Hessian tells about the order and the price of rounding errors.
+    """The processing order and the Cholesky factor of a Hessian.
 
     Attributes:
-        order: the inputs, strong ones first, (groups, inputs).
+        order: the inputs by decreasing diagonal of the Hessian, (groups, inputs).
         factor: U, the upper Cholesky factor of the inverse of the Hessian in that order, (groups, inputs, inputs).
     """
 
@@ -57,7 +57,7 @@ class Curvature:
 
     @staticmethod
     def of(hessian: Floats) -> Curvature:
-        """Takes it from E[x x^T], damped so that it can be inverted, (groups, inputs, inputs)."""
+        """Computes it from E[x x^T] with damping, (groups, inputs, inputs)."""
         order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
         every = np.arange(len(hessian))[:, np.newaxis, np.newaxis]
         ordered = hessian[every, order[:, :, np.newaxis], order[:, np.newaxis, :]]
@@ -65,19 +65,19 @@ class Curvature:
 
 
 def gptq(steps: Floats, curvature: Curvature, low: Floats, high: Floats, pairs: PairLimit | None = None) -> Floats:
-    """Returns whole numbers of steps for ``steps`` with little error in the products, strong inputs first.
+    """Returns ``steps`` rounded to whole steps with little error in the products, strong inputs first.
 
     Args:
         steps: the weights in units of each output's scale, (groups, outputs, inputs).
         curvature: of the layer's inputs.
         low: the fewest steps, (groups, outputs).
         high: the most steps, (groups, outputs).
-        pairs: what pairs may add up to; None where that does not matter.
+        pairs: limit on the sums of pairs; None where there is none.
     """
     groups, _, count = steps.shape
     order, factor = curvature.order, curvature.factor
     every = np.arange(groups)[:, np.newaxis]
-    # Inputs come first, so that what is left of each lies together in memory.
+    # Inputs first, so that the remaining columns are contiguous in memory.
     left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
     done = np.empty_like(left)
     places = None if pairs is None else _places(order, pairs.partners)
@@ -100,7 +100,7 @@ def gptq(steps: Floats, curvature: Curvature, low: Floats, high: Floats, pairs: 
 
 
 def _places(order: npt.NDArray[np.intp], partners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Returns where in each group's order the partner of every input stands, (groups, inputs)."""
+    """Returns the position of every input's partner in the group's order, (groups, inputs)."""
     position = np.argsort(order, axis=1)
     return np.take_along_axis(position, partners[order], 1)
 
@@ -116,7 +116,7 @@ def _beside_partner(
     places: npt.NDArray[np.intp],
     pairs: PairLimit,
 ) -> tuple[Floats, Floats, Floats]:
-    """Returns what a column should be rounded to, and its limits, for its pairs to hold."""
+    """Returns the rounding target of a column and its bounds under the pair limit."""
     groups = np.arange(len(left))
     place = places[:, column]
     is_second = place < column
@@ -128,7 +128,7 @@ def _beside_partner(
         np.where(second, np.maximum(low, lowest), low),
         np.where(second, np.minimum(high, highest), high),
     )
-    # The first of a pair leaves its partner as much room as costs both together least.
+    # The first of a pair leaves its partner the room that costs both together least.
     over = np.minimum(wanted - lowest, 0.0) + np.maximum(wanted - highest, 0.0)
     own = np.square(factor[:, column, column])
     other = np.square(factor[groups, place, place])

@@ -1,7 +1,7 @@
-"""Rounds a layer's weights so that its products, not its weights, are off by least.
+"""Applies GPTQ to a layer: minimizes the error of its products instead of that of its weights.
 
-Rounding to nearest minimizes the error of each weight; what counts is that of the products, |(W' - W) x|^2 over the
-inputs x that the layer really meets.
+Rounding to nearest minimizes the error of each weight; GPTQ (E. Frantar et al., ICLR 2023) minimizes that of the
+products, |(W' - W) x|^2 over the layer's calibration inputs x.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, excess_of, merged, partners_in, rescaled
 from qtool.weights.weight_problem import WeightProblem
 
-# A part of the mean diagonal is added to H, so that inputs that were hardly seen move nothing.
+# Damping: this fraction of the mean diagonal is added to H, so that rarely used inputs change nothing.
 _DAMPING = 0.01
-# Scales that are tried for outputs whose pairs add up to too much, from their own to one under which none does.
+# Scales tried for outputs whose pairs exceed the limit, from their own to one at which none does.
 _WIDTHS = 4
-# Noise that pairs add to an output is not worth another scale below this part of it.
+# Outputs whose noise grows by less than this fraction keep their scale.
 _LITTLE_NOISE = 0.05
 
 
-def curvature_of(moments: npt.NDArray[np.float64]) -> Curvature:
-    """Returns what GPTQ needs of a layer's inputs, from H, (groups, inputs, inputs)."""
-    diagonal = np.diagonal(moments, axis1=1, axis2=2)
-    # With a diagonal of damping alone, as in a group that was never fed anything, every weight is rounded to nearest.
+def curvature_of(hessian: npt.NDArray[np.float64]) -> Curvature:
+    """Returns the factors that GPTQ needs, from H, (groups, inputs, inputs)."""
+    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
+    # With damping alone, as in a group whose inputs were always zero, every weight is rounded to nearest.
     damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
-    return Curvature.of(moments + np.eye(moments.shape[1]) * damping[:, np.newaxis, np.newaxis])
+    return Curvature.of(hessian + np.eye(hessian.shape[1]) * damping[:, np.newaxis, np.newaxis])
 
 
 def guided(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:
@@ -42,7 +42,7 @@ def guided(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:
         problem.weight,
         found,
         problem.layer,
-        problem.moments,
+        problem.hessian,
         curvature=problem.curvature(),
         orders=problem.orders,
         largest_pair=problem.largest_pair,
@@ -53,26 +53,26 @@ def gptq_rounded(
     weight: npt.NDArray[np.float32],
     rounded: QuantizedWeight,
     layer: LayerInput,
-    moments: npt.NDArray[np.float64],
+    hessian: npt.NDArray[np.float64],
     *,
     curvature: Curvature | None = None,
     orders: Sequence[KernelOrder] = (),
     largest_pair: int | None = None,
 ) -> QuantizedWeight:
-    """Returns ``rounded`` with other integers, with less error in the layer's outputs, on the same scales.
+    """Returns ``rounded`` with integers that cause less error in the layer's outputs, on the same scales.
 
-    Scales of outputs whose pairs would add up to too much are widened where that costs less than keeping them.
+    Scales of outputs whose pairs would exceed the limit are widened where that costs less than keeping them.
 
     Args:
         weight: the float weight.
         rounded: its integers rounded to nearest, and the scales.
-        layer: how the weight meets its input.
-        moments: H of the layer's input, (groups, inputs, inputs).
-        curvature: of ``moments``, where the caller keeps it.
+        layer: how the weight multiplies its input.
+        hessian: H of the layer's input, (groups, inputs, inputs).
+        curvature: of ``hessian``, where the caller has it.
         orders: how the kernels of its layers pair weights.
-        largest_pair: what a pair of one sign may add up to; None for everything.
+        largest_pair: limit on the sum of a pair of one sign; None for no limit.
     """
-    problem = _Problem(weight, layer, curvature_of(moments) if curvature is None else curvature)
+    problem = _Problem(weight, layer, curvature_of(hessian) if curvature is None else curvature)
     free = problem.rounded(rounded)
     if largest_pair is None or not rounded.params.grid.signed or len(orders) != 1:
         return free
@@ -84,14 +84,14 @@ def gptq_rounded(
     reduced = tuple(int(channel) for channel in np.flatnonzero(excess > 1.0))
     if rounded.params.scale.size != weight.shape[layer.output_axis]:
         return replace(best, reduced_channels=reduced)
-    noise = noise_by_output(weight, best, layer, moments)
-    worth_it = noise > (1.0 + _LITTLE_NOISE) * noise_by_output(weight, free, layer, moments)
-    for step in np.linspace(0.0, 1.0, _WIDTHS)[1:] if worth_it.any() else ():
-        wider = rescaled(rounded, weight, np.where(worth_it, 1.0 + (excess - 1.0) * step, 1.0))
-        candidate = problem.rounded(wider, partners, largest_pair, outputs=worth_it)
-        found = noise_by_output(weight, candidate, layer, moments)
-        best = merged(best, candidate, worth_it & (found < noise))
-        noise = np.where(worth_it, np.minimum(noise, found), noise)
+    noise = noise_by_output(weight, best, layer, hessian)
+    improvable = noise > (1.0 + _LITTLE_NOISE) * noise_by_output(weight, free, layer, hessian)
+    for step in np.linspace(0.0, 1.0, _WIDTHS)[1:] if improvable.any() else ():
+        wider = rescaled(rounded, weight, np.where(improvable, 1.0 + (excess - 1.0) * step, 1.0))
+        candidate = problem.rounded(wider, partners, largest_pair, outputs=improvable)
+        found = noise_by_output(weight, candidate, layer, hessian)
+        best = merged(best, candidate, improvable & (found < noise))
+        noise = np.where(improvable, np.minimum(noise, found), noise)
     return replace(best, reduced_channels=reduced)
 
 
@@ -112,7 +112,7 @@ class _Problem:
         *,
         outputs: npt.NDArray[np.bool_] | None = None,
     ) -> QuantizedWeight:
-        """Returns ``given`` with other integers, whose pairs of ``partners`` add up to no more than ``largest``.
+        """Returns ``given`` with new integers, whose pairs of ``partners`` add up to at most ``largest``.
 
         With ``outputs``, (outputs,), only those are rounded where the layer is not divided into groups.
         """
@@ -132,23 +132,23 @@ class _Problem:
 
 
 def output_noise(
-    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, hessian: npt.NDArray[np.float64]
 ) -> float:
-    """Returns sum of |(W' - W) x|^2 over the inputs that ``moments`` has seen."""
-    return float(noise_by_output(weight, rounded, layer, moments).sum())
+    """Returns the sum of |(W' - W) x|^2 over the calibration inputs of ``hessian``."""
+    return float(noise_by_output(weight, rounded, layer, hessian).sum())
 
 
 def noise_by_output(
-    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, moments: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.float32], rounded: QuantizedWeight, layer: LayerInput, hessian: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Returns the same for each output, (outputs,)."""
-    return product_power(dequantize(rounded.integers, rounded.params).astype(np.float64) - weight, layer, moments)
+    return product_power(dequantize(rounded.integers, rounded.params).astype(np.float64) - weight, layer, hessian)
 
 
 def product_power(
-    weight: npt.NDArray[np.floating[Any]], layer: LayerInput, moments: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.floating[Any]], layer: LayerInput, hessian: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Returns sum of |W x|^2 over the inputs that ``moments`` has seen, for each output, (outputs,)."""
+    """Returns the sum of |W x|^2 over the calibration inputs of ``hessian``, for each output, (outputs,)."""
     matrix = np.moveaxis(weight, layer.output_axis, 0).reshape(layer.groups, -1, layer.inputs)
-    power: npt.NDArray[np.float64] = ((matrix @ moments) * matrix).sum(axis=2).reshape(-1)
+    power: npt.NDArray[np.float64] = ((matrix @ hessian) * matrix).sum(axis=2).reshape(-1)
     return power

@@ -1,4 +1,4 @@
-"""Gathers, for every layer, the second moments of what its weights multiply: the sum of x x^T over all it meets."""
+"""Collects the input Hessian of every layer for GPTQ: the sum of x x^T over its calibration inputs x."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute
 from qtool.plan import Plan
 
-# A layer with more inputs to each output than this would take hundreds of MB for its moments.
+# The Hessian of a layer with more inputs per output would take hundreds of MB.
 _MOST_INPUTS = 2400
-# So many positions of each batch and layer are looked at, evenly spread.
+# The number of positions sampled from each batch and layer, evenly spread.
 _POSITIONS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInput:
-    """Says how a layer's weights meet its input.
+    """Describes how a layer's weights multiply its input.
 
     Attributes:
         node: the layer's name.
         tensor: the input's name.
         weight: the weight's name.
         operator: Conv, Gemm or MatMul.
-        kernel: the kernel's lengths; empty for a product of matrices.
+        kernel: the kernel's lengths; empty for a matrix product.
         strides: of a Conv.
         dilations: of a Conv.
         pads: of a Conv: at the beginning of each axis, then at the end.
         groups: of a Conv; 1 otherwise.
-        inputs: how many numbers of a group make one output.
+        inputs: how many inputs of a group each output has.
         output_axis: the axis of the weights that holds the outputs.
     """
 
@@ -91,9 +91,9 @@ def layer_inputs(model: ir.Model, plan: Plan) -> tuple[LayerInput, ...]:
 def gather_hessians(
     runner: Runner, feeds: Iterable[Feed], layers: Sequence[LayerInput]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Returns sum of x x^T for each layer by node name, float64, (groups, inputs, inputs).
+    """Returns the sum of x x^T for each layer by node name, float64, (groups, inputs, inputs).
 
-    ``runner`` gives out the tensors that the layers read. Layers with the same input share one array.
+    ``runner`` returns the tensors that the layers read. Layers with the same input share one array.
     """
     shared: dict[tuple[object, ...], npt.NDArray[np.float64]] = {}
     for feed in feeds:
@@ -107,8 +107,8 @@ def gather_hessians(
             columns = layer.columns(values[layer.tensor])
             if has_nan(columns):
                 columns = columns[:, :, ~np.isnan(columns).any(axis=(0, 1))]
-            moment = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
-            shared[key] = shared[key] + moment if key in shared else moment
+            product = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+            shared[key] = shared[key] + product if key in shared else product
     return {layer.node: shared[_key(layer)] for layer in layers}
 
 
@@ -159,7 +159,7 @@ def _integers(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, 
 
 
 def _spread(count: int) -> npt.NDArray[np.intp]:
-    """Returns up to ``_POSITIONS`` of ``count`` positions, evenly apart but for a shift that breaks up rows."""
+    """Returns up to ``_POSITIONS`` of ``count`` positions, evenly spaced, with a shift that avoids a column pattern."""
     if count <= _POSITIONS:
         return np.arange(count)
     return np.unique((np.arange(_POSITIONS) * (count - 1) / (_POSITIONS - 1)).astype(np.intp))
@@ -170,4 +170,4 @@ def hessian_tensors(layers: Sequence[LayerInput]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.tensor for layer in layers))
 
 
-Moments = Mapping[str, npt.NDArray[np.float64]]
+Hessians = Mapping[str, npt.NDArray[np.float64]]

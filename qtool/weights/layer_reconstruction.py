@@ -1,4 +1,9 @@
-"""Fits one layer, its integers and its bias, to the outputs that the float layer has at the same positions."""
+"""Layer reconstruction: fits one layer's integers and bias to the float layer's outputs, as AdaRound and BRECQ do.
+
+The objective is that of AdaRound (M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML
+2020) and BRECQ (Y. Li et al., ICLR 2021) for one layer; the rounding is found in closed form, see ``gptaq``, instead of
+by gradient descent.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +28,25 @@ from qtool.weights.input_hessian import LayerInput
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, partners_in, without_saturation
 
-# Every so many-th block of positions judges what the others propose.
-_HELD_BACK = 4
+# Every so many-th block of positions is held out to evaluate what is fitted on the others.
+_HOLDOUT_PERIOD = 4
 _BLOCKS = 32
-# Integers change only for this part of the noise at least; less does not outlive other positions.
+# Integers change only for at least this reduction of the noise; less does not generalize to other positions.
 _LEAST_GAIN = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTask:
-    """One layer, and what it meets.
+    """One layer and its inputs.
 
     Attributes:
-        layer: how its weight meets its input.
+        layer: how its weight multiplies its input.
         weight: the float weight.
         rounded: its integers so far.
         orders: how kernels sum up its products.
-        largest_pair: what two neighbouring integers may add up to; None for everything.
+        largest_pair: limit on the sum of two paired integers; None for no limit.
         wanted: the float layer's inputs, (groups, inputs, positions).
-        given: the inputs that it really gets, at the same positions.
+        given: the quantized model's inputs, at the same positions.
         moves_bias: whether it has a bias that may change.
     """
 
@@ -57,12 +62,12 @@ class LayerTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReconstruction:
-    """What became of a layer.
+    """The reconstruction of one layer.
 
     Attributes:
         weight: its new integers; None where the old ones stay.
-        bias_change: what its bias changes by, float64, (output channels,); None where it stays.
-        noise_before: noise over signal of its output, before its activation function, on positions held back.
+        bias_change: the change of its bias, float64, (output channels,); None where it stays.
+        noise_before: noise over signal of its output, before its activation function, on held-out positions.
         noise_after: the same after the fit.
     """
 
@@ -73,7 +78,7 @@ class LayerReconstruction:
 
 
 def reconstruct_layer(task: LayerTask, *, rounding: bool) -> LayerReconstruction:
-    """Returns integers with less noise on positions held back, where they have, and the bias that goes with them."""
+    """Returns new integers where they reduce the noise on held-out positions, and the matching bias."""
     problem = _Problem(task)
     before = problem.noise(task.rounded, np.zeros(problem.outputs))
     weight = problem.better_rounding() if rounding and task.given.shape[2] >= _BLOCKS else None
@@ -84,7 +89,7 @@ def reconstruct_layer(task: LayerTask, *, rounding: bool) -> LayerReconstruction
 
 
 class _Problem:
-    """Holds what is computed once of a task.
+    """Precomputed quantities of a task.
 
     Attributes:
         outputs: how many output channels there are.
@@ -100,32 +105,32 @@ class _Problem:
         given, error = task.given, task.given - task.wanted
         self._given_means = _block_means(given, blocks, weights)
         self._error_means = _block_means(error, blocks, weights)
-        if task.moves_bias:  # which takes back any mean, so that the weights need not
+        if task.moves_bias:  # the bias corrects any mean error, so the weights need not
             given = given - self._given_means.mean(axis=2, keepdims=True)
             error -= self._error_means.mean(axis=2, keepdims=True)
         given, error = given * np.sqrt(weights), error * np.sqrt(weights)
-        aside = blocks % _HELD_BACK == _HELD_BACK - 1
+        aside = blocks % _HOLDOUT_PERIOD == _HOLDOUT_PERIOD - 1
         self._aside_share = float(aside.mean())
-        self._held_back = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
+        self._holdout = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
         self._others = (given[:, :, ~aside], error[:, :, ~aside])
 
     def better_rounding(self) -> QuantizedWeight | None:
-        """Returns other integers, or None where they do no better on what was held back."""
+        """Returns new integers, or None where they do no better on held-out positions."""
         seen = PairedMoments.of(self._original, *self._others)
-        shrinkage = best_fit(seen, self._held_back)
-        fitted = self._held_back.fed if shrinkage is None else self._held_back.noise(fitted_change(seen, shrinkage))
+        shrinkage = best_fit(seen, self._holdout)
+        fitted = self._holdout.input_noise if shrinkage is None else self._holdout.noise(fitted_change(seen, shrinkage))
         now = self._centred_noise(self._task.rounded)
         if fitted >= now * (1.0 - _LEAST_GAIN):
             return None
         if self._centred_noise(self._rounded(seen, shrinkage)) >= now * (1.0 - _LEAST_GAIN):
             return None
-        return self._rounded(seen.joined(self._held_back, share=self._aside_share), shrinkage)
+        return self._rounded(seen.joined(self._holdout, share=self._aside_share), shrinkage)
 
     def mean_error(self, weight: QuantizedWeight) -> Floats:
-        """Returns what the outputs lack on average, (output channels,), as far as it stands out of its own uncertainty.
+        """Returns the mean error of the outputs, (output channels,), shrunk by its uncertainty.
 
-        Each block of positions gives one estimate; the positive part of 1 - variance / square shrinks their mean, as
-        James and Stein (1961) do.
+        Each block of positions gives one estimate; their mean is multiplied by the positive part of 1 - variance /
+        square (W. James and C. Stein, Estimation with Quadratic Loss, 1961).
         """
         lacking = self._lacking_means(weight)
         mean = lacking.mean(axis=1)
@@ -134,12 +139,12 @@ class _Problem:
         return shrunk
 
     def noise(self, weight: QuantizedWeight, bias_change: Floats | None) -> float:
-        """Returns noise over signal on what was held back, the signal's mean left aside where the bias may move."""
+        """Returns noise over signal on held-out positions, without the mean where the bias may move."""
         offset = 0.0
         if self._task.moves_bias:
             change = 0.0 if bias_change is None else bias_change
             offset = float(np.square(self._lacking_means(weight).mean(axis=1) - change).sum())
-        return (self._centred_noise(weight) + offset) / max(self._held_back.signal, float(np.finfo(np.float32).tiny))
+        return (self._centred_noise(weight) + offset) / max(self._holdout.signal, float(np.finfo(np.float32).tiny))
 
     def _lacking_means(self, weight: QuantizedWeight) -> Floats:
         """Returns W x - W' x' averaged over each block, (output channels, blocks)."""
@@ -147,7 +152,7 @@ class _Problem:
         return lacking.reshape(self.outputs, -1).astype(np.float64)
 
     def _centred_noise(self, weight: QuantizedWeight) -> float:
-        return self._held_back.noise(self._change(weight))
+        return self._holdout.noise(self._change(weight))
 
     def _change(self, weight: QuantizedWeight) -> Samples:
         return self._matrix(dequantize(weight.integers, weight.params)) - self._original
@@ -164,7 +169,7 @@ class _Problem:
         return without_saturation(weight, self._restored(target).astype(np.float32), task.orders, task.largest_pair)
 
     def _pairs(self) -> PairLimit | None:
-        """Returns what pairs of weights may add up to; None where that does not matter, or there are several orders."""
+        """Returns the limit on pairs of weights; None where there is none, or several orders."""
         task, params = self._task, self._task.rounded.params
         if task.largest_pair is None or not params.grid.signed or len(task.orders) != 1:
             return None
@@ -172,7 +177,7 @@ class _Problem:
         return PairLimit(partners=partners, largest=task.largest_pair, zeros=self._spread(params.zero_point)[:, :, 0])
 
     def _matrix(self, weight: Samples) -> Samples:
-        """Lays a weight out as (groups, outputs, inputs)."""
+        """Reshapes a weight to (groups, outputs, inputs)."""
         layer = self._task.layer
         moved = np.moveaxis(weight, layer.output_axis, 0)
         return np.ascontiguousarray(moved.reshape(layer.groups, -1, layer.inputs))
@@ -183,16 +188,16 @@ class _Problem:
         return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved_shape), 0, axis))
 
     def _spread(self, values: npt.NDArray[Any]) -> Floats:
-        """Returns one value an output, (groups, outputs, 1)."""
+        """Returns one value per output, (groups, outputs, 1)."""
         groups = self._original.shape[0]
         return np.broadcast_to(values.reshape(-1).astype(np.float64), (self.outputs,)).reshape(groups, -1, 1)
 
 
 def _position_weights(outputs: Samples, *, spatial: bool) -> Samples:
-    """Returns how much each position counts, float32, (positions,), 1 on average.
+    """Returns the weight of each position, float32, (positions,), 1 on average.
 
-    A few steps of a sequence may be far larger than all others, and their errors with them; the normalization behind
-    makes them all equal, so that errors count by their share of the step's own signal. Positions of a map are equal.
+    A few steps of a sequence may be far larger than all others, and their errors with them; the normalization that
+    follows makes them equal, so errors are weighted relative to the step's own signal. Positions of a map are equal.
     """
     count = outputs.shape[2]
     power = np.square(outputs).sum(axis=(0, 1))

@@ -1,4 +1,4 @@
-"""Rounds every weight to the nearest integer of its channel's grid."""
+"""Round to nearest (RTN): the baseline weight quantization, per tensor or per channel."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qtool.calib.granularity import Granularity, PerChannel
 from qtool.calib.grid import Grid
 from qtool.errors import InputError
 
-# A bias of 2^30 leaves an int32 accumulator as much room again for the products.
+# A bias of at most 2^30 leaves half of an int32 accumulator to the products.
 LARGEST_BIAS = 2.0**30
-# A channel without weights is its bias alone: 24 bits hold that as exactly as float32 does.
+# A channel of zero weights outputs its bias alone: 24 bits are as precise as float32.
 _DEAD_CHANNEL_BIAS = 2.0**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """Holds a weight as integers.
+    """A weight as integers.
 
     Attributes:
         integers: the grid's dtype, the weight's shape.
-        params: scale and zero point, one or one a channel.
+        params: scale and zero point, one or one per channel.
         dead_channels: channels without a weight other than zero.
         widened_channels: channels whose scale had to grow for the bias to fit into int32.
         reduced_channels: channels that use less of the grid, so that sums of 16 bits hold their products.
@@ -41,14 +41,14 @@ class QuantizedWeight:
 def weight_params(
     name: str, weight: npt.NDArray[np.floating[Any]], grid: Grid, granularity: Granularity
 ) -> AffineParams:
-    """Returns the parameters whose grid spans each channel of ``weight`` from its smallest to its largest value.
+    """Returns the parameters whose grid covers each channel of ``weight`` from its smallest to its largest value.
 
     Raises:
         InputError: the weight holds NaN or infinity.
     """
     if not np.isfinite(weight).all():
         raise InputError(
-            f"the weight '{name}' holds NaN or infinity", fix="mend the model, or keep its node float with --exclude"
+            f"the weight '{name}' holds NaN or infinity", fix="repair the model, or keep its node float with --exclude"
         )
     if isinstance(granularity, PerChannel):
         others = tuple(axis for axis in range(weight.ndim) if axis != granularity.axis)
@@ -66,13 +66,13 @@ def round_to_nearest(
     bias: npt.NDArray[np.floating[Any]] | None = None,
     input_scale: float = 1.0,
 ) -> QuantizedWeight:
-    """Quantizes ``weight``, with scales that also let ``bias`` be stored as int32 on input scale times weight scale.
+    """Quantizes ``weight`` with scales at which ``bias`` fits into int32 with scale input scale times weight scale.
 
     Args:
         name: the tensor's name, for messages.
         weight: any shape, float.
         grid: the integers to use.
-        granularity: one scale, or one a channel.
+        granularity: one scale, or one per channel.
         bias: shape (channels,), or None.
         input_scale: scale of the activations that the weight multiplies.
 
@@ -106,7 +106,7 @@ def round_to_nearest(
 def quantize_bias(
     bias: npt.NDArray[np.floating[Any]], weight_scale: npt.NDArray[np.float32], input_scale: float
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Returns the bias as int32, shape (channels,), and its scale, that of the products it is added to."""
+    """Returns the bias as int32, shape (channels,), and its scale, input scale times weight scale."""
     scale = (np.float32(input_scale) * weight_scale).astype(np.float32)
     limit = 2.0**31 - 1
     integers = np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)

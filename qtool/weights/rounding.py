@@ -1,7 +1,7 @@
-"""Turns float weights into integers, with what a search has found out about the layers' inputs; remembers the results.
+"""Rounds weights by the chosen algorithm (round to nearest, clipping, GPTQ or reconstruction) and caches the results.
 
-A search quantizes the same model many times, each time with other nodes left float. Most weights come out the same,
-and rounding them costs more than all the rest.
+A search quantizes the same model many times with different nodes left float. Most weights stay the same, and rounding
+them is the most expensive step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qtool.plan import WeightPlan
 from qtool.weights.gptq import Curvature
 from qtool.weights.gptq_layer import curvature_of, output_noise, product_power
-from qtool.weights.input_hessian import LayerInput, Moments
+from qtool.weights.input_hessian import Hessians, LayerInput
 from qtool.weights.registry import GPTQ, WEIGHT_ALGORITHMS, algorithms_named, read_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
 from qtool.weights.saturation import KernelOrder, without_saturation
@@ -32,21 +32,21 @@ class WeightRounding:
     def __init__(
         self,
         layers: Sequence[LayerInput] = (),
-        moments: Moments | None = None,
+        hessians: Hessians | None = None,
         *,
         algorithms: Collection[str] = (),
         fitted: Mapping[str, QuantizedWeight] | None = None,
     ) -> None:
-        """Rounds to nearest where nothing else is asked for.
+        """Rounds to nearest by default.
 
         Args:
-            layers: how layers meet their inputs.
-            moments: second moments of these inputs, by node.
+            layers: how layers' weights multiply their inputs.
+            hessians: of these inputs, by node.
             algorithms: keys of ``WEIGHT_ALGORITHMS``, in any order.
-            fitted: integers by weight that hold as long as their scales do.
+            fitted: integers by weight from a reconstruction, valid as long as their scales are unchanged.
         """
-        self._moments = {} if moments is None else moments
-        self._layers = {layer.weight: layer for layer in layers if layer.node in self._moments}
+        self._hessians = {} if hessians is None else hessians
+        self._layers = {layer.weight: layer for layer in layers if layer.node in self._hessians}
         self._fitted = {} if fitted is None else fitted
         self._known: dict[tuple[object, ...], QuantizedWeight] = {}
         self._curvatures: dict[str, Curvature] = {}
@@ -64,16 +64,16 @@ class WeightRounding:
         return tuple(self._fitted)
 
     def form(self, algorithms: Collection[str]) -> WeightRounding:
-        """Returns the same rounding with these algorithms; each form is one object, which remembers its results."""
+        """Returns the same rounding with these algorithms; each form is one object, which caches its results."""
         key = frozenset(algorithms)
         if key not in self._forms:
-            self._forms[key] = WeightRounding(tuple(self._layers.values()), self._moments, algorithms=key)
+            self._forms[key] = WeightRounding(tuple(self._layers.values()), self._hessians, algorithms=key)
         return self._forms[key]
 
     def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
         """Returns the same with integers that were found otherwise."""
         layers = tuple(self._layers.values())
-        return WeightRounding(layers, self._moments, algorithms=self.algorithms, fitted=fitted)
+        return WeightRounding(layers, self._hessians, algorithms=self.algorithms, fitted=fitted)
 
     def __call__(
         self,
@@ -87,8 +87,8 @@ class WeightRounding:
 
         Args:
             weight: the float values.
-            plan: the grid, and who reads them.
-            bias: in units of the input's scale, (channels,), or None; scales are made to hold it.
+            plan: the grid, and the nodes that read them.
+            bias: in units of the input's scale, (channels,), or None; scales are widened so that it fits.
             orders: how kernels sum up its products.
 
         Raises:
@@ -109,13 +109,13 @@ class WeightRounding:
         return found if fitted is None or not _same_grid(fitted, found) else fitted
 
     def noise_share(self, weight: npt.NDArray[np.float32], tensor: str, rounded: QuantizedWeight) -> float:
-        """Returns which part of the power of a layer's products its rounded weights add as noise; 0 if not known."""
+        """Returns the noise of the rounded weights relative to the power of a layer's products; 0 if not known."""
         layer = self._layers.get(tensor)
         if layer is None:
             return 0.0
-        moments = self._moments[layer.node]
-        signal = float(product_power(weight, layer, moments).sum())
-        return output_noise(weight, rounded, layer, moments) / max(signal, float(np.finfo(np.float32).tiny))
+        hessian = self._hessians[layer.node]
+        signal = float(product_power(weight, layer, hessian).sum())
+        return output_noise(weight, rounded, layer, hessian) / max(signal, float(np.finfo(np.float32).tiny))
 
     def _guided(
         self,
@@ -129,7 +129,7 @@ class WeightRounding:
         problem = WeightProblem(
             weight=weight,
             layer=layer,
-            moments=self._moments[layer.node],
+            hessian=self._hessians[layer.node],
             curvature=partial(self._curvature, layer.node),
             bias=bias,
             orders=orders,
@@ -142,7 +142,7 @@ class WeightRounding:
 
     def _curvature(self, node: str) -> Curvature:
         if node not in self._curvatures:
-            self._curvatures[node] = curvature_of(self._moments[node])
+            self._curvatures[node] = curvature_of(self._hessians[node])
         return self._curvatures[node]
 
 

@@ -1,10 +1,10 @@
-"""Keeps weights from overflowing 16-bit sums.
+"""Prevents saturation of 16-bit sums in x86 integer kernels without VNNI.
 
-On x86 without VNNI, integer kernels multiply eight bits with VPMADDUBSW, which adds the products of two neighbours,
-u8 x s8, in a saturating int16 (Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW). Activations
-reach 255, so nothing can saturate where no pair of weights of one sign adds up to more than 32767 / 255, which is 128;
-weights of opposite signs never do. Kernels pair weights along the sum of a layer, the first with the second, the third
-with the fourth; in which order a kernel meets them is for its backend to say.
+On x86 without VNNI, integer kernels multiply with VPMADDUBSW, which adds the products of two adjacent u8 x s8 pairs in
+a saturating int16 (Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW). Activations reach 255, so
+nothing can saturate where no pair of weights of the same sign adds up to more than 32767 / 255, which is 128; weights
+of opposite signs never do. Kernels pair weights along the reduction axis, the first with the second, the third with the
+fourth; the order in which a kernel reads them is known to its backend.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from qtool.calib.granularity import PerChannel
 from qtool.weights.round_to_nearest import QuantizedWeight
 
 LARGEST_ACTIVATION = 255
-# Steps between the scale that clips the most and the one that clips nothing; more find nothing better.
+# Steps between the scale that clips the most and the one that clips nothing; more do not improve the result.
 _CANDIDATES = 9
 
 
 @dataclass(frozen=True, slots=True)
 class KernelOrder:
-    """Says in which order a layer's kernel sums up products.
+    """The order in which a layer's kernel sums up products.
 
     Attributes:
         axes: the weight's axes, those of the output first, those that are summed over last.
@@ -38,20 +38,20 @@ class KernelOrder:
     summed: int
 
     def rows(self, integers: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """Returns the weights, (outputs, products in one sum), as the kernel meets them."""
+        """Returns the weights, (outputs, products in one sum), in the kernel's order."""
         ordered = integers.transpose(self.axes)
         outputs = int(np.prod(ordered.shape[: ordered.ndim - self.summed]))
         return ordered.reshape(outputs, -1).astype(np.int32)
 
     def restored(self, rows: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
-        """Returns what ``rows`` was made of, in the weight's own ``shape``."""
+        """Inverts ``rows``: returns the weight in its own ``shape``."""
         ordered = rows.reshape([shape[axis] for axis in self.axes])
         return ordered.transpose(np.argsort(self.axes))
 
 
 @dataclass(frozen=True, slots=True)
 class PairSums:
-    """The sums of pairs furthest from zero, int32, (outputs,) each.
+    """The extreme sums of pairs, int32, (outputs,) each.
 
     Attributes:
         lowest: over weights below zero; 0 where there are none.
@@ -63,12 +63,12 @@ class PairSums:
 
     @property
     def worst(self) -> npt.NDArray[np.int32]:
-        """The larger distance from zero."""
+        """The larger magnitude."""
         return np.maximum(-self.lowest, self.highest)
 
 
 def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:
-    """Returns what pairs of weights add up to; a kernel pads a lone weight with zero."""
+    """Returns the sums of pairs of weights; a kernel pads an unpaired weight with zero."""
     rows = order.rows(integers)
     pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
     return PairSums(
@@ -78,7 +78,7 @@ def pair_sums(integers: npt.NDArray[Any], order: KernelOrder) -> PairSums:
 
 
 def partners_in(order: KernelOrder, shape: Sequence[int], output_axis: int) -> npt.NDArray[np.intp]:
-    """Returns by input the one whose product a kernel adds to its own in 16 bits, (inputs,); its own where it is alone.
+    """Returns by input the partner whose product a kernel adds to its own in 16 bits, (inputs,); itself if unpaired.
 
     Args:
         order: in which the kernel sums up products.
@@ -102,16 +102,16 @@ def without_saturation(
     orders: Sequence[KernelOrder],
     largest_pair: int | None,
 ) -> QuantizedWeight:
-    """Changes a weight where, and only where, pairs could overflow.
+    """Changes a weight where, and only where, pairs could saturate.
 
-    Each scale under which some do is widened as far as loses least: between leaving it, and moving each pair that is
-    too large towards zero, and widening it until no pair is too large.
+    Each such scale is widened by the factor that loses least, between keeping it and moving each pair that is too large
+    towards zero, and widening it until no pair is too large.
 
     Args:
-        weight: the integers, and what they stand for.
+        weight: the integers and their parameters.
         original: the float weights.
         orders: how the kernels of its layers pair them.
-        largest_pair: what a pair of one sign may add up to; None for everything.
+        largest_pair: limit on the sum of a pair of one sign; None for no limit.
     """
     if largest_pair is None or not weight.params.grid.signed or not orders:
         return weight
@@ -130,7 +130,7 @@ def without_saturation(
 
 
 def excess_of(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> npt.NDArray[np.float64]:
-    """Returns for each scale by what factor its worst pair is too large, 1 where it is not: (scales,)."""
+    """Returns for each scale by what factor its worst pair is too large, 1 where none is: (scales,)."""
     worst = np.zeros(weight.integers.shape, np.int32)
     for order in orders:
         sums = pair_sums(weight.integers, order).worst
@@ -144,7 +144,7 @@ def excess_of(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pa
 def rescaled(
     weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]], factors: npt.NDArray[np.float64]
 ) -> QuantizedWeight:
-    """Rounds anew to scales that are wider by ``factors``; what keeps its scale keeps its integers."""
+    """Requantizes with scales wider by ``factors``; channels with unchanged scales keep their integers."""
     params = weight.params
     shape = params.scale.shape
     scale = (params.scale.reshape(-1) * factors).astype(np.float32).reshape(shape)
@@ -155,13 +155,13 @@ def rescaled(
 
 
 def limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair: int) -> QuantizedWeight:
-    """Moves every pair that is too large towards zero, both its weights by the same amount where they can."""
+    """Moves every pair that is too large towards zero, both weights by the same amount where possible."""
     integers = weight.integers
     for order in orders:
         rows = order.rows(integers)
         left, right = rows[:, 0 : rows.shape[1] // 2 * 2 : 2], rows[:, 1::2]
         over = np.abs(left + right) - largest_pair
-        # Opposite signs take away from each other, and one weight alone is at most 128.
+        # Opposite signs cancel, and one weight alone is at most 128.
         over = np.where((over > 0) & (np.sign(left) == np.sign(right)), over, 0)
         from_left = np.minimum(np.abs(left), (over + (np.abs(left) > np.abs(right))) // 2)
         from_right = np.minimum(np.abs(right), over - from_left)
@@ -173,14 +173,14 @@ def limited(weight: QuantizedWeight, orders: Sequence[KernelOrder], largest_pair
 
 
 def _loss(weight: QuantizedWeight, original: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Returns the square error under each scale, (scales,)."""
+    """Returns the squared error of each scale, (scales,)."""
     error = dequantize(weight.integers, weight.params).astype(np.float64) - original
     loss: npt.NDArray[np.float64] = np.square(error).sum(axis=_others(weight)).reshape(-1)
     return loss
 
 
 def merged(old: QuantizedWeight, new: QuantizedWeight, choice: npt.NDArray[np.bool_]) -> QuantizedWeight:
-    """Takes from ``new`` what stands under the scales of ``choice``, (scales,), and from ``old`` the rest."""
+    """Takes the channels of ``choice``, (scales,), from ``new`` and the others from ``old``."""
     shape = old.params.scale.shape
     params = replace(
         old.params,

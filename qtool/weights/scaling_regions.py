@@ -1,9 +1,9 @@
-"""Finds tensors whose channels can be scaled, all of them alike, without changing what the model computes.
+"""Finds regions for cross-layer equalization: tensors whose channels can be scaled without changing the outputs.
 
-A layer with stored weights makes a tensor; Relu, pooling, sums and the like carry it on; other layers with stored
-weights read it. Multiplying a channel by s > 0 at the start and dividing by s at the end changes nothing, because all
-that lies between commutes with it: f(s x) = s f(x). Source: M. Nagel et al., Data-Free Quantization Through Weight
-Equalization and Bias Correction (ICCV 2019), section 4.1; here sums join the tensors they add into one region.
+A layer with stored weights produces a tensor; Relu, pooling or sums pass it on; other layers with stored weights read
+it. Multiplying a channel by s > 0 at the start and dividing by s at the end changes nothing, because everything between
+commutes with it: f(s x) = s f(x). Source: M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
+Correction (ICCV 2019), section 4.1; here sums join the tensors they add into one region.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _EVERY_AXIS = ("Relu", "LeakyRelu", "Identity")
 _MAPS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 _RESHAPES = ("Flatten", "Reshape", "Squeeze")
-# Conv makes maps, (samples, channels, ...); a product of matrices has its channels last.
+# Conv outputs maps, (samples, channels, ...); a matrix product has its channels last.
 _MAP_AXIS, _LAST_AXIS = 1, -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingRegion:
-    """Tensors that share one factor a channel, and the layers around them.
+    """Tensors that share one factor per channel, and the layers around them.
 
     Attributes:
         axes: by tensor name, in graph order, the axis of its channels: 1 for maps, -1 elsewhere.
@@ -36,7 +36,7 @@ class ScalingRegion:
         producers: names of the layers whose outputs enter.
         readers: by name of the layers that read, the tensor they read.
         offsets: names of the Add nodes that add a constant.
-        bounds: by name of a Clip's output, the bound above which it cuts.
+        bounds: by name of a Clip's output, its upper bound.
         channels: how many there are.
     """
 
@@ -71,7 +71,7 @@ def scaling_regions(model: ir.Model) -> tuple[ScalingRegion, ...]:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Tells whether a node multiplies its first input with float32 weights of its own."""
+    """Returns whether a node multiplies its first input with float32 weights of its own."""
     if node.op_type not in _LAYERS or node.domain != "" or len(node.inputs) < 2:
         return False
     value, weight = node.inputs[1], constant_array(node.inputs[1])
@@ -102,7 +102,7 @@ def stored_weight(node: ir.Node) -> npt.NDArray[Any]:
 
 
 def offset_shape(value: ir.Value, axis: int, channels: int) -> tuple[int, ...] | None:
-    """Returns the shape of a constant with one number a channel of ``value``; None where its rank is not known."""
+    """Returns the shape of a constant with one number per channel of ``value``; None where its rank is not known."""
     if value.shape is None:
         return None
     shape = [1] * len(value.shape)
@@ -111,7 +111,7 @@ def offset_shape(value: ir.Value, axis: int, channels: int) -> tuple[int, ...] |
 
 
 class _Search:
-    """Spreads from a layer to all that must be scaled with its output."""
+    """Grows a region from a layer to everything that must be scaled with its output."""
 
     def __init__(self, order: Mapping[ir.Node, int]) -> None:
         self._order = order
@@ -182,7 +182,7 @@ class _Search:
     def _parents(self, value: ir.Value) -> tuple[ir.Value, ...]:
         producer = value.producer()
         if producer is None or producer not in self._between or producer.op_type.startswith("Global"):
-            return ()  # averages of many positions carry hardly any of their errors
+            return ()  # averaging over many positions removes most of their errors
         return self._between[producer]
 
     def _reach(self, value: ir.Value, axis: int) -> None:
@@ -210,7 +210,7 @@ class _Search:
         self._read[layer] = value
 
     def _pass(self, node: ir.Node) -> None:
-        """Goes on through a node that lies between layers."""
+        """Continues through a node between layers."""
         if node in self._between:
             return
         sources = _scaled_inputs(node)
@@ -235,7 +235,7 @@ class _Search:
 
 
 def _scaled_inputs(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Returns the inputs that are scaled where the output is.
+    """Returns the inputs that are scaled when the output is.
 
     Raises:
         _CannotScaleError: the node does not commute with scaling channels.
@@ -262,7 +262,7 @@ def _scaled_inputs(node: ir.Node) -> tuple[ir.Value, ...]:
 
 
 def _keeps_channels(node: ir.Node, source: ir.Value) -> bool:
-    """Tells whether maps of one position each, (samples, channels, 1, ...), become (samples, channels)."""
+    """Returns whether maps of one position each, (samples, channels, 1, ...), become (samples, channels)."""
     output = node.outputs[0].shape
     if source.shape is None or output is None or len(source.shape) < 3 or len(output) != 2:
         return False
@@ -271,7 +271,7 @@ def _keeps_channels(node: ir.Node, source: ir.Value) -> bool:
 
 
 def _fits(node: ir.Node, axis: int, channels: int) -> bool:
-    """Tells whether the constant that an Add adds has one value for all, or one a channel."""
+    """Returns whether the constant of an Add has one value, or one per channel."""
     array = next((constant_array(value) for value in node.inputs if is_constant(value)), None)
     shape = offset_shape(node.outputs[0], axis, channels)
     if array is None or shape is None or array.dtype != np.float32 or array.ndim > len(shape):

@@ -1,10 +1,9 @@
-"""Moves the difficulty of quantizing from activations with outlier channels into the weights behind them.
+"""SmoothQuant: moves outlier channels of activations into the weights that multiply them.
 
-(X / s) (s W) = X W for any factors s, one a channel of X: a few channels of a transformer reach a hundred times as far
-as the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al.,
-SmoothQuant (ICML 2023), equation 3. Its factors (equation 4) trade activations for weights with one exponent for all of
-a model; here every tensor has several families of factors to choose from, by the noise that rounding both sides puts
-into the layers behind it: some layers' weights have room for much more than others'.
+(X / s) (s W) = X W for any factors s, one per channel of X: a few channels of a transformer have a hundred times the
+range of the others, and one scale for all leaves the others a step or two. Source of the identity: G. Xiao et al.,
+SmoothQuant (ICML 2023), equation 3. Its factors (equation 4) use one exponent for a whole model; here the factors of
+each tensor are chosen from several families, by the noise that rounding both sides causes in the layers that read it.
 """
 
 from __future__ import annotations
@@ -24,24 +23,23 @@ from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps
 from qtool.plan import Plan
 
-# Factors bring channels down to so many times the reach of the median channel, and leave the others as they are.
+# Factors that bring channels down to so many times the median channel's range, and leave the others unchanged.
 _TOLERANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-# Factors are so high a power of each channel's reach; 1 makes all channels reach equally far.
+# Factors that are this power of each channel's range; 1 makes all ranges equal.
 _POWERS = (0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
-# Other data may reach further than what was seen of a channel that hardly ever leaves zero; to the median channel's
-# reach.
+# The least range, relative to the median channel's, assumed of a channel that is almost always zero.
 _LEAST_REACH = 0.1
 _LARGEST_FACTOR = 1e4
-# Rounding that knows its layer's inputs makes that much less noise than rounding to the nearest.
+# GPTQ leaves about this fraction of the noise of rounding to nearest.
 _WEIGHTS_PART = 0.25
-# The multiplication takes time where no normalization takes it in: it has to leave less than this part of the noise.
+# A Mul that cannot be folded into a normalization costs time: it has to reduce the noise to less than this fraction.
 _WORTHWHILE = 0.8
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpread:
-    """What the channels of a tensor hold, along its last axis; each float64, (channels,).
+    """Statistics of a tensor's channels along its last axis; each float64, (channels,).
 
     Attributes:
         low: the smallest values.
@@ -77,7 +75,7 @@ def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
         if node.name not in plan.integer_nodes or node.op_type not in ("MatMul", "Gemm") or source is None:
             continue
         channels = _input_channels(node)
-        # Integers that come from an integer kernel are not to be scaled on their way.
+        # Integers passed from one integer kernel to the next cannot be scaled in between.
         activation = plan.activations.get(source.name or "")
         if channels is None or activation is None or activation.source != source.name or activation.readers is None:
             continue
@@ -94,7 +92,7 @@ def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
 
 
 def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelSpread]:
-    """Returns what the channels of every tensor hold that ``runner`` gives out; those without values are left out."""
+    """Returns channel statistics of every tensor that ``runner`` returns; tensors without values are left out."""
     found: dict[str, ChannelSpread] = {}
     rows: dict[str, int] = {}
     for feed in feeds:
@@ -117,9 +115,9 @@ def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelS
 def smoothing_factors(
     spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float64] | None:
-    """Returns s, float64, (channels,): what activations are divided by and weights multiplied with.
+    """Returns s, float64, (channels,), by which activations are divided and weights multiplied.
 
-    None where that gains too little.
+    None where the gain is too small.
 
     Args:
         spread: of the activations.
@@ -143,10 +141,10 @@ def smoothing_factors(
 def layer_noise(
     spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float64]], factors: npt.NDArray[np.float64]
 ) -> float:
-    """Returns the noise power that 8-bit activations and weights put into an output position of all layers together.
+    """Returns the noise power of 8-bit activations and weights per output position, summed over all layers.
 
-    Rounding to a grid of step Δ makes noise of Δ²/12. That of channel c of the activations reaches the outputs through
-    s_c W_c, that of the weights of an output through the mean square of each channel's x_c / s_c.
+    Rounding to a grid of step Δ adds noise of Δ²/12. The noise of channel c of the activations reaches the outputs
+    through s_c W_c, that of the weights of an output through the mean square of each channel's x_c / s_c.
 
     Args:
         spread: of the activations.
@@ -206,7 +204,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
 def _into_normalization(
     graph: ir.Graph, value: ir.Value, readers: list[ir.Node], scale: npt.NDArray[np.float64], names: Names
 ) -> bool:
-    """Divides the scale and bias of the LayerNormalization that makes ``value``, where nothing else reads it."""
+    """Divides the scale and bias of the LayerNormalization that produces ``value``, where nothing else reads it."""
     producer = value.producer()
     if producer is None or producer.op_type != "LayerNormalization" or value.is_graph_output():
         return False
@@ -226,7 +224,7 @@ def _into_normalization(
 
 
 def _input_channels(node: ir.Node) -> int | None:
-    """Returns how many input channels a layer's weights have; None where the weights are not its own."""
+    """Returns how many input channels a layer's weights have; None where it shares its weights."""
     value = node.inputs[1]
     array = constant_array(value)
     if value is None or array is None or array.ndim != 2 or array.dtype != np.float32 or len(value.uses()) != 1:

@@ -22,8 +22,8 @@ class WeightProblem:
     Attributes:
         weight: the float weight, float32.
         layer: how the weight meets its input.
-        moments: H = E[x x^T] of the layer's input, up to a factor, float64, (groups, inputs, inputs).
-        curvature: computes what GPTQ needs of ``moments``, once.
+        hessian: H = E[x x^T] of the layer's input, up to a factor, float64, (groups, inputs, inputs).
+        curvature: computes what GPTQ needs of ``hessian``, once.
         bias: in units of the input's scale, (outputs,), which has to fit into int32 on the weight's scales; or None.
         orders: how the kernels of its layers pair weights.
         largest_pair: what a pair of one sign may add up to; None for everything.
@@ -31,7 +31,7 @@ class WeightProblem:
 
     weight: npt.NDArray[np.float32]
     layer: LayerInput
-    moments: npt.NDArray[np.float64]
+    hessian: npt.NDArray[np.float64]
     curvature: Callable[[], Curvature]
     bias: npt.NDArray[np.float64] | None
     orders: Sequence[KernelOrder]

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes the quantized digit model and fails where it is not what it should be. For a CI job; see README.md.
+# Makes the quantized digit model and fails where it is not what it should be. For a CI job:
+# see docs/guides/reports-and-ci.md.
 #
 # Run: sh samples/ci/check_model.sh [FOLDER]
 #

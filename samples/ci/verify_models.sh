@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fails if one of the given models runs less than 90 % of its layers on integers. For a pre-commit hook; see README.md.
+# Fails if one of the given models runs less than 90 % of its layers on integers. For a
+# pre-commit hook: see docs/guides/reports-and-ci.md.
 #
 # Run: sh samples/ci/verify_models.sh MODEL...
 set -u

@@ -83,7 +83,7 @@ def test_links_to_files_outside_are_told_and_refused(external: Path, audited: An
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(8000))
     data = external.with_name("m.data")
-    for make, what in ((os.symlink, "through a link"), (os.link, "several names")):
+    for make, what in ((os.symlink, "through a link"), (os.link, "several hard links")):
         data.unlink()
         make(secret, data)
         (finding,) = audited(external)["findings"]
@@ -98,7 +98,7 @@ def test_links_in_circles_and_endless_names_are_refused(external: Path, audited:
     data = external.with_name("m.data")
     data.unlink()
     data.symlink_to(data.name)
-    assert "a link that leads nowhere" in audited(external)["findings"][0]["what"]
+    assert "a broken link" in audited(external)["findings"][0]["what"]
     point(external, location="a" * 5000)
     assert "5,000 characters" in audited(external)["findings"][0]["what"]
     result = run("inspect", str(data))

@@ -81,7 +81,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_a_truncated_file_is_an_error(stored: Path, keep: float) -> None:
     whole = stored.read_bytes()
     stored.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
-    with pytest.raises(CalibError, match="not a whole statistics file"):
+    with pytest.raises(CalibError, match="not a complete statistics file"):
         read_statistics(stored)
 
 
@@ -93,7 +93,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
     array = tmp_path / "array.npy"
     np.save(array, np.zeros(3))
     for path in (text, arrays, array):
-        with pytest.raises(CalibError, match="not a whole statistics file"):
+        with pytest.raises(CalibError, match="not a complete statistics file"):
             read_statistics(path)
 
 
@@ -103,7 +103,7 @@ def test_an_altered_file_is_an_error(stored: Path, tmp_path: Path) -> None:
     for name in ("bins", "counts", "channels"):
         path = tmp_path / "altered.npz"
         np.savez(path, **{**arrays, name: arrays[name][:-1]})
-        with pytest.raises(CalibError, match="not a whole statistics file"):
+        with pytest.raises(CalibError, match="not a complete statistics file"):
             read_statistics(path)
 
 
@@ -120,5 +120,5 @@ def test_a_later_version_is_an_error_that_says_so(stored: Path, tmp_path: Path) 
 def test_pickled_content_is_never_executed(tmp_path: Path) -> None:
     path = tmp_path / "evil.npz"
     np.savez(path, header=np.array([{"format": "qtool.statistics"}], dtype=object))
-    with pytest.raises(CalibError, match="not a whole statistics file"):
+    with pytest.raises(CalibError, match="not a complete statistics file"):
         read_statistics(path)

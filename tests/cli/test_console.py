@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,9 +55,10 @@ def test_quiet_leaves_warnings_errors_and_json(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_has_no_nan_and_no_infinity(value: float) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        Console().json({"x": value})
+def test_json_has_null_for_nan_and_infinity(value: float, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(json=True).json({"x": value, "y": (1.5, value), "path": Path("a") / "b"})
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown == {"x": None, "y": [1.5, None], "path": str(Path("a") / "b")}
 
 
 def test_there_is_no_colour_and_no_bar_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

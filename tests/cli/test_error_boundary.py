@@ -110,6 +110,7 @@ def test_a_reader_that_went_away_is_141_and_silent(fail_with: Callable[..., Any]
         (["reprot"], "Did you mean 'report'"),
         (["report", "--no-latensy"], "--no-latency"),
         (["report", "--rounds", "many"], "--rounds"),
+        (["quantize", "--scheme", "statics"], "value for '--scheme': 'statics' is not one of 'static', 'dynamic'"),
         (["verify", "a", "b"], "unexpected extra argument"),
     ],
 )

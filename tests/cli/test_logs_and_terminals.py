@@ -109,7 +109,7 @@ def test_a_log_never_damages_a_model(invoke: Invoke) -> None:
     before = Path("net.onnx").read_bytes()
     result = invoke("verify", "net.onnx", "--log-file", "net.onnx")
     assert result.exit_code == 2
-    assert "is no text" in result.stderr
+    assert "is not a text file" in result.stderr
     assert Path("net.onnx").read_bytes() == before
 
 

@@ -133,4 +133,4 @@ def test_longer_inputs_are_tried_where_a_program_takes_no_short_ones(crop: int, 
 def test_a_program_that_takes_no_length_is_refused_with_the_option_that_names_one() -> None:
     with pytest.raises(FormatError, match="a negative length") as caught:
         compare(cropped(10**9, "stops"), np.sin)
-    assert caught.value.fix == "give lengths that the model takes in the place of length: --input-shape x=n,length"
+    assert caught.value.fix == "give lengths that the model takes instead of length: --input-shape x=n,length"

@@ -120,4 +120,4 @@ def test_what_onnxruntime_saved_for_one_processor_is_explained(run: Any, folder:
     result = run("saved.onnx", "--fp16", "-o", "half.onnx")
     assert result.exit_code == 2
     assert "NCHWc" in result.stderr
-    assert "the model that onnxruntime read" in " ".join(result.stderr.split())
+    assert "the original model" in " ".join(result.stderr.split())

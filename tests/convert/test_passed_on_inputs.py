@@ -180,4 +180,4 @@ def test_outputs_that_are_no_tensors_are_said_to_be_left_out(
     assert json.loads(result.stdout)["left_out_outputs"] == left
     assert len(onnx.load("m.onnx").graph.output) == 1
     said = " ".join(result.stderr.split())
-    assert ("left out what is no tensor among the module's outputs" in said) == bool(left)
+    assert ("left out non-tensors among the module's outputs" in said) == bool(left)

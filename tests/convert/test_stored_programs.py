@@ -190,10 +190,13 @@ def test_numbers_of_numpy_beside_the_weights_can_be_allowed(run: Any, folder: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--allow-global", "Namespace"), "names no class of a package"),
-        (("--allow-global", "os.system()"), "names no class of a package"),
+        (("--allow-global", "Namespace"), "is not a class of a package"),
+        (("--allow-global", "os.system()"), "is not a class of a package"),
         (("--allow-global", "argparse.Nothing"), "there is no argparse.Nothing"),
-        (("--allow-global", "argparse.Namespace", "--trust-pickle"), "allows what --allow-global names already"),
+        (
+            ("--allow-global", "argparse.Namespace", "--trust-pickle"),
+            "has no effect with --trust-pickle",
+        ),
     ],
 )
 def test_wrong_trust_is_explained(run: Any, folder: Path, options: tuple[str, ...], said: str) -> None:

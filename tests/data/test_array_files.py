@@ -48,7 +48,7 @@ def test_labels_are_no_input_and_can_be_loaded(tmp_path: Path, floats: Floats) -
 
 def test_labels_of_another_length_are_refused(tmp_path: Path, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((4, 2), "f4"), _label=np.arange(9))
-    with refuses("array '_label'", fix="one row a sample"):
+    with refuses("array '_label'", fix="one row per sample"):
         open_dataset(str(tmp_path / "data.npz")).array("_label")
 
 
@@ -66,14 +66,14 @@ def test_a_missing_array_without_any_near_one_is_to_be_added(tmp_path: Path, flo
 
 def test_a_bare_array_feeds_one_input_only(tmp_path: Path, floats: Floats, refuses: Any) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 3), "f4"))
-    with refuses("feeds one input, the model has 2", fix="a=..., b=..."):
+    with refuses("holds one input, the model has 2", fix="a=..., b=..."):
         open_dataset(str(tmp_path / "x.npy")).feeds([floats("a", "n", 3), floats("b", "n", 3)])
 
 
 @pytest.mark.parametrize(
     ("shape", "problem", "fix"),
     [
-        ((2, 3, 4), "has 3 axes (2, 3, 4), the input 4 axes (batch, 3, 4, 5)", "one row a sample"),
+        ((2, 3, 4), "has 3 axes (2, 3, 4), the input 4 axes (batch, 3, 4, 5)", "one row per sample"),
         ((2, 3, 4, 6), "axis 3 is 6 instead of 5", "leave"),
         ((2, 4, 5, 3), "axis 1 is 4 instead of 3", "x.transpose(0, 3, 1, 2)"),
     ],
@@ -133,25 +133,25 @@ def test_floats_that_do_not_fit_name_the_sample(tmp_path: Path, floats: Floats, 
 
 def test_arrays_of_different_length_are_refused(tmp_path: Path, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((3, 2)), y=np.zeros((4, 2)))
-    with refuses("'x' has 3 rows, 'y' 4", fix="begin the names of arrays that are no inputs with '_'"):
+    with refuses("'x' has 3 rows, 'y' 4", fix="begin the names of arrays that are not inputs with '_'"):
         open_dataset(str(tmp_path / "data.npz"))
 
 
 def test_no_samples_are_refused(tmp_path: Path, floats: Floats, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((0, 2), "f4"))
-    with refuses("data.npz has no samples", fix="a few dozen samples"):
+    with refuses("data.npz has no samples", fix="a few dozen representative samples"):
         open_dataset(str(tmp_path / "data.npz")).feeds([floats("x", "n", 2)])
 
 
 def test_a_file_without_arrays_of_samples_is_refused(tmp_path: Path, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", _label=np.arange(3), scalar=np.float32(1))
-    with refuses("holds no array with a samples axis", fix="one row a sample"):
+    with refuses("holds no array with a samples axis", fix="one row per sample"):
         open_dataset(str(tmp_path / "data.npz"))
 
 
 def test_too_few_samples_for_a_fixed_batch_are_refused(tmp_path: Path, floats: Floats, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((3, 2), "f4"))
-    with refuses("the 3 samples of data.npz do not fill one batch, the model takes exactly 8", fix="at least 8"):
+    with refuses("the 3 samples of data.npz do not fill one batch of exactly 8", fix="at least 8"):
         open_dataset(str(tmp_path / "data.npz")).feeds([floats("x", 8, 2)])
 
 
@@ -172,7 +172,7 @@ def test_numbers_that_make_no_sense_are_refused(
 
 def test_a_batch_size_that_the_model_does_not_take_is_refused(tmp_path: Path, floats: Floats, refuses: Any) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((30, 2), "f4"))
-    with refuses("batches of exactly 8, not of 4", fix="say 8"):
+    with refuses("batches of exactly 8, not of 4", fix="give 8"):
         open_dataset(str(tmp_path / "data.npz")).feeds([floats("x", 8, 2)], batch_size=4)
 
 

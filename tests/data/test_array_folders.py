@@ -69,7 +69,7 @@ def test_a_whole_feed_of_the_wrong_first_dimension_is_refused(folder: Path, floa
 
 def test_arrays_of_one_file_with_different_lengths_are_refused(folder: Path, floats: Floats, refuses: Any) -> None:
     np.savez(folder / "0.npz", a=np.zeros((5, 3), "f4"), b=np.zeros((4, 3), "f4"))
-    with refuses("samples/0.npz differ in length: 'a' 5, 'b' 4", fix="one row a sample"):
+    with refuses("samples/0.npz differ in length: 'a' 5, 'b' 4", fix="one row per sample"):
         open_dataset(str(folder)).feeds([floats("a", "n", 3), floats("b", "n", 3)])
 
 

@@ -66,7 +66,7 @@ def feeds():
 def test_bare_arrays_feed_the_only_input(write: Write, floats: Floats, refuses: Any) -> None:
     data = open_dataset(write('def feeds():\n    yield np.zeros((2, 4), "float32")'))
     assert [feed["x"].shape for feed in data.feeds([floats("x", "n", 4)], batch_size=2)] == [(2, 4)]
-    with refuses("feeds one input, the model has 2", fix="by name"):
+    with refuses("holds one input, the model has 2", fix="by name"):
         data.feeds([floats("x", "n", 4), floats("y", "n", 4)])
 
 
@@ -154,7 +154,7 @@ def test_a_module_that_cannot_be_imported_says_why(
         ("def feeds():\n    yield {'x': [[1.0]]}", "axis 1 is 1 instead of 2", "dimension left free"),
         ("def feeds():\n    yield {'x': np.zeros((1, 2), 'u1')}", "is uint8", "/ 255"),
         ("def feeds():\n    yield {'x': [[1.0, None]]}", "'x' of", "numpy.asarray"),
-        ("def feeds():\n    yield {'x': [[1.0, 2.0], [1.0]]}", "is no array", "numpy.asarray"),
+        ("def feeds():\n    yield {'x': [[1.0, 2.0], [1.0]]}", "is not an array", "numpy.asarray"),
         ("def feeds():\n    yield {'x': [[1.0, np.nan]]}", "sample 0, holds nan", "remove the sample"),
     ],
 )
@@ -169,5 +169,5 @@ def test_a_first_step_that_cannot_be_used_is_refused_at_once(
 def test_a_failure_in_the_middle_names_the_function(write: Write, floats: Floats, refuses: Any) -> None:
     source = write("def feeds():\n    yield {'x': [[1.0, 2.0]]}\n    raise ValueError('no\\nmore')")
     feeds = open_dataset(source).feeds([floats("x", "n", 2)])
-    with refuses("loader.py:feeds raises ValueError: no more", fix="mend the function"):
+    with refuses("loader.py:feeds raises ValueError: no more", fix="correct the function"):
         list(feeds)

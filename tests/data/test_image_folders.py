@@ -73,7 +73,7 @@ def test_an_input_of_halves_gets_halves(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "shape", "text", "problem", "fix"),
     [
-        ("f4", ("n", 10), "0-1", "takes no images", ".npz"),
+        ("f4", ("n", 10), "0-1", "is not an image", ".npz"),
         ("f4", ("n", 4, 8, 8), "0-1", "has 4 channels, images have 1 or 3", ".npz"),
         ("f4", ("n", 3, "h", "w"), "0-1", "leaves the size of images open", "size=224x224"),
         ("f4", ("n", 3, 8, 8), "0-1,size=4x4", "images of 4x4, the input 'x' is (n, 3, 8, 8)", "size=8x8"),
@@ -95,7 +95,7 @@ def test_an_input_that_images_do_not_fit_says_why(
 
 def test_images_feed_one_input_only(folder: Path, floats: Floats, refuses: Any) -> None:
     _fill(folder, 1)
-    with refuses("feeds one input, the model has 2: 'a', 'b'", fix="by name"):
+    with refuses("holds one input, the model has 2: 'a', 'b'", fix="by name"):
         _open(folder, "0-1").feeds([floats("a", "n", 3, 8, 8), floats("b", "n", 3, 8, 8)])
 
 
@@ -104,7 +104,7 @@ def test_a_broken_image_is_met_in_its_turn(folder: Path, floats: Floats, refuses
     (folder / "1.png").write_bytes(b"no image")
     feeds = _open(folder, "0-1").feeds([floats("x", "n", 3, 8, 8)])
     next(feeds)
-    with refuses("1.png cannot be read as an image", fix="take it out of the folder"):
+    with refuses("1.png cannot be read as an image", fix="remove it from the folder"):
         next(feeds)
 
 
@@ -129,7 +129,7 @@ def test_labels_may_lie_beside_the_images(folder: Path, refuses: Any) -> None:
     np.save(folder / "_label.npy", np.array([4, 5]))
     assert _open(folder, "0-1").array("_label").tolist() == [4, 5]
     np.save(folder / "_label.npy", np.array([4, 5, 6]))
-    with refuses("_label.npy has the shape (3,), the folder 2 images", fix="one row an image"):
+    with refuses("_label.npy has the shape (3,), the folder 2 images", fix="one row per image"):
         _open(folder, "0-1").array("_label")
 
 

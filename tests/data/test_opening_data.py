@@ -26,7 +26,7 @@ def test_a_missing_folder_asks_for_data(tmp_path: Path, refuses: Any) -> None:
 
 def test_another_kind_of_file_is_refused(tmp_path: Path, refuses: Any) -> None:
     (tmp_path / "data.csv").write_text("1,2")
-    with refuses("no data that can be read", fix=".npz"):
+    with refuses("not a supported kind of data", fix=".npz"):
         open_dataset(str(tmp_path / "data.csv"))
 
 
@@ -50,7 +50,7 @@ def test_arrays_and_images_do_not_mix(folder: Path, refuses: Any) -> None:
 
 def test_images_need_a_preprocessing(folder: Path, refuses: Any) -> None:
     Image.new("RGB", (2, 2)).save(folder / "b.png")
-    with refuses("nothing says how the images", fix="--preprocess imagenet"):
+    with refuses("need preprocessing to become arrays", fix="--preprocess imagenet"):
         open_dataset(str(folder))
 
 

@@ -118,7 +118,7 @@ def test_a_text_says_it_all(text: str, expected: Preprocess) -> None:
         ("sise=3x3", "no 'sise'", "did you mean 'size'?"),
         ("size=3x3,4", "'4' in the preprocessing has no '='", "key=value"),
         ("size=3,size=4", "gives 'size' twice", "give it once"),
-        ("size=axb", "'size=axb' in the preprocessing is not understood", "224x224"),
+        ("size=axb", "'size=axb' in the preprocessing is not valid", "224x224"),
         ("layout=chw", "'layout=chw'", "nchw or nhwc"),
         ("channels=cmyk", "'channels=cmyk'", "rgb, bgr or gray"),
         ("filter=box", "'filter=box'", "bilinear or bicubic"),
@@ -126,10 +126,10 @@ def test_a_text_says_it_all(text: str, expected: Preprocess) -> None:
         ("scale=0", "scale=0", "other numbers"),
         ("std=0.5,0,0.5", "std=0.5,0,0.5 divides by zero", "other numbers"),
         ("std=nan", "std=nan", "other numbers"),
-        ("mean=inf", "mean=inf is no number", "finite"),
+        ("mean=inf", "mean=inf is not finite", "finite"),
         ("mean=1,2", "mean has 2 numbers", "one for each"),
         ("channels=gray,std=1,2,3", "std has 3 numbers", "one number"),
-        ("size=0x3", "no pixels", "at least 1"),
+        ("size=0x3", "without pixels", "at least 1"),
         ("resize=10,size=12x8", "resize=10 is less than size=12x8", "at least 12"),
     ],
 )
@@ -187,5 +187,5 @@ def test_a_truncated_image_is_named(tmp_path: Path, refuses: Any) -> None:
 
 def test_images_of_floats_have_no_agreed_range(tmp_path: Path, refuses: Any) -> None:
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "a.tif")
-    with refuses("has 32 bits a pixel", fix="8 bits"):
+    with refuses("has 32 bits per pixel", fix="8 bits"):
         Preprocess(layout="nchw", channels="rgb").load(tmp_path / "a.tif")

@@ -68,7 +68,7 @@ def test_configs_that_cannot_be_used_are_refused(bert: Path) -> None:
     refused(f"transformers:{bert}", {"hidden_size": 15}, "transformers cannot build", "--model-kwargs")
     fields = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps({**fields, "auto_map": {"AutoModel": "evil.Model"}}))
-    refused(f"transformers:{bert}", {}, "brings code of its own", "--model file.py:factory")
+    refused(f"transformers:{bert}", {}, "contains code", "--model file.py:factory")
 
 
 def refused(factory: str, kwargs: dict[str, Any], problem: str, fix: str) -> None:

@@ -198,8 +198,8 @@ def test_a_graph_that_reads_files_is_refused(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--outputs", "rela"), "the nearest is relu"),
-        (("--to", "pth"), "no torch module belongs to it"),
-        (("--model", "net.py:Net"), "it holds its layers"),
+        (("--to", "pth"), "has no torch module"),
+        (("--model", "net.py:Net"), "which holds its layers"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(frozen: Path, arguments: tuple[str, ...], said: str) -> None:

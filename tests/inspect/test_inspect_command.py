@@ -167,12 +167,12 @@ def test_large_weights_are_not_read(facts: Any, run: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "problem", "fix"),
     [
-        ((), "no model is named", "qtool.toml"),
+        ((), "no model is given", "qtool.toml"),
         (("netwrok.onnx",), "there is no file", "network.onnx"),
         (("network.onnx", "--input-shape", "imgae=1,4,8,10"), "no input 'imgae'", "image="),
         (("network.onnx", "--input-shape", "image=1,4,8"), "has 4 dimensions, not 3", "(batch, 4, side, 10)"),
         (("network.onnx", "--input-shape", "image=1,3,8,10"), "dimension 1 of input 'image' is 4, not 3", "batch"),
-        (("network.onnx", "--input-shape", "image=1,4,8,10:int64"), "gives a type", "':'"),
+        (("network.onnx", "--input-shape", "image=1,4,8,10:int64"), "--input-shape gives one", "':'"),
         (("w.safetensors", "--input-shape", "x=1"), "weights only", "drop --input-shape"),
         (("empty.onnx",), "is empty", "again"),
         (("text.onnx",), "is a text file", ".onnx"),

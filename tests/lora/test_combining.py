@@ -84,7 +84,7 @@ def test_it_is_said_how_near_to_the_base_that_comes(
     error = float((back - base[NAME].double()).norm() / base[NAME].double().norm())
     # Roundings add up in all directions: a bound, and no far one.
     assert error / 1.2 < target["unmerge_error"] < 3 * error
-    assert "but for rounding" in command(*options, "--dry-run").stdout
+    assert "up to rounding" in command(*options, "--dry-run").stdout
 
 
 def test_a_base_that_drowned_in_rounding_does_not_come_back(pair: Any, merge: Any, refused: Any, tmp_path: Any) -> None:
@@ -98,10 +98,10 @@ def test_a_base_that_drowned_in_rounding_does_not_come_back(pair: Any, merge: An
 
 def test_options_that_say_nothing_are_refused(pair: Any, refused: Any, train: Any) -> None:
     base, folder = pair[0].base, pair[0].folder
-    assert "--density says nothing without --combine" in refused(base, folder, "--density", "0.5")
-    assert "--rank says nothing with --combine ties" in refused(base, folder, "--combine", "ties", "--rank", "2")
-    assert "is no share" in refused(base, folder, "--combine", "ties", "--density", "0")
+    assert "--density has no effect without --combine" in refused(base, folder, "--density", "0.5")
+    assert "--rank has no effect with --combine ties" in refused(base, folder, "--combine", "ties", "--rank", "2")
+    assert "--density must be above 0 and at most 1" in refused(base, folder, "--combine", "ties", "--density", "0")
     assert "exclude each other" in refused(base, folder, "--combine", "ties", "--unmerge")
     scaled = train(peft.IA3Config(target_modules=["wide"], feedforward_modules=[]), name="scaled")
-    assert "does not tell what it was before" in refused(base, scaled.folder, "--unmerge")
-    assert "does not combine" in refused(base, scaled.folder, "--combine", "ties")
+    assert "does not determine the original" in refused(base, scaled.folder, "--unmerge")
+    assert "cannot combine" in refused(base, scaled.folder, "--combine", "ties")

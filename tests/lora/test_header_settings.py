@@ -171,4 +171,4 @@ def test_a_loha_that_may_be_a_convolution_is_refused(
     save_file(
         {f"lora_transformer_blocks_0_conv.{name}": noise(*shape) for name, shape in parts.items()}, style, metadata
     )
-    assert "gives convolutions an alpha of their own" in refused(base, style)
+    assert "gives convolutions a separate alpha" in refused(base, style)

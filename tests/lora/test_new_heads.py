@@ -75,7 +75,7 @@ def test_it_comes_whole_or_not_at_all(trained: Any, headless: Path, refused: Any
     for options in (("--scale", "0.5"), ("--unmerge",), ("--combine", "ties")):
         words = refused(headless, trained.folder, *options)
         assert "tail.weight is new to the base" in words or "tail.bias is new to the base" in words
-    assert "two adapters bring it" in refused(headless, trained.folder, trained.folder, "--only", "tail")
+    assert "two adapters add it" in refused(headless, trained.folder, trained.folder, "--only", "tail")
 
 
 def test_only_modules_that_the_settings_name_are_new(trained: Any, headless: Path, refused: Any) -> None:

@@ -162,7 +162,7 @@ def test_torchtune_files_need_their_settings_and_the_heads_of_the_base(
 ) -> None:
     adapter = trained(["q_proj"])
     file = torchtune_adapter(adapter.folder, tmp_path / "adapter_0.pt")
-    assert "does not say its alpha" in refused(adapter.base, file)
+    assert "does not give its alpha" in refused(adapter.base, file)
     file = torchtune_adapter(adapter.folder, adapter.folder / "adapter_0.pt")
     (tmp_path / "config.json").write_text('{"model_type": "gemma", "num_attention_heads": 4}')
     assert "not known for models of the kind gemma" in refused(adapter.base, file)
@@ -235,11 +235,11 @@ def test_gguf_files_that_are_damaged_or_other_things_are_refused(trained: Any, r
     assert "has the GGUF type 2" in refused(
         adapter.base, gguf_adapter(adapter.folder, tmp_path / "four.gguf", **four_bits)
     )
-    assert "no LoRA adapter" in refused(adapter.base, write_gguf(tmp_path / "model.gguf", {}, general__type="model"))
+    assert "not a LoRA adapter" in refused(adapter.base, write_gguf(tmp_path / "model.gguf", {}, general__type="model"))
     other = gguf_adapter(adapter.folder, tmp_path / "mamba.gguf", architecture="mamba")
     assert "models of the kind mamba" in refused(adapter.base, other)
     norm = {"blk.0.attn_norm.weight": (0, (32,), bytes(128))}
-    assert "no matrix of a LoRA" in refused(adapter.base, gguf_adapter(adapter.folder, tmp_path / "n.gguf", **norm))
+    assert "not a matrix of a LoRA" in refused(adapter.base, gguf_adapter(adapter.folder, tmp_path / "n.gguf", **norm))
 
 
 def test_gguf_bytes_that_flip_give_clean_errors_or_results(trained: Any, command: Any, tmp_path: Path) -> None:

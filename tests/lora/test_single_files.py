@@ -76,7 +76,7 @@ def test_mlx_matrices_are_transposed_and_scaled_as_their_settings_say(
 ) -> None:
     first, second = noise(12, 3), noise(3, 18)
     adapter = stored({"block.wide.lora_a": first, "block.wide.lora_b": second}, "adapters.safetensors")
-    assert "does not say its scale" in refused(base, adapter)
+    assert "does not give its scale" in refused(base, adapter)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 3, "scale": 20.0}}))
     check(merge, base, adapter, {"block.wide.weight": 20 * (first @ second).T})
 
@@ -91,10 +91,10 @@ def test_flattened_names_that_fit_two_modules_or_none_are_refused(
     adapter = stored(tensors)
     state = load_file(base)
     save_file(state | {"block_wide.weight": state["block.wide.weight"].clone()}, tmp_path / "both.safetensors")
-    assert "may be each of block.wide, block_wide" in refused(tmp_path / "both.safetensors", adapter)
+    assert "is ambiguous: block.wide, block_wide" in refused(tmp_path / "both.safetensors", adapter)
     del state["block.wide.weight"], state["block.wide.bias"]
     save_file(state, tmp_path / "none.safetensors")
-    assert "underscores for dots" in refused(tmp_path / "none.safetensors", adapter)
+    assert "underscores instead of dots" in refused(tmp_path / "none.safetensors", adapter)
     strange = stored(tensors | {"lora_unet_block_wide.oft_blocks": noise(18, 1)}, "strange.safetensors")
     assert "oft_blocks', which belongs to no kind" in refused(base, strange)
 

@@ -1,4 +1,4 @@
-"""Writes the README's table of operators from measurements, and reads it back.
+"""Writes the documentation's table of operators from measurements, and reads it back.
 
 ``make support-table`` runs this file.
 """
@@ -17,7 +17,7 @@ from tests.operators.exporter_registry import remembered_registry
 from tests.operators.kinds import Kind, Scheme
 from tests.operators.measuring import Quantized, Subject, quantized_every_way
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "operators.md"
 BEGIN, END = "<!-- operators: written by make support-table -->", "<!-- operators end -->"
 _NOTHING = "-"
 _CELL = re.compile(r"(\d+)/(\d+), (\d+) dB, ([\d.]+) %")
@@ -88,7 +88,7 @@ def versions() -> str:
 
 
 def table_in(text: str) -> str:
-    """Returns the part of the README between the marks."""
+    """Returns the part of the page between the marks."""
     return text.split(f"{BEGIN}\n", 1)[1].split(END, 1)[0]
 
 
@@ -118,12 +118,12 @@ def measured_row(kind: Kind) -> Row:
 
 
 def main() -> None:
-    """Measures every kind and writes the table into the README."""
+    """Measures every kind and writes the table into the page."""
     with remembered_registry():
         rows = {kind.name: measured_row(kind) for kind in KINDS}
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(f"{BEGIN}\n", 1)
-    README.write_text(f"{before}{BEGIN}\n{table_of(rows)}{END}{rest.split(END, 1)[1]}", encoding="utf-8", newline="\n")
+    PAGE.write_text(f"{before}{BEGIN}\n{table_of(rows)}{END}{rest.split(END, 1)[1]}", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

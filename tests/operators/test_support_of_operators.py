@@ -1,4 +1,4 @@
-"""Every kind of operator people build with goes through all of qtool, and the README says what comes out."""
+"""Every kind of operator people build with goes through all of qtool, and the documentation says what comes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtool.errors import InputError
 from tests.operators.all_kinds import KINDS
 from tests.operators.kinds import Kind, Scheme
 from tests.operators.measuring import Subject, quantized_every_way
-from tests.operators.support_table import README, Row, row_of, rows_in, table_in, versions
+from tests.operators.support_table import PAGE, Row, row_of, rows_in, table_in, versions
 
 # Graphs in float32 beside torch: rounding in another order.
 _LEAST_DB_OF_FLOATS = 110.0
@@ -34,7 +34,7 @@ def test_a_kind_of_operator_stays_near_to_torch_on_the_integers_that_the_table_t
     if Scheme.DYNAMIC not in kind.bounds:
         with pytest.raises(InputError, match="quantized dynamically"):
             subject.dynamically()
-    table = table_in(README.read_text(encoding="utf-8"))
+    table = table_in(PAGE.read_text(encoding="utf-8"))
     if versions() in table:
         _assert_same(row_of(ways), rows_in(table)[kind.name])
 
@@ -52,6 +52,6 @@ def _assert_same(measured: Row, told: Row) -> None:
 
 
 def test_the_table_has_a_row_for_every_kind_and_no_other() -> None:
-    table = table_in(README.read_text(encoding="utf-8"))
+    table = table_in(PAGE.read_text(encoding="utf-8"))
     assert list(rows_in(table)) == [kind.name for kind in KINDS]
     assert table.startswith("Measured with onnxruntime ")

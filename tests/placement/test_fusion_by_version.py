@@ -1,7 +1,7 @@
 """Pins patterns of which onnxruntime's versions make different things, and what it makes of those that no kernel takes.
 
 Each row holds every operator of the optimized graph, Q and DQ included, and the version since which it is so. The table
-of the differences in README.md says the same in words.
+of the differences in docs/reference/onnxruntime-versions.md says the same in words.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_a_choice_between_two_layers_runs_on_integers(
 def test_a_mask_stays_float_and_says_so(prepared: Prepared, random_array: Arrays, other: float) -> None:
     plan = build_plan(_model(prepared, random_array, other), PRESETS["x86"], NodeSelection())
     reasons = {skip.operator: skip.reason for skip in plan.skipped}
-    assert reasons["Where"] == "its constant 'other' holds NaN, or numbers as large as masks have"
+    assert reasons["Where"] == "its constant 'other' holds NaN, or values as large as in masks"
 
 
 def test_a_softmax_stays_float_by_choice(prepared: Prepared, random_array: Arrays) -> None:

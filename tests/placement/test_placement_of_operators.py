@@ -164,7 +164,7 @@ def test_an_elementwise_operator_before_float_nodes_stays_float(prepared: Prepar
     )
     plan = plan_of(model)
     assert integer_operators(plan) == ["Conv"]
-    assert reason_of(plan, "/b/Add") == "nothing behind it reads integers"
+    assert reason_of(plan, "/b/Add") == "no later node reads integers"
 
 
 def test_an_elementwise_operator_behind_float_nodes_stays_float(prepared: Prepared, random_array: Arrays) -> None:

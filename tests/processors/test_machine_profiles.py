@@ -74,10 +74,10 @@ def test_a_damaged_profile_is_refused(document: dict[str, Any], damage: dict[str
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    with pytest.raises(InputError, match=r"profile\.json is no profile"):
+    with pytest.raises(InputError, match=r"profile\.json is not a machine profile"):
         read_profile(path)
     path.write_text("not json")
-    with pytest.raises(InputError, match=r"profile\.json is no profile"):
+    with pytest.raises(InputError, match=r"profile\.json is not a machine profile"):
         read_profile(path)
 
 

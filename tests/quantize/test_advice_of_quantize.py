@@ -71,4 +71,4 @@ def test_layers_that_stay_float_for_speed_come_with_the_flag_for_size(run: Any, 
     slow = {row["node"] for row in outcome.json["float_nodes"] if row["reason"].startswith("integers save no time")}
     fixes = {miss["node"]: miss["fix"] for miss in outcome.json["coverage"]["misses"]}
     assert slow & fixes.keys()
-    assert {fixes[node] for node in slow & fixes.keys()} == {"pass --smallest for integers all the same"}
+    assert {fixes[node] for node in slow & fixes.keys()} == {"pass --smallest to quantize it anyway"}

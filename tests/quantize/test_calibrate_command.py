@@ -98,4 +98,4 @@ def test_two_passes_write_the_same_bytes(run: Any, model: Path, data: Path) -> N
 def test_no_data_is_an_error(run: Any, model: Path) -> None:
     outcome = run("calibrate", model)
     assert outcome.code == 2
-    assert "there is no data to calibrate on" in outcome.err
+    assert "no calibration data is given" in outcome.err

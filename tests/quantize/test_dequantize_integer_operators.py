@@ -109,5 +109,5 @@ def test_an_operator_in_a_form_that_stays_is_named(run: Any, network: np.ndarray
     outcome = run("dequantize", "q.onnx", "-o", "back.onnx")
     assert outcome.code == 2
     said = " ".join(outcome.err.split())
-    assert f"q.onnx holds '{pool.name}', a QLinearAveragePool in a form that is not turned back" in said
+    assert f"q.onnx holds '{pool.name}', a QLinearAveragePool in a form that cannot be dequantized" in said
     assert not Path("back.onnx").exists()

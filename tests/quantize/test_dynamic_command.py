@@ -69,7 +69,7 @@ def test_no_data_is_needed(run: Any, encoder: Path) -> None:
     report = outcome.json
     assert report["scheme"] == "u8 dynamic activations, s8 symmetric per-channel weights"
     assert report["dynamic_nodes"] == _LAYERS
-    assert report["compared_on"] == "random inputs, which tell little"
+    assert report["compared_on"] == "random inputs, which are not representative"
     assert [row for row in report["coverage"]["operators"] if row["operator"] == "MatMulInteger"] == [
         {"operator": "MatMulInteger", "integer": 4, "total": 4}
     ]
@@ -140,14 +140,14 @@ def test_patterns_choose_the_dynamic_layers(run: Any, encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--method", "mse"), "--method says nothing to the scheme dynamic"),
-        (("--percentile", "99"), "--percentile says nothing"),
-        (("--calib-stats", "some.npz"), "--calib-stats says nothing"),
-        (("--activation-type", "u8"), "--activation-type says nothing"),
-        (("--activations-symmetric",), "--activations-symmetric says nothing"),
-        (("--activations-asymmetric",), "--activations-asymmetric says nothing"),
-        (("--no-bias-correction",), "--no-bias-correction says nothing"),
-        (("--dynamic", "MatMul"), "--dynamic says nothing"),
+        (("--method", "mse"), "--method has no effect with --scheme dynamic"),
+        (("--percentile", "99"), "--percentile has no effect"),
+        (("--calib-stats", "some.npz"), "--calib-stats has no effect"),
+        (("--activation-type", "u8"), "--activation-type has no effect"),
+        (("--activations-symmetric",), "--activations-symmetric has no effect"),
+        (("--activations-asymmetric",), "--activations-asymmetric has no effect"),
+        (("--no-bias-correction",), "--no-bias-correction has no effect"),
+        (("--dynamic", "MatMul"), "--dynamic has no effect"),
         (("--exclude", "MatMul"), "nothing in the model can be quantized dynamically (MatMul: --exclude 'MatMul'"),
         (("--include", "MatMull"), "--include 'MatMull' matches no node of the model"),
         (("-o", "out.bin"), "the output out.bin does not end in .onnx"),
@@ -169,7 +169,7 @@ def test_static_settings_stand_aside_for_a_dynamic_run(run: Any, encoder: Path, 
     settings.write_text('[quantize]\nmethod = "mse"\nscheme = "dynamic"\n')
     outcome = run("quantize", encoder, "--force", as_given=True)
     assert outcome.code == 2
-    assert "--method says nothing to the scheme dynamic" in outcome.err
+    assert "--method has no effect with --scheme dynamic" in outcome.err
 
 
 def test_a_network_of_convolutions_has_nothing_to_gain(run: Any, save_model: Any) -> None:
@@ -280,7 +280,7 @@ def test_layers_that_share_weights_are_dynamic_together(run: Any, save_model: An
     assert outcome.code == 0, outcome.err
     assert outcome.json["dynamic_nodes"] == ["/a/MatMul", "/out/MatMul"]
     shared = next(row for row in outcome.json["tensors"] if row["tensor"] == "w")
-    assert shared["note"] == "shared by 2 nodes, activations quantized as it runs"
+    assert shared["note"] == "shared by 2 nodes, activations quantized at run time"
     assert [row["node"] for row in outcome.json["integer_nodes"]] == ["/b/MatMul", "/a/MatMul", "/out/MatMul"]
 
 
@@ -306,5 +306,5 @@ def test_a_static_scheme_without_a_static_layer_is_refused(run: Any, save_model:
     path = save_model("one.onnx", text, w=np.eye(8, dtype=np.float32))
     outcome = run("quantize", path, "--dynamic", "MatMul", "--dry-run")
     assert outcome.code == 2
-    assert "--dynamic leaves nothing for the static scheme" in outcome.err
+    assert "--dynamic leaves no node for the static scheme" in outcome.err
     assert "--scheme dynamic" in outcome.err

@@ -34,7 +34,7 @@ def test_a_missing_model(run: Any, data: Path) -> None:
 
 
 def test_no_model_at_all(run: Any) -> None:
-    _refused(run("quantize"), "no model is named", "qtool.toml")
+    _refused(run("quantize"), "no model is given", "qtool.toml")
 
 
 @pytest.mark.parametrize("content", [b"", b"just some text\n"])
@@ -53,7 +53,7 @@ def test_a_truncated_model(run: Any, model: Path, data: Path, share: float) -> N
 
 
 def test_neither_data_nor_statistics(run: Any, model: Path) -> None:
-    _refused(run("quantize", model), "nothing to calibrate on", "--calib-data")
+    _refused(run("quantize", model), "no calibration data", "--calib-data")
 
 
 def test_missing_data(run: Any, model: Path, data: Path) -> None:
@@ -64,10 +64,10 @@ def test_missing_data(run: Any, model: Path, data: Path) -> None:
     ("arrays", "problem", "fix"),
     [
         ({"imaeg": (20, 3, 16, 16)}, "no array 'image' in d.npz", "rename 'imaeg' to 'image'"),
-        ({"image": (20, 3, 256)}, "has 3 axes", "one row a sample"),
+        ({"image": (20, 3, 256)}, "has 3 axes", "one row per sample"),
         ({"image": (20, 3, 16, 20)}, "axis 3 is 20 instead of 16", "shape of the input"),
         ({"image": (20, 16, 16, 3)}, "axis 1 is 16 instead of 3", "transpose"),
-        ({"image": (0, 3, 16, 16)}, "d.npz has no samples", "a few dozen samples"),
+        ({"image": (0, 3, 16, 16)}, "d.npz has no samples", "a few dozen representative samples"),
     ],
 )
 def test_data_that_does_not_fit_the_inputs(
@@ -143,7 +143,7 @@ def test_a_state_dict_without_its_module(run: Any, tmp_path: Path, data: Path) -
 
 
 def test_a_factory_for_a_graph(run: Any, model: Path, data: Path) -> None:
-    _refused(run("quantize", model, "--calib-data", data, "--model", "a:b"), "is a graph already", "drop")
+    _refused(run("quantize", model, "--calib-data", data, "--model", "a:b"), "is a graph:", "drop")
 
 
 def test_an_output_that_exists_is_kept_without_force(run: Any, model: Path, data: Path) -> None:
@@ -183,7 +183,7 @@ def test_statistics_of_another_model(
 
 
 def test_a_statistics_file_that_is_none(run: Any, model: Path, data: Path) -> None:
-    _refused(run("quantize", model, "--calib-stats", data), "not a whole statistics file", "qtool calibrate")
+    _refused(run("quantize", model, "--calib-stats", data), "not a complete statistics file", "qtool calibrate")
     _refused(run("quantize", model, "--calib-stats", "no.npz"), "does not exist", "qtool calibrate")
 
 
@@ -215,7 +215,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     monkeypatch.setattr(qtool.calib.collect, "_batch_size", interrupted)
     outcome = run(command, model, "--calib-data", data)
     assert outcome.code == 130
-    assert "interrupted; nothing half-written is left behind" in outcome.err
+    assert "interrupted; no partial files are left" in outcome.err
     assert _listing(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
@@ -232,5 +232,5 @@ def test_a_float_model_in_the_way_of_a_state_dict_is_kept(run: Any, tmp_path: Pa
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     outcome = run("quantize", "net.pth", "--model", "arch.py:net", "--calib-data", data)
     assert outcome.code == 2
-    assert "differs from the net.onnx that exists" in outcome.err
+    assert "differs from the existing net.onnx" in outcome.err
     assert _listing(tmp_path) == before

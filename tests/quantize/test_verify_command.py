@@ -47,7 +47,7 @@ def test_a_coverage_gate_exits_with_one(run: Any, model: Path, data: Path) -> No
 def test_a_share_that_is_none_is_refused(run: Any, model: Path, share: str) -> None:
     outcome = run("verify", model, "--min-coverage", share)
     assert outcome.code == 2
-    assert f"--min-coverage '{share}' is no share" in outcome.err
+    assert f"--min-coverage must be between 0 and 1, not '{share}'" in outcome.err
 
 
 def _with_conv_as_output(model: onnx.ModelProto) -> None:
@@ -77,7 +77,7 @@ def _with_float_weight(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "operator", "reason", "fix"),
     [
-        (_with_conv_as_output, "Conv", "is an output of the model", "take it off the model's outputs"),
+        (_with_conv_as_output, "Conv", "is an output of the model", "remove it from the model's outputs"),
         (_with_float_reader, "Add", "is read in float by Tanh", "--exclude '/s/Add'"),
         (_with_float_weight, "Gemm", "its weights 'float_weight' are float", "--max-float 0"),
     ],

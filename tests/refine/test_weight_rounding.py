@@ -41,7 +41,7 @@ def _weight() -> np.ndarray:
     return weight
 
 
-def _moments() -> dict[str, np.ndarray]:
+def _hessians() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(7)
     inputs = generator.normal(0, 1, (400, 3)) @ generator.normal(0, 1, (3, 20)) + 0.1 * generator.normal(
         0, 1, (400, 20)
@@ -51,7 +51,7 @@ def _moments() -> dict[str, np.ndarray]:
 
 
 def _guided() -> WeightRounding:
-    return WeightRounding([_LAYER], _moments())
+    return WeightRounding([_LAYER], _hessians())
 
 
 def _rounded(rounding: WeightRounding, bias: np.ndarray | None = None) -> QuantizedWeight:
@@ -61,7 +61,7 @@ def _rounded(rounding: WeightRounding, bias: np.ndarray | None = None) -> Quanti
 def _noise(rounded: QuantizedWeight) -> float:
     """Returns what the products are off by: the sum over outputs of d^T M d, d being what the weights are off by."""
     change = dequantize(rounded.integers, rounded.params).astype(np.float64) - _weight()
-    return float(np.einsum("io,ij,jo->", change, _moments()["product"][0], change))
+    return float(np.einsum("io,ij,jo->", change, _hessians()["product"][0], change))
 
 
 def _fitted(rounding: WeightRounding) -> dict[str, QuantizedWeight]:

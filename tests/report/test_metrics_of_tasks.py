@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from qtool.cli.app import app
 from qtool.metrics.judged_batch import Batch
 from qtool.metrics.task import metric_named
-from qtool.metrics.text_scores import edit_distance
+from qtool.metrics.text_scores import edit_accuracy
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 texts = st.lists(st.integers(0, 3), max_size=6)
@@ -121,6 +121,14 @@ def test_gates_on_a_metric_ask_for_one(report: Callable[..., Result]) -> None:
     result = report("--fail-if", "metric < 1")
     assert result.exit_code == 2
     assert "--metric" in result.stderr
+
+
+def edit_distance(left: list[int], right: list[int]) -> int:
+    """Reads the distance off the accuracy of one text beside the other."""
+    width = max(len(left), len(right), 1)
+    rows = [np.array([[*text, *[-1] * (width - len(text))]], np.int64) for text in (left, right)]
+    (share,) = edit_accuracy(Batch(outputs={"y": rows[0]}, reference={"y": rows[1]}, inputs={}, labels=None, rows=1))
+    return round((1 - share) * max(len(left), len(right)))
 
 
 @given(left=texts, right=texts)

@@ -129,8 +129,8 @@ def test_models_have_the_shortest_names_that_tell_them_apart(paths: tuple[str, .
 
 
 def test_the_form_of_the_json_is_described(make_report: MakeReport) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### The report as JSON", 1)[1].split("\n## ", 1)[0]
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    section = page.split("## The report as JSON", 1)[1]
     described = set(re.findall(r"`(\w+)`", section))
     document = to_json(make_report())
     assert set(document) <= described

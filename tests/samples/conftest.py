@@ -15,8 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> str:
+    return (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def ci_guide() -> str:
+    return (ROOT / "docs" / "guides" / "reports-and-ci.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

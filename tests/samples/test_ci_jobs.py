@@ -1,4 +1,4 @@
-"""The scripts of `samples/ci` fail when they should, and the jobs in README.md run them."""
+"""The scripts of `samples/ci` fail when they should, and the jobs in docs/guides/reports-and-ci.md run them."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def job(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return run
 
 
-def _jobs(readme: str) -> dict[str, Any]:
-    """Returns the YAML of README.md by the file that it is for."""
+def _jobs(ci_guide: str) -> dict[str, Any]:
+    """Returns the YAML of the guide by the file that it is for."""
     yaml = pytest.importorskip("yaml")
-    blocks = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", ci_guide, re.DOTALL | re.MULTILINE)
     return {name: yaml.safe_load(text) for name, text in blocks}
 
 
-def test_the_github_job_leaves_models_a_report_and_a_summary(readme: str, clone: Path, job: Job) -> None:
-    steps = _jobs(readme)[".github/workflows/model.yml"]["jobs"]["check"]["steps"]
+def test_the_github_job_leaves_models_a_report_and_a_summary(ci_guide: str, clone: Path, job: Job) -> None:
+    steps = _jobs(ci_guide)[".github/workflows/model.yml"]["jobs"]["check"]["steps"]
     (line,) = [step["run"] for step in steps if step.get("run", "").startswith("sh ")]
     (uploaded,) = [step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/upload-artifact")]
     result = job(line, GITHUB_STEP_SUMMARY=str(clone / "summary.md"))
@@ -65,8 +65,8 @@ def test_the_github_job_leaves_models_a_report_and_a_summary(readme: str, clone:
 
 
 @pytest.mark.slow
-def test_the_gitlab_job_fails_on_a_missed_gate_and_shows_it_as_a_test(readme: str, clone: Path, job: Job) -> None:
-    check = _jobs(readme)[".gitlab-ci.yml"]["check-model"]
+def test_the_gitlab_job_fails_on_a_missed_gate_and_shows_it_as_a_test(ci_guide: str, clone: Path, job: Job) -> None:
+    check = _jobs(ci_guide)[".gitlab-ci.yml"]["check-model"]
     script = clone / "samples" / "ci" / "check_model.sh"
     script.write_text(script.read_text().replace("size_ratio > 0.4", "size_ratio > 0.01"))
     (line,) = [line for line in check["script"] if line.startswith("sh ")]
@@ -78,8 +78,8 @@ def test_the_gitlab_job_fails_on_a_missed_gate_and_shows_it_as_a_test(readme: st
     assert "size_ratio" in str(failed[0])
 
 
-def test_both_jobs_install_the_clone_that_they_are_in(readme: str) -> None:
-    jobs = _jobs(readme)
+def test_both_jobs_install_the_clone_that_they_are_in(ci_guide: str) -> None:
+    jobs = _jobs(ci_guide)
     steps = jobs[".github/workflows/model.yml"]["jobs"]["check"]["steps"]
     lines = [step["run"] for step in steps if "run" in step], jobs[".gitlab-ci.yml"]["check-model"]["script"]
     for commands in lines:
@@ -88,8 +88,8 @@ def test_both_jobs_install_the_clone_that_they_are_in(readme: str) -> None:
         assert "constraints.txt" in install
 
 
-def test_the_hook_stops_models_that_run_in_float(readme: str, clone: Path, job: Job) -> None:
-    (hook,) = _jobs(readme)[".pre-commit-config.yaml"]["repos"][0]["hooks"]
+def test_the_hook_stops_models_that_run_in_float(ci_guide: str, clone: Path, job: Job) -> None:
+    (hook,) = _jobs(ci_guide)[".pre-commit-config.yaml"]["repos"][0]["hooks"]
     text = "net (float[n,6] x) => (float[n,4] y) { y = MatMul (x, w) }"
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     generator = np.random.default_rng(0)

@@ -15,13 +15,14 @@ Python = Callable[..., CompletedProcess[str]]
 LARGEST_BYTES = 1_000_000
 
 
-def test_the_main_job_makes_a_smaller_model_that_is_as_accurate(clone: Path, python: Python) -> None:
+def test_the_main_job_makes_a_smaller_model_that_is_as_accurate(clone: Path, python: Python, quickstart: str) -> None:
     (clone / "demo-output").mkdir()
     (clone / "demo-output" / "mnist_cnn.onnx").write_text("of an older run")
     result = python("samples/01_main_job.py")
     assert result.returncode == 0, result.stderr
-    commands = [line.split()[2] for line in result.stdout.splitlines() if line.startswith("$ qtool ")]
-    assert commands == ["convert", "calibrate", "quantize", "report"]
+    commands = [line for line in result.stdout.splitlines() if line.startswith("$ qtool ")]
+    assert [line.split()[2] for line in commands] == ["convert", "calibrate", "quantize", "report"]
+    assert "\n".join(commands) in quickstart
     floating, integer = (clone / "demo-output" / name for name in ("mnist_cnn.onnx", "mnist_cnn.int8.onnx"))
     assert integer.stat().st_size < 0.4 * floating.stat().st_size
     report = python(

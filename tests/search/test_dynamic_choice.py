@@ -36,16 +36,16 @@ def _better(
     measured: list[str] = []
 
     def quantize(dynamic: Sequence[str]) -> Any:
-        def variant(kept_float: Mapping[str, str]) -> Any:
+        def candidate(kept_float: Mapping[str, str]) -> Any:
             (name,) = dynamic
             assert set(kept_float) == set(_NODES) - {name}
             measured.append(name)
             return SimpleNamespace(model=name)
 
-        return variant
+        return candidate
 
-    judge = SimpleNamespace(sqnr_db=lambda name: alone[name])
-    found = better_dynamic(quantize, ranked, _NODES, eligible, judge, advance=lambda _: None, stop=stop)
+    evaluator = SimpleNamespace(sqnr_db=lambda name: alone[name])
+    found = better_dynamic(quantize, ranked, _NODES, eligible, evaluator, advance=lambda _: None, stop=stop)
     return found, measured
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -70,13 +71,13 @@ def test_what_cannot_be_told_counts_as_nothing() -> None:
 
 
 @given(st.integers(0, 1 << 34), st.integers(0, 1 << 34), st.integers(1, 64), st.integers(1, 2))
-def test_batches_and_held_samples_shrink_with_activations(one: int, other: int, wanted: int, walks: int) -> None:
+def test_batches_and_held_samples_shrink_with_activations(one: int, other: int, wanted: int, graphs: int) -> None:
     small, large = sorted((one, other))
     less, more = (ActivationMemory(all_bytes=n, crossing_bytes=n, output_bytes=n) for n in (small, large))
     for count in (
         lambda memory: memory.batch_size(wanted),
-        lambda memory: memory.held_samples(wanted, walks=walks),
-        lambda memory: memory.judged_samples(wanted),
+        lambda memory: memory.held_samples(wanted, graphs=graphs),
+        lambda memory: memory.evaluation_samples(wanted),
     ):
         assert 1 <= count(more) <= count(less) <= wanted
         # A sample has to go through whatever it takes; several take no more than some hundred MB.
@@ -146,15 +147,33 @@ def test_a_search_whose_time_is_up_still_gives_a_model(
     words = ["quantize", str(wide), "--calib-data", str(data), "-o", str(output), "--smallest"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "the search was ended after 0 s: going on with the best so far" in result.stderr
+    assert "the search was ended after 0 s: continuing with the best so far" in result.stderr
     operators = {node.op_type for node in onnx.load(output).graph.node}
     assert "QuantizeLinear" in operators
+    manifest = output.with_name("int8.manifest.json")
+    assert json.loads(manifest.read_text(encoding="utf-8"))["lock"]["search_ended"] == "the search was ended after 0 s"
+    monkeypatch.undo()
     with_all_the_time = CliRunner().invoke(app, [*words, "--effort", "best", "--force"])
     assert "the search was ended" not in with_all_the_time.stderr
 
 
+def test_a_lock_says_that_time_decided(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = tmp_path / "data.npz", tmp_path / "int8.onnx"
+    np.savez(data, x=np.random.default_rng(1).normal(size=(13, 1, 12, 12)).astype(np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr("qtool.workflows.tune.search_time._FIXED_S", 0.0)
+        patch.setattr("qtool.workflows.tune.search_time._TIMES_PLAIN", 0.0)
+        words = ["quantize", str(wide), "--calib-data", str(data), "-o", str(output), "--smallest"]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    before = output.read_bytes()
+    repeated = CliRunner().invoke(app, ["quantize", "--locked", str(output.with_name("int8.manifest.json")), "--force"])
+    assert repeated.exit_code == 2, repeated.output
+    assert "the search of the manifest was ended after 0 s" in " ".join(repeated.stderr.split())
+    assert output.read_bytes() == before
+
+
 def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> None:
-    class Judge:
+    class Evaluator:
         def sqnr_db(self, model: Any) -> float:
             return float(len(model))
 
@@ -166,10 +185,10 @@ def test_corrections_that_there_is_no_time_for_are_neither_tried_nor_told() -> N
         def __call__(self, kept_float: Any) -> Any:
             return self
 
-    trials = CorrectionAblation(cast(Any, Judge()))
+    ablation = CorrectionAblation(cast(Any, Evaluator()))
     tried: list[int] = []
-    corrections = {name: lambda variants, name=name: Candidates(variants.made | {name}) for name in "ab"}
-    found = trials.best(cast(Any, Candidates()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
+    corrections = {name: lambda candidates, name=name: Candidates(candidates.made | {name}) for name in "ab"}
+    found = ablation.best(cast(Any, Candidates()), cast(Any, corrections), advance=tried.append, stop=lambda: True)
     assert found.made == {"a", "b"}
     assert tried == [1]
-    assert trials.gains == []
+    assert ablation.gains == []

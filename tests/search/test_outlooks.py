@@ -140,7 +140,7 @@ def test_quantize_warns_of_decided_samples_and_its_interval_holds_fresh_ones(
     outlook = told["outlook"]
     assert outlook["says_little"]
     shown = run("quantize", classifier, *given, "--force")
-    assert "the samples say little about 'y': its Softmax is undecided for 0 of" in " ".join(shown.err.split())
+    assert "the samples are inconclusive for 'y': its Softmax is undecided for 0 of" in " ".join(shown.err.split())
     assert "'y' on other data like these:" in shown.out
     x = np.load(tmp_path / "fresh.npz")["x"]
     expected, found = (

@@ -35,10 +35,10 @@ def _search(powers: Mapping[str, float], min_sqnr_db: float) -> MixedPrecisionSe
     def quantize(kept_float: Mapping[str, str]) -> SimpleNamespace:
         return SimpleNamespace(model=sum(power for name, power in powers.items() if name not in kept_float))
 
-    judge = SimpleNamespace(
+    evaluator = SimpleNamespace(
         assess=lambda noise: Assessment(sqnr_db=-10 * math.log10(noise), agreement=None, top1_drop=None)
     )
-    return MixedPrecisionSearch(quantize, judge, Goal(min_sqnr_db=min_sqnr_db), advance=lambda _: None)
+    return MixedPrecisionSearch(quantize, evaluator, Goal(min_sqnr_db=min_sqnr_db), advance=lambda _: None)
 
 
 def _kept(search: MixedPrecisionSearch) -> set[str]:
@@ -87,10 +87,10 @@ def test_few_choices_are_tried() -> None:
 
 def test_the_best_is_known_whenever_the_search_stops() -> None:
     powers = {f"layer {number}": 10 ** (-1 - number / 5) for number in range(12)}
-    worth: list[float] = []
+    merit: list[float] = []
     for tries in range(8):
         search = _search(powers, 25.0)
         search.run(_layers(powers), dict.fromkeys(powers, 1e-3), stop=partial(next, iter([False] * tries), True))
-        worth.append(search.best.assessment.sqnr_db if not search.best.met else math.inf)
-    assert worth == sorted(worth)
-    assert worth[-1] == math.inf
+        merit.append(search.best.assessment.sqnr_db if not search.best.met else math.inf)
+    assert merit == sorted(merit)
+    assert merit[-1] == math.inf

@@ -21,48 +21,48 @@ passing (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }
 """
 
 
-def _search_samples(folder: Path, count: int, *, judged: int) -> TuningSplit:
+def _search_samples(folder: Path, count: int, *, evaluation_samples: int) -> TuningSplit:
     """Returns samples whose values are their numbers."""
     numbers = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
     np.savez(folder / "numbers.npz", x=numbers)
     data = DataRequest(source=str(folder / "numbers.npz"))
-    hold_back = HoldoutSplit.of(count)
-    samples = CheckSamples(dataset=data.open(), data=data, hold_back=hold_back)
-    return TuningSplit(ir.from_onnx_text(_MODEL), samples, judged=judged)
+    holdout = HoldoutSplit.of(count)
+    samples = CheckSamples(dataset=data.open(), data=data, holdout=holdout)
+    return TuningSplit(ir.from_onnx_text(_MODEL), samples, evaluation_samples=evaluation_samples)
 
 
 def _numbers(feeds: Iterable[Feed]) -> list[int]:
     return [int(feed["x"][0, 0]) for feed in feeds]
 
 
-@pytest.mark.parametrize(("count", "judged"), [(96, 32), (96, 64), (20, 64), (3, 32), (2, 2)])
-def test_samples_that_judge_shape_nothing(tmp_path: Path, count: int, judged: int) -> None:
-    samples = _search_samples(tmp_path, count, judged=judged)
-    judging = _numbers(samples.judging)
-    assert 0 < len(judging) <= min(judged, count // 2)
+@pytest.mark.parametrize(("count", "evaluation_samples"), [(96, 32), (96, 64), (20, 64), (3, 32), (2, 2)])
+def test_samples_that_judge_shape_nothing(tmp_path: Path, count: int, evaluation_samples: int) -> None:
+    samples = _search_samples(tmp_path, count, evaluation_samples=evaluation_samples)
+    evaluation = _numbers(samples.evaluation)
+    assert 0 < len(evaluation) <= min(evaluation_samples, count // 2)
     for others in (_numbers(samples.some(12)), _numbers(samples.spread(32))):
         assert others
-        assert not set(others) & set(judging)
+        assert not set(others) & set(evaluation)
 
 
 def test_samples_that_were_held_back_stay_so(tmp_path: Path) -> None:
-    samples = _search_samples(tmp_path, 80, judged=32)
-    given = {*_numbers(samples.judging), *_numbers(samples.spread(80)), *_numbers(samples.some(80))}
+    samples = _search_samples(tmp_path, 80, evaluation_samples=32)
+    given = {*_numbers(samples.evaluation), *_numbers(samples.spread(80)), *_numbers(samples.some(80))}
     assert given == set(range(80)) - set(range(9, 80, 10))
 
 
 def test_both_kinds_come_from_all_over_the_data(tmp_path: Path) -> None:
-    samples = _search_samples(tmp_path, 100, judged=20)
-    for numbers in (_numbers(samples.judging), _numbers(samples.some(10)), _numbers(samples.spread(10))):
+    samples = _search_samples(tmp_path, 100, evaluation_samples=20)
+    for numbers in (_numbers(samples.evaluation), _numbers(samples.some(10)), _numbers(samples.spread(10))):
         assert min(numbers) < 15
         assert max(numbers) > 75
 
 
 def test_a_final_fit_may_see_them_all(tmp_path: Path) -> None:
-    samples = _search_samples(tmp_path, 9, judged=4)
+    samples = _search_samples(tmp_path, 9, evaluation_samples=4)
     assert _numbers(samples.spread_over_all(9)) == list(range(9))
 
 
 def test_a_single_sample_has_to_do_for_both(tmp_path: Path) -> None:
-    samples = _search_samples(tmp_path, 1, judged=32)
-    assert _numbers(samples.judging) == _numbers(samples.some(4)) == _numbers(samples.spread(8)) == [0]
+    samples = _search_samples(tmp_path, 1, evaluation_samples=32)
+    assert _numbers(samples.evaluation) == _numbers(samples.some(4)) == _numbers(samples.spread(8)) == [0]

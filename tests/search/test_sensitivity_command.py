@@ -112,7 +112,7 @@ def test_outputs_that_cannot_be_are_refused_at_once(
 
 def test_without_data_there_is_nothing_to_judge_by(run: Callable[..., Any], model: Path) -> None:
     result = run("sensitivity", model)
-    assert (result.code, "no data to judge by" in result.err) == (2, True)
+    assert (result.code, "no calibration data is given" in result.err) == (2, True)
 
 
 def test_a_quantized_model_is_refused(run: Callable[..., Any], model: Path, data: Path, tmp_path: Path) -> None:

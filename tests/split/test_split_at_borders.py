@@ -62,4 +62,4 @@ def test_the_table_says_what_each_part_runs_on(run: Any, mixed: Path) -> None:
     result = run("split", "q.onnx", "--at-integer-borders", "-o", "parts")
     assert result.code == 0, result.err
     assert "floats" in result.out
-    assert "bit by bit" in result.out
+    assert "bit-identical" in result.out

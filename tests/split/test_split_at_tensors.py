@@ -169,7 +169,7 @@ def test_models_that_fill_the_memory_run_one_part_at_a_time(
     ("arguments", "words"),
     [
         ((), "--at TENSOR"),
-        (("--at", "r1", "--at-integer-borders"), "each say"),
+        (("--at", "r1", "--at-integer-borders"), "exclude each other"),
         (("--at", "image"), "nothing in the graph computes"),
         (("--at", "scores"), "nothing is left behind"),
         (("--at", "r1", "--at", "r1"), "nothing is left to compute in front of r1"),

@@ -67,7 +67,7 @@ def test_weights_of_another_model_are_refused(run: Any, weights: Path, tmp_path:
     ("factory", "said"),
     [
         ("no_model", "not a keras.Model"),
-        ("without_inputs", "does not say what its inputs are"),
+        ("without_inputs", "does not declare its inputs"),
         ("netwrok", "did you mean"),
     ],
 )

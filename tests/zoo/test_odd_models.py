@@ -95,7 +95,7 @@ def test_missing_states_are_said_to_be_zero(read: Read, make_data: Feeds, tmp_pa
     arguments = ["quantize", str(tmp_path / "model.onnx"), "--calib-data", str(tmp_path / "data.npz")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "no array 'state', 'h' in the data: fed zeros" in " ".join(result.stderr.split())
+    assert "no array 'state', 'h' in the data: filled with zeros" in " ".join(result.stderr.split())
 
 
 def test_an_array_under_another_name_is_no_state(read: Read, make_data: Feeds, tmp_path: Path) -> None:

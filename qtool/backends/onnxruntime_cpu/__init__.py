@@ -1,1 +1,1 @@
-"""onnxruntime's CPU provider: which nodes run on integers, 16-bit sums, kernels' times, this machine."""
+"""onnxruntime's CPU provider: QDQ placement, integer kernels, 16-bit sums, kernel times, this machine."""

@@ -1,7 +1,7 @@
-"""Finds out from which value on downwards an activation makes no difference to anything that reads it.
+"""Finds lower bounds of activations, below which all values give the same result.
 
-A hard swish, x * clip(x + 3, 0, 6) / 6, is zero for every x below -3: a grid for x need not reach further down, however
-far the data does.
+A hard swish, x * clip(x + 3, 0, 6) / 6, is zero for every x below -3: a grid for x need not cover smaller values, even
+if the data has them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import onnx_ir as ir
 from qtool.graph.constants import constant_number
 from qtool.passes.quantization.constant_chains import constant_operand
 
-# x * sigmoid(x) is between -0.0005 and 0 below this, less than half a step of any 8-bit grid that reaches 1.
+# Below this, x * sigmoid(x) is between -0.0005 and 0, less than half a step of any 8-bit grid that reaches 1.
 _SIGMOID_IS_ZERO = -10.0
 
 
 def activation_lower_bound(value: ir.Value) -> float | None:
-    """Returns the value below which all are as good as it, or None when there is none.
+    """Returns the bound below which all values give the same result, or None where there is none.
 
-    All readers together must be one gate: a clamp of x + c, HardSigmoid or Sigmoid, whose output multiplies x itself.
+    All readers must be one gate: a clamp of x + c, HardSigmoid or Sigmoid, whose output multiplies x itself.
     """
     if value.is_graph_output():
         return None
@@ -35,7 +35,7 @@ def activation_lower_bound(value: ir.Value) -> float | None:
     if not gates:
         return None
     outputs = {id(output) for _, output, _ in gates}
-    # Each product must be of x and a gate of it, and each gate must do nothing but that.
+    # Each product must be of x and a gate of it, and each gate must have no other reader.
     for product in products:
         if not any(id(operand) in outputs for operand in product.inputs if operand is not value):
             return None
@@ -46,7 +46,7 @@ def activation_lower_bound(value: ir.Value) -> float | None:
 
 
 def _gate(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Returns a gate's output and the input up to which that is zero."""
+    """Returns a gate's output and the input up to which it is zero."""
     if node.domain != "":
         return None
     if node.op_type == "Sigmoid":

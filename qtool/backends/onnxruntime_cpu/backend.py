@@ -1,4 +1,4 @@
-"""The backend onnxruntime, on processors."""
+"""The backend of onnxruntime's CPU provider."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OnnxruntimeCpu:
 
     @property
     def targets(self) -> Mapping[str, Scheme]:
-        """Processors with different integer instructions."""
+        """CPUs by their integer instructions."""
         return TARGETS
 
     def place(
@@ -44,11 +44,11 @@ class OnnxruntimeCpu:
         return place(graph, scheme, selection, unfit, kept_float)
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Keeps residual sums apart from the normalization behind them."""
+        """Keeps residual additions separate from the normalization that follows."""
         ResidualSums()(model)
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
-        """Runs the provider's own kernels, on integers whose sums do not overflow where that is another machine's."""
+        """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""
         return AS_IT_IS if scheme is None else Execution(form=exact_form(scheme))
 
 

@@ -1,4 +1,4 @@
-"""Reads off onnxruntime's own optimized graph which nodes of a QDQ model it really runs on integers."""
+"""Coverage: reads from onnxruntime's optimized graph which nodes of a QDQ model really run on integers."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _QGEMM_OUTPUT_SCALE = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCoverage:
-    """Says what became of one node that could run on integers.
+    """The result for one node that could run on integers.
 
     Attributes:
         node: its name.
         operator: its type.
         kernel: the integer kernel that runs it; None when it stays float.
         reason: why it stays float; None when it does not.
-        fix: what changes that; None likewise.
+        fix: what changes that; None when it does not.
     """
 
     node: str
@@ -51,7 +51,7 @@ class NodeCoverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorCoverage:
-    """Counts the nodes of one operator type that could run on integers, and those that do."""
+    """How many nodes of one operator type could run on integers, and how many do."""
 
     operator: str
     integer: int
@@ -60,7 +60,7 @@ class OperatorCoverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Says how much of a model runs on integers.
+    """How much of a model runs on integers.
 
     Attributes:
         nodes: every node that could, in graph order.
@@ -101,11 +101,10 @@ class Coverage:
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
-    """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the graph that it would run.
+    """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the optimized graph.
 
-    Nodes without a name of their own get one. Quantizable are Conv, Gemm and MatMul, operators that are integer
-    arithmetic themselves, such as QLinearConv and MatMulInteger, and those with an integer kernel all of whose inputs
-    are dequantized.
+    Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators such as QLinearConv and
+    MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
@@ -117,7 +116,7 @@ def integer_coverage(model: ir.Model) -> Coverage:
 
 @contextmanager
 def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
-    """Yields the nodes of the graph that onnxruntime would run, by name.
+    """Yields the nodes of the optimized graph, by name.
 
     A fused kernel keeps the name of the node that it replaces.
 
@@ -126,13 +125,13 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     """
     with private_folder() as folder, saved(model, folder) as path:
         optimized_path = folder / "optimized.onnx"
-        # At a higher level layouts change too, and with them the names by which nodes are found again.
+        # At a higher level layouts change too, and with them the names of nodes.
         Session(path, level="extended", optimized_to=optimized_path)
         yield {node.name: node for node in load_model(optimized_path).graph if node.name}
 
 
 def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:
-    """Finds each quantizable node of ``model``, whose nodes all have names, among what ``optimized_nodes`` yields."""
+    """Finds each quantizable node of ``model``, whose nodes all have names, among the nodes of ``optimized_nodes``."""
     return Coverage(nodes=tuple(_node_coverage(node, kept) for node in model.graph if _is_quantizable(node)))
 
 
@@ -153,7 +152,7 @@ def _is_quantizable(node: ir.Node) -> bool:
 
 
 def _computes_integers(node: ir.Node) -> bool:
-    """Tells whether an operator is integer arithmetic itself, not a float one between Q and DQ."""
+    """Returns whether an operator has integer arithmetic itself, unlike a float one between Q and DQ."""
     return node.domain in _DOMAINS and node.op_type.startswith(_KERNELS) and node.op_type not in _CONVERSIONS
 
 
@@ -172,10 +171,10 @@ def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
 def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     found = kept.get(node.name or "")
     if _computes_integers(node):
-        # Alone or as part of a larger kernel; one is gone only where two are the same.
+        # Alone or as part of a larger kernel; a node disappears only where it duplicates another one.
         return "removed" if found is None else found.op_type
     if found is None:
-        # A node that only renames its values, such as a Reshape to the same shape, is gone altogether.
+        # A node that only renames its values, such as a Reshape to the same shape, disappears.
         return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None
     if found.op_type.startswith(_KERNELS):
         return found.op_type
@@ -185,14 +184,14 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
 
 
 def _holds_integers(value: ir.Value | None) -> bool:
-    """Tells whether a value of the optimized graph is made of quantized integers."""
+    """Returns whether a value of the optimized graph holds quantized integers."""
     producer = None if value is None else value.producer()
     if producer is None:
         return False
     if producer.op_type == "QuantizeLinear" or producer.op_type.startswith("QLinear"):
         return True
     if producer.op_type == "QGemm":
-        # Without the scale of its output it gives out floats.
+        # Without an output scale its output is float.
         return len(producer.inputs) > _QGEMM_OUTPUT_SCALE and producer.inputs[_QGEMM_OUTPUT_SCALE] is not None
     operator = OPERATORS.get(producer.op_type)
     return operator is not None and operator.kind is Kind.MOVING and _holds_integers(producer.inputs[0])

@@ -1,8 +1,8 @@
-"""Chooses the layers whose activations onnxruntime's CPU provider quantizes as it runs them.
+"""Dynamic quantization on onnxruntime's CPU provider: chooses the layers whose activations are quantized at run time.
 
-Only products with stored weights gain from it: onnxruntime has one kernel that quantizes the activations, multiplies
-integers and returns floats (DynamicQuantizeMatMul). What becomes of each case below was read off the optimized graph;
-tests pin it.
+Only matrix products with stored weights gain from it: onnxruntime has one kernel that quantizes the activations,
+multiplies integers and returns floats (DynamicQuantizeMatMul). Each case below was read from the optimized graph and
+is covered by tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qtool.plan import DynamicPlan, Skipped, WeightPlan
 from qtool.schemes import DynamicScheme
 
 _PRODUCTS = ("MatMul", "Gemm")
-# Layers that one could expect to be quantized, and why they are not.
+# Layers that are not quantized, and why.
 _OTHERS = {
     "Conv": "onnxruntime's dynamic convolution, ConvInteger, is slower than float; static quantization speeds it up",
     "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose",
@@ -31,12 +31,12 @@ _OTHERS = {
 def place_dynamic(
     graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
 ) -> DynamicPlan:
-    """Returns which layers of ``graph``, every node of which has a name, are quantized as they run.
+    """Returns the plan of dynamic layers of ``graph``, whose nodes all have names.
 
     Args:
-        graph: prepared.
+        graph: a prepared graph.
         scheme: which integers weights become.
-        reason_to_skip: why a layer that could be quantized is not wanted, None when it is.
+        reason_to_skip: returns why a layer is excluded, or None when it is not.
     """
     chosen: dict[ir.Node, None] = {}
     skipped = []
@@ -57,7 +57,7 @@ def place_dynamic(
 
 
 def is_transposed(node: ir.Node) -> bool:
-    """Tells whether a MatMul or Gemm reads its weight with the output channels first."""
+    """Returns whether a MatMul or Gemm reads its weight with the output channels first."""
     attribute = node.attributes.get("transB")
     return node.op_type == "Gemm" and attribute is not None and attribute.as_int() == 1
 
@@ -79,7 +79,7 @@ def _reason_by_form(node: ir.Node) -> str | None:
 
 
 def _weights(nodes: list[ir.Node], scheme: DynamicScheme) -> dict[str, WeightPlan]:
-    """Plans every weight once, in a form that serves all of its readers."""
+    """Plans every weight once, in a form that suits all of its readers."""
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
         weight = node.inputs[1]

@@ -1,7 +1,7 @@
-"""Lets a processor whose sums saturate compute what a quantized graph means: integers shifted from s8 to u8.
+"""Exact results on a processor whose 16-bit sums saturate: shifts integers from s8 to u8.
 
-onnxruntime multiplies u8 by u8 with VPMADDWD, whose sums have 32 bits on every x86. Both weights and their zero points
-grow by 128, and so do activations that are s8, which leaves what they stand for as it is.
+onnxruntime multiplies u8 by u8 with VPMADDWD, whose sums have 32 bits on every x86. Weights, s8 activations and their
+zero points are shifted by 128, which does not change the real values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MATMUL_INTEGER_ZERO_POINT = 3
 
 
 def exact_form(scheme: Scheme | DynamicScheme) -> Form:
-    """Returns what gives graphs quantized by ``scheme`` a form that this processor computes exactly.
+    """Returns a function that gives graphs quantized by ``scheme`` a form that this processor computes exactly.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
@@ -30,9 +30,9 @@ def exact_form(scheme: Scheme | DynamicScheme) -> Form:
 
 
 def with_exact_sums(model: ir.Model) -> ir.Model:
-    """Returns a copy of a graph in QDQ form, or with MatMulInteger, in which no product is u8 by s8.
+    """Returns a copy of a graph in QDQ format, or with MatMulInteger, in which no product is u8 by s8.
 
-    Its outputs are those of ``model`` on a processor whose sums have 32 bits.
+    Its outputs are those of ``model`` on a processor with 32-bit sums.
     """
     changed = model.clone()
     writer = _Writer(changed.graph)
@@ -60,7 +60,7 @@ class _Writer:
         self._shifted: dict[ir.Value, ir.Value] = {}
 
     def shift_activation(self, quantize: ir.Node) -> None:
-        """Lets a pair of QuantizeLinear and DequantizeLinear pass u8 in place of s8, where nobody else reads it."""
+        """Changes a QuantizeLinear and DequantizeLinear pair from s8 to u8, where nothing else reads the integers."""
         zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
         value = quantize.outputs[0]
         readers = [use.node for use in value.uses()]
@@ -78,7 +78,7 @@ class _Writer:
                 reader.replace_input_with(2, self._up(held))
 
     def shift_weight(self, layer: ir.Node) -> None:
-        """Lets a layer read stored weights as u8."""
+        """Changes the stored weights of a layer to u8."""
         value = layer.inputs[1]
         dequantize = None if value is None else value.producer()
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
@@ -94,7 +94,7 @@ class _Writer:
         dequantize.replace_input_with(2, shift)
 
     def shift_stored_weight(self, product: ir.Node) -> None:
-        """Lets a MatMulInteger read its stored weights as u8."""
+        """Changes the stored weights of a MatMulInteger to u8."""
         stored = product.inputs[1]
         if stored is None or not _is_s8(stored):
             return

@@ -1,6 +1,6 @@
-"""Says why onnxruntime's CPU provider leaves a node of a QDQ graph in float, and what changes that.
+"""Explains why onnxruntime's CPU provider leaves a node of a QDQ graph in float, and how to change that.
 
-The conditions are those of its QDQ selectors; tests pin them.
+The conditions are those of its QDQ selectors, and are covered by tests.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from qtool.backends.qdq_placement.node_form import reason_to_skip_move
 from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS
 from qtool.graph.constants import constant_array, is_constant
 
-# Operators that older versions than these move in float.
+# The first version that moves these operators' values as integers.
 _INTEGERS_SINCE: Mapping[str, str] = {"DepthToSpace": "1.22"}
-# How far the scale of a bias may be from that of its products: the tolerance of onnxruntime's own check.
+# onnxruntime's own tolerance for the scale of a bias relative to that of the products.
 _SCALE_TOLERANCE = 0.01
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
 
 
 @dataclass(frozen=True, slots=True)
 class FloatReason:
-    """Says why a node stays float.
+    """The reason why a node stays float.
 
     Attributes:
-        reason: the condition for an integer kernel that it misses.
-        fix: what to do about it, with the flag of ``qtool quantize`` where there is one.
+        reason: the condition of an integer kernel that it does not meet.
+        fix: how to change that, with the option of ``qtool quantize`` where there is one.
     """
 
     reason: str
@@ -36,7 +36,7 @@ class FloatReason:
 
 
 def reason_for_float(node: ir.Node) -> FloatReason:
-    """Returns the first condition for an integer kernel that ``node`` misses."""
+    """Returns the first condition of an integer kernel that ``node`` does not meet."""
     known = _precision_reason(node) or _input_reason(node) or _type_reason(node) or _output_reason(node)
     return known or _unknown(node)
 
@@ -71,13 +71,14 @@ def _input_reason(node: ir.Node) -> FloatReason | None:
             return FloatReason("its bias is float instead of int32", "quantize for a CPU: --target auto, x86 or arm64")
         if bias is not None and not _fits_products(node, bias):
             return FloatReason(
-                "its bias has another scale than its products", "quantize the float model again with `qtool quantize`"
+                "its bias does not have the scale of its products",
+                "quantize the float model again with `qtool quantize`",
             )
     return None
 
 
 def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
-    """Tells whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
+    """Returns whether a dequantized bias has the scale of the products that it is added to, where all are constant."""
     scales = []
     for value in (node.inputs[0], node.inputs[1], bias):
         producer = None if value is None else _dequantize(value)
@@ -91,10 +92,10 @@ def _fits_products(node: ir.Node, bias: ir.Value) -> bool:
 
 def _fix_for_producer(node: ir.Node, producer: ir.Node) -> str:
     if producer.op_type == "Sum" and len(producer.inputs) == 1:
-        return f"it was kept float: {_LOOSEN}"  # such a Sum stands there for nothing else
+        return f"it was kept float: {_LOOSEN}"  # a Sum of one tensor has no other purpose
     if producer.op_type in OPERATORS:
         return f"quantize '{producer.name}' too: {_LOOSEN}"
-    return f"onnxruntime has no integers for {producer.op_type}: replace it in the model, or --exclude '{node.name}'"
+    return f"onnxruntime has no integer {producer.op_type}: replace it in the model, or --exclude '{node.name}'"
 
 
 def _type_reason(node: ir.Node) -> FloatReason | None:
@@ -119,7 +120,7 @@ def _output_reason(node: ir.Node) -> FloatReason | None:
             if value.is_graph_output():
                 return FloatReason(
                     f"its output '{value.name}' is an output of the model",
-                    "take it off the model's outputs, or quantize the float model with `qtool quantize`",
+                    "remove it from the model's outputs, or quantize the float model with `qtool quantize`",
                 )
             uses = list(value.uses())
             if len(uses) == 1 and uses[0].node.op_type in ("Relu", "Clip") and uses[0].idx == 0:
@@ -160,7 +161,7 @@ def _unknown(node: ir.Node) -> FloatReason:
         )
     return FloatReason(
         f"this onnxruntime does not fuse {node.op_type} here",
-        f"try another onnxruntime, or spare its conversions with --exclude '{node.name}'",
+        f"try another onnxruntime, or avoid its conversions with --exclude '{node.name}'",
     )
 
 

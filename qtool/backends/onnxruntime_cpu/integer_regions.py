@@ -1,4 +1,4 @@
-"""Finds the parts of an optimized graph that run on integers, and what it costs to get into and out of them."""
+"""Finds the integer regions of an optimized graph, and the conversions at their borders."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from qtool.graph.tensor_sizes import TensorSize
 
 Direction: TypeAlias = Literal["to integers", "to float"]
 
-# How the types of onnxruntime's integer kernels begin.
+# Prefixes of the types of onnxruntime's integer kernels.
 _KERNELS = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _MORE_KERNELS = ("ConvInteger",)
-# Those that find the range of what they read, and quantize it, as they run.
+# Kernels with dynamic quantization of their activations.
 _CONVERTING_KERNELS = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _DIRECTIONS: Mapping[str, Direction] = {
     "QuantizeLinear": "to integers",
     "DynamicQuantizeLinear": "to integers",
     "DequantizeLinear": "to float",
 }
-# Which input of QGemm is the scale of its output.
+# The input of QGemm that holds the output scale.
 _QGEMM_OUTPUT_SCALE = 7
-# Read integers, and return something else.
+# Operators that read integers and return another type.
 _LOOKING = frozenset({"ArgMax", "ArgMin", "Cast", "NonZero", "Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Border:
-    """A conversion that runs between integers and floats.
+    """A conversion between integers and floats.
 
     Attributes:
-        node: the node that converts; an integer kernel where it does so itself.
-        direction: which way.
+        node: the node that converts; an integer kernel where it converts by itself.
+        direction: to integers or to float.
         tensor: the float tensor that it reads or writes.
-        elements: how many values it converts in one run; None where the shape is unknown.
-        behind: the node that makes what it converts; None for an input of the graph.
-        before: the nodes that read what it makes.
+        elements: how many values it converts per run; None where the shape is unknown.
+        behind: the producer of its input; None for an input of the graph.
+        before: the readers of its output.
     """
 
     node: str
@@ -53,12 +53,12 @@ class Border:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerRegion:
-    """Nodes that hand integers to each other.
+    """Nodes connected by integer tensors.
 
     Attributes:
         nodes: their names, in the order of the graph.
         operators: how many of each type there are.
-        multiply_adds: what they multiply, as far as it is known.
+        multiply_adds: their multiply-adds, as far as known.
     """
 
     nodes: tuple[str, ...]
@@ -68,13 +68,13 @@ class IntegerRegion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """How a graph divides into integers and floats, as onnxruntime runs it.
+    """The integer and float parts of a graph, as onnxruntime runs it.
 
     Attributes:
-        regions: what runs on integers, that with the most multiply-adds first.
+        regions: the integer parts, the one with the most multiply-adds first.
         borders: the conversions, in the order of the graph.
         float_operators: how many nodes of each type run on floats.
-        multiply_adds: what all nodes multiply, as far as it is known.
+        multiply_adds: of all nodes, as far as known.
     """
 
     regions: tuple[IntegerRegion, ...]
@@ -89,12 +89,12 @@ class Partition:
 
     @property
     def integer_multiply_adds(self) -> int:
-        """What these multiply."""
+        """Their multiply-adds."""
         return sum(region.multiply_adds for region in self.regions)
 
     @property
     def converted_elements(self) -> int:
-        """How many values all conversions together convert, as far as it is known."""
+        """How many values all conversions convert, as far as known."""
         return sum(border.elements or 0 for border in self.borders)
 
 
@@ -104,10 +104,10 @@ def partition_of(
     """Divides a graph that onnxruntime has optimized.
 
     Args:
-        graph: it.
-        sizes: of the tensors of the graph that it was before; most keep their names.
+        graph: the optimized graph.
+        sizes: of the tensors of the graph before optimization; most keep their names.
         lengths: of free dimensions, by name.
-        work: multiply-adds by the names of nodes, before and after; fused kernels keep the name of one node.
+        work: multiply-adds by name of node before optimization; fused kernels keep the name of one node.
     """
     nodes = list(graph)
     integer, values = _integer_nodes(nodes)
@@ -127,7 +127,7 @@ def partition_of(
 
 
 def _integer_nodes(nodes: Iterable[ir.Node]) -> tuple[set[ir.Node], set[ir.Value]]:
-    """Returns the integer kernels with what only moves integers, and the tensors that hold integers."""
+    """Returns the integer kernels, the nodes that move integers, and the tensors that hold integers."""
     integer: set[ir.Node] = set()
     values: set[ir.Value] = set()
     for node in nodes:
@@ -143,7 +143,7 @@ def _integer_nodes(nodes: Iterable[ir.Node]) -> tuple[set[ir.Node], set[ir.Value
 
 
 def _returns_integers(node: ir.Node) -> bool:
-    """Tells whether a kernel ends in integers of 8 bits; others convert their sums to floats themselves."""
+    """Returns whether a kernel's output is 8-bit integers; others convert their sums to floats themselves."""
     if node.op_type == "QGemm":
         return len(node.inputs) > _QGEMM_OUTPUT_SCALE and node.inputs[_QGEMM_OUTPUT_SCALE] is not None
     return node.op_type.startswith("QLinear")
@@ -154,7 +154,7 @@ def _is_border(node: ir.Node) -> bool:
 
 
 def _groups(nodes: Sequence[ir.Node], values: Set[ir.Value]) -> list[list[ir.Node]]:
-    """Puts nodes together that make or read the same tensor of integers."""
+    """Joins nodes that make or read the same integer tensor."""
     leaders = {node: node for node in nodes}
 
     def leader(node: ir.Node) -> ir.Node:
@@ -190,7 +190,7 @@ def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str
     source = node.inputs[0]
     value = node.outputs[0] if direction == "to float" or source is None else source
     producer = None if source is None else source.producer()
-    # A kernel that converts what it reads is itself on the other side.
+    # A kernel that converts its own input is on the other side.
     readers = [use.node for output in node.outputs for use in output.uses()] if _is_border(node) else [node]
     return Border(
         node=node.name or "",
@@ -205,7 +205,7 @@ def _border(node: ir.Node, sizes: Mapping[str, TensorSize], lengths: Mapping[str
 def _elements(
     values: Iterable[ir.Value | None], sizes: Mapping[str, TensorSize], lengths: Mapping[str, int]
 ) -> int | None:
-    """Returns how many elements the first of ``values`` has whose size is known; all have the same shape."""
+    """Returns the number of elements of the first of ``values`` with a known size; all have the same shape."""
     for value in values:
         if value is None:
             continue

@@ -1,7 +1,7 @@
-"""Finds out whether the integer kernels of this processor overflow, by running two products that would show it.
+"""Tests whether the integer kernels of this processor saturate, by running two products that would show it.
 
-What a processor has is told in many places and words, and wrongly under emulation; what counts is what onnxruntime
-makes of it. Without VNNI its kernels for u8 by s8 add the products of two neighbours in a saturating int16.
+Processor feature flags differ between systems and are wrong under emulation; what matters are onnxruntime's kernels.
+Without VNNI its kernels for u8 by s8 add the products of two adjacent pairs in a saturating int16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCALE = 4000.0
 
 @cache
 def sums_saturate() -> bool:
-    """Tells whether u8 by s8 products of onnxruntime's CPU provider saturate at 16 bits on this processor.
+    """Returns whether u8 by s8 products of onnxruntime's CPU provider saturate at 16 bits on this processor.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
@@ -31,7 +31,7 @@ def sums_saturate() -> bool:
 
 
 def _differs(model: ModelProto) -> bool:
-    """Runs a sum of nothing but the largest products and compares it with what it has to be."""
+    """Runs a sum of the largest products and compares it with the exact result."""
     (spec,) = model.graph.input
     shape = [dim.dim_value for dim in spec.type.tensor_type.shape.dim]
     session = Session(model.SerializeToString(), threads=1)

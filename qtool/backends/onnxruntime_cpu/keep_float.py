@@ -1,10 +1,10 @@
-"""Keeps onnxruntime from quantizing nodes that were meant to stay float.
+"""Prevents onnxruntime from quantizing nodes that have to stay float.
 
 Since 1.20, onnxruntime quantizes the float weights of a layer by itself, per tensor, when the layer reads a
 DequantizeLinear and its output goes to a QuantizeLinear. A Sum of one tensor between the layer and the QuantizeLinear
-computes nothing and stands in its way; onnxruntime removes other operators without effect, but not this one. Neither
-does a QuantizeLinear move past it to the front of a MaxPool, which onnxruntime does otherwise: behind floats, its pool
-of integers has channels first, and takes dozens of times as long.
+has no effect on the result and prevents that; onnxruntime removes other no-ops, but not this one. It also stops
+onnxruntime from moving a QuantizeLinear in front of a MaxPool: after float layers the integer pool would have channels
+first, and take dozens of times as long.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from qtool.graph.names import Names
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _ABSORBED = ("Relu", "Clip")
-# Operators that a QuantizeLinear moves in front of.
+# Operators in front of which onnxruntime moves a QuantizeLinear.
 _PASSED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
 
 class KeepFloatLayers(ir.passes.InPlacePass):
-    """Separates float layers and pools from the QuantizeLinear behind them, where onnxruntime would quantize them."""
+    """Separates float layers and pools from the QuantizeLinear after them, where onnxruntime would quantize them."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Inserts one Sum behind each such layer."""
+        """Inserts one Sum after each such layer."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):

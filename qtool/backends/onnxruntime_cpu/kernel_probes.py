@@ -1,4 +1,4 @@
-"""Models of one operator each, in float and in integers, to time its kernels by."""
+"""Models of single operators, in float and on integers, to time kernels with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ZERO_POINT = np.uint8(128)
 
 
 class Form(Enum):
-    """How an operator computes."""
+    """The arithmetic of an operator."""
 
     FLOATS = auto()
     SIGNED = auto()
@@ -27,15 +27,15 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One operator and what it reads.
+    """One operator and its inputs.
 
     Attributes:
         operator: its type.
-        shape: of its first input, which is float32 and comes from outside.
+        shape: of its first input, a float32 input of the model.
         weight: the shape of its stored second input; None where it has none.
         inputs: how many times it reads the first input.
         attributes: of the node.
-        between: whether it stands behind a Conv that keeps the shape, and so reads what a Conv makes in its own layout.
+        between: whether it follows a Conv that keeps the shape, and so reads the layout of a Conv's output.
     """
 
     operator: str
@@ -46,7 +46,7 @@ class Probe:
     between: bool = False
 
     def feed(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Returns numbers to run it on."""
+        """Returns an input to run it on."""
         return {"x": np.random.default_rng(0).normal(0, 1, self.shape).astype(np.float32)}
 
     def model(self, form: Form) -> bytes:
@@ -68,7 +68,7 @@ class Probe:
 
 
 def chain(operator: str, length: int) -> bytes:
-    """Returns a serialized model that applies an operator to (1, 8) numbers and themselves, again and again."""
+    """Returns a serialized model that applies an operator repeatedly to a tensor of shape (1, 8) and itself."""
     names = ["x", *(f"x{number}" for number in range(1, length)), "result"]
     nodes = [helper.make_node(operator, [before, before], [after]) for before, after in pairwise(names)]
     return _serialized(nodes, {}, (1, 8), "result")
@@ -82,7 +82,7 @@ def _weight(
     stored: dict[str, npt.NDArray[Any]],
     name: str,
 ) -> str:
-    """Stores a weight, dequantized where the form is one of integers, and returns its name."""
+    """Stores a weight, dequantized for integer arithmetic, and returns its name."""
     weight = np.random.default_rng(1).integers(-63, 64, shape).astype(np.int8)
     if form is Form.FLOATS:
         stored[f"{name}_weight"] = weight.astype(np.float32) * _SCALE
@@ -98,7 +98,7 @@ def _weight(
 
 
 def _pair(nodes: list[NodeProto], stored: dict[str, npt.NDArray[Any]], source: str, name: str) -> str:
-    """Adds QuantizeLinear and DequantizeLinear behind ``source``, and returns what they make."""
+    """Adds QuantizeLinear and DequantizeLinear after ``source``, and returns their output."""
     stored[f"{name}_scale"], stored[f"{name}_zero_point"] = np.asarray(_SCALE), np.asarray(_ZERO_POINT)
     parameters = [f"{name}_scale", f"{name}_zero_point"]
     nodes.append(helper.make_node("QuantizeLinear", [source, *parameters], [f"{name}_integers"]))

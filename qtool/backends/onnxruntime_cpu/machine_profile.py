@@ -1,6 +1,6 @@
-"""What kernels cost on a machine: what a search takes in place of a clock, so that its choices can be repeated.
+"""A machine's kernel costs, which a search uses instead of a clock, so that its choices are reproducible.
 
-A kernel's time is taken for proportional to its multiply-adds or its elements, with a fixed part for every node.
+A kernel's time is modelled as proportional to its multiply-adds or its elements, plus a constant per node.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MEASURE_AGAIN = "measure it again with `qtool doctor --machine-profile FILE`"
 
 
 class LayerKind(StrEnum):
-    """Layers that onnxruntime has kernels of different speed for."""
+    """Kinds of layers with kernels of different speed in onnxruntime."""
 
     CONV = "conv"
     POINTWISE = "pointwise conv"
@@ -34,7 +34,7 @@ class LayerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpeed:
-    """What a multiply-add takes in each form of a layer, in nanoseconds, threads working together.
+    """The time of a multiply-add in each form of a layer, in nanoseconds, with all threads.
 
     Attributes:
         floats: in float32.
@@ -49,7 +49,7 @@ class LayerSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSpeed:
-    """What an element of an operator between layers takes, in nanoseconds.
+    """The time of an element of an operator between layers, in nanoseconds.
 
     Attributes:
         floats: in float32.
@@ -62,18 +62,18 @@ class OperatorSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineProfile:
-    """What kernels cost on one machine.
+    """The cost of kernels on one machine.
 
     Attributes:
-        origin: where the figures come from: ``measured``, or the target that they were shipped for.
-        threads: threads inside an operator; 0 is one a core.
+        origin: the source of the figures: ``measured``, or the target that they are shipped for.
+        threads: threads inside an operator; 0 is one per core.
         layers: by kind of layer.
         operators: by type of operator.
-        quantize: nanoseconds for an element to become an integer.
-        dequantize: nanoseconds for an element to become a float.
-        transpose: nanoseconds for an integer to change between channels first and channels last.
-        reorder: nanoseconds for a float to change between channels first and blocks of channels.
-        node: nanoseconds that every node takes, however little it does.
+        quantize: nanoseconds to quantize an element.
+        dequantize: nanoseconds to dequantize an element.
+        transpose: nanoseconds to move an integer between channels first and channels last.
+        reorder: nanoseconds to move a float between channels first and blocks of channels.
+        node: constant nanoseconds per node.
     """
 
     origin: str
@@ -96,10 +96,10 @@ def profile_from_json(document: Any, source: str) -> MachineProfile:
 
     Args:
         document: the values.
-        source: what errors call the place that they come from.
+        source: its name in errors.
 
     Raises:
-        InputError: it is no whole profile.
+        InputError: it is not a complete profile.
     """
     try:
         if document["schema"] != SCHEMA:
@@ -117,7 +117,7 @@ def profile_from_json(document: Any, source: str) -> MachineProfile:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{source} is no whole profile of a machine",
+            f"{source} is not a complete machine profile",
             fix=_MEASURE_AGAIN,
         ) from error
 
@@ -126,17 +126,17 @@ def read_profile(path: Path) -> MachineProfile:
     """Reads a profile from a file.
 
     Raises:
-        InputError: it is no whole profile.
+        InputError: it is not a complete profile.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no profile of a machine: {error}", fix="name a file that qtool wrote") from error
+        raise InputError(f"{path} is not a machine profile: {error}", fix="name a file that qtool wrote") from error
     return profile_from_json(document, str(path))
 
 
 def _positive(figures: Mapping[str, Any]) -> dict[str, float]:
     found = {name: float(value) for name, value in figures.items()}
     if any(not value > 0.0 for value in found.values()):
-        raise ValueError("times are above zero")
+        raise ValueError("times must be above zero")
     return found

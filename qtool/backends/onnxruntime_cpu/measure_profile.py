@@ -15,7 +15,7 @@ from qtool.runtime.profile import operator_seconds
 from qtool.runtime.session import Session
 
 _DIGITS = 3
-# A kernel that is part of another one still has a time above zero, in nanoseconds.
+# The time assumed for a kernel that is fused into another one, in nanoseconds.
 _LEAST = 1.0
 
 
@@ -24,7 +24,7 @@ def _conv(shape: tuple[int, ...], weight: tuple[int, ...], **attributes: object)
     return Probe(operator="Conv", shape=shape, weight=weight, attributes={"pads": pads, **attributes})
 
 
-# Of middling size: large enough for a clock of microseconds, small enough for a few hundred runs a second.
+# Of medium size: large enough for a clock of microseconds, small enough for a few hundred runs per second.
 _LAYERS: Mapping[LayerKind, Probe] = {
     LayerKind.CONV: _conv((1, 32, 40, 40), (64, 32, 3, 3)),
     LayerKind.POINTWISE: _conv((1, 96, 28, 28), (96, 96, 1, 1)),
@@ -42,7 +42,7 @@ def _image(operator: str, inputs: int = 1, **attributes: object) -> Probe:
     return Probe(operator=operator, shape=(1, 96, 28, 28), inputs=inputs, attributes=attributes, between=True)
 
 
-# Behind a Conv, whose layout they take over.
+# After a Conv, whose layout they take over.
 _OPERATORS: Mapping[str, Probe] = {
     "Add": _image("Add", 2),
     "Mul": _image("Mul", 2),
@@ -55,16 +55,16 @@ _OPERATORS: Mapping[str, Probe] = {
 }
 _LAYER_KERNELS = frozenset({"Conv", "QLinearConv", "FusedConv"})
 _BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
-# A chain of nodes that do next to nothing shows what a node takes.
+# A chain of nodes with almost no work shows the constant time of a node.
 _CHAIN, _CHAIN_ROUNDS = 64, 5
 
 
 def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
-    """Returns what kernels cost here, from the shortest of a few runs each.
+    """Returns the cost of kernels on this machine, from the shortest of a few runs each.
 
     Args:
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a probe.
@@ -72,7 +72,7 @@ def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
     borders: dict[str, list[float]] = {name: [] for name in _BORDERS}
 
     def timed(probe: Probe, form: Form, left_out: frozenset[str] = _BORDERS) -> float:
-        """Returns the nanoseconds of the operator itself, and keeps those of an element at its borders."""
+        """Returns the nanoseconds of the operator itself, and stores those of an element at its borders."""
         found = operator_seconds(probe.model(form), probe.feed(), threads=threads)
         elements = math.prod(probe.shape)
         for time in found:
@@ -89,7 +89,7 @@ def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
         operators = {}
         for name, probe in _OPERATORS.items():
             elements = math.prod(probe.shape)
-            # Some are part of the Conv in front of them, in float, and take no time of their own.
+            # Some are fused into the Conv before them in float, and take no time of their own.
             floats, integers = (
                 _rounded(timed(probe, form, _BORDERS | _LAYER_KERNELS) / elements)
                 for form in (Form.FLOATS, Form.SIGNED)
@@ -111,7 +111,7 @@ def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
 
 
 def _node_nanoseconds(threads: int) -> float:
-    """Returns what a node takes that does next to nothing."""
+    """Returns the constant time of a node."""
     session = Session(chain("Add", _CHAIN), threads=threads)
     feed = {"x": np.ones((1, 8), np.float32)}
     (times,) = interleaved_times([lambda: session.run(feed)], rounds=_CHAIN_ROUNDS)
@@ -128,5 +128,5 @@ def _products(probe: Probe) -> int:
 
 
 def _rounded(value: float) -> float:
-    """Rounds to the digits that a measurement of some microseconds has."""
+    """Rounds to the precision of a measurement of some microseconds."""
     return float(f"{value:.{_DIGITS}g}")

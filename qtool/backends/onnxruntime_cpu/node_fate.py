@@ -1,4 +1,4 @@
-"""Says of any node what onnxruntime's CPU provider turned it into, not only of those that could run on integers."""
+"""Explains how onnxruntime's CPU provider runs a node: its kernel, its fusion, and why it is float."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qtool.graph.constants import is_constant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFate:
-    """What became of one node.
+    """How one node runs.
 
     Attributes:
-        kernel: what runs it now; None where it is gone.
-        integer: whether that computes on integers.
-        absorbed: whether it is part of another kernel, or needed no more.
+        kernel: the kernel that runs it; None where it was removed.
+        integer: whether that kernel computes on integers.
+        absorbed: whether it is fused into another kernel, or was removed.
         reason: why it computes in float; None where it does not.
-        fix: what changes that; None likewise.
-        conversions: Q and DQ that are left right beside it, each a pass over a whole tensor.
+        fix: how to change that; None where it does not compute in float.
+        conversions: remaining Q and DQ next to it, each a pass over a whole tensor.
     """
 
     kernel: str | None
@@ -36,7 +36,7 @@ class NodeFate:
 
 
 def fate_of(model: ir.Model, node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeFate:
-    """Finds ``node`` of ``model`` among what ``optimized_nodes`` yields for it."""
+    """Finds ``node`` of ``model`` among the nodes of ``optimized_nodes``."""
     found = kept.get(node.name or "")
     conversions = 0 if found is None else _conversions_beside(found)
     covered = next((row for row in coverage_in(model, kept).nodes if row.node == node.name), None)
@@ -62,13 +62,13 @@ def _float_by_nature(node: ir.Node) -> tuple[str, str]:
     if operator is None:
         return (
             reason_without_kernel(node.op_type, node.domain),
-            "replace it in the model by what has one (README: sums, products, Sigmoid, LeakyRelu, pooling)",
+            "replace it in the model by an operator that has one: sums, products, Sigmoid, LeakyRelu, pooling",
         )
     if operator.kind is Kind.CLAMPING:
         readers = [use.node for value in node.outputs for use in value.uses()]
         if any(reader.op_type == "QuantizeLinear" for reader in readers):
-            return "the integers behind it do not end where it clamps", "quantize with --activations-asymmetric"
-        return "no Q stands behind it to absorb it", "quantize what reads it: drop --exclude, or pass --max-float 0"
+            return "the integers after it do not end where it clamps", "quantize with --activations-asymmetric"
+            return "no Q follows it to absorb it", "quantize its readers: drop --exclude, or pass --max-float 0"
     missed = reason_for_float(node)
     return missed.reason, missed.fix
 

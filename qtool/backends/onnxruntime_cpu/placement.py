@@ -1,9 +1,9 @@
-"""Places Q/DQ so that onnxruntime's CPU provider runs integers, and so that it pays.
+"""QDQ placement for onnxruntime's CPU provider: quantizes nodes where integer kernels exist and save time.
 
-Layers (Conv, Gemm, MatMul) are why one quantizes; every other operator runs on integers only where that saves a change
-between float and integer: an element-wise operator when most of what it reads is integer already and something behind
-it reads integers, an operator that moves values when integers go in or come out anyway. Which ones do follows from the
-largest set of nodes for which this holds all at once, found by taking away nodes until nothing changes.
+Layers (Conv, Gemm, MatMul) gain from quantization; every other operator runs on integers only where that avoids a
+conversion: an element-wise operator when most of its inputs are integers already and a later node reads integers, an
+operator that moves values when its input or output is integers anyway. The result is the largest set of nodes for which
+this holds simultaneously, found by removing nodes until nothing changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qtool.selection import NodeSelection
 def place(
     graph: ir.Graph, scheme: Scheme, selection: NodeSelection, unfit: Mapping[str, str], kept_float: Mapping[str, str]
 ) -> Plan:
-    """Returns what to quantize in ``graph``, every node of which has a name.
+    """Returns the plan for ``graph``, whose nodes all have names.
 
     ``unfit`` gives the reasons of tensors that must stay float, ``kept_float`` those of nodes.
     """
@@ -46,7 +46,7 @@ def place(
 
 
 class _Placement:
-    """Finds the integer nodes of one graph and reads the plan off them."""
+    """Finds the integer nodes of one graph and derives the plan."""
 
     def __init__(
         self, graph: ir.Graph, scheme: Scheme, unfit: Mapping[str, str], kept_float: Mapping[str, str]
@@ -58,7 +58,7 @@ class _Placement:
         self.integer: set[ir.Node] = set()
         self.reasons: dict[ir.Node, str] = {}
 
-    # --- which nodes
+    # --- integer nodes
 
     def choose(self, selection: NodeSelection) -> None:
         """Fills ``integer`` with the largest consistent set, and ``reasons`` for the others."""
@@ -106,7 +106,7 @@ class _Placement:
             return None
         finals = [self._final(output) for output in node.outputs]
         if node.op_type == "MaxPool" and not has_channels_last(node.inputs[0], self.integer):
-            return "integers are slow to pool with channels first, and no integer Conv before it turns them around"
+            return "integer pooling is slow with channels first, and no integer Conv before it makes channels last"
         if kind is Kind.MOVING:
             if all(self._read_by_integers_only(final) for final in finals):
                 return None
@@ -117,10 +117,10 @@ class _Placement:
         if 2 * sum(emitted) < len(emitted):
             return "most of what it reads comes from float nodes"
         if not any(self._read_by_integers(final) for final in finals):
-            return "nothing behind it reads integers"
+            return "no later node reads integers"
         return None
 
-    # --- the neighbourhood of a value
+    # --- producers and readers of a value
 
     def _data_inputs(self, node: ir.Node) -> list[ir.Value | None]:
         positions = OPERATORS[node.op_type].data_inputs
@@ -134,13 +134,13 @@ class _Placement:
         """Follows a value through the clamping operators that its Q will absorb."""
         producer = value.producer()
         if producer is not None and producer in self.integer and OPERATORS[producer.op_type].kind is Kind.MOVING:
-            return value  # its Q must have the parameters of its input, which know of no clamp
+            return value  # its Q must have the parameters of its input, which do not include the clamp
         while (reader := sole_consumer(value)) is not None and self._absorbed(reader) and reader.inputs[0] is value:
             value = reader.outputs[0]
         return value
 
     def _head(self, value: ir.Value) -> ir.Value:
-        """Goes back through clamping operators that are absorbed, to what made the value."""
+        """Goes back through absorbed clamping operators to the producer of the value."""
         while (producer := value.producer()) is not None and self._absorbed(producer):
             source = producer.inputs[0]
             if source is None or sole_consumer(source) is not producer:
@@ -162,7 +162,7 @@ class _Placement:
         return low <= 0.0 <= high
 
     def _emits(self, value: ir.Value | None) -> bool:
-        """Tells whether a value leaves its node as integers."""
+        """Returns whether a value is an integer output of its node."""
         if value is None:
             return False
         head = self._head(value)
@@ -179,15 +179,15 @@ class _Placement:
             return True
         if not self._read_by_integers_only(final):
             return False
-        # The bias behind a MatMul is better added before rounding than after.
+        # The bias after a MatMul is added before rounding, which is more accurate than after it.
         return producer.op_type != "MatMul" or all(
             OPERATORS[use.node.op_type].kind is not Kind.ELEMENTWISE for use in final.uses()
         )
 
     def _meets_clamp(self, value: ir.Value) -> bool:
-        """Tells whether onnxruntime would look past the clamp behind a product for the product's own Q.
+        """Returns whether onnxruntime would search behind the clamp after a product for the product's own Q.
 
-        It does where the clamp has one reader. Where that is no Q, or the clamp is none that a Q makes superfluous, it
+        It does where the clamp has one reader. Where that is not a Q, or a Q does not make the clamp redundant, it
         leaves the product in float.
         """
         reader = sole_consumer(value)
@@ -207,7 +207,7 @@ class _Placement:
     # --- the plan
 
     def activations(self) -> dict[str, ActivationPlan]:
-        """Plans every tensor that an integer node reads or leaves as integers."""
+        """Plans every tensor that is an integer input or output of an integer node."""
         found: dict[ir.Value, None] = {}
         for node in self.graph:
             if node not in self.integer:
@@ -222,7 +222,7 @@ class _Placement:
 
     def _activation(self, value: ir.Value) -> ActivationPlan:
         producer = self._head(value).producer()
-        # An integer kernel gives out integers or floats, not both: with any integer reader, all read the same pair.
+        # An integer kernel returns integers or floats, not both: with any integer reader, all read the same Q/DQ pair.
         everyone = producer in self.integer and OPERATORS[producer.op_type].kind in (Kind.LAYER, Kind.MOVING)
         everyone = everyone or self._emits(value)
         readers = {
@@ -238,7 +238,7 @@ class _Placement:
         )
 
     def _source(self, value: ir.Value) -> ir.Value:
-        """Goes back to where the values that are only moved around come from."""
+        """Goes back through nodes that only move values to their source."""
         producer = value.producer()
         while producer is not None and producer in self.integer and OPERATORS[producer.op_type].kind is Kind.MOVING:
             source = producer.inputs[0]
@@ -303,7 +303,7 @@ class _Placement:
         return axes
 
     def skipped(self) -> tuple[Skipped, ...]:
-        """Names every node that stays float although it computes floats."""
+        """Records the reason of every node that stays float."""
         found = []
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
             if node in self.integer or (node.op_type in ("Relu", "Clip") and self._is_absorbed_here(node)):

@@ -14,7 +14,7 @@ from qtool.weights.saturation import LARGEST_ACTIVATION, pair_sums
 
 # Layers of QDQ graphs, whose weight comes from a DequantizeLinear, and the operator whose kernel runs them.
 _LAYERS = ("Conv", "Gemm", "MatMul")
-# Operators that read integers themselves: where their weight stands, and the layer that they are.
+# Integer operators: the index of their weight, and the layer that they correspond to.
 _INTEGER_OPERATORS: Mapping[str, tuple[int, str]] = {
     "QLinearConv": (3, "Conv"),
     "ConvInteger": (1, "Conv"),
@@ -31,7 +31,7 @@ _INT16_LOW, _INT16_HIGH = -32768, 32767
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProof:
-    """What is known of one layer.
+    """The result for one layer.
 
     Attributes:
         node: its name.
@@ -41,7 +41,7 @@ class LayerProof:
         highest: the largest one.
         unsafe_channels: output channels that can overflow.
         channels: output channels.
-        reason: why nothing is proven, or needs to be; None where the sums say it.
+        reason: why nothing is proven, or needs to be; None where the sums decide.
         safe: whether no input can overflow it.
     """
 
@@ -58,10 +58,10 @@ class LayerProof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaturationProof:
-    """What is known of a model.
+    """The result for a model.
 
     Attributes:
-        low: the smallest sum that the machine holds; None where sums have 32 bits.
+        low: the smallest sum that the machine represents; None where sums have 32 bits.
         high: the largest one.
         layers: every layer that multiplies integers, in graph order.
     """
@@ -77,10 +77,10 @@ class SaturationProof:
 
 
 def prove(model: ir.Model, scheme: Scheme) -> SaturationProof:
-    """Reads the integer weights of a quantized model and holds the worst that they can do against the machine.
+    """Reads the integer weights of a quantized model and compares their extreme sums with the machine's range.
 
     Args:
-        model: quantized by whatever tool; its constants are initializers, its nodes have names.
+        model: quantized by any tool; its constants are initializers, its nodes have names.
         scheme: the preset of the machine.
     """
     limited = scheme.largest_pair is not None
@@ -97,12 +97,12 @@ def prove(model: ir.Model, scheme: Scheme) -> SaturationProof:
 
 
 def is_integer_operator(operator: str) -> bool:
-    """Tells whether nodes of a type multiply integers by themselves, and not only between Q and DQ."""
+    """Returns whether nodes of a type multiply integers by themselves, and not only between Q and DQ."""
     return operator in _INTEGER_OPERATORS
 
 
 def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
-    """Returns the layer that a node is, its integer weights, and whether these lie as the layer reads them.
+    """Returns the layer of a node, its integer weights, and whether these are stored in the layer's layout.
 
     None for nodes that do not multiply integers.
     """
@@ -116,7 +116,7 @@ def _integer_weight(node: ir.Node) -> tuple[str, ir.Value, bool] | None:
     while value is not None and (producer := value.producer()) is not None and producer.op_type in _MOVING:
         value, direct = producer.inputs[0], False
     weight = _quantized(value)
-    # Wider or narrower integers have no integer kernel: such a layer computes floats.
+    # Other integer widths have no integer kernel: such a layer computes floats.
     return None if weight is None or _dtype(weight) not in _BYTES else (node.op_type, weight, direct)
 
 
@@ -127,7 +127,7 @@ def _quantized(value: ir.Value | None) -> ir.Value | None:
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
-    """Returns the type of integers; where the model does not state it, that of the zero point they are made with."""
+    """Returns the type of integers; where the model does not state it, that of their zero point."""
     producer = value.producer()
     if producer is None or value.dtype is not None:
         return value.dtype
@@ -147,7 +147,7 @@ def _proof(node: ir.Node, operator: str, weight: ir.Value, direct: bool, *, limi
     elif integers is None:
         safe, reason = not limited, "its second factor is computed at run time, in s8"
     elif not direct:
-        safe, reason = not limited, "its weights are moved around on their way to it"
+        safe, reason = not limited, "its weights are transposed or reshaped before it reads them"
     else:
         transposed = operator == "Gemm" and bool(integer_attribute(node, "transB", 0))
         sums = pair_sums(integers, kernel_order(operator, integers.ndim, transposed=transposed))

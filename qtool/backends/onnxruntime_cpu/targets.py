@@ -1,4 +1,4 @@
-"""The processors that onnxruntime's CPU provider computes on."""
+"""The targets of onnxruntime's CPU provider."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtool.schemes import S8, S8_SYMMETRIC, U8, Scheme
 _LARGEST_PAIR = 32767 // 255
 
 TARGETS: Mapping[str, Scheme] = {
-    # What holds 16-bit sums is exact with 32 bits, too: one file for a fleet of both kinds.
+    # A model whose sums fit into 16 bits is exact with 32 bits, too: one file serves both kinds.
     "x86": Scheme(
         target="x86",
         machine="any x86, with VNNI or without",

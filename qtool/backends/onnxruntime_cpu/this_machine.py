@@ -1,4 +1,4 @@
-"""Says which target the machine at hand is, and what a person who names none, or another one, gets."""
+"""The target of this machine, and the choice of a target by name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ResolvedTarget:
 
     Attributes:
         scheme: the preset.
-        chosen: whether it was taken for being the machine at hand, and not named.
-        is_here: whether what is measured on this machine holds for it.
+        chosen: whether it was detected as this machine, not named.
+        is_here: whether measurements on this machine apply to it.
     """
 
     scheme: Scheme
@@ -28,21 +28,21 @@ class ResolvedTarget:
 
     @property
     def is_measurable(self) -> bool:
-        """Whether what kernels cost here decides about it; a file for a fleet is not for this machine alone."""
+        """Whether times measured on this machine decide about it; a model for a fleet is not for this machine alone."""
         return self.is_here and self.scheme.target != _FLEET
 
     @property
     def description(self) -> str:
-        """The target in a line, such as ``target x86-avx2: x86 with AVX2 or AVX-512, but no VNNI (this machine)``."""
+        """The target in one line, such as ``target x86-avx2: x86 with AVX2 or AVX-512, but no VNNI (this machine)``."""
         here = " (this machine)" if self.chosen else "" if self.is_here else "; times measured here are not from it"
         return f"target {self.scheme.target}: {self.scheme.machine}{here}"
 
 
 def target_named(name: str | None) -> ResolvedTarget:
-    """Returns the target of that name; for ``auto`` or None that of the machine at hand.
+    """Returns the target of that name; for ``auto`` or None that of this machine.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none of that name.
         RuntimeRefusedError: onnxruntime does not run at all.
     """
     if name is None or name == AUTO:
@@ -61,7 +61,7 @@ def scheme_here() -> Scheme:
 
 
 def target_here() -> str:
-    """Returns the preset for this machine: what onnxruntime does here counts for more than what the system says.
+    """Returns the preset for this machine: onnxruntime's behaviour takes precedence over the reported features.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.

@@ -1,1 +1,1 @@
-"""OpenVINO on Intel CPUs, GPUs and NPUs: Q/DQ before what layers read; its own compiler chooses kernels."""
+"""OpenVINO on Intel CPUs, GPUs and NPUs: Q/DQ on the inputs of layers; its own compiler chooses kernels."""

@@ -1,4 +1,4 @@
-"""What OpenVINO takes."""
+"""The targets of OpenVINO."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Places Q/DQ by operator, for runtimes whose own compiler chooses kernels."""
+"""QDQ placement by operator: which tensors get QuantizeLinear and DequantizeLinear."""

@@ -1,8 +1,8 @@
-"""Keeps the grid of a clamped tensor inside of its clamp, where onnxruntime wants it to leave the clamp out.
+"""Keeps the grid of a clamped tensor inside the clamp, so that onnxruntime can fuse the clamp.
 
-It drops a Clip in front of a QuantizeLinear only when no integer stands for a number beyond the bounds (its
-ClipQuantFusion). A zero point that is rounded moves the ends of the grid by up to half a step, which is enough to keep
-the Clip, and with it the layer before it, in float.
+It removes a Clip before a QuantizeLinear only when no integer represents a value outside the bounds (its
+ClipQuantFusion). A rounded zero point moves the ends of the grid by up to half a step, which is enough to keep the
+Clip, and with it the layer before it, in float.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def within_clamps(model: ir.Model, plan: Plan, params: Mapping[str, AffineParams
 
 
 def narrowed(params: AffineParams, bounds: Range) -> AffineParams:
-    """Returns parameters of one tensor whose range lies within ``bounds``, or the same where it does already.
+    """Returns parameters of one tensor whose range is within ``bounds``; unchanged where it is already.
 
-    Of the zero points next to the one there is, takes that which loses least at the ends: half a step or so. Bounds
-    that do not hold zero, and grids with a fixed zero point, are left alone.
+    Of the zero points next to the current one, takes the one that loses least at the ends, about half a step. Bounds
+    without zero, and grids with a fixed zero point, are not changed.
     """
     grid, zero, span = params.grid, int(params.zero_point), params.range
     if grid.symmetric or not bounds.low <= 0.0 <= bounds.high or _is_within(params, bounds):
@@ -46,7 +46,7 @@ def narrowed(params: AffineParams, bounds: Range) -> AffineParams:
         scale = np.float32(min(wanted, *(bound / steps for steps, _, bound in ends if steps)))
         point = np.asarray(candidate, grid.dtype)
         found = replace(params, scale=np.asarray(scale), zero_point=point)
-        while scale > 0 and not _is_within(found, bounds):  # rounding to float32 may have lifted it
+        while scale > 0 and not _is_within(found, bounds):  # rounding to float32 may have increased it
             scale = np.nextafter(scale, np.float32(0))
             found = replace(found, scale=np.asarray(scale))
         lost = max(length - steps * float(scale) for steps, length, _ in ends)

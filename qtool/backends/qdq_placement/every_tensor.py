@@ -1,8 +1,8 @@
-"""Places Q/DQ around every operator, for accelerators that run nothing but integers.
+"""QDQ placement around every operator, for accelerators that run only integers.
 
-An NPU takes whole groups of DQ, operator and Q; what is left in float between two of them goes back to the CPU. So each
-float tensor that a known operator reads or computes is quantized, up to the inputs and outputs of the model. The
-operators are those that onnxruntime's QNN provider supports
+An NPU runs whole groups of DQ, operator and Q; float nodes between two of them run on the CPU. So each float tensor
+that a known operator reads or computes is quantized, up to the inputs and outputs of the model. The operators are those
+that onnxruntime's QNN provider supports
 (https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html, Supported ONNX operators).
 """
 
@@ -21,7 +21,7 @@ from qtool.plan import ActivationPlan, BiasPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 
-# Operators beyond those of the CPU provider, and which of their inputs are quantized; None for all of them.
+# Further operators than those of the CPU provider, and which of their inputs are quantized; None for all of them.
 _OTHERS: Mapping[str, tuple[int, ...] | None] = {
     **dict.fromkeys(
         ("Abs", "Ceil", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Log", "LogSoftmax"),
@@ -39,7 +39,7 @@ _NORMALIZATIONS = ("LayerNormalization", "InstanceNormalization")
 def place(
     graph: ir.Graph, scheme: Scheme, selection: NodeSelection, unfit: Mapping[str, str], kept_float: Mapping[str, str]
 ) -> Plan:
-    """Returns what to quantize in ``graph``, every node of which has a name.
+    """Returns the plan for ``graph``, whose nodes all have names.
 
     ``unfit`` gives the reasons of tensors that must stay float, ``kept_float`` those of nodes.
     """
@@ -56,7 +56,7 @@ def place(
 
 
 class _Placement:
-    """Chooses nodes, and reads the plan off them."""
+    """Chooses nodes, and derives the plan."""
 
     def __init__(self, graph: ir.Graph, scheme: Scheme) -> None:
         self.graph = graph
@@ -93,7 +93,7 @@ class _Placement:
         return None
 
     def activations(self) -> dict[str, ActivationPlan]:
-        """Plans every tensor that one of the nodes reads or computes, but for what a clamp behind it replaces."""
+        """Plans every tensor that one of the nodes reads or computes, except for those that a clamp replaces."""
         found: dict[ir.Value, None] = {}
         for node in self.integer:
             for value in (*_data(node), *node.outputs):
@@ -157,7 +157,7 @@ class _Placement:
         )
 
     def _source(self, value: ir.Value) -> ir.Value:
-        """Goes back to where the values that are only moved around come from."""
+        """Goes back through nodes that only move values to their source."""
         while (
             (producer := value.producer()) is not None and producer in self.integer and _kind(producer) is Kind.MOVING
         ):
@@ -168,7 +168,7 @@ class _Placement:
         return value
 
     def _is_clamped(self, value: ir.Value) -> bool:
-        """Tells whether a Relu or Clip that the Q behind it makes superfluous is all that reads a value."""
+        """Returns whether only a Relu or Clip that the Q after it makes redundant reads a value."""
         producer, reader = value.producer(), sole_consumer(value)
         if self.scheme.activations.symmetric or producer is None or reader is None or reader not in self.integer:
             return False
@@ -184,7 +184,7 @@ class _Placement:
 
 def _kind(node: ir.Node) -> Kind | None:
     operator = OPERATORS.get(node.op_type)
-    # Between the points of a cubic, values overshoot.
+    # Cubic interpolation overshoots.
     mode = node.attributes.get("mode") if node.op_type == "Resize" else None
     return None if operator is None or (mode is not None and mode.as_string() == "cubic") else operator.kind
 

@@ -1,6 +1,6 @@
-"""Finds tensors that join values of unlike size, of which one grid would leave the smaller ones no steps.
+"""Finds tensors that concatenate values of different magnitude, for which one scale is too coarse.
 
-Detectors join boxes in pixels and scores from 0 to 1 in one output: with 255 steps for 640 pixels every score is 0.
+Detectors often join boxes in pixels and scores from 0 to 1: with 255 steps for 640 pixels every score is 0.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array, is_constant
 
-# Fewer of 255 steps leave less than 4 bits of a part.
+# Fewer of 255 steps leave less than 4 bits for a part.
 _FEWEST_STEPS = 16.0
 _STEPS = 255.0
 _ELEMENTWISE = ("Mul", "Add", "Sub", "Div")
 
 
 def unlike_parts(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
-    """Returns the tensors that join parts of unlike size on their way to an output of ``graph``, each with a reason.
+    """Returns the tensors that join parts of different magnitude on the path to an output, each with a reason.
 
-    What a layer reads is left out: its weights may make large what is small.
+    Inputs of layers are left out: their weights may enlarge small values.
 
     Args:
         graph: the float graph.
-        statistics: of its tensors, as far as they were watched.
+        statistics: of its tensors, as far as they were observed.
     """
     found: dict[str, str] = {}
     for node in graph:
@@ -49,7 +49,7 @@ def unlike_parts(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) ->
 
 
 def _reach(value: ir.Value, statistics: Mapping[str, TensorStatistics]) -> float:
-    """Returns the largest magnitude of ``value``; 0 where nothing is known of it."""
+    """Returns the largest magnitude of ``value``; 0 where it is unknown."""
     array = constant_array(value)
     if array is not None:
         return float(np.abs(array).max(initial=0.0)) if array.dtype.kind == "f" else 0.0
@@ -64,7 +64,7 @@ def _reach(value: ir.Value, statistics: Mapping[str, TensorStatistics]) -> float
 
 
 def _joined(value: ir.Value) -> list[ir.Value]:
-    """Returns ``value`` and what it becomes on its way to an output; nothing where it does not come to one so."""
+    """Returns ``value`` and its moved forms up to an output; nothing where it does not reach one that way."""
     reached, pending, ends = [value], [value], False
     while pending:
         current = pending.pop()

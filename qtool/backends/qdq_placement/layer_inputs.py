@@ -1,10 +1,10 @@
-"""Places Q/DQ before what layers read, and leaves it to a compiler to carry integers further.
+"""QDQ placement on the inputs of layers, for compilers that propagate integers by themselves.
 
-TensorRT and OpenVINO fuse what stands behind a layer (bias, activation, residual Add) into it and move Q and DQ through
-the graph by themselves; Q/DQ behind a layer's own output would stand in their way. Of an Add that closes a residual
-block, the input that no layer of its own computes is quantized, so that the layer, the Add and what follows become one
-kernel. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html, on
-where to place Q/DQ.
+TensorRT and OpenVINO fuse the operators after a layer (bias, activation, residual Add) into it and move Q and DQ
+through the graph by themselves; Q/DQ after a layer's own output would prevent that. Of an Add that closes a residual
+block, the input that is not the output of its own layer is quantized, so that the layer, the Add and its activation
+become one kernel. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html,
+on the placement of Q/DQ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qtool.selection import NodeSelection
 def place(
     graph: ir.Graph, scheme: Scheme, selection: NodeSelection, unfit: Mapping[str, str], kept_float: Mapping[str, str]
 ) -> Plan:
-    """Returns what to quantize in ``graph``, every node of which has a name.
+    """Returns the plan for ``graph``, whose nodes all have names.
 
     ``unfit`` gives the reasons of tensors that must stay float, ``kept_float`` those of nodes.
     """
@@ -70,7 +70,7 @@ def _is_layer(node: ir.Node) -> bool:
 def _quantized_inputs(
     node: ir.Node, layers: Mapping[ir.Node, None], selection: NodeSelection, unfit: Mapping[str, str]
 ) -> list[ir.Value]:
-    """Returns what a node reads through Q/DQ."""
+    """Returns the inputs of a node that get Q/DQ."""
     if node in layers:
         return [value for value in node.inputs[:2] if value is not None and not is_constant(value)]
     if node.op_type != "Add" or node.domain != "" or selection.reason_to_skip(node) is not None:

@@ -1,4 +1,4 @@
-"""Whether a layer's own form lets onnxruntime's CPU provider run it on integers, and the form of its weights."""
+"""Whether the form of a layer has an integer kernel in onnxruntime's CPU provider, and the plan of its weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reason_to_skip_layer(node: ir.Node) -> str | None:
 
 
 def weight_granularity(node: ir.Node, *, per_channel: bool) -> Granularity:
-    """Returns how many scales the weight of a layer may have: those of its output channels, or one."""
+    """Returns how many scales the weight of a layer may have: one per output channel, or one."""
     weight = node.inputs[1]
     if not per_channel or weight is None or weight.shape is None:
         return PerTensor()
@@ -30,12 +30,12 @@ def weight_granularity(node: ir.Node, *, per_channel: bool) -> Granularity:
         return PerChannel(0)
     if node.op_type == "Gemm":
         return PerChannel(0 if integer_attribute(node, "transB", 0) else 1)
-    # A stack of matrices has one row of scales at most, which would have to serve them all.
+    # A batch of matrices has one row of scales at most, which all of them would have to share.
     return PerChannel(1) if len(weight.shape) == 2 else PerTensor()
 
 
 def weight_reason(node: ir.Node) -> str | None:
-    """Returns why the second input of a node is no weight that can be stored as integers, or None when it is."""
+    """Returns why the second input of a node cannot be stored as integer weights, or None when it can."""
     weight = node.inputs[1]
     if not is_constant(weight) or weight is None:
         return "its weights are computed at run time"
@@ -99,7 +99,7 @@ def _has_input(node: ir.Node, index: int) -> bool:
 
 
 def agreed_weight(tensor: str, wishes: list[tuple[str, Grid, Granularity]], scheme: Scheme) -> WeightPlan:
-    """Settles on one form for a tied tensor: where its readers differ, the one that serves them all."""
+    """Returns one plan for a shared weight: where its readers differ, the one that suits all of them."""
     grids, granularities = {wish[1] for wish in wishes}, {wish[2] for wish in wishes}
     return WeightPlan(
         tensor=tensor,

@@ -1,7 +1,7 @@
-"""Finds the layers in front of a logarithm, as in spectrograms that models of sound compute for themselves.
+"""Finds the layers before a logarithm, as in spectrograms computed inside audio models.
 
-An 8-bit grid is as coarse for small values as for large ones. A logarithm makes small values count as much as large
-ones, so that their rounding errors drown the result.
+An 8-bit grid is as coarse for small values as for large ones. A logarithm amplifies small values, so that their
+rounding errors dominate the result.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import onnx_ir as ir
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 
 _REASON = "its values go into a logarithm, which magnifies the rounding errors of small ones"
-# What lies between the layers of a spectrogram and its logarithm. Any other operator, above all an activation function
-# of a trained network, ends the search; so does Softmax, whose logarithm is taken of few and large values.
+# Operators between the layers of a spectrogram and its logarithm. Any other operator, in particular an activation
+# function of a trained network, ends the search; so does Softmax, whose logarithm is taken of few and large values.
 _PASSED = frozenset(
     {
         *("Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Div", "Identity", "Max", "Mul", "Neg", "Pad", "Pow"),
@@ -25,7 +25,7 @@ _PASSED = frozenset(
 def layers_before_logarithms(graph: ir.Graph) -> dict[str, str]:
     """Returns, by node name, why each layer that leads to a Log through arithmetic alone should stay float.
 
-    The search passes other layers too: a spectrogram is made by several, one after the other.
+    The search passes other layers too: a spectrogram consists of several in sequence.
     """
     found: dict[str, str] = {}
     seen: set[ir.Node] = set()

@@ -1,7 +1,7 @@
-"""Finds attention masks by what reads them: an Add or Where in front of a Softmax.
+"""Finds attention masks by their readers: an Add or Where before a Softmax.
 
-A mask of -1e4 or -100 is a value like others by its size, and takes nearly all steps of a grid away from the scores
-that it is added to. What it is shows in where it goes, and in that no layer computes it.
+A mask of -1e4 or -100 is not recognizable by its magnitude, and leaves the scores that it is added to almost no steps
+of a grid. It is recognized by its path to a Softmax, and by not depending on a layer.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import constant_array
 
-# exp(-30) is 1e-13: what lies so far below the others has no share in a Softmax.
+# exp(-30) is 1e-13: scores that much below the others have no effect in a Softmax.
 _OUT_OF_REACH = 30.0
 _GATES = ("Softmax", "LogSoftmax")
 
 
 def masked_scores(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) -> dict[str, str]:
-    """Returns the tensors between a mask and the Softmax that it is for, and the masks, each with a reason.
+    """Returns the masks and the tensors between them and their Softmax, each with a reason.
 
     Args:
         graph: the float graph.
-        statistics: of its tensors, as far as they were watched.
+        statistics: of its tensors, as far as they were observed.
     """
     search = _Search(statistics)
     for node in graph:
@@ -34,21 +34,21 @@ def masked_scores(graph: ir.Graph, statistics: Mapping[str, TensorStatistics]) -
 
 
 class _Search:
-    """Walks back from Softmax to the masks."""
+    """Searches backwards from Softmax to the masks."""
 
     def __init__(self, statistics: Mapping[str, TensorStatistics]) -> None:
         self._statistics = statistics
         self.found: dict[str, str] = {}
 
     def back_from(self, scores: ir.Value) -> None:
-        """Adds what lies between ``scores``, which a Softmax reads, and masks that are added to them."""
+        """Adds the tensors between ``scores``, which a Softmax reads, and masks that are added to them."""
         pending: list[tuple[ir.Value, tuple[ir.Value, ...]]] = [(scores, (scores,))]
         while pending:
             value, path = pending.pop()
             for mask in self._masks_in(value):
                 lowest = self._span(mask)[0]
                 for tensor in (*path, mask):
-                    self.found[tensor.name or ""] = f"reaches {lowest:.3g} in a mask, of which Softmax makes nothing"
+                    self.found[tensor.name or ""] = f"reaches {lowest:.3g} in a mask, which Softmax turns into 0"
             pending += [(operand, (*path, operand)) for operand in _operands(value)]
 
     def _masks_in(self, value: ir.Value) -> Iterator[ir.Value]:
@@ -57,7 +57,7 @@ class _Search:
             return
         for operand in _operands(value):
             lowest, highest = self._span(operand)
-            # What Where puts in is the same everywhere; what is added lets other places as they are.
+            # A Where fills in one value everywhere; an Add does not change unmasked positions.
             reference = 0.0 if producer.op_type == "Where" else highest
             if lowest <= reference - _OUT_OF_REACH and not self._is_computed(operand):
                 yield operand
@@ -77,7 +77,7 @@ class _Search:
 
     @staticmethod
     def _is_computed(value: ir.Value) -> bool:
-        """Tells whether a layer has a part in ``value``: scores and learned biases are no masks."""
+        """Returns whether ``value`` depends on a layer: scores and learned biases are not masks."""
         pending, seen = [value], set[ir.Value]()
         while pending:
             producer = pending.pop().producer()
@@ -94,7 +94,7 @@ class _Search:
 
 
 def _operands(value: ir.Value) -> list[ir.Value]:
-    """Returns what ``value`` is put together from, where that is done by a sum, a choice or a move."""
+    """Returns the inputs of ``value`` where it is a sum, a selection or a moved tensor."""
     producer = value.producer()
     if producer is None or producer.domain != "":
         return []

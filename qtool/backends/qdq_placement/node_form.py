@@ -1,4 +1,4 @@
-"""Whether the own form of a node without weights lets onnxruntime's CPU provider run it on integers."""
+"""Whether the form of a node without weights has an integer kernel in onnxruntime's CPU provider."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.passes.half.half_precision import NCHWC_DOMAIN
 
 # Operators that stay float although there are kernels.
 _BY_CHOICE: Mapping[str, str] = {
-    "Softmax": "its exponential magnifies the rounding errors of what it reads, which integers make large",
+    "Softmax": "its exponential magnifies the rounding errors of its input",
 }
 
 
@@ -32,14 +32,14 @@ def reason_to_skip_node(node: ir.Node, kind: Kind, data: Sequence[ir.Value | Non
         if value.dtype != ir.DataType.FLOAT:
             return f"it combines {value.dtype}, not float32"
         if not (np.abs(array) <= LARGEST_ACTIVATION).all():
-            return f"its constant '{value.name}' holds NaN, or numbers as large as masks have"
+            return f"its constant '{value.name}' holds NaN, or values as large as in masks"
     return None
 
 
 def reason_without_kernel(operator: str, domain: str = "") -> str:
     """Returns why an operator that is in no table stays float."""
     if domain == NCHWC_DOMAIN:
-        return "onnxruntime rewrote it for one processor (NCHWc); quantize the model that it read, not what it saved"
+        return "onnxruntime rewrote it for one processor (NCHWc); quantize the original model, not the optimized one"
     if domain:
         return f"onnxruntime has no integer kernel for {operator} of {domain}"
     return _BY_CHOICE.get(operator, f"onnxruntime has no integer kernel for {operator}")

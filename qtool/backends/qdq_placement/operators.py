@@ -1,6 +1,6 @@
-"""What onnxruntime's CPU provider does with operators that stand between Q and DQ.
+"""The operators that onnxruntime's CPU provider can run between DQ and Q.
 
-Each row was read off the optimized graph; tests pin it.
+Each row was read from the optimized graph and is covered by tests.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from enum import Enum, auto
 
 import onnx_ir as ir
 
-# None is a type that shape inference did not find.
+# None is an unknown type.
 FLOAT_TYPES = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
-# No activation of a working model is that large; what is, stands for minus infinity in a mask.
+# No activation of a working model is that large; such a value represents minus infinity in a mask.
 LARGEST_ACTIVATION = 1e8
 
 
@@ -26,9 +26,9 @@ class Kind(Enum):
     ELEMENTWISE = auto()
     """Has an integer kernel that rescales, between DQ on every input and Q on its output."""
     MOVING = auto()
-    """Moves or picks values, so that integers pass through under unchanged parameters."""
+    """Moves or selects values, so that integers pass through with unchanged parameters."""
     CLAMPING = auto()
-    """Is absorbed into the Q behind it when the grid ends where it clamps."""
+    """Is absorbed into the Q after it when the grid ends where it clamps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What Qualcomm NPUs take through QNN."""
+"""The targets of QNN on Qualcomm NPUs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from qtool.schemes import S8_SYMMETRIC, U8, Scheme
 
 TARGETS: Mapping[str, Scheme] = {
-    # The HTP runs whole groups of Q/DQ only, so that every tensor needs them; u8 is what onnxruntime's own
-    # configuration for QNN gives activations, s8 around 0 what per-channel weights need
+    # The HTP runs only whole groups of Q/DQ, so every tensor needs them; onnxruntime's own configuration for QNN uses
+    # u8 activations, and per-channel weights have to be symmetric s8
     # (https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html, Generating a quantized model;
     # https://github.com/onnxruntime/onnxruntime-qnn/issues/650).
     "qnn": Scheme(

@@ -1,1 +1,1 @@
-"""TensorRT on NVIDIA GPUs: Q/DQ before what layers read; its own compiler chooses kernels."""
+"""TensorRT on NVIDIA GPUs: Q/DQ on the inputs of layers; its own compiler chooses kernels."""

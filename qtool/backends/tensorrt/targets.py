@@ -1,4 +1,4 @@
-"""What TensorRT takes."""
+"""The targets of TensorRT."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from qtool.schemes import S8_SYMMETRIC, Scheme
 
 TARGETS: Mapping[str, Scheme] = {
-    # INT8 is signed and symmetric. Q/DQ stand before what layers read, not behind what they compute, and before both
-    # sides of a residual Add; biases stay float
+    # INT8 is signed and symmetric. Q/DQ are on the inputs of layers, not on their outputs, and on both inputs of a
+    # residual Add; biases stay float
     # (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html).
     "tensorrt": Scheme(
         target="tensorrt",

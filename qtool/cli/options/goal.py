@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import ACCURACY_GOAL
 from qtool.errors import GateError, UsageError
-from qtool.json_values import json_value
 
 if TYPE_CHECKING:
     from qtool.search.accuracy_goal import Goal
@@ -20,8 +20,8 @@ MinSqnrOption: TypeAlias = Annotated[
     typer.Option(
         "--min-sqnr",
         metavar="DB",
-        help="Keep the fewest layers float so that every output reaches this SQNR; exit with 1 if none will do.",
-        show_default=False,
+        help="Fewest float layers for this SQNR, or exit 1.",
+        rich_help_panel=ACCURACY_GOAL,
     ),
 ]
 MinAgreementOption: TypeAlias = Annotated[
@@ -29,8 +29,8 @@ MinAgreementOption: TypeAlias = Annotated[
     typer.Option(
         "--min-agreement",
         metavar="SHARE",
-        help="The same for the share of samples with the float model's top-1 class: 0.95 or 95%.",
-        show_default=False,
+        help="The same for equal top-1 classes: 95% or 0.95.",
+        rich_help_panel=ACCURACY_GOAL,
     ),
 ]
 MaxDropOption: TypeAlias = Annotated[
@@ -38,8 +38,8 @@ MaxDropOption: TypeAlias = Annotated[
     typer.Option(
         "--max-drop",
         metavar="SHARE",
-        help="The same for the top-1 accuracy lost, by the labels `_label` in the data: 0.5% or 0.005.",
-        show_default=False,
+        help="The same for lost top-1 accuracy: 0.5%.",
+        rich_help_panel=ACCURACY_GOAL,
     ),
 ]
 TimeBudgetOption: TypeAlias = Annotated[
@@ -48,8 +48,8 @@ TimeBudgetOption: TypeAlias = Annotated[
         "--time-budget",
         metavar="SECONDS",
         min=0.0,
-        help="End the search for float layers after so long, with the best so far; so does Ctrl-C.",
-        show_default=False,
+        help="Stop the search with the best so far.",
+        rich_help_panel=ACCURACY_GOAL,
     ),
 ]
 
@@ -63,7 +63,7 @@ def goal_of(min_sqnr: float | None, min_agreement: str | None, max_drop: str | N
     from qtool.search.accuracy_goal import Goal
 
     if min_sqnr is not None and not math.isfinite(min_sqnr):
-        raise UsageError(f"--min-sqnr {min_sqnr} is no number of decibels", fix="pass a number such as 20")
+        raise UsageError(f"--min-sqnr must be a finite number of decibels, not {min_sqnr}", fix="pass one such as 20")
     goal = Goal(
         min_sqnr_db=min_sqnr,
         min_agreement=None if min_agreement is None else share_of("--min-agreement", min_agreement, example="0.95"),
@@ -77,19 +77,19 @@ def show_mixed(console: Console, mixed: MixedPrecision) -> None:
     goal = mixed.goal
     console.say(
         f"{goal.description}: {goal.reached_in_words(mixed.reached)} on {mixed.samples} samples, "
-        f"{goal.reached_in_words(mixed.plain)} with integers everywhere"
+        f"{goal.reached_in_words(mixed.plain)} fully quantized"
     )
     if mixed.layers:
-        console.say(f"kept float for it: {', '.join(mixed.layers)} ({mixed.nodes} nodes)")
-        console.say(f"{mixed.speedup:.2f}x as fast as float; {mixed.plain_speedup:.2f}x with integers everywhere")
+        console.say(f"kept in float for it: {', '.join(mixed.layers)} ({mixed.nodes} nodes)")
+        console.say(f"{mixed.speedup:.2f}x as fast as float; {mixed.plain_speedup:.2f}x fully quantized")
     else:
-        console.say(f"no layer is kept float for it; {mixed.speedup:.2f}x as fast as float")
+        console.say(f"no layer is kept in float for it; {mixed.speedup:.2f}x as fast as float")
     if mixed.speedup < 1.0:
         console.warn("the result is slower than the float model: lower the goal, or stay with float")
 
 
 def mixed_as_json(mixed: MixedPrecision | None) -> dict[str, object] | None:
-    """Returns what became of a goal as values for JSON; numbers that are not finite become null."""
+    """Returns what became of a goal for JSON."""
     from dataclasses import asdict
 
     if mixed is None:
@@ -97,8 +97,8 @@ def mixed_as_json(mixed: MixedPrecision | None) -> dict[str, object] | None:
     return {
         "goal": asdict(mixed.goal),
         "met": mixed.met,
-        "reached": json_value(asdict(mixed.reached)),
-        "integers_everywhere": json_value(asdict(mixed.plain)),
+        "reached": asdict(mixed.reached),
+        "integers_everywhere": asdict(mixed.plain),
         "float_layers": list(mixed.layers),
         "nodes": mixed.nodes,
         "samples": mixed.samples,
@@ -137,5 +137,5 @@ def share_of(option: str, text: str, *, example: str) -> float:
     except ValueError:
         value = math.nan
     if not 0.0 <= value <= 1.0:
-        raise UsageError(f"{option} '{text}' is no share from 0 to 1", fix=f"pass one such as {example}")
+        raise UsageError(f"{option} must be between 0 and 1, not '{text}'", fix=f"pass one such as {example}")
     return value

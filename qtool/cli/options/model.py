@@ -39,7 +39,7 @@ def model_path(model: Path | None) -> Path:
         UsageError: neither does.
     """
     if model is None:
-        raise UsageError("no model is named", fix="name the file, or set `model` in qtool.toml")
+        raise UsageError("no model is given", fix="name the file, or set `model` in qtool.toml")
     return model
 
 
@@ -53,9 +53,9 @@ def trust(pickles: bool, names: list[str] | None) -> Trust:
 
     for name in names or ():
         if "." not in name or not all(part.isidentifier() for part in name.split(".")):
-            raise UsageError(f"--allow-global {name} names no class of a package", fix="write pkg.module.Class")
+            raise UsageError(f"--allow-global {name} is not a class of a package", fix="write pkg.module.Class")
     if pickles and names:
-        raise UsageError("--trust-pickle allows what --allow-global names already", fix="give one of them")
+        raise UsageError("--allow-global has no effect with --trust-pickle", fix="give one of them")
     return Trust(pickles=pickles, names=frozenset(names or ()))
 
 
@@ -89,17 +89,18 @@ def architecture(factory: str | None, kwargs: str | None) -> Architecture | None
 
     if factory is None:
         if kwargs is not None:
-            raise UsageError("--model-kwargs comes without --model", fix="name the factory that takes them: --model")
+            raise UsageError("--model-kwargs has no effect without --model", fix="name the factory: --model FACTORY")
         return None
     try:
         values = json.loads(kwargs) if kwargs is not None else {}
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"--model-kwargs is no JSON: {error}", fix="""quote it for the shell: --model-kwargs '{"width": 16}'"""
+            f"--model-kwargs is not valid JSON: {error}",
+            fix="""quote it: --model-kwargs '{"width": 16}'""",
         ) from error
     if not isinstance(values, dict):
         raise UsageError(
-            "--model-kwargs is no JSON object", fix="""give arguments by name: --model-kwargs '{"width": 16}'"""
+            "--model-kwargs is not a JSON object", fix="""give arguments by name: --model-kwargs '{"width": 16}'"""
         )
     return Architecture(factory, values)
 
@@ -124,7 +125,7 @@ def input_shapes(texts: list[str] | None) -> InputShapes:
             raise UsageError(f"--input-shape gives '{name or text}' twice", fix="give each input once")
         if colon and dtype not in _DTYPES:
             raise UsageError(
-                f"--input-shape {text} has no known type after ':'", fix=f"use one of {', '.join(_DTYPES)}"
+                f"--input-shape {text} has an unknown type after ':'", fix=f"use one of {', '.join(_DTYPES)}"
             )
         dims[name] = tuple(_dim(part.strip(), text) for part in shape.split(","))
         if colon:
@@ -138,6 +139,6 @@ def _dim(part: str, text: str) -> int | str:
     if part.isidentifier():
         return part
     raise UsageError(
-        f"--input-shape {text} has the dimension '{part}'",
+        f"--input-shape {text} has an invalid dimension: '{part}'",
         fix="write positive lengths or names, separated by commas: image=batch,3,224,224",
     )

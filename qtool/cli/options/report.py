@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from qtool.cli.options.groups import DATA, GATES, MEASUREMENTS, OUTPUT
 from qtool.errors import UsageError
 
 FailIfOption: TypeAlias = Annotated[
@@ -14,8 +15,8 @@ FailIfOption: TypeAlias = Annotated[
     typer.Option(
         "--fail-if",
         metavar="CONDITION",
-        help="Exit with 1 if this holds, such as 'top1_drop > 0.5' or 'speedup < 1.3'; repeatable.",
-        show_default=False,
+        help="Exit 1 if this holds: 'top1_drop > 0.5', 'speedup < 1.3'; repeatable.",
+        rich_help_panel=GATES,
     ),
 ]
 ReportDataOption: TypeAlias = Annotated[
@@ -24,8 +25,8 @@ ReportDataOption: TypeAlias = Annotated[
         "--data",
         "--eval-data",
         metavar="[NAME=]DATA",
-        help="Evaluation data: .npz, a folder of arrays or images, or pkg.module:function; repeatable.",
-        show_default=False,
+        help="Evaluation data: .npz, folder or pkg.module:function; repeatable.",
+        rich_help_panel=DATA,
     ),
 ]
 MetricOption: TypeAlias = Annotated[
@@ -33,50 +34,52 @@ MetricOption: TypeAlias = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="Judge the models by top1, top5, cosine, edit, wer, detection, or pkg.module:function.",
-        show_default=False,
+        help="Judge by top1, top5, cosine, edit, wer, detection or pkg.module:function.",
+        rich_help_panel=MEASUREMENTS,
     ),
 ]
 BaselineOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        "--baseline",
-        metavar="FILE",
-        help="Exit with 1 if a figure is worse than in this earlier report, a .json that -o wrote.",
-        show_default=False,
+        "--baseline", metavar="FILE", help="Exit 1 if worse than this earlier report (.json).", rich_help_panel=GATES
     ),
 ]
 ColdStartOption: TypeAlias = Annotated[
-    bool, typer.Option("--cold-start", help="Measure the time to the first result, in 8 fresh processes a model.")
+    bool,
+    typer.Option(
+        "--cold-start", help="Time the first result in 8 fresh processes per model.", rich_help_panel=MEASUREMENTS
+    ),
 ]
 ProfileOption: TypeAlias = Annotated[
-    bool, typer.Option("--profile", help="Show where the time goes, by operator, as onnxruntime's profiler sees it.")
+    bool,
+    typer.Option("--profile", help="Profile the time of each operator in onnxruntime.", rich_help_panel=MEASUREMENTS),
 ]
 BatchSizesOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--batch-sizes", metavar="N,N", help="Time the models at these sizes of batches too.", show_default=False
-    ),
+    typer.Option("--batch-sizes", metavar="N,N", help="Also time these batch sizes.", rich_help_panel=MEASUREMENTS),
 ]
 ThreadCountsOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--thread-counts", metavar="N,N", help="Time the models with these numbers of threads too.", show_default=False
+        "--thread-counts", metavar="N,N", help="Also time these numbers of threads.", rich_help_panel=MEASUREMENTS
     ),
 ]
 ChangesOption: TypeAlias = Annotated[
-    bool, typer.Option("--changes", help="Show the classes and samples that change most; files have them anyway.")
+    bool, typer.Option("--changes", help="Show the classes and samples that change most.", rich_help_panel=MEASUREMENTS)
 ]
 LayersOption: TypeAlias = Annotated[
-    bool, typer.Option("--layers", help="Compare the tensors inside of the models too, on up to 16 samples.")
+    bool,
+    typer.Option(
+        "--layers", help="Compare intermediate tensors too, on up to 16 samples.", rich_help_panel=MEASUREMENTS
+    ),
 ]
 HistogramOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--histogram",
         metavar="PATTERN",
-        help="Quantized tensors whose values are drawn in HTML. Default: the worst ones; repeatable.",
-        show_default=False,
+        help="Tensors to draw in HTML; repeatable. Default: the worst ones.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 ReportFileOption: TypeAlias = Annotated[
@@ -85,26 +88,24 @@ ReportFileOption: TypeAlias = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write the report there too: .json, .md, .html or .xml (JUnit).",
-        show_default=False,
+        help="Write the report: .json, .md, .html or .xml (JUnit).",
+        rich_help_panel=OUTPUT,
     ),
 ]
 MarkdownOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
-        "--markdown", metavar="FILE", help="Write the report as Markdown; - prints it, alone.", show_default=False
-    ),
+    typer.Option("--markdown", metavar="FILE", help="Write it as Markdown; - prints it.", rich_help_panel=OUTPUT),
 ]
 HtmlOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write the report as one page with plots.", show_default=False),
+    typer.Option("--html", metavar="FILE", help="Write it as one page with plots.", rich_help_panel=OUTPUT),
 ]
 JunitOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.", show_default=False),
+    typer.Option("--junit", metavar="FILE", help="Write the gates as JUnit XML.", rich_help_panel=OUTPUT),
 ]
 StepSummaryOption: TypeAlias = Annotated[
-    bool, typer.Option("--step-summary", help="Add the report to the summary of a GitHub Actions step.")
+    bool, typer.Option("--step-summary", help="Add it to the summary of a GitHub Actions step.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -118,5 +119,5 @@ def counts(text: str | None, option: str) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} {text} is no list of whole numbers above 0", fix=f"write {option} 1,8")
+        raise UsageError(f"{option} {text} is not a list of whole numbers above 0", fix=f"write {option} 1,8")
     return tuple(dict.fromkeys(map(int, parts)))

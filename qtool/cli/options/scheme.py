@@ -1,28 +1,19 @@
-"""Turns the options of ``qtool quantize`` into a scheme and a range method."""
+"""The options that say which integers tensors become, and the scheme that they ask for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
+import typer
+
+from qtool.cli.options.groups import SCHEME
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.calib.grid import Grid
-    from qtool.calib.ranges import RangeMethod
     from qtool.schemes import Scheme
-
-
-class Method(StrEnum):
-    """The range methods by name, and the choice among them."""
-
-    AUTO = "auto"
-    MINMAX = "minmax"
-    MOVING_AVERAGE = "moving-average"
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
-    MSE = "mse"
 
 
 class SchemeName(StrEnum):
@@ -32,14 +23,6 @@ class SchemeName(StrEnum):
     DYNAMIC = "dynamic"
 
 
-class EffortName(StrEnum):
-    """How much time goes into the quality of a result."""
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    BEST = "best"
-
-
 class IntegerType(StrEnum):
     """The integers that tensors can become."""
 
@@ -47,49 +30,70 @@ class IntegerType(StrEnum):
     S8 = "s8"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodOptions:
-    """The parameters of the range methods; None where they are not given."""
-
-    percentile: float | None
-    spread: float | None
-    entropy_bins: int | None
-    mse_candidates: int | None
-
-    def range_method(self, name: Method) -> RangeMethod:
-        """Returns the method with its own parameter.
-
-        Raises:
-            UsageError: a parameter of another method is given.
-            CalibError: the parameter makes no sense.
-        """
-        from qtool.calib.ranges.entropy import Entropy
-        from qtool.calib.ranges.min_max import MinMax
-        from qtool.calib.ranges.moving_average import MovingAverage
-        from qtool.calib.ranges.mse import MeanSquaredError
-        from qtool.calib.ranges.percentile import Percentile
-
-        owners = {
-            "--percentile": (Method.PERCENTILE, self.percentile),
-            "--spread": (Method.MOVING_AVERAGE, self.spread),
-            "--entropy-bins": (Method.ENTROPY, self.entropy_bins),
-            "--mse-candidates": (Method.MSE, self.mse_candidates),
-        }
-        for option, (owner, value) in owners.items():
-            if value is not None and owner is not name:
-                raise UsageError(
-                    f"{option} says nothing to the method {name.value}",
-                    fix=f"add --method {owner.value}, or drop {option}",
-                )
-        if name in (Method.AUTO, Method.MINMAX):
-            return MinMax()
-        if name is Method.MOVING_AVERAGE:
-            return MovingAverage() if self.spread is None else MovingAverage(self.spread)
-        if name is Method.PERCENTILE:
-            return Percentile() if self.percentile is None else Percentile(self.percentile / 100.0)
-        if name is Method.ENTROPY:
-            return Entropy() if self.entropy_bins is None else Entropy(self.entropy_bins)
-        return MeanSquaredError() if self.mse_candidates is None else MeanSquaredError(self.mse_candidates)
+SchemeOption: TypeAlias = Annotated[
+    SchemeName,
+    typer.Option(
+        "--scheme",
+        help="Static QDQ, or dynamic.",
+        rich_help_panel=SCHEME,
+    ),
+]
+PerChannelOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--per-channel/--per-tensor",
+        help="Scales of weights. Default: the target's.",
+        rich_help_panel=SCHEME,
+    ),
+]
+WeightsSymmetricOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--weights-symmetric/--weights-asymmetric",
+        help="Zero point fixed or free. Default: the target's.",
+        rich_help_panel=SCHEME,
+    ),
+]
+ActivationsSymmetricOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--activations-symmetric/--activations-asymmetric",
+        help="Zero point fixed or free. Default: the target's.",
+        rich_help_panel=SCHEME,
+    ),
+]
+ActivationTypeOption: TypeAlias = Annotated[
+    IntegerType | None,
+    typer.Option("--activation-type", help="Integers of activations. Default: the target's.", rich_help_panel=SCHEME),
+]
+WeightTypeOption: TypeAlias = Annotated[
+    IntegerType | None,
+    typer.Option("--weight-type", help="Integers of weights. Default: the target's.", rich_help_panel=SCHEME),
+]
+IncludeOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="PATTERN",
+        help="Quantize only these nodes or operators: Conv, /head/*, re:layer[0-3].*; repeatable.",
+        rich_help_panel=SCHEME,
+    ),
+]
+ExcludeOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="PATTERN", help="Keep these nodes or operators float; repeatable.", rich_help_panel=SCHEME
+    ),
+]
+DynamicOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="PATTERN",
+        help="Quantize these at run time; repeatable.",
+        rich_help_panel=SCHEME,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,60 +12,65 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.options.goal import share_of
+from qtool.cli.options.groups import ACCURACY_GOAL, CORRECTIONS
 from qtool.cli.options.timing import show_times
-from qtool.json_values import json_value
+from qtool.workflows.tune.efforts import Effort
 
 if TYPE_CHECKING:
     from qtool.workflows.quantize.request import QuantizeReport
 
 _MOST_NAMES = 6
 
-BiasCorrectionOption: TypeAlias = Annotated[
-    bool | None,
-    typer.Option(
-        "--bias-correction/--no-bias-correction",
-        help="Let biases take back what rounding weights does to means. Default: where it helps the outputs.",
-        show_default=False,
-    ),
+EffortOption: TypeAlias = Annotated[
+    Effort,
+    typer.Option("--effort", metavar="LEVEL", help="Search: fast, balanced, best.", rich_help_panel=CORRECTIONS),
 ]
 CleOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--cle/--no-cle",
-        help="Scale channels of activations against the layers around them. Default: where it helps.",
-        show_default=False,
+        help="Cross-layer equalization. Default: auto.",
+        rich_help_panel=CORRECTIONS,
     ),
 ]
 SmoothQuantOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--smoothquant/--no-smoothquant",
-        help="Move outlier channels of activations into weights. Default: where it helps.",
-        show_default=False,
+        help="Move outliers into weights. Default: auto.",
+        rich_help_panel=CORRECTIONS,
     ),
 ]
 GptqOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--gptq/--no-gptq",
-        help="Round weights so that products, not weights, are off by least. Default: where it helps.",
-        show_default=False,
+        help="Error-compensated rounding. Default: auto.",
+        rich_help_panel=CORRECTIONS,
+    ),
+]
+BiasCorrectionOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Correct shifted means. Default: auto.",
+        rich_help_panel=CORRECTIONS,
     ),
 ]
 WeightClippingOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--weight-clipping/--no-weight-clipping",
-        help="Let scales of weights be too narrow for the largest. Default: where it helps, with --effort best.",
-        show_default=False,
+        help="Clip weights. Default: auto with --effort best.",
+        rich_help_panel=CORRECTIONS,
     ),
 ]
 ReconstructionOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--reconstruction/--no-reconstruction",
-        help="Fit biases, with --effort best weights too, to the float model, layer by layer. Default: where it helps.",
-        show_default=False,
+        help="Fit layers to the float model. Default: auto.",
+        rich_help_panel=CORRECTIONS,
     ),
 ]
 MaxFloatOption: TypeAlias = Annotated[
@@ -73,10 +78,8 @@ MaxFloatOption: TypeAlias = Annotated[
     typer.Option(
         "--max-float",
         metavar="SHARE",
-        help="Part of what integers save that may be given up, by float layers, for accuracy: 10%, or 0 for none. "
-        "Default: as much as makes a run 4% longer, and up to 50% as long as the outputs are below 20 dB; 0 with "
-        "--effort fast.",
-        show_default=False,
+        help="Share of the gain that float layers may cost: 10% or 0. Default: by effort.",
+        rich_help_panel=ACCURACY_GOAL,
     ),
 ]
 
@@ -94,20 +97,22 @@ def search_remarks(report: QuantizeReport) -> list[str]:
     """Returns a line for each thing that the search did."""
     remarks = []
     if report.rewritten.equalized:
-        remarks.append(f"scaled channels of {len(report.rewritten.equalized)} tensors against the layers around them")
+        remarks.append(f"cross-layer equalization of {len(report.rewritten.equalized)} tensors")
     if report.rewritten.smoothed:
-        remarks.append(f"moved outlier channels into the weights behind {len(report.rewritten.smoothed)} tensors")
-    if report.refinement.methods:
-        chosen = Counter(report.refinement.methods.values()).most_common()
-        remarks.append("ranges by " + ", ".join(f"{method} ({count})" for method, count in chosen))
-    rounding = report.refinement.rounding
+        remarks.append(f"SmoothQuant on {len(report.rewritten.smoothed)} tensors")
+    if report.corrections.methods:
+        chosen = Counter(report.corrections.methods.values()).most_common()
+        remarks.append("range methods: " + ", ".join(f"{method} ({count})" for method, count in chosen))
+    rounding = report.corrections.rounding
     if rounding.guided:
-        remarks.append(f"rounded the weights of {len(rounding.guided)} layers with GPTQ")
+        remarks.append(f"GPTQ on the weights of {len(rounding.guided)} layers")
     if report.unsigned:
         layers = f"{len(report.unsigned)} layers: {_some(report.unsigned)}"
-        remarks.append(f"weights in u8, whose sums have 32 bits, for {layers}")
-    if rounding.fitted or report.refinement.biases:
-        remarks.append(f"fitted {len(rounding.fitted)} weights and {len(report.refinement.biases)} biases")
+        remarks.append(f"u8 weights, whose sums have 32 bits, in {layers}")
+    if rounding.fitted or report.corrections.biases:
+        remarks.append(
+            f"layer reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
+        )
     return remarks
 
 
@@ -115,7 +120,7 @@ def show_search(console: Console, report: QuantizeReport) -> None:
     """Prints what every correction gained, which layers stay float, and how fast the result is."""
     if report.gains:
         console.table(
-            "What each correction does to the outputs",
+            "Effect of each correction on the outputs",
             ("correction", "SQNR in dB before", "after", "kept"),
             [
                 (gain.correction, _decibels(gain.before_db), _decibels(gain.after_db), "yes" if gain.kept else "no")
@@ -123,38 +128,39 @@ def show_search(console: Console, report: QuantizeReport) -> None:
             ],
         )
     kept = report.kept_float
-    if kept is not None and kept.bargain.layers:
-        layers = _some([layer.group.layer for layer in kept.bargain.layers])
+    if kept is not None and kept.choice.layers:
+        layers = _some([layer.group.layer for layer in kept.choice.layers])
         console.say(
-            f"kept float, for {kept.bargain.share:.1%} of what integers save: {layers}; {_decibels(kept.plain_db)} dB "
-            f"with integers everywhere, {_decibels(kept.bargain.sqnr_db)} dB so, on {kept.samples} calibration samples"
+            f"kept in float for accuracy, at {kept.choice.share:.1%} of the time saved: {layers}; SQNR "
+            f"{_decibels(kept.plain_db)} dB fully quantized, {_decibels(kept.choice.sqnr_db)} dB now, on "
+            f"{kept.samples} calibration samples"
         )
     if kept is not None and kept.dynamic:
-        console.say(f"layers that find their ranges as they run: {_some(kept.dynamic)}")
+        console.say(f"dynamically quantized layers: {_some(kept.dynamic)}")
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
     show_times(console, report)
 
 
 def search_as_json(report: QuantizeReport) -> dict[str, object]:
-    """Returns what the search did as values for JSON; numbers that are not finite become null."""
+    """Returns what the search did for JSON."""
     kept = report.kept_float
     return {
-        "chosen_methods": dict(report.refinement.methods),
+        "chosen_methods": dict(report.corrections.methods),
         "equalized_tensors": list(report.rewritten.equalized),
         "smoothed_tensors": list(report.rewritten.smoothed),
-        "gptq_layers": list(report.refinement.rounding.guided),
-        "fitted_weights": list(report.refinement.rounding.fitted),
-        "fitted_biases": list(report.refinement.biases),
-        "gains": [json_value(asdict(gain)) for gain in report.gains],
+        "gptq_layers": list(report.corrections.rounding.guided),
+        "fitted_weights": list(report.corrections.rounding.fitted),
+        "fitted_biases": list(report.corrections.biases),
+        "gains": [asdict(gain) for gain in report.gains],
         "kept_float": None
         if kept is None
         else {
-            "layers": [layer.group.layer for layer in kept.bargain.layers],
+            "layers": [layer.group.layer for layer in kept.choice.layers],
             "dynamic_layers": list(kept.dynamic),
-            "share_given_up": kept.bargain.share,
-            "sqnr_db": json_value(kept.bargain.sqnr_db),
-            "integers_everywhere_sqnr_db": json_value(kept.plain_db),
+            "share_given_up": kept.choice.share,
+            "sqnr_db": kept.choice.sqnr_db,
+            "integers_everywhere_sqnr_db": kept.plain_db,
             "samples": kept.samples,
             "stopped": kept.stopped,
         },

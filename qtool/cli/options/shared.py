@@ -11,6 +11,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from qtool.backends.targets import AUTO, PRESETS
+from qtool.cli.options.groups import DATA, GENERAL, MODEL, OUTPUT, SCHEME, SPEED, TARGET
+
 _DEBUG_KEY = "qtool.debug"
 
 
@@ -25,33 +28,32 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
-ModelArgument: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .pth, .pt or .safetensors.", show_default=False)
-]
+ModelArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model.")]
 OptionalModelArgument: TypeAlias = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[MODEL]",
-        help="Model file: .onnx, .pth, .pt or .safetensors. Default: `model` in qtool.toml.",
-        show_default=False,
+        metavar="MODEL", help="Model file: .onnx, .pth, .pt or .safetensors. Default: `model` in qtool.toml."
     ),
 ]
 OutputOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write the result.", show_default=False)
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the result here.", rich_help_panel=OUTPUT),
 ]
 OutputDirOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--output-dir", metavar="FOLDER", help="Folder of results that -o does not name.", show_default=False),
+    typer.Option("--output-dir", metavar="FOLDER", help="Folder of results without -o.", rich_help_panel=OUTPUT),
 ]
-ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", "-f", help="Replace a result that exists.")]
+ForceOption: TypeAlias = Annotated[
+    bool, typer.Option("--force", "-f", help="Overwrite existing results.", rich_help_panel=OUTPUT)
+]
 
 CalibDataOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--calib-data",
         metavar="DATA",
-        help="Calibration data: .npz, a folder of arrays or images, or pkg.module:function.",
-        show_default=False,
+        help="Calibration data: .npz, folder or pkg.module:function.",
+        rich_help_panel=DATA,
     ),
 ]
 CalibDataListOption: TypeAlias = Annotated[
@@ -59,17 +61,14 @@ CalibDataListOption: TypeAlias = Annotated[
     typer.Option(
         "--calib-data",
         metavar="DATA",
-        help="Calibration data: .npz, a folder of arrays or images, or pkg.module:function. Repeatable.",
-        show_default=False,
+        help="Calibration data: .npz, folder or pkg.module:function; repeatable.",
+        rich_help_panel=DATA,
     ),
 ]
 EvalDataOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Evaluation data: .npz, a folder of arrays or images, or pkg.module:function.",
-        show_default=False,
+        "--data", metavar="DATA", help="Evaluation data: .npz, folder or pkg.module:function.", rich_help_panel=DATA
     ),
 ]
 PreprocessOption: TypeAlias = Annotated[
@@ -77,24 +76,27 @@ PreprocessOption: TypeAlias = Annotated[
     typer.Option(
         "--preprocess",
         metavar="TEXT",
-        help="How images become arrays, such as 'imagenet' or 'size=224x224,layout=nchw,mean=0.5,std=0.5'.",
-        show_default=False,
+        help="Images: imagenet, or size=224x224,mean=0.5,...",
+        rich_help_panel=DATA,
     ),
 ]
 BatchSizeOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
+        metavar="N",
         min=1,
-        help="Samples a run. Default: 4 where the model and the data allow it, otherwise 1.",
-        show_default=False,
+        help="Samples per run. Default: 4, or as fixed.",
+        rich_help_panel=DATA,
     ),
 ]
 LimitOption: TypeAlias = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Use only the first so many samples.", show_default=False)
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="Use the first N samples only.", rich_help_panel=DATA),
 ]
 ThreadsOption: TypeAlias = Annotated[
-    int, typer.Option("--threads", min=0, help="Threads that onnxruntime uses; 0 is one a core.")
+    int,
+    typer.Option("--threads", metavar="N", min=0, help="Threads; 0 for one per core.", rich_help_panel=SPEED),
 ]
 
 FactoryOption: TypeAlias = Annotated[
@@ -102,25 +104,24 @@ FactoryOption: TypeAlias = Annotated[
     typer.Option(
         "--model",
         metavar="FACTORY",
-        help="What builds the torch module or Keras model of the weights: pkg.module:factory, file.py:factory, "
-        "timm:NAME, torchvision:NAME or transformers:FOLDER.",
-        show_default=False,
+        help="Builds the module: file.py:factory, timm:NAME, torchvision:NAME or transformers:FOLDER.",
+        rich_help_panel=MODEL,
     ),
 ]
 FactoryKwargsOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--model-kwargs", metavar="JSON", help="Keyword arguments for the factory.", show_default=False),
+    typer.Option("--model-kwargs", metavar="JSON", help="Keyword arguments of the factory.", rich_help_panel=MODEL),
 ]
 TrustPickleOption: TypeAlias = Annotated[
-    bool, typer.Option("--trust-pickle", help="Run what the model file brings: whole modules, any Python objects.")
+    bool, typer.Option("--trust-pickle", help="Let the model file run any code.", rich_help_panel=MODEL)
 ]
 AllowGlobalOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--allow-global",
         metavar="PKG.CLASS",
-        help="Let the model file use this class or function, and no other; repeatable.",
-        show_default=False,
+        help="Allow one class or function; repeatable.",
+        rich_help_panel=MODEL,
     ),
 ]
 InputShapeOption: TypeAlias = Annotated[
@@ -128,38 +129,54 @@ InputShapeOption: TypeAlias = Annotated[
     typer.Option(
         "--input-shape",
         metavar="NAME=DIMS",
-        help="Shape of an input: image=batch,3,224,224, or ids=batch,length:int64 with a type; repeat for more inputs.",
-        show_default=False,
+        help="Shape of an input, such as image=batch,3,224,224 or ids=batch,length:int64; repeatable.",
+        rich_help_panel=MODEL,
     ),
 ]
 
-# The presets of qtool.schemes, whose import costs more than `--help` may take; a test compares the two.
-TARGETS = {
-    "auto": "this machine",
-    "x86": "any x86: sums are exact with VNNI and without, for fleets",
-    "x86-vnni": "x86 with VNNI, AVX-512, AVX or AMX",
-    "x86-avx2": "x86 without VNNI",
-    "arm64": "64-bit ARM",
-    "tensorrt": "NVIDIA GPUs",
-    "qnn": "Qualcomm NPUs",
-    "openvino": "Intel CPUs, GPUs and NPUs through OpenVINO",
-}
-_TARGET_LINES = "".join(f"\n\n{name}: {machine}." for name, machine in TARGETS.items())
+_MACHINES = "".join(f"\n{name}: {scheme.machine}" for name, scheme in PRESETS.items())
+_TARGET_LINES = f"\n{AUTO}: this machine{_MACHINES}"
+
+
+def _target_names() -> list[str]:
+    return [AUTO, *PRESETS]
+
+
 TargetOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--target", metavar="NAME", help=f"Machine to run on; default auto.{_TARGET_LINES}", show_default=False
+        "--target",
+        metavar="NAME",
+        help=f"Machine to run on; {AUTO} unless given:{_TARGET_LINES}",
+        autocompletion=_target_names,
+        rich_help_panel=SCHEME,
     ),
 ]
 # For commands that need no machine, as long as none is named.
 OptionalTargetOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--target", metavar="NAME", help=f"Machine to run on.{_TARGET_LINES}", show_default=False),
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help=f"Machine to run on:{_TARGET_LINES}",
+        autocompletion=_target_names,
+        rich_help_panel=TARGET,
+    ),
 ]
 
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone, on stdout.")]
-QuietOption: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only JSON, warnings and errors.")]
+JsonOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, alone, on stdout.", rich_help_panel=GENERAL)
+]
+QuietOption: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only JSON, warnings and errors.", rich_help_panel=GENERAL)
+]
 DebugOption: TypeAlias = Annotated[
     bool,
-    typer.Option("--debug", is_eager=True, callback=_remember_debug, help="Show tracebacks and what libraries say."),
+    typer.Option(
+        "--debug",
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show tracebacks and the messages of libraries.",
+        rich_help_panel=GENERAL,
+    ),
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.groups import SPEED
 
 if TYPE_CHECKING:
     from qtool.backends.onnxruntime_cpu.this_machine import ResolvedTarget
@@ -22,14 +23,13 @@ MachineProfileOption: TypeAlias = Annotated[
     typer.Option(
         "--machine-profile",
         metavar="FILE",
-        help="What kernels cost on the target: a file that `qtool doctor --machine-profile FILE` wrote there, "
-        "'measured' here, or 'shipped' with qtool. Default: measured if the target is this machine, else shipped.",
-        show_default=False,
+        help="Kernel times: FILE, 'measured' or 'shipped'.",
+        rich_help_panel=SPEED,
     ),
 ]
 SmallestOption: TypeAlias = Annotated[
     bool,
-    typer.Option("--smallest", help="Quantize also what is no faster on integers. Default: it stays float."),
+    typer.Option("--smallest", help="Also quantize layers that get no faster.", rich_help_panel=SPEED),
 ]
 
 
@@ -57,15 +57,13 @@ def timing_of(machine: ResolvedTarget, profile: str | None, locked: Manifest | N
 def show_times(console: Console, report: QuantizeReport) -> None:
     """Prints what stays float for speed, and how fast the result is."""
     if report.slow:
-        console.say(
-            f"kept float, since integers save no time there: {len(report.slow)} nodes (--smallest quantizes them)"
-        )
+        console.say(f"kept in float, where INT8 is no faster: {len(report.slow)} nodes (--smallest quantizes them)")
     speedup = report.speedup
     if speedup is None:
         return
-    console.say(f"{speedup.median:.2f}x as fast as float on this machine, from a few runs in turns")
+    console.say(f"{speedup.median:.2f}x as fast as float on this machine, from a few interleaved runs")
     if speedup.high < 1.0:
         console.warn(
-            "slower than the float model on this machine: `qtool report` measures it more carefully; stay with float, "
-            "or keep more of it float with --exclude"
+            "slower than the float model on this machine: `qtool report` measures it more carefully; use the float "
+            "model, or keep more layers in float with --exclude"
         )

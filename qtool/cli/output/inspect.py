@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtool.cli.console import Console
+
+if TYPE_CHECKING:
+    from qtool.analysis.lifetimes import MemoryUse
+    from qtool.analysis.node_work import Work
+    from qtool.analysis.tensor_flow import TensorFlow
+    from qtool.backends.onnxruntime_cpu.integer_regions import Partition
+    from qtool.graph.tensor_sizes import TensorSize
+    from qtool.workflows.diagnose.inspect_graph import Analysis
+    from qtool.workflows.diagnose.tensor_range import TensorRange
 
 _INPUT = "an input of the graph"
 # Some exporters join the names of all they fused; JSON has the whole.
 _LONGEST_NAME = 64
 
 
-def analysis_json(found: Any) -> dict[str, Any]:
+def analysis_json(found: Analysis) -> dict[str, Any]:
     """Returns the analysis as JSON has it; what nobody asked for is left out."""
     parts = {
-        "memory": None if found.memory is None else _memory_json(found),
-        "flow": None if found.flow is None else _flow_json(found),
+        "memory": None if found.memory is None else _memory_json(found.memory, found.lowest_peak),
+        "flow": None if found.flow is None else _flow_json(found.flow, found.values),
         "macs": None if found.work is None else _work_json(found.work),
         "partition": None if found.partition is None else _partition_json(found.partition),
     }
@@ -25,21 +34,20 @@ def analysis_json(found: Any) -> dict[str, Any]:
     return {"sizes": lengths, **{name: part for name, part in parts.items() if part is not None}}
 
 
-def show_analysis(console: Console, found: Any, largest: int) -> None:
+def show_analysis(console: Console, found: Analysis, largest: int) -> None:
     """Prints one table or more for each part that was asked for, with ``largest`` rows where there could be many."""
     if found.memory is not None:
-        _show_memory(console, found, largest)
+        _show_memory(console, found, found.memory, largest)
         _show_lifetimes(console, found.memory, largest)
     if found.flow is not None:
-        _show_flow(console, found)
+        _show_flow(console, found.flow, found.values)
     if found.work is not None:
-        _show_work(console, found, largest)
+        _show_work(console, found, found.work, largest)
     if found.partition is not None:
         _show_partition(console, found.partition, largest)
 
 
-def _show_memory(console: Console, found: Any, largest: int) -> None:
-    memory = found.memory
+def _show_memory(console: Console, found: Analysis, memory: MemoryUse, largest: int) -> None:
     peak = memory.peak_bytes
     node = memory.nodes[memory.peak_at] if memory.nodes else "none"
     saved = peak - memory.reused_peak_bytes
@@ -48,7 +56,7 @@ def _show_memory(console: Console, found: Any, largest: int) -> None:
         ("at node", f"{_short(node)} ({memory.peak_at + 1} of {len(memory.nodes)})"),
         ("with nodes that write in place", _bytes(memory.reused_peak_bytes)),
         ("which saves", f"{_bytes(saved)}, {saved / peak:.1%}" if peak else "nothing"),
-        ("in the best order found", _bytes(found.lowest_peak)),
+        ("in the best order found", _bytes(peak if found.lowest_peak is None else found.lowest_peak)),
         ("all activations together", _bytes(sum(entry.nbytes for entry in memory.lifetimes))),
         ("lengths", _lengths(found)),
     ]
@@ -74,7 +82,7 @@ def _show_memory(console: Console, found: Any, largest: int) -> None:
     )
 
 
-def _show_lifetimes(console: Console, memory: Any, largest: int) -> None:
+def _show_lifetimes(console: Console, memory: MemoryUse, largest: int) -> None:
     ranked = sorted(memory.lifetimes, key=lambda entry: (-entry.nbytes, entry.made_at))
     console.table(
         "Largest activations",
@@ -93,8 +101,7 @@ def _show_lifetimes(console: Console, memory: Any, largest: int) -> None:
     )
 
 
-def _show_flow(console: Console, found: Any) -> None:
-    flow, values = found.flow, found.values
+def _show_flow(console: Console, flow: TensorFlow, values: TensorRange | None) -> None:
     rows: list[tuple[str, object]] = [
         ("role", f"{flow.role}{', an output of the graph' if flow.is_output else ''}"),
         ("type and shape", f"{_dtype(flow.size)} {_shape(flow.size)}"),
@@ -126,8 +133,7 @@ def _show_flow(console: Console, found: Any) -> None:
     )
 
 
-def _show_work(console: Console, found: Any, largest: int) -> None:
-    work = found.work
+def _show_work(console: Console, found: Analysis, work: Work, largest: int) -> None:
     total = work.total
     console.table(
         "Multiply-adds by operator",
@@ -154,7 +160,7 @@ def _show_work(console: Console, found: Any, largest: int) -> None:
     )
 
 
-def _show_partition(console: Console, partition: Any, largest: int) -> None:
+def _show_partition(console: Console, partition: Partition, largest: int) -> None:
     console.table(
         "What runs on integers",
         ("", ""),
@@ -205,14 +211,13 @@ def _show_partition(console: Console, partition: Any, largest: int) -> None:
         console.table("Nodes in float", ("operator", "nodes"), list(partition.float_operators.items()))
 
 
-def _memory_json(found: Any) -> dict[str, Any]:
-    memory = found.memory
+def _memory_json(memory: MemoryUse, lowest_peak: int | None) -> dict[str, Any]:
     return {
         "peak_bytes": memory.peak_bytes,
         "peak_node": memory.nodes[memory.peak_at] if memory.nodes else None,
         "peak_place": memory.peak_at,
         "in_place_peak_bytes": memory.reused_peak_bytes,
-        "reordered_peak_bytes": found.lowest_peak,
+        "reordered_peak_bytes": lowest_peak,
         "alive_at_peak": [entry.tensor for entry in memory.alive_at(memory.peak_at)],
         "unknown": list(memory.unknown),
         "nodes": [
@@ -223,12 +228,11 @@ def _memory_json(found: Any) -> dict[str, Any]:
     }
 
 
-def _flow_json(found: Any) -> dict[str, Any]:
-    values = None if found.values is None else asdict(found.values)
-    return {**asdict(found.flow), "size": _size_json(found.flow.size), "range": values}
+def _flow_json(flow: TensorFlow, values: TensorRange | None) -> dict[str, Any]:
+    return {**asdict(flow), "size": _size_json(flow.size), "range": None if values is None else asdict(values)}
 
 
-def _work_json(work: Any) -> dict[str, Any]:
+def _work_json(work: Work) -> dict[str, Any]:
     return {
         "total": work.total,
         "unknown_nodes": work.unknown_nodes,
@@ -238,7 +242,7 @@ def _work_json(work: Any) -> dict[str, Any]:
     }
 
 
-def _partition_json(partition: Any) -> dict[str, Any]:
+def _partition_json(partition: Partition) -> dict[str, Any]:
     return {
         **asdict(partition),
         "integer_nodes": partition.integer_nodes,
@@ -247,7 +251,7 @@ def _partition_json(partition: Any) -> dict[str, Any]:
     }
 
 
-def _size_json(size: Any) -> dict[str, Any] | None:
+def _size_json(size: TensorSize | None) -> dict[str, Any] | None:
     return None if size is None else {"dtype": _dtype(size), "shape": list(size.shape), "nbytes": size.nbytes}
 
 
@@ -258,7 +262,7 @@ def _short(name: str) -> str:
     return f"{name[: _LONGEST_NAME // 2 - 1]} … {name[1 - _LONGEST_NAME // 2 :]}"
 
 
-def _lengths(found: Any) -> str:
+def _lengths(found: Analysis) -> str:
     if found.measured:
         return "those of the samples"
     return ", ".join(f"{name}={length}" for name, length in found.lengths.items()) or "those of the graph"
@@ -276,11 +280,11 @@ def _bytes(count: int) -> str:
     return f"{count:,} bytes ({count / 1e6:.2f} MB)"
 
 
-def _dtype(size: Any) -> str:
+def _dtype(size: TensorSize | None) -> str:
     return "unknown" if size is None else str(size.dtype.numpy().name)
 
 
-def _shape(size: Any) -> str:
+def _shape(size: TensorSize | None) -> str:
     return "unknown" if size is None else _dims(size.shape)
 
 

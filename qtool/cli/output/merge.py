@@ -41,16 +41,16 @@ def show_merge(console: Console, report: MergeReport) -> None:
     rows: list[tuple[str, object]] = [("base", f"{report.base} ({report.base_kind})")]
     for source, trained_on in zip(report.adapters, report.base_models, strict=True):
         rows.append(("adapter", f"{source.path}" + ("" if trained_on is None else f" (trained on {trained_on})")))
-    rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} as they were"))
+    rows.append(("tensors", f"{len(report.targets)} changed, {len(report.untouched)} unchanged"))
     if report.untied:
         rows.append(("untied", f"{', '.join(report.untied)}: no longer the same tensor as another one of the base"))
     if report.ranges:
         most = max(report.ranges, key=lambda found: found.growth)
         count = "a range" if len(report.ranges) == 1 else f"{len(report.ranges)} ranges"
-        rows.append(("activations", f"{count} set again, up to ×{most.growth:.3g} ({most.tensor})"))
+        rows.append(("activations", f"{count} recalibrated, up to ×{most.growth:.3g} ({most.tensor})"))
     if report.unmerged:
         worst = max(report.targets, key=lambda target: target.unmerge_error)
-        rows.append(("as before", f"but for rounding, at most {worst.unmerge_error:.1e} of the norm ({worst.weight})"))
+        rows.append(("restored", f"up to rounding, at most {worst.unmerge_error:.1e} of the norm ({worst.weight})"))
     if report.output is not None:
         rows.append(("to", f"{report.output} ({report.output_bytes:,} bytes)"))
         rows += [("adapter file", file) for file in report.adapter_files]
@@ -89,7 +89,7 @@ def merge_as_json(report: MergeReport) -> dict[str, object]:
                 "kinds": list(target.kinds),
                 "ranks": list(target.ranks),
                 "scales": list(target.scales),
-                "relative_change": None if math.isinf(target.relative_change) else target.relative_change,
+                "relative_change": target.relative_change,
                 "rounding_error": target.rounding_error,
                 "places": list(target.places),
                 "unmerge_error": target.unmerge_error if report.unmerged else None,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from qtool.cli.console import Console
-from qtool.json_values import json_value
 from qtool.metrics.outlook import Outlook
 
 
@@ -16,8 +15,8 @@ def show_outlooks(console: Console, outlooks: Mapping[str, Outlook]) -> None:
         console.say(f"'{name}' on other data like these: {outlook.low_db:.1f} to {outlook.high_db:.1f} dB")
         if outlook.says_little:
             console.warn(
-                f"the samples say little about '{name}': its {outlook.gate} is undecided for {outlook.undecided} "
-                f"of {outlook.samples}; expect {outlook.low_db:.1f} dB on undecided ones, or give more data to know"
+                f"the samples are inconclusive for '{name}': its {outlook.gate} is undecided for {outlook.undecided} "
+                f"of {outlook.samples}; expect {outlook.low_db:.1f} dB on undecided ones, or give more data"
             )
 
 
@@ -25,5 +24,4 @@ def outlook_as_json(outlook: Outlook | None) -> dict[str, object] | None:
     """Returns what to expect of one output as values for JSON."""
     if outlook is None:
         return None
-    values: dict[str, object] = json_value(asdict(outlook))
-    return {**values, "says_little": outlook.says_little}
+    return {**asdict(outlook), "says_little": outlook.says_little}

@@ -15,7 +15,6 @@ from qtool.cli.console import Console
 from qtool.cli.options.goal import mixed_as_json
 from qtool.cli.options.search import search_as_json, search_remarks, show_search
 from qtool.cli.output.outlook import outlook_as_json, show_outlooks
-from qtool.json_values import json_value
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook
 from qtool.plan import Plan, Skipped, WeightPlan
@@ -89,7 +88,7 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
     from qtool.backends.registry import backend_named
 
     if not backend_named(request.scheme.backend).has_kernels_here:
-        console.say(f"this is what the CPU makes of it; {request.scheme.machine} chooses kernels of its own")
+        console.say(f"this is the coverage on this CPU; {request.scheme.machine} selects its own kernels")
     show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:
         caption = (
@@ -162,14 +161,14 @@ def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: 
     )
     for output in outputs:
         if output.part is not None:
-            console.say(f"'{output.name}' holds values of unlike size: its SQNR is that of {output.part}")
+            console.say(f"'{output.name}' joins values of different magnitude: its SQNR is that of {output.part}")
         sqnr, error = output.sqnr_db, output.max_abs_error
         if sqnr is not None and sqnr < _POOR_SQNR_DB and error is not None and error > _NEGLIGIBLE_ERROR:
             console.warn(f"'{output.name}' is far from the float model: {advice}")
 
 
 def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:
-    """Returns the report as values for JSON; numbers that are not finite become null."""
+    """Returns the report for JSON."""
     return {
         "schema": "qtool.quantize/1",
         "output": str(report.output),
@@ -199,7 +198,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
 
 def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, Outlook]) -> list[dict[str, object]]:
     """Returns how close each output is, and what to expect of it on other data, as values for JSON."""
-    return [{**json_value(asdict(output)), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
+    return [{**asdict(output), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
@@ -254,7 +253,7 @@ def _tensors(plan: Plan) -> list[dict[str, str]]:
         }
         for bias in plan.biases.values()
     ]
-    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized as it runs")
+    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized at run time")
 
 
 def weight_rows(weights: Mapping[str, WeightPlan], *, remark: str = "") -> list[dict[str, str]]:
@@ -294,9 +293,9 @@ def _remarks(report: QuantizeReport) -> list[str]:
     if findings.dead_channels:
         remarks.append(dead_channels_remark(findings.dead_channels))
     if findings.widened_channels:
-        remarks.append(f"scales widened so that the bias fits into 32 bits: {_channels(findings.widened_channels)}")
+        remarks.append(f"scales widened to fit 32-bit biases: {_channels(findings.widened_channels)}")
     if findings.reduced_channels:
-        remarks.append(f"reduced so that sums of 16 bits hold the products: {_channels(findings.reduced_channels)}")
+        remarks.append(f"weights reduced to fit 16-bit sums: {_channels(findings.reduced_channels)}")
     if report.tables:
         remarks.append(tables_remark(report.tables))
     remarks += search_remarks(report)

@@ -13,7 +13,6 @@ from qtool.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from qtool.reporting.model import Report
 
-_SUFFIXES = (".json", ".md", ".html", ".xml")
 _STDOUT = Path("-")
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -71,7 +70,7 @@ def destinations(
         files.append((output, _suffix(output)))
     names = [path.resolve() for path, _ in files]
     if len(set(names)) < len(names):
-        raise UsageError("two forms of the report go to the same file", fix="give each its own name")
+        raise UsageError("two formats of the report have the same file name", fix="give each its own")
     for path, _ in files:
         check_output(path, force=force)
     return Destinations(
@@ -103,7 +102,7 @@ def deliver(report: Report, where: Destinations, console: Console) -> None:
                 file.write(to_markdown(report))
         except OSError as error:
             raise OutputError(
-                f"cannot write to {where.step_summary}: {error.strerror or error}", fix=f"mend {_STEP_SUMMARY}"
+                f"cannot write to {where.step_summary}: {error.strerror or error}", fix=f"correct {_STEP_SUMMARY}"
             ) from error
     if where.json:
         console.json(to_json(report))
@@ -115,10 +114,12 @@ def deliver(report: Report, where: Destinations, console: Console) -> None:
 
 
 def _suffix(output: Path) -> str:
-    if output.suffix not in _SUFFIXES:
+    from qtool.reporting.writers import WRITERS
+
+    if output.suffix not in WRITERS:
         raise UsageError(
-            f"the name of {output} does not say what to write there",
-            fix=f"end it in {', '.join(_SUFFIXES)}: -o report.json",
+            f"{output} has no suffix of a report format",
+            fix=f"end it in {', '.join(WRITERS)}: -o report.json",
         )
     return output.suffix
 

@@ -1,4 +1,4 @@
-"""Makes room in a base for tokens that were added before an adapter was trained: embeddings and heads have more rows.
+"""Resizes embeddings and heads of a base for tokens that were added before an adapter was trained.
 
 Source: https://github.com/huggingface/peft, ``utils/save_and_load.py``: embeddings that were resized are saved whole.
 """
@@ -22,11 +22,11 @@ _CONFIG, _COUNT = "config.json", "vocab_size"
 def added_rows(
     tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], adapters: Sequence[Adapter]
 ) -> dict[str, int]:
-    """Returns how many rows each tensor of the base is to have, for those that adapters bring with more of them.
+    """Returns the new number of rows of each tensor of the base for which adapters have more rows.
 
     Args:
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         adapters: what is merged.
     """
     found: dict[str, int] = {}
@@ -39,12 +39,12 @@ def added_rows(
             if values.ndim == len(shape) and tuple(values.shape[1:]) == shape[1:] and values.shape[0] > shape[0]:
                 first = tied.get(held[0], held[0])
                 found |= dict.fromkeys([first, *(key for key, other in tied.items() if other == first)], len(values))
-    # Rows of one layer alone would be a head of more classes; those of a vocabulary are as many everywhere.
+    # Rows of one layer alone would be a head with more classes; a vocabulary has the same size everywhere.
     return found if len(set(found.values())) == 1 else {}
 
 
 def grown(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Returns the tensors with rows of zeros behind those of ``rows``; tied ones stay tied."""
+    """Returns the tensors of ``rows`` extended with rows of zeros; tied ones stay tied."""
     import torch
 
     made: dict[int, torch.Tensor] = {}
@@ -59,22 +59,22 @@ def grown(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, int]) -> dict[
 
 
 def refuse_added_rows(rows: Mapping[str, int], graph: Path) -> None:
-    """Passes when there is nothing to add.
+    """Passes when there are no added tokens.
 
     Raises:
-        InputError: there is, in a graph, whose nodes may count on as many rows as there were.
+        InputError: there are, in a graph, whose nodes may depend on the number of rows.
     """
     if rows:
         name = next(iter(rows))
         raise InputError(
-            f"the adapter was trained with added tokens: it brings '{name}' with {rows[name]} rows, and the graph "
+            f"the adapter was trained with added tokens: it has '{name}' with {rows[name]} rows, and the graph "
             f"{graph} cannot grow",
             fix="merge into the checkpoint and export it again",
         )
 
 
 def count_tokens(folder: Path, count: int) -> None:
-    """Makes the configuration in ``folder`` that of a model with ``count`` tokens."""
+    """Sets the vocabulary size in the configuration in ``folder`` to ``count``."""
     path = folder / _CONFIG
     try:
         fields = json.loads(path.read_bytes())

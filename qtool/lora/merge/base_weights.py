@@ -18,7 +18,7 @@ from qtool.formats.weights.sharded_index import read_index
 if TYPE_CHECKING:
     import torch
 
-# What libraries call the weights in the folder of a model, the best first.
+# File names of weights in a model's folder, in order of preference.
 _NAMES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -31,7 +31,7 @@ _NAMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseWeights:
-    """Is the base: its tensors, and how they are stored.
+    """The base model: its tensors, and how they are stored.
 
     Attributes:
         path: the file that was named, or that the folder holds.
@@ -40,7 +40,7 @@ class BaseWeights:
         kind: the same in words.
         weights: all of its tensors; they stay in their files until they are used.
         shards: the files that an index names.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         trust: what its files may run.
     """
 
@@ -58,11 +58,11 @@ class BaseWeights:
         return {name: tuple(tensor.shape) for name, tensor in self.weights.tensors.items()}
 
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> BaseWeights:
-        """Returns the base with others in the place of its tensors."""
+        """Returns the base with other tensors."""
         return replace(self, weights=replace(self.weights, tensors=tensors), tied=tied_names(tensors))
 
     def untied(self, names: Collection[str]) -> BaseWeights:
-        """Returns the base with some tensors that were others' names as tensors of their own."""
+        """Returns the base with some tied tensors untied."""
         if not names:
             return self
         tensors = {name: t.clone() if name in names else t for name, t in self.weights.tensors.items()}
@@ -78,7 +78,7 @@ def open_base(path: Path, trust: Trust = NO_TRUST) -> BaseWeights:
     """Opens the weights in ``path``.
 
     Raises:
-        FormatError: there is no such file, it is damaged, or would do more than ``trust`` allows.
+        FormatError: there is no such file, it is damaged, or needs more than ``trust`` allows.
         InputError: a folder without weights, or a file that holds a program instead.
     """
     folder = path if path.is_dir() else None

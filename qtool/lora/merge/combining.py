@@ -1,4 +1,4 @@
-"""Combines the changes of several adapters in other ways than by their sum.
+"""Combines the changes of several adapters by TIES, DARE or SVD.
 
 Sources: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708; Yu et al., DARE,
 https://arxiv.org/abs/2311.03099. Both are applied to the whole changes, not to their small matrices.
@@ -13,14 +13,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
-from qtool.lora.merge.tensor_merge import WeightedChange
 
 if TYPE_CHECKING:
     import torch
 
+    from qtool.lora.merge.tensor_merge import WeightedChange
+
 
 class Method(StrEnum):
-    """Names a way to combine changes.
+    """A method to combine changes.
 
     TIES keeps the largest entries of each change, elects a sign for each entry of the weight, and takes the mean of
     those that agree. DARE drops entries at random and scales the others up. SVD takes the best approximation of low
@@ -34,10 +35,10 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combination:
-    """Says how changes are combined.
+    """How changes are combined.
 
     Attributes:
-        method: the way.
+        method: the method.
         density: of TIES and DARE: the share of entries that is kept.
         rank: of SVD: the rank that is kept; None for the largest of the adapters.
         seed: of DARE.
@@ -51,12 +52,12 @@ class Combination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """Adds what a method makes of several changes.
+    """Adds the combination of several changes.
 
     Attributes:
-        name: the weight, from which DARE's choice of entries follows.
-        changes: what is combined.
-        combination: how.
+        name: the weight, which determines DARE's choice of entries.
+        changes: the changes to combine.
+        combination: the method.
     """
 
     name: str
@@ -112,7 +113,7 @@ def _ties(parts: torch.Tensor, weights: torch.Tensor, density: float) -> torch.T
     for part, target in zip(parts, trimmed, strict=True):
         largest = part.abs().reshape(-1).topk(count).indices
         target.view(-1)[largest] = part.reshape(-1)[largest]
-    # The adapters' weights have no say in the election, as in the paper, where they are one factor for all.
+    # The adapters' weights do not influence the election, as in the paper, where they are one factor for all.
     elected = torch.where(trimmed.sum(0) >= 0, 1.0, -1.0).to(parts.dtype)
     agree = trimmed.sign() == elected
     mean: torch.Tensor = (trimmed * weights * agree).sum(0) / agree.sum(0).clamp(min=1)
@@ -133,16 +134,18 @@ def _of_rank(total: torch.Tensor, rank: int | None) -> torch.Tensor:
 def combined_changes(
     changes: Mapping[str, Sequence[WeightedChange]], combination: Combination
 ) -> dict[str, tuple[WeightedChange, ...]]:
-    """Puts one combined change in the place of several, for each weight.
+    """Replaces several changes of a weight by one combined change.
 
     Raises:
-        InputError: a change depends on the weight, so there is nothing to combine before it is known.
+        InputError: a change depends on the weight, so that it cannot be combined in advance.
     """
+    from qtool.lora.merge.tensor_merge import WeightedChange
+
     for name, steps in changes.items():
         dependent = [step for step in steps if not step.change.additive]
         if dependent:
             raise InputError(
-                f"{name} is changed by {dependent[0].change.kind}, which {combination.method} does not combine",
+                f"{name} is changed by {dependent[0].change.kind}, which {combination.method} cannot combine",
                 fix="leave that module out with --exclude, or that adapter",
             )
     return {

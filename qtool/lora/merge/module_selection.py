@@ -1,4 +1,4 @@
-"""Chooses changes by the names of their modules, and puts those of several adapters together."""
+"""Selects changes by the names of their modules, and joins those of several adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtool.lora.readers.adapter import Adapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleSelection:
-    """Says which modules change.
+    """The modules that change.
 
     Attributes:
         only: patterns; empty for all modules.
@@ -37,17 +37,17 @@ class ModuleSelection:
 
         Args:
             targets: what the adapters change.
-            gone: modules of theirs that were left out before, for the base does not have them.
+            gone: modules of theirs that were left out because the base does not have them.
 
         Raises:
-            UsageError: a pattern fits no module, or nothing is left.
+            UsageError: a pattern matches no module, or nothing is left.
         """
         modules = sorted({target.module for target in targets})
         for option, patterns in (("--only", self.only), ("--exclude", self.exclude)):
             for pattern in patterns:
                 if not any(_fits(module, pattern) for module in (*modules, *gone)):
                     raise UsageError(
-                        f"{option} {pattern} fits no module that the adapters change",
+                        f"{option} {pattern} matches no module that the adapters change",
                         fix=f"use a pattern for names such as {modules[0]}; --dry-run lists them",
                     )
         chosen = frozenset(module for module in modules if self.takes(module))
@@ -56,7 +56,7 @@ class ModuleSelection:
         return chosen
 
     def takes(self, module: str) -> bool:
-        """Tells whether a module is to change."""
+        """Returns whether a module is to change."""
         if self._excludes(module):
             return False
         return not self.only or any(_fits(module, pattern) for pattern in self.only)
@@ -72,12 +72,12 @@ def _fits(module: str, pattern: str) -> bool:
 def changes_by_weight(
     targets: Sequence[tuple[WeightTarget, float]], names: Iterable[str], tied: Mapping[str, str]
 ) -> dict[str, tuple[WeightedChange, ...]]:
-    """Gathers the changes of each tensor; all names of tied tensors get those of any of them.
+    """Collects the changes of each tensor; all names of tied tensors get the changes of any of them.
 
     Args:
         targets: each with the weight of its adapter.
         names: all tensors of the base.
-        tied: for each of them that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
 
     Raises:
         InputError: changes that depend on the weight meet others on one tensor, where no sum of them is exact.

@@ -1,4 +1,4 @@
-"""Finds the modules of an adapter in a base whose names begin in another way."""
+"""Maps names of an adapter's modules to those of a base with another prefix."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 
 from qtool.errors import InputError
 
-# Where torch.compile keeps the module that it compiled, the whole model or any block in it.
+# The attribute in which torch.compile keeps the compiled module, the whole model or any block of it.
 _COMPILED = "_orig_mod"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renaming:
-    """Turns names of the adapter into names of the base: one prefix goes, another one comes.
+    """Maps names of the adapter to names of the base by replacing a prefix.
 
     Attributes:
-        removed: what names of the adapter begin with and those of the base do not.
-        added: the other way round.
-        compiled: the names of the base that say what was compiled, by what they are without.
+        removed: the prefix of the adapter's names.
+        added: the prefix of the base's names.
+        compiled: names of the base that contain torch.compile's attribute, by the names without it.
     """
 
     removed: str = ""
@@ -27,7 +27,7 @@ class Renaming:
     compiled: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, name: str) -> str:
-        """Returns the name in the base; one without the prefix stays as it is."""
+        """Returns the name in the base; one without the prefix does not change."""
         plain = _without_compiled(name)
         if plain.startswith(self.removed):
             plain = self.added + plain.removeprefix(self.removed)
@@ -35,7 +35,7 @@ class Renaming:
 
 
 def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str) -> Renaming:
-    """Finds the change of prefixes after which every module is in the base.
+    """Finds the replacement of prefixes with which every module is in the base.
 
     Checkpoints of one model are stored both as ``encoder.layer.0`` and as ``bert.encoder.layer.0``.
 
@@ -54,14 +54,14 @@ def find_renaming(modules: Sequence[str], base_names: Iterable[str], source: str
     for renaming in candidates:
         if all(renaming(module) in paths for module in modules):
             return replace(renaming, compiled=_compiled(names))
-    # What is missing under the names that fit best.
+    # The modules missing with the best prefixes.
     best = max(candidates, key=lambda renaming: sum(renaming(module) in paths for module in modules))
     missing = next(module for module in modules if best(module) not in paths)
     near = difflib.get_close_matches(best(missing), sorted(paths), n=1)
     hint = f", the nearest is {near[0]}" if near else ""
     others = any(best(module) in paths for module in modules)
     raise InputError(
-        f"{source} changes {missing}, which the base does not have{hint}: it was made for another base",
+        f"{source} changes {missing}, which the base does not have{hint}: it is for another base",
         fix="name the base that the adapter was trained on; `qtool inspect` shows its name"
         + (f"; or leave this module out with --exclude {missing}" if others else ""),
     )
@@ -72,12 +72,12 @@ def _without_compiled(name: str) -> str:
 
 
 def _compiled(names: Iterable[str]) -> dict[str, str]:
-    """Returns the names of tensors and modules that were compiled, or are in what was, by those without."""
+    """Returns the names of compiled tensors and modules by their names without torch.compile's attribute."""
     found: dict[str, str] = {}
     for name in names:
         parts = name.split(".")
         if _COMPILED in parts:
-            # The longest is the module itself, where torch.compile's own is between.
+            # The longest one is the module itself, without the attribute in between.
             wholes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
             found |= {_without_compiled(whole): whole for whole in wholes if _without_compiled(whole)}
     return found

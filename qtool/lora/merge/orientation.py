@@ -1,7 +1,7 @@
-"""Tells whether a weight has its inputs first, as Conv1D of transformers stores it, or its outputs, as Linear does.
+"""Returns whether a weight has its inputs first, as Conv1D of transformers stores it, or its outputs, as Linear does.
 
-PEFT saves one ``fan_in_fan_out`` for all layers, that of the last one it wrapped, so where models have both kinds it
-says nothing of the others. Source: https://github.com/huggingface/peft, ``tuners/lora/model.py``.
+PEFT saves one ``fan_in_fan_out`` for all layers, that of the last one it wrapped, so in models with both kinds it is
+not valid for the others. Source: https://github.com/huggingface/peft, ``tuners/lora/model.py``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def has_inputs_first(base: BaseModule, parameter: str, adapter: Adapter) -> bool:
     """Returns whether a square weight has its inputs first.
 
-    Its neighbours in the base that are not square tell, by the lengths of their biases; where there are none, the
-    settings, unless the adapter has layers of both kinds.
+    Non-square weights next to it decide, by the lengths of their biases; where there are none, the settings, unless
+    the adapter has layers of both kinds.
 
     Raises:
-        InputError: nothing tells.
+        InputError: it is ambiguous.
     """
     told = _told_by_neighbours(base)
     if told is not None:
@@ -34,14 +34,14 @@ def has_inputs_first(base: BaseModule, parameter: str, adapter: Adapter) -> bool
     if kinds <= {adapter.settings.fan_in_fan_out}:
         return adapter.settings.fan_in_fan_out
     raise InputError(
-        f"{base.path}.{parameter} is square, {base.source} changes layers of both Linear and Conv1D, and nothing "
-        "tells which of them this one is",
+        f"{base.path}.{parameter} is square, {base.source} changes layers of both Linear and Conv1D, and it is "
+        "ambiguous which of them this one is",
         fix=f"leave it out with --exclude {base.path}, or merge it with the library that trained it",
     )
 
 
 def _told_by_neighbours(base: BaseModule) -> bool | None:
-    """Looks at the weights of the same block, then of those around it."""
+    """Checks the weights of the same block, then those of adjacent blocks."""
     parent = base.path.rpartition(".")[0]
     while parent:
         kinds = set()

@@ -1,4 +1,4 @@
-"""Chooses what an adapter of a whole pipeline changes: its unet, its text encoders."""
+"""Selects the parts of a pipeline that an adapter changes, such as its unet or its text encoders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Fits = Callable[[Adapter], bool]
 
 
 def chosen_pieces(adapters: Sequence[Adapter], names: Sequence[str], fits: Fits) -> list[Adapter]:
-    """Returns the adapters with the modules that are to be merged.
+    """Returns the adapters with the modules to merge.
 
     Args:
         adapters: the adapters.
         names: pieces, such as ``"unet"``; empty for all of them.
-        fits: tells whether the base has all modules of an adapter.
+        fits: returns whether the base has all modules of an adapter.
 
     Raises:
         UsageError: no adapter has a piece of that name.

@@ -1,4 +1,4 @@
-"""Adds weighted changes to one tensor, with one rounding at the end, and measures what happened to it."""
+"""Adds weighted changes to one tensor, with one rounding at the end, and measures the result."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from qtool.lora.methods.changes import Change, Preparable, Replaced, row_blocks
 if TYPE_CHECKING:
     import torch
 
-# Formulas that need all rows at once are computed in float32 above this size, or they would take gigabytes.
+# Formulas that need all rows at once are computed in float32 above this size; float64 would take gigabytes.
 _LARGEST_EXACT_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedChange:
-    """Is one change and how much of it is added."""
+    """One change and its weight."""
 
     change: Change
     weight: float
 
 
 class TensorMerge:
-    """Merges changes into one tensor, W + Σ wᵢ·ΔWᵢ, a few rows after the other.
+    """Merges changes into one tensor, W + Σ wᵢ·ΔWᵢ, a few rows at a time.
 
     Attributes:
-        relative_change: the norm of what was added, over that of the original; infinite where that is zero.
-        rounding_error: the norm of what the type cuts off at the end, over that of the exact sum.
-        growth: the norm of the exact sum, over that of the original.
+        relative_change: the norm of the change relative to that of the original; infinite where that is zero.
+        rounding_error: the norm of the final rounding relative to that of the exact sum.
+        growth: the norm of the exact sum relative to that of the original.
     """
 
     def __init__(self, name: str, weight: torch.Tensor, changes: Sequence[WeightedChange]) -> None:
-        """Takes the tensor, which holds floats or is replaced as a whole, and what is added to it.
+        """Takes the tensor, which holds floats or is replaced as a whole, and its changes.
 
         Args:
             name: the tensor, for errors.
             weight: W.
-            changes: what is added.
+            changes: the changes to add.
         """
         self.relative_change = self.rounding_error = 0.0
         self.growth = 1.0
@@ -51,10 +51,10 @@ class TensorMerge:
     def rows(self) -> Iterator[torch.Tensor]:
         """Yields the rows of the sum, in blocks, computed in float64 and rounded once to the type of W.
 
-        Both figures are there when it has come to its end.
+        The figures are available once it is exhausted.
 
         Raises:
-            InputError: the sum holds what the type does not, or is no number.
+            InputError: the sum does not fit the type, or is not finite.
         """
         import torch
 
@@ -69,10 +69,10 @@ class TensorMerge:
             sums = [0.0, 0.0, 0.0, 0.0]
             for rows in row_blocks(weight) if by_rows else [slice(0, weight.shape[0])]:
                 yield _merged_block(weight, rows, changes, sums)
-        # What the type does not hold is infinitely far from the sum, or no number.
+        # Values beyond the type's range are infinite after rounding, or NaN.
         if not all(math.isfinite(value) for value in sums):
             raise InputError(
-                f"the merged {self._name} holds values that {str(weight.dtype).removeprefix('torch.')} does not",
+                f"the merged {self._name} has values out of the range of {str(weight.dtype).removeprefix('torch.')}",
                 fix="check the scale of the adapter, or convert the base to float32 first",
             )
         original, added, exact, lost = (math.sqrt(value) for value in sums)
@@ -100,7 +100,7 @@ def total_delta(weight: torch.Tensor, changes: Sequence[WeightedChange]) -> torc
 
 
 def delta_blocks(weight: torch.Tensor, changes: Sequence[Change]) -> Iterator[torch.Tensor]:
-    """Yields ΣΔWᵢ in float64, a few rows after the other, or all at once where a formula needs them all."""
+    """Yields ΣΔWᵢ in float64, a few rows at a time, or all at once where a formula needs them all."""
     import torch
 
     with torch.no_grad():
@@ -115,7 +115,7 @@ def delta_blocks(weight: torch.Tensor, changes: Sequence[Change]) -> Iterator[to
 
 
 def _replacement(changes: Sequence[WeightedChange]) -> torch.Tensor | None:
-    """Returns the values that stand in for the whole tensor, where that is all that happens to it."""
+    """Returns the values that replace the whole tensor, where nothing else changes it."""
     last = changes[-1].change
     return last.values if isinstance(last, Replaced) and last.indices is None else None
 

@@ -1,7 +1,7 @@
-"""Decides which tensors that are one in the base have to become two: adapters may change one of them alone.
+"""Unties weights where an adapter changes only one of two tied tensors.
 
-Models that tie their head to their embedding store both as one tensor. A layer that an adapter is around computes with
-its own change, and the other one goes on without it, unless the adapter was trained with ``ensure_weight_tying``.
+Models that tie their head to their embedding store both as one tensor. Only the layer that an adapter wraps computes
+with the change, unless the adapter was trained with ``ensure_weight_tying``.
 Source: https://github.com/huggingface/peft, ``tuners/lora/config.py``.
 """
 
@@ -30,21 +30,21 @@ EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 _TIE = "tie_word_embeddings"
-# Of two changes, relative to the first: above what float32 leaves of the sums of a product.
+# The largest relative difference of two equal changes: above the rounding errors of float32 products.
 _SAME = 1e-5
 
 
 def with_tied_head(
     tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], config: Path, adapters: Sequence[Adapter]
 ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
-    """Adds the head that a configuration ties to the embedding, where files store it under that name alone.
+    """Adds the head that a configuration ties to the embedding, where files store only the embedding.
 
-    Nothing is added where no adapter has to do with either of them.
+    Nothing is added where no adapter changes either of them.
 
     Args:
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
-        config: of the model, beside its weights.
+        tied: for each name of a tied tensor but the first, the first one.
+        config: of the model, next to its weights.
         adapters: what is merged.
     """
     name = f"{_HEAD}.weight"
@@ -71,7 +71,7 @@ def untied(
         targets: what each adapter changes.
         adapters: the adapters, in the same order.
         tensors: the base.
-        tied: for each tensor that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
     """
     found: set[str] = set()
     for first, names in _groups(tied).items():
@@ -85,7 +85,7 @@ def untied(
 
 
 def once(targets: Sequence[WeightTarget], tied: Mapping[str, str]) -> list[WeightTarget]:
-    """Drops what changes a tensor under a second name, since that is the same change, and it is made once.
+    """Drops changes of a tensor under a second name, since they are the same change.
 
     Args:
         targets: what one adapter changes.
@@ -105,7 +105,7 @@ def _groups(tied: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def untie_config(folder: Path) -> None:
-    """Makes the configuration in ``folder`` that of a model whose head is not its embedding."""
+    """Sets the configuration in ``folder`` to that of a model with an untied head."""
     path = folder / _CONFIG
     fields = _fields(path)
     if not _ties(path):
@@ -134,7 +134,7 @@ def _fields(config: Path) -> dict[str, Any]:
 
 
 def _same(weight: torch.Tensor, changes: Sequence[Change], others: Sequence[Change]) -> bool:
-    """Says whether both add the same, but for the rounding of sums: PEFT writes one product in two ways here."""
+    """Returns whether two changes are equal except for rounding: PEFT stores one product in two forms here."""
     added = difference = 0.0
     for one, other in zip(delta_blocks(weight, changes), delta_blocks(weight, others), strict=True):
         added += float(one.square().sum())

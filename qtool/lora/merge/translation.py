@@ -1,9 +1,8 @@
-"""Turns the module names of other libraries into those of transformers, and the rows of matrices with them.
+"""Maps the module names of other libraries to those of transformers, with the row order of their matrices.
 
-Where a model turns pairs of numbers by the position (rotary embeddings), libraries disagree about which numbers are a
-pair: neighbours, or those half a head apart as in transformers. Queries and keys of both kinds are each other's with
-their rows in another order. Sources: ``convert_weights.py`` in https://github.com/meta-pytorch/torchtune and
-``convert_hf_to_gguf.py`` in https://github.com/ggml-org/llama.cpp.
+In rotary embeddings, libraries differ in which numbers form a pair: adjacent ones, or those half a head apart as in
+transformers. Queries and keys of both kinds differ only in the order of their rows. Sources: ``convert_weights.py`` in
+https://github.com/meta-pytorch/torchtune and ``convert_hf_to_gguf.py`` in https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ _BY_ROW = ("lora_B", "lora_magnitude_vector", "lora_B.bias")
 
 
 def translated(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], base: Path) -> Adapter:
-    """Returns the adapter with the names and rows that the base has.
+    """Returns the adapter with the names and the row order of the base.
 
     Args:
         adapter: the adapter.
         shapes: the shapes of the base's tensors by name.
-        base: the base's file, for the config.json beside it.
+        base: the base's file, for the config.json next to it.
 
     Raises:
-        InputError: a module has no counterpart, or nothing tells how many heads its rows belong to.
+        InputError: a module has no counterpart, or the number of heads is unknown.
     """
     translation = adapter.translation
     if translation is None or all(f"{module.path}.weight" in shapes for module in adapter.modules):
@@ -52,7 +51,7 @@ def _translated(module: AdapterModule, translation: Translation, source: Path, b
         raise InputError(
             f"{source} changes {module.path}, and no module of transformers is known for that name of "
             f"{translation.library}",
-            fix="save the adapter in the form of PEFT",
+            fix="save the adapter in PEFT's format",
         )
     name = translation.names[pattern].format(number[0] if number else "")
     if pattern not in (translation.queries, translation.keys):
@@ -75,12 +74,12 @@ def _heads(base: Path, translation: Translation, source: Path, module: str, *, k
         raise InputError(
             f"the rows of {module} in {source} are in the order of {translation.library}, and {config} does not say "
             "how many heads they belong to",
-            fix="put the config.json of the base beside its weights, or save the adapter in the form of PEFT",
+            fix="put the config.json of the base next to its weights, or save the adapter in PEFT's format",
         ) from error
     if translation.models and kind not in translation.models:
         raise InputError(
             f"the order of the rows of {module} in {source} is not known for models of the kind {kind}",
-            fix="save the adapter in the form of PEFT",
+            fix="save the adapter in PEFT's format",
         )
     return heads if isinstance(heads, int) and heads > 0 else 0
 

@@ -1,4 +1,4 @@
-"""Decides which weight each part of an adapter changes, and by which formula."""
+"""Maps each part of an adapter to the weight that it changes, and to its formula."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from qtool.lora.readers.flat_names import unflattened
 if TYPE_CHECKING:
     import torch
 
-# The norms of LyCORIS, beside the matrices of any of its kinds.
+# LyCORIS stores these norms with the matrices of any of its kinds.
 _MAGNITUDE = "dora_scale"
-# By the beginnings of their roles.
+# By the prefixes of their roles.
 _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[ModuleChange]]] = {
     "lora_": low_rank_changes,
     "hada_": hadamard_changes,
@@ -60,7 +60,7 @@ _BUILDERS: Mapping[str, Callable[[AdapterModule, BaseModule, Adapter], list[Modu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightTarget:
-    """Names a weight and how it changes.
+    """A weight and its change.
 
     Attributes:
         weight: the tensor's name in the base.
@@ -128,7 +128,7 @@ def _changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> list[
 
 
 def _with_norms(change: ModuleChange, magnitude: torch.Tensor, base: BaseModule) -> ModuleChange:
-    """Gives a change the norms that LyCORIS trained: of the outputs, or of the inputs, as their shape tells."""
+    """Adds the norms that LyCORIS trained to a change: of outputs or of inputs, by their shape."""
     parameter = change.weight.rpartition(".")[2]
     shape, count = base.shape(parameter), magnitude.numel()
     if magnitude.shape[0] == count == shape[0]:
@@ -142,7 +142,7 @@ def _with_norms(change: ModuleChange, magnitude: torch.Tensor, base: BaseModule)
 
 
 def fits_base(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tells whether the base has all modules that an adapter changes."""
+    """Returns whether the base has all modules that an adapter changes."""
     try:
         _naming(adapter, sorted({module.path for module in adapter.modules}), shapes)
     except InputError:

@@ -1,1 +1,1 @@
-"""One file a method of adapters, by PEFT's names: what each does to a weight."""
+"""Adapter methods by PEFT's names, one per file: how each changes a weight."""

@@ -1,4 +1,4 @@
-"""Builds the changes of BOFT, which turns the inputs of a weight block by block and scales its outputs.
+"""Builds the changes of BOFT, which rotates the inputs of a weight block by block and scales its outputs.
 
 Source: Liu et al., Parameter-efficient orthogonal finetuning via butterfly factorization,
 https://arxiv.org/abs/2311.06243, with one factor; and how https://github.com/huggingface/peft stores it.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turned:
-    """Turns the weight into s · W · Qᵀ, with Q of blocks along its diagonal.
+    """Changes the weight to s · W · Qᵀ, with a block-diagonal Q.
 
     Attributes:
         blocks: (blocks, n, n): the rotations.
@@ -40,7 +40,7 @@ class Turned:
         return int(self.blocks.shape[1])
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the difference to the turned weight."""
+        """Returns the difference to the rotated weight."""
         import torch
 
         inputs = weight.reshape(weight.shape[0], *self.blocks.shape[:2])
@@ -60,7 +60,7 @@ def turned_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) ->
     numbers, factors, shape = module.parts["boft_R"], module.parts["boft_s"], base.shape("weight")
     if numbers.ndim == 4 and len(numbers) > 1:
         raise InputError(
-            f"{base.source} is BOFT with {len(numbers)} butterfly factors, and only one is known here",
+            f"{base.source} is BOFT with {len(numbers)} butterfly factors, and only one is supported",
             fix="merge it with the library that trained it",
         )
     if (

@@ -1,4 +1,4 @@
-"""Builds the changes of C3A: blocks whose rows are all one row, moved on by one each time.
+"""Builds the changes of C3A: circulant blocks.
 
 Source: Chen et al., Parameter-efficient fine-tuning via circular convolution, https://arxiv.org/abs/2407.19342;
 and how https://github.com/huggingface/peft stores it.

@@ -1,6 +1,6 @@
-"""What adapters do to weights: each kind of change is one class with one formula.
+"""The changes of weights by adapters: one class per kind, with its formula.
 
-All of them say how much is to be added to a weight, so that several can be weighted and summed.
+All of them return a summand of the weight, so that several can be weighted and summed.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ _BLOCK_ELEMENTS = 1 << 17
 
 
 class Change(Protocol):
-    """Changes one weight.
+    """A change of one weight.
 
     Attributes:
-        kind: its name, for people.
-        rank: of its matrices, where it has such.
-        scale: the factor in front of the product, where there is one.
-        additive: whether what is added does not depend on the weight.
+        kind: its name, for display.
+        rank: of its matrices, where it has any.
+        scale: the factor of the product, where there is one.
+        additive: whether the summand does not depend on the weight.
         by_rows: whether a row of the result needs no other rows of the weight.
     """
 
     @property
     def kind(self) -> str:
-        """Its name, for people."""
+        """Its name, for display."""
         ...
 
     @property
     def rank(self) -> int | None:
-        """The rank of its matrices, where it has such."""
+        """The rank of its matrices, where it has any."""
         ...
 
     @property
     def scale(self) -> float | None:
-        """The factor in front of the product, where there is one."""
+        """The factor of the product, where there is one."""
         ...
 
     @property
     def additive(self) -> bool:
-        """Whether what is added does not depend on the weight."""
+        """Whether the summand does not depend on the weight."""
         ...
 
     @property
@@ -52,26 +52,26 @@ class Change(Protocol):
         ...
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns what is to be added, in the type of ``weight``.
+        """Returns the summand, in the type of ``weight``.
 
         Args:
             weight: the rows of the weight; all of them unless ``by_rows``.
-            rows: which those are.
+            rows: the indices of these rows.
         """
         ...
 
 
 @runtime_checkable
 class Preparable(Protocol):
-    """Has something to compute before rows change one after the other."""
+    """A change that has to be prepared before it is computed by rows."""
 
     def ready(self, weight: torch.Tensor) -> Change:
-        """Returns the change with what all rows of ``weight`` share."""
+        """Returns the change with the terms that all rows of ``weight`` share."""
         ...
 
 
 def row_blocks(weight: torch.Tensor) -> list[slice]:
-    """Divides the rows of a weight into blocks that are worked on at once, small enough for the caches of a core."""
+    """Divides the rows of a weight into blocks that fit into the caches of a core."""
     rows = weight.shape[0]
     step = max(1, _BLOCK_ELEMENTS * rows // max(1, weight.numel()))
     return [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
@@ -87,7 +87,7 @@ class LowRank:
         left: (rows, rank).
         right: (rank, elements of a row).
         scale: the factor.
-        kind: its name, for people.
+        kind: its name, for display.
     """
 
     left: torch.Tensor
@@ -110,16 +110,16 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dora:
-    """Adds a product of low rank and gives every output the norm that was trained.
+    """Adds a low-rank product and gives every output its trained norm.
 
-    V = W + s·B@A; W' = m · V / ‖V‖, with one norm an output. Source: Liu et al., DoRA,
+    V = W + s·B@A; W' = m · V / ‖V‖, with one norm per output. Source: Liu et al., DoRA,
     https://arxiv.org/abs/2402.09353, equation 5.
 
     Attributes:
-        product: what is added before.
-        magnitude: m, one number for each length of ``axis``.
-        axis: the weight's axis with a norm for each of its lengths; that of the outputs, but for some of LyCORIS.
-        norms: what they were before, in the shape of the weight but for ones; None until they are computed.
+        product: the low-rank product.
+        magnitude: m, one number for each index of ``axis``.
+        axis: the weight's axis with a norm for each index; that of the outputs, except for some of LyCORIS.
+        norms: ‖V‖, broadcastable to the weight; None until they are computed.
     """
 
     product: Change
@@ -131,12 +131,12 @@ class Dora:
 
     @property
     def rank(self) -> int | None:
-        """The rank of what is added."""
+        """The rank of the product."""
         return self.product.rank
 
     @property
     def scale(self) -> float | None:
-        """The scale of what is added."""
+        """The scale of the product."""
         return self.product.scale
 
     @property
@@ -193,7 +193,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaced:
-    """Puts other values in the place of the parameter, or of some of its rows.
+    """Replaces the parameter, or some of its rows.
 
     Attributes:
         values: in the shape of the parameter, or of ``indices`` rows of it.
@@ -223,7 +223,7 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class New:
-    """Brings a parameter that the base does not have, such as that of a head for another task.
+    """Adds a parameter that the base does not have, such as that of a head for another task.
 
     Attributes:
         values: all of it.

@@ -46,7 +46,7 @@ class Frequencies:
         """Returns rows of the transform."""
         import torch
 
-        # Whole turns are taken away among integers, so that nothing of the angle is lost.
+        # Whole turns are removed in integers, so that the angle stays precise.
         turns = torch.arange(rows.start, rows.stop)[:, None] * self.down % self.rows
         waves = torch.polar(self.values.expand(turns.shape), turns.to(torch.float64) * (2 * math.pi / self.rows))
         table = torch.zeros(weight.shape, dtype=torch.complex128).index_add_(1, self.right, waves)

@@ -1,4 +1,4 @@
-"""Builds the changes of HiRA, which multiplies every number of a weight by one of a product of low rank.
+"""Builds the changes of HiRA: the Hadamard product of a weight with a low-rank product.
 
 Source: Huang et al., HiRA: Parameter-efficient Hadamard high-rank adaptation, https://openreview.net/pdf?id=TwJrTz9cRS:
 W' = W + W ⊙ (B·A); and how https://github.com/huggingface/peft stores it.

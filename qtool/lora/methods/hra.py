@@ -1,4 +1,4 @@
-"""Builds the changes of HRA, which mirrors the inputs of a weight at trained planes.
+"""Builds the changes of HRA: Householder reflections of the inputs of a weight.
 
 Source: Yuan et al., Bridging the gap between low-rank and orthogonal adaptation via Householder reflection adaptation,
 https://arxiv.org/abs/2405.17484; and how https://github.com/huggingface/peft stores it.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflected:
-    """Turns the weight into W · (I − 2u₁u₁ᵀ) · (I − 2u₂u₂ᵀ) and so on.
+    """Changes the weight to W · (I − 2u₁u₁ᵀ) · (I − 2u₂u₂ᵀ) · ….
 
     Attributes:
         normals: (elements of a row, rank): the vectors u, each of length 1.
@@ -65,12 +65,12 @@ def reflected_changes(module: AdapterModule, base: BaseModule, adapter: Adapter)
         vectors = _orthogonal(vectors)
     normals = vectors / torch.linalg.vector_norm(vectors, dim=0)
     if not bool(torch.isfinite(normals).all()):
-        raise base.misfit("weight", "hra_u holds a vector without a direction")
+        raise base.misfit("weight", "hra_u holds a zero vector")
     return [base.change("weight", Reflected(normals=normals))]
 
 
 def _orthogonal(vectors: torch.Tensor) -> torch.Tensor:
-    """Makes each vector orthogonal to those before it, by the modified process of Gram and Schmidt."""
+    """Makes each vector orthogonal to those before it, by modified Gram-Schmidt."""
     import torch
 
     found: list[torch.Tensor] = []

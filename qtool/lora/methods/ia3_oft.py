@@ -22,7 +22,7 @@ class Scaled:
     """Multiplies the weight by factors along one of its axes.
 
     Attributes:
-        factors: in a shape that spreads over the weight's.
+        factors: in a shape that broadcasts to the weight's.
     """
 
     factors: torch.Tensor
@@ -40,14 +40,14 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotated:
-    """Turns the inputs of the weight: W' = W · Rᵀ, block by block, with R = (I − Q)(I + Q)⁻¹ and Q skew-symmetric.
+    """Rotates the inputs of the weight: W' = W · Rᵀ, block by block, with R = (I − Q)(I + Q)⁻¹ and Q skew-symmetric.
 
     Attributes:
         numbers: (blocks, n(n−1)/2): the upper triangles of Q.
         block: n.
-        blocks: how many blocks there are; more than ``numbers`` has where one serves all.
-        rotation: how R is made of Q.
-        turned: R, once it is known: (blocks, n, n), or (1, n, n).
+        blocks: how many blocks there are; more than ``numbers`` has where they share one.
+        rotation: how R is computed from Q.
+        turned: R, once it is computed: (blocks, n, n), or (1, n, n).
     """
 
     numbers: torch.Tensor
@@ -72,7 +72,7 @@ class Rotated:
         return replace(self, turned=_rotations(self.numbers.to(torch.float64), self.block, self.rotation))
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the difference to the turned weight."""
+        """Returns the difference to the rotated weight."""
         turned = self.turned
         if turned is None:
             turned = _rotations(self.numbers.to(weight.dtype), self.block, self.rotation)
@@ -100,9 +100,9 @@ def _rotations(numbers: torch.Tensor, block: int, rotation: Rotation) -> torch.T
 
 
 def _neumann(one: torch.Tensor, skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """Returns I + 2Q + 2Q² + … + Qⁿ, as PEFT cuts the series off: the last power counts once."""
+    """Returns I + 2Q + 2Q² + … + Qⁿ, PEFT's truncated series: the last power counts once."""
     if terms > 2:
-        # Its third power comes with the second in any case.
+        # PEFT adds the third power together with the second.
         terms = max(terms, 4)
     result, power = one.clone(), one
     for exponent in range(1, terms):
@@ -130,7 +130,7 @@ def scaled_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) ->
 
 
 def _along(factors: torch.Tensor, shape: tuple[int, ...], *, outputs: bool, inputs_first: bool) -> torch.Tensor:
-    """Lays the factors along the axis of the weight that they belong to."""
+    """Reshapes the factors to the axis of the weight that they belong to."""
     if len(shape) > 2:
         # Convolutions store (1, channels, 1, …) in both cases.
         return factors.transpose(0, 1) if outputs else factors

@@ -1,4 +1,4 @@
-"""Builds the changes of LoHa, LoKr and VeRA: products of small matrices that are no plain low-rank ones.
+"""Builds the changes of LoHa, LoKr and VeRA: Hadamard, Kronecker and shared-projection products.
 
 Sources: Hyeon-Woo et al., FedPara, https://arxiv.org/abs/2108.06098 (Hadamard products); Edalati et al., KronA,
 https://arxiv.org/abs/2212.10650 (Kronecker products); Kopiczko et al., VeRA, https://arxiv.org/abs/2310.11454; and how
@@ -162,7 +162,7 @@ def vera_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> l
     check_roles(module, {"vera_lambda_b", "vera_lambda_d"}, set(), base.source)
     if set(adapter.shared) != {"vera_A", "vera_B"}:
         raise InputError(
-            f"{base.source} is VeRA without its projections, which other versions of torch draw in other ways",
+            f"{base.source} is VeRA without its projections, whose random values depend on the version of torch",
             fix="save it with save_projection=True",
         )
     outputs, rank = module.parts["vera_lambda_b"], module.parts["vera_lambda_d"]
@@ -194,7 +194,7 @@ def _check_rank(module: AdapterModule, rank: int, adapter: Adapter) -> None:
 
 
 def _checked(change: Hadamard | Kronecker, base: BaseModule) -> ModuleChange:
-    """Forms the product once, without its numbers, to see that it fits."""
+    """Computes the product's shape on the meta device, to check that it fits."""
     import torch
 
     shape = base.shape("weight")

@@ -87,7 +87,7 @@ def _times(module: AdapterModule, base: BaseModule) -> int:
     """Returns how many times the product is added.
 
     PEFT wraps the last projection of nn.MultiheadAttention together with the first ones, and adds its product twice:
-    when it merges, and in every pass of the training. What was trained is the sum with both.
+    when it merges, and in every forward pass of the training. The trained result is the sum with both.
     """
     owner, _, name = base.path.rpartition(".")
     return 2 if name == "out_proj" and f"{owner}.in_proj_weight" in base.shapes and module.wrapped else 1

@@ -1,4 +1,4 @@
-"""Builds the changes of MiSS, whose one small matrix serves all pieces of a row.
+"""Builds the changes of MiSS, whose one small matrix is shared by all pieces of a row.
 
 Source: Kang et al., MiSS: Balancing LoRA performance and efficiency with simple shard sharing,
 https://arxiv.org/abs/2409.15371; and how https://github.com/huggingface/peft stores it.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedShards:
-    """Adds one trained piece of length r to every piece of that length of a row; the last one may be cut off.
+    """Adds one trained piece of length r to every piece of that length of a row; the last one may be truncated.
 
     Attributes:
         shards: (r, outputs), or fewer columns, which repeat.
@@ -36,7 +36,7 @@ class SharedShards:
         return int(self.shards.shape[0])
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the pieces, laid out along the rows."""
+        """Returns the pieces, repeated along the rows."""
         import torch
 
         inputs = weight.shape[1]
@@ -47,7 +47,7 @@ class SharedShards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockAffine:
-    """Turns each block of r × r into W + W·B + B, with a matrix B for all blocks side by side.
+    """Changes each block of r × r to W + W·B + B, with one matrix B per row of blocks.
 
     Attributes:
         blocks: (outputs / r, r, r).

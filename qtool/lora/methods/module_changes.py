@@ -1,4 +1,4 @@
-"""One module of the base, as the parts of an adapter see it."""
+"""One module of the base, for the formulas of adapters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from qtool.errors import InputError
 from qtool.lora.methods.changes import Change
 from qtool.lora.readers.adapter import AdapterModule
 
-# What GPTQ, AWQ, compressed-tensors, bitsandbytes and others store beside or in the place of a weight.
+# Tensors that GPTQ, AWQ, compressed-tensors, bitsandbytes and others store next to or instead of a weight.
 _QUANTIZED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "weight.absmax", "SCB")
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleChange:
-    """Names a tensor of the base and how it changes."""
+    """A tensor of the base and its change."""
 
     weight: str
     change: Change
@@ -36,7 +36,7 @@ class BaseModule:
     source: str
 
     def has(self, parameter: str) -> bool:
-        """Tells whether the module has a parameter of this name."""
+        """Returns whether the module has a parameter of this name."""
         return f"{self.path}.{parameter}" in self.shapes
 
     def shape(self, parameter: str) -> tuple[int, ...]:
@@ -54,8 +54,8 @@ class BaseModule:
             )
         if name not in self.shapes:
             raise InputError(
-                f"{self.source} changes {name}, which the base does not have: it was made for another base",
-                fix="name the base that the adapter was trained on, with its weights in floats",
+                f"{self.source} changes {name}, which the base does not have: it is for another base",
+                fix="name the base that the adapter was trained on, with float weights",
             )
         return self.shapes[name]
 
@@ -76,7 +76,7 @@ def check_roles(module: AdapterModule, needed: set[str], allowed: set[str], sour
     """Passes when a module has all ``needed`` parts, and no more than the ``allowed`` ones.
 
     Raises:
-        InputError: one is missing, or nothing is known to do with one.
+        InputError: one is missing, or one is unknown.
     """
     missing = sorted(needed - set(module.parts))
     if missing:
@@ -87,6 +87,6 @@ def check_roles(module: AdapterModule, needed: set[str], allowed: set[str], sour
     unused = sorted(set(module.parts) - needed - allowed)
     if unused:
         raise InputError(
-            f"{source} holds {unused[0]} of {module.path}, which has no place in its kind of adapter",
+            f"{source} holds {unused[0]} of {module.path}, which does not belong to its kind of adapter",
             fix="merge it with the library that trained it",
         )

@@ -1,4 +1,4 @@
-"""Builds the changes of RoAd, which turns pairs of outputs.
+"""Builds the changes of RoAd: 2D rotations of pairs of outputs.
 
 Source: Liao and Monz, 3-in-1: 2D rotary adaptation for efficient finetuning, efficient batching and composability,
 https://arxiv.org/abs/2409.00119, equation 4; and how https://github.com/huggingface/peft stores it.
@@ -15,13 +15,13 @@ from qtool.lora.readers.adapter import Adapter, AdapterModule
 if TYPE_CHECKING:
     import torch
 
-# How many numbers of each kind there are for one output.
+# The number of values per output of each kind.
 _SHARES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """Turns each row y of the weight, or number of the bias, into own · y + other · partner.
+    """Changes each row y of the weight, or number of the bias, to own · y + other · partner.
 
     Attributes:
         own: (rows,): the factor of a row itself.
@@ -45,11 +45,11 @@ class Paired:
         return self.source is not None
 
     def ready(self, weight: torch.Tensor) -> Paired:
-        """Returns the change with the rows to take partners from."""
+        """Returns the change with the rows of the partners."""
         return replace(self, source=weight)
 
     def delta(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Returns the difference to the turned rows."""
+        """Returns the difference to the rotated rows."""
         import torch
 
         places, half = torch.arange(rows.start, rows.stop), self.group // 2

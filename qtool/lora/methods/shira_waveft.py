@@ -1,4 +1,4 @@
-"""Builds the changes of SHiRA and WaveFT, which add single numbers, or small waves, at places of a weight.
+"""Builds the changes of SHiRA and WaveFT, which add sparse values, or sparse wavelet coefficients, to a weight.
 
 Sources: Bhardwaj et al., Sparse high rank adapters, https://arxiv.org/abs/2406.13175; Bilican et al., WaveFT,
 https://arxiv.org/abs/2505.12532 (with the wavelet of Haar); and how https://github.com/huggingface/peft stores them.
@@ -22,13 +22,13 @@ _HAAR = ("db1", "haar")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scattered:
-    """Adds numbers at places; those at one place add up.
+    """Adds sparse values; those with the same index add up.
 
     Attributes:
         rows: (numbers,): in ascending order.
         columns: (numbers,).
         values: (numbers,).
-        kind: its name, for people.
+        kind: its name, for display.
         scale: the factor.
     """
 
@@ -66,7 +66,7 @@ def sparse_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) ->
     # Where PEFT runs on Windows, it saves them as floats.
     places = places.to(torch.int64)
     if int(places.min()) < 0 or bool((places.max(dim=1).values >= torch.tensor(shape)).any()):
-        raise base.misfit("weight", "shira_indices names places outside of it")
+        raise base.misfit("weight", "shira_indices are out of range")
     return [base.change("weight", _sorted(places[0], places[1], values, adapter, 1.0))]
 
 
@@ -84,7 +84,7 @@ def wave_changes(module: AdapterModule, base: BaseModule, adapter: Adapter) -> l
     if details.wavelet is not None:
         if details.wavelet not in _HAAR:
             raise InputError(
-                f"{base.source} is WaveFT with the wavelet {details.wavelet}; only that of Haar (db1) is known here",
+                f"{base.source} is WaveFT with the wavelet {details.wavelet}; only that of Haar (db1) is supported",
                 fix="merge it with the library that trained it",
             )
         rows, columns, values = _waves(rows, columns, values, outputs, inputs)
@@ -118,10 +118,10 @@ def drawn_places(
 def _waves(
     rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, outputs: int, inputs: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Spreads coefficients over two by two places each: ± 1/2, as sums or differences along rows and columns.
+    """Inverts the Haar transform: each coefficient adds ± 1/2 to two by two entries.
 
-    The four bands lie in the quarters of a table with even lengths, differences along rows at its right, those along
-    columns at its bottom; what falls outside of the weight is cut off.
+    The four bands are the quarters of a table with even lengths, differences along rows at its right, those along
+    columns at its bottom; entries outside the weight are dropped.
     """
     import torch
 

@@ -1,7 +1,8 @@
-"""Builds the changes of parameters that are trained by name, such as the stacked weights of experts.
+"""Builds the changes of parameters trained by name (``target_parameters``), such as the stacked weights of experts.
 
 Source: https://huggingface.co/docs/peft/package_reference/lora: ``target_parameters``. PEFT nests the matrices of
-several parameters of one module in the order in which the module made them, which no file tells; shapes have to.
+several parameters of one module in the order in which the module created them, which no file records; here they are
+told apart by their shapes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def parameter_changes(modules: Sequence[AdapterModule], base: BaseModule, adapte
     """Returns the changes of all parameters of one module that are trained by name.
 
     Raises:
-        InputError: matrices are missing or fit no parameter, or shapes do not tell which belong to which.
+        InputError: matrices are missing or fit no parameter, or their assignment is ambiguous.
     """
     for module in modules:
         check_roles(module, {"lora_A", "lora_B"}, set(), base.source)

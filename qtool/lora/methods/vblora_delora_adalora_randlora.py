@@ -1,4 +1,4 @@
-"""Builds the changes of VB-LoRA, DeLoRA, AdaLoRA and RandLoRA: plain products of two matrices, once those are made.
+"""Builds the changes of VB-LoRA, DeLoRA, AdaLoRA and RandLoRA: low-rank products of computed matrices.
 
 Sources: Li et al., VB-LoRA, https://arxiv.org/abs/2405.15179 (every piece of a matrix mixes a few vectors of a bank);
 Bini et al., DeLoRA, https://arxiv.org/abs/2503.18225; Zhang et al., AdaLoRA, https://arxiv.org/abs/2303.10512 (P·Λ·Q);
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BANK = "vblora_vector_bank"
 _BASES = {"randlora_A", "randlora_B"}
 _INDICES, _WEIGHTS = "_topk_indices", "_topk_weights"
-# What PEFT keeps divisors of DeLoRA and AdaLoRA away from zero with.
+# PEFT's epsilon in divisors of DeLoRA and AdaLoRA.
 _SMALLEST_NORM = 1e-4
 _RANK_OFFSET = 1e-5
 
@@ -60,7 +60,7 @@ def _mixture(module: AdapterModule, role: str, base: BaseModule, adapter: Adapte
             raise base.misfit("weight", f"{role}{_WEIGHTS} has the shape {tuple(stored.shape)}")
         if int(indices.min()) < 0 or int(indices.max()) >= len(bank):
             raise base.misfit("weight", f"{role}{_INDICES} names vectors that the bank does not have")
-        # All weights but the last are stored; they sum up to one.
+        # All weights but the last are stored; their sum is one.
         weights = torch.cat([stored, 1 - stored.sum(-1, keepdim=True)], dim=-1)
     return torch.einsum("abk,abkl->abl", weights, bank[indices])
 
@@ -107,11 +107,11 @@ def random_bases_changes(module: AdapterModule, base: BaseModule, adapter: Adapt
         InputError: the bases were not saved, or shapes do not agree with the base.
     """
     check_roles(module, {"randlora_lambda", "randlora_gamma"}, _BASES, base.source)
-    # They are saved once, or with every module again.
+    # They are saved once, or repeated with every module.
     bases = {**adapter.shared, **module.parts}
     if not set(bases) >= _BASES:
         raise InputError(
-            f"{base.source} is RandLoRA without its bases, which other versions of torch draw in other ways",
+            f"{base.source} is RandLoRA without its bases, whose random values depend on the version of torch",
             fix="save it with save_projection=True",
         )
     small, large = bases["randlora_A"], bases["randlora_B"]
@@ -132,7 +132,7 @@ def random_bases_changes(module: AdapterModule, base: BaseModule, adapter: Adapt
         raise base.misfit("weight", f"randlora_B has the shape {tuple(large.shape)}")
     first = (outer[:, :, None] * small[:, :count, :short].double() * inner).flatten(0, 1)
     second = large[:long, :count].flatten(1)
-    # The matrices that were trained lie on the shorter side.
+    # The trained matrices are on the shorter side.
     left, right = (second, first) if short == inputs else (first.T, second.T)
     scale = adapter.scale_of(module, rank)
     return [_product(module, base, adapter, left=left, right=right, scale=scale)]

@@ -1,1 +1,1 @@
-"""Finds the weights of a checkpoint in an ONNX graph, and changes them there."""
+"""Merges adapters into ONNX graphs: finds the weights of a checkpoint there and changes them."""

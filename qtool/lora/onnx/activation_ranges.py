@@ -1,4 +1,4 @@
-"""Reads the ranges of activations between Q and DQ, and widens them where a merge lets values reach further."""
+"""Reads the ranges of activations between Q and DQ, and widens them where a merge increases the values."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _BITS = {
     ir.DataType.INT16: 16,
     ir.DataType.UINT16: 16,
 }
-# A side of a tensor that inputs hardly touch, beside its other side, does not tell by how much it grows.
+# Growth is not measured on a side of a tensor that is this small relative to the other side.
 _LEAST_SHARE_OF_A_SIDE = 1 / 8
-# Nor do inputs under which the whole tensor stays so near to zero.
+# Nor on a whole tensor that stays this near to zero.
 _LEAST_SHARE_OF_THE_RANGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedActivation:
-    """Is a tensor that a QuantizeLinear with one scale makes integers of, for DequantizeLinear nodes to read.
+    """A tensor quantized by a QuantizeLinear with one scale and dequantized by its readers.
 
     Attributes:
         quantize: the QuantizeLinear.
-        dequantizes: who reads its integers.
+        dequantizes: the DequantizeLinear nodes that read its integers.
         grid: the integers.
-        span: the real numbers that they stand for.
+        span: the range that they represent.
     """
 
     quantize: ir.Node
@@ -45,13 +45,13 @@ class QuantizedActivation:
 
     @property
     def tensor(self) -> str:
-        """The name of what is quantized."""
+        """The name of the quantized tensor."""
         value = self.quantize.inputs[0]
         return "" if value is None else value.name or ""
 
     @property
     def layers(self) -> list[ir.Node]:
-        """The nodes whose first input it is, once it is floats again."""
+        """The nodes whose first input is its dequantized form."""
         return [use.node for node in self.dequantizes for use in node.outputs[0].uses() if use.idx == 0]
 
     @property
@@ -61,7 +61,7 @@ class QuantizedActivation:
 
 
 def quantized_activations(model: ir.Model) -> list[QuantizedActivation]:
-    """Returns what is quantized in the graph itself with one stored scale and integers of 8 or 16 bits."""
+    """Returns the activations of the main graph that have one stored scale and integers of 8 or 16 bits."""
     found = [_activation(node) for node in model.graph if node.domain == "" and node.op_type == "QuantizeLinear"]
     return [activation for activation in found if activation is not None]
 
@@ -82,7 +82,7 @@ def _activation(quantize: ir.Node) -> QuantizedActivation | None:
     middle = 0 if signed else 1 << (bits - 1)
     grid = Grid(bits=bits, signed=signed, symmetric=int(zero.reshape(())) == middle)
     step, zero_point = float(scale.reshape(())), int(zero.reshape(()))
-    # An unsigned grid around its middle has one integer more below it.
+    # A symmetric unsigned grid has one integer more below its middle.
     low = zero_point - grid.high if grid.symmetric else grid.low - zero_point
     span = Range(low * step, (grid.high - zero_point) * step)
     return QuantizedActivation(quantize=quantize, dequantizes=readers, grid=grid, span=span)
@@ -93,16 +93,16 @@ def _zero_point(node: ir.Node) -> ir.Value | None:
 
 
 def grown(span: Range, before: Range, after: Range, *, symmetric: bool, keeps_zero: bool) -> Range:
-    """Returns ``span`` with each end as much further out as the extremes of the tensor moved, and never nearer.
+    """Returns ``span`` with each end scaled by the growth of the tensor's extremes, and never narrowed.
 
-    The ratio keeps what the calibration had clipped or left as room. An end at zero becomes the new extreme.
+    The ratio keeps the clipping or the headroom of the calibration. An end at zero becomes the new extreme.
 
     Args:
-        span: what the integers stand for.
+        span: the range that the integers represent.
         before: the extremes of the float values before a change of weights.
         after: the same after it, on the same inputs.
-        symmetric: whether both ends are as far from zero as each other, whichever of them values reach.
-        keeps_zero: whether a range that begins at zero stays so, since that stands for a ReLU.
+        symmetric: whether both ends have the same distance from zero.
+        keeps_zero: whether a range that begins at zero stays so, since that represents a ReLU.
     """
     reach, seen = max(-span.low, span.high), max(-before.low, before.high, 0.0)
     share = min(max(seen / reach, _LEAST_SHARE_OF_THE_RANGE), 1.0) * _LEAST_SHARE_OF_A_SIDE if reach else 0.0
@@ -114,21 +114,21 @@ def grown(span: Range, before: Range, after: Range, *, symmetric: bool, keeps_ze
 
 
 def _grown_end(end: float, before: float, after: float, share: float) -> float:
-    """Returns one end of a range; all are distances from zero."""
+    """Returns one end of a range; all arguments are distances from zero."""
     if end > 0.0 and before > end * share:
         return end * max(after / before, 1.0)
     return max(end, after) if after > before else end
 
 
 def growth(span: Range, wider: Range) -> float:
-    """Returns how far ``wider`` reaches beyond ``span``, in distances of that one from zero: 1 where it does not."""
+    """Returns the ratio by which ``wider`` exceeds ``span``: 1 where it does not."""
     reach = max(-span.low, span.high)
     beyond = max(span.low - wider.low, wider.high - span.high)
     return 1.0 + beyond / reach if beyond > 0 else 1.0
 
 
 def sharing(activations: Sequence[QuantizedActivation]) -> list[list[int]]:
-    """Returns the numbers of the activations that have one range, since their nodes read one scale, group by group.
+    """Returns groups of the indices of activations that share one scale.
 
     Zero points tell ranges of the same width apart.
     """
@@ -168,7 +168,7 @@ def set_range(activations: Sequence[QuantizedActivation], span: Range) -> None:
 
 
 def _replace(nodes: Mapping[ir.Node, None], index: int, number: npt.NDArray[Any]) -> None:
-    """Puts ``number`` where ``nodes`` read one, in the type and shape of what is there."""
+    """Replaces the number that ``nodes`` read by ``number``, in the same type and shape."""
     for value in _inputs(nodes, index):
         old = constant_array(value)
         if old is None or value.graph is None:

@@ -1,4 +1,4 @@
-"""Tells by which numbers the channels of a stored weight differ from those of a checkpoint."""
+"""Fits the factors by which the channels of a stored weight differ from those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# Rounding to integers, clipping included, never moves the factor of a whole tensor so far from 1.
+# Rounding to integers, clipping included, never moves the factor of a whole tensor this far from 1.
 _FACTOR_OF_ROUNDING = 0.1
-# What the error falls to where inputs were multiplied with numbers of their own; rounding alone leaves nearly all.
+# Fitting the factors of scaled input channels reduces the error to this fraction; of rounding alone, most remains.
 _EXPLAINED = 0.5
 _LEAST_ROWS = 8
 
@@ -35,10 +35,10 @@ def channel_scale(array: Array, weight: Array, tolerance: float) -> Array | None
 
 
 def is_one(scale: Array, array: Array, weight: Array) -> bool:
-    """Tells whether array = weight but for rounding: factors are as near to 1 as the rounding lets them be known."""
+    """Returns whether array = weight except for rounding: all factors are 1 within their standard error."""
     rows, seen = _rows(weight), _rows(array)
     left = np.linalg.norm(seen - scale[:, None] * rows, axis=1)
-    # The standard error of a factor that was fitted by least squares, five times.
+    # Five times the standard error of a factor fitted by least squares.
     return bool(np.all(np.abs(scale - 1) <= 5 * left / (np.sqrt(rows.shape[1]) * np.linalg.norm(rows, axis=1))))
 
 
@@ -50,7 +50,7 @@ def whole_scale(array: Array, weight: Array) -> float:
 
 
 def inputs_differ(array: Array, weight: Array, scale: Array) -> bool:
-    """Tells whether the inputs of the weight were multiplied, too: factors for them explain most of the error."""
+    """Returns whether the inputs of the weight were scaled, too: factors for them explain most of the error."""
     expected, seen = _rows(weight) * scale.reshape(-1, 1), _rows(array)
     power = np.einsum("ij,ij->j", expected, expected)
     if len(expected) < _LEAST_ROWS or not power.all():

@@ -1,6 +1,6 @@
-"""Gives a graph inputs for the matrices of adapters, so that these can be exchanged as it runs.
+"""Adds graph inputs for the matrices of adapters, so that adapters can be exchanged at run time.
 
-Each input has a default, zeros of rank one, so that the graph without an adapter computes what it did before. Source:
+Each input has a default, zeros of rank one, so that the graph without an adapter computes the same as before. Source:
 https://onnxruntime.ai/docs/genai/howto/build-model.html and the notes of onnxruntime 1.20 on ``LoraAdapter``.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
-# Initializers may be inputs with a default from here on.
+# The first IR version in which inputs may have initializers as defaults.
 _LOWEST_IR_VERSION = 4
 
 
@@ -36,11 +36,11 @@ def input_names(weight: str) -> tuple[str, str]:
 def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
     """Gives the graph the inputs that change ``weight``, and adds their product to it.
 
-    Where a MatMul reads the weight, its input goes through both matrices instead, and where a Gather takes rows of it,
-    rows of the first matrix go through the second one: much less work than to form the product.
+    Where a MatMul reads the weight, its input also passes through both matrices, and where a Gather takes rows of it,
+    rows of the first matrix pass through the second one: much less work than computing the product.
 
     Raises:
-        InputError: the weight is there in a form that is not added to as it runs.
+        InputError: the weight has a form that cannot be changed at run time.
     """
     stored = constant_array(place.stored)
     if stored is None or place.dequantize is not None or place.offset is not None or _is_changed(place):
@@ -71,16 +71,16 @@ def _is_changed(place: Place) -> bool:
 def parameters(
     steps: Sequence[WeightedChange], weight: str, place: Place, dtype: np.dtype[Any]
 ) -> dict[str, Array] | None:
-    """Returns what one adapter feeds to the inputs of ``weight``; None where it does not change it.
+    """Returns one adapter's values of the inputs of ``weight``; None where it does not change it.
 
     Raises:
-        InputError: the change is no product of two matrices.
+        InputError: the change is not a product of two matrices.
     """
     if not steps:
         return None
     if len(steps) > 1 or not isinstance(steps[0].change, LowRank):
         raise InputError(
-            f"{weight} is changed by {steps[-1].change.kind}, and only plain LoRA can be exchanged as a graph runs",
+            f"{weight} is changed by {steps[-1].change.kind}, and only plain LoRA can be exchanged at run time",
             fix="merge the adapter instead, without --as-adapter",
         )
     change, factor = steps[0].change, steps[0].weight * steps[0].change.scale
@@ -92,7 +92,7 @@ def parameters(
 
 
 def raise_ir_version(model: ir.Model) -> None:
-    """Makes the graph one in which inputs may have defaults."""
+    """Raises the graph's IR version to one in which inputs may have defaults."""
     model.ir_version = max(model.ir_version, _LOWEST_IR_VERSION)
 
 
@@ -112,13 +112,13 @@ def _input(model: ir.Model, name: str, shape: tuple[int | None, int | None], dty
 
 
 def _narrows(node: ir.Node, index: int) -> bool:
-    """Tells whether a node does the same to a product of matrices as to its first one, before the second."""
+    """Returns whether a node commutes with the product: applied to the first matrix, it gives the same result."""
     rows = node.op_type == "Gather" and index == 0 and integer_attribute(node, "axis", 0) == 0
     return rows or (node.op_type == "MatMul" and index == 1)
 
 
 def _beside(product: ir.Node, first: ir.Value, second: ir.Value, weight: str, names: Names) -> None:
-    """Adds what the input makes of both matrices to the output of a MatMul or a Gather."""
+    """Adds the product of the input and both matrices to the output of a MatMul or a Gather."""
     output, graph = product.outputs[0], product.graph
     if not isinstance(graph, ir.Graph):
         raise AssertionError(product)

@@ -22,15 +22,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphChange:
-    """Says what happened to one initializer.
+    """The change of one initializer.
 
     Attributes:
         stored: its name.
         form: the form in which it holds the weight, in words.
-        relative_change: the norm of what was added, over that of what was there.
-        rounding_error: the norm of what rounding to the stored type cut off, over that of the sum.
-        growth: the norm of the sum, over that of what was there.
-        integers: what became of them, where the graph stores such.
+        relative_change: the norm of the change relative to that of the original.
+        rounding_error: the norm of the rounding error relative to that of the sum.
+        growth: the norm of the sum relative to that of the original.
+        integers: the change of its integers, where the graph stores integers.
     """
 
     stored: str
@@ -42,16 +42,16 @@ class GraphChange:
 
 
 def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> GraphChange:
-    """Adds ``delta``, float64 in the shape of the checkpoint's tensor, to where that tensor is in the graph.
+    """Adds ``delta``, float64 in the shape of the checkpoint's tensor, to that tensor in the graph.
 
     Args:
-        place: where that is.
-        delta: what is added.
+        place: where the tensor is.
+        delta: the change.
         name: the tensor, for errors.
         rules: how integers are found.
 
     Raises:
-        InputError: the sum holds what the stored type does not.
+        InputError: the sum does not fit the stored type.
     """
     if place.channel_scale is not None:
         delta = delta * place.channel_scale.reshape(-1, *(1,) * (delta.ndim - 1))
@@ -63,7 +63,7 @@ def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> 
         replayed = place.record.replay(whole)
         if replayed.bias is not None:
             _add_to_biases(place, replayed.bias, name, rules)
-        # Factors of inputs and outputs may have spread over all of it.
+        # Factors of inputs and outputs may have been broadcast over all of it.
         delta, window = replayed.tensor, (...,)
     if place.dequantize is not None:
         changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), rules)
@@ -76,7 +76,7 @@ def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> 
         merged = stored.astype(_array(place.stored).dtype)
     if not np.isfinite(merged).all():
         raise InputError(
-            f"the merged {name} holds values that {merged.dtype} does not",
+            f"the merged {name} has values out of the range of {merged.dtype}",
             fix="check the scale of the adapter, or merge into a graph of float32",
         )
     _store(place, merged)
@@ -91,10 +91,10 @@ def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> 
 
 
 def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
-    """Rounds integers anew, each to the nearest, to what ``weight`` is in the form of ``place``.
+    """Rounds integers again, each to the nearest, for ``weight`` in the form of ``place``.
 
-    What guided their rounding may no longer hold, such as which inputs are small. Integers that hold several weights
-    side by side stay.
+    The statistics that guided their rounding may no longer be valid, such as which inputs are small. Integers that hold
+    several joined weights do not change.
 
     Args:
         place: where the weight is in the graph.
@@ -118,17 +118,17 @@ def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
 
 
 def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -> None:
-    """Adds what the change makes of the offsets that a pass put into the bias of the layers that read the weight.
+    """Adds the product of the change and the offsets that a pass folded into the bias of the weight's layers.
 
     Raises:
-        InputError: a layer has no bias that takes it.
+        InputError: a layer has no such bias.
     """
     for layer in layers_of(place.stored, place.nodes):
         taken = bias_input(layer)
         value = None if taken is None else taken[0].inputs[taken[1]]
         if taken is None or value is None:
             raise InputError(
-                f"the bias of {layer.name} holds products of '{name}', and is no longer where it was",
+                f"the bias of {layer.name} contains products of '{name}', and was changed since",
                 fix="merge into the checkpoint, and export it again",
             )
         producer = value.producer()
@@ -157,7 +157,7 @@ def _requantized(place: Place, changed: ChangedFloats, delta: Array) -> GraphCha
 
 
 def _store(place: Place, array: Array) -> None:
-    """Puts other values into an initializer, or into a copy where others read the old ones."""
+    """Stores new values in an initializer, or in a copy where other nodes read the old ones."""
     value = place.stored
     readers = [use.node for use in value.uses()]
     chosen = list(place.nodes or readers)
@@ -187,5 +187,5 @@ def _ratio(part: Array, whole: Array) -> float:
 
 
 def worst(changes: Sequence[GraphChange]) -> GraphChange:
-    """Returns the change of the place that rounding hurt most."""
+    """Returns the change with the largest rounding error."""
     return max(changes, key=lambda change: change.rounding_error)

@@ -1,4 +1,4 @@
-"""Gives the weights of a graph the names that they had in torch, from what exporters leave of them."""
+"""Recovers the torch names of a graph's weights from the metadata and names that exporters leave."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from qtool.graph.constants import constant_array, is_constant
 from qtool.graph.weight_records import record_of
 
-# Where torch.onnx says what the value that it computed in advance was made of.
+# The metadata in which torch.onnx records the inputs of folded constants.
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 
 def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
-    """Returns the float tensors whose names in torch the graph tells, with outputs first as torch has them."""
+    """Returns the float tensors with known torch names, with outputs first as in torch."""
     found: dict[str, npt.NDArray[Any]] = {}
     for value in model.graph.initializers.values():
         array = constant_array(value) if is_constant(value) else None
@@ -37,7 +37,7 @@ def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
 
 
 def _folded_name(value: ir.Value) -> str | None:
-    """Returns the name of the one parameter that a value is the transposed form of."""
+    """Returns the name of the parameter of which a value is the transposed form."""
     text = value.metadata_props.get(_FOLDED_FROM)
     if text is None:
         return None

@@ -1,7 +1,7 @@
 """Finds where the weights of a checkpoint are in a graph that was exported from it.
 
-Names are no guide: exporters rename and transpose the weights of Linear layers, store equal ones once, join several
-into one, and multiply normalization into convolutions. The values tell.
+Names are not reliable: exporters rename and transpose the weights of Linear layers, store equal ones once, join several
+into one, and fold normalization into convolutions. Weights are found by their values.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Array = npt.NDArray[Any]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _FIX_OF_TWINS = "merge into the checkpoint and export it again"
-# Of integers of 32 bits, which hold biases.
+# The type of quantized biases.
 _BIAS_TOLERANCE = 1e-3
 
 
 class GraphSearch:
-    """Looks for weights in the initializers of one graph."""
+    """Searches weights in the initializers of one graph."""
 
     def __init__(
         self, model: ir.Model, base: Mapping[str, Array], tied: Mapping[str, str], *, named: bool = False
@@ -43,8 +43,8 @@ class GraphSearch:
         Args:
             model: the graph.
             base: the tensors of the checkpoint.
-            tied: for each tensor that is another name of an earlier one, the name of the first.
-            named: whether the person named the checkpoint, which errors must not advise again.
+            tied: for each name of a tied tensor but the first, the first one.
+            named: whether the user named the checkpoint, so that errors do not suggest it.
         """
         self._base = base
         self._tied = tied
@@ -80,13 +80,13 @@ class GraphSearch:
         """Returns every place of the tensor ``name``.
 
         Raises:
-            InputError: it is nowhere, or nothing tells it from others of the same values.
+            InputError: it is nowhere, or ambiguous among others with the same values.
         """
         biases = self._biases(name)
         if biases:
             return biases
         weight = self._base[name]
-        # What several layers read may be multiplied for one of them, and integers for another.
+        # A tensor with several readers may be scaled for one of them and quantized for another.
         found = [
             *(self._alone(weight) or self._joined(weight)),
             *self._after_passes(weight),
@@ -104,7 +104,7 @@ class GraphSearch:
         )
 
     def _biases(self, name: str) -> list[Place]:
-        """Finds a bias where its layer reads it: what was added to it, by a normalization, hides its values."""
+        """Finds a bias by the layer that reads it, since a folded normalization changes its values."""
         module, _, parameter = name.rpartition(".")
         weight = self._base.get(f"{module}.weight")
         if parameter != "bias" or weight is None or weight.ndim < 2:
@@ -150,7 +150,7 @@ class GraphSearch:
         )
 
     def _after_passes(self, weight: Array) -> list[Place]:
-        """Finds a weight by what passes noted of it."""
+        """Finds a weight by the records of passes."""
         found = []
         for value, record, numbers in self._recorded:
             for transposed in (False, True) if weight.ndim == 2 else (False,):
@@ -172,7 +172,7 @@ class GraphSearch:
         return list(found.values())
 
     def _joined(self, weight: Array) -> list[Place]:
-        """Finds a matrix among others of the same size, side by side in one initializer."""
+        """Finds a matrix among others of the same size, joined in one initializer."""
         found = []
         for value, array in self._arrays(weight.ndim if weight.ndim <= 2 else 0):
             for transposed in (False, True) if weight.ndim == 2 else (False,):
@@ -227,7 +227,7 @@ class GraphSearch:
                 yield value, value.const_value.numpy()
 
     def _own(self, name: str, places: Sequence[Place]) -> list[Place]:
-        """Keeps what belongs to ``name``, where other tensors of the checkpoint hold the same values."""
+        """Keeps the places that belong to ``name``, where other tensors of the checkpoint hold the same values."""
         twins = [other for other in self._twins[_digest(self._base[name])] if other != name]
         if not twins:
             return list(places)
@@ -263,9 +263,9 @@ class GraphSearch:
 
 
 def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
-    """Tells whether a node computes the module of a tensor, by the names that exporters leave."""
+    """Returns whether a node computes the module of a tensor, by the names that exporters leave."""
     module = f".{name.rpartition('.')[0]}."
-    # What stands between a tensor and the layer that reads it; the older exporter shares tensors through Identity.
+    # Operators between a tensor and the layer that reads it; the older exporter shares tensors through Identity.
     between = node.op_type in ("Identity", "DequantizeLinear")
     nodes = [use.node for use in node.outputs[0].uses()] if between else [node]
     texts = [text for reader in nodes for text in (reader.name, *reader.metadata_props.values()) if text]
@@ -275,12 +275,12 @@ def _is_of(node: ir.Node, value: ir.Value, name: str) -> bool:
 
 
 def _is_tied_head(name: str, twins: Sequence[str]) -> bool:
-    """Tells whether the names of one tensor are those of an embedding and of a head, whose layers are of two kinds."""
+    """Returns whether the names of one tensor are those of an embedding and of a tied head."""
     return len(twins) == 1 and name.endswith(EMBEDDINGS) != twins[0].endswith(EMBEDDINGS)
 
 
 def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
-    """Tells by its operators whether a node belongs to an embedding, which looks rows up, or to a head."""
+    """Returns whether a node belongs to an embedding, which looks up rows, or to a head, by its operators."""
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
     behind = producer is not None and producer.op_type == "Gather" and producer.inputs[0] is value
     looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}

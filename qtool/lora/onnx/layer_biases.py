@@ -1,4 +1,4 @@
-"""Finds the bias of a layer in a graph, by the layer that reads a weight: passes put other numbers into biases."""
+"""Finds the bias of a layer in a graph by the layer's weight, since passes change the values of biases."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import onnx_ir as ir
 from qtool.graph.constants import is_constant, sole_consumer
 
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
-# What stands between a product of integers and the addition of its bias.
+# Operators between an integer product and the addition of its bias.
 _AFTER_INTEGERS = frozenset({"Cast", "Mul"})
 
 
 def layers_of(weight: ir.Value, nodes: tuple[ir.Node, ...] | None) -> Iterator[ir.Node]:
-    """Yields the layers that multiply with a stored weight, its integers or what is made of them.
+    """Yields the layers that multiply with a stored weight, its integers or their dequantized form.
 
     Args:
         weight: the initializer.
-        nodes: those of its readers that count; None for all.
+        nodes: the readers to consider; None for all.
     """
     for use in weight.uses():
         if nodes is not None and use.node not in nodes:
@@ -30,7 +30,7 @@ def layers_of(weight: ir.Value, nodes: tuple[ir.Node, ...] | None) -> Iterator[i
 
 
 def bias_input(layer: ir.Node) -> tuple[ir.Node, int] | None:
-    """Returns the node and the number of its input that is the bias of ``layer``; None where there is no stored one."""
+    """Returns the node and the index of its input that is the bias of ``layer``; None where none is stored."""
     if layer.op_type in _WITH_BIAS:
         return (layer, 2) if len(layer.inputs) > 2 and _is_stored(layer.inputs[2]) else None
     if layer.op_type not in ("MatMul", "MatMulInteger"):

@@ -1,4 +1,4 @@
-"""Keeps changed weights within sums of 16 bits, which x86 without VNNI adds two products in."""
+"""Keeps merged weights within the 16-bit sums of x86 without VNNI."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from qtool.calib.affine import AffineParams
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.calib.grid import Grid
 from qtool.graph.constants import integer_attribute
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, StoredIntegers
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import KernelOrder, limited, without_saturation
 
 Array = npt.NDArray[Any]
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
-# Products of integers by themselves, and the layers whose kernels they share.
+# Integer operators, and the layers whose kernels they share.
 _INTEGER_LAYERS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 
 
 def within_bound(
     node: ir.Node, stored: StoredIntegers, exact: Array, integers: Array, scale: Array, rules: IntegerRules
 ) -> tuple[Array, Array]:
-    """Returns integers and scales under which no pair of weights adds up to more than ``rules`` allow.
+    """Returns integers and scales with which no pair of weights adds up to more than ``rules`` allow.
 
     Args:
-        node: a DequantizeLinear, MatMulInteger or ConvInteger, which has the weights.
-        stored: what it has now.
-        exact: the floats that are to be stored, in the shape of the integers.
-        integers: the nearest ones under ``scale``.
+        node: the DequantizeLinear, MatMulInteger or ConvInteger that reads the weights.
+        stored: the current weights.
+        exact: the floats to store, in the shape of the integers.
+        integers: the nearest integers for ``scale``.
         scale: in the shape of the scales.
-        rules: the bound, and whether scales may change for it.
+        rules: the limit, and whether scales may change for it.
     """
     orders = _orders(node, integers.shape)
     if rules.largest_pair is None or not orders or stored.bits != 8 or not stored.signed or stored.block:
@@ -57,7 +58,7 @@ def within_bound(
 
 
 def _orders(node: ir.Node, shape: tuple[int, ...]) -> tuple[KernelOrder, ...]:
-    """Returns in which orders the layers that read the weights of ``node`` add up their products."""
+    """Returns the orders in which the layers that read the weights of ``node`` add up their products."""
     if node.op_type in _INTEGER_LAYERS:
         source = node.inputs[1]
         direct = source is not None and source.producer() is None

@@ -1,4 +1,4 @@
-"""Says where a weight of a checkpoint is in one stored tensor of a graph, and in which form."""
+"""The place and the form of a checkpoint's weight in a stored tensor of a graph."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ FLOAT_TOLERANCE = 1e-5
 _HALF_TOLERANCE = 2e-3
 _INTEGER_TOLERANCE = 0.15
 _FOUR_BIT_TOLERANCE = 0.4
-# What reads weights that no exporter multiplies anything into.
+# Operators into whose weights no exporter folds anything.
 NEVER_SCALED = frozenset({"MatMul", "MatMulInteger", "Gather", "Add", "LayerNormalization", "Identity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Says where a weight is in the graph, and in which form.
+    """The place and the form of a weight in the graph.
 
     Attributes:
         stored: the initializer.
         transposed: whether it holds the transposed weight.
         offset: where it begins along the last axis of an initializer that holds several; None where it is alone.
-        length: how long it is there.
-        channel_scale: what each output channel was multiplied with, or all of them, (1,); None where nothing was.
-        record: what passes of qtool did to it after an exporter had brought it into this form.
-        dequantize: the node that makes floats of it, or multiplies with it, where it holds integers.
+        length: its length there.
+        channel_scale: the factor of each output channel, or of all of them, (1,); None where there is none.
+        record: the changes by qtool's passes after the export.
+        dequantize: the node that dequantizes it, or multiplies with it, where it holds integers.
         nodes: the nodes that read this weight from it; None for all of them.
     """
 
@@ -55,7 +55,7 @@ class Place:
 
     @property
     def form(self) -> str:
-        """Names the form for people."""
+        """The form in words."""
         parts = ["transposed"] if self.transposed else []
         parts += ["joined with others"] if self.offset is not None else []
         parts += ["scaled by a normalization"] if self.channel_scale is not None else []
@@ -65,7 +65,7 @@ class Place:
 
 
 def first_numbers(value: ir.Value, record: WeightRecord) -> Array | None:
-    """Returns the first row of a stored tensor as it was before passes changed it, to tell it quickly from others."""
+    """Returns the first row of a stored tensor before the passes' changes, to compare it quickly."""
     array = constant_array(value)
     before = None if array is None else record.undo(array)
     return None if before is None or before.ndim == 0 else before.reshape(-1, before.shape[-1])[:1].copy()
@@ -74,21 +74,21 @@ def first_numbers(value: ir.Value, record: WeightRecord) -> Array | None:
 def recorded_place(
     value: ir.Value, record: WeightRecord, numbers: Array | None, weight: Array, *, transposed: bool
 ) -> Place | None:
-    """Returns where ``weight`` is in a tensor that passes changed as ``record`` says; None where it is not.
+    """Returns the place of ``weight`` in a tensor with the changes of ``record``; None where it is not there.
 
     Args:
         value: the stored tensor.
-        record: what passes did to it.
-        numbers: as ``first_numbers`` returns them.
+        record: the changes by passes.
+        numbers: see ``first_numbers``.
         weight: a tensor of the checkpoint.
-        transposed: whether to look for its transposed form.
+        transposed: whether to search its transposed form.
     """
     part, array = weight.T if transposed else weight, constant_array(value)
     if array is None or len(part.shape) != len(record.shape):
         return None
     tolerance = _HALF_TOLERANCE if array.dtype == np.float16 else FLOAT_TOLERANCE
     if part.shape == record.shape:
-        # The first row may be small beside the others, so that it is rounded more coarsely.
+        # The first row may be small relative to the others, so that it is rounded more coarsely.
         first = part.reshape(-1, part.shape[-1])[:1] if part.ndim else None
         if numbers is not None and first is not None and not _is_near(numbers, first, 10 * tolerance):
             return _scaled_before(value, record, array, part) if not transposed else None
@@ -106,7 +106,7 @@ def recorded_place(
 
 
 def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: Array) -> Place | None:
-    """Finds a weight that an exporter multiplied with a normalization before passes changed it."""
+    """Finds a weight into which an exporter folded a normalization before passes changed it."""
     before = record.undo(array) if weight.ndim > 1 else None
     scale = None if before is None else channel_scale(before, weight, FLOAT_TOLERANCE)
     return None if scale is None else Place(stored=value, channel_scale=scale, record=record)
@@ -115,10 +115,10 @@ def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: 
 def integer_place(
     node: ir.Node, stored: StoredIntegers, record: WeightRecord | None, weight: Array, name: str, *, transposed: bool
 ) -> Place | None:
-    """Returns where ``weight`` is in the integers that ``node`` reads; None where it is not.
+    """Returns the place of ``weight`` in the integers that ``node`` reads; None where it is not there.
 
     Raises:
-        InputError: its inputs were multiplied with numbers that nothing tells.
+        InputError: its inputs were scaled by unknown factors.
     """
     tolerance = _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE
     part = weight.T if transposed else weight
@@ -148,8 +148,7 @@ def integer_place(
         scale = np.ones(1)
     if inputs_differ(array, weight, scale):
         raise InputError(
-            f"the inputs of '{name}' are multiplied with numbers of their own in the graph, and nothing in it says "
-            "with which",
+            f"the inputs of '{name}' are scaled by channel in the graph, and the factors are not recorded",
             fix="merge into the float weights, export them, and quantize the result",
         )
     return place if (scale == 1).all() else replace(place, channel_scale=scale)

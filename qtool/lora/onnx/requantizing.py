@@ -12,20 +12,21 @@ import onnx_ir as ir
 
 from qtool.graph.constants import add_constant, constant_array
 from qtool.lora.onnx.pair_bound import within_bound
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, StoredIntegers, integer_inputs, stored_integers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, StoredIntegers, integer_inputs, stored_integers
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requantized:
-    """Says what became of integers.
+    """The change of integers.
 
     Attributes:
-        changed: the share of them that are others now.
-        clipped: the share whose floats lie beyond the last integer.
-        smallest_factor: of all new scales over the old ones.
-        largest_factor: likewise.
+        changed: the share of integers that changed.
+        clipped: the share that was clipped to the grid.
+        smallest_factor: the smallest ratio of a new scale to the old one.
+        largest_factor: the largest such ratio.
     """
 
     changed: float
@@ -36,13 +37,13 @@ class Requantized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedFloats:
-    """Is what integers stood for and stand for.
+    """The values of integers before and after a change.
 
     Attributes:
-        before: the floats behind the old integers, in float64.
-        exact: what was to be stored.
-        merged: what the new integers stand for.
-        integers: what became of them.
+        before: the old dequantized values, in float64.
+        exact: the values to store.
+        merged: the new dequantized values.
+        integers: the change of the integers.
     """
 
     before: Array
@@ -52,9 +53,9 @@ class ChangedFloats:
 
 
 def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> ChangedFloats:
-    """Adds ``delta`` to the floats that the integers of ``node`` stand for, and gives it other integers.
+    """Adds ``delta`` to the dequantized values of ``node``, and stores new integers.
 
-    Biases, in 32 bits, keep their scales under any policy: runtimes want the product of the scales of both inputs.
+    Biases, in 32 bits, keep their scales under any policy: runtimes require the product of both inputs' scales.
     """
     stored, places = stored_integers(node), integer_inputs(node)
     if stored is None or places is None:
@@ -86,14 +87,14 @@ def _scale(stored: StoredIntegers, exact: Array, policy: ScalePolicy) -> Array:
     if policy is ScalePolicy.KEEP:
         return stored.scale
     old, needed = stored.scale.astype(np.float64), stored.needed_scale(exact)
-    # A channel of zeros needs no scale; any will do.
+    # A channel of zeros may have any scale.
     wanted = np.where(needed > 0, needed, old) if policy is ScalePolicy.RECOMPUTE else np.maximum(old, needed)
     found: Array = wanted.astype(stored.scale.dtype)
     return found
 
 
 def rescale_biases(nodes: Sequence[ir.Node], factors: Array) -> None:
-    """Gives the biases of layers scales that belong to new ones of what the layers multiply, each bias once.
+    """Rescales the biases of layers after a change of their inputs' scales, each bias once.
 
     Args:
         nodes: the DequantizeLinear of the weights, or of the inputs.
@@ -114,7 +115,7 @@ def rescale_biases(nodes: Sequence[ir.Node], factors: Array) -> None:
 
 
 def _replace_input(node: ir.Node, index: int, array: Array) -> None:
-    """Puts other values into an initializer, or into a copy where other nodes read the old ones."""
+    """Stores new values in an initializer, or in a copy where other nodes read the old ones."""
     value = node.inputs[index]
     if value is None or not isinstance(node.graph, ir.Graph):
         raise AssertionError(node)

@@ -1,4 +1,4 @@
-"""An adapter as it was stored: small tensors by the modules that they change."""
+"""An adapter as stored: its tensors by the modules that they change."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from qtool.lora.readers.library_names import Translation
 
-# The tensors that hold places, not values, by the ends of their names.
+# Suffixes of the tensors that hold indices, not values.
 _INDICES = ("_topk_indices", ".shira_indices")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterModule:
-    """Holds what changes one module.
+    """The tensors that change one module.
 
     Attributes:
         path: the module's name in the base model.
         parts: the tensors by the names of their roles, such as ``lora_A``, or ``lora_B.bias``.
-        depth: how many adapters of the same module lie around this one, where several of its parameters are trained.
+        depth: how many adapters of the same module are wrapped around this one, where several parameters are trained.
         wrapped: whether the module is a part of another one that is trained as well.
-        alpha: what its scale is made of, where it is stored with its tensors.
-        piece: the part of a pipeline that it belongs to, such as ``"unet"``, where its name says so.
+        alpha: the numerator of its scale, where it is stored with its tensors.
+        piece: the part of a pipeline that it belongs to, such as ``"unet"``, where its name gives it.
     """
 
     path: str
@@ -42,16 +42,16 @@ class AdapterModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Holds what changes a model.
+    """An adapter of a model.
 
     Attributes:
         source: the file or folder.
-        settings: what the tensors mean.
-        modules: those with parts that a formula turns into changes.
-        replaced: whole parameters that stand in for those of the base, by name.
+        settings: its configuration.
+        modules: the modules that it changes.
+        replaced: whole parameters that replace those of the base, by name.
         shared: tensors that all modules use, by role.
-        flattened: whether the modules' names have underscores for dots.
-        translation: what other libraries call modules; None where names are those of the base.
+        flattened: whether the modules' names have underscores instead of dots.
+        translation: another library's names of modules; None where names are those of the base.
     """
 
     source: Path
@@ -63,7 +63,7 @@ class Adapter:
     translation: Translation | None = None
 
     def scale_of(self, module: AdapterModule, rank: int) -> float:
-        """Returns the factor in front of the module's product."""
+        """Returns the factor of the module's product."""
         if module.alpha is not None:
             return module.alpha / rank
         return self.settings.scale_of(module.path, rank)
@@ -83,7 +83,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], source: Path) -> None:
         if tensor.numel() == 0:
             raise InputError(
                 f"'{name}' in {source} has the shape {tuple(tensor.shape)}, so no elements",
-                fix="gather the shards of the weights before the adapter is saved",
+                fix="gather the shards of the weights before saving the adapter",
             )
         if (tensor.ndim == 0 or name.endswith(_INDICES)) and not (tensor.is_floating_point() or tensor.is_complex()):
             continue

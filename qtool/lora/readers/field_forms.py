@@ -1,4 +1,4 @@
-"""Says what the fields of ``adapter_config.json`` may hold; it is a file of strangers."""
+"""Validates the fields of ``adapter_config.json``, an untrusted file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LARGEST_WHOLE_NUMBER = 1 << 31
 
 
 def check_fields(fields: Mapping[str, Any], where: str) -> None:
-    """Passes when every field that counts holds what it should, or nothing.
+    """Passes when every known field is valid or missing.
 
     Raises:
-        InputError: one holds something else.
+        InputError: a field is invalid.
     """
     for name, (fits, form) in _FORMS.items():
         value = fields.get(name)

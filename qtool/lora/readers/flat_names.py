@@ -1,4 +1,4 @@
-"""Turns names in which every dot became an underscore back into names of the base."""
+"""Maps names with underscores instead of dots back to names of the base."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def unflattened(modules: Sequence[str], base_names: Iterable[str], source: str) 
     missing = [module for module in modules if module not in found]
     if missing:
         raise InputError(
-            f"{source} changes {missing[0]}, and no module of the base has that name with underscores for dots",
+            f"{source} changes {missing[0]}, and no module of the base has that name with underscores instead of dots",
             fix="name the part of the model that the adapter was trained on, such as its unet",
         )
     unclear = next((module for module in modules if len(found[module]) > 1), None)
     if unclear is not None:
         raise InputError(
-            f"{unclear} in {source} may be each of {', '.join(sorted(found[unclear]))}",
-            fix="rename the key in the adapter's file to the one that is meant",
+            f"{unclear} in {source} is ambiguous: {', '.join(sorted(found[unclear]))}",
+            fix="rename the key in the adapter's file",
         )
     return {module: next(iter(found[module])) for module in modules}

@@ -1,4 +1,4 @@
-"""Reads adapters in GGUF files, as llama.cpp takes them.
+"""Reads adapters in llama.cpp's GGUF files.
 
 Source: ``convert_lora_to_gguf.py`` in https://github.com/ggml-org/llama.cpp.
 """
@@ -40,7 +40,7 @@ _ENCODER: Mapping[str, str] = {
     "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
 }
 _PLAIN = Translation(library="llama.cpp", names=_DECODER)
-# By general.architecture. The first of them has the rows of queries and keys in another order than transformers.
+# By general.architecture. The first one has the rows of queries and keys in another order than transformers.
 _ARCHITECTURES: Mapping[str, Translation] = {
     "llama": Translation(library="llama.cpp", names=_DECODER, queries="blk.{}.attn_q", keys="blk.{}.attn_k"),
     **dict.fromkeys(("qwen2", "qwen3", "gemma", "gemma2", "gemma3"), _PLAIN),
@@ -60,18 +60,18 @@ def read_gguf_adapter(path: Path) -> Adapter:
     fields = contents.fields
     if fields.get("general.type") != "adapter" or fields.get("adapter.type") != "lora":
         raise InputError(
-            f"{path} is a GGUF file, but no LoRA adapter", fix="name the adapter, or a model in another form"
+            f"{path} is a GGUF file, but not a LoRA adapter", fix="name the adapter, or a model in another format"
         )
     if fields.get("adapter.alora.invocation_tokens"):
         raise InputError(
-            f"{path} cannot be merged exactly: it acts on some tokens of a text only (aLoRA)",
+            f"{path} cannot be merged exactly: it applies to some tokens only (aLoRA)",
             fix="run it with llama.cpp",
         )
     architecture = str(fields.get("general.architecture"))
     if architecture not in _ARCHITECTURES:
         raise InputError(
-            f"{path} is for models of the kind {architecture}, whose names in llama.cpp are not known here",
-            fix="save the adapter in the form of PEFT",
+            f"{path} is for models of the kind {architecture}, whose names in llama.cpp are not supported",
+            fix="save the adapter in PEFT's format",
         )
     check_tensors(contents.tensors, path)
     alpha = fields.get("adapter.lora.alpha")
@@ -80,7 +80,7 @@ def read_gguf_adapter(path: Path) -> Adapter:
         settings=AdapterSettings(
             kind="LoRA",
             base_model=_base_model(fields),
-            # llama.cpp takes an alpha of zero for none.
+            # llama.cpp treats an alpha of zero as none.
             alpha=float(alpha) if isinstance(alpha, int | float) and alpha else None,
         ),
         modules=_modules(contents, path),
@@ -99,7 +99,7 @@ def _modules(contents: GgufContents, path: Path) -> tuple[AdapterModule, ...]:
         ending = next((ending for ending in _ROLES if name.endswith(ending)), None)
         if ending is None:
             raise InputError(
-                f"{path} holds '{name}', which is no matrix of a LoRA adapter",
+                f"{path} holds '{name}', which is not a matrix of a LoRA adapter",
                 fix="merge it with the library that made it",
             )
         found.setdefault(name.removesuffix(ending), {})[_ROLES[ending]] = tensor
@@ -107,7 +107,7 @@ def _modules(contents: GgufContents, path: Path) -> tuple[AdapterModule, ...]:
 
 
 def _as_peft(name: str, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Returns the parts as PEFT calls them; llama.cpp stores the first matrix of embeddings transposed."""
+    """Returns the parts by PEFT's names; llama.cpp stores the first matrix of embeddings transposed."""
     if name != "token_embd":
         return parts
     renamed = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}

@@ -1,4 +1,4 @@
-"""Reads scales out of the header of a ``.safetensors`` file, for adapters that have no settings beside them.
+"""Reads scales from the header of a ``.safetensors`` file, for adapters without a configuration file.
 
 Sources: https://github.com/huggingface/diffusers (``loaders/lora_base.py``: one JSON text, or one entry a field, names
 beginning with the part of the pipeline) and https://github.com/kohya-ss/sd-scripts (``ss_network_*``).
@@ -21,10 +21,10 @@ _TRUE = ("true", "1", "yes")
 
 
 def header_settings(metadata: Mapping[str, str], where: str) -> Mapping[str | None, AdapterSettings]:
-    """Returns what a header says of each part of a pipeline; that under None holds for all that are not named.
+    """Returns a header's settings of each part of a pipeline; those under None apply to all others.
 
     Raises:
-        InputError: what it says is damaged, or cannot be merged exactly.
+        InputError: the header is damaged, or the adapter cannot be merged exactly.
     """
     fields = {name: value for name, value in metadata.items() if name.rpartition(".")[2] in _FIELDS}
     found: dict[str | None, dict[str, Any]] = {}
@@ -60,12 +60,12 @@ def _value(text: str) -> object:
 
 
 def convolution_settings(metadata: Mapping[str, str], where: str) -> AdapterSettings | None:
-    """Returns what a header says of convolutions with kernels larger than 1, where it tells them from other layers.
+    """Returns a header's settings of convolutions with kernels larger than 1, where it has separate ones.
 
-    Without an alpha of theirs, kohya's own network takes 1, and LyCORIS that of the other layers.
+    Without a separate alpha, kohya's own network uses 1, and LyCORIS that of the other layers.
 
     Raises:
-        InputError: what it says is damaged.
+        InputError: the header is damaged.
     """
     arguments = _arguments(metadata, where)
     if not {"conv_dim", "conv_alpha"} & arguments.keys():

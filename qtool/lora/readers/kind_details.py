@@ -1,4 +1,4 @@
-"""Reads the fields of ``adapter_config.json`` that one kind of adapter has for itself, and says what has no weights.
+"""Reads the fields of ``adapter_config.json`` that are specific to one kind of adapter.
 
 Source: https://huggingface.co/docs/peft/package_reference: the configurations of the kinds.
 """
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_STEERS = "it adds to what a model reads, not to its weights"
-_CHOOSES = "it mixes adapters anew for every input"
+_STEERS = "it adds to the model's inputs, not to its weights"
+_CHOOSES = "it mixes adapters separately for every input"
 
-# Why kinds cannot be merged, by their names in the file.
+# The reasons why kinds cannot be merged, by their names in the file.
 NO_MERGED_FORM: Mapping[str, str] = {
     "PROMPT_TUNING": _STEERS,
     "MULTITASK_PROMPT_TUNING": _STEERS,
@@ -20,28 +20,28 @@ NO_MERGED_FORM: Mapping[str, str] = {
     "PREFIX_TUNING": _STEERS,
     "CPT": _STEERS,
     "CARTRIDGE": _STEERS,
-    "ADAPTION_PROMPT": "it adds attention to trained prompts, which no weight does",
+    "ADAPTION_PROMPT": "it adds attention to trained prompts, which is not a change of weights",
     "XLORA": _CHOOSES,
     "POLY": _CHOOSES,
     "BONE": "it is the former name of MiSS, with other names of tensors; convert it to MiSS with PEFT first",
 }
 
-# The factors of kinds, where the settings give none.
+# Default factors by kind.
 _SCALINGS: Mapping[str, float] = {"FOURIERFT": 150, "WAVEFT": 25}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindDetails:
-    """Holds what single kinds need besides a rank and an alpha.
+    """Settings of single kinds besides the rank and the alpha.
 
     Attributes:
         orthogonal: of HRA: whether its vectors are made orthogonal first.
         form: of MiSS: ``"bat"``, ``"mini"``, or another for the plain one; of RoAd: its variant, such as ``"road_1"``.
         chosen: of VB-LoRA: how many vectors are mixed.
         group: of RoAd: the length of the groups whose halves are paired.
-        seed: of FourierFT and WaveFT: what the places of their numbers are drawn from.
+        seed: of FourierFT and WaveFT: the random seed of their indices.
         scaling: of FourierFT and WaveFT: the factor.
-        wavelet: of WaveFT: its name; None where the numbers are those of the weight themselves.
+        wavelet: of WaveFT: its name; None where the values are those of the weight itself.
     """
 
     orthogonal: bool = False
@@ -54,7 +54,7 @@ class KindDetails:
 
 
 def details_from_peft(fields: Mapping[str, Any]) -> KindDetails:
-    """Returns the details that checked fields give; defaults are those of PEFT."""
+    """Returns the details of validated fields; defaults are those of PEFT."""
     kind, seed, scaling = fields.get("peft_type"), fields.get("random_loc_seed"), fields.get("scaling")
     form = fields.get("init_weights") if kind == "MISS" else fields.get("variant") or "road_1"
     return KindDetails(

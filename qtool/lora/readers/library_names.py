@@ -1,4 +1,4 @@
-"""What other libraries call the modules of a model."""
+"""Module names of other libraries."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """Says what a library calls modules.
+    """A library's names of modules.
 
     Attributes:
         library: its name, for errors.
         names: names in transformers by those in the library; ``{}`` stands for the number of a layer.
-        queries: the library's name of the projection to queries, where its rows go by neighbours.
-        keys: likewise to keys.
-        models: kinds of models, as transformers calls them, whose rows do; others are refused where it matters. Empty
-            where the adapter itself tells.
+        queries: the library's name of the query projection, where rotary pairs are adjacent rows.
+        keys: the library's name of the key projection, where rotary pairs are adjacent rows.
+        models: model types, by transformers' names, with that row order; others are refused where it matters. Empty
+        where the adapter itself records it.
     """
 
     library: str

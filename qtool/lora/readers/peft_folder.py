@@ -33,15 +33,15 @@ _ROLES = (
     r"shira_weight|shira_indices|fourierft_spectrum|waveft_spectrum|boft_R|boft_s|randlora_lambda|"
     r"randlora_gamma|randlora_A|randlora_B|hira_A|hira_B|hira_embedding_A|hira_embedding_B"
 )
-# Files that were saved by hand keep the adapter's name, which is "default" unless it was given one.
+# Files saved without PEFT keep the adapter's name, by default "default".
 _PART = re.compile(rf"(?P<path>.+?)\.(?P<role>{_ROLES})(\.default)?(?P<leaf>\.weight|\.bias)?$")
-# What stands around the parameters of modules that were trained whole.
+# Prefixes of the parameters of modules that were trained whole.
 _WHOLE = re.compile(r"\.(modules_to_save|ln_tuning_layers)(\.default)?\.")
 _SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|randlora_[AB]|vblora_vector_bank)(\.default)?$")
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Tells whether ``path`` is a folder, or a file in a folder, that PEFT saved."""
+    """Returns whether ``path`` is a folder, or a file in a folder, that PEFT saved."""
     return (_folder(path) / CONFIG_NAME).is_file()
 
 
@@ -135,7 +135,7 @@ class _Place:
 
 
 def _place(path: str) -> _Place:
-    """Takes the layers that PEFT put around a module out of its name, and remembers where they were."""
+    """Removes PEFT's wrapper layers from a module's name, and records their depth."""
     depth = 0
     while path.endswith(".base_layer"):
         path = path.removesuffix(".base_layer")

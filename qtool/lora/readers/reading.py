@@ -1,4 +1,4 @@
-"""Reads an adapter, whatever it was saved with."""
+"""Reads an adapter of any supported library."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def read_adapter(path: Path) -> Adapter:
             f"{path} has no adapter_config.json", fix="name the folder that PEFT saved, or the adapter's file"
         )
     raise InputError(
-        f"{path} is {detect(path).detail} without an adapter_config.json beside it",
+        f"{path} is {detect(path).detail} without an adapter_config.json next to it",
         fix="copy the whole folder that PEFT saved",
     )

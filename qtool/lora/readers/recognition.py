@@ -1,4 +1,4 @@
-"""Tells adapters from models without opening either."""
+"""Distinguishes adapters from models without loading either."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qtool.formats.weights.safetensors_header import PREFIX_BYTES, announced_header_bytes, read_header
 
-# In keys of adapters, and of nothing else.
+# Parts of keys that occur only in adapters.
 _MARKS = (".lora_", ".lora.", ".hada_", ".lokr_")
 _SIDE_KEYS = (".alpha", ".dora_scale")
 _FLAT_BEGINNINGS = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
@@ -15,7 +15,7 @@ _GGUF_HEAD = b"GGUF"
 
 
 def is_adapter(path: Path) -> bool:
-    """Tells whether ``path`` is a folder that PEFT saved, or the adapter's file in it."""
+    """Returns whether ``path`` is a folder that PEFT saved, or the adapter's file in it."""
     if path.is_dir():
         return (path / CONFIG_NAME).is_file()
     if not path.is_file():
@@ -25,13 +25,13 @@ def is_adapter(path: Path) -> bool:
 
 
 def is_gguf(path: Path) -> bool:
-    """Tells whether a file begins as those of llama.cpp do."""
+    """Returns whether a file begins with the magic bytes of GGUF."""
     with path.open("rb") as stream:
         return stream.read(len(_GGUF_HEAD)) == _GGUF_HEAD
 
 
 def is_single_file(path: Path) -> bool:
-    """Tells whether a file is an adapter that needs no settings beside it, or whose settings PEFT does not read."""
+    """Returns whether a file is an adapter that needs no configuration file, or whose configuration is not PEFT's."""
     if path.name == "adapter_model.safetensors" and (path.parent / CONFIG_NAME).is_file():
         return False
     with path.open("rb") as stream:

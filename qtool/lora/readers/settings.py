@@ -1,4 +1,4 @@
-"""Reads what ``adapter_config.json`` of PEFT says about an adapter, and refuses what cannot be merged exactly.
+"""Reads PEFT's ``adapter_config.json``, and rejects adapters that cannot be merged exactly.
 
 Source: https://huggingface.co/docs/peft/package_reference/lora: the fields of the configurations.
 """
@@ -17,7 +17,7 @@ from qtool.lora.readers.kind_details import NO_MERGED_FORM, KindDetails, details
 
 _Value = TypeVar("_Value")
 
-# Kinds that qtool merges, by their name in the file.
+# The supported kinds, by their name in the file.
 KINDS: Mapping[str, str] = {
     "LORA": "LoRA",
     "LOHA": "LoHa",
@@ -42,9 +42,9 @@ KINDS: Mapping[str, str] = {
     "RANDLORA": "RandLoRA",
     "HIRA": "HiRA",
 }
-# Those with a rank in the settings; AdaLoRA gives the one to aim at there.
+# Kinds with a rank in the settings; for AdaLoRA it is the target rank.
 _RANKED = ("LORA", "LOHA", "LOKR", "VERA", "HRA", "MISS", "VBLORA", "DELORA", "GRALORA", "RANDLORA", "HIRA")
-# Those with an alpha, by the field's name, and its default.
+# Kinds with an alpha, by the field's name, and its default.
 _ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
     "LORA": ("lora_alpha", 8),
     "ADALORA": ("lora_alpha", 8),
@@ -53,27 +53,27 @@ _ALPHA_FIELDS: Mapping[str, tuple[str, float]] = {
     "GRALORA": ("alpha", 64),
     "RANDLORA": ("randlora_alpha", 640),
 }
-# Fields whose being set makes the layer compute what no single weight does, or leaves the base another one.
+# Fields that make the layer compute something other than a single weight, or change the base.
 _NO_WEIGHT: Mapping[str, str] = {
-    "alora_invocation_tokens": "it acts on some tokens of a text only (aLoRA)",
-    "use_qalora": "it adds up groups of inputs first (QA-LoRA)",
+    "alora_invocation_tokens": "it applies to some tokens only (aLoRA)",
+    "use_qalora": "it sums groups of inputs first (QA-LoRA)",
     "layer_replication": "it repeats layers of the base",
     "use_bdlora": "it is split over several devices (BD-LoRA)",
-    "arrow_config": "it chooses between adapters as it runs (Arrow)",
-    "kasa_config": "it changes the base weights before it is trained (KaSA)",
+    "arrow_config": "it selects adapters at run time (Arrow)",
+    "kasa_config": "it changes the base weights before training (KaSA)",
     "monteclora_config": "it draws its weights at random (MonteCLoRA)",
 }
-# These subtract from the base weights when training begins; the adapter fits only what is left of them.
+# These subtract from the base weights when training begins; the adapter fits only the remaining weights.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """Says how OFT makes rotations of its numbers.
+    """How OFT computes rotations from its numbers.
 
     Attributes:
-        block_share: whether one block serves all.
-        neumann_terms: terms of the series that stands for the inverse; None for the exact inverse.
+        block_share: whether all blocks share one.
+        neumann_terms: terms of the series that approximates the inverse; None for the exact inverse.
         constraint: largest distance from the identity (COFT); None without limit.
     """
 
@@ -84,24 +84,24 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSettings:
-    """Says what an adapter is.
+    """The configuration of an adapter.
 
     Attributes:
         kind: a value of ``KINDS``.
         base_model: the name of the model that it was trained on, where it is known.
-        rank: of its matrices, where no pattern says otherwise.
-        alpha: what its scale is made of, where no pattern says otherwise; None where it is always 1.
+        rank: of its matrices, where no pattern overrides it.
+        alpha: the numerator of the scale, where no pattern overrides it; None where the scale is always 1.
         rank_patterns: ranks of single modules, by regular expressions for the ends of their names.
-        alpha_patterns: likewise.
-        root_scale: scale by the root of the rank (rsLoRA).
+        alpha_patterns: alphas of single modules, by regular expressions for the ends of their names.
+        root_scale: whether the scale is divided by the root of the rank (rsLoRA).
         fan_in_fan_out: whether weights are stored with the inputs first, as Conv1D of transformers does.
         feedforward: of IA3: the ends of the names of modules whose inputs are scaled, or one regular expression.
         target_parameters: parameters that are trained by name, not as the weight of their module.
         saved_modules: modules that were trained whole, by the ends of their names; the base need not have them.
-        keeps_ties: whether what it changes stays one tensor with what it is tied to.
-        token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" stands for any.
+        keeps_ties: whether a changed tensor stays tied.
+        token_rows: the rows that trainable tokens replace, by the end of the embedding's name; "" for any.
         rotation: of OFT.
-        details: of the kinds that have fields of their own.
+        details: of the kinds with specific fields.
     """
 
     kind: str
@@ -121,7 +121,7 @@ class AdapterSettings:
     details: KindDetails = field(default_factory=KindDetails)
 
     def rank_of(self, module: str) -> int | None:
-        """Returns the rank that the settings give to a module."""
+        """Returns the rank of a module."""
         return _first_match(self.rank_patterns, module, self.rank)
 
     def scale_of(self, module: str, rank: int) -> float:
@@ -132,18 +132,18 @@ class AdapterSettings:
         return alpha / math.sqrt(rank) if self.root_scale else alpha / rank
 
     def is_feedforward(self, module: str) -> bool:
-        """Tells whether IA3 scales the inputs of a module, not its outputs."""
+        """Returns whether IA3 scales the inputs of a module, not its outputs."""
         if isinstance(self.feedforward, str):
             return re.fullmatch(self.feedforward, module) is not None
         return module.endswith(self.feedforward)
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
-        """Returns the names of the parameters of a module that are trained as such."""
+        """Returns the names of the parameters of a module that are trained by name."""
         found = [name.rpartition(".") for name in self.target_parameters]
         return tuple(sorted({parameter for owner, _, parameter in found if _ends_with(module, owner)}))
 
     def saves(self, parameter: str) -> bool:
-        """Tells whether a parameter belongs to a module that was trained whole."""
+        """Returns whether a parameter belongs to a module that was trained whole."""
         return any(f".{name}." in f".{parameter}" for name in self.saved_modules)
 
     def rows_of(self, module: str) -> tuple[int, ...] | None:
@@ -172,13 +172,13 @@ def settings_from_peft(fields: Mapping[str, Any], where: str) -> AdapterSettings
     if kind not in KINDS:
         reason = NO_MERGED_FORM.get(kind)
         raise InputError(
-            f"{where} is an adapter of the kind {kind}, which has no exact merged form here"
+            f"{where} is an adapter of the kind {kind}, which cannot be merged exactly"
             + (f": {reason}" if reason else ""),
             fix=f"use one of {', '.join(KINDS.values())}, or merge it with the library that trained it",
         )
     _check_mergeable(fields, where)
     if kind == "ADALORA":
-        # There the pattern says which columns were kept; the others were not saved.
+        # There the pattern gives the kept columns; the others were not saved.
         fields = {name: value for name, value in fields.items() if name != "rank_pattern"}
     check_fields(fields, where)
     feedforward = fields.get("feedforward_modules") or ()

@@ -1,4 +1,4 @@
-"""Reads adapters that are one ``.safetensors`` file without settings beside it: kohya, LyCORIS, diffusers, mlx.
+"""Reads adapters in one ``.safetensors`` file without a configuration file: kohya, LyCORIS, diffusers, mlx.
 
 Sources: https://github.com/kohya-ss/sd-scripts (``networks/lora.py``), https://github.com/KohakuBlueleaf/LyCORIS,
 https://huggingface.co/docs/diffusers/api/loaders/lora and https://github.com/ml-explore/mlx-lm (``tuner/lora.py``).
@@ -24,7 +24,7 @@ from qtool.lora.readers.settings import AdapterSettings
 if TYPE_CHECKING:
     import torch
 
-# Roles by the ends of keys: how each family calls the two matrices, and everything else as PEFT does.
+# Roles by the suffixes of keys: each family's names of the two matrices; all others as in PEFT.
 _ENDINGS: Mapping[str, str] = {
     ".lora_down.weight": "lora_A",
     ".lora_up.weight": "lora_B",
@@ -41,7 +41,7 @@ _ENDINGS: Mapping[str, str] = {
     ".dora_scale": "dora_scale",
 }
 _LYCORIS = re.compile(r"\.(hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))$")
-# In front of flattened names; what follows is a module of that piece of a pipeline.
+# Prefixes of flattened names, by part of a pipeline.
 _FLAT = re.compile(r"(lora_unet|lora_te\d?|lora_transformer|lycoris)_")
 _PIECES: Mapping[str, str | None] = {
     "lora_unet": "unet",
@@ -62,7 +62,7 @@ def read_single_file(path: Path) -> Adapter:
 
     Raises:
         FormatError: the file is damaged.
-        InputError: it is no adapter, or holds tensors that belong to none of its kinds.
+        InputError: it is not an adapter, or holds tensors that belong to none of its kinds.
     """
     weights = SafetensorsFile().read(path)
     tensors = dict(weights.tensors)
@@ -89,7 +89,7 @@ def _module(
 ) -> AdapterModule:
     alpha = parts.pop("alpha", None)
     if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha))):
-        raise InputError(f"'{name}.alpha' in {path} is no number", fix="save the adapter again")
+        raise InputError(f"'{name}.alpha' in {path} is not a number", fix="save the adapter again")
     if flat is not None:
         piece, module = _PIECES.get(flat[1]), name[flat.end() :]
     else:
@@ -106,11 +106,11 @@ def _with_alpha(
     of_convolutions: AdapterSettings | None,
     path: Path,
 ) -> AdapterModule:
-    """Gives a module the alpha that the header tells of, where it has none of its own.
+    """Gives a module the header's alpha, where it has none of its own.
 
     Raises:
-        InputError: its rank is another one than the header says, or nothing tells whether it is a convolution, which
-            the header gives another alpha.
+        InputError: its rank differs from the header's, or it is ambiguous whether it is a convolution, which has a
+            separate alpha in the header.
     """
     first = next((module.parts[role] for role in _FIRST if role in module.parts), None)
     others = told.get(None) or (next(iter(told.values())) if len(told) == 1 and module.piece is None else None)
@@ -118,9 +118,9 @@ def _with_alpha(
     if of_convolutions is not None and module.alpha is None and first is not None:
         if "lora_A" not in module.parts and of_convolutions != settings:
             raise InputError(
-                f"the header of {path} gives convolutions an alpha of their own, and {module.path} does not tell "
-                "whether it is one",
-                fix="save the adapter again, with an alpha beside each module",
+                f"the header of {path} gives convolutions a separate alpha, and it is ambiguous whether {module.path} "
+                "is one",
+                fix="save the adapter again, with an alpha for each module",
             )
         settings = of_convolutions if first.ndim > 2 and max(first.shape[2:]) > 1 else settings
     if module.alpha is not None or first is None or settings is None or settings.alpha is None:
@@ -169,6 +169,6 @@ def _mlx_scale(path: Path) -> float:
         scale = fields["lora_parameters"]["scale"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} was saved by mlx, and {config} does not say its scale", fix="copy adapter_config.json beside it"
+            f"{path} was saved by mlx, and {config} does not give its scale", fix="copy adapter_config.json next to it"
         ) from error
     return float(scale)

@@ -1,4 +1,4 @@
-"""Reads adapters that torchtune saved under its own names, in a ``.pt`` file with nothing but tensors.
+"""Reads adapters with torchtune's own names, in a ``.pt`` file that holds only tensors.
 
 Source: https://github.com/meta-pytorch/torchtune, ``convert_weights.py`` and ``modules/peft``.
 """
@@ -47,10 +47,10 @@ _ROLES: Mapping[str, str] = {
 
 
 def read_torchtune_file(path: Path) -> Adapter | None:
-    """Reads the adapter in a file of torch; None where it holds no such one. Nothing in the file is run.
+    """Reads the adapter in a torch file; None where it is not such an adapter. No code in the file is run.
 
     Raises:
-        InputError: its scale is not beside it, or tensors are empty or not finite.
+        InputError: its scale is not stored next to it, or tensors are empty or not finite.
     """
     tensors = _tensors(path)
     found = {name: _PART.match(name) for name in tensors}
@@ -76,7 +76,7 @@ def _tensors(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         return source.read(path).tensors
     except FormatError:
-        # It would run code, or holds none: no adapter that this can read, which is for the caller to say.
+        # It would run code, or holds no adapter: the caller reports the error.
         return {}
 
 
@@ -86,8 +86,8 @@ def _settings(path: Path) -> AdapterSettings:
         fields = json.loads(config.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} was saved by torchtune, and {config} does not say its alpha",
-            fix="copy adapter_config.json beside it",
+            f"{path} was saved by torchtune, and {config} does not give its alpha",
+            fix="copy adapter_config.json next to it",
         ) from error
     if not isinstance(fields, dict):
         raise InputError(f"{config} is not a JSON object", fix="save the adapter again")

@@ -47,7 +47,7 @@ def _patterns() -> tuple[Op, ...]:
 
 
 class FuseAttention(Fusion):
-    """Puts Attention of opset 23 in the place of softmax(scale * q k^T + mask) v.
+    """Replaces softmax(scale * q k^T + mask) v by Attention of opset 23.
 
     Tensors are (batch, heads, steps, length), with as many heads of keys and values as of queries.
     """
@@ -74,6 +74,6 @@ class FuseAttention(Fusion):
 
 
 def _leading(value: ir.Value) -> tuple[int | str | None, ...]:
-    """Returns the number of samples and heads, as far as they are known by number or name."""
+    """Returns the number of samples and heads, as far as known by number or name."""
     dims = () if value.shape is None else value.shape[:2]
     return tuple(dim if isinstance(dim, int) else dim.value for dim in dims)

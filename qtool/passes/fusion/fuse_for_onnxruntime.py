@@ -10,7 +10,7 @@ _SOFTMAX = "Softmax"
 
 
 class FuseForOnnxruntime(ir.passes.InPlacePass):
-    """Puts Attention, MultiHeadAttention, SkipLayerNormalization, BiasGelu and their kin in the place of their parts.
+    """Replaces their parts by Attention, MultiHeadAttention, SkipLayerNormalization, BiasGelu and their kin.
 
     The library rewrites more than it fuses: where it fuses nothing, the graph stays as it was.
     """

@@ -51,7 +51,7 @@ _SIGMOID = (Op("Mul", (_X, Op("Sigmoid", (Op("Mul", (_X, Number(1.702))),), name
 
 
 class FuseGelu(Fusion):
-    """Puts Gelu, of opset 20 or of onnxruntime, in the place of what it is spelled out as.
+    """Replaces what it is spelled out as by Gelu, of opset 20 or of onnxruntime,.
 
     The form with Sigmoid is another function, which only onnxruntime has an operator for.
     """

@@ -21,7 +21,7 @@ _X, _SCALE, _BIAS, _EPSILON = Tensor("x"), Stored("scale"), Stored("bias"), Numb
 
 
 def _keeps_last_axis(node: ir.Node) -> bool:
-    """Tells whether a reduction is over the last axis, which stays with a length of 1."""
+    """Returns whether a reduction is over the last axis, which stays with a length of 1."""
     axes, source = axes_of(node), node.inputs[0]
     if axes is None or len(axes) != 1 or not integer_attribute(node, "keepdims", 1) or source is None:
         return False
@@ -55,7 +55,7 @@ _CENTRED = Op("Sub", (_X, _mean(_X)))
 
 
 class FuseLayerNormalization(Fusion):
-    """Puts LayerNormalization of opset 17 in the place of the arithmetic for it, over the last axis."""
+    """Replaces the arithmetic for it, over the last axis by LayerNormalization of opset 17."""
 
     patterns: ClassVar[tuple[Op, ...]] = (
         *(Op("Add", (Op("Mul", (form, _SCALE)), _BIAS)) for form in _normalized(_CENTRED)),
@@ -74,7 +74,7 @@ class FuseLayerNormalization(Fusion):
 
 
 class FuseRmsNormalization(Fusion):
-    """Puts RMSNormalization of opset 23 in the place of the arithmetic for it, over the last axis."""
+    """Replaces the arithmetic for it, over the last axis by RMSNormalization of opset 23."""
 
     patterns: ClassVar[tuple[Op, ...]] = tuple(Op("Mul", (form, _SCALE)) for form in _normalized(_X))
 
@@ -91,7 +91,7 @@ def _attributes(match: Match) -> dict[str, int | float]:
 
 
 def _one_an_element(match: Match) -> bool:
-    """Tells whether scale and bias have the type of what they scale and the length of its last axis."""
+    """Returns whether scale and bias have the type of what they scale and the length of its last axis."""
     value = match.values["x"]
     for name in ("scale", "bias"):
         array = constant_array(match.values.get(name))

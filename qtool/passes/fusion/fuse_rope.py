@@ -26,7 +26,7 @@ _RANK = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Is a rotary embedding that was found.
+    """A rotary embedding that was found.
 
     Attributes:
         source: what is turned, of shape (batch, heads, steps, length).
@@ -44,7 +44,7 @@ class Rope:
 
 
 class FuseRope(ir.passes.InPlacePass):
-    """Puts RotaryEmbedding of opset 23, or onnxruntime's, in the place of the arithmetic for it.
+    """Replaces the arithmetic for it by RotaryEmbedding of opset 23, or onnxruntime's,.
 
     Tensors are (batch, heads, steps, length). onnxruntime's own operator takes one table for all samples only.
     """
@@ -154,7 +154,7 @@ def _negated(value: ir.Value) -> ir.Value | None:
 
 
 def _key(value: ir.Value) -> object:
-    """Returns what tells equal values: the two halves may be cut out anew for each use."""
+    """Returns what tells equal values: the two halves may be cut out again for each use."""
     return part_of(value) or value
 
 
@@ -194,7 +194,7 @@ class _Writer:
         return True
 
     def _fits(self, table: ir.Value, dims: tuple[Length | None, ...], rope: Rope) -> bool:
-        """Tells whether a table has a row for each step, and the same for all heads."""
+        """Returns whether a table has a row for each step, and the same for all heads."""
         found = dims_of(table)
         width = dims[-1] if rope.full else Length((last_length(rope.source) or 0) // 2)
         if found is None or not 2 <= len(found) <= _RANK or found[-1] != width or found[-2] != dims[-2]:

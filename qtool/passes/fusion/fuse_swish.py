@@ -22,7 +22,7 @@ _X = Tensor("x")
 
 
 def _is_hard_sigmoid(node: ir.Node) -> bool:
-    """Tells whether a HardSigmoid is max(0, min(1, x / 6 + 1 / 2))."""
+    """Returns whether a HardSigmoid is max(0, min(1, x / 6 + 1 / 2))."""
     alpha, beta = node.attributes.get("alpha"), node.attributes.get("beta")
     slope = 0.2 if alpha is None else alpha.as_float()
     return bool(np.isclose(slope, 1 / 6, rtol=1e-4)) and (beta is None or beta.as_float() == 0.5)
@@ -32,7 +32,7 @@ _CLIPPED = Op("Clip", (Op("Add", (_X, Number(3.0))), Number(0.0), Number(6.0)))
 
 
 class FuseSwish(Fusion):
-    """Puts Swish of opset 24, or QuickGelu of onnxruntime, in the place of x * sigmoid(x).
+    """Replaces x * sigmoid(x) by Swish of opset 24, or QuickGelu of onnxruntime,.
 
     That is what makes SwiGLU of two layers a Swish and a product.
     """
@@ -53,7 +53,7 @@ class FuseSwish(Fusion):
 
 
 class FuseHardSwish(Fusion):
-    """Puts HardSwish of opset 14 in the place of x * clip(x + 3, 0, 6) / 6."""
+    """Replaces x * clip(x + 3, 0, 6) / 6 by HardSwish of opset 14."""
 
     patterns: ClassVar[tuple[Op, ...]] = (
         Op("Mul", (_X, Op("HardSigmoid", (_X,), accepts=_is_hard_sigmoid))),

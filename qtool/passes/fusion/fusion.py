@@ -1,4 +1,4 @@
-"""What all fusions have in common: they put one node in the place of several."""
+"""What all fusions have in common: they put one node instead of several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qtool.passes.optimization.operators import ONNXRUNTIME_DOMAIN, Operators, o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """Is the operator that takes the place of a match.
+    """The operator that takes the place of a match.
 
     Attributes:
         op_type: the operator.
@@ -33,7 +33,7 @@ class Fused:
 
 
 class Fusion(ir.passes.InPlacePass):
-    """Looks for patterns, and replaces each match by what ``fused`` makes of it."""
+    """Searches for patterns, and replaces each match by what ``fused`` makes of it."""
 
     patterns: ClassVar[tuple[Op, ...]]
 
@@ -64,7 +64,7 @@ class Fusion(ir.passes.InPlacePass):
 
     @abstractmethod
     def fused(self, match: Match) -> Fused | None:
-        """Returns what to put in the place of a match, or None to leave it as it is."""
+        """Returns what to put instead of a match, or None to leave it as it is."""
 
 
 def _replace(graph: ir.Graph, match: Match, fused: Fused) -> None:

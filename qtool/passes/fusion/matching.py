@@ -63,7 +63,7 @@ Pattern: TypeAlias = Tensor | Number | Stored | Op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Is a place where a pattern fits.
+    """A place where a pattern fits.
 
     Attributes:
         values: the values by name.

@@ -19,7 +19,7 @@ from qtool.graph.views import axes_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Is one of the two halves of a tensor.
+    """One of the two halves of a tensor.
 
     Attributes:
         source: the tensor.
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """Is a tensor made of two halves.
+    """A tensor made of two halves.
 
     Attributes:
         parts: the halves.
@@ -86,7 +86,7 @@ def last_length(value: ir.Value) -> int | None:
 
 
 def is_doubled(value: ir.Value | None, *, interleaved: bool) -> bool:
-    """Tells whether both halves of a table are the same, as a full table of cosines or sines has it."""
+    """Returns whether both halves of a table are the same, as a full table of cosines or sines has it."""
     while value is not None:
         array = constant_array(value)
         if array is not None:
@@ -163,7 +163,7 @@ def _only_index(cut: Cut, pairs: ir.Value) -> int | None:
 
 
 def _halves(pairs: ir.Value, source: ir.Value) -> bool:
-    """Tells whether ``pairs`` is ``source`` with its last axis as pairs."""
+    """Returns whether ``pairs`` is ``source`` with its last axis as pairs."""
     if pairs.shape is None or source.shape is None or len(pairs.shape) != len(source.shape) + 1:
         return False
     length, half = last_length(source), pairs.shape[-2]
@@ -171,7 +171,7 @@ def _halves(pairs: ir.Value, source: ir.Value) -> bool:
 
 
 def _doubles(part: ir.Value, whole: ir.Value) -> bool:
-    """Tells whether ``whole`` has the shape of ``part`` but for a last axis twice as long."""
+    """Returns whether ``whole`` has the shape of ``part`` but for a last axis twice as long."""
     if part.shape is None or whole.shape is None or len(part.shape) != len(whole.shape):
         return False
     half, length = last_length(part), last_length(whole)

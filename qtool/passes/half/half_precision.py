@@ -42,7 +42,7 @@ class KeptFloat32:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HalfPlan:
-    """Says which nodes compute in half precision.
+    """The nodes that compute in half precision.
 
     Attributes:
         dtype: the type of it.
@@ -258,7 +258,7 @@ def _cast(value: ir.Value, dtype: ir.DataType, names: Names) -> ir.Node:
 
 
 def _replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> None:
-    """Puts ``new`` in the place of the graph's output ``old``, under its name."""
+    """Replaces the graph's output ``old``, under its name by ``new``."""
     name = old.name or ""
     old.name = names.free(f"{name}_inner")
     new.name = name

@@ -56,7 +56,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _is_end(node: ir.Node) -> bool:
-    """Tells whether a node is a Cast at one of the ends, as this pass leaves it."""
+    """Returns whether a node is a Cast at one of the ends, as this pass leaves it."""
     if node.op_type != "Cast" or node.domain or node.inputs[0] is None:
         return False
     source, made = node.inputs[0], node.outputs[0]

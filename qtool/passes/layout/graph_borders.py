@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calib.specs import Array, Feed, Layout
+from qtool.calib.image_layout import Layout
+from qtool.calib.specs import Array, Feed
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.names import Names
 from qtool.image_layout import image_layout
@@ -23,7 +24,7 @@ _TURNS: Mapping[Layout, Perm] = {"nhwc": TO_LAST, "nchw": TO_FIRST}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turned:
-    """Says which inputs and outputs have another layout now.
+    """The inputs and outputs whose layout changed.
 
     Attributes:
         layout: that one.

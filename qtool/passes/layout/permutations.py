@@ -18,7 +18,7 @@ def identity(rank: int) -> Perm:
 
 
 def is_identity(perm: Perm) -> bool:
-    """Tells whether a permutation moves nothing."""
+    """Returns whether a permutation moves nothing."""
     return perm == identity(len(perm))
 
 

@@ -20,7 +20,7 @@ Change: TypeAlias = Callable[[ir.Graph, Names], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrite:
-    """Is the same node on stored tensors.
+    """The same node on stored tensors.
 
     Attributes:
         wanted: how it takes its inputs, by position; those that are not named it takes as they should be.
@@ -246,7 +246,7 @@ def broadcasting_rewrite(node: ir.Node, perms: Sequence[Perm | None]) -> Rewrite
 
 
 def _fits(value: ir.Value | None, perm: Perm | None, chosen: Perm) -> bool:
-    """Tells whether an operand can be taken with one permutation as it is kept: only axes of length 1 move."""
+    """Returns whether an operand can be taken with one permutation as it is kept: only axes of length 1 move."""
     if perm == chosen:
         return True
     if perm is None or not is_identity(perm) or value is None or value.shape is None:

@@ -55,7 +55,7 @@ def _is_layer(node: ir.Node) -> bool:
 
 
 def _is_turned(value: ir.Value) -> bool:
-    """Tells whether nobody reads a value but Transpose nodes that put its channels last."""
+    """Returns whether nobody reads a value but Transpose nodes that put its channels last."""
     return all(transpose_perm(use.node) == TO_LAST for use in value.uses())
 
 

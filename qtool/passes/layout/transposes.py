@@ -20,7 +20,7 @@ _SINGLE_AXIS = ("Softmax", "LogSoftmax", "Hardmax")
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Says how a tensor is kept: as ``value``, which ``perm`` would make what it should be.
+    """Describes how a tensor is kept: as ``value``, which ``perm`` would make what it should be.
 
     ``moved`` is one of the Transpose nodes that this comes from.
     """
@@ -32,7 +32,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Plan:
-    """Is what should become of every node.
+    """What should become of every node.
 
     Attributes:
         kept: how each tensor is kept that is not as it should be.

@@ -1,4 +1,4 @@
-"""Raises old models to the first opset whose QuantizeLinear takes one scale a channel."""
+"""Raises old models to the first opset whose QuantizeLinear takes one scale per channel."""
 
 from __future__ import annotations
 

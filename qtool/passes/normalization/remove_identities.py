@@ -46,5 +46,5 @@ def bypass(node: ir.Node, source: ir.Value | None) -> bool:
 
 
 def _is_captured(value: ir.Value, graph: ir.Graph | ir.Function) -> bool:
-    """Tells whether a subgraph reads the value: it may hold another value of the name that this one would get."""
+    """Returns whether a subgraph reads the value: it may hold another value of the name that this one would get."""
     return any(use.node.graph is not graph for use in value.uses())

@@ -12,7 +12,7 @@ _INPUT_OPSET = 13
 
 
 def write_lengths(model: ir.Model) -> None:
-    """Puts lengths in the place of ``num_outputs``, which older opsets do not have.
+    """Replaces ``num_outputs``, which older opsets do not have by lengths.
 
     All chunks but the last one have the same length: ⌈length / outputs⌉ (the operator's definition in opset 18).
     """

@@ -22,7 +22,7 @@ DEFAULT, INTEGERS = "default", "integers"
 
 
 def runs_onnxruntime(target: str | None) -> bool:
-    """Tells whether a target runs onnxruntime's own operators; without one, only the standard's are used.
+    """Returns whether a target runs onnxruntime's own operators; without one, only the standard's are used.
 
     Raises:
         UsageError: there is no such target.

@@ -46,7 +46,7 @@ class EvaluateConstants(ir.passes.InPlacePass):
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Says whether to fold a node whose inputs are all constants; None leaves it to the library."""
+    """Returns whether to fold a node whose inputs are all constants; None leaves it to the library."""
     inputs = [value for value in node.inputs if value is not None]
     if node.domain != "" or node.op_type in _KEPT:
         return False

@@ -37,7 +37,7 @@ class KnownShapes(ir.passes.InPlacePass):
 
 
 def _broadcasts(reader: ir.Node, index: int, wanted: Lengths, source: Lengths) -> bool:
-    """Tells whether the other operands of a reader make it repeat a tensor just as Expand does."""
+    """Returns whether the other operands of a reader make it repeat a tensor just as Expand does."""
     if reader.domain != "" or reader.op_type not in _BROADCASTING:
         return False
     others = [dims_of(value) for place, value in enumerate(reader.inputs) if place != index and value is not None]

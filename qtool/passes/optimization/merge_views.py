@@ -72,7 +72,7 @@ def _merge(graph: ir.Graph, second: ir.Node, arithmetic: ShapeArithmetic, names:
 
 
 def _ignores_its_input(node: ir.Node) -> bool:
-    """Tells whether a Reshape gives all lengths itself, or all but the one that remains."""
+    """Returns whether a Reshape gives all lengths itself, or all but the one that remains."""
     shape = constant_array(node.inputs[1]) if node.op_type == "Reshape" else None
     return shape is not None and not (shape == 0).any()
 

@@ -11,7 +11,7 @@ ONNXRUNTIME_DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operators:
-    """Says what the runtime that the result is for has.
+    """Describes what the runtime that the result is for has.
 
     Attributes:
         onnxruntime: whether onnxruntime's own operators, those of ``com.microsoft``, are among it.

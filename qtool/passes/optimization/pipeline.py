@@ -27,7 +27,7 @@ _NOTES = "pkg.onnxscript."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Is one run of a pass that changed something.
+    """One run of a pass that changed something.
 
     Attributes:
         name: the pass.
@@ -150,7 +150,7 @@ def _defaults_aside(model: ir.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        # A pass may have put another graph in the place of the one that there was.
+        # A pass may have put another graph instead of the one that there was.
         for value in [value for value in model.graph.inputs if value.name in kept]:
             value.const_value = kept[value.name]
             model.graph.register_initializer(value)

@@ -141,7 +141,7 @@ def _reduction(node: ir.Node) -> ir.Value | None:
 
 
 def _limit(node: ir.Node) -> ir.Value | None:
-    """Looks for Max with minus infinity and Min with infinity."""
+    """Searches for Max with minus infinity and Min with infinity."""
     if len(node.inputs) != 2:
         return _only_input(node)
     neutral = -np.inf if node.op_type == "Max" else np.inf
@@ -170,7 +170,7 @@ def _power(node: ir.Node) -> ir.Value | None:
 
 
 def _logic(node: ir.Node) -> ir.Value | None:
-    """Looks for And with true and Or with false."""
+    """Searches for And with true and Or with false."""
     for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         if value is not None and broadcast_number(other, value) == (node.op_type == "And"):
             return value

@@ -58,7 +58,7 @@ def _trips(loop: ir.Node) -> int | None:
 
 
 def _goes_on(body: ir.Graph) -> bool:
-    """Tells whether the condition that a body returns is always true when it was true before."""
+    """Returns whether the condition that a body returns is always true when it was true before."""
     value: ir.Value | None = body.outputs[0]
     while value is not None and value is not body.inputs[1]:
         if is_constant(value):

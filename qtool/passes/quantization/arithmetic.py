@@ -38,7 +38,7 @@ class CanonicalArithmetic(ir.passes.InPlacePass):
 
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Puts ``new`` in the place of ``old``; its outputs take over names, types, shapes and readers."""
+    """Replaces ``old`` by ``new``; its outputs take over names, types, shapes and readers."""
     graph.insert_before(old, new)
     for before, after in zip(old.outputs, new.outputs, strict=True):
         after.name, after.type, after.shape = before.name, before.type, before.shape

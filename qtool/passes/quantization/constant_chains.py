@@ -21,7 +21,7 @@ _LONGEST_TAIL = 4
 class JoinConstantChains(ir.passes.InPlacePass):
     """Makes (x * a) * b one product, (x + a) + b one sum, and x * a + b the product (x + b / a) * a.
 
-    The last only for constants that are one number for the tensor or one a channel, and only where nothing else reads
+    The last only for constants that are one number for the tensor or one per channel, and only where nothing else reads
     the values between.
     """
 
@@ -51,7 +51,7 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, npt.NDArray[np.float32]] 
 
 
 def is_normalized(value: ir.Value) -> bool:
-    """Tells whether a value comes from a division by something computed, perhaps scaled and shifted already.
+    """Returns whether a value comes from a division by something computed, perhaps scaled and shifted already.
 
     Such a spelled-out normalization is one fast operator for the runtime as long as it keeps its form.
     """

@@ -40,6 +40,6 @@ class FoldConstants(ir.passes.InPlacePass):
         """Folds what stays small; a large tensor that is made from a small one stays a computation."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
         write_lengths(model)
-        # The rules put an Identity in the place of what does nothing; applying them drops constants without readers.
+        # The rules put an Identity instead of what does nothing; applying them drops constants without readers.
         rewritten = ir.passes.Sequential(DropNeutralConstants(), RewritePass(_RULES), RemoveIdentities())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -99,7 +99,7 @@ def _least_rank(source: ir.Value, layer: ir.Node) -> int:
 
 
 def _takes_offset(layer: ir.Node) -> bool:
-    """Tells whether an offset of the input is an offset of the output everywhere: no zeros are added at the border."""
+    """Returns whether an input offset becomes the same output offset everywhere, that is, without zero padding."""
     if layer.op_type == "MatMul":
         return False
     if layer.op_type == "Gemm":

@@ -41,5 +41,5 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
     def may_fold(self, weight: ir.Value, transpose: ir.Node) -> bool:
-        """Tells whether a weight may be stored transposed for the reader of ``transpose``."""
+        """Returns whether a weight may be stored transposed for the reader of ``transpose``."""
         return sole_consumer(weight) is transpose

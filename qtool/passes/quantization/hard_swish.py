@@ -66,7 +66,7 @@ def _attribute(node: ir.Node, name: str, default: float) -> float:
 
 
 def _spell_out(graph: ir.Graph, node: ir.Node, source: ir.Value, *, slope: float, offset: float, names: Names) -> None:
-    """Puts four nodes in the place of ``node``, which makes the result; the last one bears its name."""
+    """Replaces ``node``, which makes the result by four nodes; the last one bears its name."""
     stem = node.outputs[0].name or node.name or "hard_swish"
 
     def constant(role: str, number: float) -> ir.Value:

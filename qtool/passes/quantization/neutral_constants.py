@@ -14,7 +14,7 @@ _NEUTRAL: Mapping[str, tuple[int, bool]] = {"Add": (0, True), "Sub": (0, False),
 
 
 class DropNeutralConstants(ir.passes.InPlacePass):
-    """Puts an Identity in the place of x + 0, x - 0, x * 1 and x / 1.
+    """Replaces x + 0, x - 0, x * 1 and x / 1 by an Identity.
 
     The constant must be exactly that: 1e-10 in front of a logarithm is there for a reason.
     """

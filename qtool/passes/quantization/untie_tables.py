@@ -19,7 +19,7 @@ class UntieTables(FoldWeightTransposes):
     readers: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gemm"})
 
     def may_fold(self, weight: ir.Value, transpose: ir.Node) -> bool:
-        """Tells whether the table is read by ``transpose`` and Gathers alone."""
+        """Returns whether the table is read by ``transpose`` and Gathers alone."""
         return all(use.node is transpose or _looks_up(use.node, use.idx) for use in weight.uses())
 
 

@@ -32,19 +32,19 @@ def write_graph(
     kind: str | None = None,
     compare: Callable[[Path], tuple[ProgramComparison, ...]] | None = None,
 ) -> ConvertReport:
-    """Writes a graph, in the precision that is asked for, and reports on it.
+    """Writes a graph, in the requested precision, and reports on it.
 
     Args:
-        request: what was asked for.
-        detection: what the source is.
-        graph: the graph, with the comparisons that it passed; it may be changed in place.
+        request: the options.
+        detection: the kind of the source.
+        graph: the graph, with the comparisons that it passed; it may be modified in place.
         output: where to write it.
         progress: receives the steps.
         kind: more about the source, in words.
         compare: compares the written file with the source, where that has not been done.
 
     Raises:
-        InputError: the graph computes something else than the source.
+        InputError: the graph does not compute the same as the source.
         OutputError: it cannot be written.
     """
     from qtool.formats.onnx.ir_versions import lowest_ir_version
@@ -53,7 +53,7 @@ def write_graph(
     kept: tuple[KeptFloat32, ...] = ()
     storage = request.storage
     if request.precision is not None:
-        # Weights that a message cannot hold stay outside of it in half of the bytes, too: a message is built in memory.
+        # Weights too large for one message stay external in half precision, too, since a message is built in memory.
         is_large = weights_nbytes(graph.model) > LARGEST_MESSAGE_BYTES
         storage = replace(storage, external=storage.external or is_large)
         graph, kept = _in_half(request, graph, progress)
@@ -84,7 +84,7 @@ def write_graph(
 
 
 def _check(request: ConvertRequest, detection: Detection, path: Path) -> None:
-    """Passes when the result in ``path`` follows the ONNX standard; says whether the source does not already."""
+    """Passes when the result in ``path`` follows the ONNX standard, or the source already does not."""
     from qtool.formats.onnx.onnx_file import OnnxFile
 
     file = OnnxFile()
@@ -117,9 +117,9 @@ def _in_half(
 
 
 def real_feed(request: ConvertRequest, model: ir.Model) -> Feed | None:
-    """Returns some samples of the data of the request, as the graph takes them; None without data.
+    """Returns some samples of the request's data in the form of the graph's inputs; None without data.
 
-    Those are a batch of the size that the graph fixes, or one whole feed where its inputs share no batch axis.
+    They are a batch of the size that the graph fixes, or one whole feed where its inputs share no batch axis.
 
     Raises:
         CalibError: the data does not fit the graph.
@@ -131,7 +131,7 @@ def real_feed(request: ConvertRequest, model: ir.Model) -> Feed | None:
 
     data = DataRequest(source=request.calib_data, preprocess=request.preprocess)
     feed = next(data.feeds(data.open(), *model_specs(model)))
-    # States without a step yet have no values to repeat or cut.
+    # States of length zero have no values to repeat or truncate.
     return {name: array for name, array in feed.items() if array.size}
 
 
@@ -156,14 +156,14 @@ def report(
         request: what was asked for.
         detection: what the source is.
         output: the result.
-        nbytes: its size, files beside it included.
+        nbytes: its size, with external data.
         kind: more about the source, in words.
         opset: its opset, where it is a graph.
         inputs: its inputs, described.
         outputs: its outputs, described.
-        left_out: outputs of the source that are no tensors.
+        left_out: outputs of the source that are not tensors.
         tensors: how many tensors it holds, where it holds weights only.
-        comparisons: runs of it beside the source.
+        comparisons: its comparisons with the source.
         kept_float: nodes that stay float32 in a graph of half precision.
     """
     return ConvertReport(
@@ -184,7 +184,7 @@ def report(
 
 
 def folder_bytes(folder: Path) -> int:
-    """Sums up the files of a staged result: the model, and its data where that is a second file."""
+    """Returns the total size of a staged result, external data included."""
     return sum(file.stat().st_size for file in folder.iterdir())
 
 

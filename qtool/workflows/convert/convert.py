@@ -1,4 +1,4 @@
-"""Converts a model file into another format, and proves that the result computes the same."""
+"""Converts a model file into another format, and checks that the result computes the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
 from qtool.progress import SILENT, Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
-from qtool.workflows.convert.request import TARGET_FORMATS, ConvertReport, ConvertRequest, TargetFormat
+from qtool.workflows.convert.request import ConvertReport, ConvertRequest
+from qtool.workflows.convert.target_format import TARGET_FORMATS, TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions, import_tensorflow
 from qtool.workflows.convert.torch_import import ImportedGraph, InputDescription, import_weights
 
@@ -47,14 +48,14 @@ def load_graph(
         architecture: what builds the torch module or the Keras model of weights.
         input_shapes: the shape of each input of the module, with names for free dimensions.
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
-        example: real data; its shapes count where ``input_shapes`` is None.
+        example: real data, whose shapes are used where ``input_shapes`` is None.
         trust: what the file may run.
         progress: receives the steps.
 
     Raises:
         FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.
         UsageError: weights came without an architecture.
-        InputError: the exported graph computes something else than torch.
+        InputError: the exported graph does not compute the same as torch.
     """
     detection = detect(path)
     if detection.format in TENSORFLOW_FORMATS:
@@ -96,12 +97,12 @@ def load_graph(
 
 
 def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertReport:
-    """Converts ``request.source`` and writes the result whole, or not at all.
+    """Converts ``request.source`` and writes the result atomically.
 
     Raises:
-        UsageError: the options do not go together.
+        UsageError: the options conflict.
         FormatError: the source or the module's code cannot be used.
-        InputError: there is no such conversion, or its result computes something else.
+        InputError: there is no such conversion, or its result differs from the source.
         OutputError: the result cannot be written.
     """
     detection = detect(request.source)
@@ -109,7 +110,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
         return _from_tensorflow(request, detection, progress)
     if request.tensorflow != TensorFlowOptions():
         raise UsageError(
-            f"--inputs, --outputs, --signature and --nchw say nothing about {detection.detail}",
+            f"--inputs, --outputs, --signature and --nchw have no effect with {detection.detail}",
             fix="give them for TensorFlow models",
         )
     found = registry.load_source(detection.format)
@@ -137,8 +138,8 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
 def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Progress) -> ConvertReport:
     if request.target is not TargetFormat.ONNX:
         raise InputError(
-            f"{request.source} is a TensorFlow model, and no torch module belongs to it",
-            fix="give --to onnx, which is the only form that it can take",
+            f"{request.source} is a TensorFlow model, which has no torch module",
+            fix="give --to onnx, the only supported target",
         )
     output = _output(request, detection, registry.load(TARGET_FORMATS[TargetFormat.ONNX]).suffix)
     data = _data(request)
@@ -179,7 +180,7 @@ def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: b
     for option, misplaced in graph_only.items():
         if misplaced:
             raise UsageError(
-                f"{option} says nothing when {detection.detail} becomes {request.target}", fix=f"drop {option}"
+                f"{option} has no effect when {detection.detail} becomes {request.target}", fix=f"drop {option}"
             )
 
 
@@ -201,7 +202,7 @@ def _output(request: ConvertRequest, detection: Detection, suffix: str) -> Path:
 
 
 def _change(request: ConvertRequest) -> str:
-    """Names what becomes of a graph that stays one."""
+    """Describes the result of a conversion from ONNX to ONNX."""
     parts = [] if request.opset is None else [f"opset{request.opset}"]
     parts += [] if request.precision is None else [request.precision.name]
     return ".".join(parts) or "external"
@@ -212,7 +213,7 @@ def _rewrite(
 ) -> ConvertReport:
     from qtool.workflows.convert.graph_conversion import comparison_with_source, in_opset
 
-    # It is described before it is changed, which may happen in place.
+    # It is described first, since it may be modified in place.
     compare = comparison_with_source(request, model, progress)
     converted = in_opset(model, request.opset, progress)
     return write_graph(request, detection, ImportedGraph(model=converted), output, progress, compare=compare)

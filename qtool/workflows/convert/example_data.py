@@ -1,4 +1,4 @@
-"""Takes a few samples of real data to try a model on."""
+"""Takes a few samples of real data to run a model on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qtool.calib.datasets.batching import is_one_batch_axis
 from qtool.calib.errors import CalibError, UnequalLengthsError
 from qtool.calib.specs import Feed
 
-# As many as the largest comparison runs on.
+# The size of the largest comparison.
 SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleData:
-    """Holds some samples, and what the data says about its shapes.
+    """Some samples, and the shapes of the data.
 
     Attributes:
         feeds: the samples by array name; an empty name stands for the only input.
@@ -46,11 +46,11 @@ def open_example_data(source: str, preprocess: str | None) -> Dataset:
 def example_data(
     dataset: Dataset, input_shapes: Mapping[str, tuple[int | str, ...]] | None = None
 ) -> ExampleData | None:
-    """Returns the first samples of every numeric array; None where the data does not describe itself.
+    """Returns the first samples of every numeric array; None where the data has no array descriptions.
 
     Args:
         dataset: the data.
-        input_shapes: shapes of the inputs, which tell whole inputs from rows of samples where the arrays do not.
+        input_shapes: shapes of the inputs, which distinguish whole inputs from rows of samples where the arrays do not.
 
     Raises:
         CalibError: the data has no samples, or holds NaN.

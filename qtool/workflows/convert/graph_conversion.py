@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def in_opset(model: ir.Model, opset: int | None, progress: Progress) -> ir.Model:
-    """Returns the graph with the operators of ``opset``, or as it is; ``model`` itself may be changed on the way.
+    """Returns the graph with the operators of ``opset``, converted if needed; ``model`` may be modified.
 
     Raises:
         UsageError: there is no such opset.
-        InputError: an operator of the graph has no form in it.
+        InputError: an operator of the graph does not exist in it.
     """
     from qtool.workflows.convert.opsets import to_opset
 
@@ -42,14 +42,14 @@ def in_opset(model: ir.Model, opset: int | None, progress: Progress) -> ir.Model
 def comparison_with_source(
     request: ConvertRequest, model: ir.Model, progress: Progress
 ) -> Callable[[Path], tuple[ProgramComparison, ...]]:
-    """Returns what compares a file with the source of ``request``, which ``model`` was read from.
+    """Returns a function that compares a file with the source of ``request``, from which ``model`` was read.
 
-    Weights that are too many for one message stay in their files while both run, one part after the other.
+    Weights too large for one message stay in their files while both run part by part.
     """
     from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
     from qtool.workflows.diagnose.overflow import warn_of_overflow
 
-    # What does not run here overflows elsewhere, if at all.
+    # Models for other runtimes cannot be checked for overflow here.
     with suppress(RuntimeRefusedError):
         warn_of_overflow(request.source, request.source.name, progress)
     if file_draws(request.source):
@@ -81,7 +81,7 @@ def _opened(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session:
 
 
 def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Session | OnnxReference:
-    """Opens the source, also where its file format or its operators are newer than onnxruntime's."""
+    """Opens the source, even if its IR version or its operators are newer than onnxruntime's."""
     from qtool.backends.execution import AS_IT_IS
     from qtool.runtime.onnx_reference import OnnxReference
 
@@ -99,7 +99,7 @@ def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Sessio
 
 
 def _readable(path: Path) -> ir.Model:
-    """Reads a graph, in the oldest version of the file format that has all of it."""
+    """Reads a graph, in the oldest IR version that supports it."""
     model = OnnxFile().read(path)
     model.ir_version = lowest_ir_version(model)
     return model

@@ -1,4 +1,4 @@
-"""Rewrites graphs in float16 or bfloat16, keeps float what overflows there, and compares the result."""
+"""Mixed half precision: rewrites graphs in float16 or bfloat16, keeps overflowing nodes in float32, and compares."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from qtool.runtime.parts import Parts
     from qtool.runtime.session import Level, Session
 
-# Rounding to 11 or 8 bits in every layer adds up to about this much of the largest output in deep networks.
+# Rounding to 11 or 8 bits in every layer adds up to about this fraction of the largest output in deep networks.
 _LARGEST_RELATIVE_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bfloat16": 1.5e-1}
 _LARGEST: Mapping[HalfName, float] = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
-# The first opset in which Conv and pooling take it.
+# The first opset in which Conv and pooling support it.
 _BFLOAT16_OPSET = 22
 _FREE_INITIALIZERS_VERSION = 4
 _VALUES_AT_ONCE = 1 << 22
@@ -49,7 +49,7 @@ _WATCHED = "qtool_largest_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Says what to compute in.
+    """The precision to compute in.
 
     Attributes:
         name: the type.
@@ -62,11 +62,11 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HalfGraph:
-    """Is a graph in half precision.
+    """A graph in half precision.
 
     Attributes:
         model: the graph.
-        comparisons: runs of it beside the float graph.
+        comparisons: its comparisons with the float graph.
         kept: the nodes that stay float32.
     """
 
@@ -78,23 +78,23 @@ class HalfGraph:
 def to_precision(
     model: ir.Model, precision: Precision, *, real: Feed | None, keep_opset: bool, progress: Progress
 ) -> HalfGraph:
-    """Rewrites ``model``, in place, and compares it with what it was.
+    """Rewrites ``model``, in place, and compares it with the original.
 
     Args:
         model: a float32 graph.
-        precision: what to compute in.
-        real: data to look for overflow and to compare on; random inputs where None.
-        keep_opset: whether the opset stays as it is even if its operators do not take the type.
+        precision: the type.
+        real: data to detect overflow and to compare on; random inputs where None.
+        keep_opset: whether the opset is kept even if its operators do not support the type.
         progress: receives the steps.
 
     Raises:
-        InputError: nothing in the graph computes in float32, or the result differs by more than rounding does.
+        InputError: nothing in the graph computes in float32, or the result differs by more than rounding.
         RuntimeRefusedError: onnxruntime does not run the graph.
     """
     maps = take_maps_aside(model)
     model = _prepared(model, precision, keep_opset=keep_opset)
     specs = input_specs(model)
-    # As it is now: in half precision the same weights may fit, but what onnxruntime makes of them is float again.
+    # The current size: in half precision the weights may fit, but onnxruntime converts them to float again.
     is_large = weights_nbytes(model) > LARGEST_MESSAGE_BYTES
     with _opened(model, is_large=is_large) as original, progress.task(f"converting to {precision.name}"):
         feeds = first_run(specs, real, lambda feed: list(original.run(feed).values()), progress).feeds
@@ -120,7 +120,7 @@ def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> Inpu
     why = plan.kept[0].reason if plan.kept else "it has no layers of floats"
     fix = "leave out --fp16 and --bf16, or give a newer --opset"
     if any(node.domain == NCHWC_DOMAIN for node in model.graph):
-        fix = "convert the model that onnxruntime read, not what it saved at its highest level of optimization"
+        fix = "convert the original model, not one that onnxruntime saved at its highest level of optimization"
     return InputError(f"nothing in the graph can compute in {name}: {why}", fix=fix)
 
 
@@ -144,9 +144,9 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     from qtool.formats.library_noise import quiet_libraries
     from qtool.passes.normalization.normalize import ConstantsToInitializers, InlineFunctions
 
-    # What is small enough to be handed to onnxruntime as bytes must not point at files.
+    # A model passed to onnxruntime as bytes must not refer to external files.
     load_weights(model)
-    # Before version 4 every weight was an input, too, and weights in half precision are not.
+    # Before IR version 4 every weight was also an input, and weights in half precision cannot be.
     model.ir_version = max(lowest_ir_version(model), _FREE_INITIALIZERS_VERSION)
     if precision.name == "bfloat16" and not keep_opset and model.opset_imports.get("", 0) < _BFLOAT16_OPSET:
         model = to_opset(model, _BFLOAT16_OPSET)
@@ -159,13 +159,13 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
 
 
 def _learn_types(model: ir.Model) -> None:
-    """Asks onnxruntime for the types of what its own operators make, which the standard does not know."""
+    """Gets the output types of onnxruntime's own operators from onnxruntime, since onnx does not infer them."""
     from qtool.runtime.graphs import open_graph, watching
 
     unknown = [value for node in model.graph for value in node.outputs if value.name and value.type is None]
     if not unknown or weights_nbytes(model) > LARGEST_MESSAGE_BYTES:
         return
-    with suppress(RuntimeRefusedError):  # what else is wrong with the graph comes out when it is opened itself
+    with suppress(RuntimeRefusedError):  # other errors in the graph are raised when it is opened
         with watching(model, [value.name or "" for value in unknown]) as graph, open_graph(graph, level="none") as one:
             found = {spec.name: spec.dtype for spec in one.outputs}
         for value in unknown:
@@ -174,7 +174,7 @@ def _learn_types(model: ir.Model) -> None:
 
 
 def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: bool) -> Iterator[tuple[ir.Node, str]]:
-    """Yields nodes with weights or values that the type does not hold, and why they stay float."""
+    """Yields nodes with weights or values out of the type's range, and why they stay float."""
     highest = _LARGEST[name]
     limit = f"more than the {highest:.4g} of {name}"
     for value in model.graph.initializers.values():
@@ -186,7 +186,7 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: boo
         if largest > highest:
             reason = f"its constant {value.name} reaches {largest:.4g}, {limit}"
         elif array.size == 1 and largest > 0 and float(array.astype(HALF_DTYPES[name].numpy()).reshape(-1)[0]) == 0:
-            reason = f"its constant {value.name} is {largest:.4g}, which {name} takes for zero"
+            reason = f"its constant {value.name} is {largest:.4g}, which is zero in {name}"
         del array
         release(value.const_value)
         if reason is not None:
@@ -203,7 +203,7 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: boo
 
 
 def _largest_finite(array: Array) -> float:
-    """Returns the largest finite magnitude, with little memory beside the array's own."""
+    """Returns the largest finite magnitude, with little extra memory."""
     flat, largest = array.reshape(-1), 0.0
     for begin in range(0, flat.size, _VALUES_AT_ONCE):
         part = np.abs(flat[begin : begin + _VALUES_AT_ONCE])
@@ -220,7 +220,7 @@ def _largest_values(model: ir.Model, feeds: Feed, *, is_large: bool) -> dict[ir.
     outputs = list(model.graph.outputs)
     added: list[ir.Node] = []
     names = Names(model.graph)
-    # Each right behind what it watches, which may then go from memory.
+    # Each directly after the node it observes, so that the tensor can be freed.
     for number, value in enumerate(values):
         magnitude = ir.node("Abs", [value], name=names.for_both(f"{_WATCHED}abs_{number}"))
         largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0})
@@ -243,7 +243,7 @@ def _largest_values(model: ir.Model, feeds: Feed, *, is_large: bool) -> dict[ir.
 
 @contextmanager
 def _opened(model: ir.Model, *, is_large: bool, level: Level = "all") -> Iterator[Session | Parts]:
-    """Opens the graph; a large one runs part by part, as it is, with the weights of one part in memory."""
+    """Opens the graph; a large one runs part by part, unoptimized, with the weights of one part in memory."""
     from qtool.runtime.graphs import open_graph
     from qtool.runtime.parts import Parts
 
@@ -255,7 +255,7 @@ def _opened(model: ir.Model, *, is_large: bool, level: Level = "all") -> Iterato
 
 
 def _for_float_kernels(model: ir.Model, plan: HalfPlan) -> ir.Model:
-    """Returns what ``model`` becomes, in a form that runs on float32 kernels: onnxruntime's CPU has no others."""
+    """Returns ``model`` in a form that runs on float32 kernels, since onnxruntime's CPU has no others."""
     runnable = model.clone()
     planned = set(plan.nodes)
     nodes = tuple(twin for node, twin in zip(model.graph, runnable.graph, strict=True) if node in planned)
@@ -275,7 +275,7 @@ def _compared(
     *,
     is_large: bool,
 ) -> tuple[ProgramComparison, ...]:
-    # At higher levels the Casts that round between float kernels may go.
+    # Higher levels may remove the Casts that round between float kernels.
     with _opened(model, level="basic" if name == "float16" else "none", is_large=is_large) as session:
 
         def converted(feed: Feed) -> Mapping[str, Array]:

@@ -1,4 +1,4 @@
-"""The model that a workflow starts from, whatever its format."""
+"""The source model of a workflow, in any format."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from qtool.workflows.convert.example_data import example_data
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Names a model and what it takes to make a graph of it.
+    """A model file with the options to convert it to a graph.
 
     Attributes:
         path: the model file.
         architecture: what builds the torch module of weights.
-        input_shapes: the shape of each input of the module, with names for free dimensions; None where data tells.
-        input_dtypes: element types of inputs, where data does not tell.
-        trust: what the file may run when it is opened.
+        input_shapes: the shape of each input of the module, with names for free dimensions; None for those of data.
+        input_dtypes: element types of inputs, where there is no data.
+        trust: which code the file may run when it is opened.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class ModelSource:
 
     @property
     def is_graph(self) -> bool:
-        """Whether the file is an ONNX graph already.
+        """Whether the file is an ONNX graph.
 
         Raises:
             FormatError: the file is missing, or of no known format.
@@ -59,16 +59,16 @@ class ModelSource:
 
         Args:
             progress: receives the steps.
-            dataset: calibration data, whose shapes count where ``input_shapes`` is None.
+            dataset: calibration data, whose shapes are used where ``input_shapes`` is None.
 
         Raises:
             FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.
             UsageError: weights came without an architecture, or a graph with one.
-            InputError: the exported graph computes something else than torch.
+            InputError: the exported graph does not compute the same as torch.
         """
         if self.is_graph and (self.architecture is not None or self.input_shapes is not None):
             raise UsageError(
-                f"{self.path} is a graph already: --model and --input-shape say nothing about it", fix="drop them"
+                f"{self.path} is a graph: --model and --input-shape have no effect with it", fix="drop them"
             )
         example = None if dataset is None or self.is_graph else example_data(dataset, self.input_shapes)
         return load_graph(
@@ -83,5 +83,5 @@ class ModelSource:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes a graph as ``.onnx``, with its weights in a second file where one message cannot hold them."""
+    """Writes a graph as ``.onnx``, with external data where its weights are too large for one message."""
     OnnxFile().write(model, path)

@@ -1,4 +1,4 @@
-"""Changes single nodes for another opset: constants in front of them, inputs that become attributes."""
+"""Changes single nodes for another opset: constant inputs, attributes, axes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qtool.graph.names import Names
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Says where a node goes.
+    """The target of a node's conversion.
 
     Attributes:
         opset: the older opset.
-        names: hands out names for new values.
+        names: generates names for new values.
     """
 
     opset: int
@@ -39,7 +39,7 @@ def numbers_of(value: ir.Value | None) -> list[float] | None:
 def to_attributes(
     node: ir.Node, positions: Mapping[int, str], *, floats: bool = False, several: bool = False
 ) -> str | None:
-    """Turns constant inputs, the last ones of the node, into attributes of integers, or of a float or several.
+    """Turns constant inputs, the last ones of the node, into attributes of integers or floats.
 
     Returns why that cannot be.
     """

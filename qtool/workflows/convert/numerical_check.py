@@ -1,4 +1,4 @@
-"""Runs a changed model beside the one it was made from, on the same inputs."""
+"""Numerical check: compares a changed model with its original on the same inputs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws
 from qtool.workflows.quantize.data_request import DataRequest
 
-# Of data that has more, so many samples tell enough.
+# At most so many samples are compared.
 _SAMPLES = 16
 _SECOND_SAMPLES = 3
-# onnxruntime plans the memory of so many nodes in a second or two, of ten times as many in minutes.
+# onnxruntime plans the memory of so many nodes in a second or two, and of ten times as many in minutes.
 _MANY_NODES = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Says how far an output is from what it was.
+    """The difference of an output from the original's.
 
     Attributes:
         output: its name.
         relative: the largest difference over the largest value; for integers and booleans, the share of values that
-            differ. Infinite where shapes differ, or one is no number where the other is.
+            differ. Infinite where shapes differ, or only one of two values is NaN.
     """
 
     output: str
@@ -44,11 +44,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Is the outcome of a comparison.
+    """The result of a comparison.
 
     Attributes:
         differences: the largest ones, by output.
-        samples: what both ran on, in words.
+        samples: the inputs, in words.
     """
 
     differences: tuple[Difference, ...]
@@ -56,7 +56,7 @@ class Agreement:
 
     @property
     def worst(self) -> Difference:
-        """The output that is furthest off."""
+        """The output with the largest difference."""
         return max(self.differences, key=lambda difference: difference.relative)
 
 
@@ -64,11 +64,11 @@ class Witness:
     """Holds the inputs and the outputs of a model, so that others can be compared with it."""
 
     def __init__(self, model: Path, inputs: Sequence[InputSpec], data: DataRequest | None, *, nodes: int = 0) -> None:
-        """Runs the model, as it is written and not as onnxruntime would rewrite it.
+        """Runs the model without optimizations of onnxruntime.
 
         Args:
             model: the file.
-            inputs: what it is fed.
+            inputs: its inputs.
             data: real data; random values at two sizes of the free dimensions otherwise.
             nodes: how many nodes it has.
 
@@ -84,7 +84,7 @@ class Witness:
             self.samples = self._run(session, inputs, data)
 
     def _run(self, session: Session, inputs: Sequence[InputSpec], data: DataRequest | None) -> str:
-        """Runs the model, and returns on what, in words."""
+        """Runs the model, and describes the inputs."""
         if data is None:
             self._runs = list(_random_runs(session, inputs))
             return "random inputs"
@@ -102,7 +102,7 @@ class Witness:
 
         Args:
             model: the file.
-            turned: which of its inputs and outputs have another layout; None for none.
+            turned: the inputs and outputs with another layout; None for none.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run it.
@@ -111,16 +111,16 @@ class Witness:
             return self._agreement(session, turned)
 
     def noise(self) -> float:
-        """Returns how far onnxruntime's own rewriting moves the outputs, as a share of the largest value.
+        """Returns the difference that onnxruntime's own optimizations cause, relative to the largest value.
 
-        Networks that end in something like a step turn the rounding of any other order of sums into more than others.
+        Networks that end in a step function amplify the rounding differences of reordered sums.
         """
         with self._opened(self._model, level="all") as session:
             return self._agreement(session).worst.relative
 
     @contextmanager
     def _opened(self, model: Path, *, level: Level = "none") -> Iterator[Session]:
-        """Yields a session; random numbers are drawn alike by all models."""
+        """Yields a session; all models draw the same random numbers."""
         if file_draws(model):
             with open_graph(ir.load(model), level=level) as session:
                 yield session
@@ -144,7 +144,7 @@ def _random_runs(session: Session, inputs: Sequence[InputSpec]) -> Iterator[tupl
         yield feed, session.run(feed)
     except RuntimeRefusedError as error:
         raise InputError(
-            "the model does not run on random inputs, so that nothing shows whether its outputs stay the same",
+            "the model does not run on random inputs, so its outputs cannot be compared",
             fix="give real ones with --data, or write the result unchecked with --no-check",
         ) from error
     yield from islice(_other_sizes(session, inputs, sizes), 1)
@@ -164,13 +164,13 @@ def _other_sizes(
         feed = make_feeds(inputs, sizes, None)
         try:
             found = session.run(feed)
-        except RuntimeRefusedError:  # what the model itself does not take is no test
+        except RuntimeRefusedError:  # the original does not support this length either
             continue
         yield feed, found
 
 
 def _distance(pairs: Sequence[tuple[Any, Any]]) -> float:
-    """Returns how far the results of all runs are apart."""
+    """Returns the largest differences over all runs."""
     gaps, largest = [0.0], float(np.finfo(np.float32).tiny)
     for expected, found in pairs:
         if expected.shape != found.shape or expected.dtype != found.dtype:

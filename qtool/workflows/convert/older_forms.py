@@ -1,8 +1,8 @@
-"""Gives single operators the form that they had in an older opset, where that needs more than a lower number.
+"""Downgrades single operators to an older opset, where their definition changed.
 
 Source: https://onnx.ai/onnx/operators/ (all versions of each operator). A function here changes a node of the newer
-form into the older one and returns None, or returns why it cannot and may leave the node changed. Defaults that differ,
-and attributes that say nothing, are left to ``older_opsets``.
+form into the older one and returns None, or returns why it cannot and may leave the node changed. Different defaults
+and attributes without effect are left to ``older_opsets``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Form: TypeAlias = Callable[[ir.Node, Step], str | None]
 
 
 def older_form(node: ir.Node, step: Step) -> str | None:
-    """Changes ``node`` where its operator needs more than a lower number; returns why there is no older form."""
+    """Changes ``node`` where its operator's definition changed; returns why there is no older form."""
     form = _FORMS.get(node.op_type)
     return None if form is None else form(node, step)
 
 
 def has_older_name(op_type: str, opset: int) -> bool:
-    """Tells whether an operator that an opset lacks may be another one there."""
+    """Returns whether an operator missing in an opset can be replaced by another one there."""
     return op_type == "Resize" and opset < RESIZE_OPSET
 
 

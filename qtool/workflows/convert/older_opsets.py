@@ -1,4 +1,4 @@
-"""Writes graphs in an older opset where onnx's converter knows no way: most operators only took fewer types there."""
+"""Downgrades graphs to an older opset where onnx's converter cannot: most operators only support fewer types there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WERE_ATTRIBUTES = {"axes": "axes", "split": "split"}
 def restamp(model: ir.Model, opset: int) -> ir.Model:
     """Returns ``model``, changed in place, with the operators of an older opset.
 
-    The definitions that come with the onnx package decide: an operator whose older form has the same inputs, attributes
-    and defaults, and takes the types at hand, stays as it is. Callers compare the result with the original.
+    The operator definitions of the onnx package decide: an operator whose older form has the same inputs, attributes
+    and defaults, and supports the types in use, does not change. Callers compare the result with the original.
 
     Raises:
         InputError: an operator has no such form; its name is in the message.
@@ -34,7 +34,7 @@ def restamp(model: ir.Model, opset: int) -> ir.Model:
         if onnx.defs.has(node.op_type, opset, "") and _since(node, opset) == new.since_version:
             continue
         reason = older_form(node, step) if opset < have else None
-        # What remains to be settled is what the node is now: some operators had another name.
+        # Renamed operators are checked under their new name.
         if reason is None and onnx.defs.has(node.op_type, opset, ""):
             new = onnx.defs.get_schema(node.op_type, have, "")
             reason = _settled(node, onnx.defs.get_schema(node.op_type, opset, ""), new)
@@ -56,7 +56,7 @@ def _since(node: ir.Node, opset: int) -> int:
 
 
 def _settled(node: ir.Node, old: OpSchema, new: OpSchema) -> str | None:
-    """Gives ``node`` the inputs and attributes of ``old``, or returns why it cannot have them."""
+    """Gives ``node`` the inputs and attributes of ``old``, or returns why that is not possible."""
     for position, formal in enumerate(new.inputs):
         name = _WERE_ATTRIBUTES.get(formal.name)
         if name is None or name not in old.attributes or position >= len(old.inputs) + 1:
@@ -112,7 +112,7 @@ def _settle_attribute(node: ir.Node, position: int, name: str) -> str | None:
 
 
 def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
-    """Tells whether an attribute has the value that it would have anyway."""
+    """Returns whether an attribute has its default value."""
     default = new.attributes[name].default_value if name in new.attributes else None
     if default is None or not default.type:
         return False
@@ -121,7 +121,7 @@ def is_default(node: ir.Node, name: str, new: OpSchema) -> bool:
 
 
 def says_nothing(node: ir.Node, name: str) -> bool:
-    """Tells whether an attribute is about a case that this node is not."""
+    """Returns whether an attribute has no effect on this node."""
     if name == "noop_with_empty_axes":
         return "axes" in node.attributes
     if name == "dilations":

@@ -1,4 +1,4 @@
-"""Moves graphs to another version of the ONNX operators."""
+"""Converts graphs to another opset."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from qtool.passes.normalization.raise_opset import FIRST_OPSET_WITH_RESIZE_MODES
 from qtool.workflows.convert.older_forms import has_older_name
 from qtool.workflows.convert.older_opsets import is_default, restamp, says_nothing
 
-# Before 7, operators broadcast in ways that the converter does not know.
+# Before 7, operators broadcast in ways that the converter does not support.
 _LOWEST_OPSET = 7
-# What the converter says of an operator that it has no rule for.
+# The converter's errors for operators without a rule.
 _NO_WAY = ("No Adapter", "no registered schema")
 
 
 def to_opset(model: ir.Model, opset: int) -> ir.Model:
-    """Returns the graph with the operators of ``opset``; ``model`` itself may be changed on the way.
+    """Returns the graph with the operators of ``opset``; ``model`` may be modified.
 
     Raises:
         UsageError: there is no such opset.
@@ -35,11 +35,11 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
     """
     newest = onnx.defs.onnx_opset_version()
     if not _LOWEST_OPSET <= opset <= newest:
-        raise UsageError(f"there is no way to opset {opset}", fix=f"choose one from {_LOWEST_OPSET} to {newest}")
+        raise UsageError(f"opset {opset} is not supported", fix=f"choose one from {_LOWEST_OPSET} to {newest}")
     have = model.opset_imports.get("", newest)
     if have > newest:
         raise InputError(
-            f"the graph has opset {have}, and the installed onnx {onnx.__version__} knows its operators up to {newest}",
+            f"the graph has opset {have}, and the installed onnx {onnx.__version__} supports opsets up to {newest}",
             fix="install a newer onnx, or export the model again with an older opset",
         )
     if have == opset:
@@ -53,7 +53,7 @@ def to_opset(model: ir.Model, opset: int) -> ir.Model:
 
 
 def _lowered(model: ir.Model, have: int, opset: int) -> ir.Model:
-    """Takes the definitions of the operators first, and onnx's converter for what they do not settle."""
+    """Uses the definitions of the operators first, and onnx's converter where they are not enough."""
     _check_operators(model, have, opset)
     model = _plain(model)
     untouched = model.clone()
@@ -96,7 +96,7 @@ def _plain(model: ir.Model) -> ir.Model:
 
 
 def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> frozenset[str]:
-    """Returns the element types, such as ``float16``, that an operator takes or makes in a position; none if unknown.
+    """Returns the supported element types, such as ``float16``, of an operator's input or output; none if unknown.
 
     Source: the operator definitions that come with the onnx package.
     """
@@ -106,7 +106,7 @@ def taken_types(op_type: str, opset: int, position: int, is_input: bool) -> froz
     formal = schema.inputs if is_input else schema.outputs
     if not formal:
         return frozenset()
-    # The last one stands for all that follow, where an operator takes any number.
+    # The last one applies to all that follow, where an operator is variadic.
     name = formal[min(position, len(formal) - 1)].type_str
     texts = next((one.allowed_type_strs for one in schema.type_constraints if one.type_param_str == name), [name])
     return frozenset(text.removeprefix("tensor(").removesuffix(")") for text in texts)
@@ -121,7 +121,7 @@ def unknown_operators(model: ir.Model) -> dict[str, int]:
 
 @contextmanager
 def _logged_reasons() -> Iterator[list[str]]:
-    """Gathers why the converter gave up: it tells its log, and returns the graph as it was."""
+    """Collects why the converter gave up: it tells its log, and returns the graph as it was."""
     reasons: list[str] = []
 
     class Gather(logging.Handler):
@@ -159,7 +159,7 @@ def _first_opset(op_type: str, newest: int) -> int:
 
 
 def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
-    """Removes what the converter leaves behind: attributes that the older operators lack, if they change nothing."""
+    """Removes attributes that the older operators lack and the converter left, if they have no effect."""
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, opset, ""):
             continue
@@ -172,7 +172,7 @@ def _drop_newer_attributes(model: ir.Model, have: int, opset: int) -> None:
 
 
 def _unconvertible(have: int, opset: int, reason: str) -> InputError:
-    # The C++ part puts the place in its own source before what it has to say.
+    # The C++ part puts its source location before the message.
     said = reason.strip().splitlines()[-1].rpartition("failed: ")[2] if reason.strip() else ""
     return InputError(
         f"the graph cannot go from opset {have} to {opset}{': ' + said if said else ''}",

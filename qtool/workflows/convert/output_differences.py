@@ -1,4 +1,4 @@
-"""Says how far the outputs of a converted graph are from those of what it was made from."""
+"""Differences between the outputs of a converted graph and those of its source."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qtool.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDifference:
-    """Says how far one output is from the reference.
+    """The difference of one output from the reference.
 
     Attributes:
         output: its name in the converted graph.
-        absolute: the largest difference of two values; for outputs that are no floats too.
+        absolute: the largest difference of two values, of any type.
         relative: the same, divided by the reference's largest value; for integers and booleans, the share of
             values that differ.
     """
@@ -28,10 +28,10 @@ class OutputDifference:
 
 
 def output_differences(expected: Sequence[Array], result: Mapping[str, Array]) -> tuple[OutputDifference, ...]:
-    """Sets the outputs of a converted graph beside those of what it was made from, in order.
+    """Compares the outputs of a converted graph with those of its source, in order.
 
     Raises:
-        InputError: there is another number of them, a shape is another one, or values are not finite.
+        InputError: their number or a shape differs, or values are not finite.
     """
     if len(expected) != len(result):
         raise InputError(
@@ -52,7 +52,7 @@ def _difference(name: str, expected: Array, value: Array) -> OutputDifference:
         )
     if expected.size == 0:
         return OutputDifference(output=name, absolute=0.0, relative=0.0)
-    if expected.dtype.kind not in "fiub":  # texts differ or do not
+    if expected.dtype.kind not in "fiub":  # strings are equal or not
         share = float(np.mean(expected.reshape(-1) != value.reshape(-1)))
         return OutputDifference(output=name, absolute=share, relative=share)
     left, right = expected.reshape(-1).astype(np.float64), value.reshape(-1).astype(np.float64)

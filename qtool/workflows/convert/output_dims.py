@@ -1,4 +1,4 @@
-"""Corrects what a graph says about the shapes of its outputs by those that they had in runs of several sizes."""
+"""Corrects the declared output shapes of a graph by those observed in runs of several sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Run:
 
 
 class SeenShapes:
-    """Remembers the shapes of every run of a graph."""
+    """Records the shapes of every run of a graph."""
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         """Takes the graph's inputs, with a name for each free dimension."""
@@ -28,7 +28,7 @@ class SeenShapes:
         self._runs: list[_Run] = []
 
     def watched(self, run: Callable[[Feed], Mapping[str, Array]]) -> Callable[[Feed], Mapping[str, Array]]:
-        """Returns ``run`` in a form that leaves the shapes behind."""
+        """Returns ``run`` with recording of the shapes."""
 
         def watched(feed: Feed) -> Mapping[str, Array]:
             result = run(feed)
@@ -53,7 +53,7 @@ class SeenShapes:
                 value.shape = ir.Shape(dims)
 
     def free_wrong_dims(self, model: ir.Model) -> None:
-        """Frees the dimensions that had another length than the graph says, and has what lies before inferred anew."""
+        """Frees the dimensions with other lengths than declared, and infers inner shapes again."""
         wrong = False
         for value in model.graph.outputs:
             if not self._fits_rank(value) or value.shape is None:

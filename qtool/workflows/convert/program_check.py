@@ -1,4 +1,4 @@
-"""Compares a converted program with the one it came from, on the same inputs and at several sizes."""
+"""Compares a converted program with its source, on the same inputs and at several sizes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
 LARGEST_RELATIVE_DIFFERENCE = 1e-3
 _SECOND_SAMPLES = 3
 _SHORT = 8
-# How many times the usual length is tried for inputs of which nothing says how long they are.
+# Multiples of the usual length that are tried for inputs of unknown length.
 _LONGER = (4, 16, 64, 256, 1024)
 _MOST_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramComparison:
-    """Is one run of both programs.
+    """One run of both programs.
 
     Attributes:
         sizes: the lengths of the free dimensions.
         data: ``"real"`` or ``"random"``.
-        outputs: the differences, one an output.
+        outputs: the differences, one per output.
     """
 
     sizes: Mapping[str, int]
@@ -77,15 +77,15 @@ def compare_programs(
     Args:
         inputs: what the programs take.
         real: real data; random values otherwise.
-        reference: runs the program that the other one was made from.
-        converted: runs that one.
-        first_expected: what the reference gives at the first size, where it has run there before.
+        reference: runs the source program.
+        converted: runs the converted program.
+        first_expected: the reference's outputs at the first size, where it has run before.
         progress: receives the steps.
-        largest_relative_difference: how far the outputs may be apart.
+        largest_relative_difference: the largest allowed difference of outputs.
 
     Raises:
-        InputError: an output is another one than the reference's by more than ``largest_relative_difference`` of its
-            largest value.
+        InputError: an output differs from the reference's by more than ``largest_relative_difference`` of its largest
+            value.
         FormatError: the reference, a torch module, does not run.
         RuntimeRefusedError: a program does not run in onnxruntime.
     """
@@ -104,13 +104,13 @@ def compare_programs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstRun:
-    """Is the first run of a program that others are compared with.
+    """The first run of the reference.
 
     Attributes:
         sizes: the lengths of the free dimensions.
-        feeds: what it took.
-        outputs: what it gave.
-        whole: whether it took the data as it is, because it takes none that is cut or repeated.
+        feeds: its inputs.
+        outputs: its outputs.
+        whole: whether the data was used unchanged, because truncated or repeated data is not accepted.
     """
 
     sizes: dict[str, int]
@@ -120,7 +120,7 @@ class FirstRun:
 
 
 def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Reference, progress: Progress) -> FirstRun:
-    """Runs the reference on two samples; on real data as it is where that has no samples, or nothing else is taken.
+    """Runs the reference on two samples; on unchanged real data where it has no samples, or nothing else runs.
 
     Raises:
         FormatError: the reference, a torch module, does not run.
@@ -134,7 +134,7 @@ def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Referen
         feeds = make_feeds(inputs, sizes, real)
         with contextlib.suppress(RuntimeRefusedError):
             return FirstRun(sizes=sizes, feeds=feeds, outputs=reference(feeds))
-    # Lengths of several inputs may depend on each other, as those of a sequence and of its mask.
+    # Lengths of several inputs may depend on each other, such as a sequence and its mask.
     sizes |= {
         dim: length
         for spec in inputs
@@ -149,7 +149,7 @@ def first_run(inputs: Sequence[InputSpec], real: Feed | None, reference: Referen
 def _first_random_run(
     inputs: Sequence[InputSpec], usual: dict[str, int], reference: Reference, progress: Progress
 ) -> FirstRun:
-    """Runs the reference at lengths that it takes: networks that crop take no short ones, tables no long ones."""
+    """Runs the reference at supported lengths: cropping networks reject short ones, position tables long ones."""
     for sizes in _lengths_to_try(inputs, usual):
         feeds = make_feeds(inputs, sizes, None)
         with contextlib.suppress(FormatError, RuntimeRefusedError):
@@ -176,7 +176,7 @@ def _first_random_run(
         )
         names = ", ".join(name for name in usual if name not in leading)
         raise FormatError(
-            error.problem, fix=f"give lengths that the model takes in the place of {names}: {written}"
+            error.problem, fix=f"give lengths that the model takes instead of {names}: {written}"
         ) from error
 
 
@@ -184,7 +184,7 @@ def _lengths_to_try(inputs: Sequence[InputSpec], usual: dict[str, int]) -> Itera
     yield usual
     leading = leading_dims(inputs)
     invented = [name for name in usual if name not in leading]
-    # Of images both sides would grow, and the work with their product.
+    # Both sides of images would grow, and the work with their product.
     if invented and not any(sum(dim in invented for dim in spec.dims) > 1 for spec in inputs):
         for factor in _LONGER:
             sizes = allowed_sizes(
@@ -195,7 +195,7 @@ def _lengths_to_try(inputs: Sequence[InputSpec], usual: dict[str, int]) -> Itera
     short = allowed_sizes(inputs, {name: min(length, _SHORT) for name, length in usual.items()})
     if short != usual:
         yield short
-    # Graphs name a batch, and squeeze it away inside.
+    # Some graphs name a batch dimension and squeeze it.
     single = allowed_sizes(inputs, {**usual, **dict.fromkeys(leading, 1)})
     if single != usual:
         yield single
@@ -206,7 +206,7 @@ def _values(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
 
 
 def _has_samples(inputs: Sequence[InputSpec], real: Feed) -> bool:
-    """Tells whether the first axis of all inputs counts the same samples."""
+    """Returns whether the first axis of all inputs counts the same samples."""
     if any(not spec.dims for spec in inputs):
         return False
     firsts = {spec.dims[0] for spec in inputs}
@@ -237,7 +237,7 @@ def _runs(
         if lengths and all(sizes[name] == first[name] for name in lengths):
             continue
         feeds = make_feeds(inputs, sizes, real)
-        # What the program itself does not take, such as a sequence longer than its positions, is no test.
+        # Lengths that the source itself rejects, such as a sequence longer than its positions, are skipped.
         with contextlib.suppress(FormatError, RuntimeRefusedError):
             expected = reference(feeds)
             break
@@ -249,7 +249,7 @@ def _runs(
         feeds = make_feeds(inputs, sizes, real)
         try:
             expected = reference(feeds)
-        except RuntimeRefusedError:  # the graph that was converted takes no other batch either
+        except RuntimeRefusedError:  # the source graph does not support another batch size either
             return
     yield sizes, feeds, expected
     single = allowed_sizes(inputs, {**first, **dict.fromkeys(leading, 1)})
@@ -261,7 +261,7 @@ def _runs(
     except RuntimeRefusedError:
         return
     except FormatError:
-        # Files that say from which length on they take something write 2 where they mean 1, too.
+        # Files that declare a minimum length write 2 for 1, too.
         if any(spec.lengths for spec in inputs):
             return
         raise
@@ -269,7 +269,7 @@ def _runs(
 
 
 def _says_something(output: Array) -> bool:
-    """Tells whether there are values at all; a mean over what a crop left of nothing is NaN."""
+    """Returns whether there are finite values; the mean of an empty crop is NaN."""
     return output.size > 0 and (output.dtype.kind != "f" or bool(np.isfinite(output).any()))
 
 

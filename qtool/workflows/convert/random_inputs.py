@@ -1,4 +1,4 @@
-"""Says in one way that a model takes no inputs that are made up."""
+"""The error of a model that does not run on random inputs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from qtool.errors import InputError, RuntimeRefusedError
 
 
 class NoRandomInputsError(InputError):
-    """A model does not run on inputs that are made up."""
+    """A model does not run on random inputs."""
 
 
 @contextmanager
 def on_random_inputs(fix: str = "give real ones with --calib-data") -> Iterator[None]:
-    """Runs a model that nobody gave data for, and blames the inputs where it stops.
+    """Runs a model on random inputs, and translates its errors.
 
     Raises:
-        NoRandomInputsError: it stops.
+        NoRandomInputsError: it does not run.
     """
     try:
         yield

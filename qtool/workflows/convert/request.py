@@ -1,10 +1,9 @@
-"""What a conversion is asked for, and what it reports."""
+"""Request and report of a conversion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +15,29 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.passes.half.half_precision import KeptFloat32
 from qtool.workflows.convert.half_precision import Precision
 from qtool.workflows.convert.program_check import ProgramComparison
+from qtool.workflows.convert.target_format import TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
-
-
-class TargetFormat(StrEnum):
-    """Is what a model can be converted to."""
-
-    ONNX = "onnx"
-    PTH = "pth"
-    SAFETENSORS = "safetensors"
-
-
-TARGET_FORMATS: Mapping[TargetFormat, str] = {
-    TargetFormat.ONNX: "onnx",
-    TargetFormat.PTH: "torch",
-    TargetFormat.SAFETENSORS: "safetensors",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertRequest:
-    """Says what to convert, and how.
+    """The options of a conversion.
 
     Attributes:
         source: the model file.
-        target: what it becomes.
+        target: the format of the result.
         output: the result; None for the source's name with another suffix.
         output_dir: the folder of a result that ``output`` does not name; None for the source's.
         architecture: what builds the torch module of weights.
         input_shapes: the shape of each input, with names for free dimensions.
-        input_dtypes: element types of inputs, where data does not tell.
+        input_dtypes: element types of inputs, where there is no data.
         calib_data: real data to compare on.
         preprocess: how images in it become arrays.
         opset: the ONNX opset of the result.
-        precision: what the graph computes in; None for float32, as it is.
+        precision: the precision of the graph; None for unchanged float32.
         storage: where the weights of a graph are kept.
-        tensorflow: which part of a TensorFlow model to take, and in which layout.
-        trust: what the source may run when it is opened.
+        tensorflow: which part of a TensorFlow model to convert, and its layout.
+        trust: which code the source may run when it is opened.
         force: whether an existing result is replaced.
     """
 
@@ -75,19 +60,19 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertReport:
-    """Says what was converted, and how well the result agrees.
+    """The result of a conversion.
 
     Attributes:
         source: the model file.
-        source_kind: what it is, in words.
+        source_kind: its kind, in words.
         source_bytes: its size.
         output: the result.
-        output_bytes: its size, files beside it included.
-        target: what it is.
+        output_bytes: its size, with external data.
+        target: its format.
         opset: its opset, where it is a graph.
         inputs: its inputs, as ``name (dims)``.
         outputs: its outputs.
-        left_out: outputs of the torch module that are no tensors, which the graph does not have.
+        left_out: outputs of the torch module that are not tensors, which the graph does not have.
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of both; empty where weights were copied as they are.
         kept_float: nodes that stay float32 in a graph of half precision, with the reasons.

@@ -1,4 +1,4 @@
-"""Joins what a stored program says about its inputs with the shapes that a person gives."""
+"""Joins the declared inputs of a stored program with the shapes given by the user."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Shape = tuple[int | str, ...]
 
 
 def with_shapes(stored: Sequence[InputSpec], shapes: Mapping[str, Shape] | None) -> tuple[InputSpec, ...]:
-    """Returns the inputs with the names and lengths of ``shapes`` in the place of free dimensions.
+    """Returns the inputs with the names and lengths of ``shapes`` instead of free dimensions.
 
     Raises:
-        FormatError: there is no such input, or it takes no such lengths.
+        FormatError: there is no such input, or it does not support such lengths.
     """
     if not shapes:
         return tuple(stored)
     by_name = {spec.name: spec for spec in stored}
     if len(stored) == len(shapes) == 1:
-        # The only input may be called as the person likes.
+        # The only input matches any name.
         ((name, shape),) = shapes.items()
         return (replace(_joined(stored[0], shape), name=name),)
     for name in shapes:
         if name not in by_name:
             near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)[0]
             raise FormatError(
-                f"the program takes no input '{name}' (it takes {', '.join(by_name)})",
+                f"the program has no input '{name}' (it has {', '.join(by_name)})",
                 fix=f"write --input-shape {near}=…",
             )
     return tuple(_joined(spec, shapes[spec.name]) if spec.name in shapes else spec for spec in stored)

@@ -1,4 +1,4 @@
-"""Makes a graph of a TensorFlow model, and checks it against TensorFlow."""
+"""Converts a TensorFlow model to a graph, and compares it with TensorFlow."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from qtool.workflows.convert.output_dims import SeenShapes
 from qtool.workflows.convert.program_check import compare_programs
 from qtool.workflows.convert.torch_import import ImportedGraph, InputDescription
 
-# The newest one that tf2onnx knows.
+# The newest opset that tf2onnx supports.
 _EXPORTER_OPSET = 18
-# Merge what TensorFlow's layers were taken apart into: scales of normalizations, transposes, constants.
+# Fuse parts of TensorFlow's layers: scales of normalizations, transposes, constants.
 _PASSES = (
     "qtool.passes.normalization.normalize:ConstantsToInitializers",
     "qtool.passes.quantization.fold_constants:FoldConstants",
@@ -53,12 +53,12 @@ _IMAGE_AXES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFlowOptions:
-    """Says which part of a model to take, and in which layout.
+    """The part of a model to convert, and its layout.
 
     Attributes:
         inputs: the nodes to feed, of a frozen graph; empty for its placeholders.
         outputs: the nodes to read, of a frozen graph; empty for those that nothing else reads.
-        signature: which signature of a SavedModel; None for its usual one, or its first.
+        signature: the signature of a SavedModel; None for its default one, or its first.
         channels_first: whether inputs of images (batch, height, width, channels) become (batch, channels, height,
             width).
     """
@@ -79,7 +79,7 @@ def import_tensorflow(
     opset: int | None,
     progress: Progress,
 ) -> ImportedGraph:
-    """Converts the model with tf2onnx, folds what that leaves behind, and compares the graph with TensorFlow.
+    """Converts the model with tf2onnx, optimizes the result, and compares it with TensorFlow.
 
     Args:
         path: the file or folder.
@@ -91,13 +91,13 @@ def import_tensorflow(
         progress: receives the steps.
 
     Raises:
-        UsageError: the options name what the model does not have, or weights alone came without an architecture.
+        UsageError: the options name parts that the model does not have, or weights alone came without an architecture.
         FormatError: TensorFlow is not installed or does not load the model, or tf2onnx does not convert it.
-        InputError: the graph computes something else than TensorFlow, or holds operators that ONNX does not have.
+        InputError: the graph does not compute the same as TensorFlow, or holds operators that ONNX does not have.
     """
     model = _model_to_load(path, kind, architecture, options)
     check_installed()
-    progress.note(f"{path.name}: loading with TensorFlow, in a process of its own")
+    progress.note(f"{path.name}: loading with TensorFlow, in a separate process")
     with loaded(model) as process:
         shapes = _shapes(process.inputs, inputs)
         specs = [_spec(one, shapes[one.name], options) for one in process.inputs]
@@ -115,14 +115,14 @@ def import_tensorflow(
 def _model_to_load(path: Path, kind: str, architecture: Architecture | None, options: TensorFlowOptions) -> ModelToLoad:
     weights_alone = kind == tensorflow_kinds.KERAS_WEIGHTS
     if architecture is not None and not weights_alone:
-        raise UsageError(f"--model says nothing about {path}: it holds its layers", fix="drop --model")
+        raise UsageError(f"--model has no effect with {path}, which holds its layers", fix="drop --model")
     if options.signature is not None and kind != tensorflow_kinds.SAVED_MODEL:
         raise UsageError(f"{path} has no signatures", fix="give --signature for SavedModels only")
     if kind == tensorflow_kinds.GRAPH_DEF:
         return _graph_to_load(path, options)
     if options.inputs or options.outputs:
         raise UsageError(
-            f"{path} says itself what its inputs and outputs are",
+            f"{path} declares its inputs and outputs",
             fix="give --inputs and --outputs for frozen graphs only",
         )
     if weights_alone:
@@ -172,7 +172,7 @@ def _graph_to_load(path: Path, options: TensorFlowOptions) -> ModelToLoad:
             if name.partition(":")[0] not in outline.nodes:
                 near = difflib.get_close_matches(name, outline.nodes, n=1, cutoff=0.0)
                 raise UsageError(
-                    f"{option} names '{name}', which is no node of {path}", fix=f"the nearest is {near[0]}"
+                    f"{option} names '{name}', which is not a node of {path}", fix=f"the nearest is {near[0]}"
                 )
     return ModelToLoad(
         path=path, kind=tensorflow_kinds.GRAPH_DEF, inputs=chosen["--inputs"], outputs=chosen["--outputs"]
@@ -180,7 +180,7 @@ def _graph_to_load(path: Path, options: TensorFlowOptions) -> ModelToLoad:
 
 
 def _refuse_foreign_objects(path: Path) -> None:
-    """Raises a FormatError for what Keras would import and call, or read, when it loads the file."""
+    """Raises a FormatError for code that Keras would import and call, or files that it would read, on loading."""
     findings = audit(path).findings
     if findings:
         more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
@@ -201,7 +201,7 @@ def _refuse_reaching_out(path: Path, outline: tensorflow_outline.TensorFlowOutli
 def _shapes(
     described: Sequence[TensorDescription], inputs: InputDescription
 ) -> dict[str, tuple[int | str | None, ...] | None]:
-    """Returns the shape of each input: what is asked for, else what the model declares."""
+    """Returns the shape of each input: as requested, or else as declared."""
     given = dict(inputs.shapes or {})
     names = [one.name for one in described]
     if "" in given and len(names) == 1:
@@ -221,7 +221,7 @@ def _shapes(
 def _spec(
     described: TensorDescription, dims: tuple[int | str | None, ...] | None, options: TensorFlowOptions
 ) -> InputSpec:
-    """Names the free dimensions, and puts channels where the graph is to have them."""
+    """Names the free dimensions, and moves channels to the requested layout."""
     if dims is None:
         raise UsageError(
             f"input '{described.name}' has no declared shape", fix=f"give it: --input-shape {described.name}=batch,…"
@@ -256,9 +256,9 @@ def _converted(
     with private_folder() as folder:
         file = folder / "model.onnx"
         process.convert(file, opset=_EXPORTER_OPSET, channels_first=moved, shapes=asked)
-        # Read as it is: operators that ONNX does not have are listed below, all of them.
+        # Read without checks: all operators that ONNX does not have are listed below.
         model = ir.load(file)
-    # tf2onnx names the commit that it was built from, which releases do not know.
+    # tf2onnx appends its commit, which is None in releases.
     model.producer_version = (model.producer_version or "").removesuffix(" None")
     for domain in set(model.opset_imports) - {"", *(node.domain for node in model.graph.all_nodes())}:
         del model.opset_imports[domain]
@@ -270,14 +270,14 @@ def _converted(
     if unknown:
         listed = ", ".join(f"{kind} ({count})" for kind, count in unknown.items())
         raise InputError(
-            f"tf2onnx knows no ONNX form of these operators of {path}: {listed}",
+            f"tf2onnx cannot convert these operators of {path}: {listed}",
             fix="replace them in the model, or convert the part without them (--outputs, of a frozen graph)",
         )
     return model if opset is None else to_opset(model, opset)
 
 
 def _name_dims(model: ir.Model, specs: Sequence[InputSpec]) -> None:
-    """Gives the inputs their shapes with readable names; the converter's names for free dimensions go."""
+    """Sets the shapes of the inputs, with readable names instead of the converter's."""
     dims = {spec.name: spec.dims for spec in specs}
     for value in (*model.graph.outputs, *(value for node in model.graph for value in node.outputs)):
         if value.shape is not None and not value.shape.is_static():

@@ -1,4 +1,4 @@
-"""Makes a graph of weights and the code that they belong to, and checks it against torch."""
+"""Exports a torch module with its weights to a graph, and compares it with torch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from qtool.workflows.convert.stored_inputs import with_shapes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# onnxruntime opens larger weights sooner out of a file than out of a message, which is copied several times.
+# onnxruntime opens larger weights faster from a file than from a message, which is copied several times.
 _LARGEST_COPIED_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputDescription:
-    """Gathers what is known about a module's inputs.
+    """Collects what is known about a module's inputs.
 
     Attributes:
-        shapes: the shape of each input, with names for free dimensions; None where the data tells.
-        dtypes: element types that the data does not tell.
+        shapes: the shape of each input, with names for free dimensions; None for those of the data.
+        dtypes: element types of inputs without data.
         feeds: real data, some samples of each array.
         data_shapes: shapes of the data, with names for what varies.
-        lengths: which lengths free dimensions may have, by input and dimension; any where nothing is said.
+        lengths: the lengths that free dimensions may have, by input and dimension; any by default.
     """
 
     shapes: Mapping[str, tuple[int | str, ...]] | None = None
@@ -48,12 +48,12 @@ class InputDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedGraph:
-    """Is a graph that computes what its torch module does.
+    """A graph that computes what its torch module does.
 
     Attributes:
         model: the graph.
-        comparisons: the proof.
-        left_out: outputs of the module that are no tensors, which the graph does not have.
+        comparisons: its comparisons with the module.
+        left_out: outputs of the module that are not tensors, which the graph does not have.
     """
 
     model: ir.Model
@@ -70,20 +70,20 @@ def import_weights(
     opset: int | None,
     progress: Progress,
 ) -> ImportedGraph:
-    """Builds the module, puts the weights into it, exports it and compares the graph with it.
+    """Builds the module, loads the weights, exports it and compares the graph with it.
 
     Args:
         weights: the weights, perhaps with the module that they belong to.
-        path: the file that they are from, for errors.
-        architecture: what builds the module, in the place of one that the file holds.
-        inputs: what is known about its inputs.
+        path: their file, for errors.
+        architecture: what builds the module, instead of one that the file holds.
+        inputs: its inputs.
         opset: the graph's opset; None for the exporter's choice.
         progress: receives the steps.
 
     Raises:
         UsageError: there is neither an architecture nor a module.
         FormatError: the code, the weights and the inputs do not fit together, or torch cannot export the module.
-        InputError: the graph computes something else than the module.
+        InputError: the graph does not compute the same as the module.
         RuntimeRefusedError: onnxruntime does not load the graph.
     """
     if architecture is None and weights.module is not None:
@@ -134,7 +134,7 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
     # The module's own errors are clearer than those of its export.
     outputs = torch_program.run_named(module, bound, feeds)
     if outputs.left_out:
-        progress.note(f"left out what is no tensor among the module's outputs: {', '.join(outputs.left_out)}")
+        progress.note(f"left out non-tensors among the module's outputs: {', '.join(outputs.left_out)}")
         module = with_tensors_only(module)
     with progress.task("exporting with torch"):
         asked = opset if opset in torch_program.EXPORTER_OPSETS else None
@@ -151,6 +151,6 @@ def _exported(module: Any, inputs: InputDescription, opset: int | None, progress
             first_expected=outputs.values,
             progress=progress,
         )
-    # The exporter takes the length that it saw for a fixed one where it cannot tell, as behind an LSTM.
+    # The exporter may declare an observed length as fixed, for example after an LSTM.
     shapes.free_wrong_dims(model)
     return ImportedGraph(model=model, comparisons=comparisons, left_out=outputs.left_out)

@@ -1,4 +1,4 @@
-"""Finds out what opening a model file would do, and holds it against the wish that it does nothing."""
+"""Determines what opening a model file would do, and holds it against the wish that it does nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def audit_model(path: Path) -> FileAudit:
     """Looks through a model file without opening it as one.
 
     Raises:
-        FormatError: there is no such file, or it is no model file of a known kind.
+        FormatError: there is no such file, or it is not a known model file.
     """
     return audit(path)
 

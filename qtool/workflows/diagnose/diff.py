@@ -46,7 +46,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffReport:
-    """What differs between two models.
+    """The differences between two models.
 
     Attributes:
         first: the one.
@@ -122,7 +122,7 @@ def diff(first: Path, second: Path, progress: Progress) -> DiffReport:
 
     Raises:
         FormatError: a file cannot be read.
-        InputError: a file is no ONNX graph.
+        InputError: a file is not an ONNX graph.
     """
     sides = []
     with progress.task("reading the models", 2) as advance:

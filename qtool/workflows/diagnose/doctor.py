@@ -44,7 +44,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What was found.
+    """The findings.
 
     Attributes:
         versions: of qtool, Python and packages.
@@ -80,7 +80,7 @@ def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
 
     Args:
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not run at all.
@@ -112,7 +112,7 @@ def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
 
 
 def about_processor(features: IntegerFeatures, *, saturates: bool) -> Iterator[Remark]:
-    """Says what the processor lacks for integers."""
+    """Describes what the processor lacks for integers."""
     if saturates:
         yield Remark(
             "the processor adds products of integers in 16 bits: models that are not made for that overflow",
@@ -148,7 +148,7 @@ def speedup(speed: LayerSpeed) -> float:
 
 
 def about_cores(cores: int, usable: float, load: float | None) -> Iterator[Remark]:
-    """Says what keeps this process from using all cores."""
+    """Describes what keeps this process from using all cores."""
     if usable < cores:
         yield Remark(
             f"only {usable:g} of {cores} cores may be used; onnxruntime takes one thread a core that it sees",

@@ -32,13 +32,13 @@ from qtool.workflows.quantize.planned_float import fix_for_plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainRequest:
-    """What to explain.
+    """The options of an explanation.
 
     Attributes:
         model: a model in QDQ form, or a float one.
         name: of a node or a tensor, or the end of it.
         data: samples to measure errors and times on; None for what the graph tells alone.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
     """
 
     model: Path
@@ -49,7 +49,7 @@ class ExplainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Everything there is to say.
+    """The explanation of a node or tensor.
 
     Attributes:
         model: the file.
@@ -75,7 +75,7 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
 
     Raises:
         FormatError: the file cannot be read.
-        InputError: it is no ONNX graph, or has no such node or tensor.
+        InputError: it is not an ONNX graph, or has no such node or tensor.
         CalibError: the samples do not fit the model.
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """

@@ -35,7 +35,7 @@ class Advice:
 
 
 def advise(node: NodeFacts | None, tensors: Sequence[TensorFacts]) -> tuple[Advice, ...]:
-    """Returns what a person can do about a node and the tensors around it, the most telling first."""
+    """Returns what the user can do about a node and the tensors around it, the most telling first."""
     found = [] if node is None else list(_about_node(node))
     name = None if node is None else node.node
     for tensor in tensors:

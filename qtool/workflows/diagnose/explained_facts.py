@@ -1,4 +1,4 @@
-"""What is known about one node or tensor of a quantized model."""
+"""Facts about one node or tensor of a quantized model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qtool.workflows.diagnose.measured_tensors import NodeTime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFacts:
-    """What is known about one tensor.
+    """The facts about one tensor.
 
     Attributes:
         tensor: its name in the float model.
-        role: ``input``, ``output`` or ``itself``, as the person asked, with what it is there for.
+        role: ``input``, ``output`` or ``itself``, as the user asked, with what it is there for.
         scheme: its integers in words; None where it stays float.
         low: the smallest number that the integers hold; None where it stays float.
         high: the largest likewise.
@@ -35,7 +35,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """What is known about one node.
+    """The facts about one node.
 
     Attributes:
         node: its name.

@@ -1,4 +1,4 @@
-"""Finds the node or tensor of a graph that a person means."""
+"""Finds the node or tensor of a graph that the user means."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _by_ending(name: str, known: list[str]) -> str:
 
 
 def _belongs_to_pair(value: ir.Value) -> bool:
-    """Tells whether a value is a scale, a zero point, or the integers themselves."""
+    """Returns whether a value is a scale, a zero point, or the integers themselves."""
     producer = value.producer()
     if producer is not None:
         return producer.op_type in _CONVERSIONS

@@ -1,4 +1,4 @@
-"""Tells what is in a model file, without its weights."""
+"""Describes what is in a model file, without its weights."""
 
 from __future__ import annotations
 

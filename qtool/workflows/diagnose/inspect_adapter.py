@@ -1,4 +1,4 @@
-"""Tells what is in an adapter."""
+"""Describes what is in an adapter."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from qtool.workflows.quantize.data_request import DataRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalysisRequest:
-    """What to find out.
+    """The options of an analysis.
 
     Attributes:
         model: an ONNX file.
@@ -57,7 +57,7 @@ class AnalysisRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """What was found out; None for what nobody asked for.
+    """The result of an analysis; None for parts that were not requested.
 
     Attributes:
         lengths: the lengths that free dimensions were given, by name; those of the samples where there are some.
@@ -85,7 +85,7 @@ def analyse(request: AnalysisRequest, progress: Progress) -> Analysis:
 
     Raises:
         FormatError: the file cannot be read.
-        UsageError: it is no ONNX graph, or a shape does not fit it.
+        UsageError: it is not an ONNX graph, or a shape does not fit it.
         InputError: it has no such tensor.
         CalibError: the samples or the statistics do not fit.
         RuntimeRefusedError: onnxruntime does not load or run the model.

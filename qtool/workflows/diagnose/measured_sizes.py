@@ -14,11 +14,11 @@ from qtool.runtime.graphs import open_graph, watching
 
 
 def sizes_of(model: ir.Model, feed: Feed | None, progress: Progress) -> dict[str, TensorSize]:
-    """Returns the sizes of the tensors of ``model``, whose shapes are inferred already; it is left as it is.
+    """Returns the sizes of the tensors of ``model``, whose shapes are inferred already; it is not modified.
 
     Args:
         model: the graph.
-        feed: the inputs of one run, in which every size is measured; None to measure, on made-up inputs, only what the
+        feed: the inputs of one run, in which every size is measured; None to measure, on random inputs, only what the
             graph itself does not tell, where the shapes of its inputs are known.
         progress: receives a remark where that does not run.
 
@@ -35,7 +35,7 @@ def sizes_of(model: ir.Model, feed: Feed | None, progress: Progress) -> dict[str
     try:
         return declared | _measured(model, unknown, make_feeds(specs, {}, None))
     except RuntimeRefusedError as error:
-        progress.note(f"{len(unknown)} tensors are of unknown size, and made-up inputs do not run: {error.problem}")
+        progress.note(f"{len(unknown)} tensors are of unknown size, and random inputs do not run: {error.problem}")
         return declared
 
 

@@ -69,12 +69,12 @@ def measure(
     The float form has the weights that the integers stand for, so that what is measured is the error of activations.
 
     Args:
-        model: the quantized model, which is left as it is.
+        model: the quantized model, which is not modified.
         tensors: those of its tensors that become integers.
         others: names of those that stay float; constants and what one of the graphs lacks are left out.
         data: the samples.
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Raises:
         CalibError: the samples do not fit the model.

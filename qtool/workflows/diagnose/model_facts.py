@@ -62,7 +62,7 @@ class MultiplyAdds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """Says how much of a graph is quantized.
+    """Describes how much of a graph is quantized.
 
     Attributes:
         quantize_nodes: how many QuantizeLinear nodes it has.
@@ -116,7 +116,7 @@ class GraphFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramFacts:
-    """Describes a program that is no ONNX graph.
+    """Describes a program that is not an ONNX graph.
 
     Attributes:
         producer: what wrote it.
@@ -142,7 +142,7 @@ class InspectReport:
     Attributes:
         path: the file.
         kind: what it is, in words.
-        nbytes: its size, data files beside it included.
+        nbytes: its size, with external data.
         data_files: the names of those files.
         tensors: how many tensors it stores.
         parameters: how many values they have.
@@ -150,7 +150,7 @@ class InspectReport:
         largest: the largest tensors, in order.
         metadata: text that was stored along.
         graph: the program; None where the file holds weights only, or a program of another kind.
-        program: the program where it is no ONNX graph.
+        program: the program where it is not an ONNX graph.
     """
 
     path: Path

@@ -46,12 +46,12 @@ def overflowing_layers(model: ir.Model) -> tuple[str, ...]:
 
 
 def layers_beyond_16_bits(model: ir.Model) -> tuple[str, ...]:
-    """Returns the layers of a model, which is left as it is, whose sums 16 bits may not hold, whatever runs them."""
+    """Returns the layers of a model, which is not modified, whose sums 16 bits may not hold, whatever runs them."""
     return tuple(layer.node for layer in _proven(model) if not layer.safe)
 
 
 def bounds_pairs(model: ir.Model) -> bool:
-    """Tells whether a model's stored weights were rounded for sums of 16 bits: all of them fit, and there are some."""
+    """Returns whether a model has stored weights and all of them were rounded to fit 16-bit sums."""
     known = [layer for layer in _proven(model) if layer.highest is not None]
     return bool(known) and all(layer.safe for layer in known)
 
@@ -64,7 +64,7 @@ def _proven(model: ir.Model) -> tuple[LayerProof, ...]:
 
 
 def overflowing_layers_in(path: Path) -> tuple[str, ...]:
-    """Returns the same of a file; none where it is no ONNX graph.
+    """Returns the same of a file; none where it is not an ONNX graph.
 
     Raises:
         FormatError: the file cannot be read.

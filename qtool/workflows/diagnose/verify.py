@@ -1,4 +1,4 @@
-"""Finds out how much of a quantized model onnxruntime runs on integers."""
+"""Determines how much of a quantized model onnxruntime runs on integers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What the runtime makes of a model.
+    """How a runtime runs a model.
 
     Attributes:
         model: the file.
@@ -36,7 +36,7 @@ def verify(model: Path, progress: Progress) -> VerifyReport:
 
     Raises:
         FormatError: the file cannot be read.
-        InputError: the file is no ONNX graph, or has nothing that could run on integers.
+        InputError: the file is not an ONNX graph, or has nothing that could run on integers.
         RuntimeRefusedError: onnxruntime does not load it.
     """
     path = onnx_path(model)

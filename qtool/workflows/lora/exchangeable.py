@@ -1,4 +1,4 @@
-"""Writes an ONNX graph whose adapters can be exchanged as it runs, and a file for each adapter."""
+"""Writes an ONNX graph whose adapters can be exchanged at run time, and a file for each adapter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ADAPTER_SUFFIX = ".onnx_adapter"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchangeable:
-    """Is what the files of adapters are to hold.
+    """The content of adapter files.
 
     Attributes:
-        arrays: for each file, what it feeds to the inputs of the graph.
+        arrays: for each file, its values of the graph's inputs.
         places: for each weight, the initializers that hold it.
     """
 
@@ -42,7 +42,7 @@ def single_requests(request: MergeRequest) -> list[MergeRequest]:
 
 
 def adapter_files(request: MergeRequest, output: Path) -> list[Path]:
-    """Returns the files beside ``output``, one an adapter, named after their folders.
+    """Returns the files next to ``output``, one per adapter, named after their folders.
 
     Raises:
         UsageError: two of them would have one name.
@@ -64,10 +64,10 @@ def make_exchangeable(
     Args:
         model: the graph, changed in place.
         search: finds weights in it.
-        changes: for each file, what its adapter changes.
+        changes: for each file, the changes of its adapter.
 
     Raises:
-        InputError: a weight is not in the graph or in a form that cannot be changed as it runs, or a change is no plain
+        InputError: a weight is not in the graph or cannot be changed at run time, or a change is not plain
             LoRA.
     """
     names = list(dict.fromkeys(name for steps in changes.values() for name in steps))

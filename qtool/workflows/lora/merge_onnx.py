@@ -1,4 +1,4 @@
-"""Merges adapters into ONNX graphs: finds each weight in the graph, whatever became of it, and changes it there."""
+"""Merges adapters into ONNX graphs: finds each weight in the graph in its exported form, and changes it there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from qtool.lora.onnx.layer_biases import layers_of
 from qtool.lora.onnx.places import NEVER_SCALED, Place
 from qtool.lora.readers.reading import read_adapter
 from qtool.progress import Progress
-from qtool.qdq.stored_integers import IntegerRules, ScalePolicy, stored_integers
+from qtool.qdq.scale_policy import ScalePolicy
+from qtool.qdq.stored_integers import IntegerRules, stored_integers
 from qtool.runtime.adapter_file import write_adapter
 from qtool.runtime.session import Session
 from qtool.workflows.convert.model_source import save_graph
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checkpoint:
-    """Is what the graph was exported from.
+    """The checkpoint that the graph was exported from.
 
     Attributes:
         tensors: its tensors by name.
-        tied: for each that is another name of an earlier one, the name of the first.
-        path: where they came from.
+        tied: for each name of a tied tensor but the first, the first one.
+        path: the file.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -53,16 +54,16 @@ class _Checkpoint:
     path: Path
 
     def without_ties(self, untied: Collection[str]) -> _Checkpoint:
-        """Returns the checkpoint with some names as tensors of their own."""
+        """Returns the checkpoint with some tied tensors untied."""
         return replace(self, tied={name: first for name, first in self.tied.items() if name not in untied})
 
 
 def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
-    """Merges ``request.adapters`` into the graph ``request.base``, and writes the result whole, or not at all.
+    """Merges ``request.adapters`` into the graph ``request.base``, and writes the result atomically.
 
     Raises:
-        UsageError: the options do not go together, or a pattern fits nothing.
-        FormatError: a file is damaged, or would do more than it may.
+        UsageError: the options conflict, or a pattern matches nothing.
+        FormatError: a file is damaged, or needs more than is allowed.
         InputError: an adapter cannot be merged, or one of its weights is not in the graph.
         OutputError: the result cannot be written.
         RuntimeRefusedError: onnxruntime does not load the result.
@@ -153,7 +154,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
 
 
 def _output(request: MergeRequest) -> Path:
-    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.{request.deed}.onnx"
+    named = (request.output_dir or request.base.parent) / f"{request.base.stem}.{request.action}.onnx"
     output = request.output or named
     if output.exists() and output.samefile(request.base):
         raise UsageError(f"the result would replace the base {output} itself", fix="name another file with -o")
@@ -170,7 +171,7 @@ def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
     named = {name: torch.from_numpy(array.copy()) for name, array in weights_by_name(model).items()}
     if not named:
         raise InputError(
-            f"{request.base} does not tell what its weights were called",
+            f"{request.base} does not record the names of its weights",
             fix="give the checkpoint that it was exported from with --base-weights",
         )
     return _Checkpoint(tensors=named, tied={}, path=request.base)
@@ -187,13 +188,13 @@ def _planned(
         if request.base_weights is not None or not integers:
             raise
         raise InputError(
-            f"{error.problem}; {request.base} holds integers, whose names tell nothing",
+            f"{error.problem}; {request.base} holds integers, which have no names of weights",
             fix="give the checkpoint that it was exported from with --base-weights",
         ) from error
     if planned.new:
         name = next(iter(planned.new))
         raise InputError(
-            f"the adapter brings '{name}', which the base does not have, and a graph has no nodes for it",
+            f"the adapter adds '{name}', which the base does not have, and a graph has no nodes for it",
             fix="merge into the weights and export the model with that layer, or leave it out with --exclude "
             f"{name.rpartition('.')[0]}",
         )
@@ -210,12 +211,12 @@ def _merge(
 ) -> tuple[list[MergedTarget], Mapping[str, Sequence[Place]]]:
     firsts = [name for name in changes if name not in checkpoint.tied]
     search = _search(model, checkpoint, request)
-    # All of them are found before the first one changes: equal tensors may be stored once.
+    # All of them are found before the first one changes, since equal tensors may be stored once.
     places = {name: search.places(name) for name in firsts}
     if checkpoint.path == request.base:
         _check_told(places)
     if request.scales is not None and not any(place.dequantize for found in places.values() for place in found):
-        raise UsageError("--scales says nothing, since no integers change", fix="drop it")
+        raise UsageError("--scales has no effect, since no integers change", fix="drop it")
     targets = []
     with progress.task("merging", total=len(firsts)) as advance:
         for name in firsts:
@@ -237,7 +238,7 @@ def _round_again(
     layers: Collection[ir.Node],
     rules: IntegerRules,
 ) -> None:
-    """Rounds the integers of layers anew whose inputs reach much further, so that other ones count now."""
+    """Rounds the integers of layers again whose inputs grow much, since other inputs matter then."""
     if not layers:
         return
     search = _search(model, checkpoint, request)
@@ -246,7 +247,7 @@ def _round_again(
             continue
         try:
             places = merged[name] if name in merged else search.places(name)
-        except InputError:  # it is not there, or not alone: its integers stay as they are
+        except InputError:  # it is not there, or not alone: its integers do not change
             continue
         mine = [place for place in places if any(layer in layers for layer in layers_of(place.stored, place.nodes))]
         if mine:
@@ -262,17 +263,17 @@ def _search(model: ir.Model, checkpoint: _Checkpoint, request: MergeRequest) -> 
 
 
 def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
-    """Passes when names alone are enough to know that the graph's values are those of torch.
+    """Passes when names are enough to know that the graph's values are those of torch.
 
     Raises:
-        InputError: a weight belongs to an operator that exporters multiply normalizations into.
+        InputError: a weight belongs to an operator into which exporters fold normalizations.
     """
     for name, found in places.items():
         readers = {use.node.op_type for place in found for use in place.stored.uses()}
         if not readers <= NEVER_SCALED:
             raise InputError(
                 f"'{name}' is read by {', '.join(sorted(readers - NEVER_SCALED))}, into whose weights exporters "
-                "multiply normalizations, and its name does not tell",
+                "may fold normalizations",
                 fix="give the checkpoint that the graph was exported from with --base-weights",
             )
 
@@ -286,15 +287,15 @@ def _as_array(tensor: torch.Tensor) -> Array:
 
 
 def _facts(name: str, steps: Sequence[WeightedChange], found: Sequence[GraphChange]) -> MergedTarget:
-    hurt = worst(found)
+    degraded = worst(found)
     return MergedTarget(
         weight=name,
         kinds=tuple(step.change.kind for step in steps),
         ranks=tuple(step.change.rank for step in steps),
         scales=tuple(step.weight * (1.0 if step.change.scale is None else step.change.scale) for step in steps),
-        relative_change=hurt.relative_change,
-        rounding_error=hurt.rounding_error,
-        growth=hurt.growth,
+        relative_change=degraded.relative_change,
+        rounding_error=degraded.rounding_error,
+        growth=degraded.growth,
         places=tuple(f"{change.stored} ({change.form})" for change in found),
-        integers=hurt.integers,
+        integers=degraded.integers,
     )

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeReport:
-    """Merges ``request.adapters`` and writes the result whole, or not at all.
+    """Merges ``request.adapters`` and writes the result atomically.
 
     Raises:
-        UsageError: the options do not go together, or a pattern fits nothing.
-        FormatError: a file is damaged, or would do more than it may.
-        InputError: an adapter is incomplete, damaged, of a kind without an exact merged form, or one for another base.
+        UsageError: the options conflict, or a pattern matches nothing.
+        FormatError: a file is damaged, or needs more than is allowed.
+        InputError: an adapter is incomplete, damaged, cannot be merged exactly, or is for another base.
         OutputError: the result cannot be written.
     """
     if request.base.is_file() and detect(request.base).format == "onnx":
         return merge_into_graph(request, progress)
     if request.base_weights is not None:
-        raise UsageError("--base-weights says nothing when the base holds its weights by name", fix="drop it")
+        raise UsageError("--base-weights has no effect when the base holds its weights by name", fix="drop it")
     if request.as_adapter:
         raise UsageError("--as-adapter makes inputs for an ONNX graph", fix="name an ONNX graph, or drop it")
     if request.data is not None:
@@ -46,11 +46,11 @@ def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeRepor
             fix="name a quantized ONNX graph, or drop it",
         )
     if request.scales is not None:
-        raise UsageError("--scales says nothing of weights in floats", fix="name a quantized ONNX graph, or drop it")
+        raise UsageError("--scales has no effect with float weights", fix="name a quantized ONNX graph, or drop it")
     base = open_base(request.base, request.trust)
     output = None
     if not request.dry_run:
-        output = MergedOutput.of(base, request.output, request.output_dir, deed=request.deed, force=request.force)
+        output = MergedOutput.of(base, request.output, request.output_dir, action=request.action, force=request.force)
     adapters = [read_adapter(source.path) for source in request.adapters]
     rows = added_rows(base.weights.tensors, base.tied, adapters)
     base = base.with_tensors(grown(base.weights.tensors, rows)) if rows else base
@@ -64,7 +64,7 @@ def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeRepor
         if output is None:
             for name in planned.changes:
                 for _ in merge(name, tensors[name], advance):
-                    pass  # only what they tell of is wanted
+                    pass  # only the figures are needed
         else:
             new = {**planned.new, **heads}
             output.write(
@@ -93,7 +93,7 @@ def merge_lora(request: MergeRequest, progress: Progress = SILENT) -> MergeRepor
 
 @contextmanager
 def _one_thread(request: MergeRequest) -> Iterator[None]:
-    """Keeps torch from dividing work on few rows, which takes longer than the work where other programs run, too."""
+    """Prevents torch from using threads for few rows, which is slower under load from other programs."""
     import torch
 
     threads = torch.get_num_threads()
@@ -107,13 +107,13 @@ def _one_thread(request: MergeRequest) -> Iterator[None]:
 
 @dataclass(slots=True, kw_only=True)
 class _Merge:
-    """Gives the merged rows of each tensor, and keeps what is to be told of it.
+    """Yields the merged rows of each tensor, and records the figures.
 
     Attributes:
         base: the base.
-        changes: what is added to each tensor that changes.
+        changes: the changes of each tensor.
         undoes: whether a merge is undone.
-        facts: what happened, by tensor.
+        facts: the figures, by tensor.
     """
 
     base: BaseWeights

@@ -1,4 +1,4 @@
-"""Holds the ranges of a statically quantized graph against how far its activations reach after a merge."""
+"""Checks, and recalibrates, the activation ranges of a statically quantized graph after a merge."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session, Watcher
 from qtool.workflows.lora.request import WiderRange
-from qtool.workflows.quantize.calibrate import single_sample
 from qtool.workflows.quantize.check_result import input_spec
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
 
-# What rounding and clipping take from values that reach so many times as far as their range leaves little of a model.
+# Values that exceed their range by this factor make a model unusable.
 REFUSED_GROWTH = 2.0
 _TOLD_GROWTH = 1.25
 _NAMED = ("QLinear", "QGemm", "QAttention", "QuantizeLinear")
@@ -51,11 +51,11 @@ Seen: TypeAlias = dict[str, TensorStatistics]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FloatForm:
-    """Is a graph whose activations are no longer rounded.
+    """A graph without quantization of activations.
 
     Attributes:
         model: the graph.
-        tensors: in it, the name of each activation that was quantized, in their order; None where it is gone.
+        tensors: the names of the activations that were quantized, in order; None where one was removed.
     """
 
     model: ir.Model
@@ -69,11 +69,11 @@ class _FloatForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRanges:
-    """Says which ranges were set again.
+    """The ranges that were recalibrated.
 
     Attributes:
         wider: the ranges.
-        layers: what multiplies activations that changed, where one of them reaches twice as far as before, or more.
+        layers: the layers with an input whose range doubled, or more.
     """
 
     wider: tuple[WiderRange, ...] = ()
@@ -81,19 +81,19 @@ class SetRanges:
 
 
 class ActivationRanges:
-    """Watches the activations of one graph before and after weights of it change."""
+    """Observes the activations of one graph before and after its weights change."""
 
     def __init__(self, model: ir.Model, data: DataRequest | None, progress: Progress, *, grows: bool = True) -> None:
-        """Runs the float form of the graph as it is.
+        """Runs the float form of the unchanged graph.
 
         Args:
             model: the graph, to be changed in place later.
             data: real inputs; None for random ones.
             progress: receives the steps and warnings.
-            grows: whether values may reach further afterwards; otherwise only data makes it worth to run.
+            grows: whether values may grow; otherwise it runs only with data.
 
         Raises:
-            InputError: there is data, and no range that it could set.
+            InputError: there is data, but no range to recalibrate.
             CalibError: the data does not fit the graph.
             RuntimeRefusedError: onnxruntime does not run the float form on the data.
         """
@@ -101,20 +101,20 @@ class ActivationRanges:
         self._activations = quantized_activations(model)
         if data is not None and not self._activations:
             raise InputError(
-                "the graph has no ranges of activations, between QuantizeLinear and DequantizeLinear, to set again",
+                "the graph has no activation ranges, between QuantizeLinear and DequantizeLinear, to recalibrate",
                 fix="drop --calib-data",
             )
         watched = bool(self._activations) and (grows or data is not None)
         self._before = self._measured("before") if watched else None
 
     def after_merge(self) -> SetRanges:
-        """Runs the changed graph on the same inputs, and with real ones sets the ranges that they outgrow.
+        """Runs the changed graph on the same inputs, and with real ones widens the ranges that are exceeded.
 
         Returns:
-            What was set; without real inputs nothing.
+            The ranges that were set; without real inputs none.
 
         Raises:
-            InputError: with random inputs, an activation reaches twice as far as its range or more.
+            InputError: with random inputs, an activation exceeds its range by a factor of two or more.
         """
         if self._before is None:
             return SetRanges()
@@ -131,7 +131,7 @@ class ActivationRanges:
             if growth(span, target) > 1.0:
                 wider.append((members, WiderRange(tensor=members[most].tensor, before=span, after=target)))
         if self._data is None:
-            self._judge([found for _, found in wider])
+            self._refuse_much_wider([found for _, found in wider])
             return SetRanges()
         for members, found in wider:
             set_range(members, found.after)
@@ -146,11 +146,11 @@ class ActivationRanges:
         layers = {layer for activation in moved for layer in activation.layers}
         return SetRanges(wider=ranges, layers=frozenset(layers))
 
-    def _judge(self, outgrown: Sequence[WiderRange]) -> None:
+    def _refuse_much_wider(self, outgrown: Sequence[WiderRange]) -> None:
         worst = max(outgrown, key=lambda found: found.growth, default=None)
         if worst is None or worst.growth < _TOLD_GROWTH:
             return
-        told = f"reaches {worst.growth:.3g} times as far as its range, which was calibrated before the merge"
+        told = f"reaches {worst.growth:.3g} times its range, which was calibrated before the merge"
         if worst.growth >= REFUSED_GROWTH:
             raise InputError(f"'{worst.tensor}' {told}", fix=_FIX)
         self._progress.warn(f"on random inputs, '{worst.tensor}' {told}\n  {_FIX}")
@@ -166,13 +166,13 @@ class ActivationRanges:
         wider = grown(activation.span, *extremes, symmetric=activation.grid.symmetric, keeps_zero=keeps_zero)
         if self._data is None or extremes[0] == extremes[1]:
             return wider
-        # What was clipped because it was rare may be many values now.
+        # Values that were clipped because they were rare may be frequent now.
         fitted = MeanSquaredError().span(second, activation.grid)
         low = wider.low if keeps_zero and activation.span.low == 0.0 else min(wider.low, fitted.low)
         return Range(low, max(wider.high, fitted.high))
 
     def _measured(self, when: str) -> list[TensorStatistics | None] | None:
-        """Returns what the values of each activation are; None where the graph does not run on random inputs."""
+        """Returns the statistics of each activation; None where the graph does not run on random inputs."""
         try:
             form = _float_form(self._model, self._activations)
             if not form.watched:
@@ -182,7 +182,7 @@ class ActivationRanges:
             if self._data is not None:
                 raise
             self._progress.warn(
-                f"nothing shows whether the ranges of activations still fit after the merge: {error.problem}\n"
+                f"the ranges of activations could not be checked after the merge: {error.problem}\n"
                 "  give real inputs with --calib-data, which sets the ranges again"
             )
             return None
@@ -213,7 +213,7 @@ def _watched(form: _FloatForm) -> Iterator[Session]:
 
 
 def _rows_of_tables(model: ir.Model, feed: Feed) -> Feed:
-    """Returns other numbers of rows, drawn from all that there are, for inputs that look them up in stored tables."""
+    """Returns random row indices over whole tables, for inputs that look up rows."""
     found = {}
     generator = np.random.default_rng(EXAMPLE_SEED)
     for value in model.graph.inputs:
@@ -231,12 +231,12 @@ def _extremes(seen: TensorStatistics) -> Range:
 
 
 def _keeps_clamps(model: ir.Model) -> bool:
-    """Tells whether ranges that begin at zero may stand for ReLUs that a quantizer dropped; qtool drops none."""
+    """Returns whether ranges that begin at zero may represent ReLUs that a quantizer removed; qtool removes none."""
     return not has_records(model)
 
 
 def _float_form(model: ir.Model, activations: Sequence[QuantizedActivation]) -> _FloatForm:
-    """Returns a copy of a graph, which is left as it is, without Q and DQ.
+    """Returns a copy of a graph, which is not modified, without Q and DQ.
 
     Raises:
         InputError: activations stay integers in it.

@@ -1,4 +1,4 @@
-"""Writes merged weights in the form of their base: one file, several with an index, or the folder of a model."""
+"""Writes merged weights in the format of their base: one file, shards with an index, or a model folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _INDEX_ENDING = ".index.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedOutput:
-    """Says where the result goes.
+    """The destination of the result.
 
     Attributes:
-        path: what the person named or gets named: a file, or a folder.
+        path: the file or folder.
         file: the weights: the file itself, one in the folder, or the index of several.
         folder: the folder, where the result is one.
     """
@@ -47,21 +47,23 @@ class MergedOutput:
     folder: Path | None
 
     @staticmethod
-    def of(base: BaseWeights, output: Path | None, output_dir: Path | None, *, deed: str, force: bool) -> MergedOutput:
-        """Decides where the result goes, and refuses places where it cannot.
+    def of(
+        base: BaseWeights, output: Path | None, output_dir: Path | None, *, action: str, force: bool
+    ) -> MergedOutput:
+        """Determines the destination of the result, and rejects invalid ones.
 
         Args:
             base: the base.
-            output: what was named; None for a name made of the base's and ``deed``.
+            output: what was named; None for a name made of the base's and ``action``.
             output_dir: the folder of a result that was not named.
-            deed: ``"merged"`` or the like.
+            action: ``"merged"`` or the like.
             force: whether a result that exists may be replaced.
 
         Raises:
-            UsageError: the result would replace the base, or its suffix says nothing.
+            UsageError: the result would replace the base, or its suffix is not supported.
             OutputError: it exists already, or its folder is missing or not writable.
         """
-        named = output or _default(base, output_dir, deed)
+        named = output or _default(base, output_dir, action)
         if base.folder is not None and not _is_weights_name(named.name):
             return _folder_output(base, named, force=force)
         suffix_fits = _is_weights_name(named.name)
@@ -85,14 +87,14 @@ class MergedOutput:
         untied: bool,
         rows: Mapping[str, int],
     ) -> None:
-        """Writes the base's tensors as ``change`` gives them; each is asked for when its turn comes.
+        """Writes the base's tensors as ``change`` returns them, one at a time.
 
         Args:
             base: the base.
-            change: gives what is written in the place of a tensor, in blocks of rows.
-            new: tensors that come in addition.
-            untied: whether the head no longer is the embedding, which the configuration is to say.
-            rows: how many rows tensors have that grew for added tokens, by name.
+            change: returns a tensor's new values, in blocks of rows.
+            new: additional tensors.
+            untied: whether the head is no longer tied, which the configuration has to record.
+            rows: the number of rows of tensors that grew for added tokens, by name.
 
         Raises:
             OutputError: the disk is full or the place is not writable.
@@ -119,24 +121,24 @@ class MergedOutput:
             self.folder.mkdir()
         try:
             yield
-        except BaseException:  # an interrupt, too, must leave nothing half-written
+        except BaseException:  # an interrupt must not leave incomplete files either
             if self.folder is not None and made:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
 
 def written_bytes(output: MergedOutput, base: BaseWeights) -> int:
-    """Sums up the files of weights that were written."""
+    """Returns the total size of the written files of weights."""
     if not output.file.name.endswith(_INDEX_ENDING):
         return output.file.stat().st_size
     return sum(output.file.with_name(name).stat().st_size for name in set(_shard_names(base, output.file).values()))
 
 
-def _default(base: BaseWeights, output_dir: Path | None, deed: str) -> Path:
+def _default(base: BaseWeights, output_dir: Path | None, action: str) -> Path:
     if base.folder is not None:
-        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{deed}"
+        return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{action}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
-    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{deed}{ending}"
+    return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{action}{ending}"
 
 
 def _is_weights_name(name: str) -> bool:
@@ -150,7 +152,7 @@ def _folder_output(base: BaseWeights, named: Path, *, force: bool) -> MergedOutp
         raise OutputError(f"the output {named} is a file, and the base a folder", fix="name a folder with -o")
     if named.is_dir() and any(named.iterdir()) and not force:
         raise OutputError(
-            f"the output folder {named} is not empty", fix="pass --force to replace what is in it, or name another"
+            f"the output folder {named} is not empty", fix="pass --force to replace its content, or name another"
         )
     name = base.path.name.replace(".bin", ".safetensors").replace("pytorch_model", "model")
     if not named.exists():
@@ -159,7 +161,7 @@ def _folder_output(base: BaseWeights, named: Path, *, force: bool) -> MergedOutp
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Copies what makes a folder of weights a model: its configuration, its tokenizer."""
+    """Copies the other files of a model folder: its configuration, its tokenizer."""
     for child in sorted(source.iterdir()):
         if child.is_file() and child.suffix not in _WEIGHT_SUFFIXES and not child.name.endswith(_INDEX_ENDING):
             shutil.copyfile(child, target / child.name)
@@ -190,7 +192,7 @@ def _write_shards(
         source = registry.load_source(detect(shard).format)
         if source.holds != "weights":
             raise AssertionError(shard)
-        # Each file alone: what was mapped of it goes before the next one comes.
+        # One file at a time, so that its memory map is released before the next one.
         weights = source.read(shard, base.trust)
         tensors = (*tensors, *(name for name in weights.tensors if name not in listed))
         apart = tied_names(weights.tensors).keys() - base.tied.keys()
@@ -209,7 +211,7 @@ def _write_shards(
 
 
 def _whole(tensor: torch.Tensor, parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Puts blocks of rows together; the first one may be the tensor itself, or all of it."""
+    """Concatenates blocks of rows; the first one may be the tensor itself, or all of it."""
     import torch
 
     whole, row = torch.empty_like(tensor, memory_format=torch.contiguous_format), 0

@@ -1,4 +1,4 @@
-"""Puts the changes of all adapters of a merge together, by the tensors of the base."""
+"""Collects the changes of all adapters of a merge, by the tensors of the base."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChanges:
-    """Says what becomes of the base.
+    """The changes of the base.
 
     Attributes:
-        changes: what is added to each tensor that changes.
+        changes: the changes of each tensor.
         new: parameters that the base does not have.
-        untied: names of tensors that were one with another of the base, and no longer are.
+        untied: names of tensors that are no longer tied.
     """
 
     changes: Mapping[str, tuple[WeightedChange, ...]]
@@ -48,18 +48,18 @@ def planned_changes(
     tied: Mapping[str, str],
     base: Path,
 ) -> PlannedChanges:
-    """Returns what is added to each tensor of the base that changes, under all of its names, and what is new.
+    """Returns the changes of each tensor of the base, under all of its names, and the new parameters.
 
     Args:
-        request: the weights of the adapters, and what is left out.
+        request: the weights of the adapters, and the excluded modules.
         adapters: the adapters.
         tensors: the base.
-        tied: for each of its tensors that is another name of an earlier one, the name of the first.
+        tied: for each name of a tied tensor but the first, the first one.
         base: the base's file, for errors.
 
     Raises:
-        UsageError: a pattern fits nothing.
-        InputError: an adapter does not fit the base, the base is quantized, or changes do not add up.
+        UsageError: a pattern matches nothing.
+        InputError: an adapter does not fit the base, the base is quantized, or changes cannot be combined.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     selection = ModuleSelection(only=request.only, exclude=request.exclude)
@@ -92,16 +92,16 @@ def planned_changes(
 
 
 def _new_tensors(weighted: Sequence[tuple[WeightTarget, float]], request: MergeRequest) -> dict[str, torch.Tensor]:
-    """Gathers the parameters that the base does not have."""
+    """Collects the parameters that the base does not have."""
     found: dict[str, torch.Tensor] = {}
     for target, weight in weighted:
         if not isinstance(target.change, New):
             continue
         fix = f"leave it out with --exclude {target.module}"
         if request.unmerge or request.combination is not None or weight != 1:
-            raise InputError(f"{target.weight} is new to the base, and comes as a whole or not at all", fix=fix)
+            raise InputError(f"{target.weight} is new to the base, and cannot be merged in part", fix=fix)
         if target.weight in found:
-            raise InputError(f"{target.weight} is new to the base, and two adapters bring it", fix=fix)
+            raise InputError(f"{target.weight} is new to the base, and two adapters add it", fix=fix)
         found[target.weight] = target.change.values
     return found
 
@@ -109,7 +109,7 @@ def _new_tensors(weighted: Sequence[tuple[WeightTarget, float]], request: MergeR
 def _without_copies(
     targets: Sequence[WeightTarget], tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str]
 ) -> list[WeightTarget]:
-    """Drops what only repeats the base: PEFT saves embeddings along with the matrices that change them."""
+    """Drops tensors that only repeat the base: PEFT saves embeddings along with the matrices that change them."""
     firsts = Counter(tied.get(target.weight, target.weight) for target in targets)
     return [
         target
@@ -129,6 +129,6 @@ def _check_reversible(changes: Mapping[str, Sequence[WeightedChange]]) -> None:
         lossy = next((step.change for step in steps if not step.change.additive), None)
         if lossy is not None:
             raise InputError(
-                f"{name} was changed by {lossy.kind}, and the merged weight does not tell what it was before",
-                fix="keep the base; only what was added can be subtracted again",
+                f"{name} was changed by {lossy.kind}, and the merged weight does not determine the original",
+                fix="keep the base; only additive changes can be subtracted",
             )

@@ -1,4 +1,4 @@
-"""What is asked of a merge of adapters, and what came of it."""
+"""Request and report of a merge of adapters."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from qtool.formats.trust import NO_TRUST, Trust
 from qtool.lora.merge.combining import Combination
 from qtool.lora.onnx.activation_ranges import growth
 from qtool.lora.onnx.requantizing import Requantized
-from qtool.qdq.stored_integers import ScalePolicy
+from qtool.qdq.scale_policy import ScalePolicy
 from qtool.workflows.quantize.data_request import DataRequest
 
-# As a share of a tensor's norm; rounding to integers of eight bits, twice, stays below it.
+# Relative to a tensor's norm; rounding to 8-bit integers twice stays below it.
 LARGEST_UNMERGE_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSource:
-    """Names an adapter and how much of it is merged.
+    """An adapter and its weight.
 
     Attributes:
         path: the file or folder.
@@ -34,25 +34,25 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeRequest:
-    """Says what is to be merged into what.
+    """The options of a merge.
 
     Attributes:
         base: the weights (a file, an index of several, or the folder of a model), or an ONNX graph.
         adapters: at least one.
         output: where the result goes; named after the base where None.
         output_dir: the folder of a result without ``output``.
-        base_weights: what a graph was exported from, to find its weights by their values.
+        base_weights: the checkpoint that a graph was exported from, to find its weights by their values.
         scale: a factor for the changes of all adapters.
-        unmerge: subtract what a merge added.
-        as_adapter: give a graph inputs for the adapters instead, and write a file for each.
+        unmerge: whether to subtract a merge.
+        as_adapter: whether to add inputs for the adapters to a graph instead, and write a file for each.
         combination: how changes are combined; None for their sum.
-        scales: of a graph with integers: what becomes of their scales; None for those that grow where they have to.
-        data: of a graph with static ranges of activations: real inputs, which set those again that values outgrow.
+        scales: of a quantized graph: the policy for scales; None for growing them where needed.
+        data: of a statically quantized graph: real inputs to widen activation ranges that are exceeded.
         parts: of adapters for pipelines: the ones that are merged, such as ``"unet"``; empty for all.
         only: patterns for the modules that change; empty for all.
         exclude: patterns for modules that do not.
-        dry_run: measure everything and write nothing.
-        trust: what the base's files may run.
+        dry_run: whether to measure everything and write nothing.
+        trust: which code the base's files may run.
         force: replace a result that exists.
     """
 
@@ -75,8 +75,8 @@ class MergeRequest:
     force: bool = False
 
     @property
-    def deed(self) -> str:
-        """What results without a name are called."""
+    def action(self) -> str:
+        """The suffix of results without a name."""
         if self.as_adapter:
             return "exchangeable"
         return "unmerged" if self.unmerge else "merged"
@@ -84,18 +84,18 @@ class MergeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedTarget:
-    """Says what happened to one tensor.
+    """The change of one tensor.
 
     Attributes:
         weight: its name in the base.
-        kinds: the kinds of its changes, one an adapter.
+        kinds: the kinds of its changes, one per adapter.
         ranks: their ranks; None for kinds without.
         scales: their factors, the weight of the adapter included.
-        relative_change: the norm of what was added, over that of the original.
-        rounding_error: the norm of what rounding to the base's type cut off, over that of the exact sum.
-        growth: the norm of the sum, over that of the original.
+        relative_change: the norm of the change relative to that of the original.
+        rounding_error: the norm of the rounding error relative to that of the exact sum.
+        growth: the norm of the sum relative to that of the original.
         places: of a graph: the initializers that hold it, each with its form.
-        integers: what became of them, where a graph stores such.
+        integers: the change of its integers, where a graph stores integers.
     """
 
     weight: str
@@ -110,17 +110,17 @@ class MergedTarget:
 
     @property
     def unmerge_error(self) -> float:
-        """How far the tensor is from the one before the merge that was undone, as a share of its norm.
+        """The error of the tensor after undoing a merge, relative to its norm.
 
-        Both roundings count: this one, and that of the merge, which cut off as large a share of a tensor of that norm.
+        Both roundings count: this one, and that of the merge, which has about the same relative error.
         """
         return self.rounding_error * (1 + 1 / self.growth) if self.growth else math.inf
 
     def check_unmerged(self) -> None:
-        """Passes when enough is left of the base after a merge was undone.
+        """Passes when the base is accurate enough after undoing a merge.
 
         Raises:
-            InputError: the merge drowned it in rounding.
+            InputError: the merge's rounding was too large.
         """
         if self.unmerge_error > LARGEST_UNMERGE_ERROR:
             raise InputError(
@@ -131,12 +131,12 @@ class MergedTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WiderRange:
-    """Is a range of activations that values outgrow.
+    """An activation range that values exceed.
 
     Attributes:
         tensor: the activation; of several with one scale, the one that grew most.
-        before: what its integers stood for.
-        after: what they have to stand for.
+        before: the old range.
+        after: the new range.
     """
 
     tensor: str
@@ -145,27 +145,27 @@ class WiderRange:
 
     @property
     def growth(self) -> float:
-        """How many times as far from zero it reaches."""
+        """The growth of the range."""
         return growth(self.before, self.after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
-    """Says what was merged.
+    """The result of a merge.
 
     Attributes:
         base: the base's file.
-        base_kind: what it is, in words.
-        adapters: what was merged into it.
-        base_models: what each adapter says that it was trained on.
+        base_kind: its kind, in words.
+        adapters: the merged adapters.
+        base_models: the base model that each adapter declares.
         output: the result; None for a dry run.
         output_bytes: its size, all of its files.
         targets: the tensors that changed, in the base's order.
         untouched: the tensors that did not.
         unmerged: whether adapters were subtracted.
-        untied: tensors that were one with another of the base, and no longer are.
-        ranges: the ranges of activations that were set again.
-        adapter_files: what onnxruntime loads beside a graph whose adapters are exchanged as it runs.
+        untied: tensors that are no longer tied.
+        ranges: the activation ranges that were widened.
+        adapter_files: the adapter files for onnxruntime, with ``as_adapter``.
     """
 
     base: Path

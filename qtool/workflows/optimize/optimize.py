@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.calib.specs import Layout
+from qtool.calib.image_layout import Layout
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
@@ -38,12 +38,12 @@ _NOISE_FACTOR = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizeRequest:
-    """What to optimize, and how.
+    """The options of an optimization.
 
     Attributes:
         model: an ONNX graph.
         output: the file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
+        output_dir: folder of an output without a name; None for the model's folder.
         force: whether an existing output may be replaced.
         passes: names of the passes to run; nothing for the usual ones.
         skip: names of passes to leave out.
@@ -104,7 +104,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     Raises:
         FormatError: the model cannot be read.
         UsageError: there is no such pass or target, or the output is the input.
-        InputError: the model is no ONNX graph, a pass fails, or the outputs are not the same.
+        InputError: the model is not an ONNX graph, a pass fails, or the outputs are not the same.
         RuntimeRefusedError: onnxruntime does not run the model or the result.
         OutputError: the result cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Runs a float model over data once and keeps the statistics of its tensors."""
+"""Calibration: runs a float model over data once and records the statistics of its tensors."""
 
 from __future__ import annotations
 
@@ -11,43 +11,40 @@ import onnx_ir as ir
 from qtool.atomic import check_output, staged
 from qtool.calib.collect import Collected, collect
 from qtool.calib.datasets.base import Dataset
-from qtool.calib.specs import Feed
 from qtool.calib.statistics_file import write_statistics
 from qtool.fingerprint import data_sha256, graph_fingerprint
-from qtool.graph.specs import model_specs, specs_of
+from qtool.graph.specs import specs_of
 from qtool.plan import Plan
-from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
-from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.quantize.prepared_model import load_prepared
 
 STATISTICS_SUFFIX = ".stats.npz"
-# Below this, ranges say more about the samples than about the model.
+# With fewer samples, ranges depend more on the samples than on the model.
 _FEW_SAMPLES = 8
-NOTHING_HELD_BACK = HoldoutSplit()
+NO_HOLDOUT = HoldoutSplit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateRequest:
-    """What to calibrate.
+    """The options of a calibration.
 
     Attributes:
         source: the float model.
         data: the samples.
         output: the statistics file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
-        scheme: what the statistics are for.
-        activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for what the
-            preset says.
+        output_dir: folder of an output without a name; None for the model's folder.
+        scheme: the quantization scheme that the statistics are for.
+        activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for the
+        preset's choice.
         exact: whether histograms count every value.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         force: whether an existing output may be replaced.
     """
 
@@ -64,7 +61,7 @@ class CalibrateRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSeen:
-    """What the data did to one tensor.
+    """The observed values of one tensor.
 
     Attributes:
         tensor: its name.
@@ -85,13 +82,13 @@ class TensorSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateReport:
-    """What a calibration found.
+    """The result of a calibration.
 
     Attributes:
         output: the statistics file.
         samples: samples seen.
         batches: batches seen.
-        tensors: what they did to each tensor.
+        tensors: the observed values of each tensor.
         unreached: tensors that never had a value.
     """
 
@@ -103,7 +100,7 @@ class CalibrateReport:
 
 
 def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
-    """Runs the model over the data once and writes one file from which every range method can work.
+    """Runs the model over the data once and writes one statistics file that every range method can use.
 
     Raises:
         QtoolError: the model, the data or the output cannot be used; see the subclasses.
@@ -114,16 +111,19 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
     check_output(output, force=request.force)
     scheme = request.scheme
-    dataset = request.data.open()
     if request.activations_symmetric is not None:
         scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
-    model = request.source.load(progress, dataset=dataset)
-    model = prepare(model, integers_between_layers=scheme.integers_between_layers)
-    watched = Watched.by(build_plan(model, scheme, NodeSelection()))
-    memory = ActivationMemory.of(model, single_sample(model, dataset, request.data))
-    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-    collected = gather(model, watched, dataset, data, progress, exact=request.exact, threads=request.threads)
-    origin = statistics_origin(model, request.data.sources)
+    prepared = load_prepared(request.source, request.data, scheme, NodeSelection(), progress)
+    collected = gather(
+        prepared.model,
+        Watched.by(prepared.plan),
+        prepared.samples.dataset,
+        prepared.samples.data,
+        progress,
+        exact=request.exact,
+        threads=request.threads,
+    )
+    origin = statistics_origin(prepared.model, request.data.sources)
     with staged(output) as path:
         write_statistics(path, collected, origin)
     return CalibrateReport(
@@ -147,7 +147,7 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """The tensors to watch.
+    """The tensors to observe.
 
     Attributes:
         tensors: their names.
@@ -159,7 +159,7 @@ class Watched:
 
     @staticmethod
     def by(plan: Plan) -> Watched:
-        """Returns what ``plan`` needs."""
+        """Returns the tensors that ``plan`` needs."""
         return Watched(tensors=plan.observed, channel_axes=plan.channel_axes)
 
 
@@ -170,11 +170,11 @@ def gather(
     data: DataRequest,
     progress: Progress,
     *,
-    hold_back: HoldoutSplit = NOTHING_HELD_BACK,
+    holdout: HoldoutSplit = NO_HOLDOUT,
     exact: bool = False,
     threads: int = 0,
 ) -> Collected:
-    """Runs a prepared model over the data once, without what ``hold_back`` keeps aside; not at all to watch nothing.
+    """Runs a prepared model over the data once, without the holdout; does not run where nothing is observed.
 
     Raises:
         CalibError: the data does not fit the model, or NaN reaches an output.
@@ -183,28 +183,28 @@ def gather(
         return Collected(statistics={}, samples=0, batches=0)
     total = data.available(dataset)
     outputs = specs_of(model.graph.outputs)
-    judged = float_outputs(model)
-    seen = tuple(dict.fromkeys((*watched.tensors, *judged)))
+    compared = float_outputs(model)
+    seen = tuple(dict.fromkeys((*watched.tensors, *compared)))
     with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
         feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
         with progress.task("calibrating", total) as advance:
             collected = collect(
                 Watcher(session),
-                hold_back.used(feeds),
+                holdout.used(feeds),
                 watched.tensors,
                 channel_axes=watched.channel_axes,
                 exact=exact,
                 advance=advance,
-                outputs=judged,
-                numbers=hold_back.numbers(),
+                outputs=compared,
+                numbers=holdout.numbers(),
             )
     if collected.samples < _FEW_SAMPLES:
-        progress.note(f"only {collected.samples} samples: ranges need a few dozen that look like real use")
+        progress.note(f"only {collected.samples} samples: ranges need a few dozen representative samples")
     return collected
 
 
 def float_outputs(model: ir.Model) -> tuple[str, ...]:
-    """Returns the outputs of a graph that are tensors of floats, which NaN must not reach."""
+    """Returns the float outputs of a graph, which must not be NaN."""
     return tuple(
         value.name or ""
         for value in model.graph.outputs
@@ -212,18 +212,8 @@ def float_outputs(model: ir.Model) -> tuple[str, ...]:
     )
 
 
-def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:
-    """Returns one sample, in a batch of its own where the model takes that.
-
-    Raises:
-        CalibError: the data does not fit the model.
-    """
-    single = data if data.batch_size is not None else replace(data, batch_size=1)
-    return next(single.feeds(dataset, *model_specs(original)))
-
-
 def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:
-    """Returns what tells which model and data statistics belong to."""
+    """Returns the fingerprints of the model and the data of statistics."""
     digests = [digest for source in data if (digest := data_sha256(source)) is not None]
     known = {"data": " ".join(digests)} if len(digests) == len(data) else {}
     return {"model": graph_fingerprint(model), **known}

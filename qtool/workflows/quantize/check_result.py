@@ -1,4 +1,4 @@
-"""Runs a quantized model beside the float model it was made from, before it counts as a result."""
+"""Checks a quantized model against its float model before it is written."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.tune.activation_memory import UNKNOWN_MEMORY, ActivationMemory
 
-# Without batches held back, so many of the others show at least that the result is no noise.
+# Without a holdout, so many calibration batches at least show that the result is usable.
 _FEW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSamples:
-    """Where the samples for the comparison come from.
+    """The source of the samples for the comparison.
 
     Attributes:
         dataset: the calibration data.
-        data: how it is used.
-        hold_back: the part of it that the calibration left alone.
-        memory: what the activations of a sample take.
+        data: the options of its use.
+        holdout: the part of it that the calibration does not use.
+        memory: memory of a sample's activations.
     """
 
     dataset: Dataset
     data: DataRequest
-    hold_back: HoldoutSplit
+    holdout: HoldoutSplit
     memory: ActivationMemory = UNKNOWN_MEMORY
 
 
@@ -52,9 +52,9 @@ class ResultComparison:
 
     Attributes:
         fidelity: by output.
-        samples: what they were compared on, in words.
+        samples: the samples of the comparison, in words.
         on_data: whether that was real data.
-        outlooks: what to expect of outputs on other data, by output; empty without real data.
+        outlooks: expected fidelity on other data, by output; empty without real data.
     """
 
     fidelity: tuple[OutputFidelity, ...]
@@ -71,9 +71,9 @@ def compare_with_float(
     execution: Execution = AS_IT_IS,
     threads: int = 0,
 ) -> ResultComparison:
-    """Runs both models on samples that were held back, or failing that on some that were not, or on random inputs.
+    """Runs both models on held-out samples, or else on some calibration samples, or on random inputs.
 
-    The quantized one is run as ``execution`` says.
+    The quantized one runs with ``execution``.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
@@ -111,7 +111,7 @@ def compare_with_float(
     for output in results:
         if output.non_finite:
             raise InputError(
-                f"the quantized model's output '{output.name}' has {output.non_finite} values that are not finite",
+                f"the quantized model's output '{output.name}' has {output.non_finite} non-finite values",
                 fix="keep the layers before it float with --exclude, or try another --method",
             )
     found = {name: outlook.result() for name, outlook in outlooks.items() if samples is not None}
@@ -133,17 +133,17 @@ def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples:
         yield make_feeds(specs, first_sizes(specs, None), None)
         return
     feeds = samples.data.feeds(samples.dataset, inputs, outputs)
-    yield from samples.hold_back.aside(feeds) if samples.hold_back.every else islice(feeds, _FEW)
+    yield from samples.holdout.aside(feeds) if samples.holdout.every else islice(feeds, _FEW)
 
 
 def input_spec(spec: TensorSpec) -> InputSpec:
-    """Returns an input in the form the example producer takes; an unknown dimension is a free one of its own."""
+    """Returns an input as the example producer expects it; each unknown dimension becomes a separate free one."""
     dims = tuple(f"{spec.name}_{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape or ()))
     return InputSpec(name=spec.name, dims=dims, dtype=spec.dtype)
 
 
 def _in_words(samples: CheckSamples | None, seen: int) -> str:
     if samples is None:
-        return "random inputs, which tell little"
+        return "random inputs, which are not representative"
     plural = "" if seen == 1 else "s"
-    return f"{seen} sample{plural} held back" if samples.hold_back.every else f"{seen} calibration sample{plural}"
+    return f"{seen} sample{plural} held back" if samples.holdout.every else f"{seen} calibration sample{plural}"

@@ -1,4 +1,4 @@
-"""Which samples a workflow runs a model on, and how many at once."""
+"""The samples that a workflow runs a model on, and the batch size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.calib.datasets.zero_states import split_inputs
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Feed, TensorSpec
 
-# A few samples at once make better use of the processor, and take little memory beside the model.
+# A few samples per batch use the processor better, and take little memory compared with the model.
 USUAL_BATCH_SIZE = 4
 # A free first dimension of such a name counts steps of one sample, not samples.
 _NO_BATCH_NAMES = ("seq", "time", "len", "frame", "step")
@@ -21,13 +21,13 @@ _NO_BATCH_NAMES = ("seq", "time", "len", "frame", "step")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRequest:
-    """Which samples to use.
+    """The samples to use.
 
     Attributes:
-        source: as ``open_dataset`` takes it.
-        more: sources of samples that come behind it, likewise.
-        preprocess: how images become arrays, as ``Preprocess.parse`` takes it.
-        batch_size: samples a run; None for a few where the model and the data allow it, and 1 elsewhere.
+        source: see ``open_dataset``.
+        more: further sources of samples that follow it.
+        preprocess: how images become arrays, see ``Preprocess.parse``.
+        batch_size: samples per run; None for a few where the model and the data allow it, and 1 elsewhere.
         limit: use only the first so many samples.
         usual_batch_size: what "a few" is.
     """
@@ -55,18 +55,18 @@ class DataRequest:
         return (self.source, *self.more)
 
     def available(self, dataset: Dataset) -> int | None:
-        """Returns how many samples there are to use, where that is known."""
+        """Returns the number of samples, where it is known."""
         if dataset.count is None:
             return None
         return dataset.count if self.limit is None else min(dataset.count, self.limit)
 
     def batches(self, dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int | None:
-        """Returns about how many batches the samples make, where that is known."""
+        """Returns the approximate number of batches, where it is known."""
         total = self.available(dataset)
         return None if total is None else total // self.rows(inputs, outputs)
 
     def rows(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
-        """Returns how many samples a batch has, as far as the model tells."""
+        """Returns the number of samples per batch that the model allows."""
         firsts = [spec.shape[0] for spec in inputs if spec.shape]
         fixed = max((dim for dim in firsts if isinstance(dim, int)), default=1)
         return max(fixed, self._size(inputs, outputs))
@@ -78,7 +78,7 @@ class DataRequest:
         outputs: Sequence[TensorSpec],
         remark: Remark | None = None,
     ) -> Iterator[Feed]:
-        """Streams the samples in batches for a model with these inputs and outputs; states that are missing are zeros.
+        """Streams the samples in batches for a model with these inputs and outputs; missing states are zeros.
 
         Raises:
             CalibError: the data does not fit the inputs.
@@ -91,7 +91,7 @@ class DataRequest:
             try:
                 return fed.filled(dataset.feeds(fed.given, batch_size=size, limit=self.limit, remark=remark))
             except CalibError:
-                size = 1  # samples that cannot share a batch; what else is wrong comes out below
+                size = 1  # samples that cannot share a batch; other errors are raised below
         return fed.filled(dataset.feeds(fed.given, batch_size=size, limit=self.limit, remark=remark))
 
     def _size(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
@@ -109,6 +109,6 @@ class DataRequest:
 def data_request(
     sources: Sequence[str], *, preprocess: str | None, batch_size: int | None, limit: int | None
 ) -> DataRequest:
-    """Returns the request for the samples of one source or more, which come in that order."""
+    """Returns the request for the samples of one or more sources, in that order."""
     first, *more = sources
     return DataRequest(source=first, more=tuple(more), preprocess=preprocess, batch_size=batch_size, limit=limit)

@@ -1,4 +1,4 @@
-"""Turns a quantized model back into a float one."""
+"""Dequantizes a quantized model into a float one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.check_result import compare_with_float
 
 FLOAT_SUFFIX = ".float.onnx"
-# Operators that are integer arithmetic themselves.
+# Operators with integer arithmetic.
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 _AT_RUN_TIME = ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -33,13 +33,12 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DequantizeRequest:
-    """What to turn back.
+    """The options of a dequantization.
 
     Attributes:
-        model: the quantized model, in QDQ form, with integer operators, or with layers that quantize their activations
-            as they run.
+        model: the quantized model, in QDQ format, with integer operators, or with dynamic quantization.
         output: the file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
+        output_dir: folder of an output without a name; None for the model's folder.
         force: whether an existing output may be replaced.
     """
 
@@ -51,13 +50,12 @@ class DequantizeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DequantizeReport:
-    """What came of it.
+    """The result of a dequantization.
 
     Attributes:
         output: the float model.
-        removed: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear nodes, and operators on integers, that are
-            gone.
-        fidelity: how close the quantized model is to the float one, on random inputs; empty where it takes none.
+        removed: how many QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear and integer operators were removed.
+        fidelity: how close the quantized model is to the float one, on random inputs; empty where it accepts none.
         quantized_bytes: size of the quantized model on disk.
         float_bytes: size of the float model on disk.
     """
@@ -74,7 +72,7 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
 
     Raises:
         FormatError: the file cannot be read.
-        InputError: the model is not quantized, or holds an integer operator in a form that is not turned back.
+        InputError: the model is not quantized, or holds an integer operator in an unsupported form.
         OutputError: the output cannot be written.
         RuntimeRefusedError: onnxruntime does not load or run one of the models.
     """
@@ -95,26 +93,26 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
     outputs = [node for node in left if any(value.is_graph_output() for value in node.outputs)]
     if outputs and outputs[0].op_type == "QuantizeLinear":
         raise InputError(
-            f"the model gives out integers: '{outputs[0].outputs[0].name}'",
+            f"the model has an integer output: '{outputs[0].outputs[0].name}'",
             fix="export or quantize it with float outputs",
         )
     if left:
         raise InputError(
-            f"'{left[0].name}' cannot be undone: its scale or zero point is computed at run time",
-            fix="only quantization with stored scales can be turned back",
+            f"'{left[0].name}' cannot be removed: its scale or zero point is computed at run time",
+            fix="only quantization with stored scales can be removed",
         )
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
             save_graph(model, path)
         progress.note("comparing the two models in onnxruntime")
-        # What the integers mean is to be kept, on whichever processor.
+        # Keeps the exact meaning of the integers on every processor.
         execution = Execution(form=with_exact_sums if sums_saturate() else as_it_is)
         fidelity: tuple[OutputFidelity, ...] = ()
         try:
             with progress.task("comparing"):
                 fidelity = compare_with_float(model, request.model, None, execution=execution).fidelity
         except NoRandomInputsError as error:
-            progress.note(f"not compared, since {error.problem}")
+            progress.note(f"not compared: {error.problem}")
         return DequantizeReport(
             output=output,
             removed=len(before),
@@ -131,7 +129,7 @@ def _conversions(model: ir.Model) -> list[ir.Node]:
 
 def _integer_operators(model: ir.Model) -> list[ir.Node]:
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    # A product behind a quantization at run time stays one product.
+    # A product after dynamic quantization stays one product.
     return [node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type not in _AT_RUN_TIME]
 
 
@@ -141,7 +139,7 @@ def _check_form(model: ir.Model, path: Path, conversions: list[ir.Node]) -> None
     if left is not None:
         named = f"'{left.name}', " if left.name else ""
         raise InputError(
-            f"{path} holds {named}a {left.op_type} in a form that is not turned back",
+            f"{path} holds {named}a {left.op_type} in a form that cannot be dequantized",
             fix="start from the float model that it was made from",
         )
     if not conversions:

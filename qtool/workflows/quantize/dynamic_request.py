@@ -1,4 +1,4 @@
-"""What a dynamic quantization is asked for, and what it did."""
+"""Request and report of a dynamic quantization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qtool.workflows.quantize.data_request import DataRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicRequest:
-    """What to quantize, and how.
+    """The options of a dynamic quantization.
 
     Attributes:
         source: the float model.
@@ -29,11 +29,11 @@ class DynamicRequest:
         scheme: which integers weights become; without one, those that this machine runs fastest.
         selection: which nodes may be quantized.
         output: the file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
-        threads: threads inside an operator; 0 is one a core.
+        output_dir: folder of an output without a name; None for the model's folder.
+        threads: threads inside an operator; 0 is one per core.
         force: whether existing outputs may be replaced.
-        arguments: the options as a person gave them, for the manifest.
-        locked: the manifest of the run to repeat; None for a run of its own.
+        arguments: the options as given, for the manifest.
+        locked: the manifest of the run to repeat; None for a new run.
     """
 
     source: ModelSource
@@ -50,19 +50,19 @@ class DynamicRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicReport:
-    """What a quantization did.
+    """The result of a dynamic quantization.
 
     Attributes:
         output: the quantized model.
-        manifest: the record beside it.
-        float_model: the float model to compare it with; made on the way where the source is no ONNX file.
-        plan: what was quantized, and what was not.
-        coverage: what onnxruntime runs on integers.
+        manifest: its manifest file.
+        float_model: the float model to compare it with; exported where the source is not an ONNX file.
+        plan: the quantized nodes, and the others with reasons.
+        coverage: the nodes that onnxruntime runs on integers.
         dead_channels: by weight, the channels that are all zero.
         tables: the embedding tables that are stored as integers.
         fidelity: how close each output stays to the float model's.
-        outlooks: what to expect of outputs on other data, by output.
-        compared_on: the samples that ``fidelity`` comes from, in words.
+        outlooks: expected fidelity on other data, by output.
+        compared_on: the samples of ``fidelity``, in words.
         compared_on_data: whether they are real data.
         float_bytes: size of the float model on disk.
         quantized_bytes: size of the quantized model on disk.

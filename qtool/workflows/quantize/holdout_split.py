@@ -1,6 +1,6 @@
-"""Keeps a few batches of the calibration data aside to judge the result by.
+"""Holds out a few batches of the calibration data to check the result on.
 
-Every so many-th batch is kept, not the last ones: data often comes sorted.
+Every so many-th batch is held out, not the last ones, since data is often sorted.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from itertools import count
 
 from qtool.calib.specs import Feed
 
-# At most a tenth of the data is kept aside, and no more than about this many batches.
+# At most a tenth of the data is held out, and about this many batches.
 _LEAST_DISTANCE = 10
 _MOST_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HoldoutSplit:
-    """Splits the same stream of batches always in the same way.
+    """Splits a stream of batches deterministically.
 
     Attributes:
-        every: each batch whose number, from 1, is a multiple of this is kept aside; 0 for none.
+        every: each batch whose number, from 1, is a multiple of this is held out; 0 for none.
     """
 
     every: int = 0
 
     @staticmethod
     def of(batches: int | None) -> HoldoutSplit:
-        """Chooses for so many batches, or for an unknown number."""
+        """Returns the split of so many batches, or of an unknown number."""
         if batches is None:
             return HoldoutSplit(_LEAST_DISTANCE)
         if batches < _LEAST_DISTANCE:
@@ -36,15 +36,15 @@ class HoldoutSplit:
         return HoldoutSplit(max(_LEAST_DISTANCE, -(-batches // _MOST_BATCHES)))
 
     def used(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """Yields the batches that shape the result."""
+        """Yields the batches used for calibration."""
         return (feed for number, feed in enumerate(feeds, start=1) if not self._is_aside(number))
 
     def numbers(self) -> Iterator[int]:
-        """Yields the numbers, from 0, of the batches that shape the result; there is no end to them."""
+        """Yields the numbers, from 0, of the batches used for calibration, without end."""
         return (number - 1 for number in count(1) if not self._is_aside(number))
 
     def aside(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """Yields the batches that judge it, no more than a handful."""
+        """Yields the held-out batches, a few at most."""
         given = 0
         for number, feed in enumerate(feeds, start=1):
             if self._is_aside(number):

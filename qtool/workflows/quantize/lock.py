@@ -1,4 +1,4 @@
-"""Repeats a quantization from its manifest: what has to be the same, and what to say where it is not."""
+"""Reproducible runs: checks that inputs, versions and result match those of a manifest."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qtool.reporting.surroundings import machine, versions
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.file_records import data_records, data_roles, file_record, model_record
 
-# What makes a graph of weights, and so decides about the bytes.
+# Packages that turn weights into a graph, which the bytes of the result depend on.
 _EXPORTERS = ("torch", "onnx", "onnxscript")
 _ROLES = {"model": "model", "calib_data": "data", "calib_stats": "statistics"}
 _SHOWN_DIGITS = 12
 
 
 def locked_versions(source: ModelSource) -> dict[str, str]:
-    """Returns the versions of all that decides about the bytes of what is made from ``source``."""
+    """Returns the versions of everything that the bytes made from ``source`` depend on."""
     found = versions()
     for name in () if source.is_graph else _EXPORTERS:
         try:
@@ -33,7 +33,7 @@ def locked_versions(source: ModelSource) -> dict[str, str]:
 
 
 def lock_record(arguments: Sequence[str]) -> dict[str, Any]:
-    """Returns what a manifest holds for ``check_lock``, ``check_reproduced`` and the command line."""
+    """Returns the manifest entries for ``check_lock``, ``check_reproduced`` and the command line."""
     here = machine()
     return {
         "arguments": list(arguments),
@@ -45,14 +45,14 @@ def lock_record(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], statistics: Path | None) -> None:
-    """Refuses, before anything runs, to repeat a run with other inputs or versions.
+    """Raises an error, before anything runs, if inputs or versions differ from the manifest's.
 
     Raises:
-        InputError: something differs; the problem names everything that does.
+        InputError: something differs; the problem lists everything that does.
         FormatError: the model is of no known format.
     """
     if "arguments" not in manifest.lock:
-        raise InputError("the manifest is of a qtool that recorded no options", fix="run `qtool quantize` anew")
+        raise InputError("the manifest is of a qtool that recorded no options", fix="run `qtool quantize` again")
     differences = []
     installed = locked_versions(source) if source.path.exists() else versions()
     for name, wanted in manifest.versions.items():
@@ -73,12 +73,12 @@ def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], sta
     if differences:
         raise InputError(
             f"this is not the run of the manifest: {'; '.join(differences)}",
-            fix="bring back what differs, or quantize anew without --locked",
+            fix="restore what differs, or quantize again without --locked",
         )
 
 
 def _differences(title: str, recorded: FileRecord, given: FileRecord | None) -> list[str]:
-    """Says how a file differs from the one that was recorded, and how those do that hold its weights."""
+    """Describes how a file, and those that hold its weights, differ from the recorded ones."""
     found = None if given is None else given.sha256
     differences = []
     if recorded.sha256 != found:
@@ -107,7 +107,7 @@ def _hashes(record: FileRecord) -> list[str | None]:
 
 
 def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
-    """Refuses a result that is not the one of the manifest it was to repeat.
+    """Raises an error if the result is not that of the manifest.
 
     Raises:
         InputError: the bytes differ.
@@ -120,14 +120,18 @@ def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
         if made.lock[name] != locked.lock.get(name)
     ]
     if _hashes(locked.float_model) != _hashes(made.float_model):
-        reasons.append("the float model made on the way differs")
+        reasons.append("the exported float model differs")
     if any(record.sha256 is None for record in locked.inputs.values()):
         reasons.append("samples come from a function, which has no hash")
     options = locked.options
     if options.get("goal") or options.get("time_budget_s") is not None:
         reasons.append("layers to keep float were chosen by measured times")
-    told = "; ".join(reasons) or "nothing else is known to differ"
+    for run, manifest in (("the search of the manifest", locked), ("this search", made)):
+        ended = manifest.lock.get("search_ended")
+        if ended is not None:
+            reasons.append(str(ended).replace("the search", run, 1))
+    told = "; ".join(reasons) or "no cause is known"
     raise InputError(
         f"the result has the hash {_form(made.quantized_model)}, not {_form(locked.quantized_model)}: {told}",
-        fix="nothing was written; use the machine of the manifest, or quantize anew without --locked",
+        fix="nothing was written; use the machine of the manifest, or quantize again without --locked",
     )

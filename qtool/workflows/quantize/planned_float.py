@@ -1,4 +1,4 @@
-"""Says of nodes that stay float why the plan left them so, where it did, and what changes that."""
+"""Gives nodes that the plan left float the plan's reason, and the option that changes it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage
 from qtool.plan import Skipped
 
 _FIXES = (
-    ("kept float for accuracy", "pass --max-float 0 for integers all the same"),
+    ("kept float for accuracy", "pass --max-float 0 to quantize it anyway"),
     ("kept float for", "lower that goal, or give none"),
-    ("integers save no time", "pass --smallest for integers all the same"),
+    ("integers save no time", "pass --smallest to quantize it anyway"),
     ("--exclude ", "drop that --exclude"),
     ("no --include", "name it with --include, or drop --include"),
 )
-# A command that has just quantized a model needs no advice to do that, nor to drop what it was not given.
+# Advice that does not apply to a command that has just quantized the model without these options.
 _IN_VAIN = ("`qtool quantize`", "--include or --exclude")
 
 
 def fix_for_plan(reason: str) -> str | None:
-    """Returns the flag that undoes what a person or a search decided; None where neither did."""
+    """Returns the option that reverts a decision of the user or a search; None where neither decided."""
     return next((fix for start, fix in _FIXES if reason.startswith(start)), None)
 
 
 def as_planned(coverage: Coverage, skipped: Sequence[Skipped], *, has_kernels_here: bool) -> Coverage:
-    """Returns ``coverage`` with the reasons of the plan that it follows.
+    """Returns ``coverage`` with the reasons of the plan.
 
     Args:
-        coverage: what onnxruntime's CPU provider makes of a model that was quantized as planned.
+        coverage: how onnxruntime's CPU provider runs the model that was quantized as planned.
         skipped: the nodes that the plan left float.
-        has_kernels_here: whether the model was quantized for that provider; advice about another one's kernels is none.
+        has_kernels_here: whether the model was quantized for that provider; its advice does not apply to others.
     """
     reasons = {skip.node: skip.reason for skip in skipped}
     return Coverage(nodes=tuple(_as_planned(node, reasons.get(node.node), has_kernels_here) for node in coverage.nodes))
@@ -44,5 +44,5 @@ def _as_planned(node: NodeCoverage, planned: str | None, has_kernels_here: bool)
     if not has_kernels_here:
         return replace(node, fix=None)
     if node.fix is not None and any(part in node.fix for part in _IN_VAIN):
-        return replace(node, fix=f"spare its conversions with --exclude '{node.node}'")
+        return replace(node, fix=f"avoid its conversions with --exclude '{node.node}'")
     return node

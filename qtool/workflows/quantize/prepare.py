@@ -1,4 +1,4 @@
-"""Gets a float graph ready to be quantized."""
+"""Prepares a float graph for quantization."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from qtool.passes import FOR_INTEGERS_BETWEEN_LAYERS, PREPARE_PASSES
 
 
 def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Model:
-    """Runs the passes of ``PREPARE_PASSES`` over ``model``, in place, and returns it.
+    """Runs the passes of ``PREPARE_PASSES`` on ``model``, in place, and returns it.
 
     Args:
         model: the float graph.
-        integers_between_layers: whether passes run that pay only there; see ``Scheme``.
+        integers_between_layers: whether to run the passes that help only then; see ``Scheme``.
 
     Raises:
         InputError: the model's opset cannot be raised.
     """
     maps = take_maps_aside(model)
-    with quiet_loggers(("onnx_ir", "onnxscript")):  # what they could not improve stays as it was, which is no news
+    with quiet_loggers(("onnx_ir", "onnxscript")):  # they report parts that they could not optimize
         for key, location in PREPARE_PASSES.items():
             if key in FOR_INTEGERS_BETWEEN_LAYERS and not integers_between_layers:
                 continue

@@ -1,4 +1,4 @@
-"""Quantizes the layers of a model that can quantize their activations as they run; this takes no calibration."""
+"""Dynamic post-training quantization: ranges of activations are computed at run time, without calibration."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from qtool.atomic import staged
-from qtool.backends.execution_choice import execution_for
-from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
@@ -17,13 +15,12 @@ from qtool.plan import DynamicPlan
 from qtool.planning import build_dynamic_plan
 from qtool.progress import SILENT, Progress
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.diagnose.file_records import data_records, model_record
-from qtool.workflows.quantize.check_result import CheckSamples, compare_with_float
+from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.quantize.checked_result import write_and_check
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
-from qtool.workflows.quantize.planned_float import as_planned
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.quantize_files import check_destination, destination, float_model
 from qtool.workflows.quantize.quantize_record import figures_record, nodes_record
@@ -31,7 +28,7 @@ from qtool.workflows.tune.embedding_tables import with_tables
 
 
 def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
-    """Returns what ``quantize_dynamic`` would do, and writes nothing.
+    """Returns the plan of ``quantize_dynamic``, and writes nothing.
 
     Raises:
         QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
@@ -43,7 +40,7 @@ def plan_dynamic(request: DynamicRequest, progress: Progress) -> DynamicPlan:
 
 
 def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> DynamicReport:
-    """Quantizes, opens the result in onnxruntime, compares it with the float model, and only then puts it in place.
+    """Quantizes, runs the result in onnxruntime, compares it with the float model, and only then writes it.
 
     Raises:
         QtoolError: the model or the output cannot be used; see the subclasses.
@@ -58,7 +55,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         progress.note(DRAWN_ALIKE)
     samples = None
     if dataset is not None and request.data is not None:
-        samples = CheckSamples(dataset=dataset, data=request.data, hold_back=HoldoutSplit())
+        samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit())
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         model = prepare(original.clone(), integers_between_layers=False)
@@ -67,25 +64,28 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         tables = with_tables(model, request.selection)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         ResidualSums()(model)
-        save_graph(model, path)
-        progress.note("checking the result in onnxruntime")
-        with progress.task("comparing with float"):
-            coverage = as_planned(integer_coverage(model), plan.skipped, has_kernels_here=True)
-            comparison = compare_with_float(
-                original, path, samples, execution=execution_for(request.scheme), threads=request.threads
-            )
+        checked = write_and_check(
+            model,
+            original,
+            plan.skipped,
+            path,
+            samples,
+            scheme=request.scheme,
+            threads=request.threads,
+            progress=progress,
+        )
         report = DynamicReport(
             output=output,
             manifest=manifest_path(output),
             float_model=floats.path,
             plan=plan,
-            coverage=coverage,
+            coverage=checked.coverage,
             dead_channels={name: weight.dead_channels for name, weight in weights.items() if weight.dead_channels},
             tables=tables.stored,
-            fidelity=comparison.fidelity,
-            outlooks=comparison.outlooks,
-            compared_on=comparison.samples,
-            compared_on_data=comparison.on_data,
+            fidelity=checked.comparison.fidelity,
+            outlooks=checked.comparison.outlooks,
+            compared_on=checked.comparison.samples,
+            compared_on_data=checked.comparison.on_data,
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
         )
@@ -96,7 +96,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
 
 
 def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
-    """Returns the record of one run; the two files are where the models lie while it is written."""
+    """Returns the manifest of one run; the two files are the staged models."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
         inputs |= data_records(request.data.sources)

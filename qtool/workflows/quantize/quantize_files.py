@@ -1,4 +1,4 @@
-"""The files of a quantization: where its result may go, and the float model that it is compared with."""
+"""The files of a quantization: its output, and the float model that it is compared with."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FloatModel:
     """A float model in a file.
 
     Attributes:
-        path: where it stands once the run is over.
-        file: where it lies until then.
+        path: its final path.
+        file: its staged path until then.
     """
 
     path: Path
@@ -29,14 +29,14 @@ class FloatModel:
 
 
 def destination(source: ModelSource, output: Path | None, output_dir: Path | None) -> Path:
-    """Returns where a quantized model goes: ``output``, or a name after the model's."""
+    """Returns the path of a quantized model: ``output``, or a name derived from the model's."""
     if output is not None:
         return output
     return (output_dir or source.path.parent) / f"{source.stem}{QUANTIZED_SUFFIX}"
 
 
 def check_destination(output: Path, source: ModelSource, *, force: bool) -> None:
-    """Refuses an output that cannot be written, before anything is read.
+    """Raises an error for an output that cannot be written, before anything is read.
 
     Raises:
         UsageError: it does not end in .onnx, or is the input.
@@ -50,17 +50,17 @@ def check_destination(output: Path, source: ModelSource, *, force: bool) -> None
 
 
 def float_model(original: ir.Model, source: ModelSource, output: Path, staging: Path, *, force: bool) -> FloatModel:
-    """Returns the float model that ``output`` is made from; one that is no ONNX file yet is written beside it.
+    """Returns the float model that ``output`` is made from; an exported one is written next to it.
 
     Args:
         original: the float graph.
-        source: what it was read from.
-        output: where the quantized model goes.
-        staging: where the quantized model is written first.
-        force: whether another float model that stands there already may be replaced.
+        source: the file it was read from.
+        output: the path of the quantized model.
+        staging: the path where the quantized model is written first.
+        force: whether a different float model that exists there may be replaced.
 
     Raises:
-        OutputError: a float model stands there already, and is another one.
+        OutputError: a different float model exists there.
     """
     if source.is_graph:
         return FloatModel(source.path, source.path)
@@ -69,7 +69,7 @@ def float_model(original: ir.Model, source: ModelSource, output: Path, staging: 
     save_graph(original, file)
     if path.exists() and not force and file_sha256(path) != file_sha256(file):
         raise OutputError(
-            f"the float model made on the way differs from the {path} that exists",
+            f"the exported float model differs from the existing {path}",
             fix="pass --force to replace it, or name an output in another folder with -o",
         )
     return FloatModel(path, file)

@@ -1,4 +1,4 @@
-"""Puts a quantization into its manifest."""
+"""The manifest of a quantization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def manifest_of(
     request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
 ) -> Manifest:
-    """Returns the record of one run; the two files are where the models lie while it is written."""
+    """Returns the manifest of one run; the two files are the staged models."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
     if request.data is not None:
         inputs |= data_records(request.data.sources)
@@ -39,6 +39,7 @@ def manifest_of(
         lock={
             **lock_record(request.arguments),
             "timing": None if report.timing is None else report.timing.as_json(),
+            "search_ended": report.search_ended,
         },
     )
 
@@ -77,7 +78,7 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
 
 
 def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipped]) -> dict[str, Any]:
-    """Returns what a manifest says about the nodes of a result, and about the tables that are stored as integers."""
+    """Returns the manifest's entries on nodes, and on the embedding tables stored as integers."""
     return {
         "tables": [table.tensor for table in report.tables],
         "integer_nodes": report.coverage.integer,
@@ -88,7 +89,7 @@ def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipp
 
 
 def figures_record(report: QuantizeReport | DynamicReport) -> dict[str, float | None]:
-    """Returns what a manifest says was measured."""
+    """Returns the manifest's measurements."""
     figures: dict[str, float | None] = {
         "float_bytes": float(report.float_bytes),
         "quantized_bytes": float(report.quantized_bytes),

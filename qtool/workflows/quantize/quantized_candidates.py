@@ -1,4 +1,4 @@
-"""Quantizes one prepared model in many ways, from statistics that were gathered once."""
+"""Makes quantized candidates of one prepared model from statistics that were collected once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
 from qtool.plan import NOTHING_KEPT, Plan
 from qtool.planning import build_plan
-from qtool.quantizer import NO_REFINEMENT, quantize_graph
+from qtool.quantizer import NO_CORRECTIONS, quantize_graph
 from qtool.schemes import Scheme
 from qtool.search.quantized_candidate import QuantizedCandidate
 from qtool.selection import NodeSelection
@@ -21,19 +21,19 @@ from qtool.selection import NodeSelection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedCandidates:
-    """Makes variants of a model that differ in the nodes that stay float.
+    """Makes candidates that differ in the nodes that stay float.
 
     Attributes:
-        model: the float model, as ``prepare`` leaves it; it stays so.
+        model: the float model after ``prepare``; it is not modified.
         scheme: which integers tensors become.
         selection: which nodes may be quantized at all.
         unfit: tensors that must stay float, each with the reason.
-        statistics: by tensor name, of every tensor that the fullest plan needs.
-        method: finds the ranges of activations.
-        bias_correction: whether biases take back what rounding the weights does to the layers' means.
-        refinement: what a search has found out.
-        dynamic: layers that a search lets find their ranges as the model runs, by name.
-        slow: nodes that stay float in every variant, since integers save no time there, each with the reason.
+        statistics: by name, of every tensor that the largest plan needs.
+        method: the range method of activations.
+        bias_correction: whether biases correct the shift of the layers' means that rounding weights causes.
+        corrections: the results of a search.
+        dynamic: layers that a search made dynamic, by name.
+        slow: nodes that stay float in every candidate, since integers save no time there, each with the reason.
     """
 
     model: ir.Model
@@ -43,12 +43,12 @@ class QuantizedCandidates:
     statistics: Mapping[str, TensorStatistics]
     method: RangeMethod
     bias_correction: bool = True
-    refinement: Corrections = NO_REFINEMENT
+    corrections: Corrections = NO_CORRECTIONS
     dynamic: tuple[str, ...] = ()
     slow: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, kept_float: Mapping[str, str]) -> QuantizedCandidate:
-        """Returns a new variant in which the named nodes stay float, each for the reason given.
+        """Returns a new candidate in which the named nodes stay float, each for the reason given.
 
         Raises:
             InputError: a weight holds NaN or infinity.
@@ -61,12 +61,12 @@ class QuantizedCandidates:
             self.statistics,
             self.method,
             bias_correction=self.bias_correction,
-            refinement=self.refinement,
+            corrections=self.corrections,
         )
         return QuantizedCandidate(model, plan)
 
     def plan(self, kept_float: Mapping[str, str] = NOTHING_KEPT) -> Plan:
-        """Returns what is quantized with the named nodes in float."""
+        """Returns the plan with the named nodes in float."""
         return self._planned(self.model, kept_float)
 
     def _planned(self, model: ir.Model, kept_float: Mapping[str, str]) -> Plan:

@@ -1,4 +1,4 @@
-"""What a quantization is asked for, and what it did."""
+"""Request and report of a static quantization."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from qtool.workflows.tune.time_plan import Timing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
-    """What to quantize, and how.
+    """The options of a static quantization.
 
     Attributes:
         source: the float model.
-        data: calibration samples; with ``statistics`` as well, samples to compare the result on. One of both is needed.
-        statistics: a file of ``calibrate`` on the same model, in place of a pass over the data.
+        data: calibration samples; with ``statistics``, samples to compare the result on.
+        statistics: a file of ``calibrate`` on the same model, instead of a pass over the data.
         scheme: which integers tensors become; without one, those that this machine runs fastest.
-        method: finds the ranges of activations, as far as ``searches`` does not choose among all methods.
-        method_name: its name in ``RANGE_METHODS``, for the record; "auto" where it is chosen.
+        method: the range method of activations.
+        method_name: its name in ``RANGE_METHODS``.
         selection: which nodes may be quantized.
-        searches: what is looked for beyond one pass; without samples only what needs none.
-        goal: what to reach by keeping layers float; None for integers everywhere.
-        timing: where times come from that layers stay float for.
+        searches: the search configuration; without samples only searches that need none run.
+        goal: the accuracy to reach by keeping layers float; None for none.
+        timing: the source of the times by which layers stay float.
         time_budget_s: seconds after which the search for these layers ends with the best so far.
         output: the file to write; None names it after the model.
-        output_dir: where an output without a name goes; None for beside the model.
-        threads: threads inside an operator; 0 is one a core.
+        output_dir: folder of an output without a name; None for the model's folder.
+        threads: threads inside an operator; 0 is one per core.
         force: whether existing outputs may be replaced.
-        arguments: the options as a person gave them, for the manifest.
-        locked: the manifest of the run to repeat; None for a run of its own.
+        arguments: the options as given, for the manifest.
+        locked: the manifest of the run to repeat; None for a new run.
     """
 
     source: ModelSource
@@ -76,43 +76,45 @@ class QuantizeRequest:
 
     @property
     def asks_for_times(self) -> bool:
-        """Whether it matters what runs take: layers stay float for speed, or as few as will do for accuracy."""
+        """Whether run times matter: layers stay float for speed, or as few as possible for accuracy."""
         return not self.timing.for_size or self.goal is not None or self.searches.keeps_float
 
     @property
     def destination(self) -> Path:
-        """Where the quantized model goes."""
+        """The path of the quantized model."""
         return destination(self.source, self.output, self.output_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeReport:
-    """What a quantization did.
+    """The result of a static quantization.
 
     Attributes:
         output: the quantized model.
-        manifest: the record beside it.
-        float_model: the float model to compare it with; made on the way where the source is no ONNX file.
-        plan: what was quantized, and what was not.
-        coverage: what onnxruntime runs on integers.
+        manifest: its manifest file.
+        float_model: the float model to compare it with; exported where the source is not an ONNX file.
+        plan: the quantized nodes, and the others with reasons.
+        coverage: the nodes that onnxruntime runs on integers.
         findings: constant tensors, dead channels, corrected biases.
         tables: the embedding tables that are stored as integers.
-        rewritten: what was changed in the float model before it was calibrated.
-        refinement: what the search found.
-        gains: what every correction that was tried did to the outputs.
-        kept_float: layers that stay float since integers save little there for what they cost; None without a search.
+        rewritten: the changes of the float model before it was calibrated.
+        corrections: the results of the search.
+        gains: the effect of every correction that was tried on the outputs.
+        kept_float: layers that stay float because quantizing them costs much accuracy and saves little time; None
+        without a search.
         fidelity: how close each output stays to the float model's.
-        outlooks: what to expect of outputs on other data, by output.
-        compared_on: the samples that ``fidelity`` comes from, in words.
+        outlooks: expected fidelity on other data, by output.
+        compared_on: the samples of ``fidelity``, in words.
         compared_on_data: whether they are real data.
-        samples: samples that shaped the ranges.
+        samples: how many samples the ranges come from.
         float_bytes: size of the float model on disk.
         quantized_bytes: size of the quantized model on disk.
-        mixed: what became of the goal, where there was one.
+        mixed: the result for the accuracy goal, where there was one.
         speedup: how many times faster than float the model is, from a few runs in turns; None without samples.
-        timing: what runs were taken to cost; None without samples.
+        timing: the times that the choices are based on; None without samples.
         unsigned: layers whose weights are u8, so that their sums have 32 bits.
         slow: nodes that stay float since integers save no time there.
+        search_ended: why the search ended before it was through, in words; None where it did not.
     """
 
     output: Path
@@ -123,7 +125,7 @@ class QuantizeReport:
     findings: Findings
     tables: tuple[StoredTable, ...]
     rewritten: Rewritten
-    refinement: Corrections
+    corrections: Corrections
     gains: tuple[Gain, ...]
     kept_float: KeptFloat | None
     fidelity: tuple[OutputFidelity, ...]
@@ -138,3 +140,4 @@ class QuantizeReport:
     timing: Timing | None = None
     slow: tuple[str, ...] = ()
     unsigned: tuple[str, ...] = ()
+    search_ended: str | None = None

@@ -1,4 +1,4 @@
-"""Holds a quantized model against what a target can run."""
+"""Checks a quantized model against the constraints of a target."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from qtool.workflows.diagnose.verify import onnx_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfit:
-    """A tensor in integers that the target does not take.
+    """A quantized tensor that the target does not support.
 
     Attributes:
         tensor: its name.
-        problem: what the target does not take.
+        problem: the reason.
     """
 
     tensor: str
@@ -31,13 +31,13 @@ class Misfit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetReport:
-    """What a target makes of a model.
+    """The result of checking a model against a target.
 
     Attributes:
         target: its name among the presets.
-        machine: the same in words.
-        misfits: tensors in integers that it does not take, in graph order.
-        proof: whether its sums can overflow.
+        machine: its description.
+        misfits: quantized tensors that it does not support, in graph order.
+        proof: whether the model's sums can overflow there.
     """
 
     target: str
@@ -47,16 +47,16 @@ class TargetReport:
 
 
 def check_target(path: Path, scheme: Scheme) -> TargetReport:
-    """Reads a quantized model, of whatever tool, and holds its integers against those of a preset.
+    """Reads a quantized model, made by any tool, and checks its integers against a preset.
 
     Raises:
         FormatError: the file cannot be read.
-        InputError: the file is no ONNX graph.
+        InputError: the file is not an ONNX graph.
     """
     model = load_weights(OnnxFile().read(onnx_path(path)))
     common.NameFixPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    # Where zero points are free, kernels for the other sign exist as well, if slower ones.
+    # Where zero points are free, kernels for the other sign exist as well, though slower ones.
     strict = scheme.activations.signed and scheme.activations.symmetric
     return TargetReport(
         target=scheme.target,
@@ -67,16 +67,16 @@ def check_target(path: Path, scheme: Scheme) -> TargetReport:
 
 
 def check_gate(report: TargetReport) -> None:
-    """Holds a report against its gate.
+    """Checks a report against its gate.
 
     Raises:
-        GateError: the target does not take the model, or can overflow.
+        GateError: the target does not support the model, or can overflow.
     """
     fix = f"quantize the float model again with --target {report.target}"
     if report.misfits:
         first = report.misfits[0]
         raise GateError(
-            f"{report.machine} does not take {len(report.misfits)} of the tensors in integers, '{first.tensor}' first: "
+            f"{report.machine} does not support {len(report.misfits)} quantized tensors, '{first.tensor}' first: "
             f"{first.problem}",
             fix=fix,
         )
@@ -90,7 +90,7 @@ def check_gate(report: TargetReport) -> None:
 
 
 def _misfits(model: ir.Model) -> tuple[Misfit, ...]:
-    """Finds what is not s8 around zero, among the tensors of Q and DQ."""
+    """Finds the tensors of Q and DQ that are not symmetric s8."""
     found: dict[str, str] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not node.inputs:
@@ -106,7 +106,7 @@ def _misfits(model: ir.Model) -> tuple[Misfit, ...]:
 
 def _problem(node: ir.Node, value: ir.Value) -> str | None:
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    # Without a zero point QuantizeLinear makes u8; DequantizeLinear reads whatever it is given.
+    # Without a zero point QuantizeLinear makes u8; DequantizeLinear reads any type.
     default = value.dtype if node.op_type == "DequantizeLinear" else ir.DataType.UINT8
     kind = default if zero_point is None else zero_point.dtype
     if kind is not None and kind != ir.DataType.INT8:

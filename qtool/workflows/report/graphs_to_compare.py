@@ -30,7 +30,7 @@ def graphs_of(
     Raises:
         FormatError: a model cannot be read, or the code, the weights and the inputs do not fit together.
         UsageError: there is nothing to convert for what ``source`` says, or no module for weights.
-        InputError: a converted graph computes something else than its source.
+        InputError: a converted graph does not compute the same as its source.
     """
     # A path that leads nowhere is told by whoever reads it.
     others = [path for path in paths if path.exists() and detect(path).format != "onnx"]

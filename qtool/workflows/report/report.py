@@ -14,7 +14,7 @@ from qtool.calib.datasets.images import Preprocess
 from qtool.calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import SessionGroup, judged_group, open_group
+from qtool.metrics.session_group import SessionGroup, evaluation_group, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import SILENT, Progress
@@ -39,7 +39,7 @@ SUMS_HOLD = "integer sums hold"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """What is to be compared, on what.
+    """The options of a report.
 
     Attributes:
         float_model: the file of the float model.
@@ -48,7 +48,7 @@ class ReportRequest:
         datasets: evaluation data, at least one; times are measured on the first.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where the data has it.
-        batch_size: samples a run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
+        batch_size: samples per run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
         limit: use only the first so many samples.
         times: what is to be measured with a clock, and with how many threads.
         metric: what judges the models at their task; None for no more than labels tell.
@@ -132,7 +132,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         _check_gates(request, entry, group, rounds)
     batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
     seen = []
-    with judged_group(group, paths, names, threads=asked.threads) as judged:
+    with evaluation_group(group, paths, names, threads=asked.threads) as judged:
         for entry in opened:
             found = run_over(
                 judged, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress

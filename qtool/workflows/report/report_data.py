@@ -105,7 +105,7 @@ def open_data(
 
 
 def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
-    """Tells that no output can be compared with the labels.
+    """Reports that no output can be compared with the labels.
 
     Raises:
         UsageError: they were asked for.
@@ -127,5 +127,5 @@ def _labels_of(data: Dataset, asked: str | None, *, where: str) -> Labels | None
     known = ", ".join(spec.name for spec in data.specs() if spec.name) or "none by name"
     raise UsageError(
         f"{where} has no array '{name}' to take labels from",
-        fix=f"store one class index a sample under this name (arrays it has: {known})",
+        fix=f"store one class index per sample under this name (arrays it has: {known})",
     )

@@ -77,7 +77,7 @@ def look_inside(
         data: what to run them on.
         limit: use only the first so many samples.
         histograms: patterns of tensor names to draw; without any, the worst quantized tensors are drawn.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         progress: receives the steps.
 
     Raises:

@@ -113,7 +113,7 @@ def run_over(
 
 
 def usual_batch_size(inputs: Sequence[TensorSpec], datasets: Sequence[Dataset]) -> int:
-    """Returns how many samples a run takes where nobody says: what the model fixes, or a few.
+    """Returns how many samples per run takes where nobody says: what the model fixes, or a few.
 
     Where the arrays of a dataset are whole inputs that cannot be taken apart, it is one.
 
@@ -136,7 +136,7 @@ def _judged(outputs: Feed, reference: Feed, labels: Array | None, feed: Feed) ->
 
 
 def _classes_output(outputs: Feed) -> str | None:
-    """Returns the first output that looks like one score a class."""
+    """Returns the first output that looks like one score per class."""
     for name, value in outputs.items():
         if value.ndim == 2 and value.shape[1] >= 2 and np.issubdtype(value.dtype, np.floating):
             return name

@@ -39,7 +39,7 @@ class Asked:
     """What is to be measured.
 
     Attributes:
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
         rounds: rounds of the latency measurement; throughput takes 10 of them at most.
         latency: whether to measure it.
         cold_start: whether to measure the time to the first result in fresh processes.
@@ -59,7 +59,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """What was measured, one entry a model, the float model's first; ``grid`` has none of the float model.
+    """What was measured, one entry per model, the float model's first; ``grid`` has none of the float model.
 
     Attributes:
         sample: seconds of a run on one sample; empty where the latency was not asked for.

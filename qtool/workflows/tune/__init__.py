@@ -1,1 +1,1 @@
-"""What a quantization searches for: ranges, corrections, layers to keep float."""
+"""Searches of a quantization: ranges, corrections, mixed precision."""

@@ -1,4 +1,4 @@
-"""Keeps layers float until a quantized model reaches its goal, and tells what that cost."""
+"""Mixed precision with an accuracy goal: keeps layers float until a quantized model reaches it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from qtool.workflows.tune.speed import speedups
 
 _LABELS = "_label"
 _RANKING_SAMPLES = 8
-# A few samples held back would let one odd image decide.
+# With only a few samples, one unusual image would decide.
 _SAMPLES_OF_NOISE = 16
-# One sample more or less is less than half a percent of so many.
+# With so many samples, one of them is less than half a percent.
 _SAMPLES_OF_CLASSES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatLayers:
-    """The outcome of a search, before the model is quantized for good.
+    """The result of a search, before the final quantization.
 
     Attributes:
         choice: the layers to keep float.
-        plain: what integers everywhere reach.
+        plain: the fully quantized model.
         kept_float: the nodes to keep float, each with the reason.
         tried: how many choices were tried.
         stopped: why the search ended early, in words; None when it did not.
@@ -55,20 +55,20 @@ class FloatLayers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedPrecision:
-    """What became of a goal.
+    """The result for a goal.
 
     Attributes:
-        goal: what was to be reached.
-        met: whether it was.
-        reached: what the model is worth.
-        plain: what it would be worth with integers everywhere.
+        goal: the figures to reach.
+        met: whether they were reached.
+        reached: the accuracy of the model.
+        plain: the accuracy of the fully quantized model.
         layers: the layers that stay float, the most rewarding first.
-        nodes: how many nodes that are.
-        samples: how many samples it was judged by.
+        nodes: how many nodes that is.
+        samples: how many samples it was evaluated on.
         tried: how many choices of layers were tried.
         stopped: why the search ended early, in words; None when it did not.
         speedup: how many times faster than float the model is.
-        plain_speedup: how many times faster it would be with integers everywhere.
+        plain_speedup: how many times faster the fully quantized model is.
     """
 
     goal: Goal
@@ -85,7 +85,7 @@ class MixedPrecision:
 
 
 class AccuracyTarget:
-    """Seeks a goal for one model."""
+    """Searches one model for the layers to keep float."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class AccuracyTarget:
         execution: Execution = AS_IT_IS,
         threads: int = 0,
     ) -> None:
-        """Runs the float model on the samples to judge by.
+        """Runs the float model on the evaluation samples.
 
-        They come from all over the data; goals about classes take many, since each sample counts for one. Quantized
-        models are run as ``execution`` says.
+        They are spread over the data; goals about classes need many, since each sample is one vote. Quantized models
+        run with ``execution``.
 
         Raises:
-            UsageError: the goal is about labels, and the data has none.
+            UsageError: the goal needs labels, and the data has none.
             InputError: the labels do not fit the model.
             CalibError: the data does not fit the model.
         """
@@ -119,9 +119,9 @@ class AccuracyTarget:
 
         chosen = spread(_SAMPLES_OF_CLASSES if goal.needs_classes else _SAMPLES_OF_NOISE)
         labels = None if labels is None else labels[np.array(chosen.rows)]
-        self._judge = OutputEvaluator(original, chosen.feeds, labels=labels, execution=execution, threads=threads)
-        _check_classes(goal, self._judge.assess(original))
-        self._ranking_judge = OutputEvaluator(
+        self._evaluator = OutputEvaluator(original, chosen.feeds, labels=labels, execution=execution, threads=threads)
+        _check_classes(goal, self._evaluator.assess(original))
+        self._ranking_evaluator = OutputEvaluator(
             original,
             spread(_RANKING_SAMPLES).feeds,
             view=with_logits,
@@ -130,7 +130,7 @@ class AccuracyTarget:
         )
         self._feed = chosen.feeds[0]
 
-    def seek(
+    def search(
         self,
         model: ir.Model,
         quantize: Quantize,
@@ -139,28 +139,28 @@ class AccuracyTarget:
         *,
         budget_s: float | None = None,
     ) -> FloatLayers:
-        """SearchConfig the layers to keep float.
+        """Searches for the layers to keep float.
 
         Args:
             model: the prepared float model.
-            quantize: makes variants of it.
-            cost: knows what layers cost in float.
+            quantize: makes candidates of it.
+            cost: the latency model.
             progress: receives the steps.
             budget_s: seconds after which the best so far is returned; so does an interrupt.
         """
         end = math.inf if budget_s is None else time.monotonic() + budget_s
         with progress.task("trying which layers to keep float") as advance:
-            search = MixedPrecisionSearch(quantize, self._judge, self._goal, advance=advance)
+            search = MixedPrecisionSearch(quantize, self._evaluator, self._goal, advance=advance)
             plain = search.best
             stopped = None
             try:
                 self._run(search, model, quantize, cost, progress, end)
                 if not search.best.met and time.monotonic() >= end:
-                    stopped = f"the time of {budget_s:g} s was up"
+                    stopped = f"the time budget of {budget_s:g} s was used up"
             except KeyboardInterrupt:
                 stopped = "interrupted"
         if stopped is not None:
-            progress.note(f"{stopped}: going on with the best of {search.tried} choices of float layers")
+            progress.note(f"{stopped}: continuing with the best of {search.tried} choices of float layers")
         return FloatLayers(
             choice=search.best,
             plain=plain,
@@ -170,20 +170,20 @@ class AccuracyTarget:
         )
 
     def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
-        """Tells whether embedding tables may be integers, as in ``after``: the goal is met, or no further away."""
-        least = min(0.0, self._goal.margin(self._judge.assess(before)))
-        return self._goal.margin(self._judge.assess(after)) >= least
+        """Returns whether embedding tables may be integers, as in ``after``: the goal is met, or no further away."""
+        least = min(0.0, self._goal.margin(self._evaluator.assess(before)))
+        return self._goal.margin(self._evaluator.assess(after)) >= least
 
     def conclude(self, found: FloatLayers, result: ir.Model, quantize: Quantize, progress: Progress) -> MixedPrecision:
-        """Measures what the model that came of a search is worth, and how fast it is.
+        """Measures the accuracy and the speed of the final model.
 
         Args:
-            found: the outcome of the search.
+            found: the result of the search.
             result: the model quantized with it.
-            quantize: makes the variant with integers everywhere, to compare with.
+            quantize: makes the fully quantized candidate to compare with.
             progress: receives the steps.
         """
-        reached = self._judge.assess(result)
+        reached = self._evaluator.assess(result)
         others = [result] if not found.choice.layers else [result, quantize({}).model]
         measured = speedups(self._original, others, self._feed, progress, threads=self._threads)
         return MixedPrecision(
@@ -193,7 +193,7 @@ class AccuracyTarget:
             plain=found.plain.assessment,
             layers=tuple(layer.group.layer for layer in found.choice.layers),
             nodes=len(found.kept_float),
-            samples=self._judge.samples,
+            samples=self._evaluator.samples,
             tried=found.tried,
             stopped=found.stopped,
             speedup=measured[0].median,
@@ -217,7 +217,7 @@ class AccuracyTarget:
         everything = quantize({})
         groups = node_groups(model, everything.plan)
         with progress.task("quantizing one layer at a time", len(groups)) as advance:
-            ranked = rank_layers(quantize, groups, self._ranking_judge, advance=advance, stop=is_over)
+            ranked = rank_layers(quantize, groups, self._ranking_evaluator, advance=advance, stop=is_over)
         if is_over():
             return
         costs = {group.layer: 1e-9 * cost.nanoseconds([group.layer]) for group in groups}
@@ -229,7 +229,7 @@ def _labels(samples: CheckSamples) -> Array:
     if labels is None:
         raise UsageError(
             f"--max-drop needs labels, and {samples.data.source} has none",
-            fix=f"store one class index a sample as '{_LABELS}', or use --min-agreement, which needs none",
+            fix=f"store one class index per sample as '{_LABELS}', or use --min-agreement, which needs none",
         )
     return labels
 

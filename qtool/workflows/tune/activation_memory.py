@@ -1,4 +1,4 @@
-"""How many samples go through a model at once, and how many are held, by what its activations take."""
+"""Batch size and number of held samples, limited by the memory of the activations."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from qtool.analysis.fed_sizes import fed_sizes
 from qtool.analysis.lifetimes import Lifetime, memory_use
 from qtool.calib.specs import Feed
 
-# What a run may give out at once where every tensor is watched.
+# Outputs of one run where every tensor is observed.
 _LARGEST_RUN_BYTES = 256 << 20
-# What may be held of all samples where a graph is walked through.
+# Tensors held for all samples where a graph runs in segments.
 _LARGEST_HELD_BYTES = 384 << 20
-# What the float model gives out for the samples that decide.
+# The float model's outputs for the evaluation samples.
 _LARGEST_OUTPUTS_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationMemory:
-    """What the activations of one sample take; 0 where nobody knows.
+    """Memory of the activations of one sample; 0 where unknown.
 
     Attributes:
         all_bytes: of all tensors together.
-        crossing_bytes: of what is read behind a node and was made before it, at the node with the most of that.
+        crossing_bytes: of the tensors produced before a node and read after it, at the node where that is largest.
         output_bytes: of the model's outputs.
     """
 
@@ -35,7 +35,7 @@ class ActivationMemory:
 
     @staticmethod
     def of(model: ir.Model, feed: Feed) -> ActivationMemory:
-        """Follows the shapes through ``model``, which is left as it is and does not run, from one batch."""
+        """Propagates the shapes of one batch through ``model``, which is not modified and does not run."""
         lifetimes = memory_use(model.graph, fed_sizes(model, feed)).lifetimes
         outputs = {value.name for value in model.graph.outputs}
         first = next(iter(feed.values()))
@@ -47,15 +47,15 @@ class ActivationMemory:
         )
 
     def batch_size(self, usual: int) -> int:
-        """Returns how many samples go through the model at once, up to ``usual``, and at least one."""
+        """Returns the batch size, up to ``usual``, and at least one."""
         return max(min(usual, _LARGEST_RUN_BYTES // max(self.all_bytes, 1)), 1)
 
-    def held_samples(self, wanted: int, *, walks: int = 1) -> int:
-        """Returns how many samples are held, up to ``wanted``, where ``walks`` go through a graph at the same time."""
-        return max(min(wanted, _LARGEST_HELD_BYTES // max(walks * self.crossing_bytes, 1)), 1)
+    def held_samples(self, wanted: int, *, graphs: int = 1) -> int:
+        """Returns for how many samples, up to ``wanted``, tensors can be held while ``graphs`` run in segments."""
+        return max(min(wanted, _LARGEST_HELD_BYTES // max(graphs * self.crossing_bytes, 1)), 1)
 
-    def judged_samples(self, wanted: int) -> int:
-        """Returns how many samples decide between results, up to ``wanted``, whose outputs are held all the while."""
+    def evaluation_samples(self, wanted: int) -> int:
+        """Returns how many evaluation samples, up to ``wanted``, have outputs that fit into memory."""
         return max(min(wanted, _LARGEST_OUTPUTS_BYTES // max(self.output_bytes, 1)), 1)
 
 
@@ -65,7 +65,7 @@ UNKNOWN_MEMORY = ActivationMemory()
 def _crossing_bytes(lifetimes: tuple[Lifetime, ...]) -> int:
     changes: dict[int, int] = {}
     for entry in lifetimes:
-        # An input is there before the first node.
+        # An input exists before the first node.
         first = entry.made_at + (entry.made_by is not None)
         changes[first] = changes.get(first, 0) + entry.nbytes
         changes[entry.last_used_at + 1] = changes.get(entry.last_used_at + 1, 0) - entry.nbytes

@@ -1,4 +1,4 @@
-"""Looks for a better quantization than one pass over the data gives: chosen ranges, new biases, guided rounding."""
+"""Applies corrections that use data: chosen ranges, bias correction, weight clipping, GPTQ, layer reconstruction."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from qtool.workflows.tune.tuning_split import TuningSplit
 
 Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
-# A tensor's range is judged by no fewer of its values, as far as there are any.
+# The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
-# ... and by no fewer samples.
+# The least number of samples for the same.
 _FEWEST_SAMPLES = 4
 
 
 def choose_among_methods(
-    variants: QuantizedCandidates,
+    candidates: QuantizedCandidates,
     samples: TuningSplit,
     wanted: SearchConfig,
     progress: Progress,
@@ -43,24 +43,24 @@ def choose_among_methods(
     threads: int = 0,
     stop: Callable[[], bool] = never,
 ) -> QuantizedCandidates:
-    """Returns ``variants`` with each activation's range chosen among the methods, as far as there is time for it.
+    """Returns ``candidates`` with each activation's range chosen among the methods, as far as time allows.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    plan = variants.plan()
+    plan = candidates.plan()
     if not plan.activations:
-        return variants
-    full = useful_statistics(plan, with_moved_tensors(variants.model, plan, variants.statistics))
-    feeds = list(samples.some_held(max(wanted.judged_batches, _fewest_batches(full)), least=_FEWEST_SAMPLES))
-    view = with_logits(variants.model)
+        return candidates
+    full = useful_statistics(plan, with_moved_tensors(candidates.model, plan, candidates.statistics))
+    feeds = list(samples.some_held(max(wanted.evaluation_batches, _fewest_batches(full)), least=_FEWEST_SAMPLES))
+    view = with_logits(candidates.model)
     choice = choose_ranges(view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop)
-    chosen = replace(variants.refinement, ranges=choice.params, methods=choice.methods)
-    return replace(variants, refinement=chosen)
+    chosen = replace(candidates.corrections, ranges=choice.params, methods=choice.methods)
+    return replace(candidates, corrections=chosen)
 
 
 class CorrectionSearch:
-    """Finds the corrections that help; those that a person insists on are made anyway."""
+    """Finds the corrections that help; those that are requested by name are always applied."""
 
     def __init__(
         self,
@@ -68,84 +68,84 @@ class CorrectionSearch:
         wanted: SearchConfig,
         progress: Progress,
         *,
-        trials: CorrectionAblation | None,
+        ablation: CorrectionAblation | None,
         threads: int = 0,
         stop: Callable[[], bool] = never,
     ) -> None:
-        """Takes where samples come from; without ``trials`` nothing is judged, and everything wanted is done.
+        """Takes the samples; without ``ablation`` nothing is evaluated, and all wanted corrections are applied.
 
-        What nobody insists on is left out, and searches end, once ``stop`` says so.
+        Once ``stop`` returns True, searches end and corrections that were not requested by name are left out.
         """
         self._samples = samples
         self._wanted = wanted
         self._progress = progress
-        self._trials = trials
+        self._ablation = ablation
         self._threads = threads
         self._stop = stop
 
-    def refine(self, variants: QuantizedCandidates) -> QuantizedCandidates:
-        """Returns better variants than ``variants``, which come with plain ranges and rounding.
+    def correct(self, candidates: QuantizedCandidates) -> QuantizedCandidates:
+        """Returns ``candidates``, which have plain ranges and rounding, with the corrections that help.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
-        corrections = self._corrections(variants)
+        corrections = self._corrections(candidates)
         open_to_doubt: dict[str, Correction] = {}
         for name, (use, correction) in corrections.items():
-            if use is Policy.ALWAYS or (use is Policy.IF_BETTER and self._trials is None):
-                variants = correction(variants)
+            if use is Policy.ALWAYS or (use is Policy.IF_BETTER and self._ablation is None):
+                candidates = correction(candidates)
             elif use is Policy.IF_BETTER:
                 open_to_doubt[name] = correction
-        if self._trials is not None and open_to_doubt:
-            with self._progress.task("judging corrections", 1 + len(open_to_doubt)) as advance:
-                variants = self._trials.best(variants, open_to_doubt, advance=advance, stop=self._stop)
-        return variants
+        if self._ablation is not None and open_to_doubt:
+            with self._progress.task("evaluating corrections", 1 + len(open_to_doubt)) as advance:
+                candidates = self._ablation.best(candidates, open_to_doubt, advance=advance, stop=self._stop)
+        return candidates
 
-    def _corrections(self, variants: QuantizedCandidates) -> dict[str, tuple[Policy, Correction]]:
-        """Returns what there is to try, by name; what takes a look at the data has taken it."""
+    def _corrections(self, candidates: QuantizedCandidates) -> dict[str, tuple[Policy, Correction]]:
+        """Returns the corrections to try, by name, with all data they need."""
         wanted = self._wanted
         corrections: dict[str, tuple[Policy, Correction]] = {}
         if wanted.ranges:
             chosen = choose_among_methods(
-                variants, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
+                candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
             )
-            corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.refinement)
-        layers = layer_inputs(variants.model, variants.plan())
+            corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
+        layers = layer_inputs(candidates.model, candidates.plan())
         algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
         guided = set(algorithms.values()) - {Policy.NEVER}
         if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
-            rounding = self._guided_rounding(variants, layers)
+            rounding = self._guided_rounding(candidates, layers)
             for name, use in algorithms.items():
                 corrections[name] = use, partial(_with_rounding, rounding, name)
         corrections["bias correction"] = wanted.bias_correction, _with_corrected_biases
         return corrections
 
-    def _guided_rounding(self, variants: QuantizedCandidates, layers: Sequence[LayerInput]) -> WeightRounding:
+    def _guided_rounding(self, candidates: QuantizedCandidates, layers: Sequence[LayerInput]) -> WeightRounding:
         with (
-            watching(variants.model, hessian_tensors(layers)) as graph,
+            watching(candidates.model, hessian_tensors(layers)) as graph,
             open_graph(graph, threads=self._threads) as session,
-            self._progress.task("learning the layers' inputs"),
+            self._progress.task("collecting the Hessians of layers' inputs"),
         ):
-            moments = gather_hessians(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
-        return WeightRounding(layers, moments)
+            hessians = gather_hessians(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
+        return WeightRounding(layers, hessians)
 
-    def fit(self, variants: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns variants whose layers make up for what is left of noise, once it is known which ones stay float.
+    def fit(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
+        """Returns ``candidates`` after layer reconstruction, once it is known which layers stay float.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the model.
         """
         use = self._wanted.layer_reconstruction
-        plan = variants.plan(kept_float)
+        plan = candidates.plan(kept_float)
         if use is Policy.NEVER or not plan.integer_nodes or (use is Policy.IF_BETTER and self._stop()):
-            return variants
+            return candidates
         activations, weights = quantities(
-            variants.model, plan, variants.statistics, variants.method, variants.refinement
+            candidates.model, plan, candidates.statistics, candidates.method, candidates.corrections
         )
 
         def fitted(feeds: Sequence[Feed], *, rounding: bool) -> QuantizedCandidates:
             found = reconstruct(
-                variants.model,
+                candidates.model,
                 plan,
                 activations,
                 weights,
@@ -155,43 +155,45 @@ class CorrectionSearch:
                 threads=self._threads,
                 stop=self._stop,
             )
-            known = variants.refinement
+            known = candidates.corrections
             changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
-            return replace(variants, refinement=changed)
+            return replace(candidates, corrections=changed)
 
-        # The float model and the quantized one are walked through side by side.
-        count = self._samples.held(self._wanted.fitted_samples, walks=2)
+        # The float model and the quantized one run side by side.
+        count = self._samples.held(self._wanted.fitted_samples, graphs=2)
         feeds = self._samples.spread(count)
-        # Biases alone cannot fit too closely to a few samples.
-        candidates = {"layer reconstruction, biases": partial(fitted, feeds, rounding=False)}
+        # Biases alone cannot overfit a few samples.
+        attempts = {"layer reconstruction, biases": partial(fitted, feeds, rounding=False)}
         if self._wanted.fits_weights:
-            candidates = {"layer reconstruction": partial(fitted, feeds, rounding=True), **candidates}
-        if self._trials is None:
-            return next(iter(candidates.values()))()
-        found = self._trials.first_of(variants, candidates, kept_float, always=use is Policy.ALWAYS)
-        if not found.refinement.rounding.fitted:
+            attempts = {"layer reconstruction": partial(fitted, feeds, rounding=True), **attempts}
+        if self._ablation is None:
+            return next(iter(attempts.values()))()
+        found = self._ablation.first_of(candidates, attempts, kept_float, always=use is Policy.ALWAYS)
+        if not found.corrections.rounding.fitted:
             return found
-        # It does not fit too closely: now the samples that have shown it may shape the weights, too.
+        # It does not overfit: now the evaluation samples may be used for fitting, too.
         return fitted(self._samples.spread_over_all(count), rounding=True)
 
 
-def _with_ranges(chosen: Corrections, variants: QuantizedCandidates) -> QuantizedCandidates:
-    return replace(variants, refinement=replace(variants.refinement, ranges=chosen.ranges, methods=chosen.methods))
+def _with_ranges(chosen: Corrections, candidates: QuantizedCandidates) -> QuantizedCandidates:
+    return replace(
+        candidates, corrections=replace(candidates.corrections, ranges=chosen.ranges, methods=chosen.methods)
+    )
 
 
-def _with_rounding(guided: WeightRounding, algorithm: str, variants: QuantizedCandidates) -> QuantizedCandidates:
-    rounding = guided.form({*variants.refinement.rounding.algorithms, algorithm})
-    return replace(variants, refinement=replace(variants.refinement, rounding=rounding))
+def _with_rounding(guided: WeightRounding, algorithm: str, candidates: QuantizedCandidates) -> QuantizedCandidates:
+    rounding = guided.form({*candidates.corrections.rounding.algorithms, algorithm})
+    return replace(candidates, corrections=replace(candidates.corrections, rounding=rounding))
 
 
-def _with_corrected_biases(variants: QuantizedCandidates) -> QuantizedCandidates:
-    return replace(variants, bias_correction=True)
+def _with_corrected_biases(candidates: QuantizedCandidates) -> QuantizedCandidates:
+    return replace(candidates, bias_correction=True)
 
 
 def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
-    """Returns how many batches it takes until some thousands of values judge each tensor on average; more cost little.
+    """Returns how many batches give each tensor some thousands of values on average.
 
-    Few values of small tensors say nothing about the ranges of others.
+    A small tensor has few values per sample, which is too few to choose its range by.
     """
     sizes = [seen.values / seen.batches for seen in statistics.values() if seen.batches]
     return math.ceil(_FEWEST_VALUES * len(sizes) / max(sum(sizes), 1.0))

@@ -1,4 +1,4 @@
-"""Scales the channels of a model's activations against the layers around them, guided by data."""
+"""Cross-layer equalization (M. Nagel et al., ICCV 2019) of a model, with channel statistics from data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qtool.weights.scaling_regions import scaling_regions
 def equalize_model(
     model: ir.Model, plan: Plan, feeds: Iterable[Feed], progress: Progress, *, threads: int = 0
 ) -> tuple[str, ...]:
-    """Scales channels of a prepared model, in place, where rounding is predicted to lose less then.
+    """Equalizes channels of a prepared model, in place, where that is predicted to reduce the rounding noise.
 
     Returns:
         The names of the tensors that were equalized, in graph order.

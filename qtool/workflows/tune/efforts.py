@@ -1,4 +1,4 @@
-"""How much a quantization looks for, by effort and by what a person asks for by name."""
+"""The search configuration of each effort, with the corrections requested by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtool.weights.registry import CLIPPING, GPTQ, WEIGHT_ALGORITHMS
 
 
 class Effort(StrEnum):
-    """How much time goes into the quality of the result."""
+    """How much time is spent on the quality of the result."""
 
     FAST = "fast"
     BALANCED = "balanced"
@@ -17,7 +17,7 @@ class Effort(StrEnum):
 
 
 class Policy(StrEnum):
-    """Whether a correction is made."""
+    """Whether a correction is applied."""
 
     NEVER = "never"
     IF_BETTER = "if better"
@@ -26,30 +26,30 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """What is looked for.
+    """What a search tries, and on how much data.
 
     Attributes:
-        ranges: whether the method of activations' ranges is chosen by the outputs.
-        each_range: whether that is done for each of them.
+        ranges: whether the range method of activations is chosen by the outputs' error.
+        each_range: whether that is done per tensor.
         cross_layer_equalization: scaling channels of activations against the layers around them.
-        smoothquant: moving outlier channels of activations into the weights behind them.
-        doubts_rewriting: whether the model without either is refined as well, and the better of both is taken.
-        bias_correction: letting biases take back what rounding weights does to the layers' means.
-        weight_clipping: narrower scales of weights where products lose less then.
+        smoothquant: moving outlier channels of activations into the weights that multiply them.
+        doubts_rewriting: whether the model without these two is corrected as well, and the better of both is taken.
+        bias_correction: correcting the shift of the layers' means that rounding weights causes.
+        weight_clipping: narrower scales of weights where that reduces the error of products.
         gptq: rounding that minimizes the error of products instead of that of weights.
         other_algorithms: the other entries of ``WEIGHT_ALGORITHMS``.
-        layer_reconstruction: fitting layers one after another, in the quantized model, to the outputs of the float one.
+        layer_reconstruction: fitting the quantized layers in order to the outputs of the float ones.
         fits_weights: whether that may change integers as well as biases.
-        most_float: the largest part of what integers save that may be given up for accuracy, 0 to 1; None for as much
-            as makes a run ``most_slower`` of itself longer.
-        most_slower: that part, 0 to 1.
-        float_price: how many dB have to come of a run that takes a hundredth longer.
-        every_short: whether every short line of layers to keep float is tried, instead of some.
-        judged_batches: how many batches judge ranges.
-        seen_batches: how many batches show the layers' inputs.
-        judged_samples: how many samples judge corrections.
+        most_float: the largest fraction of the integers' savings to give up for accuracy, 0 to 1; None for what slows
+        a run down by ``most_slower``.
+        most_slower: the largest relative slowdown, 0 to 1.
+        float_price: the gain in dB required for a slowdown of one percent.
+        every_short: whether every short prefix of layers to keep float is tried, instead of some.
+        evaluation_batches: how many batches ranges are evaluated on.
+        seen_batches: how many batches the Hessians of layers' inputs are collected from.
+        evaluation_samples: how many samples corrections are evaluated on.
         fitted_samples: how many samples layers are fitted on.
-        limited: whether a search ends that takes long beside running the float model.
+        limited: whether the search time is limited in proportion to the float model's run time.
     """
 
     ranges: bool
@@ -67,15 +67,15 @@ class SearchConfig:
     most_slower: float
     float_price: float
     every_short: bool
-    judged_batches: int
+    evaluation_batches: int
     seen_batches: int
-    judged_samples: int
+    evaluation_samples: int
     fitted_samples: int
     limited: bool
 
     @property
-    def need_judge(self) -> bool:
-        """Whether anything is decided by the outputs."""
+    def need_evaluator(self) -> bool:
+        """Whether any decision depends on the outputs."""
         uses = (
             self.cross_layer_equalization,
             self.smoothquant,
@@ -107,7 +107,7 @@ def searches(
     layer_reconstruction: bool | None = None,
     most_float: float | None = None,
 ) -> SearchConfig:
-    """Returns what an effort looks for; what is None follows from the effort."""
+    """Returns the configuration of an effort; arguments that are None follow from the effort."""
     fast, best = effort is Effort.FAST, effort is Effort.BEST
 
     def use(asked: bool | None, *, usual: bool) -> Policy:
@@ -131,9 +131,9 @@ def searches(
         most_slower=0.0 if fast else 0.04,
         float_price=0.02 if best else 0.04,
         every_short=best,
-        judged_batches=4 if best else 2,
+        evaluation_batches=4 if best else 2,
         seen_batches=32 if best else 8 if fast else 12,
-        judged_samples=64 if best else 16 if fast else 32,
+        evaluation_samples=64 if best else 16 if fast else 32,
         fitted_samples=64 if best else 32,
         limited=not best,
     )

@@ -1,4 +1,4 @@
-"""Lets embedding tables be stored as integers where the outputs bear it."""
+"""Stores embedding tables as integers where accuracy allows."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from qtool.plan import Skipped
 from qtool.qdq.store_tables import StoredTable, store_tables
 from qtool.selection import NodeSelection
 
-# Tells whether the first model may give way to the second.
+# Returns whether the second model may replace the first.
 Accepts: TypeAlias = Callable[[ir.Model, ir.Model], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """What became of a model's tables.
+    """The result for a model's embedding tables.
 
     Attributes:
-        model: the model to go on with.
-        stored: the tables that are integers in it.
+        model: the resulting model.
+        stored: its tables that are integers.
     """
 
     model: ir.Model
     stored: tuple[StoredTable, ...]
 
     def without_stored(self, skipped: Sequence[Skipped]) -> tuple[Skipped, ...]:
-        """Returns ``skipped`` without the nodes that read integers now."""
+        """Returns ``skipped`` without the nodes that now read integers."""
         reading = {name for table in self.stored for name in table.nodes}
         return tuple(skip for skip in skipped if skip.node not in reading)
 
 
 def with_tables(model: ir.Model, selection: NodeSelection, accepts: Accepts | None = None) -> Tables:
-    """Returns ``model``, which is left as it is, with its tables as integers where ``accepts`` takes that.
+    """Returns a copy of ``model`` with its tables as integers where ``accepts`` allows it.
 
-    Without ``accepts``, every table counts whose own noise is low.
+    Without ``accepts``, every table with low noise of its own is stored as integers.
     """
     changed = model.clone()
     stored = store_tables(changed, selection)

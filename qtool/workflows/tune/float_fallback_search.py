@@ -1,4 +1,4 @@
-"""Lets layers be dynamic or float where fixed integers cost much accuracy, and tells what that did."""
+"""Mixed precision without a goal: dynamic or float layers where static quantization costs much accuracy."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.tuning_split import TuningSplit
 
 _RANKING_SAMPLES = 8
-# Finding ranges at run time costs a pass over each activation; less than this is not worth it.
-_WORTH_DB = 0.3
+# Dynamic ranges cost a pass over each activation; they have to gain at least this much, in dB.
+_LEAST_GAIN_DB = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFloat:
-    """What became of the search.
+    """The result of the search.
 
     Attributes:
-        bargain: the layers that stay float.
-        dynamic: the layers that find their ranges as the model runs.
-        plain_db: SQNR of the worst output in dB with fixed integers everywhere.
-        samples: how many samples it was judged by.
+        choice: the layers that stay float.
+        dynamic: the layers with dynamic quantization.
+        plain_db: SQNR of the worst output in dB of the fully static model.
+        samples: how many samples it was evaluated on.
         stopped: why the search ended early, in words; None when it did not.
     """
 
-    bargain: FloatFallback
+    choice: FloatFallback
     dynamic: tuple[str, ...]
     plain_db: float
     samples: int
@@ -49,10 +49,10 @@ class KeptFloat:
 
 
 class FloatFallbackSearch:
-    """SearchConfig for one model; an interrupt, or the end of its time, leaves it with the best so far.
+    """Searches one model; after an interrupt, or at the end of its time, it holds the best so far.
 
     Attributes:
-        variants: the variants, with the layers that were chosen to be dynamic.
+        candidates: makes candidates, with the layers chosen to be dynamic.
         best: the layers to keep float.
         stopped: why the search ended early, in words; None when it did not.
     """
@@ -60,8 +60,8 @@ class FloatFallbackSearch:
     def __init__(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
-        judge: OutputEvaluator,
+        candidates: QuantizedCandidates,
+        evaluator: OutputEvaluator,
         samples: TuningSplit,
         progress: Progress,
         *,
@@ -71,25 +71,25 @@ class FloatFallbackSearch:
         budget_s: float | None = None,
         threads: int = 0,
     ) -> None:
-        """Measures what integers everywhere reach.
+        """Evaluates the fully quantized model.
 
         Args:
             original: the float model.
-            variants: makes variants of it.
-            judge: decides between them.
-            samples: what ranks the layers.
+            candidates: makes candidates of it.
+            evaluator: measures them.
+            samples: the batches to rank layers on.
             progress: receives the steps.
-            cost: knows what layers cost in float.
-            affordable: whether choices save what they should; None to believe the estimates.
-            price: what it costs to give up a tenth of what integers save, in dB.
+            cost: the latency model.
+            affordable: checks by timing whether choices save time; None to trust the estimates.
+            price: the gain in dB required for giving up a tenth of the integers' savings.
             budget_s: seconds after which the search ends.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a model.
         """
         self._original = original
-        self._judge = judge
+        self._evaluator = evaluator
         self._samples = samples
         self._progress = progress
         self._threads = threads
@@ -97,33 +97,33 @@ class FloatFallbackSearch:
         self._affordable = None if affordable is None else self._in_time(affordable)
         self._budget_s = budget_s
         self._end = math.inf if budget_s is None else time.monotonic() + budget_s
-        everything = variants({})
-        self._plain_db = judge.sqnr_db(everything.model)
-        self._groups = node_groups(variants.model, everything.plan)
-        self.variants = variants
+        everything = candidates({})
+        self._plain_db = evaluator.sqnr_db(everything.model)
+        self._groups = node_groups(candidates.model, everything.plan)
+        self.candidates = candidates
         self.best = FloatFallback(layers=(), sqnr_db=self._plain_db, share=0.0, price=price)
         self.stopped: str | None = None
 
-    def seek(self, *, most: float, every_short: bool = False) -> KeptFloat:
-        """SearchConfig layers that are better dynamic, and then those to keep float.
+    def search(self, *, most: float, every_short: bool = False) -> KeptFloat:
+        """Searches for layers that are better dynamic, and then for those to keep float.
 
         Args:
-            most: the largest part of what integers save that may be given up once the model is usable, 0 to 1.
-            every_short: as for ``best_fallback``.
+            most: the largest fraction of the integers' savings to give up once the model is usable, 0 to 1.
+            every_short: see ``best_fallback``.
         """
         if could_gain(self._plain_db) and self._groups:
             try:
                 self._run(most, every_short=every_short)
                 if self._is_over():
-                    self.stopped = f"the time of {self._budget_s:.4g} s was up"
+                    self.stopped = f"the time budget of {self._budget_s:.4g} s was used up"
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
         kept = {layer.group.layer for layer in self.best.layers}
         return KeptFloat(
-            bargain=self.best,
-            dynamic=tuple(name for name in self.variants.dynamic if name not in kept),
+            choice=self.best,
+            dynamic=tuple(name for name in self.candidates.dynamic if name not in kept),
             plain_db=self._plain_db,
-            samples=self._judge.samples,
+            samples=self._evaluator.samples,
             stopped=self.stopped,
         )
 
@@ -133,18 +133,18 @@ class FloatFallbackSearch:
             self._original,
             feeds,
             view=with_logits,
-            execution=execution_for(self.variants.scheme),
+            execution=execution_for(self.candidates.scheme),
             threads=self._threads,
         )
         with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
-            ranked = rank_layers(self.variants, self._groups, ranking, advance=advance, stop=self._is_over)
+            ranked = rank_layers(self.candidates, self._groups, ranking, advance=advance, stop=self._is_over)
         ranked = self._with_dynamic(ranked, ranking)
         place = {group.layer: number for number, group in enumerate(self._groups)}
         in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])
         with self._progress.task("trying which layers to keep float") as advance:
             self.best = best_fallback(
-                self.variants,
-                self._judge,
+                self.candidates,
+                self._evaluator,
                 self.best,
                 ranked,
                 in_order,
@@ -157,19 +157,19 @@ class FloatFallbackSearch:
             )
 
     def _with_dynamic(self, ranked: Sequence[LayerNoise], ranking: OutputEvaluator) -> tuple[LayerNoise, ...]:
-        """Makes layers dynamic if the outputs say so, and returns what each layer causes now."""
+        """Makes layers dynamic where that improves the outputs, and returns the noise of each layer then."""
         eligible = self._eligible()
         if not eligible:
             return tuple(ranked)
-        # Were that not worth it for all of them, it would not be for some.
+        # If making all of them dynamic gains too little, a subset gains even less.
         noisy = [layer.group.layer for layer in ranked]
-        everywhere = replace(self.variants, dynamic=tuple(name for name in noisy if name in eligible))
-        if self._judge.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _WORTH_DB:
+        everywhere = replace(self.candidates, dynamic=tuple(name for name in noisy if name in eligible))
+        if self._evaluator.sqnr_db(everywhere({}).model) < self.best.sqnr_db + _LEAST_GAIN_DB:
             return tuple(ranked)
         nodes = [node for group in self._groups for node in group.nodes]
         with self._progress.task("making one layer at a time dynamic") as advance:
             better = better_dynamic(
-                lambda names: replace(self.variants, dynamic=tuple(names)),
+                lambda names: replace(self.candidates, dynamic=tuple(names)),
                 ranked,
                 nodes,
                 eligible,
@@ -179,28 +179,28 @@ class FloatFallbackSearch:
             )
         if not better:
             return tuple(ranked)
-        changed = replace(self.variants, dynamic=tuple(layer.group.layer for layer in better))
-        reached = self._judge.sqnr_db(changed({}).model)
-        if reached < self.best.sqnr_db + _WORTH_DB:
+        changed = replace(self.candidates, dynamic=tuple(layer.group.layer for layer in better))
+        reached = self._evaluator.sqnr_db(changed({}).model)
+        if reached < self.best.sqnr_db + _LEAST_GAIN_DB:
             return tuple(ranked)
-        self.variants = changed
+        self.candidates = changed
         self.best = replace(self.best, sqnr_db=reached)
         now = {layer.group.layer: layer for layer in better}
         return tuple(now.get(layer.group.layer, layer) for layer in ranked)
 
     def _eligible(self) -> tuple[str, ...]:
-        """Returns the static layers that onnxruntime's CPU provider could run with ranges of their own."""
-        scheme, layers = self.variants.scheme, _products(self._groups)
+        """Returns the static layers that onnxruntime's CPU provider could run with dynamic quantization."""
+        scheme, layers = self.candidates.scheme, _products(self._groups)
         if not backend_named(scheme.backend).runs_dynamic_layers or not layers:
             return ()
         possible = build_dynamic_plan(
-            self.variants.model, as_dynamic(scheme), self.variants.selection, may_be_empty=True
+            self.candidates.model, as_dynamic(scheme), self.candidates.selection, may_be_empty=True
         )
         return tuple(name for name in layers if name in possible.integer_nodes)
 
     def _in_time(self, affordable: Affordable) -> Affordable:
-        """Returns what believes the estimates once time is up."""
-        return lambda bargain, share: self._is_over() or affordable(bargain, share)
+        """Returns a check that trusts the estimates once time is up."""
+        return lambda fallback, share: self._is_over() or affordable(fallback, share)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._end

@@ -1,4 +1,4 @@
-"""Everything that a quantization looks for beyond one pass over the data."""
+"""All searches of a quantization, in order: rewriting, corrections, mixed precision, embedding tables."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
 
-# Tables of a quarter of their size are worth so much noise, in dB.
+# Embedding tables of a quarter of their size may cost this much, in dB.
 _TABLES_DB = 0.5
-# What a change of the float model costs before ranges are chosen says little about what it is worth then.
+# The cost of a rewriting before ranges are chosen predicts little about its gain afterwards.
 _DOUBT_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Is one form of the float model to start from.
+    """One form of the float model to start from.
 
     Attributes:
-        rewritten: the form, and how it came about.
-        variants: makes quantized variants of it.
+        rewritten: the model and its changes.
+        candidates: makes quantized candidates of it.
         samples: how many samples its ranges come from.
     """
 
     rewritten: Rewritten
-    variants: QuantizedCandidates
+    candidates: QuantizedCandidates
     samples: int
 
 
 class QuantizationSearch:
-    """SearchConfig for one model, as far as there are samples to look at."""
+    """Runs the searches for one model, as far as there are samples."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class QuantizationSearch:
         timed_on: Feed | None = None,
         threads: int = 0,
     ) -> None:
-        """Runs the float model on the samples that decide, where there is something to decide.
+        """Runs the float model on the evaluation samples, where any decision depends on them.
 
-        Models are timed on ``timed_on``, one sample; None where nothing is to be timed.
+        Models are timed on ``timed_on``, one sample; None where nothing is timed.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -82,20 +82,22 @@ class QuantizationSearch:
         self._threads = threads
         self._timed_on = timed_on
         self._time = SearchTime()
-        judged = wanted.judged_samples if wanted.need_judge else 0
-        self._samples = None if samples is None else TuningSplit(original, samples, judged=judged)
-        self._judge: OutputEvaluator | None = None
-        self._trials: CorrectionAblation | None = None
-        if self._samples is not None and judged:
-            feeds = self._samples.judging
+        evaluation_samples = wanted.evaluation_samples if wanted.need_evaluator else 0
+        self._samples = (
+            None if samples is None else TuningSplit(original, samples, evaluation_samples=evaluation_samples)
+        )
+        self._evaluator: OutputEvaluator | None = None
+        self._ablation: CorrectionAblation | None = None
+        if self._samples is not None and evaluation_samples:
+            feeds = self._samples.evaluation
             run = execution_for(scheme)
-            # Behind a gate most samples are decided whatever becomes of a layer, and one that flips would decide.
-            self._judge = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
+            # After a Softmax or Sigmoid most samples are saturated, and a single one that flips would decide.
+            self._evaluator = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
             if wanted.limited and samples is not None:
-                count = samples.data.available(samples.dataset) or self._judge.samples
-                self._time.limit(self._judge.seconds * count / max(self._judge.samples, 1))
+                count = samples.data.available(samples.dataset) or self._evaluator.samples
+                self._time.limit(self._evaluator.seconds * count / max(self._evaluator.samples, 1))
             outputs = OutputEvaluator(original, feeds, execution=run, threads=threads)
-            self._trials = CorrectionAblation(self._judge, veto=outputs)
+            self._ablation = CorrectionAblation(self._evaluator, veto=outputs)
 
     @property
     def stopped(self) -> str | None:
@@ -104,24 +106,24 @@ class QuantizationSearch:
 
     @property
     def gains(self) -> tuple[Gain, ...]:
-        """What every correction that was tried did to the outputs."""
-        return () if self._trials is None else tuple(self._trials.gains)
+        """The effect of every correction that was tried on the outputs."""
+        return () if self._ablation is None else tuple(self._ablation.gains)
 
     def rewritten(self, model: ir.Model) -> tuple[Rewritten, ...]:
-        """Returns forms of the prepared float model to start from, the one that promises most first."""
+        """Returns forms of the prepared float model to start from, the most promising first."""
         plain = Rewritten(model=model)
         if self._samples is None:
             return (plain,)
         wanted = self._wanted
         must = Policy.ALWAYS in (wanted.cross_layer_equalization, wanted.smoothquant)
-        doubts = wanted.doubts_rewriting and self._trials is not None and not must
+        doubts = wanted.doubts_rewriting and self._ablation is not None and not must
         rewriter = Rewriter(
             self._scheme,
             self._selection,
             self._samples,
             wanted,
             self._progress,
-            trials=self._trials,
+            ablation=self._ablation,
             doubt_db=_DOUBT_DB if doubts else 0.0,
             threads=self._threads,
             stop=self._time.is_over,
@@ -129,84 +131,86 @@ class QuantizationSearch:
         found = rewriter.rewrite(model)
         return (found, plain) if doubts and found.is_changed else (found,)
 
-    def refined(self, starts: Sequence[Start]) -> Start:
-        """Returns the start with the better variants, refined; all come without any correction."""
+    def corrected(self, starts: Sequence[Start]) -> Start:
+        """Returns the best start after corrections; the starts come without any."""
         if self._samples is None:
             (start,) = starts
             corrected = self._wanted.bias_correction is not Policy.NEVER
-            return replace(start, variants=replace(start.variants, bias_correction=corrected))
-        refine = self._refiner(self._samples).refine
-        if self._trials is None or len(starts) == 1:
-            return replace(starts[0], variants=refine(starts[0].variants))
-        place, variants = self._trials.better_of([start.variants for start in starts], refine)
+            return replace(start, candidates=replace(start.candidates, bias_correction=corrected))
+        correct = self._correction_search(self._samples).correct
+        if self._ablation is None or len(starts) == 1:
+            return replace(starts[0], candidates=correct(starts[0].candidates))
+        place, candidates = self._ablation.better_of([start.candidates for start in starts], correct)
         if not starts[place].rewritten.is_changed:
-            self._trials.undo((CROSS_LAYER_EQUALIZATION, SMOOTHQUANT))
-        return replace(starts[place], variants=variants)
+            self._ablation.undo((CROSS_LAYER_EQUALIZATION, SMOOTHQUANT))
+        return replace(starts[place], candidates=candidates)
 
-    def fitted(self, variants: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns variants fitted to the float model with the nodes of ``kept_float`` in float."""
-        return variants if self._samples is None else self._refiner(self._samples).fit(variants, kept_float)
+    def fitted(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
+        """Returns candidates reconstructed against the float model, with the nodes of ``kept_float`` in float."""
+        return (
+            candidates if self._samples is None else self._correction_search(self._samples).fit(candidates, kept_float)
+        )
 
-    def _refiner(self, samples: TuningSplit) -> CorrectionSearch:
+    def _correction_search(self, samples: TuningSplit) -> CorrectionSearch:
         return CorrectionSearch(
             samples,
             self._wanted,
             self._progress,
-            trials=self._trials,
+            ablation=self._ablation,
             threads=self._threads,
             stop=self._time.is_over,
         )
 
-    def timed(self, variants: QuantizedCandidates, timing: Timing) -> TimePlan | None:
-        """Finds out which layers save time on integers; None without a sample to time them on."""
+    def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
+        """Finds the layers that save time on integers; None without a sample to time them on."""
         if self._timed_on is None:
             return None
-        return TimePlan(self._original, variants, self._timed_on, timing, self._progress, threads=self._threads)
+        return TimePlan(self._original, candidates, self._timed_on, timing, self._progress, threads=self._threads)
 
-    def unsigned(self, variants: QuantizedCandidates, times: TimePlan | None) -> QuantizedCandidates:
-        """Returns variants in which weights of some layers are u8, where the target offers that and it is worth it."""
-        if self._judge is None or times is None:
-            return variants
-        return with_unsigned_weights(variants, self._judge, times.cost(), self._progress, stop=self._time.is_over)
+    def unsigned(self, candidates: QuantizedCandidates, times: TimePlan | None) -> QuantizedCandidates:
+        """Returns candidates with u8 weights in some layers, where the target supports it and accuracy improves."""
+        if self._evaluator is None or times is None:
+            return candidates
+        return with_unsigned_weights(candidates, self._evaluator, times.cost(), self._progress, stop=self._time.is_over)
 
-    def bargain(
-        self, variants: QuantizedCandidates, times: TimePlan | None, *, budget_s: float | None = None
+    def float_fallback(
+        self, candidates: QuantizedCandidates, times: TimePlan | None, *, budget_s: float | None = None
     ) -> tuple[QuantizedCandidates, KeptFloat | None]:
-        """Returns variants, some of whose layers may be dynamic, and the layers to keep float.
+        """Returns candidates, some of whose layers may be dynamic, and the layers to keep float.
 
-        There are none where nobody looks for them. The search takes no more than about ``budget_s`` seconds.
+        Without a search for them there are none. The search takes about ``budget_s`` seconds at most.
         """
-        if self._samples is None or self._judge is None or times is None or not self._wanted.keeps_float:
-            return variants, None
+        if self._samples is None or self._evaluator is None or times is None or not self._wanted.keeps_float:
+            return candidates, None
         left_s = min(self._time.left_s, math.inf if budget_s is None else budget_s)
         cost = times.cost()
-        seeker = FloatFallbackSearch(
+        fallback_search = FloatFallbackSearch(
             self._original,
-            variants,
-            self._judge,
+            candidates,
+            self._evaluator,
             self._samples,
             self._progress,
             cost=cost,
-            # Of a tenth of what integers save.
+            # For a tenth of the integers' savings.
             price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
-            affordable=self._affordable(variants, times),
+            affordable=self._affordable(candidates, times),
             budget_s=None if math.isinf(left_s) else left_s,
             threads=self._threads,
         )
         most = self._wanted.most_float
         if most is None:
             most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
-        found = seeker.seek(most=most, every_short=self._wanted.every_short)
+        found = fallback_search.search(most=most, every_short=self._wanted.every_short)
         self._time.is_over()
-        return seeker.variants, found
+        return fallback_search.candidates, found
 
-    def _affordable(self, variants: QuantizedCandidates, times: TimePlan) -> Affordable | None:
-        """Returns what tells whether choices of float layers cost what they are estimated to: the clock, if it may."""
+    def _affordable(self, candidates: QuantizedCandidates, times: TimePlan) -> Affordable | None:
+        """Returns a check of the estimated cost of float layers by timing, where models are timed."""
         if self._timed_on is None or not times.is_timed:
             return None
         return Stopwatch(
             self._original,
-            variants,
+            candidates,
             self._timed_on,
             self._progress,
             most_slower=self._wanted.most_slower,
@@ -215,13 +219,13 @@ class QuantizationSearch:
         )
 
     def allows_tables(self, before: ir.Model, after: ir.Model) -> bool:
-        """Tells whether embedding tables may be integers, as in ``after``; without samples they may."""
-        if self._judge is None:
+        """Returns whether embedding tables may be integers, as in ``after``; without samples they may."""
+        if self._evaluator is None:
             return True
-        return self._judge.sqnr_db(after) >= min(self._judge.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
+        return self._evaluator.sqnr_db(after) >= min(self._evaluator.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
     def speedup(self, quantized: ir.Model) -> Interval | None:
-        """Returns how many times faster than float ``quantized`` is, from a few runs; None without a sample."""
+        """Returns the speedup of ``quantized`` over float, from a few runs; None without a sample."""
         if self._timed_on is None:
             return None
         return speedups(self._original, [quantized], self._timed_on, self._progress, threads=self._threads)[0]

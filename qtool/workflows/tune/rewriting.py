@@ -1,22 +1,22 @@
-"""Makes a float model easier to quantize before it is calibrated: equalized channels, smoothed outliers."""
+"""Rewrites a float model for quantization before it is calibrated: cross-layer equalization and SmoothQuant."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qtool.calib.collect import collect
 from qtool.calib.ranges.min_max import MinMax
 from qtool.progress import Progress
-from qtool.quantizer import unfit_tensors
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
 from qtool.search.correction_ablation import CorrectionAblation
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.calibrate import float_outputs
+from qtool.workflows.quantize.prepared_model import calibrated_candidates
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.cross_layer_equalization import equalize_model
 from qtool.workflows.tune.efforts import Policy, SearchConfig
@@ -35,7 +35,7 @@ class Rewritten:
     Attributes:
         model: the model.
         equalized: tensors whose channels were scaled against the layers around them.
-        smoothed: tensors whose outlier channels were moved into the weights behind them.
+        smoothed: tensors whose outlier channels were moved into the weights that multiply them.
     """
 
     model: ir.Model
@@ -49,7 +49,7 @@ class Rewritten:
 
 
 class Rewriter:
-    """Tries changes of a prepared float model, which compute the same, with ranges from a few batches."""
+    """Tries equivalent rewritings of a prepared float model, with ranges from a few batches."""
 
     def __init__(
         self,
@@ -59,26 +59,26 @@ class Rewriter:
         wanted: SearchConfig,
         progress: Progress,
         *,
-        trials: CorrectionAblation | None,
+        ablation: CorrectionAblation | None,
         doubt_db: float = 0.0,
         threads: int = 0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Takes what the model will be quantized with; without ``trials`` nothing is judged.
+        """Takes the settings of the quantization; without ``ablation`` nothing is evaluated.
 
-        Changes may do harm of ``doubt_db`` decibels, where somebody looks at them again later. Those that no person
-        insists on are left out once ``stop`` says so.
+        A change may cost ``doubt_db`` decibels where it is evaluated again later. Those not requested by name are left
+        out once ``stop`` returns True.
         """
         self._scheme = scheme
         self._selection = selection
         self._samples = samples
         self._wanted = wanted
         self._progress = progress
-        self._trials = trials
+        self._ablation = ablation
         self._doubt_db = doubt_db
         self._threads = threads
         self._stop = stop
-        self._judged: tuple[ir.Model, ir.Model] | None = None
+        self._compared: tuple[ir.Model, ir.Model] | None = None
 
     def rewrite(self, model: ir.Model) -> Rewritten:
         """Returns a changed copy, or ``model`` where nothing helps.
@@ -97,28 +97,27 @@ class Rewriter:
         if use is Policy.NEVER or (use is Policy.IF_BETTER and self._stop()):
             return model, ()
         changed = model.clone()
-        plan = self._variants(changed).plan()
+        plan = self._candidates(changed).plan()
         feeds = self._samples.some(self._wanted.seen_batches)
         tensors = change(changed, plan, feeds, self._progress, threads=self._threads)
         if not tensors:
             return model, ()
-        if self._trials is None:
+        if self._ablation is None:
             return changed, tensors
-        # What one change made of the model is what the next one starts from.
-        judged, before = self._judged or (None, None)
-        if before is None or judged is not model:
+        # The next change starts from the result of this one.
+        compared, before = self._compared or (None, None)
+        if before is None or compared is not model:
             before = self._quantized(model)
         after = self._quantized(changed)
-        kept = self._trials.helps(name, before, after, always=use is Policy.ALWAYS, doubt_db=self._doubt_db)
-        self._judged = (changed, after) if kept else (model, before)
+        kept = self._ablation.helps(name, before, after, always=use is Policy.ALWAYS, doubt_db=self._doubt_db)
+        self._compared = (changed, after) if kept else (model, before)
         return (changed, tensors) if kept else (model, ())
 
     def _quantized(self, model: ir.Model) -> ir.Model:
-        plain = self._variants(model)
-        plan = plain.plan()
-        judged = float_outputs(model)
+        plan = self._candidates(model).plan()
+        compared = float_outputs(model)
         with (
-            watching(model, tuple(dict.fromkeys((*plan.observed, *judged)))) as graph,
+            watching(model, tuple(dict.fromkeys((*plan.observed, *compared)))) as graph,
             open_graph(graph, threads=self._threads) as session,
             self._progress.task("calibrating on a few batches"),
         ):
@@ -127,12 +126,14 @@ class Rewriter:
                 self._samples.some(self._wanted.seen_batches),
                 plan.observed,
                 channel_axes=plan.channel_axes,
-                outputs=judged,
+                outputs=compared,
             )
-        quantize = replace(plain, statistics=seen.statistics, unfit=unfit_tensors(model.graph, seen.statistics))
-        return quantize({}).model
+        candidates = calibrated_candidates(
+            model, plan, seen.statistics, scheme=self._scheme, selection=self._selection, method=MinMax()
+        )
+        return candidates({}).model
 
-    def _variants(self, model: ir.Model) -> QuantizedCandidates:
+    def _candidates(self, model: ir.Model) -> QuantizedCandidates:
         return QuantizedCandidates(
             model=model, scheme=self._scheme, selection=self._selection, unfit={}, statistics={}, method=MinMax()
         )

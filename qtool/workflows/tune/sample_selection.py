@@ -1,4 +1,4 @@
-"""Picks the samples that a search judges by: a few, from all over the data, that fit into memory."""
+"""Selects the samples that a search evaluates on: a few, spread over the data, that fit into memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from qtool.calib.specs import Feed
 
-# Inputs are held as long as the search lasts.
+# Inputs are held during the whole search.
 _LARGEST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenSamples:
-    """Holds some samples.
+    """Selected samples.
 
     Attributes:
-        feeds: the batches that they are in.
-        rows: their numbers among the samples they were chosen from, from 0.
+        feeds: their batches.
+        rows: their numbers among all samples, from 0.
         batches: the numbers of the batches, from 0.
     """
 
@@ -29,8 +29,8 @@ class ChosenSamples:
 def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None) -> ChosenSamples:
     """Returns batches with about ``samples`` samples in all, at least one batch.
 
-    They are as far apart as the data allows, since data often comes sorted; the first ones, where nobody knows how many
-    there are. No more are taken than 256 MB hold.
+    They are spread evenly, since data is often sorted; where the number of samples is unknown, the first ones are
+    taken. They take 256 MB at most.
 
     Args:
         feeds: all batches, in order.

@@ -1,4 +1,4 @@
-"""Ends a search that takes too long beside running the float model over the data."""
+"""Limits the search time in proportion to the float model's run time over the data."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-# A whole quantization takes no longer than ten times the float model over all samples, and a minute. The rest of both
-# is for what comes before and after the search.
+# A whole quantization takes at most ten times the float model's time over all samples, plus a minute. The rest is for
+# the steps before and after the search.
 _TIMES_PLAIN = 8.0
 _FIXED_S = 45.0
 
 
 class SearchTime:
-    """Counts from when it is made; without ``limit``, time is never up."""
+    """Counts from its construction; without ``limit``, time is never up."""
 
     def __init__(self, clocks: Sequence[Callable[[], float]] = (time.monotonic, time.process_time)) -> None:
-        """Starts with ``clocks``, which return seconds; the slowest counts.
+        """Starts with ``clocks``, which return seconds; the slowest one counts.
 
-        Beside other processes that is the one of the processor: their load does not shorten the search.
+        Under load from other processes that is the processor time, so that their load does not shorten the search.
         """
         self._clocks = [(clock, clock()) for clock in clocks]
         self._end = math.inf
@@ -29,14 +29,14 @@ class SearchTime:
         self._end = _TIMES_PLAIN * plain_s + _FIXED_S
 
     def is_over(self) -> bool:
-        """Tells whether the search has to end with the best so far."""
+        """Returns whether the search has to end with the best so far."""
         over = self._spent() >= self._end
         self._ended = self._ended or over
         return over
 
     @property
     def left_s(self) -> float:
-        """How many seconds are left; infinite where there is no limit."""
+        """Remaining seconds; infinite where there is no limit."""
         return max(self._end - self._spent(), 0.0)
 
     @property

@@ -1,35 +1,30 @@
-"""Finds out which layers suffer from being quantized, in terms of the model's outputs."""
+"""Sensitivity analysis: finds the layers whose quantization adds most noise to the model's outputs."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.atomic import check_output, staged
 from qtool.backends.execution_choice import execution_for
 from qtool.calib.ranges import RangeMethod
 from qtool.errors import UsageError
-from qtool.graph.specs import model_specs
 from qtool.json_values import json_value
-from qtool.planning import build_plan
 from qtool.progress import Progress
-from qtool.quantizer import unfit_tensors
 from qtool.schemes import Scheme
 from qtool.search.node_groups import node_groups
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.calibrate import Watched, gather, single_sample
+from qtool.workflows.quantize.calibrate import Watched, gather
 from qtool.workflows.quantize.check_result import CheckSamples
-from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
-from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.quantize.prepared_model import calibrated_candidates, load_prepared
 from qtool.workflows.tune.correction_search import choose_among_methods
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches
@@ -40,20 +35,20 @@ _COLUMNS = ("rank", "layer", "operator", "sqnr_db", "noise_share", "nodes")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityRequest:
-    """What to look into.
+    """The options of a sensitivity analysis.
 
     Attributes:
         source: the float model.
-        data: the samples, for the ranges and to judge by.
+        data: the samples, for the ranges and for the evaluation.
         scheme: which integers tensors become.
         method: finds the ranges of activations.
         selection: which nodes may be quantized.
         chosen_ranges: whether each range is chosen among all methods, as ``quantize`` does by default.
-        samples: about how many samples to judge by.
+        samples: about how many samples to evaluate on.
         output: a .json or .csv file to write as well.
-        plot: a picture to draw as well.
-        worst: how many layers the picture shows.
-        threads: threads inside an operator; 0 is one a core.
+        plot: a chart to draw as well.
+        worst: how many layers the chart shows.
+        threads: threads inside an operator; 0 is one per core.
         force: whether existing files may be replaced.
     """
 
@@ -73,12 +68,12 @@ class SensitivityRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityReport:
-    """Which layers suffer.
+    """The layers by their noise.
 
     Attributes:
         layers: the noisiest first.
-        sqnr_db: SQNR of the worst output, in dB, with all of them on integers.
-        samples: how many samples it was judged by.
+        sqnr_db: SQNR of the worst output, in dB, with all of them quantized.
+        samples: how many samples it was evaluated on.
     """
 
     layers: tuple[LayerNoise, ...]
@@ -86,7 +81,7 @@ class SensitivityReport:
     samples: int
 
     def as_json(self) -> dict[str, object]:
-        """Returns the report as values for JSON; an SQNR that is infinite is null."""
+        """Returns the report as values for JSON; an infinite SQNR is null."""
         return {
             "schema": "qtool.sensitivity/1",
             "sqnr_db": json_value(self.sqnr_db),
@@ -109,44 +104,43 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> SensitivityR
     """Calibrates once, then quantizes one layer at a time and measures the outputs.
 
     Raises:
-        UsageError: an output has another suffix than those known.
+        UsageError: an output has an unknown suffix.
         QtoolError: the model, the data or an output cannot be used; see the subclasses.
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
     _check_outputs(request)
-    dataset = request.data.open()
-    original = request.source.load(progress, dataset=dataset)
-    model = prepare(original.clone(), integers_between_layers=request.scheme.integers_between_layers)
-    plan = build_plan(model, request.scheme, request.selection)
-    memory = ActivationMemory.of(model, single_sample(original, dataset, request.data))
-    data = replace(request.data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-    collected = gather(model, Watched.by(plan), dataset, data, progress, threads=request.threads)
-    variants = QuantizedCandidates(
-        model=model,
+    prepared = load_prepared(request.source, request.data, request.scheme, request.selection, progress)
+    original, model, samples = prepared.original, prepared.model, prepared.samples
+    collected = gather(
+        model, Watched.by(prepared.plan), samples.dataset, samples.data, progress, threads=request.threads
+    )
+    candidates = calibrated_candidates(
+        model,
+        prepared.plan,
+        collected.statistics,
         scheme=request.scheme,
         selection=request.selection,
-        unfit=unfit_tensors(model.graph, collected.statistics),
-        statistics=collected.statistics,
         method=request.method,
     )
     if request.chosen_ranges:
-        samples = TuningSplit(
-            original, CheckSamples(dataset=dataset, data=data, hold_back=HoldoutSplit(), memory=memory)
+        check = CheckSamples(dataset=samples.dataset, data=samples.data, holdout=HoldoutSplit(), memory=samples.memory)
+        candidates = choose_among_methods(
+            candidates, TuningSplit(original, check), searches(Effort.BALANCED), progress, threads=request.threads
         )
-        wanted = searches(Effort.BALANCED)
-        variants = choose_among_methods(variants, samples, wanted, progress, threads=request.threads)
     chosen = spread_batches(
-        data.feeds(dataset, *model_specs(original)),
-        samples=memory.judged_samples(request.samples),
-        available=data.available(dataset),
+        samples.data.feeds(samples.dataset, *prepared.interface),
+        samples=samples.memory.evaluation_samples(request.samples),
+        available=samples.data.available(samples.dataset),
     )
-    judge = OutputEvaluator(original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads)
-    everything = variants({})
+    evaluator = OutputEvaluator(
+        original, chosen.feeds, execution=execution_for(request.scheme), threads=request.threads
+    )
+    everything = candidates({})
     groups = node_groups(model, everything.plan)
     with progress.task("quantizing one layer at a time", len(groups)) as advance:
-        layers = rank_layers(variants, groups, judge, advance=advance)
-    report = SensitivityReport(layers=layers, sqnr_db=judge.sqnr_db(everything.model), samples=judge.samples)
+        layers = rank_layers(candidates, groups, evaluator, advance=advance)
+    report = SensitivityReport(layers=layers, sqnr_db=evaluator.sqnr_db(everything.model), samples=evaluator.samples)
     _write(report, request)
     return report
 
@@ -206,7 +200,7 @@ def _draw(report: SensitivityReport, path: Path, *, title: str, worst: int) -> N
 
 
 def in_decibels(sqnr_db: float) -> str:
-    """Returns an SQNR for a person to read."""
+    """Returns an SQNR as text."""
     if math.isfinite(sqnr_db):
         return f"{sqnr_db:.1f} dB"
     return "no noise" if sqnr_db > 0 else "unusable"

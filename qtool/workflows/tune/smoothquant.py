@@ -1,4 +1,4 @@
-"""Moves outlier channels of a model's activations into the weights behind them, guided by data."""
+"""SmoothQuant (G. Xiao et al., ICML 2023) on a model, with channel statistics from data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qtool.weights.smoothquant import channel_spreads, own_weights, smooth, smoo
 def smooth_model(
     model: ir.Model, plan: Plan, feeds: Iterable[Feed], progress: Progress, *, threads: int = 0
 ) -> tuple[str, ...]:
-    """Moves outlier channels of a model into the weights behind them, in place.
+    """Moves outlier channels of activations into the weights that multiply them, in place.
 
     Args:
         model: a prepared float model.
         plan: what will be quantized in it.
         feeds: a few batches.
         progress: receives the steps.
-        threads: threads inside an operator; 0 is one a core.
+        threads: threads inside an operator; 0 is one per core.
 
     Returns:
         The names of the tensors that were smoothed.
@@ -42,7 +42,7 @@ def smooth_model(
     fitting, factors = [], {}
     for tensor in tensors:
         seen = spreads.get(tensor.tensor)
-        # What is not finite is named by the calibration that follows.
+        # Values that are not finite are reported by the calibration that follows.
         if seen is None or len(seen.low) != tensor.channels or not np.isfinite(seen.mean_square).all():
             continue
         found = smoothing_factors(seen, own_weights(model, tensor))

@@ -1,4 +1,4 @@
-"""Times models in turns with the float model that they came from."""
+"""Speedup over the float model, timed in turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which layers stay float because integers save no time there, down to the whole model."""
+"""Decides which layers stay float because integers save no time there, up to the whole model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 
 _REASON = "integers save no time here"
-# Savings that were not timed in the model itself are taken for so many times as large: only what is clearly slower on
-# integers stays float then.
+# Predicted savings are multiplied by this: only layers that are clearly slower on integers stay float then.
 _TRUST = 1.5
-# Savings have to be so many times as large as that for a layer to stay on integers where a result was too slow.
+# After a result was too slow, only layers with this many times the savings stay on integers.
 _DOUBT = 2.0
-# Estimates of less than this part of a run are not worth a look.
+# Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
 _ROUNDS = 9
 
@@ -49,10 +48,10 @@ class Timing:
     """Where a search takes times from.
 
     Attributes:
-        profile: what kernels cost; None to time them on this machine, and the model's own layers, and the result.
-        layers: what each layer takes; None to follow from ``profile``, or to be timed with it.
-        stage: how much stays float; None to choose.
-        for_size: whether layers stay on integers also where they save no time.
+        profile: the cost of kernels; None to time them on this machine, with the model's own layers and the result.
+        layers: the time of each layer; None to predict it from ``profile``, or to time it.
+        stage: how much stays float; None to choose it.
+        for_size: whether layers stay on integers also where that saves no time.
     """
 
     profile: MachineProfile | None = None
@@ -62,11 +61,11 @@ class Timing:
 
     @property
     def is_open(self) -> bool:
-        """Whether times are measured here."""
+        """Whether times are measured on this machine."""
         return self.profile is None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what makes the same choices again, for a manifest."""
+        """Returns everything needed to repeat the choices, for a manifest."""
         return {
             "profile": None if self.profile is None else self.profile.as_json(),
             "layers": None if self.layers is None else {name: asdict(time) for name, time in self.layers.items()},
@@ -90,44 +89,44 @@ def timing_from_json(document: Any, source: str) -> Timing:
             for_size=bool(document["for_size"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source} does not tell what its run took times to be", fix="quantize anew") from error
+        raise InputError(f"{source} does not record the times of its run", fix="quantize again") from error
 
 
 class TimePlan:
-    """Knows what the layers of one model are worth, and which stay float for that."""
+    """The latency of one model's layers, and the choice of layers that stay float for speed."""
 
     def __init__(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         feed: Feed,
         timing: Timing,
         progress: Progress,
         *,
         threads: int = 0,
     ) -> None:
-        """Times what ``timing`` leaves open, and chooses how much stays float.
+        """Measures the times that ``timing`` does not give, and chooses how much stays float.
 
         Args:
             original: the float model.
-            variants: makes quantized variants of it.
+            candidates: makes quantized candidates of it.
             feed: one sample.
-            timing: where times come from.
+            timing: the source of times.
             progress: receives the steps.
-            threads: threads inside an operator; 0 is one a core.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
-        everything = variants({})
-        groups = node_groups(variants.model, everything.plan)
+        everything = candidates({})
+        groups = node_groups(candidates.model, everything.plan)
         self._members = {group.layer: group.nodes for group in groups}
         profile, layers = timing.profile, timing.layers
         if profile is None:
             profile = measure_profile(progress, threads=threads)
             with progress.task("timing layers"):
-                layers = measured_times(variants.model, everything.model, groups, feed, threads=threads)
-        cost = float_cost(variants.model, groups, feed, profile, measured=layers, threads=threads)
+                layers = measured_times(candidates.model, everything.model, groups, feed, threads=threads)
+        cost = float_cost(candidates.model, groups, feed, profile, measured=layers, threads=threads)
         self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
         self._found = replace(timing, profile=profile, layers=layers)
@@ -135,7 +134,7 @@ class TimePlan:
         if not timing.for_size:
             self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
             if timing.stage is None and timing.is_open:
-                self._stage = self._fastest(original, variants, everything.model, feed, progress, threads)
+                self._stage = self._fastest(original, candidates, everything.model, feed, progress, threads)
 
     @property
     def timing(self) -> Timing:
@@ -152,11 +151,11 @@ class TimePlan:
         return self._nodes_of(self._slow_layers(self._stage))
 
     def cost(self) -> FloatCost:
-        """Returns what further layers cost in float beside those."""
+        """Returns the cost of further layers in float, in addition to those."""
         return self._cost.beside(self._slow_layers(self._stage))
 
     def keep_more(self) -> bool:
-        """Goes on to the next stage after a result was too slow; returns False where that is not to be found out."""
+        """Advances to the next stage after a result was too slow; returns False where times are fixed."""
         if not self._asked.is_open or self._asked.for_size or self._stage is Stage.EVERYTHING:
             return False
         self._stage = Stage(self._stage + 1)
@@ -175,23 +174,23 @@ class TimePlan:
     def _fastest(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         integers: ir.Model,
         feed: Feed,
         progress: Progress,
         threads: int,
     ) -> Stage:
-        """Times the stages that promise something in turns, and returns the first that no later one clearly beats."""
-        candidates = {Stage.EVERYTHING: original, Stage.NOTHING: integers}
+        """Times the promising stages in turns, and returns the first that no later one clearly beats."""
+        timed_models = {Stage.EVERYTHING: original, Stage.NOTHING: integers}
         chosen = {frozenset[str](): Stage.NOTHING, frozenset(self._members): Stage.EVERYTHING}
         for stage in (Stage.SLOW_LAYERS, Stage.DOUBTFUL_LAYERS):
             slow = self._slow_layers(stage)
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
-                candidates[stage] = variants(self._nodes_of(slow)).model
+                timed_models[stage] = candidates(self._nodes_of(slow)).model
         with progress.task("timing in turns", _ROUNDS) as advance:
-            found = times_in_turns(tuple(candidates.values()), feed, advance, threads=threads)
-        times = dict(zip(candidates, found, strict=True))
+            found = times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads)
+        times = dict(zip(timed_models, found, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):
             if paired_ratio(times[best], times[stage]).low > 1.0:
@@ -199,23 +198,23 @@ class TimePlan:
         return best
 
     def _promises(self, slow: frozenset[str]) -> bool:
-        """Tells whether layers in float could make a run shorter by more than timing it is worth."""
+        """Returns whether layers in float could shorten a run by enough to be worth timing."""
         saved = -self._cost.nanoseconds(slow)
         return saved > _LEAST_GAIN * max(self._cost.nanoseconds(self._members), saved)
 
 
 def is_slower(speedup: Interval) -> bool:
-    """Tells whether a model is slower than float beyond what the noise of its timing explains."""
+    """Returns whether a model is slower than float beyond the noise of its timing."""
     return speedup.high < 1.0
 
 
 class Stopwatch:
-    """Tells whether choices of float layers cost as little as they are estimated to, by timing them in turns."""
+    """Checks the estimated cost of float layers by timing models in turns."""
 
     def __init__(
         self,
         original: ir.Model,
-        variants: QuantizedCandidates,
+        candidates: QuantizedCandidates,
         feed: Feed,
         progress: Progress,
         *,
@@ -223,29 +222,29 @@ class Stopwatch:
         most_float: float | None,
         threads: int = 0,
     ) -> None:
-        """Takes how long a run may be.
+        """Takes the limits on the time of a run.
 
         Args:
             original: the float model.
-            variants: makes quantized variants of it.
+            candidates: makes quantized candidates of it.
             feed: one sample.
             progress: receives the steps.
-            most_slower: by how much of itself a run may become longer, where ``most_float`` says nothing.
-            most_float: which part of what integers save may be given up; None where ``most_slower`` counts.
-            threads: threads inside an operator; 0 is one a core.
+            most_slower: the largest relative slowdown, where ``most_float`` is None.
+            most_float: the largest fraction of the integers' savings to give up; None where ``most_slower`` counts.
+            threads: threads inside an operator; 0 is one per core.
         """
         self._original = original
-        self._variants = variants
+        self._candidates = candidates
         self._feed = feed
         self._progress = progress
         self._most_slower = most_slower
         self._most_float = most_float
         self._threads = threads
 
-    def __call__(self, bargain: FloatFallback, share: float | None) -> bool:
-        """Tells whether a choice gives up no more than ``share`` of what integers save; None for what is usual."""
-        kept = {node: "tried in float" for layer in bargain.layers for node in layer.group.nodes}
-        models = [self._original, self._variants({}).model, self._variants(kept).model]
+    def __call__(self, fallback: FloatFallback, share: float | None) -> bool:
+        """Returns whether a choice gives up no more than ``share`` of the integers' savings; None for the default."""
+        kept = {node: "tried in float" for layer in fallback.layers for node in layer.group.nodes}
+        models = [self._original, self._candidates({}).model, self._candidates(kept).model]
         with self._progress.task("timing in turns", _ROUNDS) as advance:
             floats, plain, tried = times_in_turns(models, self._feed, advance, threads=self._threads)
         saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
@@ -255,7 +254,7 @@ class Stopwatch:
 
 
 def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
-    """Times runs of several models in turns, and returns the seconds of each, one a round.
+    """Times runs of several models in turns, and returns the seconds of each, one per round.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.

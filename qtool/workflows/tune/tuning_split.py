@@ -1,7 +1,7 @@
-"""The calibration samples that a search looks at: a few, from all over the data.
+"""Splits calibration samples into those for tuning and those for evaluation, spread over the data.
 
-What judges has no part in what is judged: layers that are fitted to a few samples do better on these than on any other.
-Silero's voice detector came to 40.7 dB on the samples its weights were fitted on, and to 36.3 dB on others.
+The two do not overlap: layers fitted to a few samples do better on these than on any other. Silero's voice detector
+reached 40.7 dB on the samples its weights were fitted on, and 36.3 dB on others.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
 
 
 class TuningSplit:
-    """Hands out calibration samples, none of those that were held back to judge the result.
+    """Provides calibration samples, without those held out to check the result.
 
     Attributes:
-        judging: batches that decide between results, held in memory; empty where nothing is to be decided.
+        evaluation: the batches that results are compared on, held in memory; empty where none are compared.
     """
 
-    def __init__(self, original: ir.Model, samples: CheckSamples, *, judged: int = 0) -> None:
-        """Takes the inputs and outputs of ``original``, which every form of the model has too.
+    def __init__(self, original: ir.Model, samples: CheckSamples, *, evaluation_samples: int = 0) -> None:
+        """Takes the inputs and outputs of ``original``, which every form of the model shares.
 
         Args:
             original: the float model.
             samples: the data.
-            judged: how many samples decide; no more than half of all, so that there are others.
+            evaluation_samples: how many samples to evaluate on; at most half of all, so that there are others.
         """
         self._samples = samples
         self._inputs, self._outputs = model_specs(original)
         available = samples.data.available(samples.dataset)
         self._batches = samples.data.batches(samples.dataset, self._inputs, self._outputs)
-        judged = samples.memory.judged_samples(judged) if judged else 0
-        most = judged if available is None else min(judged, max(available // 2, 1))
+        evaluation_samples = samples.memory.evaluation_samples(evaluation_samples) if evaluation_samples else 0
+        most = evaluation_samples if available is None else min(evaluation_samples, max(available // 2, 1))
         chosen = ChosenSamples((), (), ())
-        if judged:
+        if evaluation_samples:
             chosen = spread_batches(self._every(), samples=most, available=available)
-        self.judging: tuple[Feed, ...] = chosen.feeds
-        self._judging = frozenset(chosen.batches)
+        self.evaluation: tuple[Feed, ...] = chosen.feeds
+        self._evaluation = frozenset(chosen.batches)
         self._available = None if available is None else max(available - len(chosen.rows), 1)
 
-    def held(self, wanted: int, *, walks: int = 1) -> int:
-        """Returns for how many samples what crosses a place of a graph may be held, as ``ActivationMemory`` has it."""
-        return self._samples.memory.held_samples(wanted, walks=walks)
+    def held(self, wanted: int, *, graphs: int = 1) -> int:
+        """Returns for how many samples the tensors at a cut may be held, see ``ActivationMemory.held_samples``."""
+        return self._samples.memory.held_samples(wanted, graphs=graphs)
 
     def some(self, wanted: int) -> Iterator[Feed]:
-        """Yields ``wanted`` batches that judge nothing, evenly spread where their number is known."""
-        step = 1 if self._batches is None else max((self._batches - len(self._judging)) // wanted, 1)
+        """Yields ``wanted`` tuning batches, evenly spread where their number is known."""
+        step = 1 if self._batches is None else max((self._batches - len(self._evaluation)) // wanted, 1)
         given = 0
         for number, feed in enumerate(self._others()):
             if number % step == 0:
@@ -60,30 +60,30 @@ class TuningSplit:
                     return
 
     def some_held(self, wanted: int, *, least: int) -> Iterator[Feed]:
-        """Yields ``wanted`` batches as ``some`` does, ``least`` samples at least, as far as memory holds them all."""
+        """Yields ``wanted`` batches as ``some`` does, at least ``least`` samples, as far as memory allows."""
         rows = self._samples.data.rows(self._inputs, self._outputs)
         batches = max(wanted, -(-least // rows))
         return self.some(max(self.held(batches * rows) // rows, 1))
 
     def spread(self, count: int) -> tuple[Feed, ...]:
-        """Returns batches with about ``count`` samples in all that judge nothing, held in memory."""
+        """Returns tuning batches with about ``count`` samples in all, held in memory."""
         return spread_batches(self._others(), samples=count, available=self._available).feeds
 
     def spread_over_all(self, count: int) -> tuple[Feed, ...]:
-        """Returns batches with about ``count`` samples in all, those that judge among them, held in memory."""
+        """Returns batches with about ``count`` samples in all, evaluation batches included, held in memory."""
         available = self._samples.data.available(self._samples.dataset)
         return spread_batches(self._every(), samples=count, available=available).feeds
 
     def _every(self) -> Iterator[Feed]:
         samples = self._samples
-        return samples.hold_back.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
+        return samples.holdout.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
 
     def _others(self) -> Iterator[Feed]:
-        """Yields the batches that judge nothing; those that do, where there are no others."""
+        """Yields the tuning batches; the evaluation batches where there are no others."""
         found = False
         for number, feed in enumerate(self._every()):
-            if number not in self._judging:
+            if number not in self._evaluation:
                 found = True
                 yield feed
         if not found:
-            yield from self.judging
+            yield from self.evaluation

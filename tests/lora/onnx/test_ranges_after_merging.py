@@ -138,7 +138,7 @@ def test_ranges_that_no_longer_fit_are_refused_without_data(name: str, request: 
     result = invoke("merge-lora", case.quantized(), case.adapter.folder, *weights, "-o", output)
     assert result.exit_code == 2, result.output
     said = " ".join(result.stderr.split())
-    assert "times as far as its range" in said
+    assert "times its range" in said
     assert "fix: give real inputs with --calib-data" in said
     assert not output.exists()
 
@@ -186,8 +186,8 @@ def test_data_is_refused_where_there_are_no_ranges(pictures: Case, refused: Any,
     weights, data = pictures.adapter.base, ("--calib-data", pictures.data)
     graph = export(pictures.module, torch.zeros(2, 3, 6, 6), tmp_path / "float.onnx", dynamo=False)
     said = refused(graph, pictures.adapter.folder, "--base-weights", weights, *data)
-    assert "no ranges of activations" in said
+    assert "no activation ranges" in said
     said = refused(weights, pictures.adapter.folder, *data)
     assert "weights have none" in said
     said = refused(weights, pictures.adapter.folder, "--batch-size", 2)
-    assert "--batch-size says nothing without --calib-data" in said
+    assert "--batch-size has no effect without --calib-data" in said

@@ -142,7 +142,7 @@ def test_the_change_of_integers_is_reported(trained: Any, command: Any, tmp_path
 
 
 def test_scales_without_integers_are_refused(trained: Any, refused: Any, tmp_path: Path) -> None:
-    assert "weights in floats" in refused(trained.base, trained.folder, "--scales", "keep")
+    assert "float weights" in refused(trained.base, trained.folder, "--scales", "keep")
     graph, _, _ = per_channel(tmp_path / "base.onnx")
     words = refused(graph, trained.folder)
     assert "give the checkpoint that it was exported from" in words

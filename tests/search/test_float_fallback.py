@@ -19,19 +19,19 @@ _MANY = "".join(chr(number) for number in range(ord("a"), ord("a") + 64))
 
 
 @dataclass(frozen=True)
-class _Variant:
+class _Candidate:
     model: frozenset[str]
 
 
 def _quantize(kept_float: Mapping[str, str]) -> Any:
-    return _Variant(frozenset(kept_float))
+    return _Candidate(frozenset(kept_float))
 
 
-class _Judge:
+class _Evaluator:
     """Measures with a function of the layers that are float."""
 
-    def __init__(self, worth: Callable[[frozenset[str]], float]) -> None:
-        self.sqnr_db = worth
+    def __init__(self, merit: Callable[[frozenset[str]], float]) -> None:
+        self.sqnr_db = merit
 
 
 class _Cost:
@@ -45,7 +45,7 @@ class _Cost:
 
 
 def _best(
-    worth: Callable[[frozenset[str]], float],
+    merit: Callable[[frozenset[str]], float],
     noisiest: str,
     *,
     each: float = 0.02,
@@ -64,8 +64,8 @@ def _best(
     }
     found = best_fallback(
         _quantize,
-        cast(OutputEvaluator, _Judge(worth)),
-        FloatFallback(layers=(), sqnr_db=worth(frozenset()), share=0.0, price=price),
+        cast(OutputEvaluator, _Evaluator(merit)),
+        FloatFallback(layers=(), sqnr_db=merit(frozenset()), share=0.0, price=price),
         sorted(layers.values(), key=lambda layer: -layer.share),
         [layers[name] for name in layer_names],
         cast(FloatCost, _Cost(each)),
@@ -80,7 +80,7 @@ def _best(
 def test_a_layer_that_ruins_much_and_saves_little_stays_float() -> None:
     names, found = _best(lambda kept: 27.0 if "d" in kept else 22.0, "db")
     assert (names, found.sqnr_db, found.share) == ("d", 27.0, 0.02)
-    assert found.kept_float() == {"d": "kept float for accuracy: its layer alone on integers leaves 30.0 dB"}
+    assert found.kept_float() == {"d": "kept float for accuracy: quantizing its layer alone leaves 30.0 dB"}
 
 
 def test_decibels_that_cost_too_much_are_not_bought() -> None:
@@ -98,10 +98,10 @@ def test_no_more_is_given_up_than_allowed() -> None:
 
 
 def test_a_broken_model_may_give_up_more_and_begins_with_its_first_layers() -> None:
-    def worth(kept: frozenset[str]) -> float:
+    def merit(kept: frozenset[str]) -> float:
         return 21.0 if kept >= set("abcd") else 12.0
 
-    names, found = _best(worth, "hg", each=0.08)
+    names, found = _best(merit, "hg", each=0.08)
     assert (names, found.sqnr_db) == ("abcd", 21.0)
 
 
@@ -109,11 +109,11 @@ def test_a_broken_model_may_give_up_more_and_begins_with_its_first_layers() -> N
 def test_few_tries_find_how_long_a_line_has_to_be(enough: int) -> None:
     tries = []
 
-    def worth(kept: frozenset[str]) -> float:
+    def merit(kept: frozenset[str]) -> float:
         tries.append(len(kept))
         return 20.0 + 0.15 * min(len(kept), enough)
 
-    names, _ = _best(worth, _MANY, each=0.001, most=1.0, layer_names=_MANY)
+    names, _ = _best(merit, _MANY, each=0.001, most=1.0, layer_names=_MANY)
     assert enough <= len(names) <= enough + max(enough // 8, 1)
     assert len(tries) <= 16
 
@@ -139,4 +139,4 @@ def test_nothing_is_bought_for_a_model_that_is_as_good_as_float() -> None:
 @pytest.mark.parametrize("sqnr_db", [30.0, 45.0])
 def test_more_than_enough_is_worth_as_much_as_enough(sqnr_db: float) -> None:
     enough = FloatFallback(layers=(), sqnr_db=30.0, share=0.1, price=0.4)
-    assert replace(enough, sqnr_db=sqnr_db).worth == enough.worth
+    assert replace(enough, sqnr_db=sqnr_db).merit == enough.merit

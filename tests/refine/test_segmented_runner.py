@@ -48,37 +48,37 @@ def _feeds() -> list[dict[str, np.ndarray]]:
 
 
 def test_what_crosses_a_cut_is_what_the_whole_graph_computes(model: ir.Model) -> None:
-    walk = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
+    runner = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
     crossing = []
     for _ in range(3):
-        walk.advance()
-        crossing.append({name for batch in walk.held for name in batch})
+        runner.advance()
+        crossing.append({name for batch in runner.held for name in batch})
     # A branch of the If reads x, and the last node reads what the first one makes.
     assert crossing == [{"x", "take"}, {"x", "take", "a", "r"}, {"a", "c"}]
     with watching(model, ["a", "c"]) as whole, open_graph(whole) as session:
-        for batch, feed in zip(walk.held, _feeds(), strict=True):
+        for batch, feed in zip(runner.held, _feeds(), strict=True):
             expected = session.run(feed)
             for name in ("a", "c"):
                 np.testing.assert_allclose(batch[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_constants_behind_a_cut_may_change_on_the_way(model: ir.Model) -> None:
-    walk = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
-    walk.advance()
-    walk.advance()
-    before = [np.array(batch["r"]) for batch in walk.held]
+    runner = SegmentedRunner(model, ["make_a", "make_b", "make_d"], _feeds())
+    runner.advance()
+    runner.advance()
+    before = [np.array(batch["r"]) for batch in runner.held]
     model.graph.initializers["w2"].const_value = ir.tensor(np.zeros((4, 4), np.float32), name="w2")
-    walk.advance()
+    runner.advance()
     # With b = 0, s is r; the first batch is multiplied by x.
-    first, second = walk.held
+    first, second = runner.held
     np.testing.assert_allclose(first["c"], before[0] * _feeds()[0]["x"], rtol=1e-6)
     np.testing.assert_allclose(second["c"], before[1], rtol=1e-6)
 
 
 def test_tensors_that_nothing_reads_any_more_are_let_go(model: ir.Model) -> None:
-    walk = SegmentedRunner(model, ["make_d"], _feeds())
-    walk.advance()
-    held = walk.held_bytes
-    walk.advance()
+    runner = SegmentedRunner(model, ["make_d"], _feeds())
+    runner.advance()
+    held = runner.held_bytes
+    runner.advance()
     assert held == sum(2 * rows * 4 * 4 for rows in (3, 2))
-    assert walk.held_bytes == 0
+    assert runner.held_bytes == 0

@@ -68,7 +68,7 @@ def test_the_command_keeps_the_ruined_layer_float(run: Callable[..., Any], tmp_p
         broken, mended = (_sqnr_db(model, tmp_path / name, arrays["x"]) for name in ("plain.onnx", "q.onnx"))
     assert broken < 20 < 25 < mended
     reasons = {node["node"]: node["reason"] for node in result.json["float_nodes"]}
-    assert reasons[f"/c{ruined}"].startswith("kept float for accuracy: its layer alone on integers leaves")
+    assert reasons[f"/c{ruined}"].startswith("kept float for accuracy: quantizing its layer alone leaves")
     assert run("quantize", model, *options, "again.onnx").code == 0
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
 
@@ -77,5 +77,5 @@ def test_no_time_keeps_nothing_float(run: Callable[..., Any], tmp_path: Path) ->
     arguments = ("--calib-data", "data.npz", "--no-cle", "--time-budget", "0", "--json")
     kept = run("quantize", _network(tmp_path, 3), *arguments).json["kept_float"]
     assert kept["layers"] == []
-    assert kept["stopped"] == "the time of 0 s was up"
+    assert kept["stopped"] == "the time budget of 0 s was used up"
     assert kept["sqnr_db"] == kept["integers_everywhere_sqnr_db"]

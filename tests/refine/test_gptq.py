@@ -51,15 +51,15 @@ def test_products_are_off_by_less_than_after_rounding_to_nearest() -> None:
     _, layer = _layer("g (float[n,24] x) => (float[n,10] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
     grid = Grid(bits=8, signed=True, symmetric=True)
     nearest = round_to_nearest("w", weight, grid, PerChannel(1))
-    moments = gather_hessians(_Given(), [{layer.tensor: inputs}], [layer])[layer.node]
-    guided = gptq_rounded(weight, nearest, layer, moments)
+    hessian = gather_hessians(_Given(), [{layer.tensor: inputs}], [layer])[layer.node]
+    guided = gptq_rounded(weight, nearest, layer, hessian)
 
     def products_off_by(rounded: Any) -> float:
         change = inputs.astype(np.float64) @ (dequantize(rounded.integers, rounded.params) - weight)
         return float(np.square(change).sum())
 
     assert products_off_by(guided) < 0.3 * products_off_by(nearest)
-    assert output_noise(weight, guided, layer, moments) == pytest.approx(products_off_by(guided), rel=1e-3)
+    assert output_noise(weight, guided, layer, hessian) == pytest.approx(products_off_by(guided), rel=1e-3)
     np.testing.assert_array_equal(guided.params.scale, nearest.params.scale)
     assert guided.integers.dtype == np.int8
     assert guided.integers.min() >= grid.low
@@ -93,9 +93,9 @@ def test_the_moments_of_a_convolution_are_those_of_its_patches(
     text = f"g (float[n,4,7,7] x) => (float[n,{shape[0]},h,v] y) {{ c = Conv <{attributes}> (x, w)\n y = Relu (c) }}"
     # A second reader behind the first keeps the layer from being an output of the model.
     _, layer = _layer(text.replace("y = Relu (c)", "r = Relu (c)\n y = Tanh (r)"), w=weight)
-    moments = gather_hessians(_Given(), [{layer.tensor: images}], [layer])[layer.node]
+    hessian = gather_hessians(_Given(), [{layer.tensor: images}], [layer])[layer.node]
     expected = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(weight), **options).numpy()
     # sum over positions of (w x)^2 is w H w^T.
     rows = weight.reshape(layer.groups, shape[0] // layer.groups, -1).astype(np.float64)
-    energy = np.einsum("goi,gij,goj->go", rows, moments, rows).reshape(-1)
+    energy = np.einsum("goi,gij,goj->go", rows, hessian, rows).reshape(-1)
     np.testing.assert_allclose(energy, np.square(expected.astype(np.float64)).sum(axis=(0, 2, 3)), rtol=1e-4)

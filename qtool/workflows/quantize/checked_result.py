@@ -1,0 +1,69 @@
+"""Writes a quantized model, counts what runs on integers, and compares it with the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool.backends.execution_choice import execution_for
+from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
+from qtool.backends.registry import backend_named
+from qtool.plan import Skipped
+from qtool.progress import Progress
+from qtool.schemes import DynamicScheme, Scheme
+from qtool.workflows.convert.model_source import save_graph
+from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
+from qtool.workflows.quantize.planned_float import as_planned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedResult:
+    """A quantized model that runs.
+
+    Attributes:
+        coverage: the nodes that onnxruntime runs on integers.
+        comparison: how close it is to the float model.
+    """
+
+    coverage: Coverage
+    comparison: ResultComparison
+
+
+def write_and_check(
+    model: ir.Model,
+    original: ir.Model,
+    skipped: Sequence[Skipped],
+    path: Path,
+    samples: CheckSamples | None,
+    *,
+    scheme: Scheme | DynamicScheme,
+    threads: int,
+    progress: Progress,
+) -> CheckedResult:
+    """Writes ``model`` to ``path`` and runs it beside the float model.
+
+    Args:
+        model: the quantized graph.
+        original: the float graph.
+        skipped: the nodes that the plan left float, with reasons.
+        path: the staged file.
+        samples: what to compare on; None for random inputs.
+        scheme: what the graph is quantized by.
+        threads: threads inside an operator; 0 is one a core.
+        progress: receives the steps.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run the quantized model.
+        InputError: its outputs are not finite where those of the float model are.
+    """
+    save_graph(model, path)
+    progress.note("checking the result in onnxruntime")
+    with progress.task("comparing with float"):
+        here = backend_named(scheme.backend).has_kernels_here
+        coverage = as_planned(integer_coverage(model), skipped, has_kernels_here=here)
+        execution = execution_for(scheme)
+        comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
+    return CheckedResult(coverage=coverage, comparison=comparison)

@@ -1,0 +1,139 @@
+"""The float model that calibrate, quantize and sensitivity start from: loaded, prepared and planned once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qtool.calib.datasets.base import Dataset
+from qtool.calib.ranges import RangeMethod
+from qtool.calib.specs import Feed, TensorSpec
+from qtool.calib.statistics import TensorStatistics
+from qtool.graph.specs import model_specs
+from qtool.plan import Plan
+from qtool.planning import build_plan
+from qtool.progress import Progress
+from qtool.quantizer import unfit_tensors
+from qtool.schemes import Scheme
+from qtool.selection import NodeSelection
+from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.activation_memory import ActivationMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationData:
+    """The samples that a model is calibrated on.
+
+    Attributes:
+        dataset: the opened data.
+        data: the request for it, with a batch size that the memory of the activations allows.
+        sample: one sample.
+        memory: the memory of the activations of one sample.
+    """
+
+    dataset: Dataset
+    data: DataRequest
+    sample: Feed
+    memory: ActivationMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedModel:
+    """A float model in the form that is quantized.
+
+    Attributes:
+        original: the model as loaded; every node has a name, which all later steps keep.
+        model: the model after ``prepare``.
+        plan: the largest plan, with no tensor unfit and no node kept in float.
+        calibration: the samples; None without data.
+    """
+
+    original: ir.Model
+    model: ir.Model
+    plan: Plan
+    calibration: CalibrationData | None
+
+    @property
+    def samples(self) -> CalibrationData:
+        """The samples, where there have to be some."""
+        if self.calibration is None:
+            raise AssertionError("the model was loaded without data")
+        return self.calibration
+
+    @property
+    def interface(self) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]]:
+        """The inputs that data fills, and the outputs."""
+        return model_specs(self.original)
+
+
+def load_prepared(
+    source: ModelSource,
+    data: DataRequest | None,
+    scheme: Scheme,
+    selection: NodeSelection,
+    progress: Progress,
+    *,
+    may_be_empty: bool = False,
+) -> PreparedModel:
+    """Loads, prepares and plans a model, and opens its data.
+
+    Raises:
+        QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
+        FormatError: the model file cannot be read.
+        CalibError: the data cannot be read, or does not fit the model.
+    """
+    dataset = None if data is None else data.open()
+    original = source.load(progress, dataset=dataset)
+    common.NameFixPass()(original)
+    model = prepare(original.clone(), integers_between_layers=scheme.integers_between_layers)
+    # Patterns that match nothing are refused before anything runs.
+    plan = build_plan(model, scheme, selection, may_be_empty=may_be_empty)
+    calibration = None if dataset is None or data is None else _calibration(original, model, dataset, data)
+    return PreparedModel(original=original, model=model, plan=plan, calibration=calibration)
+
+
+def calibrated_candidates(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, TensorStatistics],
+    *,
+    scheme: Scheme,
+    selection: NodeSelection,
+    method: RangeMethod,
+    bias_correction: bool = True,
+) -> QuantizedCandidates:
+    """Returns the candidates of a prepared model, without the tensors that its statistics show to be unfit."""
+    sources = {activation.source for activation in plan.activations.values()}
+    needed = {name: seen for name, seen in statistics.items() if name in sources}
+    return QuantizedCandidates(
+        model=model,
+        scheme=scheme,
+        selection=selection,
+        unfit=unfit_tensors(model.graph, needed),
+        statistics=statistics,
+        method=method,
+        bias_correction=bias_correction,
+    )
+
+
+def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Feed:
+    """Returns one sample, in a batch of its own where the model takes that.
+
+    Raises:
+        CalibError: the data does not fit the model.
+    """
+    single = data if data.batch_size is not None else replace(data, batch_size=1)
+    return next(single.feeds(dataset, *model_specs(original)))
+
+
+def _calibration(original: ir.Model, model: ir.Model, dataset: Dataset, data: DataRequest) -> CalibrationData:
+    sample = single_sample(original, dataset, data)
+    memory = ActivationMemory.of(model, sample)
+    sized = replace(data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
+    return CalibrationData(dataset=dataset, data=sized, sample=sample, memory=memory)
