@@ -1,8 +1,8 @@
 """Range methods (observers): min-max, moving average, percentile, MSE, entropy, one per file.
 
 Each is a pure function of a tensor's statistics. A new method is a new file and a line in ``RANGE_METHODS``; where
-people may set a number of it, also one in ``RANGE_PARAMETERS``. Nothing heavy may be imported here: the command line reads its
-choices from these tables.
+people may set a number of it, also one in ``RANGE_PARAMETERS``. Nothing heavy may be imported here: the command line
+reads its choices from these tables.
 """
 
 from __future__ import annotations
