@@ -90,6 +90,33 @@ def test_a_range_method_clips_what_is_not_worth_its_room(
     assert min(fidelity.sqnr_db for fidelity in report.fidelity) > 25
 
 
+def test_a_range_method_is_a_choice_of_the_command(model: Path, tmp_path: Path) -> None:
+    (path, text), (_, entry) = blocks_of("A range method")
+    (tmp_path / Path(path).name).write_text(text, encoding="utf-8")
+    script = (
+        "import qtool.calib.ranges as r\n"
+        f"r.__path__.append({str(tmp_path)!r})\n"
+        f"r.RANGE_METHODS.update({{{entry}}})\n"
+        "from qtool.cli.app import main\n"
+        "main()\n"
+    )
+    options = (
+        "--calib-data",
+        str(tmp_path / "data.npz"),
+        "--effort",
+        "fast",
+        "--method",
+        "octav",
+        "--smallest",
+        "--json",
+    )
+    command = [sys.executable, "-c", script, "quantize", str(model), *options, "--json"]
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["method"] == "octav"
+
+
 def test_the_contract_of_range_methods_runs_over_the_new_one(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     (path, text), (_, entry) = blocks_of("A range method")

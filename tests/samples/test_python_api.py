@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -98,6 +100,13 @@ def test_an_error_says_the_fix(model: Path) -> None:
         qtool.quantize(qtool.QuantizeRequest(source=qtool.ModelSource(path=model)))
     assert caught.value.problem
     assert caught.value.fix
+
+
+def test_the_guide_names_all_and_shows_the_sample(root: Path) -> None:
+    page = (root / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert textwrap.indent(shown, "    ") in (root / "samples" / "03_python_api.py").read_text(encoding="utf-8")
+    assert not {name for name in _typed(root) if f"`{name}`" not in page and f"qtool.{name}" not in page}
 
 
 def test_the_sample_reaches_its_gates(clone: Path, python: Callable[..., CompletedProcess[str]]) -> None:
