@@ -78,3 +78,8 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
     low = constant_number(node.inputs[1]) if len(node.inputs) > 1 else None
     high = constant_number(node.inputs[2]) if len(node.inputs) > 2 else None
     return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
+
+
+def is_transposed(node: ir.Node) -> bool:
+    """Returns whether a MatMul or Gemm reads its weight with the output channels first: transB of Gemm."""
+    return node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))

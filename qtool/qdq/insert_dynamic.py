@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.dynamic_placement import is_transposed
-from qtool.graph.constants import add_constant, constant_array
+from qtool.graph.constants import add_constant, constant_array, is_transposed
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import DynamicPlan

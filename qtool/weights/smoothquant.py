@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qtool.calib.collect import Runner
 from qtool.calib.missing_values import places_without_nan
 from qtool.calib.specs import Feed
-from qtool.graph.constants import add_constant, constant_array, integer_attribute, is_constant
+from qtool.graph.constants import add_constant, constant_array, is_constant, is_transposed
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps
 from qtool.plan import Plan
@@ -180,7 +180,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
         for node in readers:
             weight = node.inputs[1]
             weight_name = (weight.name if weight is not None else None) or ""
-            spread = scale.reshape(1, -1) if _is_transposed(node) else scale.reshape(-1, 1)
+            spread = scale.reshape(1, -1) if is_transposed(node) else scale.reshape(-1, 1)
             scaled = (_stored(node).astype(np.float64) * spread).astype(np.float32)
             made = add_constant(graph, f"{weight_name}_smoothed", scaled, names=names)
             if weight is not None:
@@ -229,7 +229,7 @@ def _input_channels(node: ir.Node) -> int | None:
     array = constant_array(value)
     if value is None or array is None or array.ndim != 2 or array.dtype != np.float32 or len(value.uses()) != 1:
         return None
-    return int(array.shape[1 if _is_transposed(node) else 0])
+    return int(array.shape[1 if is_transposed(node) else 0])
 
 
 def _stored(node: ir.Node) -> npt.NDArray[np.float32]:
@@ -240,8 +240,4 @@ def _stored(node: ir.Node) -> npt.NDArray[np.float32]:
 
 
 def _input_major(node: ir.Node, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return weight.T if _is_transposed(node) else weight
-
-
-def _is_transposed(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))
+    return weight.T if is_transposed(node) else weight

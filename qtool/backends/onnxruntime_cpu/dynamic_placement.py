@@ -56,12 +56,6 @@ def place_dynamic(
     )
 
 
-def is_transposed(node: ir.Node) -> bool:
-    """Returns whether a MatMul or Gemm reads its weight with the output channels first."""
-    attribute = node.attributes.get("transB")
-    return node.op_type == "Gemm" and attribute is not None and attribute.as_int() == 1
-
-
 def _reason_by_form(node: ir.Node) -> str | None:
     if node.op_type in _OTHERS:
         return _OTHERS[node.op_type]
