@@ -56,7 +56,8 @@ def convert(
     ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.", rich_help_panel=CONVERSION)] = False,
     half_io: Annotated[
-        bool, typer.Option("--half-io", help="The inputs and outputs too.", rich_help_panel=CONVERSION)
+        bool,
+        typer.Option("--half-io", help="With --fp16 or --bf16: inputs and outputs too.", rich_help_panel=CONVERSION),
     ] = False,
     external_data: Annotated[
         bool, typer.Option("--external-data", help="Keep ONNX weights in a file beside it.", rich_help_panel=OUTPUT)
@@ -67,7 +68,7 @@ def convert(
             "--max-shard-mb",
             metavar="N",
             min=1,
-            help="Split external data or safetensors into files of this size.",
+            help="Split external data or safetensors at this size.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

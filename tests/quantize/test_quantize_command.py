@@ -248,6 +248,9 @@ def test_a_state_dict_is_quantized_in_one_go(run: Any, tmp_path: Path, data: Pat
     assert outcome.code == 0, outcome.err
     assert outcome.json["outputs"][0]["sqnr_db"] > 20
     assert outcome.json["float_model"] == "net.onnx"
+    float_model = Path("net.onnx").read_bytes()
+    assert run("convert", "net.pth", *arguments, "--to", "onnx", "-o", "converted_net.onnx").code == 0
+    assert Path("converted_net.onnx").read_bytes() == float_model
     with np.load(data) as arrays:
         images = arrays["image"]
     module = scope["net"](12)

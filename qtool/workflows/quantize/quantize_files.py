@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qtool.atomic import check_output
 from qtool.errors import OutputError, UsageError
 from qtool.fingerprint import file_sha256
+from qtool.formats.onnx.ir_versions import lowest_ir_version
 from qtool.workflows.convert.model_source import ModelSource, save_graph
 
 QUANTIZED_SUFFIX = ".int8.onnx"
@@ -66,6 +67,8 @@ def float_model(original: ir.Model, source: ModelSource, output: Path, staging: 
         return FloatModel(source.path, source.path)
     path = output.with_name(f"{source.stem}.onnx")
     file = staging.with_name(path.name)
+    # As `qtool convert` writes it, so that both give the same bytes.
+    original.ir_version = lowest_ir_version(original)
     save_graph(original, file)
     if path.exists() and not force and file_sha256(path) != file_sha256(file):
         raise OutputError(
