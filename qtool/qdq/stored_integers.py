@@ -1,4 +1,4 @@
-"""Reads the integers behind DequantizeLinear, with one scale, one per channel or one a block, and finds new ones.
+"""Reads the integers of DequantizeLinear, with per-tensor, per-channel or per-block scales, and requantizes them.
 
 Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """
@@ -17,9 +17,9 @@ from qtool.graph.constants import constant_array, integer_attribute, is_constant
 
 Array = npt.NDArray[Any]
 
-# What reads integers that stand for weights.
+# Operators that read integer weights.
 INTEGER_LAYERS = frozenset({"DequantizeLinear", "MatMulInteger", "ConvInteger"})
-# What weights and biases are stored in; eight-bit floats behind DequantizeLinear are not rounded to a grid.
+# The types of weights and biases; 8-bit floats of DequantizeLinear are not rounded to a grid.
 _BITS = {
     ir.DataType.INT4: 4,
     ir.DataType.UINT4: 4,
@@ -32,7 +32,7 @@ _BITS = {
 
 
 class ScalePolicy(StrEnum):
-    """Describes what becomes of the scales of integers when what they stand for changes.
+    """The policy for the scales of integers when their values change.
 
     GROW keeps them but where values outgrow their integers; KEEP keeps all of them and clips; RECOMPUTE takes those
     that the largest value of each channel needs.
@@ -48,7 +48,7 @@ class IntegerRules:
     """Describes how changed floats become integers again.
 
     Attributes:
-        scales: what becomes of their scales.
+        scales: the policy for their scales.
         largest_pair: what two neighbouring weights of one sign may add up to, for sums of 16 bits to hold their
             products; None for everything.
     """
@@ -82,11 +82,11 @@ class StoredIntegers:
     signed: bool
 
     def floats(self) -> Array:
-        """Returns what the integers stand for, in float64."""
+        """Returns the dequantized values, in float64."""
         return self.with_scale(self.integers, self.scale)
 
     def with_scale(self, integers: Array, scale: Array) -> Array:
-        """Returns what other integers stand for under other scales, in float64."""
+        """Returns the dequantized values of other integers with other scales, in float64."""
         floats: Array = (integers.astype(np.float64) - self._spread(self.zero)) * self._spread(scale)
         return floats
 

@@ -165,7 +165,7 @@ def _inside(comparison: ModelComparison) -> list[tuple[str, str]]:
     for entry in comparison.histograms:
         caption = (
             f"{entry.tensor}: values of the float model on a logarithmic scale, "
-            f"{entry.low:.4g} to {entry.high:.4g}; shaded: what the integers stand for; "
+            f"{entry.low:.4g} to {entry.high:.4g}; shaded: the range of the integers; "
             f"{100 * entry.clipped_share:.3g} % clipped"
         )
         picture = histogram(

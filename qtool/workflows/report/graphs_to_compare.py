@@ -36,7 +36,7 @@ def graphs_of(
     others = [path for path in paths if path.exists() and detect(path).format != "onnx"]
     if not others and source is not None and (source.architecture is not None or source.input_shapes is not None):
         raise UsageError(
-            "all models are graphs already: --model and --input-shape say nothing about them", fix="drop them"
+            "all models are graphs already: --model and --input-shape have no effect with them", fix="drop them"
         )
     with private_folder() as folder:
         made = {path: folder / f"{number}.onnx" for number, path in enumerate(others)}
