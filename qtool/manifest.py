@@ -25,7 +25,7 @@ class FileRecord:
     Attributes:
         path: where it is.
         sha256: of its bytes, in hex; None for data that a function makes.
-        bytes: its size; None likewise.
+        bytes: its size; None where the hash is None.
         weights: of a model, the files beside it that hold its weights.
     """
 

@@ -1,4 +1,4 @@
-"""Which nodes a person lets qtool quantize, by name or operator, with wildcards and regular expressions."""
+"""Selection of the nodes to quantize, by name or operator, with wildcards and regular expressions."""
 
 from __future__ import annotations
 

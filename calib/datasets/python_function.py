@@ -1,4 +1,4 @@
-"""Imports a function that a person names on the command line."""
+"""Imports a function named on the command line."""
 
 from __future__ import annotations
 

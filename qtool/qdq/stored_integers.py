@@ -143,8 +143,8 @@ class IntegerInputs:
 
     Attributes:
         integers: the node and its input's number.
-        scale: likewise.
-        zero: likewise; None where zero points are zero.
+        scale: the node and input number of its scale.
+        zero: those of its zero point; None where zero points are zero.
         axis: of the integers, where channels or blocks follow each other.
         block: the length of a block; 0 without blocks.
         unit: what each scale is multiplied by besides.

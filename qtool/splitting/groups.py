@@ -24,7 +24,7 @@ class Group:
 
     Attributes:
         nodes: they, in the order of the graph.
-        kind: what they run on; None where nobody asked.
+        kind: integers or floats; None where that is not needed.
     """
 
     nodes: tuple[ir.Node, ...]

@@ -222,5 +222,5 @@ def test_a_manifest_that_points_elsewhere_is_refused(split: Any, network: Path) 
     split("net.onnx", "--at", "r1")
     manifest = network.parent / "parts" / "net.split.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("net.part1.onnx", "../net.onnx"), encoding="utf-8")
-    with pytest.raises(InputError, match="not beside"):
+    with pytest.raises(InputError, match="not next to"):
         PartChain(manifest)

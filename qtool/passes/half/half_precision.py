@@ -32,7 +32,7 @@ class KeptFloat32:
     Attributes:
         node: its name.
         op_type: its operator.
-        reason: why, as a person would say it.
+        reason: the reason, in words.
     """
 
     node: str

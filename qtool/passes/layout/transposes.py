@@ -13,7 +13,7 @@ from qtool.graph.node_reads import read_by
 from qtool.passes.layout.permutations import Perm, between, identity, is_identity, then
 from qtool.passes.layout.rewrites import BROADCASTING, RULES, Rewrite, broadcasting_rewrite
 
-# From this opset on Softmax and its kin work along one axis.
+# From this opset on Softmax, LogSoftmax and Hardmax work along one axis.
 _SINGLE_AXIS_OPSET = 13
 _SINGLE_AXIS = ("Softmax", "LogSoftmax", "Hardmax")
 

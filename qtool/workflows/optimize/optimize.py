@@ -83,7 +83,7 @@ class OptimizeReport:
         noise: how far onnxruntime's own rewriting moves the outputs of the model, where that had to be known.
         bytes_before: size of the model, with its data files.
         bytes_after: size of the result; None after a dry run.
-        turned: the inputs and outputs that have another layout; None where nobody asked for it.
+        turned: the inputs and outputs that have another layout; None where it was not requested.
     """
 
     model: Path
