@@ -47,7 +47,7 @@ def check_trusted(notes: AuditNotes, path: Path, trust: Trust) -> None:
     for finding in refused:
         if finding.risk is Risk.INCONSISTENT:
             raise FormatError(
-                f"{path} is a damaged or cut torch checkpoint: {finding.where} {finding.what}",
+                f"{path} is a damaged torch checkpoint: {finding.where} {finding.what}",
                 fix="save or download it again",
             )
         raise FormatError(

@@ -56,13 +56,13 @@ def open_zip(source: Path | IO[bytes], where: str | None = None) -> zipfile.ZipF
     """Opens a zip file to look at its directory; ``where`` is what errors call it, the path by default.
 
     Raises:
-        FormatError: it is damaged or cut short, or has too many members to be a model.
+        FormatError: it is damaged or truncated, or has too many members to be a model.
     """
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
         raise FormatError(
-            f"{where or source} begins like a torch checkpoint (a zip file) but is damaged or cut short",
+            f"{where or source} begins like a torch checkpoint (a zip file) but is damaged or truncated",
             fix="save or download it again",
         ) from error
     if len(archive.infolist()) > _MOST_MEMBERS:

@@ -1,4 +1,4 @@
-"""Writes results beside their destination and moves them into place when they are whole."""
+"""Atomic writes: results are written next to their destination and moved when they are complete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_output(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def staged(destination: Path) -> Iterator[Path]:
-    """Yields a path of the same file name in a private folder beside ``destination``.
+    """Yields a path of the same file name in a private folder next to ``destination``.
 
     Every file that is left in that folder when the block ends well (the file itself, external data) is
     moved beside the destination. When it ends badly, interrupts included, the folder goes and nothing else was touched;

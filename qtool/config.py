@@ -114,7 +114,7 @@ def find_settings(folder: Path) -> Settings | None:
     if values is None:
         return None
     if not isinstance(values, dict):
-        raise UsageError("pyproject.toml: tool.qtool is no table", fix="write [tool.qtool] and the keys below it")
+        raise UsageError("pyproject.toml: tool.qtool is not a table", fix="write [tool.qtool] and the keys below it")
     return Settings("pyproject.toml, [tool.qtool]", values)
 
 
@@ -141,7 +141,7 @@ def command_defaults(settings: Settings, commands: Mapping[str, Sequence[Paramet
             tables[key] = value
         else:
             raise _unknown(key, f"{settings.source}:", [*(name.replace("-", "_") for name in SHARED), *commands])
-    # Tables come after the keys at the top, whatever their order in the file.
+    # Tables come after the keys at the top, in any order of the file.
     for command, table in tables.items():
         defaults[command].update(_options(table, commands[command], f"{settings.source}: {command}"))
     return defaults

@@ -1,4 +1,4 @@
-"""What a search over the data adds to a plain quantization: chosen ranges, and rounding that knows what layers read."""
+"""Corrections of a quantization: chosen ranges, GPTQ or reconstructed weights, corrected biases."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qtool.weights.rounding import WeightRounding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrections:
-    """What was found; empty mappings where nothing was looked for.
+    """The results of a correction search; empty mappings where none was run.
 
     Attributes:
-        ranges: parameters of activations by source, in place of those of the range method.
+        ranges: parameters of activations by source, which replace those of the range method.
         methods: by source, the name of the method that proposed them.
         rounding: turns weights into integers.
-        biases: float32, (output channels,), by layer, in place of its own once it runs on integers.
+        biases: new biases, float32, (output channels,), by layer, for quantized layers.
     """
 
     ranges: Mapping[str, AffineParams] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Tells models and files apart by what is in them."""
+"""Fingerprints of models and files by their content."""
 
 from __future__ import annotations
 

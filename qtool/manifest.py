@@ -1,4 +1,4 @@
-"""The record of one quantization, written beside its result: what went in, with which options, and what came out.
+"""The manifest of one quantization, written next to its result: inputs, options and outputs.
 
 It holds no time and no absolute path where a relative one will do, so that the same run writes the same bytes.
 """
@@ -25,7 +25,7 @@ class FileRecord:
     Attributes:
         path: where it is.
         sha256: of its bytes, in hex; None for data that a function makes.
-        bytes: its size; None likewise.
+        bytes: its size; None where the hash is None.
         weights: of a model, the files beside it that hold its weights.
     """
 
@@ -100,7 +100,7 @@ def read_manifest(path: Path) -> Manifest:
     """Reads a manifest; its paths come back relative to the working folder.
 
     Raises:
-        InputError: it is no manifest of a version that is known.
+        InputError: it is not a manifest of a supported version.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Makes the plan of a quantization: what a graph, a scheme and a selection of nodes come to."""
+"""Makes the plan of a quantization from a graph, a scheme and a selection of nodes."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _made(parent: Path) -> tuple[Path, int | None]:
 
 
 def _locked(folder: Path, *, waits: bool) -> int | None:
-    """Returns a descriptor that locks a folder of this user; None where that is not possible, or somebody else has."""
+    """Returns a descriptor that locks a folder of this user; None where that is not possible, or it is locked."""
     if sys.platform == "win32":
         return None
     import fcntl

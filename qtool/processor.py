@@ -1,4 +1,4 @@
-"""Determines what the processor can do with integers, from what the operating system says of it."""
+"""Integer instructions of the processor, as reported by the operating system."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class IntegerFeatures:
 
 
 def integer_features() -> IntegerFeatures:
-    """Asks the operating system; what it does not tell is None."""
+    """Asks the operating system; unknown features are None."""
     return features_of(platform.machine(), _flags())
 
 

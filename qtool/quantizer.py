@@ -32,7 +32,7 @@ NO_CORRECTIONS = Corrections()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a person should know about tensors that were quantized.
+    """Findings about quantized tensors.
 
     Attributes:
         constant: activations that had one value only.

@@ -1,4 +1,4 @@
-"""What a person decides about quantization, as data."""
+"""Quantization schemes: integer types, granularity and target."""
 
 from __future__ import annotations
 

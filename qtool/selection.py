@@ -1,4 +1,4 @@
-"""Which nodes a person lets qtool quantize, by name or operator, with wildcards and regular expressions."""
+"""Selection of the nodes to quantize, by name or operator, with wildcards and regular expressions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NodeSelection:
         """Rejects patterns that meet nothing, since a misspelt exclusion would go unnoticed.
 
         Raises:
-            UsageError: a pattern meets no node, or is no regular expression.
+            UsageError: a pattern matches no node, or is not a regular expression.
         """
         known = sorted({node.op_type for node in nodes} | {node.name for node in nodes if node.name})
         for option, patterns in (
@@ -66,7 +66,7 @@ def _meets(pattern: str, node: ir.Node) -> bool:
             expression = re.compile(pattern.removeprefix("re:"))
         except re.error as error:
             raise UsageError(
-                f"'{pattern}' is not a regular expression: {error}", fix="mend it, or use wildcards such as /head/*"
+                f"'{pattern}' is not a regular expression: {error}", fix="correct it, or use wildcards such as /head/*"
             ) from error
         return any(expression.fullmatch(candidate) for candidate in candidates)
     return any(fnmatchcase(candidate, pattern) for candidate in candidates)

@@ -1,4 +1,4 @@
-"""Imports a function that a person names on the command line."""
+"""Imports a function named on the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _module(name: str, source: str) -> ModuleType:
             ) from error
         except Exception as error:  # a module may raise anything while it is imported
             raise CalibError(
-                f"importing {name} raises {type(error).__name__}: {' '.join(str(error).split())}", fix="mend the module"
+                f"importing {name} raises {type(error).__name__}: {' '.join(str(error).split())}", fix="correct it"
             ) from error
 
 

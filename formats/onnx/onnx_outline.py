@@ -20,7 +20,7 @@ _TENSOR_RAW_DATA = 9
 def read_outline(path: Path) -> onnx.ModelProto:
     """Parses the model in ``path``, which ``detect`` has checked; its large initializers stay in the file.
 
-    Each of them refers to its own bytes as external data in the model file, so that whoever wants the values can
+    Each of them refers to its own bytes as external data in the model file, so that callers that need the values can
     still read them. Data that is external already stays so.
 
     Raises:

@@ -101,7 +101,7 @@ class _Reader:
         self._stream.seek(self._begin + place)
         content = self._stream.read(count)
         if len(content) < count:
-            raise Hdf5Error("cut short")
+            raise Hdf5Error("truncated")
         return content
 
     def arrays(self, header: int, path: tuple[str, ...]) -> Iterator[Hdf5Array]:

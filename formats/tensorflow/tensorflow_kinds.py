@@ -41,7 +41,7 @@ def is_keras(path: Path) -> bool:
 
 
 def is_graph_def(path: Path, size: int) -> bool:
-    """Returns whether the bytes are a GraphDef with nodes; one that is cut short is none."""
+    """Returns whether the bytes are a GraphDef with nodes; one that is truncated is none."""
     nodes = 0
     with path.open("rb") as stream:
         try:

@@ -74,7 +74,7 @@ class Node:
         inputs: the nodes that it reads.
         dtype: the type that it declares, ``?`` where it declares none.
         dims: the shape of its value, where it declares one.
-        data_format: ``NHWC`` or the like, where it declares one.
+        data_format: such as ``NHWC``, where it declares one.
         functions: the functions that it calls.
     """
 

@@ -37,7 +37,7 @@ _REACHING_OUT = frozenset(
     {"ReadFile", "WriteFile", "MatchingFiles", "ImmutableConst", "PyFunc", "PyFuncStateless", "EagerPyFunc"}
 )
 _NO_OUTPUTS = frozenset({"NoOp", "Assert", "Const", "Placeholder", "PlaceholderWithDefault"})
-# Operators for images; channels come last where they say nothing else.
+# Operators for images; channels come last by default.
 _LAYOUT_OPERATORS = frozenset(
     {"Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MaxPool", "AvgPool", "FusedBatchNormV3"}
 )

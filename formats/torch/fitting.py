@@ -20,7 +20,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
 
     A prefix that all keys share and the module lacks (``model.``, as training frameworks add it) is dropped, and one
     that only the module has, as wrappers do, is added. Where the module is one of several that were trained together,
-    weights that do not have its prefix are left aside; of several that fit, the moving average is taken.
+    weights that do not have its prefix are ignored; of several that fit, the moving average is taken.
 
     Args:
         module: what receives the tensors.
@@ -28,7 +28,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, factory
         factory: what built the module, for errors.
 
     Returns:
-        What was done to the names, as a person would say it; None where they were right.
+        The change of the names, in words; None where they were right.
 
     Raises:
         FormatError: keys are missing or unexpected, a shape differs, or several sets of weights fit equally.

@@ -77,7 +77,7 @@ def bind(
 
     Names are those of the parameters; where there is one required parameter and one input, the input keeps its own
     name, and an empty name stands for it. Without ``shapes`` they are those of the data; arrays that no parameter
-    asks for, such as labels, are left aside.
+    asks for, such as labels, are ignored.
 
     Args:
         module: the module.

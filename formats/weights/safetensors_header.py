@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
     """Reads the header and checks it against the size of the file.
 
     Raises:
-        FormatError: the header is damaged, or the file is cut short.
+        FormatError: the header is damaged, or the file is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -168,5 +168,5 @@ def _damaged(path: Path, reason: str) -> FormatError:
 
 def _cut_short(path: Path, size: int) -> FormatError:
     return FormatError(
-        f"{path} is a .safetensors file that was cut short after {size:,} bytes", fix="download or save it again"
+        f"{path} is a .safetensors file that was truncated after {size:,} bytes", fix="download or save it again"
     )

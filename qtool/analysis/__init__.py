@@ -1,1 +1,1 @@
-"""Determines what a graph costs as it runs: tensors and how long they live, multiplications, borders of integers."""
+"""Static analysis of a graph's costs: tensor lifetimes, multiply-adds, integer regions."""

@@ -1,4 +1,4 @@
-"""Follows the shapes of what is fed through a graph, which does not run."""
+"""Propagates the shapes of a feed through a graph, which does not run."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from qtool.graph.constants import is_constant
 from qtool.graph.node_reads import graphs_in, read_by
 from qtool.graph.tensor_sizes import TensorSize
 
-# Give the memory of their first input another shape, whoever else reads it.
+# Operators that only reshape the memory of their first input.
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 # Compute each value from values at the same place, so that they can write where they read.
 _ELEMENTWISE = frozenset(
@@ -34,7 +34,7 @@ class Lifetime:
         made_by: the node that makes it; None for an input of the graph.
         made_at: the place of that node in the order of the graph; 0 for inputs, which are there from the start.
         last_used_at: the place of the last node that reads it; that of the last node for outputs of the graph.
-        last_used_by: that node; None for what nobody reads, and for outputs of the graph.
+        last_used_by: that node; None for unused tensors, and for outputs of the graph.
         takes_over: the tensor whose memory it could have; None where it needs its own.
     """
 
@@ -60,7 +60,7 @@ class MemoryUse:
         nodes: names of the nodes, in order.
         lifetimes: every tensor that is no constant, in the order in which they are made.
         bytes_at: the bytes of all that is alive, at each node; what graphs inside a node hold at most included.
-        reused_bytes_at: the same where nodes write over what nobody reads any more.
+        reused_bytes_at: the same where nodes reuse the memory of tensors without further readers.
         unknown: names of tensors whose size is unknown; they count as nothing.
     """
 
@@ -155,7 +155,7 @@ def _memory_owners(
             if source is None or source not in spans:
                 continue
             owner = _found(overwritten, owners[source])
-            # What the caller fed is the caller's.
+            # The caller owns the inputs.
             is_free = last[owner] == place and not owner.is_graph_input() and made is owners[made]
             if is_free and made is not owner and _nbytes(owner, sizes) == _nbytes(made, sizes) > 0:
                 overwritten[made] = owner

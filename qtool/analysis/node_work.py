@@ -19,7 +19,7 @@ class NodeWork:
         node: its name.
         operator: its type.
         multiply_adds: how many it does in one run; None where shapes are unknown.
-        output_shape: the shape of its first output; None likewise.
+        output_shape: the shape of its first output; None where it is unknown.
     """
 
     node: str

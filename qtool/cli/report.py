@@ -134,7 +134,7 @@ def report(
     from qtool.reporting.gates import enforce, parse_gate, told
     from qtool.workflows.report.report import ReportRequest, compare
     from qtool.workflows.report.report_data import DataSource
-    from qtool.workflows.report.report_times import Asked
+    from qtool.workflows.report.report_times import TimingOptions
 
     where = destinations(
         output=output,
@@ -163,7 +163,7 @@ def report(
         labels=labels,
         batch_size=batch_size,
         limit=limit,
-        times=Asked(
+        times=TimingOptions(
             threads=threads,
             rounds=rounds,
             latency=not no_latency,

@@ -14,7 +14,7 @@ class Names:
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        """Takes note of every name; what is added later without asking is not seen."""
+        """Collects every name; names added later without this object are not known."""
         self._counts: dict[str, int] = {}
         self._values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
         self._nodes: set[str | None] = set()

@@ -1,4 +1,4 @@
-"""Slices with constant bounds: what they cut off, and whether that is anything."""
+"""Slices with constant bounds, and whether they have an effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cut:
     Attributes:
         axis: the axis, counted from the front where the rank is known.
         start: its first element.
-        end: the one behind its last.
+        end: the index after its last element.
         step: from one to the next.
     """
 

@@ -1,4 +1,4 @@
-"""Keeps, at a stored tensor, what passes did to it since an exporter wrote it.
+"""Records the changes of a stored tensor by passes since its export, in its metadata.
 
 Quantizing and optimizing multiply factors into weights and rearrange them. Who changes a weight later, as merging an
 adapter does, has to do the same to the change. The record is JSON in the tensor's metadata, so that it goes wherever
@@ -64,7 +64,7 @@ Step = Scaled | Rearranged | Shifted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What became of a tensor.
+    """The changes of a tensor.
 
     Attributes:
         tensor: in the form in which it is stored now.
@@ -90,7 +90,7 @@ class WeightRecord:
     steps: tuple[Step, ...]
 
     def replay(self, tensor: Array) -> Replayed:
-        """Does to ``tensor``, of the first shape, what was done to the stored one, in float64."""
+        """Applies the recorded changes to ``tensor``, of the original shape, in float64."""
         now, bias = tensor.astype(np.float64), None
         for step in self.steps:
             if isinstance(step, Scaled):
@@ -135,7 +135,7 @@ class WeightRecord:
 
     @property
     def form(self) -> str:
-        """Names for people what was done; empty where nothing was."""
+        """Describes the changes; empty where there are none."""
         words = {Scaled: "multiplied by factors", Rearranged: "rearranged", Shifted: "with offsets in its bias"}
         return ", ".join(dict.fromkeys(words[type(step)] for step in self.steps))
 
@@ -158,7 +158,7 @@ def record_of(value: ir.Value | None) -> WeightRecord | None:
 
 
 def has_records(model: ir.Model) -> bool:
-    """Returns whether qtool has noted what became of weights of a model, as it does of all that it quantizes."""
+    """Returns whether a model has qtool's records of weights, as all models that it quantizes have."""
     return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
 
 

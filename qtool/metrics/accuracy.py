@@ -20,7 +20,7 @@ class Accuracy:
     Attributes:
         top1: share of samples, 0 to 1, whose highest score is that of the label.
         top5: share of samples whose label is among the five highest scores; None with five classes or fewer.
-        samples: how many samples were judged.
+        samples: how many samples were evaluated.
     """
 
     top1: float
@@ -30,7 +30,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassChange:
-    """What became of the samples of one class.
+    """The change of the samples of one class.
 
     Attributes:
         label: the class.
@@ -98,7 +98,7 @@ class AccuracyMeter:
             InputError: there was no sample.
         """
         if not self._seen:
-            raise InputError("there is no sample to judge", fix="give data with at least one sample")
+            raise InputError("there is no sample to evaluate", fix="give data with at least one sample")
         return Accuracy(
             top1=self._right / self._seen,
             top5=self._near / self._seen if self._classes > _TOP else None,
@@ -124,7 +124,7 @@ class AccuracyMeter:
             return
         counts_from_one = self._labels.min() == 1 and self._labels.max() == self._classes
         raise InputError(
-            f"the label {outside[0]} in '{self._name}' is no class: the output has {self._classes}, "
+            f"the label {outside[0]} in '{self._name}' is not a class: the output has {self._classes}, "
             f"0 to {self._classes - 1}",
             fix="count the classes from 0: store labels - 1"
             if counts_from_one

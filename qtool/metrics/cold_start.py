@@ -18,7 +18,7 @@ STARTS = 8
 def cold_starts(
     models: Sequence[Path], feeds: Mapping[str, Array], *, threads: int, advance: Callable[[int], None]
 ) -> tuple[Interval | None, ...]:
-    """Opens and runs each model in processes of its own, in turns, and returns milliseconds; None where one fails.
+    """Opens and runs each model in separate processes, in turns, and returns milliseconds; None where one fails.
 
     Starting Python and importing onnxruntime is not in it: every model needs that, and other programs do not.
 

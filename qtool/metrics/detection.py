@@ -69,7 +69,7 @@ def _labelled(labels: Array) -> list[Boxes]:
         raise InputError(
             f"the metric 'detection' takes labels of the shape (samples, objects, 5), these are {labels.dtype} "
             f"{labels.shape}",
-            fix="store (x, y, x, y, class) for each object, in the outputs' unit, with class -1 behind fewer objects",
+            fix="store (x, y, x, y, class) for each object, in the outputs' unit, padded with class -1",
         )
     rows = [row[row[:, 4] >= 0] for row in labels]
     return [Boxes.of(row[:, :4], np.ones(len(row)), row[:, 4]) for row in rows]
@@ -83,12 +83,12 @@ def _by_function(name: str, function: Callable[..., Any]) -> BoxReader:
         try:
             found = [np.asarray(entry, np.float64) for entry in returned]
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name} returns no arrays of numbers", fix=f"mend the function: it {wanted}") from error
+            raise InputError(f"{name} returns no arrays of numbers", fix=f"correct it: it {wanted}") from error
         if len(found) != rows or any(entry.size and entry.shape[1:] != (_FOUND_COLUMNS,) for entry in found):
             shapes = ", ".join(str(entry.shape) for entry in found)
             raise InputError(
                 f"{name} returns arrays of the shapes {shapes or 'of none'} for {rows} samples",
-                fix=f"mend the function: it {wanted}",
+                fix=f"correct the function: it {wanted}",
             )
         tables = [entry.reshape(-1, _FOUND_COLUMNS) for entry in found]
         return [Boxes.of(table[:, :4], table[:, 4], table[:, 5]) for table in tables]

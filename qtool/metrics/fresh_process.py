@@ -1,4 +1,4 @@
-"""Runs a model once in a process that does nothing else, and tells what that took."""
+"""Runs a model once in a separate process, and returns its time and memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_in_fresh_process(model: Path, feeds: Mapping[str, Array], *, threads: in
         np.savez(batch, *feeds.values())
         task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads}
         done = subprocess.run(
-            # -P: what lies in the working folder is no part of the search path.
+            # -P: the working folder is not part of the search path.
             [sys.executable, "-P", "-m", "qtool.metrics.memory_probe", json.dumps(task)],
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""What metrics judge, and how they call functions of other people."""
+"""The input of metrics, and the calls of the user's functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qtool.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What a metric judges.
+    """The input of a metric.
 
     Attributes:
-        outputs: of the model that is judged.
+        outputs: of the evaluated model.
         reference: of the float model.
         inputs: what both ran on.
         labels: one entry per sample; None without labels.
@@ -40,7 +40,7 @@ class MetricMeter(Protocol):
 
 
 def called_with(name: str, function: Callable[..., Any], *arguments: Any, wanted: str) -> Any:
-    """Returns what a function returns that the user named.
+    """Returns the result of the user's function.
 
     Args:
         name: what errors call it.
@@ -53,8 +53,8 @@ def called_with(name: str, function: Callable[..., Any], *arguments: Any, wanted
     """
     try:
         return function(*arguments)
-    except Exception as error:  # the function is not ours: whatever it raises is named with it
+    except Exception as error:  # the user's function may raise anything
         raise InputError(
             f"{name} raises {type(error).__name__}: {' '.join(str(error).split())}",
-            fix=f"mend the function: it {wanted}",
+            fix=f"correct the function: it {wanted}",
         ) from error

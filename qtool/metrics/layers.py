@@ -44,7 +44,7 @@ class TensorHistogram:
         low: where the first bin begins.
         high: where the last bin ends; all are equally wide.
         counts: values in each bin.
-        range_low: the lowest value that the integers stand for.
+        range_low: the lowest value that the integers represent.
         range_high: the highest one.
         clipped_share: share of values, 0 to 1, that lie further outside of it than rounding moves them: half a step.
     """
@@ -60,7 +60,7 @@ class TensorHistogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What the integers of a tensor stand for.
+    """The range that the integers of a tensor represent.
 
     Attributes:
         low: the value of the lowest integer.

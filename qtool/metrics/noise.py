@@ -19,7 +19,7 @@ class NoiseMeter:
         self._noise: dict[str, float] = {}
 
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Adds the outputs for one batch; outputs that are no floats are left aside.
+        """Adds the outputs for one batch; non-float outputs are skipped.
 
         Where shapes differ, zeros stand for what one of them lacks.
         """

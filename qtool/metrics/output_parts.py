@@ -31,7 +31,7 @@ _CHUNK_VALUES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPart:
-    """A stretch of an output's channels.
+    """A range of an output's channels.
 
     Attributes:
         axis: where the channels lie.
@@ -83,7 +83,7 @@ class PartsMeter:
                 seen.add(magnitude, noise, axis)
 
     def parts(self) -> tuple[OutputPart, ...]:
-        """Returns the parts of unlike size, along the first axis that has such; none where all is alike."""
+        """Returns the parts of different magnitude, along the first axis that has them; none where there are none."""
         for axis, seen in (self._axes or {}).items():
             found = tuple(seen.parts(axis, _UNLIKE_COLUMNS if self._rank == 2 else _UNLIKE))
             if found:

@@ -32,7 +32,7 @@ def model_bytes(path: Path) -> int:
         if not part.is_file():
             raise InputError(
                 f"{part}, which holds weights of {path.name}, does not exist",
-                fix="copy it beside the model, under this name",
+                fix="copy it next to the model, under this name",
             )
         total += part.stat().st_size
     return total

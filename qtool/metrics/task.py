@@ -23,13 +23,13 @@ Score: TypeAlias = Callable[[Batch], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A way to judge a model.
+    """A metric of a model's task.
 
     Attributes:
         name: what it is called.
-        start: makes what judges one model.
-        needs_labels: whether there is nothing to judge without labels.
-        owns_labels: whether labels are in a form of its own, and no class indices.
+        start: makes the meter of one model.
+        needs_labels: whether it needs labels.
+        owns_labels: whether labels are in a format of its own, not class indices.
         lower_is_better: whether it counts errors.
     """
 
@@ -119,7 +119,9 @@ def _class_labels(batch: Batch, classes: int) -> npt.NDArray[np.int64]:
         )
     found = labels[:, 0].astype(np.int64)
     if found.size and not (found.min() >= 0 and found.max() < classes):
-        raise InputError(f"a label is no class: the output has {classes}, 0 to {classes - 1}", fix="check the labels")
+        raise InputError(
+            f"a label is not a class: the output has {classes}, 0 to {classes - 1}", fix="check the labels"
+        )
     return found
 
 
@@ -145,7 +147,7 @@ def _of_function(name: str, function: Callable[..., Any]) -> Score:
         try:
             scores = np.asarray(returned, np.float64)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name} returns no numbers", fix=f"mend the function: it {wanted}") from error
+            raise InputError(f"{name} returns no numbers", fix=f"correct it: it {wanted}") from error
         if scores.shape != (batch.rows,) or not np.isfinite(scores).all():
             raise InputError(
                 f"{name} returns an array of the shape {scores.shape} for {batch.rows} samples, or not only numbers",

@@ -113,7 +113,7 @@ def _symbol_labels(labels: Array, metric: str) -> list[Text]:
         raise InputError(
             f"the metric '{metric}' takes labels of integers of the shape (samples, length), these are {labels.dtype} "
             f"{labels.shape}",
-            fix="store the classes of each text in a row, with -1 behind shorter ones",
+            fix="store the classes of each text in a row, padded with -1",
         )
     return _padded(labels)
 
@@ -124,9 +124,9 @@ def _by_function(name: str, function: Callable[..., Any]) -> Callable[[Mapping[s
     def read(outputs: Mapping[str, Array], rows: int) -> list[Text]:
         found = called_with(name, function, dict(outputs), wanted=wanted)
         if not isinstance(found, Sequence) or len(found) != rows or isinstance(found, str):
-            raise InputError(f"{name} returns something else than {rows} texts", fix=f"mend the function: it {wanted}")
+            raise InputError(f"{name} does not return {rows} texts", fix=f"correct the function: it {wanted}")
         if not all(isinstance(text, Sequence) for text in found):
-            raise InputError(f"{name} returns texts that are none", fix=f"mend the function: it {wanted}")
+            raise InputError(f"{name} returns values that are not texts", fix=f"correct the function: it {wanted}")
         return [text.split() if isinstance(text, str) else list(text) for text in found]
 
     return read

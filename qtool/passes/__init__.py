@@ -1,4 +1,4 @@
-"""Graph passes that get a float model ready to be quantized, in order; each keeps what the model computes.
+"""Graph passes that prepare a float model for quantization, in order; each preserves the model's outputs.
 
 A new pass is a new file and a line in ``PREPARE_PASSES``.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# What each does stands at the top of its file. The order matters: constants must be initializers before they fold, and
-# subtractions must be additions before they are looked for.
+# Each is described at the top of its file. The order matters: constants must be initializers before they fold, and
+# subtractions must become additions before those are matched.
 PREPARE_PASSES: Mapping[str, str] = {
     "inline-functions": "qtool.passes.normalization.normalize:InlineFunctions",
     "raise-opset": "qtool.passes.normalization.raise_opset:RaiseOpset",
@@ -35,5 +35,5 @@ PREPARE_PASSES: Mapping[str, str] = {
     "pad-all-axes": "qtool.passes.quantization.pad_all_axes:PadAllAxes",
     "explicit-bias": "qtool.passes.quantization.explicit_bias:ExplicitBias",
 }
-# They pay only where onnxruntime's CPU provider carries integers from layer to layer, with clamps inside of them.
+# They help only where onnxruntime's CPU provider passes integers from layer to layer, with fused clamps.
 FOR_INTEGERS_BETWEEN_LAYERS = frozenset({"hard-swish", "transposed-conv"})

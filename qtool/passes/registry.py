@@ -1,7 +1,7 @@
 """Graph passes that make a float model smaller and faster without changing what it computes, in order.
 
-A new pass is a new file and an entry in ``PASSES``. Fusions look for what exporters spell out, and stand before the
-passes that rewrite arithmetic, which would hide it from them.
+A new pass is a new file and an entry in ``PASSES``. Fusions match decomposed functions, and run before the passes
+that rewrite arithmetic, which would hide these.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Entry:
         location: ``module:class`` of the pass.
         effect: what it does, in one line.
         runs: when it runs without being named.
-        takes_operators: whether it is made with the ``Operators`` that it may use.
-        comes_last: whether it runs once, behind all others, which would undo what it does.
+        takes_operators: whether it is constructed with the ``Operators`` that it may use.
+        comes_last: whether it runs once, after all others, which would undo its changes.
     """
 
     location: str
@@ -54,27 +54,27 @@ PASSES: Mapping[str, Entry] = {
     ),
     "fold-constants": Entry(
         location="qtool.passes.optimization.evaluate_constants:EvaluateConstants",
-        effect="computes what depends on constants only, and takes the branch of an If that is known",
+        effect="folds constants, and replaces an If with a known condition by its branch",
     ),
     "unroll-loops": Entry(
         location="qtool.passes.optimization.unroll_loops:UnrollLoops",
-        effect="writes out loops that run a few times, always the same number of them",
+        effect="unrolls loops with a small constant number of iterations",
     ),
     "remove-no-ops": Entry(
         location="qtool.passes.optimization.remove_no_ops:RemoveNoOps",
-        effect="removes Identity, Dropout and whatever else returns what it is given",
+        effect="removes Identity, Dropout and other operators that return their input unchanged",
     ),
     "known-shapes": Entry(
         location="qtool.passes.optimization.known_shapes:KnownShapes",
-        effect="stores shapes that follow from the input's as constants, and removes what leaves a shape as it is",
+        effect="stores known shapes as constants, and removes reshapes without effect",
     ),
     "merge-views": Entry(
         location="qtool.passes.optimization.merge_views:MergeViews",
-        effect="makes one of Reshape, Flatten, Squeeze and Unsqueeze that follow each other",
+        effect="merges consecutive Reshape, Flatten, Squeeze and Unsqueeze into one",
     ),
     "merge-neighbours": Entry(
         location="qtool.passes.optimization.merge_neighbours:MergeNeighbours",
-        effect="makes one of two Transpose, Cast, Slice, Concat or clamps that follow each other",
+        effect="merges two consecutive Transpose, Cast, Slice, Concat or clamps into one",
     ),
     "fuse-layer-norm": Entry(
         location="qtool.passes.fusion.fuse_normalization:FuseLayerNormalization",
@@ -118,7 +118,7 @@ PASSES: Mapping[str, Entry] = {
     ),
     "decompose-rope": Entry(
         location="qtool.passes.fusion.decompose_rope:DecomposeRope",
-        effect="spells RotaryEmbedding out as Slice, Mul, Add and Concat",
+        effect="decomposes RotaryEmbedding into Slice, Mul, Add and Concat",
         runs=Runs.ELSEWHERE,
     ),
     "fold-weight-transposes": Entry(
@@ -127,60 +127,60 @@ PASSES: Mapping[str, Entry] = {
     ),
     "pad-into-conv": Entry(
         location="qtool.passes.optimization.pad_into_conv:PadIntoConv",
-        effect="lets Conv do the padding with zeros in front of it",
+        effect="folds zero padding into Conv",
     ),
     "fold-affine": Entry(
         location="qtool.passes.quantization.fold_affine:FoldAffine",
-        effect="makes BatchNormalization, Mul and Add behind Conv, ConvTranspose and Gemm part of their weights",
+        effect="folds BatchNormalization, Mul and Add into the Conv, ConvTranspose or Gemm before them",
     ),
     "canonical-arithmetic": Entry(
         location="qtool.passes.quantization.arithmetic:CanonicalArithmetic",
-        effect="writes subtraction of and division by constants as addition and multiplication",
+        effect="replaces subtraction of and division by constants by addition and multiplication",
     ),
     "join-constants": Entry(
         location="qtool.passes.quantization.constant_chains:JoinConstantChains",
-        effect="makes one of several Add or Mul with constants, and sends factors towards the next layer",
+        effect="merges consecutive Add or Mul with constants, and moves factors towards the next layer",
     ),
     "fold-into-next": Entry(
         location="qtool.passes.quantization.fold_into_next:FoldIntoNext",
-        effect="makes Mul and Add with constants part of the weights of the layer behind them",
+        effect="folds Mul and Add with constants into the weights of the next layer",
     ),
     "fold-scales-back": Entry(
         location="qtool.passes.quantization.fold_scales_back:FoldScalesBack",
-        effect="makes numbers that multiply whole tensors, such as attention scores, part of the layer before",
+        effect="folds scalar factors, such as that of attention scores, into the layer before",
     ),
     "matmul-add-to-gemm": Entry(
         location="qtool.passes.quantization.matmul_add_to_gemm:MatMulAddToGemm",
-        effect="makes one Gemm of a MatMul of matrices and the bias behind it",
+        effect="fuses a MatMul of matrices and its bias into Gemm",
     ),
     "spell-out-hard-swish": Entry(
         location="qtool.passes.quantization.hard_swish:SpellOutHardSwish",
-        effect="writes HardSwish and HardSigmoid as Mul, Add and Clip, which run on integers",
+        effect="decomposes HardSwish and HardSigmoid into Mul, Add and Clip, which run on integers",
         runs=Runs.FOR_INTEGERS,
     ),
     "einsum-to-matmul": Entry(
         location="qtool.passes.quantization.einsum_to_matmul:EinsumToMatMul",
-        effect="writes products of matrices that are spelled as Einsum as MatMul",
+        effect="replaces Einsum that is a matrix product by MatMul",
         runs=Runs.FOR_INTEGERS,
     ),
     "prelu-to-leaky-relu": Entry(
         location="qtool.passes.quantization.prelu_to_leaky_relu:PReluToLeakyRelu",
-        effect="writes PRelu with one slope as LeakyRelu, which runs on integers",
+        effect="replaces PRelu with a scalar slope by LeakyRelu, which runs on integers",
         runs=Runs.FOR_INTEGERS,
     ),
     "mean-to-pool": Entry(
         location="qtool.passes.quantization.mean_to_pool:MeanToGlobalAveragePool",
-        effect="writes means over all positions of an image as GlobalAveragePool, which runs on integers",
+        effect="replaces means over all positions of an image by GlobalAveragePool, which runs on integers",
         runs=Runs.FOR_INTEGERS,
     ),
     "hoist-clamps": Entry(
         location="qtool.passes.quantization.hoist_clamps:HoistClamps",
-        effect="moves Relu and Clip in front of what only moves values, next to the layer that absorbs them",
+        effect="moves Relu and Clip before operators that only move values, next to the layer that absorbs them",
         runs=Runs.FOR_INTEGERS,
     ),
     "share-subexpressions": Entry(
         location="qtool.passes.optimization.share_subexpressions:ShareSubexpressions",
-        effect="computes once what is computed several times, and stores equal constants once",
+        effect="eliminates common subexpressions, and stores equal constants once",
     ),
     "remove-unused": Entry(
         location="qtool.passes.optimization.remove_unused:RemoveUnused",
@@ -193,13 +193,13 @@ PASSES: Mapping[str, Entry] = {
     ),
     "to-nhwc": Entry(
         location="qtool.passes.layout.to_nhwc:ToNhwc",
-        effect="keeps channels last between layers, for runtimes that take a layer between two Transpose as one",
+        effect="keeps channels last between layers, for runtimes that fuse a layer with the Transpose around it",
         runs=Runs.NAMED,
         comes_last=True,
     ),
     "reorder-for-memory": Entry(
         location="qtool.scheduling.reorder_for_memory:ReorderForMemory",
-        effect="puts nodes into the order in which the fewest activations are in memory at once",
+        effect="reorders nodes to minimize the peak memory of activations",
         runs=Runs.NAMED,
         comes_last=True,
     ),

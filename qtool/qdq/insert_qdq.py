@@ -1,4 +1,4 @@
-"""Writes a plan into the graph: QuantizeLinear and DequantizeLinear around what runs on integers."""
+"""Applies a plan to the graph: inserts QuantizeLinear and DequantizeLinear (QDQ format)."""
 
 from __future__ import annotations
 

@@ -51,10 +51,10 @@ class _Form:
 
 
 class SpellOutIntegers(ir.passes.InPlacePass):
-    """Replaces QLinearConv, QLinearMatMul, QGemm and their kin; those with other layouts of channels or scales stay."""
+    """Replaces QLinearConv, QLinearMatMul, QGemm and similar; those with other layouts of channels or scales stay."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replaces what it understands, layers first to last, so that integers that are only moved are found, too."""
+        """Replaces supported operators, in graph order, so that moved integers are found, too."""
         writer = _Writer(model.graph)
         modified = [writer.replace(node) for node in list(model.graph)]
         return ir.passes.PassResult(model, any(modified))
@@ -148,7 +148,7 @@ class _Writer:
         *,
         axis: int | None = None,
     ) -> ir.Value | None:
-        """Puts a DequantizeLinear in front of ``node`` and returns what it gives."""
+        """Inserts a DequantizeLinear before ``node`` and returns its output."""
         if value is None:
             return None
         attributes = {} if axis is None or _scales(scale) == 1 else {"axis": axis}

@@ -77,7 +77,7 @@ class QuantizedTensor:
         return constant_array(self.value)
 
     def floats(self) -> npt.NDArray[np.float32] | None:
-        """Returns the numbers that the integers of a constant stand for; None for what is computed at run time."""
+        """Returns the dequantized values of a constant; None for tensors that are computed at run time."""
         integers = self.stored()
         if integers is None:
             return None

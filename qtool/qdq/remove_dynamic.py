@@ -64,7 +64,7 @@ class _Remover:
         return True
 
     def _second_factor(self, product: ir.Node, scale: ir.Value) -> ir.Value | None:
-        """Returns the floats that the integers in a product's second place stand for."""
+        """Returns the dequantized values of a product's second input."""
         producer = scale.producer()
         if producer is not None:
             computed = producer.op_type == "DynamicQuantizeLinear" and product.inputs[1] is producer.outputs[0]

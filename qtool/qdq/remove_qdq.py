@@ -1,4 +1,4 @@
-"""Takes QuantizeLinear and DequantizeLinear out of a graph: stored integers become the floats they stand for."""
+"""Removes QuantizeLinear and DequantizeLinear from a graph: stored integers become their dequantized values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.graph.names import Names
 from qtool.graph.weight_records import record_steps
 from qtool.qdq.restore_tables import restore_table
 
-# Operators whose outputs are never below zero: the clamp at zero in the Q behind them changes nothing.
+# Operators whose outputs are never below zero, so that the clamp at zero of the Q after them has no effect.
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt", "ReduceL2", "ReduceSumSquare")
 # Operators that only move values: what feeds them decides about their sign.
 _MOVING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
@@ -27,12 +27,12 @@ class RemoveQdq(ir.passes.InPlacePass):
     """
 
     def __init__(self, *, keeps_clamps: bool = True) -> None:
-        """Takes whether a grid that begins at zero may stand for a ReLU; it does in no graph of qtool's."""
+        """Takes whether a grid that begins at zero may represent a ReLU; in qtool's own graphs it never does."""
         super().__init__()
         self._keeps_clamps = keeps_clamps
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Removes every pair it understands; what is left is still QuantizeLinear or DequantizeLinear."""
+        """Removes every supported pair; others stay QuantizeLinear and DequantizeLinear."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):
@@ -142,7 +142,7 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> Non
         graph.append(identity)
         new = identity.outputs[0]
     new.name = name
-    # What a graph gives out needs a type, and inner tensors often have none in the file.
+    # An output of a graph needs a type, and inner tensors often have none in the file.
     new.type, new.shape = new.type or old.type, old.shape if new.shape is None else new.shape
     for position, output in enumerate(graph.outputs):
         if output is old:

@@ -79,7 +79,7 @@ def store_tables(model: ir.Model, selection: NodeSelection) -> tuple[StoredTable
 
 
 def _readers(value: ir.Value, selection: NodeSelection) -> tuple[ir.Node, ...]:
-    """Returns the nodes that read a table; none where it is no table, or something else reads it."""
+    """Returns the nodes that read a table; none where it is not a table, or other nodes read it."""
     stored = value.const_value
     if not is_constant(value) or stored is None or stored.dtype != ir.DataType.FLOAT:
         return ()

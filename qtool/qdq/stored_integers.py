@@ -1,4 +1,4 @@
-"""Reads the integers behind DequantizeLinear, with one scale, one per channel or one a block, and finds new ones.
+"""Reads the integers of DequantizeLinear, with per-tensor, per-channel or per-block scales, and requantizes them.
 
 Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """
@@ -17,9 +17,9 @@ from qtool.qdq.scale_policy import ScalePolicy
 
 Array = npt.NDArray[Any]
 
-# What reads integers that stand for weights.
+# Operators that read integer weights.
 INTEGER_LAYERS = frozenset({"DequantizeLinear", "MatMulInteger", "ConvInteger"})
-# What weights and biases are stored in; eight-bit floats behind DequantizeLinear are not rounded to a grid.
+# The types of weights and biases; 8-bit floats of DequantizeLinear are not rounded to a grid.
 _BITS = {
     ir.DataType.INT4: 4,
     ir.DataType.UINT4: 4,
@@ -36,7 +36,7 @@ class IntegerRules:
     """Describes how changed floats become integers again.
 
     Attributes:
-        scales: what becomes of their scales.
+        scales: the policy for their scales.
         largest_pair: what two neighbouring weights of one sign may add up to, for sums of 16 bits to hold their
             products; None for everything.
     """
@@ -70,11 +70,11 @@ class StoredIntegers:
     signed: bool
 
     def floats(self) -> Array:
-        """Returns what the integers stand for, in float64."""
+        """Returns the dequantized values, in float64."""
         return self.with_scale(self.integers, self.scale)
 
     def with_scale(self, integers: Array, scale: Array) -> Array:
-        """Returns what other integers stand for under other scales, in float64."""
+        """Returns the dequantized values of other integers with other scales, in float64."""
         floats: Array = (integers.astype(np.float64) - self._spread(self.zero)) * self._spread(scale)
         return floats
 
@@ -131,8 +131,8 @@ class IntegerInputs:
 
     Attributes:
         integers: the node and its input's number.
-        scale: likewise.
-        zero: likewise; None where zero points are zero.
+        scale: the node and input number of its scale.
+        zero: those of its zero point; None where zero points are zero.
         axis: of the integers, where channels or blocks follow each other.
         block: the length of a block; 0 without blocks.
         unit: what each scale is multiplied by besides.

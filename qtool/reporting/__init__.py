@@ -1,1 +1,1 @@
-"""What is known about a quantized model beside its float model, and the forms in which it is told."""
+"""Reports on quantized models compared with their float model, and their output formats."""

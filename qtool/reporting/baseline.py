@@ -1,4 +1,4 @@
-"""Compares a report with an earlier one, and says what became worse."""
+"""Compares a report with an earlier one, and lists regressions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rule:
     share: float = 0.0
 
 
-# Times in milliseconds are left out: another machine, or another load, changes them and says nothing about the model.
+# Times in milliseconds are left out, since another machine or load changes them independently of the model.
 RULES: Mapping[str, Rule] = {
     "sqnr_db": Rule(higher_is_better=True, slack=0.5),
     "agreement": Rule(higher_is_better=True, slack=0.5),
@@ -65,7 +65,7 @@ def read_baseline(path: Path) -> Baseline:
     """Reads a report that ``--json`` wrote.
 
     Raises:
-        InputError: it is no such report.
+        InputError: it is not such a report.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def read_baseline(path: Path) -> Baseline:
         raise InputError(f"there is no report at {path}", fix="write one with `qtool report -o old.json`") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"{path} is no report in the form {SCHEMA}", fix="write it again with `qtool report -o old.json`"
+            f"{path} is not a report of the schema {SCHEMA}", fix="write it again with `qtool report -o old.json`"
         ) from error
 
 
@@ -100,7 +100,7 @@ def regressions(report: Report, baseline: Baseline) -> tuple[Verdict, ...]:
     for place, dataset in enumerate(report.datasets):
         for comparison, before in _matched(report.on(dataset), baseline):
             for figure in RULES:
-                # What is measured once a model is judged once.
+                # Figures measured once per model are compared once.
                 of_data = several and FIGURES[figure].of_data
                 now, then = comparison.figures.get(figure), before.get(dataset.name, {}).get(figure)
                 if now is None or then is None or now.value is None or then.value is None or (place and not of_data):
@@ -129,7 +129,7 @@ def _matched(
     comparisons: Sequence[ModelComparison], baseline: Baseline
 ) -> list[tuple[ModelComparison, Mapping[str, Mapping[str, Measured]]]]:
     if len(comparisons) == len(baseline.models) == 1:
-        # The only one is meant, whatever the file is called by now.
+        # A single model is compared even if its file was renamed.
         return [(comparisons[0], next(iter(baseline.models.values())))]
     names = [comparison.quantized_model.name for comparison in comparisons]
     found = [

@@ -77,7 +77,7 @@ def parse_gate(text: str) -> Gate:
     limit = None if found is None else _number(found["limit"])
     if found is None or limit is None:
         raise UsageError(
-            f"'{text}' is no condition",
+            f"'{text}' is not a condition",
             fix="write a figure, one of < <= > >= == !=, and a number: --fail-if 'top1_drop > 0.5'",
         )
     name = found["figure"]
@@ -102,15 +102,15 @@ def check_gates(
     metric: bool = False,
     data: str = "the data",
 ) -> None:
-    """Rejects gates that no report on this data could judge, before anything runs.
+    """Rejects gates that no report on this data could evaluate, before anything runs.
 
     Args:
-        gates: what is to be judged.
+        gates: the gates.
         outputs: the names of the models' outputs.
         labels: whether there are labels.
         rounds: rounds of the latency measurement; 0 where it is not to be measured.
         cold_start: whether the time to the first result is to be measured.
-        metric: whether a metric judges the models.
+        metric: whether there is a metric.
         data: what errors call the data.
 
     Raises:
@@ -131,7 +131,7 @@ def check_gates(
             raise UsageError(f"'{gate}' needs the cold start, which is not measured", fix="add --cold-start")
         if need == "latency" and noisy and rounds < _FEWEST_ROUNDS:
             raise UsageError(
-                f"'{gate}' cannot be judged by {rounds} rounds",
+                f"'{gate}' cannot be decided by {rounds} rounds",
                 fix=f"give at least --rounds {_FEWEST_ROUNDS}; 25 is the default",
             )
         if gate.output is not None and gate.output not in outputs:
@@ -156,7 +156,7 @@ def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
 
 
 def judge(comparison: ModelComparison, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
-    """Describes what each gate makes of one quantized model on one dataset."""
+    """Returns the verdict of each gate on one quantized model and one dataset."""
     figures = dict(comparison.figures)
     if len(comparison.fidelity) == 1:
         only = comparison.fidelity[0].name
@@ -165,7 +165,7 @@ def judge(comparison: ModelComparison, gates: Iterable[Gate]) -> tuple[Verdict, 
 
 
 def enforce(report: Report) -> None:
-    """Raises what the verdicts of ``report`` amount to.
+    """Raises the error of failed verdicts of ``report``.
 
     Raises:
         GateError: a gate trips; the problem lists every one that does, with the figure and by how much it misses.
@@ -202,7 +202,7 @@ def _verdict(model: str, gate: Gate, found: Measured) -> Verdict:
             model=model,
             condition=str(gate),
             outcome="unjudged",
-            message=f"this report has no figure '{gate.name}' to judge '{gate}' by",
+            message=f"this report has no figure '{gate.name}' for the gate '{gate}'",
             fix=_why_missing(gate),
         )
     at_value = gate.trips(Measured(value=found.value))

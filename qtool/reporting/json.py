@@ -65,5 +65,5 @@ def _comparison(comparison: ModelComparison) -> dict[str, Any]:
 
 
 def _sample(sample: ChangedSample) -> dict[str, Any]:
-    # The picture is for people, who have it in HTML.
+    # The chart is in the HTML report only.
     return {key: value for key, value in asdict(sample).items() if key != "picture"}

@@ -102,7 +102,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelComparison:
-    """One quantized model beside the float model it was made from, on one dataset.
+    """The comparison of one quantized model with its float model, on one dataset.
 
     Attributes:
         dataset: the name of the dataset.
@@ -140,7 +140,7 @@ class Verdict:
 
     Attributes:
         model: the model's name.
-        condition: what it was judged by.
+        condition: the gate's condition.
         outcome: whether it passed; "unproven" passes too: the value misses, and its confidence interval does not.
             "unjudged" is a condition on a figure that the report does not have.
         message: one line: the figure, and how far it misses.
@@ -181,7 +181,7 @@ class Report:
         comparisons: one entry a dataset and quantized model, the models on the first dataset first, all with the same
             float model. What is measured once a model stands in the entries of every dataset.
         datasets: what all models ran on, at least one.
-        metric: what judged the models at their task; None where nothing did.
+        metric: the metric of the task; None without one.
         batch_size: samples per run.
         threads: threads inside an operator; 0 is one per core.
         rounds: rounds of the latency measurement; 0 where it was not to be measured.
@@ -212,7 +212,7 @@ class Report:
 
     @property
     def by_model(self) -> tuple[ModelComparison, ...]:
-        """One entry a quantized model, on the first dataset: for what does not depend on the data."""
+        """One entry per quantized model, on the first dataset, for figures that do not depend on the data."""
         return self.on(self.datasets[0])
 
     def on(self, dataset: UsedData) -> tuple[ModelComparison, ...]:
@@ -220,7 +220,7 @@ class Report:
         return tuple(comparison for comparison in self.comparisons if comparison.dataset == dataset.name)
 
     def called(self, comparison: ModelComparison) -> str:
-        """Returns what tells a comparison from the others: its model, its dataset, both, or nothing."""
+        """Returns the label that distinguishes a comparison: its model, its dataset, both, or nothing."""
         return self.described(comparison.quantized_model.name, comparison.dataset if len(self.datasets) > 1 else "")
 
     def described(self, model: str, dataset: str) -> str:

@@ -145,7 +145,7 @@ def _outputs(report: Report) -> Table:
     rows = tuple(
         (comparison.quantized_model.name, comparison.dataset, *_output_row(output)) for comparison, output in pairs
     )
-    # Columns that no output has say nothing, nor do those of the only model and the only dataset.
+    # Columns without values are left out, and those of the only model and the only dataset.
     needed = (len(report.by_model) > 1, len(report.datasets) > 1, True)
     used = [
         place

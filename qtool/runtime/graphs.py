@@ -78,7 +78,7 @@ def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
         and may_be_handed_over(value.const_value, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES)
-        # onnxruntime forgets what nobody reads, and then misses it.
+        # onnxruntime drops unused initializers, and then reports them as missing.
         and (value.uses() or value.is_graph_output())
     }
     weights = {name: ready(tensor) for name, (_, tensor) in large.items()}

@@ -23,14 +23,14 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """A stretch of nodes.
+    """A range of nodes.
 
     Attributes:
         nodes: the nodes, in order.
         weights: the initializers that they read.
         taken: what they take of the graph's inputs and of earlier parts.
         given: what later parts or the graph's outputs need of them.
-        spent: what nobody needs after them.
+        spent: tensors without readers after them.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -46,7 +46,7 @@ class Parts:
     Weights in external files are mapped while their part runs. onnxruntime does not rewrite the graph.
 
     Attributes:
-        inputs: what the graph wants to be fed.
+        inputs: the graph's inputs.
         outputs: what it returns.
     """
 

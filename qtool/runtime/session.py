@@ -54,7 +54,7 @@ NO_WEIGHTS: Mapping[str, Array] = MappingProxyType({})
 _IMAGE_AXES = 4
 _CHANNELS = (1, 3)
 
-# What versions before 1.27 say about weights whose channels have zero points of their own.
+# The error of versions before 1.27 for weights with per-channel zero points.
 _UNEQUAL_ZERO_POINTS = "zero point of per-channel filter must be same"
 _FIX_OF_ZERO_POINTS = "quantize with --per-tensor or without --weights-asymmetric, or install onnxruntime 1.27 or newer"
 
@@ -73,7 +73,7 @@ class Session:
     """Holds one model opened in onnxruntime.
 
     Attributes:
-        inputs: what the graph wants to be fed.
+        inputs: the graph's inputs.
         outputs: what it returns.
     """
 

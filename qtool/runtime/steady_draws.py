@@ -1,4 +1,4 @@
-"""Gives nodes that draw random numbers the same numbers in every run and in every variant of a model.
+"""Gives nodes that draw random numbers the same numbers in every run and in every form of a model.
 
 Speech synthesis and diffusion draw noise inside the graph. Two runs then differ by that noise, and what a comparison
 measures is the noise. Even with a seed, onnxruntime goes on in its sequence from run to run. Here the numbers follow

@@ -1,4 +1,4 @@
-"""Orders many tasks at once: always the one that takes the least memory for what it frees."""
+"""Greedy memory scheduling: always the task with the least net memory next."""
 
 from __future__ import annotations
 

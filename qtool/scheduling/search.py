@@ -1,4 +1,4 @@
-"""Orders a stretch of tasks so that its peak of memory is as low as can be.
+"""Orders a segment of tasks for the lowest peak memory.
 
 What is in memory depends only on which tasks are done, not on their order. So among the orders that lead to the same
 set of done tasks only the one with the lowest peak matters: the search goes from set to set, one task at a time, as in

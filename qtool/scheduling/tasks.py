@@ -1,4 +1,4 @@
-"""What the order of nodes is about, without their graph: tasks, what they read and make, and how large that is."""
+"""The scheduling problem without its graph: tasks, their inputs and outputs, and sizes."""
 
 from __future__ import annotations
 

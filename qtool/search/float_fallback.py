@@ -20,19 +20,19 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.quantized_candidate import Quantize
 from qtool.search.sensitivity import LayerNoise
 
-# Below the first figure, in dB, a model is broken for many uses; beyond the second nobody tells it from the float one.
+# Below the first figure, in dB, a model is unusable for many tasks; above the second it matches the float one.
 _USABLE_DB, PERFECT_DB = 20.0, 30.0
-# What a decibel between the two is worth beside one below both.
+# The weight of a decibel between the two, relative to one below both.
 _COMFORT = 0.5
-# So much of what integers save may be given up for a model that is broken otherwise.
+# The largest fraction of the integers' savings to give up for a model that is unusable otherwise.
 _BROKEN_SHARE = 0.5
-# Layers that cost next to nothing come first, but not before one with ten times their noise.
+# Layers that cost almost nothing come first, but not before one with ten times their noise.
 _LEAST_SHARE = 0.005
-# Up to this length, every beginning of a line may be tried.
+# Up to this length, every prefix may be tried.
 _SHORT = 12
-# So many choices are timed, before integers everywhere are taken.
+# At most so many choices are timed before the fully quantized model is taken.
 _MOST_TIMED = 5
-# Lengths are told apart down to this part of the best one.
+# Lengths that differ by less than this fraction of the best one are not told apart.
 _FEW_PARTS, _MANY_PARTS = 8, 64
 
 

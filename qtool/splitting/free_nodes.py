@@ -1,4 +1,4 @@
-"""Finds nodes that every part can have a copy of its own of."""
+"""Finds nodes of which every part can have a copy."""
 
 from __future__ import annotations
 

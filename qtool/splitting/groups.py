@@ -24,7 +24,7 @@ class Group:
 
     Attributes:
         nodes: they, in the order of the graph.
-        kind: what they run on; None where nobody asked.
+        kind: integers or floats; None where that is not needed.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -44,12 +44,12 @@ def groups_at_tensors(graph: ir.Graph, cuts: Sequence[Sequence[ir.Value]]) -> tu
     for cut, needed in sorted(needs, key=lambda entry: len(entry[1])):
         if not needed - done:
             names = ", ".join(value.name or "" for value in cut)
-            raise UsageError(f"nothing is left to compute in front of {names}", fix="cut behind a node that computes")
+            raise UsageError(f"nothing is left to compute before {names}", fix="cut after a node that computes")
         parts.append(needed - done)
         done |= needed
     rest = {node for node in graph if node not in done and node not in free}
     if not rest:
-        raise UsageError("nothing is left behind the last cut", fix="cut in front of a node that computes")
+        raise UsageError("nothing is left after the last cut", fix="cut before a node that computes")
     parts.append(rest)
     return tuple(Group(nodes=tuple(node for node in graph if node in part)) for part in parts)
 

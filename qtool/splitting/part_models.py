@@ -33,17 +33,17 @@ class Part:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of what has to be fed to it."""
+        """The names of its inputs."""
         return tuple(value.name or "" for value in self.takes)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of what it returns."""
+        """The names of its outputs."""
         return tuple(value.name or "" for value in self.gives)
 
 
 def parts_of(graph: ir.Graph, groups: Sequence[Group]) -> tuple[Part, ...]:
-    """Determines what each group takes and gives; what only passes the graph by is left to who runs the parts."""
+    """Determines the inputs and outputs of each group; tensors that skip a part are passed on by the caller."""
     free = free_nodes(graph)
     whole = [with_free(group.nodes, free) for group in groups]
     reads = [{value for node in nodes for value in read_by(node)} for nodes in whole]
@@ -77,7 +77,7 @@ def parts_of(graph: ir.Graph, groups: Sequence[Group]) -> tuple[Part, ...]:
 
 
 def part_model(model: ir.Model, part: Part) -> ir.Model:
-    """Returns a part as a model of its own, which shares nothing with ``model`` but the stored tensors."""
+    """Returns a part as a separate model, which shares only the stored tensors with ``model``."""
     view = ir.GraphView(
         part.takes,
         part.gives,

@@ -18,10 +18,10 @@ class PartFile:
     """One part.
 
     Attributes:
-        file: its name, beside the manifest.
+        file: its name, next to the manifest.
         kind: ``integers`` or ``floats``; None where it was not divided by that.
         nodes: how many nodes it has.
-        inputs: names of what it is fed: inputs of the whole, or outputs of earlier parts.
+        inputs: names of its inputs: inputs of the whole, or outputs of earlier parts.
         outputs: names of what it returns.
         sha256: of the file.
     """
@@ -36,7 +36,7 @@ class PartFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitManifest:
-    """Describes what to run after what.
+    """The parts of a split model, in order.
 
     Attributes:
         model: the name of the model that was split.
@@ -60,7 +60,7 @@ def read_split_manifest(path: Path) -> SplitManifest:
     """Reads a manifest.
 
     Raises:
-        InputError: it is missing or none, or names a file that is not beside it.
+        InputError: it is missing, is not a manifest, or names a file outside of its folder.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -73,11 +73,11 @@ def read_split_manifest(path: Path) -> SplitManifest:
             parts=tuple(_part(entry) for entry in content["parts"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no list of parts", fix="make it with `qtool split`") from error
+        raise InputError(f"{path} is not a list of parts", fix="make it with `qtool split`") from error
     for part in manifest.parts:
-        # Only names: what a manifest of strangers says must not lead elsewhere.
+        # Only names without folders: an untrusted manifest must not refer to other folders.
         if Path(part.file).name != part.file or not (path.parent / part.file).is_file():
-            raise InputError(f"the part {part.file} is not beside {path}", fix="split the model again")
+            raise InputError(f"the part {part.file} is not next to {path}", fix="split the model again")
     return manifest
 
 

@@ -187,7 +187,7 @@ def test_conversions_that_cannot_be_name_the_nearest_that_can(run: Any, graph: P
     ],
 )
 def test_an_option_without_effect_is_refused(run: Any, graph: Path, arguments: tuple[str, ...], option: str) -> None:
-    assert_refused(run(*arguments), f"{option} says nothing", f"drop {option}")
+    assert_refused(run(*arguments), f"{option} has no effect", f"drop {option}")
 
 
 def test_external_data_outside_of_the_folder_is_refused(run: Any, folder: Path, graph: Path) -> None:

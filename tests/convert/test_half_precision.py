@@ -213,7 +213,7 @@ def test_weights_of_torch_become_half_at_once(run: Any, folder: Path) -> None:
     [
         (("m.onnx", "--fp16", "--bf16"), "exclude each other"),
         (("m.onnx", "--half-io", "--opset", "18"), "--half-io has no effect without"),
-        (("weights.pth", "--to", "safetensors", "--fp16"), "--fp16 or --bf16 says nothing"),
+        (("weights.pth", "--to", "safetensors", "--fp16"), "--fp16 or --bf16 has no effect"),
         (("m.onnx",), "--fp16 or --bf16"),
     ],
 )

@@ -106,7 +106,7 @@ def test_weights_that_stay_in_their_files_compute_the_same(run: Any, model: Path
     ("arguments", "said"),
     [
         (("m.onnx", "--max-shard-mb", "5"), "--max-shard-mb has no effect without"),
-        (("weights.pth", "--to", "safetensors", "--external-data"), "--external-data says nothing"),
+        (("weights.pth", "--to", "safetensors", "--external-data"), "--external-data has no effect"),
         (("m.onnx",), "is ONNX already"),
         (("m.onnx", "--opset", "5"), "opset 5 is not supported"),
     ],

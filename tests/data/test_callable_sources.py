@@ -131,8 +131,8 @@ def test_a_function_that_is_not_there_is_named(source: str, problem: str, fix: s
     ("body", "problem", "fix"),
     [
         ("import no_such_package_here\ndef feeds(): ...", "needs the module 'no_such_package_here'", "pip install"),
-        ("raise OSError('no disk')", "raises OSError: no disk", "mend the module"),
-        ("def feeds(:", "raises SyntaxError", "mend the module"),
+        ("raise OSError('no disk')", "raises OSError: no disk", "correct it"),
+        ("def feeds(:", "raises SyntaxError", "correct it"),
     ],
 )
 def test_a_module_that_cannot_be_imported_says_why(

@@ -102,7 +102,7 @@ def test_a_cut_data_file_is_named(external_path: Path) -> None:
     [
         ({"offset": "-8"}, "has 8,192 bytes"),
         ({"offset": "8"}, "ends at byte 8,200"),
-        ({"offset": "x"}, "no number"),
+        ({"offset": "x"}, "not a number"),
         ({"length": "4"}, "claims 4 bytes where its shape needs 8,192"),
         ({"location": ""}, "does not say in which file"),
     ],
@@ -116,7 +116,7 @@ def test_a_folder_in_the_place_of_data_is_refused(external_path: Path) -> None:
     data = external_path.with_name("linear.onnx.data")
     data.unlink()
     data.mkdir()
-    with pytest.raises(FormatError, match="no file"):
+    with pytest.raises(FormatError, match="not a file"):
         OnnxFile().read(external_path)
 
 

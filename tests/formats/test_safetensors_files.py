@@ -130,7 +130,7 @@ def with_header(path: Path, header: object, data: bytes = b"") -> Path:
 @pytest.mark.parametrize(
     ("header", "data", "said"),
     [
-        ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7), "cut short"),
+        ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7), "truncated"),
         ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(9), "belong to no tensor"),
         ({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8), "another number of bytes"),
         ({"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, bytes(8), "another number of bytes"),

@@ -176,7 +176,7 @@ def test_large_weights_are_not_read(facts: Any, run: Any, tmp_path: Path) -> Non
         (("w.safetensors", "--input-shape", "x=1"), "weights only", "drop --input-shape"),
         (("empty.onnx",), "is empty", "again"),
         (("text.onnx",), "is a text file", ".onnx"),
-        (("cut.onnx",), "cut short", "again"),
+        (("cut.onnx",), "truncated", "again"),
         (("broken.onnx",), "damaged ONNX model", "again"),
     ],
 )

@@ -112,7 +112,7 @@ def test_reports_on_other_data_are_not_compared(make_report: MakeReport, store: 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "qtool.report/0"}', '{"schema": "qtool.report/1"}'])
 def test_other_files_are_no_baseline(tmp_path: Path, text: str) -> None:
     (tmp_path / "old.json").write_text(text)
-    with pytest.raises(InputError, match="no report"):
+    with pytest.raises(InputError, match="not a report"):
         read_baseline(tmp_path / "old.json")
     with pytest.raises(InputError, match="there is no report"):
         read_baseline(tmp_path / "none.json")

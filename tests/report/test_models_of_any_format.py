@@ -64,7 +64,7 @@ def test_both_models_may_be_weights(pair: Pair, weights: Path) -> None:
     [
         (("weights.pth",), "--model pkg.module:factory"),
         (("weights.pth", "--model", "net.py:Nut"), "did you mean net.py:Net?"),
-        (("FLOAT", "--model", "net.py:Net"), "say nothing about them"),
+        (("FLOAT", "--model", "net.py:Net"), "have no effect with them"),
     ],
 )
 def test_what_is_missing_or_too_much_is_told(pair: Pair, weights: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -12,7 +12,7 @@ from qtool.reporting.gates import parse_gate
 from qtool.reporting.model import Report
 from qtool.workflows.report.report import ReportRequest, compare
 from qtool.workflows.report.report_data import DataSource
-from qtool.workflows.report.report_times import Asked
+from qtool.workflows.report.report_times import TimingOptions
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
@@ -41,7 +41,7 @@ def report_on(pair: Pair, without_memory: None) -> Callable[..., Report]:
             float_model=pair.float_model,
             quantized_models=(quantized,),
             datasets=(DataSource(source=str(pair.data)),),
-            times=Asked(threads=1),
+            times=TimingOptions(threads=1),
             gates=tuple(map(parse_gate, gates)),
         )
         return compare(request, Silent())

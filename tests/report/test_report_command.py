@@ -120,7 +120,7 @@ def test_gates_that_hold_are_0(run: Run) -> None:
     ("arguments", "words"),
     [
         (("--fail-if", "sqnr < 3"), ("no figure 'sqnr'", "did you mean 'sqnr_db'")),
-        (("--fail-if", "sqnr_db"), ("is no condition", "--fail-if 'top1_drop > 0.5'")),
+        (("--fail-if", "sqnr_db"), ("is not a condition", "--fail-if 'top1_drop > 0.5'")),
         (("--fail-if", "speedup < 2", "--no-latency"), ("needs the latency", "--no-latency")),
         (("--fail-if", "sqnr_db[logit] < 2"), ("no output 'logit'", "did you mean 'logits'")),
         (("--json", "--markdown", "-"), ("exclude each other",)),
@@ -163,7 +163,7 @@ def test_labels_that_are_no_class_are_refused(pair: Pair, run: Run, tmp_path: Pa
     np.savez(tmp_path / "odd.npz", x=pair.x, _label=pair.label + 100)
     result = run("--no-latency", data=tmp_path / "odd.npz")
     assert result.exit_code == 2
-    assert "is no class" in result.stderr
+    assert "is not a class" in result.stderr
 
 
 def test_a_limit_counts_samples(run: Run) -> None:

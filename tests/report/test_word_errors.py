@@ -102,8 +102,8 @@ def test_a_function_of_ones_own_makes_texts_that_labels_are_strings_for(report: 
 @pytest.mark.parametrize(
     ("metric", "labels", "problem"),
     [
-        ("wer:own:number", {}, "something else than 7 texts"),
-        ("wer:own:numbers", {}, "texts that are none"),
+        ("wer:own:number", {}, "does not return 7 texts"),
+        ("wer:own:numbers", {}, "values that are not texts"),
         ("wer:own:none", {}, "there is no 'none'"),
         ("wer", {"_label": np.array(["dog"] * SAMPLES)}, "labels of integers of the shape (samples, length)"),
         ("wer", {"_label": np.arange(SAMPLES)}, "labels of integers of the shape (samples, length)"),

@@ -171,8 +171,8 @@ def test_models_that_fill_the_memory_run_one_part_at_a_time(
         ((), "--at TENSOR"),
         (("--at", "r1", "--at-integer-borders"), "exclude each other"),
         (("--at", "image"), "nothing in the graph computes"),
-        (("--at", "scores"), "nothing is left behind"),
-        (("--at", "r1", "--at", "r1"), "nothing is left to compute in front of r1"),
+        (("--at", "scores"), "nothing is left after"),
+        (("--at", "r1", "--at", "r1"), "nothing is left to compute before r1"),
         (("--at", "r9"), "r1"),
         (("--at-integer-borders",), "no border"),
     ],
@@ -222,5 +222,5 @@ def test_a_manifest_that_points_elsewhere_is_refused(split: Any, network: Path) 
     split("net.onnx", "--at", "r1")
     manifest = network.parent / "parts" / "net.split.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("net.part1.onnx", "../net.onnx"), encoding="utf-8")
-    with pytest.raises(InputError, match="not beside"):
+    with pytest.raises(InputError, match="not next to"):
         PartChain(manifest)

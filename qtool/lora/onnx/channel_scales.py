@@ -17,11 +17,11 @@ _LEAST_ROWS = 8
 
 
 def channel_scale(array: Array, weight: Array, tolerance: float) -> Array | None:
-    """Returns c for which array ≈ c · weight, one number an output channel; None where there is none.
+    """Returns c for which array ≈ c · weight, one number per output channel; None where there is none.
 
     Args:
-        array: what the graph holds.
-        weight: what the checkpoint holds, in the same shape, outputs first.
+        array: the graph's tensor.
+        weight: the checkpoint's tensor, in the same shape, outputs first.
         tolerance: the largest error of a channel, as a share of its norm.
     """
     rows, seen = _rows(weight), _rows(array)

@@ -1,4 +1,4 @@
-"""Spells rotary position embeddings out, for runtimes that have no operator for them.
+"""Decomposes rotary position embeddings, for runtimes without an operator for them.
 
 Source: operator RotaryEmbedding of ONNX's opset 23; com.microsoft.RotaryEmbedding,
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
@@ -21,13 +21,13 @@ _FIRST_OPSET = 13
 
 
 class DecomposeRope(ir.passes.InPlacePass):
-    """Writes RotaryEmbedding, the standard's and onnxruntime's, as Slice, Mul, Add and Concat.
+    """Decomposes RotaryEmbedding, the standard's and onnxruntime's, into Slice, Mul, Add and Concat.
 
     Tensors are (batch, heads, steps, length), or (batch, steps, heads * length) where the node says how many heads.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replaces every one whose inputs it understands."""
+        """Replaces every one with supported inputs."""
         names = Names(model.graph)
         modified = False
         if opset_of(model) < _FIRST_OPSET:

@@ -55,7 +55,7 @@ class FuseAttention(Fusion):
     patterns: ClassVar[tuple[Op, ...]] = _patterns()
 
     def fused(self, match: Match) -> Fused | None:
-        """Needs the opset, and to know that nothing is broadcast."""
+        """Requires the opset, and operands that are not broadcast."""
         values = [match.values[name] for name in ("queries", "keys", "values")]
         if self.opset < _FIRST_OPSET or any(value.shape is None or len(value.shape) != _RANK for value in values):
             return None

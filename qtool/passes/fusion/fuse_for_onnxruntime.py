@@ -10,9 +10,9 @@ _SOFTMAX = "Softmax"
 
 
 class FuseForOnnxruntime(ir.passes.InPlacePass):
-    """Replaces their parts by Attention, MultiHeadAttention, SkipLayerNormalization, BiasGelu and their kin.
+    """Fuses Attention, MultiHeadAttention, SkipLayerNormalization, BiasGelu and similar operators.
 
-    The library rewrites more than it fuses: where it fuses nothing, the graph stays as it was.
+    The library also rewrites without fusing: where it fuses nothing, the graph is not changed.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -51,9 +51,9 @@ _SIGMOID = (Op("Mul", (_X, Op("Sigmoid", (Op("Mul", (_X, Number(1.702))),), name
 
 
 class FuseGelu(Fusion):
-    """Replaces what it is spelled out as by Gelu, of opset 20 or of onnxruntime,.
+    """Replaces a decomposed Gelu by Gelu of opset 20 or of onnxruntime.
 
-    The form with Sigmoid is another function, which only onnxruntime has an operator for.
+    The form with Sigmoid is a different function, which only onnxruntime has an operator for.
     """
 
     patterns: ClassVar[tuple[Op, ...]] = (*_ERF, *_TANH, *_SIGMOID)

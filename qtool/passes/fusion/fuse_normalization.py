@@ -55,7 +55,7 @@ _CENTRED = Op("Sub", (_X, _mean(_X)))
 
 
 class FuseLayerNormalization(Fusion):
-    """Replaces the arithmetic for it, over the last axis by LayerNormalization of opset 17."""
+    """Replaces a decomposed LayerNormalization over the last axis by the operator of opset 17."""
 
     patterns: ClassVar[tuple[Op, ...]] = (
         *(Op("Add", (Op("Mul", (form, _SCALE)), _BIAS)) for form in _normalized(_CENTRED)),
@@ -66,7 +66,7 @@ class FuseLayerNormalization(Fusion):
         """Needs the opset, and a scale and a bias for each element of the last axis."""
         if self.opset < _FIRST_WITH_LAYER or not _one_an_element(match):
             return None
-        # Where a bias follows, the pattern with it will match when its turn comes.
+        # Where a bias follows, the pattern with the bias matches later.
         if "bias" not in match.values and _bias_follows(match.nodes[0]):
             return None
         inputs = [match.values[name] for name in ("x", "scale", "bias") if name in match.values]
@@ -74,7 +74,7 @@ class FuseLayerNormalization(Fusion):
 
 
 class FuseRmsNormalization(Fusion):
-    """Replaces the arithmetic for it, over the last axis by RMSNormalization of opset 23."""
+    """Replaces a decomposed RMSNormalization over the last axis by the operator of opset 23."""
 
     patterns: ClassVar[tuple[Op, ...]] = tuple(Op("Mul", (form, _SCALE)) for form in _normalized(_X))
 

@@ -1,4 +1,4 @@
-"""Recognizes rotary position embeddings that are spelled out, half-rotated and interleaved.
+"""Recognizes decomposed rotary position embeddings, half-rotated and interleaved.
 
 Sources: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; operator RotaryEmbedding of ONNX's opset 23.
 """
@@ -26,14 +26,14 @@ _RANK = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """A rotary embedding that was found.
+    """A matched rotary embedding.
 
     Attributes:
-        source: what is turned, of shape (batch, heads, steps, length).
-        cosines: the table of cosines, as it is broadcast to the halves of ``source``, or to all of it.
+        source: the rotated tensor, of shape (batch, heads, steps, length).
+        cosines: the table of cosines, broadcast to the halves of ``source``, or to all of it.
         sines: the same for sines.
         interleaved: the layout.
-        full: whether the tables have a column for each element, and not only one a pair.
+        full: whether the tables have a column for each element, not only one per pair.
     """
 
     source: ir.Value
@@ -44,7 +44,7 @@ class Rope:
 
 
 class FuseRope(ir.passes.InPlacePass):
-    """Replaces the arithmetic for it by RotaryEmbedding of opset 23, or onnxruntime's,.
+    """Replaces a decomposed rotary embedding by RotaryEmbedding of opset 23, or onnxruntime's.
 
     Tensors are (batch, heads, steps, length). onnxruntime's own operator takes one table for all samples only.
     """
@@ -154,7 +154,7 @@ def _negated(value: ir.Value) -> ir.Value | None:
 
 
 def _key(value: ir.Value) -> object:
-    """Returns what tells equal values: the two halves may be cut out again for each use."""
+    """Returns a key that is equal for equal values, since the halves may be sliced separately for each use."""
     return part_of(value) or value
 
 

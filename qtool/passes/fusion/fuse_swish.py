@@ -32,9 +32,9 @@ _CLIPPED = Op("Clip", (Op("Add", (_X, Number(3.0))), Number(0.0), Number(6.0)))
 
 
 class FuseSwish(Fusion):
-    """Replaces x * sigmoid(x) by Swish of opset 24, or QuickGelu of onnxruntime,.
+    """Replaces x * sigmoid(x) by Swish of opset 24, or QuickGelu of onnxruntime.
 
-    That is what makes SwiGLU of two layers a Swish and a product.
+    SwiGLU of two layers becomes a Swish and a product.
     """
 
     patterns: ClassVar[tuple[Op, ...]] = (Op("Mul", (_X, Op("Sigmoid", (_X,)))),)

@@ -1,4 +1,4 @@
-"""What all fusions have in common: they put one node instead of several."""
+"""The base class of fusions: replaces several nodes by one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qtool.passes.optimization.operators import ONNXRUNTIME_DOMAIN, Operators, o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """The operator that takes the place of a match.
+    """The operator that replaces a match.
 
     Attributes:
         op_type: the operator.
-        inputs: what it reads.
+        inputs: its inputs.
         attributes: its attributes.
-        domain: where it comes from; empty for the standard.
+        domain: its domain; empty for the standard.
     """
 
     op_type: str
@@ -33,7 +33,7 @@ class Fused:
 
 
 class Fusion(ir.passes.InPlacePass):
-    """Searches for patterns, and replaces each match by what ``fused`` makes of it."""
+    """Searches for patterns, and replaces each match by the result of ``fused``."""
 
     patterns: ClassVar[tuple[Op, ...]]
 
@@ -44,7 +44,7 @@ class Fusion(ir.passes.InPlacePass):
         self.opset = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Goes through the nodes once, in order; matches that others have a part in stay."""
+        """Visits the nodes once, in order; matches with other readers are not replaced."""
         self.opset = opset_of(model)
         modified = False
         present = {node.op_type for node in model.graph.all_nodes()}
@@ -64,7 +64,7 @@ class Fusion(ir.passes.InPlacePass):
 
     @abstractmethod
     def fused(self, match: Match) -> Fused | None:
-        """Returns what to put instead of a match, or None to leave it as it is."""
+        """Returns the replacement of a match, or None to keep it."""
 
 
 def _replace(graph: ir.Graph, match: Match, fused: Fused) -> None:

@@ -1,4 +1,4 @@
-"""Finds nodes that together compute a known function, whatever order exporters write their operands in."""
+"""Pattern matching: finds nodes that together compute a known function, in any order of their operands."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import onnx_ir as ir
 from qtool.graph.constants import constant_array
 
 _COMMUTATIVE = frozenset({"Add", "Mul"})
-# Exporters round constants to their type, and write some with fewer digits; small whole and half numbers are exact.
+# Exporters round constants to their type, and write some with fewer digits; small integers and halves are exact.
 _RELATIVE_ERROR = 1e-5
 _HALF_PRECISION_ERROR = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Stands for any value; where the name is there twice, for the same one."""
+    """Matches any value; the same one wherever the name occurs."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Stands for a constant of one element: this one, or under a name, any."""
+    """Matches a constant of one element: this one, or with a name, any."""
 
     value: float | None = None
     name: str | None = None
@@ -34,20 +34,20 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Stands for any constant."""
+    """Matches any constant."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Stands for what a node makes.
+    """Matches the output of a node.
 
     Attributes:
         op_type: its operator, of the standard.
         inputs: its first inputs; a node with more of them matches only with ``more``.
         more: whether it may have more inputs, such as axes.
-        accepts: what else has to be true of the node.
+        accepts: a further condition on the node.
         name: the name of the node in the match.
     """
 
@@ -63,7 +63,7 @@ Pattern: TypeAlias = Tensor | Number | Stored | Op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A place where a pattern fits.
+    """A match of a pattern.
 
     Attributes:
         values: the values by name.
@@ -79,7 +79,7 @@ class Match:
         """Returns the constant of one element under ``name``."""
         array = constant_array(self.values[name])
         if array is None:
-            raise AssertionError(f"'{name}' is no constant in the pattern")
+            raise AssertionError(f"'{name}' is not a constant in the pattern")
         return float(array.reshape(()))
 
     @property

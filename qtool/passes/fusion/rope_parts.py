@@ -1,6 +1,6 @@
-"""Recognizes the two layouts in which rotary embeddings take a tensor apart and put it together.
+"""Recognizes the two layouts in which rotary embeddings split and join a tensor.
 
-Half-rotated, element i of the last axis turns with element i + D / 2; interleaved, element 2 i with element 2 i + 1.
+Half-rotated, element i of the last axis is rotated with element i + D / 2; interleaved, element 2 i with 2 i + 1.
 Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.2.
 """
 
@@ -38,7 +38,7 @@ class Joined:
 
     Attributes:
         parts: the halves.
-        interleaved: whether their elements take turns.
+        interleaved: whether their elements alternate.
     """
 
     parts: tuple[ir.Value, ir.Value]

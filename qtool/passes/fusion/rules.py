@@ -12,12 +12,12 @@ from onnxscript.rewriter import RewritePass
 def apply_rules(model: ir.Model, rules: Sequence[Any], operators: frozenset[str]) -> bool:
     """Applies rules wherever they match, and returns whether anything changed.
 
-    They remove what nothing reads as well, which the library does not count.
+    They also remove unused nodes, which the library does not count.
 
     Args:
         model: the model.
         rules: the rules.
-        operators: those without one of which no rule can match, which saves trying.
+        operators: operators without which no rule can match.
     """
     if not any(node.op_type in operators for node in model.graph.all_nodes()):
         return False

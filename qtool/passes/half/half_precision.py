@@ -1,4 +1,4 @@
-"""Lets a float32 graph compute in float16 or bfloat16 where it can."""
+"""Converts a float32 graph to float16 or bfloat16 where its operators support it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from qtool.graph.names import Names
 HalfName = Literal["float16", "bfloat16"]
 HALF_DTYPES: Mapping[HalfName, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
-# Of what onnxruntime turns convolutions into at its highest level, in blocks of channels as the processor likes them.
+# The domain of onnxruntime's convolutions in blocks of channels, at its highest level of optimization.
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 
-# What a tensor of an operator may be: (operator, opset, position, whether it is an input) -> element types by name.
+# Returns the supported types of a tensor: (operator, opset, position, whether it is an input) -> type names.
 TakenTypes = Callable[[str, int, int, bool], frozenset[str]]
 
-# Read only the shape of what they take, or any type of it.
+# Operators that read only the shape of their inputs, or accept any type.
 _TAKING_ANYTHING = frozenset({"Cast", "Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFloat32:
-    """Names a node that stays float32.
+    """A node that stays float32.
 
     Attributes:
         node: its name.
         op_type: its operator.
-        reason: why, as a person would say it.
+        reason: the reason, in words.
     """
 
     node: str
@@ -65,12 +65,12 @@ def float_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def plan_half(model: ir.Model, dtype: ir.DataType, *, taken: TakenTypes, blocked: Mapping[ir.Node, str]) -> HalfPlan:
-    """Decides which nodes compute in ``dtype``: all that make and take floats, and can.
+    """Decides which nodes compute in ``dtype``: all float nodes that support it.
 
     Args:
         model: a graph without functions or Constant nodes, with the types of its values.
         dtype: FLOAT16 or BFLOAT16.
-        taken: tells which types an operator takes and makes.
+        taken: returns the types that an operator supports.
         blocked: nodes that must stay float32, and why.
     """
     nodes, kept = [], []
@@ -89,16 +89,16 @@ def to_half(model: ir.Model, plan: HalfPlan, *, taken: TakenTypes, half_io: bool
     Args:
         model: the graph that was planned.
         plan: the decision.
-        taken: as it was planned with.
+        taken: the same function as for the plan.
         half_io: whether inputs and outputs become half too; otherwise they keep name and type.
     """
     _Rewriter(model, plan, taken).rewrite(half_io=half_io)
 
 
 def compute_in_float(model: ir.Model, plan: HalfPlan) -> None:
-    """Surrounds every node of the plan with Casts, so that it computes in float32 on values that are rounded to half.
+    """Surrounds every node of the plan with Casts, so that it computes in float32 on values rounded to half.
 
-    For a runtime that has no kernels for the type. The result differs from half kernels in that sums are not rounded.
+    For a runtime without kernels for the type. Unlike half kernels, intermediate sums are not rounded.
     """
     names = Names(model.graph)
     for node in plan.nodes:
@@ -129,13 +129,13 @@ def _obstacle(node: ir.Node, opset: int, dtype: ir.DataType, taken: TakenTypes) 
     if node.domain == NCHWC_DOMAIN:
         return "onnxruntime rewrote it for one processor (NCHWc)"
     if node.domain:
-        return f"{node.domain} does not tell whether it takes {half}"
+        return f"{node.domain} does not declare whether it supports {half}"
     for position, value in enumerate(node.outputs):
         if value.dtype == ir.DataType.FLOAT and half not in taken(node.op_type, opset, position, False):
-            return f"opset {opset} makes no {half} with it"
+            return f"opset {opset} does not let it output {half}"
     inputs = [position for position, value in enumerate(node.inputs) if value is not None and _is_float(value)]
     if not any(half in taken(node.op_type, opset, position, True) for position in inputs):
-        return f"opset {opset} lets it take no {half}"
+        return f"opset {opset} does not let it read {half}"
     return None
 
 
@@ -238,10 +238,10 @@ class _Rewriter:
 
 
 def _half_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.LazyTensor:
-    """Stands for the rounded values; they are made when they are written, one tensor at a time."""
+    """The rounded values, computed when they are written, one tensor at a time."""
 
     def rounded() -> ir.TensorProtocol:
-        # Too small for the type becomes zero and too large infinite; the plan has looked for both.
+        # Values out of range become zero or infinite; the plan excludes them.
         with np.errstate(over="ignore", under="ignore"):
             half = ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
         release(tensor)
@@ -258,7 +258,7 @@ def _cast(value: ir.Value, dtype: ir.DataType, names: Names) -> ir.Node:
 
 
 def _replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> None:
-    """Replaces the graph's output ``old``, under its name by ``new``."""
+    """Replaces the graph's output ``old`` by ``new``, with the same name."""
     name = old.name or ""
     old.name = names.free(f"{name}_inner")
     new.name = name

@@ -1,6 +1,6 @@
-"""Lets models of float16 and bfloat16 compute in float32, which integer kernels start from.
+"""Converts models of float16 and bfloat16 to float32, which quantization requires.
 
-Every value of half precision is one of float32, so that weights keep their values; inputs and outputs keep their types.
+Every value of half precision is exact in float32, so weights keep their values; inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import onnx_ir as ir
 from qtool.graph.names import Names
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-# Attributes that name the type of what a node makes.
+# Attributes with the output type of a node.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
-# Domains whose operators take float32 wherever they take half precision.
+# Domains whose operators support float32 wherever they support half precision.
 _KNOWN_DOMAINS = ("", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml")
 
 
 class HalfToFloat(ir.passes.InPlacePass):
-    """Turns half precision into float32 everywhere but in a model's inputs and outputs.
+    """Converts half precision to float32 everywhere but in a model's inputs and outputs.
 
-    Models with operators of unknown domains stay as they are: nothing tells what else those take.
+    Models with operators of unknown domains are not changed, since the types that those support are unknown.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -45,7 +45,7 @@ class HalfToFloat(ir.passes.InPlacePass):
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
-    """Yields every value but the model's own inputs, and what passes one of them on without computing."""
+    """Yields every value except for the model's inputs and their unchanged copies."""
     for graph in model.graphs():
         if graph is not model.graph:
             yield from graph.inputs
@@ -56,7 +56,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _is_end(node: ir.Node) -> bool:
-    """Returns whether a node is a Cast at one of the ends, as this pass leaves it."""
+    """Returns whether a node is a Cast that this pass added at an input or output."""
     if node.op_type != "Cast" or node.domain or node.inputs[0] is None:
         return False
     source, made = node.inputs[0], node.outputs[0]
@@ -121,7 +121,7 @@ def _widen_attributes(node: ir.Node) -> None:
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    """Stands for the same values in float32; they are made when they are used."""
+    """The same values in float32, computed when they are used."""
 
     def values() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)

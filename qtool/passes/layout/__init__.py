@@ -1,1 +1,1 @@
-"""Changes the order in which tensors keep their axes, and leaves as few Transpose nodes as that takes."""
+"""Layout passes: change the axis order of tensors with as few Transpose nodes as possible."""

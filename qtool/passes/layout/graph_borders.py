@@ -1,4 +1,4 @@
-"""Gives inputs and outputs of a graph that are images another layout."""
+"""Changes the layout of a graph's image inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Turned:
     """The inputs and outputs whose layout changed.
 
     Attributes:
-        layout: that one.
+        layout: the new layout.
         inputs: names of inputs.
         outputs: names of outputs.
     """
@@ -37,20 +37,20 @@ class Turned:
     outputs: tuple[str, ...]
 
     def feed(self, feed: Feed) -> dict[str, Array]:
-        """Returns what the graph took before as it takes it now."""
+        """Converts inputs of the original graph to the new layout."""
         turn = _TURNS[self.layout]
         return {name: _turned(array, turn) if name in self.inputs else array for name, array in feed.items()}
 
     def returned(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns what the graph gives now as it gave it before."""
+        """Converts outputs of the new graph to the original layout."""
         turn = inverse(_TURNS[self.layout])
         return {name: _turned(array, turn) if name in self.outputs else array for name, array in outputs.items()}
 
 
 def turn_borders(model: ir.Model, layout: Layout) -> Turned:
-    """Gives every image that the graph takes or returns that layout, where it has the other one for certain.
+    """Changes every image input and output that certainly has the other layout to that layout.
 
-    Transpose nodes that this takes cancel with those that are there, where there are some.
+    The added Transpose nodes cancel with existing ones where possible.
     """
     infer_shapes(model)
     graph, turn = model.graph, _TURNS[layout]
@@ -73,7 +73,7 @@ def turn_borders(model: ir.Model, layout: Layout) -> Turned:
 
 
 def _made_layout(value: ir.Value) -> Layout | None:
-    """Goes back to the layer that a value of four axes comes from, and sees how it was turned since."""
+    """Goes back to the layer that produces a value of four axes, and returns its permutation since."""
     turned = identity(len(TO_LAST))
     producer = value.producer()
     while producer is not None and value.shape is not None and len(value.shape) == len(TO_LAST):

@@ -13,17 +13,17 @@ Perm: TypeAlias = tuple[int, ...]
 
 
 def identity(rank: int) -> Perm:
-    """Returns the permutation that moves nothing."""
+    """Returns the identity permutation."""
     return tuple(range(rank))
 
 
 def is_identity(perm: Perm) -> bool:
-    """Returns whether a permutation moves nothing."""
+    """Returns whether a permutation is the identity."""
     return perm == identity(len(perm))
 
 
 def inverse(perm: Perm) -> Perm:
-    """Returns what undoes ``perm``."""
+    """Returns the inverse of ``perm``."""
     found = [0] * len(perm)
     for axis, source in enumerate(perm):
         found[source] = axis

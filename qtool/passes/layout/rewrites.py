@@ -1,4 +1,4 @@
-"""What becomes of a node whose inputs are kept with their axes in another order."""
+"""Rewrites of nodes whose inputs are stored with permuted axes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Rewrite:
     """The same node on stored tensors.
 
     Attributes:
-        wanted: how it takes its inputs, by position; those that are not named it takes as they should be.
-        made: how it keeps its outputs.
-        change: what has to change in the node besides its inputs.
+        wanted: the permutations of its inputs, by position; others are not permuted.
+        made: the permutation of its outputs.
+        change: the change of the node besides its inputs.
     """
 
     wanted: Mapping[int, Perm]
@@ -33,7 +33,7 @@ class Rewrite:
     change: Change | None = None
 
 
-# Returns the rewrite of a node whose first input is kept with that permutation; None where there is none.
+# Returns the rewrite of a node whose first input is stored with that permutation; None where there is none.
 Rule: TypeAlias = Callable[[ir.Node, Perm], Rewrite | None]
 
 VALUE_BY_VALUE = (
@@ -60,7 +60,7 @@ def _alike(node: ir.Node, perm: Perm) -> Rewrite | None:
 
 def _along_axis(node: ir.Node, perm: Perm) -> Rewrite | None:
     """One axis is named."""
-    # Before opset 13 everything behind the axis belongs to it.
+    # Before opset 13 all axes after this one belong to it.
     default = -1 if node.op_type in ("Softmax", "LogSoftmax", "Hardmax") else 0
     axis = integer_attribute(node, "axis", default) % len(perm)
     inputs = range(len(node.inputs)) if node.op_type == "Concat" else range(1)
@@ -213,8 +213,8 @@ def broadcasting_rewrite(node: ir.Node, perms: Sequence[Perm | None]) -> Rewrite
     """Returns the rewrite of a node that computes value by value and repeats what is shorter.
 
     Args:
-        node: it.
-        perms: how its inputs are kept; None where the rank is unknown.
+        node: the node.
+        perms: the permutations of its inputs; None where the rank is unknown.
     """
     rank = max((len(perm) for perm in perms if perm is not None), default=0)
     computed = [place for place, value in enumerate(node.inputs) if value is not None and not is_constant(value)]

@@ -1,4 +1,4 @@
-"""Lets images keep their channels in front from end to end, as the operators of ONNX take them."""
+"""Channels first (NCHW) from end to end, the layout of ONNX operators."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.passes.layout.transposes import cancel_transposes
 from qtool.passes.normalization.remove_identities import RemoveIdentities
 
-# What cancels can bring others together; each round leaves fewer than the one before.
+# Cancelling can bring others together; each round leaves fewer than the one before.
 _MOST_ROUNDS = 4
 
 
 class ToNchw(ir.passes.InPlacePass):
     """Moves Transpose nodes towards the outputs until they cancel each other, where fewer are left.
 
-    What stands between them works on other axes then. Inputs and outputs of the graph keep their layout.
+    The axes of the nodes between them are adapted. Inputs and outputs of the graph keep their layout.
 
     Attributes:
         remark: how many there were and are, in words; None where nothing changed.
     """
 
     def __init__(self) -> None:
-        """Has nothing to say before it runs."""
+        """Starts without a remark."""
         self.remark: str | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Cancels what can be, and removes what only passes values on."""
+        """Cancels Transpose nodes, and removes nodes without effect."""
         before = _count(model.graph)
         self.remark = None
         if not before:

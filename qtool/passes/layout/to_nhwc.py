@@ -1,4 +1,4 @@
-"""Lets images keep their channels last between layers, for runtimes that compute that way."""
+"""Channels last (NHWC) between layers, for runtimes with that layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtool.graph.names import Names
 from qtool.passes.layout.transposes import move_transposes, transpose_perm
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-# Operators that ONNX defines for channels in front only.
+# Operators that ONNX defines for channels first only.
 LAYERS = frozenset(
     {
         *("AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "DepthToSpace"),
@@ -20,17 +20,17 @@ LAYERS = frozenset(
 
 
 class ToNhwc(ir.passes.InPlacePass):
-    """Puts each layer of images between two Transpose nodes, and lets all between layers work on channels last.
+    """Puts each layer of images between two Transpose nodes, and all nodes between layers on channels last.
 
-    ONNX itself has no layers with channels last: a runtime or converter that has them takes a layer and its two
-    Transpose as one. Inputs and outputs of the graph keep their layout.
+    ONNX itself has no layers with channels last: a runtime or converter that has them fuses a layer and its two
+    Transpose nodes. Inputs and outputs of the graph keep their layout.
 
     Attributes:
         remark: how many Transpose nodes there were and are, in words; None where nothing changed.
     """
 
     def __init__(self) -> None:
-        """Has nothing to say before it runs."""
+        """Starts without a remark."""
         self.remark: str | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -55,12 +55,12 @@ def _is_layer(node: ir.Node) -> bool:
 
 
 def _is_turned(value: ir.Value) -> bool:
-    """Returns whether nobody reads a value but Transpose nodes that put its channels last."""
+    """Returns whether only Transpose nodes that put its channels last read a value."""
     return all(transpose_perm(use.node) == TO_LAST for use in value.uses())
 
 
 def _turned_back(graph: ir.Graph, names: Names, layer: ir.Node) -> ir.Node:
-    """Puts the channels of a layer's output last and first again; returns the second Transpose, which is to move."""
+    """Adds Transpose nodes to channels last and back after a layer; returns the second one, which is to move."""
     made = layer.outputs[0]
     readers = list(made.uses())
     last = _transpose(graph, names, made, TO_LAST, layer)

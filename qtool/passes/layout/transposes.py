@@ -13,14 +13,14 @@ from qtool.graph.node_reads import read_by
 from qtool.passes.layout.permutations import Perm, between, identity, is_identity, then
 from qtool.passes.layout.rewrites import BROADCASTING, RULES, Rewrite, broadcasting_rewrite
 
-# From this opset on Softmax and its kin work along one axis.
+# From this opset on Softmax, LogSoftmax and Hardmax work along one axis.
 _SINGLE_AXIS_OPSET = 13
 _SINGLE_AXIS = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Describes how a tensor is kept: as ``value``, which ``perm`` would make what it should be.
+    """A tensor stored as ``value``, from which Transpose with ``perm`` would make the original.
 
     ``moved`` is one of the Transpose nodes that this comes from.
     """
@@ -32,10 +32,10 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Plan:
-    """What should become of every node.
+    """The plan of all nodes.
 
     Attributes:
-        kept: how each tensor is kept that is not as it should be.
+        kept: the tensors that are stored with permuted axes.
         rewrites: the nodes that change.
         moved: the Transpose nodes that are not needed where they are, each with another one of its group, or itself;
             a group are those that have met.
@@ -49,11 +49,11 @@ class _Plan:
     needed: dict[tuple[ir.Value, Perm], ir.Node] = field(default_factory=dict)
 
     def of(self, value: ir.Value) -> _Kept:
-        """Returns how a tensor is kept."""
+        """Returns how a tensor is stored."""
         return self.kept.get(value) or _Kept(value, None)
 
     def leader(self, node: ir.Node) -> ir.Node:
-        """Returns the one node that stands for the group of a moved one."""
+        """Returns the node that represents the group of a moved one."""
         while self.moved[node] is not node:
             self.moved[node] = self.moved[self.moved[node]]
             node = self.moved[node]
@@ -69,7 +69,7 @@ class _Plan:
         return first
 
     def need(self, value: ir.Value, wanted: Perm | None, group: ir.Node | None) -> None:
-        """Notes the Transpose that makes ``value`` what a node of that group wants."""
+        """Records the Transpose of ``value`` that a node of that group needs."""
         kept = self.of(value)
         turn = _turn(kept, wanted)
         if turn is None:
@@ -80,9 +80,9 @@ class _Plan:
 
 
 def cancel_transposes(graph: ir.Graph, opset: int) -> bool:
-    """Rewrites the nodes between Transpose nodes that undo each other, where fewer of these are left; tells if so.
+    """Rewrites the nodes between inverse Transpose nodes, where fewer of these are left; returns whether it did.
 
-    Nodes inside of branches and loops stay as they are. Takes linear time.
+    Nodes inside branches and loops are not changed. Takes linear time.
     """
     blocked = _captured(graph)
     plan = _planned(graph, opset, blocked, stay=set())
@@ -96,13 +96,13 @@ def cancel_transposes(graph: ir.Graph, opset: int) -> bool:
 
 
 def move_transposes(graph: ir.Graph, opset: int, moved: Set[ir.Node]) -> None:
-    """Moves these Transpose nodes, and no others, towards the outputs as far as they go, whatever that leaves."""
+    """Moves only these Transpose nodes towards the outputs as far as possible."""
     stay = {node for node in graph if node.op_type == "Transpose" and node not in moved}
     _apply(graph, _planned(graph, opset, _captured(graph), stay))
 
 
 def _captured(graph: ir.Graph) -> set[ir.Value]:
-    """Returns what graphs inside of nodes read of this one."""
+    """Returns the values of this graph that subgraphs read."""
     found: set[ir.Value] = set()
     for node in graph:
         found.update(set(read_by(node)) - set(node.inputs))
@@ -172,7 +172,7 @@ def _turn(kept: _Kept, wanted: Perm | None) -> Perm | None:
 
 
 def transpose_perm(node: ir.Node) -> Perm | None:
-    """Returns how a Transpose turns what it reads; None for another node, or where its rank is unknown."""
+    """Returns the permutation of a Transpose; None for another node, or where its rank is unknown."""
     if node.op_type != "Transpose" or node.domain:
         return None
     if "perm" in node.attributes:
@@ -182,7 +182,7 @@ def transpose_perm(node: ir.Node) -> Perm | None:
 
 
 def _not_worth_it(plan: _Plan) -> set[ir.Node]:
-    """Returns the Transpose nodes of groups that leave as many others behind as they are."""
+    """Returns the Transpose nodes of groups whose removal would not reduce their number."""
     balance = Counter(plan.leader(node) for node in plan.needed.values())
     balance.subtract(plan.leader(node) for node in plan.moved)
     return {node for node in plan.moved if balance[plan.leader(node)] >= 0}
@@ -249,7 +249,7 @@ def _transpose(source: ir.Value, turn: Perm, name: str) -> ir.Node:
 def _give_back(
     graph: ir.Graph, names: Names, plan: _Plan, made: dict[tuple[ir.Value, Perm], ir.Value], value: ir.Value
 ) -> None:
-    """Lets the graph return under the name of ``value`` what it should be."""
+    """Makes the graph return the original tensor under the name of ``value``."""
     kept = plan.of(value)
     turn = _turn(kept, None)
     name = value.name or ""

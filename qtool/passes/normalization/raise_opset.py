@@ -8,7 +8,7 @@ from onnxscript.version_converter import ConvertVersionPass
 from qtool.errors import InputError
 
 LOWEST_OPSET = 13
-# The file format that belongs to it; formats before 4 want every initializer among the inputs.
+# The IR version that belongs to it; versions before 4 require every initializer among the inputs.
 _LOWEST_IR_VERSION = 7
 FIRST_OPSET_WITH_RESIZE_MODES = 11
 
@@ -27,7 +27,7 @@ class RaiseOpset(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         try:
             result = ConvertVersionPass(target_version=LOWEST_OPSET, fallback=True)(model)
-        except Exception as error:  # the converter raises whatever its C++ part throws
+        except Exception as error:  # the converter's C++ part throws many kinds of errors
             raise _unconvertible(opset) from error
         if result.model.opset_imports.get("", 0) < LOWEST_OPSET:
             raise _unconvertible(opset)

@@ -1,4 +1,4 @@
-"""Gives Split the form that it has in the opset at hand, where a folder of constants wrote a newer one."""
+"""Gives Split the form of the model's opset, where constant folding wrote a newer one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INPUT_OPSET = 13
 
 
 def write_lengths(model: ir.Model) -> None:
-    """Replaces ``num_outputs``, which older opsets do not have by lengths.
+    """Replaces ``num_outputs``, which older opsets do not have, by lengths.
 
     All chunks but the last one have the same length: ⌈length / outputs⌉ (the operator's definition in opset 18).
     """

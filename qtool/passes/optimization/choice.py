@@ -11,13 +11,13 @@ from qtool.errors import UsageError
 from qtool.passes.optimization.operators import Operators
 from qtool.passes.registry import PASSES, Runs
 
-# The one would undo what the other does, or leave it nothing that runs on integers.
+# One of them would undo the other, or leave it nothing that runs on integers.
 _OPPOSITES = {
     "fuse-rope": "decompose-rope",
     "fuse-hard-swish": "spell-out-hard-swish",
     "fuse-swish": "spell-out-hard-swish",
 }
-# Stand for the passes that run without being named, and for those that get a graph ready to be quantized.
+# Aliases of the default passes, and of those that prepare a graph for quantization.
 DEFAULT, INTEGERS = "default", "integers"
 
 
@@ -31,7 +31,7 @@ def runs_onnxruntime(target: str | None) -> bool:
 
 
 def operators_for(target: str | None) -> Operators:
-    """Returns the operators that a target has beside those that every runtime of the standard has.
+    """Returns the operators of a target besides those of the standard.
 
     Raises:
         UsageError: there is no such target.
@@ -44,8 +44,8 @@ def chosen_passes(only: Collection[str], skipped: Collection[str], target: str |
     """Returns the names of passes, in the order in which they run.
 
     Args:
-        only: these and no others, ``default`` for those that run anyway and ``integers`` for those that get a graph
-            ready to be quantized; nothing is the same as ``default``.
+        only: the names to run, ``default`` for the default ones and ``integers`` for those that prepare a graph for
+        quantization; empty for ``default``.
         skipped: without these.
         target: the machine that the result is for.
 

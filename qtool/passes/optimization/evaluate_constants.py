@@ -1,4 +1,4 @@
-"""Computes at once what depends on constants only, with the folder of onnxscript."""
+"""Constant folding, with onnxscript."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from qtool.graph.constants import constant_array
 from qtool.passes.normalization.split_counts import write_lengths
 from qtool.passes.optimization.control_flow import forget_removed_branches, graphs_of
 
-# Q/DQ hold the integers of a quantized model, which would be floats again.
+# Folding Q/DQ would turn the integers of a quantized model into floats again.
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-# A result of so many elements may be stored even if what it is made from stays.
+# A result of so many elements may be stored even if its inputs are kept.
 _LARGEST_GROWTH = 1 << 16
-# The same for a tensor that is nothing but one number, again and again.
+# The same for a tensor with a single repeated value.
 _LARGEST_FILLED = 1 << 12
-# Their reference implementations take a moment also for tensors that are larger than the library's limit.
+# Their reference implementations are fast also for tensors above the library's limit.
 _CHEAP = frozenset(
     {
         *("Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "Cos", "Div", "Equal", "Exp", "Expand", "Flatten", "Floor"),
@@ -27,13 +27,13 @@ _CHEAP = frozenset(
     }
 )
 _LARGEST_INPUT = 1 << 26
-# numpy adds up in the type of the elements, runtimes in float32.
+# numpy accumulates in the type of the elements, runtimes in float32.
 _SUMS = frozenset({"Gemm", "MatMul", "ReduceL2", "ReduceMean", "ReduceSum", "Softmax"})
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class EvaluateConstants(ir.passes.InPlacePass):
-    """Folds constant expressions unless the file would grow by it, and puts the branch that it takes for an If."""
+    """Folds constant expressions unless the file would grow, and replaces an If of a known condition by its branch."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds in one sweep; a shape without free lengths counts as constant."""

@@ -1,4 +1,4 @@
-"""Finds the types and shapes that the other passes decide by."""
+"""Infers the types and shapes that the other passes use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from qtool.graph.declared_lengths import MADE_UP
 
 
 class InferShapes(ir.passes.InPlacePass):
-    """Runs the shape inference of the onnx package, which leaves alone what it does not understand."""
+    """Runs the shape inference of the onnx package, which skips unknown operators."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Infers, with lengths that were made up before forgotten; counts as a change where more is known then."""
+        """Infers again without generated names of lengths; counts as a change where more is known then."""
         before = _known(model)
         _forget(model)
         infer_shapes(model)
@@ -20,7 +20,7 @@ class InferShapes(ir.passes.InPlacePass):
 
 
 def _forget(model: ir.Model) -> None:
-    """Opens lengths whose names are older than what is known by now, and would hide it."""
+    """Removes generated names of lengths, which would hide newer information."""
     for node in model.graph:
         for value in node.outputs:
             if value.shape is None or value.is_graph_output():

@@ -1,4 +1,4 @@
-"""Stores as constants what is known of shapes before the model runs."""
+"""Stores shapes that are known before the model runs as constants."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater"
 
 
 class KnownShapes(ir.passes.InPlacePass):
-    """Makes constants of lengths that are fixed, and of the shapes that Reshape is given where at most one is open.
+    """Replaces fixed lengths, and shape inputs of Reshape with at most one unknown length, by constants.
 
-    A length that Reshape passes on becomes 0, which says just that. A Reshape or Expand to the shape that its input
-    has already goes.
+    A length that Reshape copies becomes 0, which means that. A Reshape or Expand to the shape of its input is
+    removed.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -1,11 +1,11 @@
-"""Stores constants in one way, so that the other passes need to look in one place only."""
+"""Stores all constants as initializers, so that the other passes handle one form only."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-# Before version 4 of the format every initializer had to be an input as well, and meant nothing by it.
+# Before IR version 4 every initializer had to be an input as well, without a meaning.
 _FIRST_WITH_OPTIONAL_INPUTS = 4
 
 

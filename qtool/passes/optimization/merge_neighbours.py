@@ -1,4 +1,4 @@
-"""Makes one operator of two of a kind that follow each other."""
+"""Merges two consecutive operators of the same kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CLAMPS = (
     min_max_rule,
     max_min_rule,
 )
-# Parts that one Concat may come to: what is copied at each merge has to stay little.
+# The largest number of parts of one Concat, which bounds the copying at each merge.
 _MOST_PARTS = 64
 # Each of the rules has one of them.
 _CLAMPING = frozenset({"Clip", "Max", "Min"})

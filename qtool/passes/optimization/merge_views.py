@@ -1,4 +1,4 @@
-"""Makes one Reshape of several views that follow each other."""
+"""Merges consecutive views into one Reshape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MergeViews(ir.passes.InPlacePass):
 
 
 def _merge(graph: ir.Graph, second: ir.Node, arithmetic: ShapeArithmetic, names: Names) -> ir.Node | None:
-    """Merges a view with the one in front of it and returns what does both, or ``second`` where it is gone."""
+    """Merges a view with the one before it and returns the result, or ``second`` where it was removed."""
     middle = second.inputs[0] if second.op_type in _VIEWS and second.domain == "" else None
     first = None if middle is None else middle.producer()
     if middle is None or first is None or first.op_type not in _VIEWS or first.domain != "":

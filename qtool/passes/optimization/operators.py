@@ -1,4 +1,4 @@
-"""Which operators a pass may put into a graph."""
+"""The operators that a pass may add to a graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ONNXRUNTIME_DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operators:
-    """Describes what the runtime that the result is for has.
+    """The operators of the runtime that the result is for.
 
     Attributes:
-        onnxruntime: whether onnxruntime's own operators, those of ``com.microsoft``, are among it.
+        onnxruntime: whether it has onnxruntime's own operators, those of ``com.microsoft``.
         rotary_embedding: whether there is an operator for rotary embeddings, where the opset has one.
     """
 

@@ -1,4 +1,4 @@
-"""Lets convolutions pad for themselves."""
+"""Folds Pad into convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PADS = frozenset({"Pad"})
 
 
 class PadIntoConv(ir.passes.InPlacePass):
-    """Adds the zeros of a Pad to the padding of the Conv behind it, with the rules of onnxscript."""
+    """Folds zero padding into the pads of the Conv after it, with the rules of onnxscript."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Joins each Pad that only a Conv reads."""

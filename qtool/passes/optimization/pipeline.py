@@ -1,4 +1,4 @@
-"""Runs passes over a model, in order, until none of them finds anything more."""
+"""Runs passes over a model, in order, until none of them changes it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qtool.passes.optimization.operators import Operators
 from qtool.passes.registry import PASSES
 from qtool.progress import Progress
 
-# What one pass leaves is work for another; graphs that need more rounds than that were not seen.
+# One pass can enable another; no graph is known to need more rounds.
 _MOST_ROUNDS = 6
 _FIRST_WITH_DEFAULTS = 4
-# Notes that the libraries leave at what they change.
+# Metadata that the libraries leave on changed nodes.
 _NOTES = "pkg.onnxscript."
 
 
@@ -33,8 +33,8 @@ class Step:
         name: the pass.
         before: how many nodes there were.
         after: how many there are.
-        operators: by how many nodes each operator's number grew; those that did not change are left out.
-        remark: what the pass itself says of it; None where the nodes say all.
+        operators: by how much the number of nodes of each operator grew; unchanged ones are left out.
+        remark: the pass's own remark; None where the numbers of nodes are enough.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Step:
 
 @runtime_checkable
 class Remarking(Protocol):
-    """A pass whose change does not show in the numbers of nodes.
+    """A pass whose changes do not show in the numbers of nodes.
 
     Attributes:
         remark: what it did when it ran last, in words; None where it did nothing.
@@ -122,7 +122,7 @@ def _run(model: ir.Model, name: str, operators: Operators) -> tuple[bool, str | 
     graph_pass = make_pass(name, operators)
     try:
         result = graph_pass(model)
-    except Exception as error:  # the libraries' passes raise whatever an unusual graph leads to
+    except Exception as error:  # the libraries' passes raise many kinds of errors on unusual graphs
         raise InputError(f"the pass {name} fails on this model", fix=f"leave it out: --skip {name}") from error
     return bool(result.modified), graph_pass.remark if isinstance(graph_pass, Remarking) else None
 
@@ -139,7 +139,7 @@ def _step(name: str, before: Counter[str], after: Counter[str]) -> Step:
 
 @contextmanager
 def _defaults_aside(model: ir.Model) -> Iterator[None]:
-    """Takes the default values of inputs away until the block ends, so that nobody takes them for constants."""
+    """Removes the default values of inputs until the block ends, so that no pass treats them as constants."""
     # Formats before version 4 list every constant as an input.
     old = (model.ir_version or _FIRST_WITH_DEFAULTS) < _FIRST_WITH_DEFAULTS
     kept = {}
@@ -150,7 +150,7 @@ def _defaults_aside(model: ir.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        # A pass may have put another graph instead of the one that there was.
+        # A pass may have replaced the graph.
         for value in [value for value in model.graph.inputs if value.name in kept]:
             value.const_value = kept[value.name]
             model.graph.register_initializer(value)

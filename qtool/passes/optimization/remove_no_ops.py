@@ -1,4 +1,4 @@
-"""Removes operators that return what they are given."""
+"""Removes operators that return their input unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtool.passes.optimization.control_flow import graphs_of
 from qtool.passes.optimization.operators import opset_of
 from qtool.passes.quantization.neutral_constants import DropNeutralConstants
 
-# From here on Dropout has no attribute that says whether it trains.
+# The first opset in which Dropout has no attribute for training.
 _FIRST_INFERENCE_DROPOUT = 7
 _TWICE_IS_ONCE = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"})
 _TWICE_IS_NOTHING = frozenset({"Neg", "Not"})
@@ -28,7 +28,7 @@ _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "R
 
 
 class RemoveNoOps(ir.passes.InPlacePass):
-    """Removes Identity, Dropout, casts to the same type, slices of everything, padding with nothing and their kin."""
+    """Removes Identity, Dropout, casts to the same type, full slices, empty padding and similar no-ops."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Looks at every node once, in subgraphs too."""
@@ -47,7 +47,7 @@ def _improve(node: ir.Node, opset: int, graph: ir.Graph, names: Names) -> bool:
         return full_axes_removed(node, graph, names)
     if node.op_type == "Dropout" and opset < _FIRST_INFERENCE_DROPOUT:
         return False
-    # What else a node makes would go with it.
+    # Other outputs of the node would be lost.
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return False
     rule = _RULES.get(node.op_type)

@@ -1,4 +1,4 @@
-"""Removes what no output of the model depends on."""
+"""Dead code elimination."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from onnx_ir.passes import common
 
 
 class RemoveUnused(ir.passes.InPlacePass):
-    """Removes dead nodes, optional outputs that nobody reads, constants and operator sets without a user."""
+    """Removes dead nodes, and unused optional outputs, constants and operator sets."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the passes of onnx-ir; inputs of the model stay, used or not."""

@@ -1,4 +1,4 @@
-"""Follows lengths through the integer arithmetic that exporters spell out to compute shapes."""
+"""Follows lengths through the integer arithmetic by which exporters compute shapes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LONGEST = 16
 
 
 class ShapeArithmetic:
-    """Knows what the elements of small integer tensors are, after it was shown the nodes in order."""
+    """The elements of small integer tensors, after the nodes were visited in order."""
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
+        """Starts without any."""
         self._elements: dict[ir.Value, Lengths] = {}
 
     def elements(self, value: ir.Value | None) -> Lengths | None:
-        """Returns the elements of a tensor with one axis or none; None where it is no tensor of lengths."""
+        """Returns the elements of a tensor with one axis or none; None where it does not hold lengths."""
         if value is None:
             return None
         if value in self._elements:
@@ -32,7 +32,7 @@ class ShapeArithmetic:
         return tuple(Length(int(number)) for number in array.reshape(-1))
 
     def see(self, node: ir.Node) -> None:
-        """Works out the elements of a node's output, where they are lengths."""
+        """Computes the elements of a node's output, where they are lengths."""
         rule = _RULES.get(node.op_type) if node.domain == "" else None
         found = None if rule is None else rule(self, node)
         if found is not None and len(found) <= _LONGEST and any(length is not None for length in found):

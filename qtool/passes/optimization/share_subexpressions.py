@@ -1,7 +1,7 @@
-"""Computes once what a graph computes several times.
+"""Common subexpression elimination.
 
-The library's pass knows no subgraphs, and would let several layers share one DequantizeLinear, which onnxruntime needs
-one of for each to run on integers.
+The library's pass does not handle subgraphs, and would make several layers share one DequantizeLinear, while
+onnxruntime needs one per layer to run on integers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qtool.graph.weight_records import record_text
 from qtool.passes.normalization.remove_identities import bypass
 from qtool.passes.optimization.control_flow import graphs_of
 
-# Each draw is another one; Q/DQ belong to the layer that they stand at.
+# Each random draw is different; Q/DQ belong to their layer.
 _ALONE = frozenset(
     {
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
@@ -31,7 +31,7 @@ class ShareSubexpressions(ir.passes.InPlacePass):
     """Removes nodes that repeat another one of their graph, and constants that repeat another one."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Goes through the nodes once, in order, so that equal inputs are one by the time they are compared."""
+        """Visits the nodes once, in order, so that equal inputs are merged before their readers are compared."""
         shared = False
         for graph in graphs_of(model):
             shared = _share_constants(graph) or shared
@@ -60,7 +60,7 @@ def _share_constants(graph: ir.Graph) -> bool:
         for value in values if len(values) > 1 else ():
             if value.const_value is None or value.name is None:
                 continue
-            # What is changed later, as by an adapter, has to be done to one and not to the other.
+            # A later change, such as merging an adapter, may apply to only one of them.
             history = record_text(value).encode()
             kept = first.setdefault(blake2b(value.const_value.tobytes() + history).digest(), value)
             if kept is not value:
@@ -71,7 +71,7 @@ def _share_constants(graph: ir.Graph) -> bool:
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    """Returns what two nodes that compute the same have in common; None for nodes that stay."""
+    """Returns a key that is equal for nodes that compute the same; None for nodes that stay."""
     # Whether a node of another domain always returns the same is not known.
     if node.op_type in _ALONE or node.domain != "":
         return None

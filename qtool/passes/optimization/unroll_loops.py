@@ -1,4 +1,4 @@
-"""Writes out loops that are known to run a few times."""
+"""Unrolls loops with few iterations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qtool.passes.optimization.control_flow import forget_removed_branches, grap
 from qtool.passes.optimization.operators import opset_of
 
 _MOST_TRIPS = 8
-# Nodes that all turns of a loop may come to.
+# The largest number of nodes of all iterations.
 _MOST_NODES = 512
 _FIRST_WITH_AXES_AS_INPUT = 13
 
 
 class UnrollLoops(ir.passes.InPlacePass):
-    """Puts the body of a Loop in its place, once a turn, where the number of turns is constant and small.
+    """Replaces a Loop by one copy of its body per iteration, where their number is constant and small.
 
     Loops that can end early stay.
     """
@@ -40,7 +40,7 @@ class UnrollLoops(ir.passes.InPlacePass):
 
 
 def _trips(loop: ir.Node) -> int | None:
-    """Returns how many turns a loop takes, if that is known and little enough to write them out."""
+    """Returns the number of iterations of a loop, if it is known and small enough."""
     count = constant_number(loop.inputs[0])
     begins = loop.inputs[1] if len(loop.inputs) > 1 else None
     body = loop.attributes["body"].as_graph()
@@ -50,7 +50,7 @@ def _trips(loop: ir.Node) -> int | None:
     if begins is not None and (start is None or not start.all()):
         return None
     trips, carried = int(count), len(body.inputs) - 2
-    # What no turn has added to has a type, but no shape that could be written down.
+    # A scan output without iterations has a type, but no known shape.
     if not trips and len(body.outputs) > carried + 1:
         return None
     size = sum(1 for _ in ir.traversal.RecursiveGraphIterator(body))
@@ -99,7 +99,7 @@ class _Unroller:
         self._graph.remove(self._loop, safe=True)
 
     def _turn(self, given: list[ir.Value | None]) -> list[ir.Value]:
-        """Puts a copy of the body in front of the loop and returns what it returns."""
+        """Inserts a copy of the body before the loop and returns its outputs."""
         copy = self._body.clone(allow_outer_scope_values=True)
         stand_ins = dict(zip(copy.inputs, given, strict=True))
         results = [stand_ins.get(value, value) for value in copy.outputs]
@@ -119,13 +119,13 @@ class _Unroller:
             node.name = None
             for value in node.outputs:
                 value.name = self._names.free(value.name) if value.name else value.name
-                # The body says what its tensors are like in whatever turn its exporter saw.
+                # The declared shapes in the body are those of one iteration that the exporter saw.
                 value.shape = None
         self._graph.insert_before(self._loop, nodes)
         return [result for result in results if result is not None]
 
     def _stacked(self, values: list[ir.Value]) -> ir.Value:
-        """Returns the values of all turns as one tensor, with the turns along a new first axis."""
+        """Returns the values of all iterations as one tensor, with the iterations along a new first axis."""
         rows = []
         for value in values:
             if opset_of(self._model) >= _FIRST_WITH_AXES_AS_INPUT:

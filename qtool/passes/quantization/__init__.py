@@ -1,1 +1,1 @@
-"""Passes that get a float graph ready to be quantized."""
+"""Passes that prepare a float graph for quantization."""

@@ -25,7 +25,7 @@ class CanonicalArithmetic(ir.passes.InPlacePass):
                 continue
             if node.op_type == "Div" and (array == 0).any():
                 continue
-            # x / sqrt(2) in front of Erf is how onnxruntime knows a Gelu, which it runs as one operator.
+            # onnxruntime recognizes a Gelu, which it runs as one operator, by x / sqrt(2) before Erf.
             if any(use.node.op_type == "Erf" for use in node.outputs[0].uses()):
                 continue
             inverse = -array if node.op_type == "Sub" else (1.0 / array.astype(np.float64)).astype(array.dtype)

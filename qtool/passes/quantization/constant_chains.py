@@ -1,6 +1,6 @@
-"""Shortens chains of additions and multiplications by constants, and sends factors towards the layer behind them.
+"""Shortens chains of additions and multiplications by constants, and moves factors towards the next layer.
 
-Spelled-out activations such as x * clip(x + 3, 0, 6) / 6 * scale + offset would be rounded after every step.
+Decomposed activations such as x * clip(x + 3, 0, 6) / 6 * scale + offset would be rounded after every step.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import onnx_ir as ir
 from qtool.graph.constants import add_constant, constant_array, sole_consumer
 from qtool.graph.names import Names
 
-# An offset divided by a smaller factor could leave what float32 holds well.
+# An offset divided by a smaller factor could become imprecise in float32.
 _SMALLEST_FACTOR = 1e-6
-# Steps behind a normalization that still belong to it: a scale and an offset, and those of another one.
+# Steps after a normalization that still belong to it: a scale and an offset, and those of another one.
 _LONGEST_TAIL = 4
 
 
@@ -53,7 +53,7 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, npt.NDArray[np.float32]] 
 def is_normalized(value: ir.Value) -> bool:
     """Returns whether a value comes from a division by something computed, perhaps scaled and shifted already.
 
-    Such a spelled-out normalization is one fast operator for the runtime as long as it keeps its form.
+    Such a decomposed normalization is one fast operator for the runtime as long as it keeps its form.
     """
     producer = value.producer()
     for _ in range(_LONGEST_TAIL):
@@ -65,7 +65,7 @@ def is_normalized(value: ir.Value) -> bool:
 
 
 def _join(graph: ir.Graph, second: ir.Node, names: Names) -> bool:
-    """Makes two like operations one."""
+    """Merges two operations of the same kind."""
     found = constant_operand(second)
     first = None if found is None else found[0].producer()
     if found is None or first is None or first.op_type != second.op_type or first.graph is not graph:
@@ -103,7 +103,7 @@ def _swap(graph: ir.Graph, add: ir.Node, names: Names) -> bool:
     source, product, total = inner[0], mul.outputs[0], add.outputs[0]
     readers = list(total.uses())
     factor = next(value for value in mul.inputs if value is not source)
-    # The two nodes change places, and with them the names of what they make.
+    # The two nodes are swapped, and with them the names of their outputs.
     add.replace_input_with(0, source)
     add.replace_input_with(1, add_constant(graph, f"{add.name}_offset", offset, names=names))
     mul.replace_input_with(0, total)

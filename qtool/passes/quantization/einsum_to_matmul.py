@@ -1,4 +1,4 @@
-"""Writes an Einsum that is a product of matrices as MatMul, which runs on integers."""
+"""Replaces an Einsum that is a matrix product by MatMul, which runs on integers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EinsumToMatMul(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replaces each such node; other equations, and those with dots or repeated letters, are left alone."""
+        """Replaces each such node; other equations, and those with dots or repeated letters, are not changed."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):
@@ -32,7 +32,7 @@ class EinsumToMatMul(ir.passes.InPlacePass):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """How operands and result lie, and how MatMul wants them: letters, in order."""
+    """The axes of operands and result, and those that MatMul needs: letters, in order."""
 
     left: str
     right: str

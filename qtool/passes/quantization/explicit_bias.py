@@ -1,4 +1,4 @@
-"""Gives every Conv and Gemm with stored weights a bias, zero where it had none, as a place for corrections."""
+"""Gives every Conv and Gemm with stored weights a bias, zero where it had none, for bias correction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtool.graph.names import Names
 
 
 class ExplicitBias(ir.passes.InPlacePass):
-    """Adds a zero bias; integer kernels add one in any case, so it costs nothing there."""
+    """Adds a zero bias; integer kernels always add one, so it costs nothing."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes Conv and Gemm nodes whose third input is missing and whose weights are float32 constants."""

@@ -1,4 +1,4 @@
-"""Folds multiplications and additions of constants, BatchNormalization among them, into the layer before them."""
+"""Folds BatchNormalization, and constant multiplications and additions, into the layer before them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 class FoldAffine(ir.passes.InPlacePass):
-    """Makes layer(x) * c + d, with constants for each output channel, part of the layer's weights and bias."""
+    """Folds layer(x) * c + d, with constants per output channel, into the layer's weights and bias."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Folds as long as a constant follows a layer whose weights are its own."""
+        """Folds as long as a constant follows a layer that does not share its weights."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):
@@ -43,7 +43,7 @@ def _fold_follower(graph: ir.Graph, layer: ir.Node, names: Names) -> bool:
         return False
     if layer.op_type == "Gemm" and _float_attribute(layer, "beta", 1.0) != 1.0:
         return False
-    # A Gemm may add something else to each row.
+    # The bias of a Gemm may vary over rows.
     if biases is not None and biases.size != 1 and biases.size != biases.shape[-1]:
         return False
     channels = _output_channels(layer, weights)

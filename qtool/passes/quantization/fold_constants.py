@@ -1,4 +1,4 @@
-"""Computes at once what does not depend on the input, and drops operations that do nothing."""
+"""Constant folding, and removal of no-ops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtool.passes.normalization.remove_identities import RemoveIdentities
 from qtool.passes.normalization.split_counts import write_lengths
 from qtool.passes.quantization.neutral_constants import DropNeutralConstants
 
-# Those for x + 0 and x * 1 are left out: they take 1e-9 for zero.
+# The rules for x + 0 and x * 1 are left out: they treat 1e-9 as zero.
 _RULES = (
     dropout_zero_rule,
     dropout_inference_rule,
@@ -37,9 +37,9 @@ class FoldConstants(ir.passes.InPlacePass):
     """Folds constant expressions, no-ops and explicit padding, with the rules of onnxscript."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Folds what stays small; a large tensor that is made from a small one stays a computation."""
+        """Folds unless the model would grow: a large tensor computed from a small one is not folded."""
         folded = optimizer.fold_constants(model, onnx_shape_inference=True)
         write_lengths(model)
-        # The rules put an Identity instead of what does nothing; applying them drops constants without readers.
+        # The rules replace no-ops by Identity; applying them drops constants without readers.
         rewritten = ir.passes.Sequential(DropNeutralConstants(), RewritePass(_RULES), RemoveIdentities())(model)
         return ir.passes.PassResult(model, modified=bool(folded.modified or rewritten.modified))

@@ -13,7 +13,7 @@ class FoldGemmFactors(ir.passes.InPlacePass):
     """Writes alpha * A * B + beta * C as A * (alpha * B) + (beta * C), where B and C are float32 constants."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Folds each factor by itself; one that belongs to something computed stays."""
+        """Folds each factor separately; that of a computed operand stays."""
         modified = False
         names = Names(model.graph)
         for node in model.graph:
@@ -28,11 +28,11 @@ def _fold(graph: ir.Graph, node: ir.Node, name: str, names: Names) -> bool:
     factor = 1.0 if attribute is None else attribute.as_float()
     if factor == 1.0:
         return False
-    # Without a third input there is nothing that beta multiplies.
+    # Without a third input, beta has no effect.
     if name == "beta" and (len(node.inputs) < 3 or node.inputs[2] is None):
         del node.attributes[name]
         return True
-    # Either factor of the product may take alpha; weights stand second, as a rule.
+    # Alpha may be folded into either factor of the product; weights are usually the second.
     for index in (1, 0) if name == "alpha" else (2,):
         value = node.inputs[index]
         array = constant_array(value)

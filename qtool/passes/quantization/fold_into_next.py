@@ -1,4 +1,4 @@
-"""Folds products with constants into the weights of the layers behind them, and sums where no padding is in the way."""
+"""Folds constant products into the weights of the next layers, and constant sums where there is no zero padding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from qtool.passes.quantization.constant_chains import constant_operand, is_norma
 
 
 class FoldIntoNext(ir.passes.InPlacePass):
-    """Makes layer(x * c) part of the layer's weights, and layer(x + c) part of its bias.
+    """Folds layer(x * c) into the layer's weights, and layer(x + c) into its bias.
 
-    ``c`` is one number, or one an input channel. All readers of the result must be layers with weights of their own.
+    ``c`` is one number, or one per input channel. All readers of the result must be layers with unshared weights.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -59,7 +59,7 @@ def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
 
 
 def _input_channels(layer: ir.Node) -> int | None:
-    """Returns how many input channels the float32 weights of a layer have; None where it is none, or shares them."""
+    """Returns how many input channels a layer's float32 weights have; None for other nodes, or shared weights."""
     if layer.domain != "" or layer.op_type not in ("Conv", "Gemm", "MatMul") or len(layer.inputs) < 2:
         return None
     value = layer.inputs[1]
@@ -120,7 +120,7 @@ def _is_one(layer: ir.Node, name: str) -> bool:
 
 
 def _along_input(layer: ir.Node, spread: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Shapes one number an input channel so that it multiplies that channel's weights."""
+    """Reshapes one number per input channel so that it multiplies that channel's weights."""
     weights = constant_array(layer.inputs[1])
     if weights is None:
         raise AssertionError("the weights were looked at before")

@@ -1,4 +1,4 @@
-"""Folds multiplications of a whole tensor by one number into the weights of the layer that it comes from."""
+"""Folds scalar factors of a tensor into the weights of the layer that produces it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 class FoldScalesBack(ir.passes.InPlacePass):
-    """Makes layer(x) * c part of the layer, past products with other tensors and nodes that move values around.
+    """Folds layer(x) * c into the layer, past products with other tensors and nodes that move values.
 
-    Attention divides its scores, the products of queries and keys, by the root of their width. A layer that makes the
-    queries can give them out divided, which costs nothing.
+    Attention divides its scores, the products of queries and keys, by the root of their width. The layer that
+    computes the queries can include that factor at no cost.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Folds every such number that has a layer to go to."""
+        """Folds every such factor for which there is a layer."""
         modified = False
         names = Names(model.graph)
         for node in list(model.graph):
@@ -62,7 +62,7 @@ def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
 def _weights_behind(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
     """Returns the nodes, and which of their inputs, that a number has to multiply for ``value`` to be multiplied by it.
 
-    None where there is no layer, or somebody else reads a tensor on the way.
+    None where there is no layer, or another node reads a tensor in between.
     """
     producer = value.producer()
     if producer is None or producer.domain != "" or sole_consumer(value) is None:
@@ -98,7 +98,7 @@ def _biased(addition: ir.Node) -> tuple[tuple[ir.Node, int], ...] | None:
 
 
 def _own(node: ir.Node, indices: range | tuple[int, ...]) -> tuple[tuple[ir.Node, int], ...] | None:
-    """Returns the inputs where all of them are float32 constants that nobody else reads."""
+    """Returns the inputs where all of them are float32 constants without other readers."""
     for index in indices:
         value = node.inputs[index]
         array = constant_array(value)

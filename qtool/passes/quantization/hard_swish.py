@@ -1,4 +1,4 @@
-"""Spells hard swishes out with a sum, a clamp and a product, all of which run on integers."""
+"""Decomposes HardSwish into a sum, a clamp and a product, which run on integers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qtool.graph.constants import add_constant, sole_consumer
 from qtool.graph.names import Names
 from qtool.passes.quantization.arithmetic import replace_node
 
-# Later passes make them a layer, a part of one, or a pool.
+# Later passes fold them into a layer or a pool.
 _BECOME_INTEGERS = frozenset({"BatchNormalization", "ConvTranspose", "ReduceMean"})
 
 
 class SpellOutHardSwish(ir.passes.InPlacePass):
-    """Writes HardSwish, and x * HardSigmoid(x), as x * clip(x + b / a, 0, 1 / a) * a.
+    """Decomposes HardSwish, and x * HardSigmoid(x), into x * clip(x + b / a, 0, 1 / a) * a.
 
     That is x * max(0, min(1, a * x + b)), with a = 1/6 and b = 1/2 for HardSwish (operators HardSwish and HardSigmoid
     of the ONNX specification), with the one factor at the end, where it becomes part of a layer's weights. As one
@@ -66,7 +66,7 @@ def _attribute(node: ir.Node, name: str, default: float) -> float:
 
 
 def _spell_out(graph: ir.Graph, node: ir.Node, source: ir.Value, *, slope: float, offset: float, names: Names) -> None:
-    """Replaces ``node``, which makes the result by four nodes; the last one bears its name."""
+    """Replaces ``node``, which computes the result, by four nodes; the last one has its name."""
     stem = node.outputs[0].name or node.name or "hard_swish"
 
     def constant(role: str, number: float) -> ir.Value:

@@ -1,7 +1,7 @@
-"""Moves Relu and Clip in front of operators that only move values, where the layer that made the values absorbs them.
+"""Moves Relu and Clip before operators that only move values, so that the producing layer absorbs them.
 
-Clamping is monotone and works on each value alone, so it commutes with picking, repeating, permuting and taking the
-largest of values.
+Clamping is monotone and element-wise, so it commutes with selecting, repeating, permuting and taking the maximum of
+values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOVERS = (
 
 
 class HoistClamps(ir.passes.InPlacePass):
-    """Swaps a clamp with the mover in front of it, as far up as there is one."""
+    """Swaps a clamp with the moving operator before it, repeatedly."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Swaps every pair whose values nothing else reads."""
@@ -59,7 +59,7 @@ def _swap(graph: ir.Graph, mover: ir.Node, clamp: ir.Node) -> None:
     source, moved, output = mover.inputs[0], mover.outputs[0], clamp.outputs[0]
     if source is None:
         raise AssertionError("a mover without input was let through")
-    # The clamp's node goes on to make the value between the two, the mover's the result: each keeps its shape.
+    # The clamp's node now makes the value between the two, the mover's the result: each keeps its shape.
     readers = list(output.uses())
     clamp.replace_input_with(0, source)
     mover.replace_input_with(0, output)

@@ -1,4 +1,4 @@
-"""Removes a Relu directly behind a Relu: clamping twice changes nothing.
+"""Removes a Relu directly after a Relu, which has no effect.
 
 onnxruntime 1.22 to 1.30 refuses models in which two of them follow a sum or product of a tensor with itself between Q
 and DQ.
@@ -12,7 +12,7 @@ from qtool.passes.normalization.remove_identities import bypass
 
 
 class JoinRelus(ir.passes.InPlacePass):
-    """Lets the readers of a second Relu read the first."""
+    """Makes the readers of a second Relu read the first."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Removes each Relu that reads a Relu."""

@@ -1,7 +1,7 @@
-"""Joins MatMul and the bias behind it, where the activations are matrices, so that the bias can be an integer too.
+"""Fuses MatMul and its bias into Gemm, where the activations are matrices, so that the bias can be int32.
 
-What is added at run time, such as a residual, is no bias, and no integer kernel would take it. onnxruntime joins it to
-a MatMul of matrices all the same, which then runs in float; a Gemm it leaves alone.
+A computed addend, such as a residual, is not a bias, and has no integer kernel. onnxruntime still fuses it into a
+MatMul of matrices, which then runs in float; it does not fuse it into a Gemm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from qtool.graph.constants import constant_array, is_constant, sole_consumer
 
 
 class MatMulAddToGemm(ir.passes.InPlacePass):
-    """Writes MatMul(x, W) + b, of matrices, as Gemm(x, W, b), or as Gemm(x, W) + b where b is no constant row."""
+    """Replaces MatMul(x, W) + b, of matrices, by Gemm(x, W, b), or by Gemm(x, W) + b where b is not a constant row."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Joins every such pair."""
@@ -25,7 +25,7 @@ class MatMulAddToGemm(ir.passes.InPlacePass):
 
 def _join(graph: ir.Graph, matmul: ir.Node) -> bool:
     product = matmul.outputs[0]
-    # Between integers a MatMul without Q behind it stays one, and a Gemm with a float bias does not.
+    # A MatMul between integers without Q after it stays an integer kernel, a Gemm with a float bias does not.
     if any(_is_dequantized(value) for value in matmul.inputs):
         return False
     adder = sole_consumer(product)

@@ -1,4 +1,4 @@
-"""Writes a mean over all spatial positions as GlobalAveragePool, which runs on integers."""
+"""Replaces a mean over all spatial positions by GlobalAveragePool, which runs on integers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_spatial(node: ir.Node) -> bool:
         return False
     axes = _axes(node)
     rank = len(source.shape)
-    # That is how LayerNormalization over (batch, steps, channels) begins, which onnxruntime runs as one operator.
+    # LayerNormalization over (batch, steps, channels) begins with it, which onnxruntime runs as one operator.
     if rank == 3 and integer_attribute(node, "keepdims", 1):
         return False
     return axes is not None and sorted(axis % rank for axis in axes) == list(range(2, rank))

@@ -1,4 +1,4 @@
-"""Drops additions of zero and multiplications by one."""
+"""Removes additions of zero and multiplications by one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx_ir as ir
 from qtool.graph.constants import broadcast_number
 from qtool.passes.quantization.arithmetic import replace_node
 
-# The constant that changes nothing, and whether it may stand on the left too.
+# The neutral constant, and whether it may be the left operand too.
 _NEUTRAL: Mapping[str, tuple[int, bool]] = {"Add": (0, True), "Sub": (0, False), "Mul": (1, True), "Div": (1, False)}
 
 
 class DropNeutralConstants(ir.passes.InPlacePass):
     """Replaces x + 0, x - 0, x * 1 and x / 1 by an Identity.
 
-    The constant must be exactly that: 1e-10 in front of a logarithm is there for a reason.
+    The constant must be exact: 1e-10 before a logarithm has a purpose.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

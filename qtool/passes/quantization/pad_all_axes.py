@@ -1,4 +1,4 @@
-"""Writes the padding of every axis where a Pad names only those that it pads.
+"""Gives a Pad with a list of axes the padding of every axis.
 
 onnxruntime (1.18 to 1.31) moves integer convolutions to a layout with channels last and reorders what a Pad between
 them adds as if it were given for all axes: with the list of axes it stops.
@@ -17,7 +17,7 @@ _PADS, _AXES = 1, 3
 
 
 class PadAllAxes(ir.passes.InPlacePass):
-    """Takes the list of axes off each Pad of a tensor of known rank, and pads the axes that are not in it by zero."""
+    """Removes the list of axes of each Pad of known rank, and pads the other axes by zero."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes every Pad of the graph itself whose axes are stored."""

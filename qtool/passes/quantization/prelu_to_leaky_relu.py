@@ -1,4 +1,4 @@
-"""Writes PRelu with one slope for all values as LeakyRelu, which runs on integers."""
+"""Replaces PRelu with a scalar slope by LeakyRelu, which runs on integers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtool.passes.quantization.arithmetic import replace_node
 
 
 class PReluToLeakyRelu(ir.passes.InPlacePass):
-    """Replaces each PRelu whose slope is one stored float32 number; that is what torch's own has by default."""
+    """Replaces each PRelu whose slope is one stored float32 number, torch's default."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replaces each such node under its own name."""

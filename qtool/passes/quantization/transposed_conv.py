@@ -1,4 +1,4 @@
-"""Writes a transposed convolution whose windows do not overlap as a convolution, which runs on integers."""
+"""Replaces a transposed convolution without overlap by a convolution, which runs on integers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.passes.quantization.arithmetic import replace_node
 
-# onnxruntime's DepthToSpace moves integers one by one: beside products of fewer channels it costs more than integers
-# save (measured with 24 to 256 channels; from 64 on it pays).
+# onnxruntime's DepthToSpace moves integers one by one: with fewer channels it costs more than integers save
+# (measured with 24 to 256 channels; it is faster from 64 on).
 _LEAST_CHANNELS = 64
 
 

@@ -1,4 +1,4 @@
-"""Gives a layer that shares its weight with an embedding table a weight of its own."""
+"""Unties the weight of a layer from an embedding table."""
 
 from __future__ import annotations
 

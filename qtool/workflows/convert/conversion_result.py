@@ -153,8 +153,8 @@ def report(
     """Describes a result that is written.
 
     Args:
-        request: what was asked for.
-        detection: what the source is.
+        request: the options.
+        detection: the kind of the source.
         output: the result.
         nbytes: its size, with external data.
         kind: more about the source, in words.

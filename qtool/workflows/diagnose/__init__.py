@@ -1,1 +1,1 @@
-"""Looks into models, adapters and this machine: inspect, audit, verify, explain, diff, doctor."""
+"""Diagnosis of models, adapters and this machine: inspect, audit, verify, explain, diff, doctor."""

@@ -1,4 +1,4 @@
-"""Determines what opening a model file would do, and holds it against the wish that it does nothing."""
+"""Security audit: determines what opening a model file would do, and fails if it runs code or reaches outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtool.formats.findings import FileAudit
 
 
 def audit_model(path: Path) -> FileAudit:
-    """Looks through a model file without opening it as one.
+    """Audits a model file without opening it as a model.
 
     Raises:
         FormatError: there is no such file, or it is not a known model file.

@@ -1,4 +1,4 @@
-"""Finds what changed between two ONNX models: interface, nodes, integers, scales and weights."""
+"""Finds the differences between two ONNX models: interface, nodes, integers, scales and weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Change:
         kind: what it is about.
         name: of the input, output, operator, node or tensor.
         before: in the first model; None where it has no such thing.
-        after: in the second one; likewise.
+        after: in the second one; None where it has no such thing.
         size: how much, for sorting; scales: the larger shift of an end of the range over the range's width; weights:
             ‖b − a‖ / ‖a‖; operators: nodes more or less; everything else: 1, or 2 for what is only in one of them.
     """
@@ -84,7 +84,7 @@ class _Side:
         return _Side(model.graph, tensors, owners, fingerprint)
 
     def name(self, value: ir.Value | None) -> str:
-        """Returns what a value is called in the float model."""
+        """Returns the name of a value in the float model."""
         return "" if value is None else self.owners.get(id(value), value.name or "")
 
     def nodes(self) -> dict[str, ir.Node]:
@@ -104,7 +104,7 @@ class _Side:
         return found
 
     def array(self, name: str, value: ir.Value) -> npt.NDArray[Any]:
-        """Returns the numbers that a stored tensor stands for."""
+        """Returns the dequantized values of a stored tensor."""
         floats = self.tensors[name].floats() if name in self.tensors else None
         if floats is None and value.const_value is not None:
             return value.const_value.numpy()
@@ -168,7 +168,7 @@ def _nodes(a: _Side, b: _Side) -> Iterator[Change]:
 
 
 def _described(side: _Side, node: ir.Node) -> str:
-    # Constants are compared by their values; what they are called says little.
+    # Constants are compared by their values, not by their names.
     read = _inputs(side, node)
     inputs = ["·" if value is not None and value.is_initializer() else side.name(value) for value in read]
     attributes = [
@@ -180,7 +180,7 @@ def _described(side: _Side, node: ir.Node) -> str:
 
 
 def _inputs(side: _Side, node: ir.Node) -> Iterator[ir.Value | None]:
-    """Yields what a node reads, with stored integers in place of what dequantizes them."""
+    """Yields the inputs of a node, with stored integers instead of their dequantized form."""
     for value in node.inputs:
         name = None if value is None else side.owners.get(id(value))
         yield value if name is None else side.tensors[name].value
@@ -261,7 +261,7 @@ def _relative_change(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> float:
     size, norm = float(np.linalg.norm(difference.reshape(-1))), _norm(one)
     if not np.isfinite(size):
         return float("inf")
-    # A change that the norm is too coarse for is one all the same.
+    # A change below the precision of the norm still counts.
     return max(size / norm, np.finfo(np.float64).tiny) if norm else float("inf")
 
 

@@ -1,4 +1,4 @@
-"""Looks at the machine: versions, processor, threads, and what makes models slow or figures noisy on it."""
+"""Checks the machine: versions, processor, threads, and causes of slow models or noisy figures."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _MEMORY = Path("/proc/meminfo")
 _LITTLE_MEMORY_BYTES = 2_000_000_000
-# Below this speedup of a product, the conversions around layers eat up what integers save.
+# Below this speedup of a product, conversions around layers take the time that integers save.
 _LITTLE_SPEEDUP = 1.3
 _BUSY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something about the machine that a person should know.
+    """A remark about the machine.
 
     Attributes:
-        problem: what it is.
-        fix: what to do about it.
+        problem: the problem.
+        fix: how to fix it.
     """
 
     problem: str
@@ -112,7 +112,7 @@ def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
 
 
 def about_processor(features: IntegerFeatures, *, saturates: bool) -> Iterator[Remark]:
-    """Describes what the processor lacks for integers."""
+    """Yields remarks on missing integer instructions."""
     if saturates:
         yield Remark(
             "the processor adds products of integers in 16 bits: models that are not made for that overflow",
@@ -128,17 +128,17 @@ def about_processor(features: IntegerFeatures, *, saturates: bool) -> Iterator[R
         yield Remark(f"qtool has no target for {features.family}", "measure with `qtool report` what integers gain")
     if features.virtual:
         yield Remark(
-            "this is a virtual machine: its neighbours make times vary", "gate on ratios such as speedup, not on times"
+            "this is a virtual machine, whose host makes times vary", "gate on ratios such as speedup, not on times"
         )
 
 
 def about_speed(profile: MachineProfile) -> Iterator[Remark]:
-    """Says where integers save little time."""
+    """Yields a remark where integers save little time."""
     best = max(speedup(profile.layers[kind]) for kind in (LayerKind.CONV, LayerKind.MATRIX))
     if best < _LITTLE_SPEEDUP:
         yield Remark(
             f"integers gain little here: the largest layers are {best:.2f}x as fast as in float",
-            "`qtool quantize` keeps float what gains nothing; --smallest quantizes all of it for size",
+            "`qtool quantize` keeps layers float that gain nothing; --smallest quantizes all of them",
         )
 
 
@@ -148,7 +148,7 @@ def speedup(speed: LayerSpeed) -> float:
 
 
 def about_cores(cores: int, usable: float, load: float | None) -> Iterator[Remark]:
-    """Describes what keeps this process from using all cores."""
+    """Yields remarks on limits to the use of all cores."""
     if usable < cores:
         yield Remark(
             f"only {usable:g} of {cores} cores may be used; onnxruntime takes one thread a core that it sees",

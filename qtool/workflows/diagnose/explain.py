@@ -1,4 +1,4 @@
-"""Explains one node or tensor of a quantized model: why it is float, or slow, or inaccurate, and what changes that."""
+"""Explains one node or tensor of a quantized model: why it is float, slow or inaccurate, and how to change that."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ExplainRequest:
     Attributes:
         model: a model in QDQ form, or a float one.
         name: of a node or a tensor, or the end of it.
-        data: samples to measure errors and times on; None for what the graph tells alone.
+        data: samples to measure errors and times on; None for facts from the graph alone.
         threads: threads inside an operator; 0 is one per core.
     """
 
@@ -53,12 +53,12 @@ class Explanation:
 
     Attributes:
         model: the file.
-        name: what was asked for, by its whole name.
+        name: the full name of the node or tensor.
         node: the node, or the one that makes the tensor.
         tensors: the tensor, or those around the node.
         samples: samples that the errors come from.
-        made_with: how the model was quantized, as its manifest says.
-        advice: what is amiss, and the flag that changes it.
+        made_with: how the model was quantized, according to its manifest.
+        advice: problems, and the options that change them.
     """
 
     model: Path
@@ -71,7 +71,7 @@ class Explanation:
 
 
 def explain(request: ExplainRequest, progress: Progress) -> Explanation:
-    """Reads a graph and what onnxruntime makes of it, and with samples runs it beside its float form.
+    """Reads a graph and its optimized form in onnxruntime, and with samples compares it with its float form.
 
     Raises:
         FormatError: the file cannot be read.
@@ -116,7 +116,7 @@ def _roles(node: ir.Node | None, tensor: str | None, tensors: Mapping[str, Quant
     if tensor is not None:
         return {tensor: tensors[tensor].role if tensor in tensors else "float"}
     if node is None:
-        raise AssertionError("a name stands for a node or a tensor")
+        raise AssertionError("a name is that of a node or a tensor")
     roles: dict[str, str] = {}
     operator = OPERATORS.get(node.op_type)
     for index, value in enumerate(node.inputs):
@@ -134,7 +134,7 @@ def _roles(node: ir.Node | None, tensor: str | None, tensors: Mapping[str, Quant
 
 
 def _behind_clamps(value: ir.Value) -> ir.Value:
-    """Follows a value through a Relu or Clip that alone reads it, which becomes part of the integers behind it."""
+    """Follows a value through a Relu or Clip that is its only reader and is fused into the integers after it."""
     uses = list(value.uses())
     if len(uses) == 1 and uses[0].node.op_type in ("Relu", "Clip") and uses[0].idx == 0 and not value.is_graph_output():
         return uses[0].node.outputs[0]
@@ -181,13 +181,13 @@ def _node_facts(model: ir.Model, node: ir.Node, manifest: Manifest | None, measu
 
 
 def _manifest(model: Path, progress: Progress) -> Manifest | None:
-    """Reads the manifest beside a model; one of another file is left aside."""
+    """Reads the manifest next to a model; one of another file is ignored."""
     path = manifest_path(model)
     if not path.exists():
         return None
     manifest = read_manifest(path)
     if manifest.quantized_model.sha256 != file_sha256(model):
-        progress.note(f"{path} is the manifest of another model: left aside")
+        progress.note(f"{path} is the manifest of another model: ignored")
         return None
     return manifest
 

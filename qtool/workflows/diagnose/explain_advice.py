@@ -1,4 +1,4 @@
-"""Turns what is known about a node and its tensors into advice: what is amiss, and the flag that changes it."""
+"""Derives advice from the facts about a node and its tensors: problems, and the options that change them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from qtool.backends.qdq_placement.operators import OPERATORS
 if TYPE_CHECKING:
     from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
 
-# Below this noise shows in most outputs; 8 bits over values that fill their range evenly leave about 50 dB.
+# Below this SQNR noise shows in most outputs; 8 bits over evenly distributed values leave about 50 dB.
 _POOR_DB = 20.0
-# Noise that comes from before outweighs that of a tensor's own integers by this much when it is all that matters.
+# Incoming noise dominates if it exceeds that of the tensor's own integers by this much.
 _INHERITED_DB = 6.0
 _MUCH_CLIPPED = 1e-3
-# The values fill so little of the range that three bits or more are lost.
+# With so little of the range in use, three bits or more are lost.
 _NARROW = 0.125
 _SLOWER = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One thing that is amiss, or could be otherwise.
+    """A problem, or a possible improvement.
 
     Attributes:
-        problem: what it is.
-        fix: the flag of ``qtool quantize``, or what else changes it.
+        problem: the problem.
+        fix: the option of ``qtool quantize``, or another change.
     """
 
     problem: str
@@ -35,13 +35,13 @@ class Advice:
 
 
 def advise(node: NodeFacts | None, tensors: Sequence[TensorFacts]) -> tuple[Advice, ...]:
-    """Returns what the user can do about a node and the tensors around it, the most telling first."""
+    """Returns advice on a node and the tensors around it, the most important first."""
     found = [] if node is None else list(_about_node(node))
     name = None if node is None else node.node
     for tensor in tensors:
         found += _about_tensor(tensor, name)
     if node is not None and node.fate.integer and not found:
-        found.append(Advice("nothing is amiss", f"to have it in float all the same: --exclude '{node.node}'"))
+        found.append(Advice("no problem found", f"to keep it float anyway: --exclude '{node.node}'"))
     return tuple(dict.fromkeys(found))
 
 
@@ -51,7 +51,7 @@ def _about_node(node: NodeFacts) -> Iterator[Advice]:
         yield Advice(f"it computes in float: {node.planned or fate.reason}", fate.fix or "")
     if fate.conversions > 1 and not fate.integer and not fate.absorbed and node.operator in OPERATORS:
         yield Advice(
-            f"it is float between integers: {fate.conversions} conversions beside it",
+            f"it is float between integers: {fate.conversions} conversions next to it",
             "quantize it too, or --exclude its neighbours as well",
         )
     if fate.integer and node.time is not None and node.time.float_seconds is not None:

@@ -15,13 +15,13 @@ class TensorFacts:
 
     Attributes:
         tensor: its name in the float model.
-        role: ``input``, ``output`` or ``itself``, as the user asked, with what it is there for.
+        role: ``input``, ``output`` or ``itself``, with its purpose.
         scheme: its integers in words; None where it stays float.
         low: the smallest number that the integers hold; None where it stays float.
-        high: the largest likewise.
-        error: what its integers cost; None without samples, and for what stays float.
-        sqnr_db: of what is computed, against the model without integers; None without samples, for constants, and
-            where nothing was lost.
+        high: the largest one; None where it stays float.
+        error: the error of its integers; None without samples, and for float tensors.
+        sqnr_db: relative to the model without integers; None without samples, for constants, and where nothing was
+        lost.
     """
 
     tensor: str
@@ -40,9 +40,9 @@ class NodeFacts:
     Attributes:
         node: its name.
         operator: its type.
-        fate: what onnxruntime turned it into.
-        planned: why `qtool quantize` left it float, as its manifest says; None where it did not.
-        time: how long it runs; None without samples, or where onnxruntime does not time it by itself.
+        fate: how onnxruntime runs it.
+        planned: why `qtool quantize` left it float, according to its manifest; None where it did not.
+        time: its run time; None without samples, or where onnxruntime does not time it separately.
     """
 
     node: str

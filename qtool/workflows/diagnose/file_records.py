@@ -1,4 +1,4 @@
-"""Takes down which bytes a run reads and writes."""
+"""Records the files that a run reads and writes, with size and hash."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _DATA = "calib_data"
 
 
 def file_record(path: Path, now: Path) -> FileRecord:
-    """Returns the record of the file that will stand at ``path`` and lies at ``now``."""
+    """Returns the record of the file with the final path ``path``, currently at ``now``."""
     return FileRecord(path=path, sha256=file_sha256(now), bytes=path_bytes(now))
 
 
 def model_record(path: Path, now: Path) -> FileRecord:
-    """As ``file_record``, of a model, with the files beside it that hold its weights.
+    """As ``file_record``, of a model, with its external weight files.
 
     Raises:
         FormatError: the model cannot be read, or such a file is missing.
@@ -28,7 +28,7 @@ def model_record(path: Path, now: Path) -> FileRecord:
 
 
 def data_records(sources: Sequence[str]) -> dict[str, FileRecord]:
-    """Returns the records of all sources of samples, by the roles that manifests give them."""
+    """Returns the records of all sources of samples, by their roles in manifests."""
     return {role: data_record(source) for role, source in zip(data_roles(len(sources)), sources, strict=True)}
 
 
@@ -38,6 +38,6 @@ def data_roles(count: int) -> tuple[str, ...]:
 
 
 def data_record(source: str) -> FileRecord:
-    """Returns the record of samples, given as ``open_dataset`` takes them."""
+    """Returns the record of samples, see ``open_dataset``."""
     path = Path(source)
     return FileRecord(path=path, sha256=data_sha256(source), bytes=path_bytes(path) if path.exists() else None)

@@ -1,4 +1,4 @@
-"""Counts what a graph holds and computes, from its outline."""
+"""Counts the nodes, tensors and multiply-adds of a graph, from its outline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.workflows.diagnose.model_facts import MultiplyAdds, Quantization, TensorFacts
 
-# Where each kind of multiplying node has its weights and its other factor.
+# The input indices of the weights and of the other factor of multiplying nodes.
 _FACTORS: Mapping[str, tuple[int, int]] = {
     "Conv": (0, 1),
     "ConvTranspose": (0, 1),
@@ -67,13 +67,13 @@ def tensors(model: ir.Model) -> list[TensorFacts]:
 
 
 def data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Returns the files beside ``path`` that hold its tensors, links resolved."""
+    """Returns the external data files of ``path``, links resolved."""
     places = {Path(tensor.path).resolve() for _, tensor in _stored(model) if isinstance(tensor, ir.ExternalTensor)}
     return tuple(sorted(places - {path.resolve()}))
 
 
 def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, ...]] | None) -> dict[str, int]:
-    """Gives lengths to free dimensions of the inputs, 1 to a first one that has none, and infers all shapes with them.
+    """Sets lengths of free dimensions of the inputs, 1 for a first one without a length, and infers all shapes.
 
     Returns:
         The lengths by the dimensions' names.
@@ -192,7 +192,7 @@ def _given_shapes(
 
 
 def _lengths(graph_inputs: Sequence[ir.Value], given: Mapping[str, tuple[int | str, ...]]) -> dict[str, int]:
-    """Returns the lengths of the free dimensions that have names, by name; a name of several lengths says nothing."""
+    """Returns the lengths of named free dimensions, by name; without names that have several lengths."""
     said: dict[str, set[int]] = {}
     first: set[str] = set()
     for value in graph_inputs:
@@ -216,7 +216,7 @@ def _bound(
     shape: Sequence[int | str | ir.SymbolicDim],
     lengths: dict[str, int],
 ) -> int | ir.SymbolicDim:
-    """Returns the length of a dimension that has no name to find it by; some exporters write -1 for a free one."""
+    """Returns the length of an unnamed dimension; some exporters write -1 for a free one."""
     if isinstance(dim, int) and dim >= 0:
         return dim
     length = shape[axis]
@@ -229,7 +229,7 @@ def _bound(
 
 
 def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | None:
-    # Another name, or a formula of the exporter's, is left to shape inference.
+    # Other names, or formulas of the exporter, are left to shape inference.
     if isinstance(dim, int):
         return dim if dim >= 0 else None
     return lengths.get(dim.value or "")

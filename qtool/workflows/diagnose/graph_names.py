@@ -1,4 +1,4 @@
-"""Finds the node or tensor of a graph that the user means."""
+"""Finds a node or tensor of a graph by its name, or the end of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a name stands for.
+    """The target of a name.
 
     Attributes:
         node: the node of that name, or the one that makes the tensor; None for inputs of the model and constants.

@@ -1,4 +1,4 @@
-"""Describes what is in a model file, without its weights."""
+"""Describes a model file without reading its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtool.formats.weights.safetensors_header import read_header
 from qtool.formats.weights.sharded_index import read_index
 from qtool.workflows.diagnose.model_facts import DtypeFacts, GraphFacts, InspectReport, ProgramFacts, TensorFacts
 
-# How the safetensors format calls its element types, in the words of everyone else.
+# The usual names of the safetensors format's element types.
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "BF16": "bfloat16",
@@ -40,10 +40,10 @@ def inspect_model(
         input_shapes: lengths for the graph's free dimensions, for counting its work; without them a free first
             dimension is one sample.
         largest: how many of the largest tensors to name.
-        trust: what the file may run when it is opened.
+        trust: which code the file may run when it is opened.
 
     Raises:
-        FormatError: the file is missing, damaged or of no known kind.
+        FormatError: the file is missing, damaged or of an unknown kind.
         UsageError: a shape is given for an input that the graph does not have, or for a file without a graph.
     """
     detection = detect(path)

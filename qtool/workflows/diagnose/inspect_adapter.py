@@ -1,4 +1,4 @@
-"""Describes what is in an adapter."""
+"""Describes an adapter."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from qtool.lora.readers.adapter import Adapter, AdapterModule
 from qtool.lora.readers.reading import read_adapter
 
 _NORMS = {"lora_magnitude_vector", "dora_scale"}
-# Matrices whose first length is the rank.
+# Matrices whose first axis is the rank.
 _INNER = ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterTarget:
-    """Describes what changes one module.
+    """Describes the changes of one module.
 
     Attributes:
         module: its name in the base.
         parts: the shapes of the tensors by their roles.
         rank: as the settings or the tensors have it; None for kinds without.
-        scale: the factor in front of the product; None for kinds without.
+        scale: the factor of the product; None for kinds without.
     """
 
     module: str
@@ -37,12 +37,12 @@ class AdapterReport:
     Attributes:
         path: the file or folder.
         kind: such as ``"LoRA"``.
-        base_model: what it was trained on, where that is known.
-        rank: where no pattern says otherwise.
-        alpha: likewise.
+        base_model: its base model, where that is known.
+        rank: the default rank, without patterns.
+        alpha: the default alpha, without patterns.
         parameters: how many numbers it holds.
         targets: the modules that it changes.
-        replaced: whole parameters that it brings along.
+        replaced: whole parameters that it contains.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Analyses what a graph does as it runs: memory, the flow of a tensor, work, integers."""
+"""Analyses a graph: memory of activations, the flow of a tensor, multiply-adds, integer regions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AnalysisRequest:
     Attributes:
         model: an ONNX file.
         input_shapes: lengths for free dimensions; without them a free first one is one sample.
-        data: samples, in which sizes and ranges are measured.
+        data: samples to measure sizes and ranges on.
         statistics: a file of ``qtool calibrate``, which has ranges.
         memory: whether to follow the activations.
         flow: a tensor to follow, or the end of its name.

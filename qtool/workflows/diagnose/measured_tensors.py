@@ -1,4 +1,4 @@
-"""Runs a quantized model beside its own float form and measures single tensors and nodes."""
+"""Compares a quantized model with its own float form, for single tensors and nodes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from qtool.workflows.quantize.data_request import DataRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTime:
-    """How long one node runs, in onnxruntime's own measure.
+    """The run time of one node, from onnxruntime's profiler.
 
     Attributes:
         seconds: in the quantized model.
-        share: of all of that model's time, 0 to 1.
-        float_seconds: in the float model; None where it is part of another kernel there.
+        share: of that model's time, 0 to 1.
+        float_seconds: in the float model; None where it is fused into another kernel there.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class NodeTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What samples showed.
+    """The measurements.
 
     Attributes:
         errors: of tensors that become integers, by the tensor's name in the float model.
@@ -66,7 +66,7 @@ def measure(
 ) -> Measured:
     """Compares tensors with those of the same model without Q and DQ, and times every kernel of both.
 
-    The float form has the weights that the integers stand for, so that what is measured is the error of activations.
+    The float form has the dequantized weights, so that only the error of activations is measured.
 
     Args:
         model: the quantized model, which is not modified.

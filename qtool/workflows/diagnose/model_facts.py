@@ -1,4 +1,4 @@
-"""What ``inspect`` finds out about a model."""
+"""The results of ``inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the layers of a quantized model whose sums can overflow on the processor at hand, and says so."""
+"""Finds the layers of a quantized model whose sums can saturate on this processor, and warns of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtool.progress import Progress
 
 OVERFLOW_FIX = (
     "quantize the float model for this processor with --target auto, or for every x86 with --target x86; "
-    "a processor with VNNI computes this one rightly"
+    "a processor with VNNI computes this one correctly"
 )
 _MOST_NAMES = 3
 

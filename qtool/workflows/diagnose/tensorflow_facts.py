@@ -15,7 +15,7 @@ _IMAGE_AXES = 4
 
 
 def tensorflow_facts(path: Path, kind: str) -> tuple[ProgramFacts | None, list[TensorFacts]]:
-    """Returns what the model is, None for weights alone, and its weights where they can be told without its libraries.
+    """Returns the program, None for weights alone, and the weights where they can be read without TensorFlow.
 
     Raises:
         FormatError: the model is damaged.

@@ -1,4 +1,4 @@
-"""Determines how much of a quantized model onnxruntime runs on integers."""
+"""Verifies how much of a quantized model onnxruntime really runs on integers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def verify(model: Path, progress: Progress) -> VerifyReport:
 
 
 def check_coverage(report: VerifyReport, minimum: float) -> None:
-    """Holds the share of nodes on integers against a gate.
+    """Checks the share of nodes on integers against a gate.
 
     Raises:
         GateError: it is smaller than ``minimum``, 0 to 1, or sums can overflow here.

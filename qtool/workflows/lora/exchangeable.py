@@ -93,7 +93,7 @@ def exchange_facts(
     changes: Mapping[Path, Mapping[str, tuple[WeightedChange, ...]]],
     tensors: Mapping[str, torch.Tensor],
 ) -> list[MergedTarget]:
-    """Describes the weights that can be changed as the graph runs; the change is the largest of all adapters."""
+    """Describes the weights that can be changed at run time; the change is the largest of all adapters."""
     facts = []
     for name, places in exchangeable.places.items():
         steps = [step for found in changes.values() for step in found.get(name, ())]

@@ -56,7 +56,7 @@ class MergedOutput:
             base: the base.
             output: what was named; None for a name made of the base's and ``action``.
             output_dir: the folder of a result that was not named.
-            action: ``"merged"`` or the like.
+            action: the suffix of the name, such as ``"merged"``.
             force: whether a result that exists may be replaced.
 
         Raises:

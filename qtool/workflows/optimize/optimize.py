@@ -1,4 +1,4 @@
-"""Rewrites a graph so that it does the same with fewer nodes, and proves that it does."""
+"""Optimizes a graph, and checks that its outputs stay the same."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.data_request import DataRequest
 
 OPTIMIZED_SUFFIX = ".optimized.onnx"
-# How far outputs may be apart, as a share of the largest value: what rounding in another order makes of it.
+# The largest difference of outputs relative to the largest value, from rounding in another order.
 _TOLERANCES: Mapping[ir.DataType, float] = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 _USUAL_TOLERANCE = 1e-5
-# A model may be one that any other order of sums moves further: then so much more than onnxruntime moves it.
+# In models that amplify rounding, this multiple of the difference caused by onnxruntime's own optimizations.
 _NOISE_FACTOR = 5.0
 
 
@@ -83,7 +83,7 @@ class OptimizeReport:
         noise: how far onnxruntime's own rewriting moves the outputs of the model, where that had to be known.
         bytes_before: size of the model, with its data files.
         bytes_after: size of the result; None after a dry run.
-        turned: the inputs and outputs that have another layout; None where nobody asked for it.
+        turned: the inputs and outputs that have another layout; None where it was not requested.
     """
 
     model: Path

@@ -1,4 +1,4 @@
-"""Gets graphs of the models that a report is about, whatever their format."""
+"""Provides graphs of the models of a report, converted where necessary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtool.workflows.convert.model_source import ModelSource, save_graph
 def graphs_of(
     paths: Sequence[Path], source: ModelSource | None, data: Dataset, progress: Progress
 ) -> Iterator[tuple[Path, ...]]:
-    """Yields an ``.onnx`` file for each model: itself, or what it is converted to until the block ends.
+    """Yields an ``.onnx`` file for each model: itself, or its conversion, which exists until the block ends.
 
     Args:
         paths: the models.
@@ -32,11 +32,11 @@ def graphs_of(
         UsageError: there is nothing to convert for what ``source`` says, or no module for weights.
         InputError: a converted graph does not compute the same as its source.
     """
-    # A path that leads nowhere is told by whoever reads it.
+    # A missing file is reported when it is read.
     others = [path for path in paths if path.exists() and detect(path).format != "onnx"]
     if not others and source is not None and (source.architecture is not None or source.input_shapes is not None):
         raise UsageError(
-            "all models are graphs already: --model and --input-shape say nothing about them", fix="drop them"
+            "all models are graphs already: --model and --input-shape have no effect with them", fix="drop them"
         )
     with private_folder() as folder:
         made = {path: folder / f"{number}.onnx" for number, path in enumerate(others)}

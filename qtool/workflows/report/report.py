@@ -31,9 +31,9 @@ from qtool.workflows.report.graphs_to_compare import graphs_of
 from qtool.workflows.report.report_data import DataSource, OpenData, open_data, refuse_labels
 from qtool.workflows.report.report_layers import Inside, look_inside
 from qtool.workflows.report.report_outputs import Seen, run_over, usual_batch_size
-from qtool.workflows.report.report_times import Asked, Measurements, Models, measure
+from qtool.workflows.report.report_times import Measurements, Models, TimingOptions, measure
 
-# The condition that stands beside gates where sums can overflow.
+# The condition that is added to the gates where sums can overflow.
 SUMS_HOLD = "integer sums hold"
 
 
@@ -50,11 +50,11 @@ class ReportRequest:
         labels: the array with class indices; None takes ``_label`` where the data has it.
         batch_size: samples per run; None takes what the models fix, 1 where the data cannot be taken apart, or 16.
         limit: use only the first so many samples.
-        times: what is to be measured with a clock, and with how many threads.
-        metric: what judges the models at their task; None for no more than labels tell.
-        gates: what the report is judged by; those that cannot be judged are refused before anything runs.
-        baseline: an earlier report that it must not fall behind; None for none.
-        inside: whether the tensors inside are compared too.
+        times: the options of time measurements.
+        metric: the metric of the models' task; None for accuracy on labels only.
+        gates: conditions on the report; those that cannot be evaluated are refused before anything runs.
+        baseline: an earlier report to compare with; None for none.
+        inside: whether inner tensors are compared too.
         histograms: patterns of tensors to draw; without any, the worst ones are drawn.
     """
 
@@ -66,7 +66,7 @@ class ReportRequest:
     labels: str | None = None
     batch_size: int | None = None
     limit: int | None = None
-    times: Asked = field(default_factory=Asked)
+    times: TimingOptions = field(default_factory=TimingOptions)
     metric: Metric | None = None
     gates: tuple[Gate, ...] = ()
     baseline: Baseline | None = None
@@ -80,12 +80,12 @@ class ReportRequest:
 
 
 def compare(request: ReportRequest, progress: Progress = SILENT) -> Report:
-    """Runs all models over the data, side by side, and returns what was found.
+    """Runs all models over the data, side by side, and returns the report.
 
     Raises:
         InputError: a model is missing, they do not belong together, or the labels do not fit.
         FormatError: a model is damaged, or cannot be converted.
-        UsageError: names of datasets, labels, gates or baseline ask for what is not there.
+        UsageError: datasets, labels, gates or the baseline name something that does not exist.
         RuntimeRefusedError: onnxruntime does not load or run a model.
         CalibError: the data does not fit the models.
     """
@@ -104,7 +104,7 @@ def _judged(report: Report, request: ReportRequest) -> Report:
 
 
 def _judged_sums(report: Report) -> tuple[Verdict, ...]:
-    """Fails every model whose figures are not those that it has where sums do not overflow."""
+    """Fails every model whose sums overflow here, since its figures differ on other machines."""
     return tuple(
         Verdict(
             model=model.name,
@@ -119,11 +119,11 @@ def _judged_sums(report: Report) -> tuple[Verdict, ...]:
 
 
 def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence[Path], progress: Progress) -> Report:
-    """Compares the graphs in ``paths``, which the models of ``request`` are or became."""
+    """Compares the graphs in ``paths``, those of the models of ``request``."""
     asked = request.times
     names = display_names(request.models)
     sizes = [model_size(path) for path in paths]
-    # The float model may well be quantized itself, by another tool.
+    # The float model may itself be quantized, by another tool.
     overflowing = [warn_of_overflow(path, name, progress) for path, name in zip(paths, names, strict=True)]
     _tell_of_execution(paths, names, progress)
     group = open_group(paths, names, threads=asked.threads)
@@ -140,7 +140,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
             if entry.labels is not None and not found.accuracy and request.metric is None:
                 refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
             seen.append(found)
-    # Times do not depend on the values: the first dataset stands for all of them.
+    # Times do not depend on the values, so they are measured on the first dataset.
     first = seen[0]
     measured = measure(group, Models(tuple(paths), names), opened[0].data, first, asked, progress)
     inside = _inside(paths, opened[0].data, request, progress)
@@ -168,7 +168,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
 
 
 def _tell_of_execution(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
-    """Says where outputs are not those of a plain run on this machine."""
+    """Notes models whose outputs are not those of a plain run on this machine."""
     if any(map(file_draws, paths)):
         progress.note(DRAWN_ALIKE)
     for path, name in zip(paths, names, strict=True):
@@ -184,7 +184,7 @@ def _measured(
     measured: Measurements,
     batch_size: int,
 ) -> ModelReport:
-    """Returns what does not depend on the data."""
+    """Returns the figures that do not depend on the data."""
     return ModelReport(
         name=name,
         path=str(path),
@@ -207,7 +207,7 @@ def _comparisons(
     measured: Measurements,
     inside: Sequence[Inside],
 ) -> list[ModelComparison]:
-    """Puts what was found on one dataset beside what was measured."""
+    """Joins the figures of one dataset with the other measurements."""
     judged = [
         replace(
             model,

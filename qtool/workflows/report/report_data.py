@@ -1,4 +1,4 @@
-"""The datasets of a report: where they are, what they are called, and their labels."""
+"""The datasets of a report: their sources, names and labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DataSource:
 
     Attributes:
         source: what ``open_dataset`` takes.
-        name: what the report calls it; None for as much of the source as tells it from the others.
+        name: its name in the report; None for the shortest distinctive part of the source.
     """
 
     source: str
@@ -34,7 +34,7 @@ class DataSource:
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
-        """Reads ``NAME=SOURCE``, or a source alone; what exists under the whole text is a source alone."""
+        """Parses ``NAME=SOURCE``, or a source alone; an existing path is always a source alone."""
         found = _NAMED.fullmatch(text)
         if found is None or Path(text).exists():
             return cls(source=text)
@@ -56,13 +56,13 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenData:
-    """Data that is ready to be read.
+    """An opened dataset.
 
     Attributes:
-        name: what the report calls it.
+        name: its name in the report.
         source: where it is, as it was given.
         data: its samples.
-        labels: what they are; None where it has none.
+        labels: its labels; None where it has none.
     """
 
     name: str
@@ -80,10 +80,10 @@ def open_data(
         sources: where they are, at least one.
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where a dataset has it.
-        metric: what judges the models at their task, if anything.
+        metric: the metric of the models' task, if any.
 
     Raises:
-        UsageError: two have one name, or one lacks the labels that are asked for or that the metric needs.
+        UsageError: two have the same name, or one lacks requested labels or those that the metric needs.
         CalibError: there is no such data.
     """
     usual = display_names([Path(entry.source) for entry in sources])
@@ -108,7 +108,7 @@ def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
     """Reports that no output can be compared with the labels.
 
     Raises:
-        UsageError: they were asked for.
+        UsageError: they were requested.
     """
     why = "the models have no float output of the shape (samples, classes)"
     if given:
@@ -117,7 +117,7 @@ def refuse_labels(labels: Labels, *, given: bool, progress: Progress) -> None:
 
 
 def _labels_of(data: Dataset, asked: str | None, *, where: str) -> Labels | None:
-    """Returns the labels that are asked for, or those under the usual name, if any."""
+    """Returns the requested labels, or those with the default name, if any."""
     name = asked or _USUAL_LABELS
     values = data.array(name)
     if values is not None:

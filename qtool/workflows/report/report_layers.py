@@ -1,4 +1,4 @@
-"""Looks inside of a quantized model: how far each tensor is from the float model's, and where its values lie."""
+"""Layer-wise comparison: the error of each inner tensor of a quantized model, and histograms of its values."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Session
 
-# Every tensor of the graph is held at once: a sample at a time, and not many of them, will do.
+# Every tensor of the graph is held at once, so few samples run, one at a time.
 _SAMPLES = 16
 _WORST = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inside:
-    """What was found inside of one quantized model.
+    """The inner tensors of one quantized model.
 
     Attributes:
         layers: every tensor that both models have, in the order of the float model.
-        histograms: of the tensors that were asked for, or of the worst ones.
+        histograms: of the requested tensors, or of the worst ones.
     """
 
     layers: tuple[LayerFidelity, ...] = ()
@@ -50,7 +50,7 @@ class _Twin:
         tensor: its name in the float model.
         other: the name of its values, as floats, in the quantized model.
         operator: what makes it in the float model.
-        span: what its integers stand for; None where it has none.
+        span: the range of its integers; None where it has none.
     """
 
     tensor: str
@@ -73,8 +73,8 @@ def look_inside(
 
     Args:
         float_model: the float graph.
-        quantized_model: the graph that was made from it.
-        data: what to run them on.
+        quantized_model: its quantized graph.
+        data: the samples.
         limit: use only the first so many samples.
         histograms: patterns of tensor names to draw; without any, the worst quantized tensors are drawn.
         threads: threads inside an operator; 0 is one per core.
@@ -152,7 +152,7 @@ def _twins(original: ir.Model, quantized: ir.Model) -> list[_Twin]:
             span = _span(node)
             if quantize is not None and quantize.op_type == "QuantizeLinear" and quantize.inputs[0] and span:
                 stored[quantize.inputs[0].name] = (node.outputs[0].name or "", span)
-                # The model's own outputs keep their names behind DequantizeLinear.
+                # The model's own outputs keep their names after DequantizeLinear.
                 stored[node.outputs[0].name] = (node.outputs[0].name or "", span)
     found = []
     for node in original.graph:
@@ -169,7 +169,7 @@ def _twins(original: ir.Model, quantized: ir.Model) -> list[_Twin]:
 
 
 def _span(node: ir.Node) -> Span | None:
-    """Returns what the lowest and the highest integer stand for; None where there is a scale a channel."""
+    """Returns the range of the integers; None where there is a scale per channel."""
     source, scale = node.inputs[0], constant_array(node.inputs[1])
     zero_value = node.inputs[2] if len(node.inputs) > 2 else None
     zero = np.zeros((), np.uint8) if zero_value is None else constant_array(zero_value)

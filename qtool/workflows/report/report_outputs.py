@@ -26,7 +26,7 @@ _USUAL_BATCH_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the pass leaves behind.
+    """The result of the pass.
 
     Attributes:
         fidelity: how close the outputs of each quantized model are to those of the float model.
@@ -113,9 +113,9 @@ def run_over(
 
 
 def usual_batch_size(inputs: Sequence[TensorSpec], datasets: Sequence[Dataset]) -> int:
-    """Returns how many samples per run takes where nobody says: what the model fixes, or a few.
+    """Returns the default batch size: the model's, or a few samples.
 
-    Where the arrays of a dataset are whole inputs that cannot be taken apart, it is one.
+    Where the arrays of a dataset are whole inputs that cannot be divided, it is one.
 
     Raises:
         CalibError: the data does not fit the inputs.

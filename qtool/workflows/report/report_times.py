@@ -1,4 +1,4 @@
-"""Everything about a report's models that is measured with a clock or from outside of the process."""
+"""Measures latency, throughput, cold start and memory of a report's models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qtool.reporting.model import GridPoint
 from qtool.runtime.profile import OperatorTime, operator_seconds
 from qtool.workflows.report.report_outputs import Seen
 
-# Batches take long and vary little: fewer rounds of them will do.
+# Batches take long and vary little, so that fewer rounds are enough.
 _MOST_BATCH_ROUNDS = 10
 
 
@@ -27,7 +27,7 @@ class Models:
 
     Attributes:
         paths: their graphs.
-        names: what the report calls them.
+        names: their names in the report.
     """
 
     paths: tuple[Path, ...]
@@ -35,17 +35,17 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is to be measured.
+class TimingOptions:
+    """The options of time measurements.
 
     Attributes:
         threads: threads inside an operator; 0 is one per core.
         rounds: rounds of the latency measurement; throughput takes 10 of them at most.
         latency: whether to measure it.
         cold_start: whether to measure the time to the first result in fresh processes.
-        profile: whether to look where the time goes.
-        batch_sizes: sizes of batches to time beside; without any, 1 where there are numbers of threads.
-        thread_counts: numbers of threads to time beside; without any, ``threads`` where there are sizes.
+        profile: whether to profile operators.
+        batch_sizes: further batch sizes to time; without any, 1 where there are numbers of threads.
+        thread_counts: further numbers of threads to time; without any, ``threads`` where there are sizes.
     """
 
     threads: int = 0
@@ -59,15 +59,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """What was measured, one entry per model, the float model's first; ``grid`` has none of the float model.
+    """The measurements, one entry per model, the float model's first; ``grid`` has none of the float model.
 
     Attributes:
-        sample: seconds of a run on one sample; empty where the latency was not asked for.
-        batch: seconds of a run on a batch; likewise.
+        sample: seconds of a run on one sample; empty where the latency was not requested.
+        batch: seconds of a run on a batch; empty where the latency was not requested.
         memory: peaks.
-        cold_start: milliseconds to the first result; None where it was not asked for.
-        operators: where the time goes; empty where it was not asked for.
-        grid: the times in every other setting; empty where none was asked for.
+        cold_start: milliseconds to the first result; None where it was not requested.
+        operators: times by operator; empty where they were not requested.
+        grid: the times in every other setting; empty where none was requested.
     """
 
     sample: tuple[Times, ...]
@@ -83,13 +83,13 @@ def measure(
     models: Models,
     data: Dataset,
     seen: Seen,
-    asked: Asked,
+    asked: TimingOptions,
     progress: Progress,
 ) -> Measurements:
-    """Measures what is asked for.
+    """Runs the requested measurements.
 
     Raises:
-        UsageError: the data has fewer samples than a batch that is to be timed.
+        UsageError: the data has fewer samples than a batch to time.
         RuntimeRefusedError: onnxruntime does not run a model.
         CalibError: a model fixes its batch to another size.
     """
@@ -131,14 +131,16 @@ def _memories(models: Models, sample: Feed, threads: int, progress: Progress) ->
     return tuple(memory)
 
 
-def _cold_starts(models: Models, sample: Feed, asked: Asked, progress: Progress) -> tuple[Interval | None, ...]:
+def _cold_starts(models: Models, sample: Feed, asked: TimingOptions, progress: Progress) -> tuple[Interval | None, ...]:
     if not asked.cold_start:
         return (None,) * len(models.paths)
     with progress.task("starting cold", STARTS * len(models.paths)) as advance:
         return cold_starts(models.paths, sample, threads=asked.threads, advance=advance)
 
 
-def _profiles(models: Models, sample: Feed, asked: Asked, progress: Progress) -> tuple[tuple[OperatorTime, ...], ...]:
+def _profiles(
+    models: Models, sample: Feed, asked: TimingOptions, progress: Progress
+) -> tuple[tuple[OperatorTime, ...], ...]:
     if not asked.profile:
         return ((),) * len(models.paths)
     found = []
@@ -149,7 +151,7 @@ def _profiles(models: Models, sample: Feed, asked: Asked, progress: Progress) ->
     return tuple(found)
 
 
-def _grid(models: Models, data: Dataset, asked: Asked, progress: Progress) -> tuple[tuple[GridPoint, ...], ...]:
+def _grid(models: Models, data: Dataset, asked: TimingOptions, progress: Progress) -> tuple[tuple[GridPoint, ...], ...]:
     """Times all models in turns in every setting."""
     points: list[list[GridPoint]] = [[] for _ in models.paths[1:]]
     if not asked.batch_sizes and not asked.thread_counts:

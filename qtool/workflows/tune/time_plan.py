@@ -35,7 +35,7 @@ _ROUNDS = 9
 
 
 class Stage(IntEnum):
-    """How much stays float for time."""
+    """How much of the model stays float for speed."""
 
     NOTHING = 0
     SLOW_LAYERS = 1
@@ -45,7 +45,7 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where a search takes times from.
+    """The source of the times of a search.
 
     Attributes:
         profile: the cost of kernels; None to time them on this machine, with the model's own layers and the result.
