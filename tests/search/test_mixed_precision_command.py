@@ -119,7 +119,7 @@ def test_a_second_run_writes_the_same(run: Callable[..., Any], model: Path, data
         (("--min-agreement", "95"), "no share from 0 to 1"),
         (("--max-drop", "little"), "no share from 0 to 1"),
         (("--min-sqnr", "nan"), "no number of decibels"),
-        (("--time-budget", "5", "--max-float", "0"), "there is none"),
+        (("--time-budget", "5", "--max-float", "0"), "has no effect without a search"),
         (("--max-float", "much"), "no share from 0 to 1"),
         (("--max-float", "10%", "--min-sqnr", "20"), "both say"),
         (("--min-sqnr", "20", "--scheme", "dynamic"), "says nothing to the scheme dynamic"),
