@@ -144,7 +144,7 @@ def test_wrong_settings_name_the_file_the_key_and_the_way_out(read: Read, text: 
 
 
 def test_tool_qtool_must_be_a_table(read: Read) -> None:
-    with pytest.raises(UsageError, match="no table"):
+    with pytest.raises(UsageError, match="is not a table"):
         read("[tool]\nqtool = 1\n", "pyproject.toml")
 
 
