@@ -18,6 +18,7 @@ _LEAST_DB_OF_FLOATS = 110.0
 _DB_BETWEEN_MACHINES, _PERCENT_BETWEEN_MACHINES = 1, 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_kind_of_operator_stays_near_to_torch_on_the_integers_that_the_table_tells(
     kind: Kind, tmp_path: Path

@@ -52,6 +52,7 @@ def _jobs(ci_guide: str) -> dict[str, Any]:
     return {name: yaml.safe_load(text) for name, text in blocks}
 
 
+@pytest.mark.slow
 def test_the_github_job_leaves_models_a_report_and_a_summary(ci_guide: str, clone: Path, job: Job) -> None:
     steps = _jobs(ci_guide)[".github/workflows/model.yml"]["jobs"]["check"]["steps"]
     (line,) = [step["run"] for step in steps if step.get("run", "").startswith("sh ")]

@@ -55,6 +55,7 @@ def test_the_data_is_small_and_complete(root: Path) -> None:
         assert not [image for image in evaluation["image"] if image.tobytes() in seen]
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_makes_the_model_read_inverted_digits(clone: Path, python: Python) -> None:
     result = python("samples/02_merge_adapter.py")
     assert result.returncode == 0, result.stderr
