@@ -32,7 +32,7 @@ def verify(
 
     With --target also whether a machine takes the model as it is: exits with 1 if not.
     """
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json
     from qtool.workflows.diagnose.verify import check_coverage

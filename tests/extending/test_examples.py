@@ -181,7 +181,7 @@ def test_a_weight_algorithm_lowers_the_error_of_products(extend: Callable[[str],
 
     def error(*algorithms: str) -> float:
         rounding = WeightRounding([layer], {"product": (inputs.T @ inputs)[np.newaxis]}, algorithms=algorithms)
-        found = rounding(weight, plan, bias=None, orders=())
+        found = rounding(weight, plan, bias=None)
         assert np.abs(found.integers).max() <= 127
         return float(np.linalg.norm(inputs @ (dequantize(found.integers, found.params) - weight)))
 

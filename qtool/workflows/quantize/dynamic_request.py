@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.backends.onnxruntime_cpu.coverage import Coverage
-from qtool.backends.onnxruntime_cpu.this_machine import scheme_here
+from qtool.backends.this_machine import scheme_here
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtool.atomic import staged
-from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.backends.registry import backend_named
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -63,7 +63,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         weights = quantize_dynamically(model, plan)
         tables = with_tables(model, request.selection)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
-        ResidualSums()(model)
+        backend_named(request.scheme.backend).finish(model, request.scheme)
         checked = write_and_check(
             model,
             original,
