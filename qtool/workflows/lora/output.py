@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from qtool.lora.merge.ties import untie_config
 if TYPE_CHECKING:
     import torch
 
-    Change = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
+    from qtool.formats.base import Change
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors", ".onnx", ".h5", ".msgpack", ".gguf", ".data")
