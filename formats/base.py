@@ -101,7 +101,7 @@ class GraphFormat(GraphSource, Protocol):
 
 
 class WeightsSource(Format, Protocol):
-    """Reads tensors by name, and the torch module that they belong to where the file holds it.
+    """Reads tensors by name.
 
     Attributes:
         holds: tells the kinds of formats apart.
@@ -132,6 +132,24 @@ class WeightsFormat(WeightsSource, Protocol):
 
         Raises:
             FormatError: the format cannot hold one of them.
+        """
+        ...
+
+
+class ProgramSource(Format, Protocol):
+    """Reads the programs of torch together with their weights.
+
+    Attributes:
+        holds: tells the kinds of formats apart.
+    """
+
+    holds: ClassVar[Literal["program"]]
+
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
+        """Reads the program as the module of its weights.
+
+        Raises:
+            FormatError: the file is not of this format, damaged, or would do more than ``trust`` allows.
         """
         ...
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from qtool.formats.base import GraphFormat, GraphSource, TensorFlowSource, WeightsFormat, WeightsSource
+    from qtool.formats.base import (
+        GraphFormat,
+        GraphSource,
+        ProgramSource,
+        TensorFlowSource,
+        WeightsFormat,
+        WeightsSource,
+    )
+
+    Source = GraphSource | WeightsSource | ProgramSource | TensorFlowSource
 
 FORMATS: dict[str, str] = {
     "torch": "qtool.formats.torch.torch_checkpoint:TorchCheckpoint",
@@ -36,7 +45,7 @@ def names() -> tuple[str, ...]:
     return (*FORMATS, *SOURCES)
 
 
-def load_source(name: str) -> GraphSource | WeightsSource | TensorFlowSource:
+def load_source(name: str) -> Source:
     """Returns the format called ``name``, one that can be written or not; otherwise as ``load``.
 
     Raises:
@@ -44,7 +53,7 @@ def load_source(name: str) -> GraphSource | WeightsSource | TensorFlowSource:
     """
     if name not in SOURCES:
         return load(name)
-    found: GraphSource | WeightsSource | TensorFlowSource = _imported(SOURCES[name])
+    found: Source = _imported(SOURCES[name])
     return found
 
 

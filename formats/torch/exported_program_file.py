@@ -16,7 +16,7 @@ from qtool.formats.trust import NO_TRUST, Trust, check_trusted
 class ExportedProgramFile:
     """Reads ``.pt2`` files."""
 
-    holds: ClassVar[Literal["weights"]] = "weights"
+    holds: ClassVar[Literal["program"]] = "program"
 
     def recognize(self, file: Candidate) -> Recognized | None:
         """Recognizes zip files with the graph of a program."""

@@ -29,7 +29,7 @@ _NEWEST_OPSET = 20
 class TorchScriptFile:
     """Reads programs of torch.jit.save."""
 
-    holds: ClassVar[Literal["weights"]] = "weights"
+    holds: ClassVar[Literal["program"]] = "program"
 
     def recognize(self, file: Candidate) -> Recognized | None:
         """Recognizes zip files with the code of a program."""

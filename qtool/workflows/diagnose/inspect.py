@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qtool.errors import UsageError
 from qtool.formats import registry
-from qtool.formats.base import SeveralFiles, WeightsSource
+from qtool.formats.base import ProgramSource, SeveralFiles, WeightsSource
 from qtool.formats.detect import Detection, detect
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.safetensors_header import read_header
@@ -79,7 +79,7 @@ def inspect_model(
 
 
 def _inspect_weights(
-    path: Path, detection: Detection, found: WeightsSource, largest: int, trust: Trust
+    path: Path, detection: Detection, found: WeightsSource | ProgramSource, largest: int, trust: Trust
 ) -> InspectReport:
     weights = found.read(path, trust)
     tensors = [

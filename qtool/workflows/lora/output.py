@@ -138,6 +138,8 @@ def _default(base: BaseWeights, output_dir: Path | None, action: str) -> Path:
     if base.folder is not None:
         return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{action}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
+    if not _is_weights_name(f"base{ending}"):
+        ending = SafetensorsFile.suffix
     return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{action}{ending}"
 
 
