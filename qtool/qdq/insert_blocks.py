@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 
 import numpy as np
 import onnx_ir as ir
@@ -13,22 +12,16 @@ from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
 from qtool.qdq.packed_blocks import packed, packed_weight
+from qtool.schemes import WeightFormat
 from qtool.weights.block_quantization import BlockGrid, BlockWeight
 
 DOMAIN = "com.microsoft"
-# MatMulNBits knows no longer blocks everywhere, and no weights without blocks: one scale an output is repeated for each.
+# MatMulNBits has no weights without blocks: one scale an output is repeated for blocks that every version computes.
 _BLOCK_OF_CHANNELS = 128
 _STORED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _STORED_SYMMETRIC = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 # The first opset whose DequantizeLinear has blocks and 4 bits.
 BLOCK_OPSET = 21
-
-
-class WeightFormat(StrEnum):
-    """How integers of weights are written."""
-
-    NBITS = "nbits"
-    QDQ = "qdq"
 
 
 def insert_blocks(

@@ -19,7 +19,8 @@ def packed(integers: Integers, bits: int) -> Integers:
     filled = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, missing)])
     grouped = filled.reshape(*filled.shape[:-1], -1, per_byte)
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
-    return np.bitwise_or.reduce(grouped << shifts, axis=-1, dtype=np.uint8)
+    stored: Integers = np.bitwise_or.reduce(grouped << shifts, axis=-1, dtype=np.uint8)
+    return stored
 
 
 def unpacked(stored: Integers, bits: int, count: int) -> Integers:

@@ -75,7 +75,8 @@ class BlockWeight:
         """Returns the weights that the integers stand for, float32, (outputs, inputs)."""
         inputs = self.integers.shape[1]
         steps = self.integers.astype(np.float32) - per_input(self.zero_points, self.grid, inputs).astype(np.float32)
-        return steps * per_input(self.scales, self.grid, inputs)
+        floats: Matrix = steps * per_input(self.scales, self.grid, inputs)
+        return floats
 
 
 def per_input(values: npt.NDArray[Any], grid: BlockGrid, inputs: int) -> npt.NDArray[Any]:

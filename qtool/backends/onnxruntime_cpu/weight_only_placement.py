@@ -1,4 +1,4 @@
-"""Weight-only quantization on onnxruntime's CPU provider: chooses the layers whose weights become integers in blocks."""
+"""Weight-only quantization on onnxruntime's CPU provider: chooses the layers whose weights become integers."""
 
 from __future__ import annotations
 
