@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.constants import add_constant, is_transposed
+from qtool.graph.constants import add_constant, constant_array, has_rows_of_outputs, reads_rows
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
@@ -69,12 +69,21 @@ class _Writer:
         """Replaces all layers that read one weight by MatMulNBits, which share the packed tensor."""
         weight = _with_blocks(weight)
         grid, (outputs, inputs) = weight.grid, weight.integers.shape
-        stored = self._constant(value, "quantized", packed_weight(weight))
-        turned = is_transposed(readers[0])
+        tables = [node for node in readers if reads_rows(node)]
+        integers = packed(weight.integers, grid.bits) if tables else packed_weight(weight)
+        stored = self._constant(value, "quantized", integers)
+        turned = has_rows_of_outputs(readers[0])
         record_steps(stored, value, *(() if turned else (Rearranged(shape=(inputs, outputs), order=(1, 0)),)))
         scales = self._constant(value, "scales", weight.scales)
         zeros = None if grid.symmetric else self._constant(value, "zero_points", packed(weight.zero_points, grid.bits))
-        for node in readers:
+        for node in tables:
+            self._table(node, stored, scales, zeros, grid, inputs)
+        if tables and len(tables) < len(readers):
+            # One tensor serves both where rows are whole blocks.
+            whole = inputs % grid.length(inputs) == 0
+            blocks = self._constant(value, "blocks", packed_weight(weight)) if not whole else None
+            stored = blocks or self._in_blocks(stored, outputs, scales)
+        for node in [node for node in readers if node not in tables]:
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             given = [node.inputs[0], stored, scales, zeros, None, bias]
             while given[-1] is None:
@@ -93,10 +102,44 @@ class _Writer:
             )
         self._drop(value)
 
+    def _table(
+        self,
+        node: ir.Node,
+        stored: ir.Value,
+        scales: ir.Value,
+        zeros: ir.Value | None,
+        grid: BlockGrid,
+        columns: int,
+    ) -> None:
+        """Replaces a Gather of rows by GatherBlockQuantized."""
+        given = [stored, node.inputs[1], scales, *(() if zeros is None else (zeros,))]
+        attributes = {
+            "bits": grid.bits,
+            "block_size": grid.length(columns),
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
+        rows = ir.node("GatherBlockQuantized", given, attributes, domain=DOMAIN, name=node.name)
+        rows.metadata_props.update(node.metadata_props)
+        ir.convenience.replace_nodes_and_values(self._graph, node, [node], [rows], list(node.outputs), rows.outputs)
+
+    def _in_blocks(self, table: ir.Value, outputs: int, scales: ir.Value) -> ir.Value:
+        """Returns the packed rows of a table in the shape in which MatMulNBits reads them; they stay one tensor."""
+        stored, blocks = constant_array(table), constant_array(scales)
+        if stored is None or blocks is None:
+            raise AssertionError("both have just been stored")
+        shape = np.array([outputs, blocks.shape[1], stored.size // blocks.size], np.int64)
+        target = add_constant(self._graph, f"{table.name}_block_shape", shape, names=self._names)
+        node = ir.node("Reshape", [table, target], name=self._names.for_node(f"{table.name}_Reshape"))
+        node.outputs[0].name, node.outputs[0].dtype = self._names.free(f"{table.name}_blocks"), ir.DataType.UINT8
+        node.outputs[0].shape = ir.Shape(shape.tolist())
+        self._graph.insert_before(self._graph[0], node)
+        return node.outputs[0]
+
     def dequantized(self, readers: Sequence[ir.Node], value: ir.Value, weight: BlockWeight) -> None:
         """Lets all layers that read one weight read a DequantizeLinear of its integers."""
         grid, (outputs, inputs) = weight.grid, weight.integers.shape
-        turned = is_transposed(readers[0])
+        turned = has_rows_of_outputs(readers[0])
         integers, scales, zeros = weight.integers, weight.scales, weight.zero_points
         kind = _STORED[grid.bits]
         if grid.symmetric:
@@ -119,7 +162,7 @@ class _Writer:
         floats.shape = ir.Shape((outputs, inputs) if turned else (inputs, outputs))
         self._graph.insert_before(min(readers, key=self._order.__getitem__), node)
         for reader in readers:
-            reader.replace_input_with(1, floats)
+            reader.replace_input_with(0 if reads_rows(reader) else 1, floats)
         self._drop(value)
 
     def _constant(self, value: ir.Value, role: str, array: np.ndarray) -> ir.Value:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
-from qtool.graph.constants import constant_array, is_transposed
+from qtool.graph.constants import constant_array, has_rows_of_outputs
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
@@ -91,12 +91,12 @@ def guided_by_inputs(
 
 
 def matrix_of(model: ir.Model, name: str) -> Matrix:
-    """Returns the weight of MatMul or Gemm layers, float32, (outputs, inputs)."""
+    """Returns a weight of layers, or an embedding table, float32, (outputs, inputs) or (rows, columns)."""
     value = model.graph.initializers[name]
     array = constant_array(value)
     if array is None:
         raise AssertionError(f"the plan takes {name} for a weight")
-    turned = any(is_transposed(use.node) for use in value.uses())
+    turned = any(has_rows_of_outputs(use.node) for use in value.uses())
     return np.ascontiguousarray(array if turned else array.T)
 
 

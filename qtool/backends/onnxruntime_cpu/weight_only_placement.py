@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
 from qtool.backends.qdq_placement.layers import product_reason
-from qtool.graph.constants import is_constant, is_transposed
+from qtool.graph.constants import has_rows_of_outputs, is_constant, is_transposed, reads_rows
 from qtool.plan import BlockPlan, Skipped, WeightOnlyPlan
 from qtool.weights.block_quantization import BlockGrid
 
+# Smaller tables are not worth it.
+_SMALLEST_TABLE_BYTES = 1 << 16
 _PRODUCTS = ("MatMul", "Gemm")
 _OTHERS = {
     "Conv": "onnxruntime has no kernel for convolutions with 8-bit or narrower weights and float activations",
@@ -31,6 +33,8 @@ def place_weights(graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir
     """
     readers: dict[ir.Value, list[ir.Node]] = {}
     skipped = []
+    for table, gathers in _tables(graph, reason_to_skip):
+        readers[table] = gathers
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.domain != "" or (node.op_type not in _PRODUCTS and node.op_type not in _OTHERS):
             continue
@@ -51,6 +55,24 @@ def place_weights(graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir
     return WeightOnlyPlan(weights=plans, layers=chosen, skipped=tuple(skipped))
 
 
+def _tables(
+    graph: ir.Graph, reason_to_skip: Callable[[ir.Node], str | None]
+) -> Iterator[tuple[ir.Value, list[ir.Node]]]:
+    """Yields embedding tables with the nodes that pick rows of them; only Gemm may read the same weights."""
+    for value in graph.initializers.values():
+        stored = value.const_value
+        if not is_constant(value) or stored is None or stored.dtype != ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        if len(stored.shape) != 2 or stored.nbytes < _SMALLEST_TABLE_BYTES:
+            continue
+        gathers = [use.node for use in value.uses() if use.idx == 0 and reads_rows(use.node)]
+        others = [use.node for use in value.uses() if use.node not in gathers]
+        if not gathers or not all(is_transposed(node) for node in others):
+            continue
+        if all(node.graph is graph and reason_to_skip(node) is None for node in gathers):
+            yield value, gathers
+
+
 def _names(plans: dict[str, BlockPlan]) -> set[str]:
     return {name for plan in plans.values() for name in plan.nodes}
 
@@ -65,6 +87,6 @@ def _reason_by_form(node: ir.Node, readers: dict[ir.Value, list[ir.Node]]) -> st
         return "its weights are no matrix"
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weights are {weight.dtype}, not float32"
-    if weight in readers and is_transposed(readers[weight][0]) != is_transposed(node):
+    if weight in readers and has_rows_of_outputs(readers[weight][0]) != has_rows_of_outputs(node):
         return "another layer reads the same weights the other way round"
     return product_reason(node)
