@@ -31,10 +31,8 @@ def place_weights(graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir
         grid: which integers weights become.
         reason_to_skip: returns why a layer is excluded, or None when it is not.
     """
-    readers: dict[ir.Value, list[ir.Node]] = {}
+    readers = dict(_tables(graph, reason_to_skip))
     skipped = []
-    for table, gathers in _tables(graph, reason_to_skip):
-        readers[table] = gathers
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.domain != "" or (node.op_type not in _PRODUCTS and node.op_type not in _OTHERS):
             continue
