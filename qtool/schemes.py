@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeAlias
 
 from qtool.calib.grid import Grid
-from qtool.weights.block_quantization import BlockGrid
+from qtool.weights.block_choices import WeightFormat
+from qtool.weights.block_grid import BlockGrid
 
 U8 = Grid(bits=8, signed=False, symmetric=False)
 U8_SYMMETRIC = Grid(bits=8, signed=False, symmetric=True)
@@ -87,13 +87,6 @@ class DynamicScheme:
         """The scheme in words, such as ``u8 dynamic activations, s8 symmetric per-channel weights``."""
         spread = "per-channel" if self.per_channel else "per-tensor"
         return f"u8 dynamic activations, {_described(self.weights)} {spread} weights"
-
-
-class WeightFormat(StrEnum):
-    """How the integers of weight-only quantization are written."""
-
-    NBITS = "nbits"
-    QDQ = "qdq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from qtool.backends.execution import Execution
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_quantization import BlockGrid
+from qtool.weights.block_grid import BlockGrid
 
 Place: TypeAlias = Callable[[ir.Graph, Scheme, NodeSelection, Mapping[str, str], Mapping[str, str]], Plan]
 

@@ -12,7 +12,7 @@ from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_quantization import BlockGrid
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

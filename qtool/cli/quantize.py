@@ -34,6 +34,7 @@ from qtool.cli.options.scheme import (
     WeightsSymmetricOption,
     WeightTypeOption,
 )
+from qtool.cli.options.scheme_parameters import refuse_other_options
 from qtool.cli.options.search import (
     BiasCorrectionOption,
     CleOption,
@@ -78,9 +79,8 @@ from qtool.cli.options.weight_only import (
     block_method,
     weight_only_scheme,
 )
-from qtool.cli.scheme_parameters import refuse_other_options
 from qtool.errors import UsageError
-from qtool.schemes import WeightFormat
+from qtool.weights.block_choices import WeightFormat
 from qtool.workflows.tune.efforts import Effort
 
 
@@ -156,7 +156,7 @@ def quantize(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Quantizes a model (PTQ): static INT8 in QDQ form, dynamic, or weights alone (4, 8 or 2 bits).
+    """Quantizes a model to INT8 (PTQ), or its weights to 2-8 bits.
 
     Post-training quantization: ranges come from calibration data. Corrections (GPTQ, SmoothQuant, cross-layer
     equalization, ...) are kept by default ("auto") where fake quantization shows that they help.

@@ -9,16 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qtool.weights.block_quantization import (
-    BlockGrid,
-    BlockWeight,
-    Floats,
-    Matrix,
-    grid_of,
-    in_blocks,
-    round_blocks,
-    with_scales,
-)
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight, Floats, Matrix, grid_of, in_blocks, round_blocks, with_scales
 
 # Fractions of a block's range that are tried; with few bits much is worth clipping.
 _SHARES = np.linspace(1.0, 0.5, 21)

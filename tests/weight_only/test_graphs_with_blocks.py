@@ -15,10 +15,11 @@ from qtool.plan import WeightOnlyPlan
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.runtime.graphs import open_graph
-from qtool.schemes import WeightFormat
 from qtool.search.block_rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
-from qtool.weights.block_quantization import BlockGrid, BlockWeight
+from qtool.weights.block_choices import WeightFormat
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight
 from qtool.workflows.quantize.prepare import prepare
 
 _NETWORK = """

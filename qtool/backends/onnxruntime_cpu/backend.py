@@ -19,7 +19,7 @@ from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_quantization import BlockGrid
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from qtool.cli.options.groups import WEIGHT_ONLY
 from qtool.errors import UsageError
-from qtool.schemes import Scheme, WeightFormat, WeightOnlyScheme
-from qtool.weights.block_methods import BlockMethod
-from qtool.weights.block_quantization import BlockGrid
+from qtool.weights.block_choices import BlockMethod, WeightFormat
+
+if TYPE_CHECKING:
+    from qtool.schemes import Scheme, WeightOnlyScheme
 
 DEFAULT_BITS = 4
 _DEFAULT_BLOCK = 32
@@ -65,6 +66,8 @@ def weight_only_scheme(
         UsageError: there is no such scheme.
     """
     from qtool.backends.registry import backend_named
+    from qtool.schemes import WeightOnlyScheme
+    from qtool.weights.block_grid import BlockGrid
 
     if not backend_named(target.backend).runs_weight_only:
         raise UsageError(

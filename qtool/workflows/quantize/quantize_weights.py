@@ -17,8 +17,7 @@ from qtool.planning import build_weight_only_plan
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.schemes import WeightFormat
-from qtool.weights.block_methods import BlockMethod
+from qtool.weights.block_choices import BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples

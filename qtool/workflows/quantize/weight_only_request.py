@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qtool.plan import WeightOnlyPlan
 from qtool.schemes import WeightOnlyScheme
-from qtool.weights.block_methods import BlockMethod
+from qtool.weights.block_choices import BlockMethod
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 
 

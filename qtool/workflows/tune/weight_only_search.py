@@ -12,11 +12,11 @@ from qtool.metrics.latency import paired_ratio
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
-from qtool.schemes import WeightFormat, WeightOnlyScheme
+from qtool.schemes import WeightOnlyScheme
 from qtool.search.block_rounding import guided_by_inputs, least_squares, rounded_to_nearest
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
-from qtool.weights.block_methods import BlockMethod
+from qtool.weights.block_choices import BlockMethod, WeightFormat
 from qtool.weights.block_quantization import BlockWeight
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.weight_only_request import Attempt

@@ -1,4 +1,4 @@
-"""The methods that choose integers and scales of blocks."""
+"""What there is to choose from for weights in blocks; names alone, which options show."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ class BlockMethod(StrEnum):
     RTN = "rtn"
     MSE = "mse"
     GPTQ = "gptq"
+
+
+class WeightFormat(StrEnum):
+    """How integers of weights are written: as onnxruntime's MatMulNBits, or as DequantizeLinear of opset 21."""
+
+    NBITS = "nbits"
+    QDQ = "qdq"
