@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from qtool.formats.containers.pickle_scan import PICKLE_HEADS, PickleScan, StoredBytes, scan_pickle
+from qtool.formats.containers.zip_layout import Defect, first_bytes, open_zip, read_member, unpacked, zip_defects
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.torch.exported_program_audit import audit_program_json
-from qtool.formats.torch.pickle_scan import PICKLE_HEADS, PickleScan, StoredBytes, scan_pickle
 from qtool.formats.torch.torch_zip import TorchZip, ZipKind, torch_zip
-from qtool.formats.zip_layout import Defect, first_bytes, open_zip, read_member, unpacked, zip_defects
 
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20

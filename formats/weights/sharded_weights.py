@@ -11,12 +11,12 @@ from qtool.formats import registry
 from qtool.formats.audit import audit
 from qtool.formats.base import Weights
 from qtool.formats.candidate import Candidate, Recognized
+from qtool.formats.containers.pickle_globals import Meaning
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
 from qtool.formats.onnx.external_data import OutsideError
-from qtool.formats.torch.pickle_globals import Meaning
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, is_index, read_index
