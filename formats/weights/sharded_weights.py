@@ -82,15 +82,27 @@ class ShardedWeights:
         return Weights(tensors=tensors, metadata=_merged(path, index, trust).metadata, source=source)
 
 
+def read_shard(shard: Path, index: Path, trust: Trust) -> Weights:
+    """Reads one of the files that ``index`` names.
+
+    Raises:
+        FormatError: it is damaged, holds no weights by name, or would do more than ``trust`` allows.
+    """
+    detection = detect(shard)
+    found = registry.load_source(detection.format)
+    if found.holds != "weights":
+        raise FormatError(
+            f"{shard}, which {index} names, is {detection.detail} instead of weights", fix="save the weights again"
+        )
+    return found.read(shard, trust)
+
+
 def _merged(path: Path, index: ShardIndex, trust: Trust) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     listed = {name for names in index.shards.values() for name in names}
     for shard, names in index.shards.items():
-        found = registry.load(detect(shard).format)
-        if found.holds != "weights":
-            raise FormatError(f"{shard}, which {path} names, holds no weights", fix="save the weights again")
-        held = found.read(shard, trust)
+        held = read_shard(shard, path, trust)
         missing = [name for name in names if name not in held.tensors]
         if missing:
             raise FormatError(
