@@ -58,7 +58,7 @@ def test_a_missing_file_or_tensor_is_named(run: Any, sharded: Path) -> None:
 
 
 def test_a_program_among_the_files_is_named(run: Any, sharded: Path) -> None:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2).eval(), torch.ones(1, 2)), "net-2.bin")
+    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1, 2)), "net-2.bin")
     result = run(sharded.name, "--to", "pth")
     assert result.exit_code == 2
     assert "net-2.bin, which net.safetensors.index.json names, is TorchScript instead of weights" in result.stderr
