@@ -74,8 +74,8 @@ def interleaved_times(
 ) -> tuple[Times, ...]:
     """Times every run once a round, in turns, and returns the seconds of each, of the shape (rounds,).
 
-    Changing load on the machine thus affects all runs alike. The order is reversed every round, so that none is always
-    first. A short run is repeated within its turn and the mean counts.
+    Load that comes and goes on the machine meets all runs alike that way. The order turns around every round, so that
+    none is always first. A short run is repeated within its turn and the mean counts.
 
     Args:
         runs: what to time.
