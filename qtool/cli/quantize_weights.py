@@ -67,12 +67,12 @@ def _show_report(console: Console, report: WeightOnlyReport, request: WeightOnly
                 attempt.method.value,
                 attempt.level,
                 f"{attempt.sqnr_db:.2f}",
-                "" if attempt.relative_time is None else f"{attempt.relative_time:.2f}",
+                "" if attempt.speedup is None else f"{attempt.speedup:.2f}x",
                 "chosen" if (attempt.method, attempt.level) == (report.method, report.level) else "",
             )
             for attempt in report.attempts
         ]
-        console.table("Methods", ("method", "accuracy level", "SQNR in dB", "time, level 0 = 1", ""), rows)
+        console.table("Methods", ("method", "accuracy level", "SQNR in dB", "speed, float = 1", ""), rows)
     if report.compared_on_data:
         caption = f"{request.scheme.description}; compared on {report.compared_on}"
         show_fidelity(console, report.fidelity, caption, advice="use more --bits or a smaller --block-size")

@@ -33,13 +33,13 @@ class Attempt:
         method: what chose the integers.
         level: the accuracy level of its products.
         sqnr_db: of the worst output on the evaluation samples, in dB.
-        relative_time: the time of a run over that with level 0; None where it was not measured.
+        speedup: how many times as fast as the float model a run is on this machine; None where it was not measured.
     """
 
     method: BlockMethod
     level: int
     sqnr_db: float
-    relative_time: float | None = None
+    speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ _EVALUATION_SAMPLES = 32
 _SEEN_BATCHES = 32
 # Integer products may cost so much, in dB, for the time that they save.
 _MOST_LOSS_DB = 0.5
+# From here on they are taken as well where float products would be slower than the float model.
+_SOUND_DB = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ class _Search:
         split: TuningSplit,
         threads: int,
     ) -> None:
+        self._original = original
         self._model = model
         self._plan = plan
         self._scheme = scheme
@@ -154,12 +157,19 @@ class _Search:
         return max((attempt.sqnr_db for attempt in self.attempts if attempt.method is method), default=default)
 
     def level(self, method: BlockMethod, weights: Mapping[str, BlockWeight], sample: Feed, progress: Progress) -> int:
-        """Returns the accuracy level: integer products where they are faster and cost little."""
+        """Returns the accuracy level: integer products where they cost little, or float ones would be too slow."""
         exact = self.sqnr_db(method, default=0.0)
         found = self.evaluate(method, weights, INTEGER_LEVEL)
-        models = [self.graph(weights, level) for level in (EXACT_LEVEL, INTEGER_LEVEL)]
+        levels = (EXACT_LEVEL, INTEGER_LEVEL)
+        models = [self._original, *(self.graph(weights, level) for level in levels)]
         with progress.task("timing in turns", ROUNDS) as advance:
-            floats, integers = times_in_turns(models, sample, advance, threads=self._threads)
-        ratio = paired_ratio(integers, floats)
-        self.attempts[-1] = replace(self.attempts[-1], relative_time=ratio.median)
-        return INTEGER_LEVEL if found >= exact - _MOST_LOSS_DB and ratio.high < 1.0 else EXACT_LEVEL
+            floats, *times = times_in_turns(models, sample, advance, threads=self._threads)
+        speed = {level: paired_ratio(floats, taken) for level, taken in zip(levels, times, strict=True)}
+        self.attempts = [
+            replace(attempt, speedup=speed[attempt.level].median) if attempt.method is method else attempt
+            for attempt in self.attempts
+        ]
+        if paired_ratio(times[0], times[1]).low <= 1.0:
+            return EXACT_LEVEL
+        too_slow = speed[EXACT_LEVEL].high < 1.0 and found >= _SOUND_DB
+        return INTEGER_LEVEL if found >= exact - _MOST_LOSS_DB or too_slow else EXACT_LEVEL
