@@ -69,13 +69,14 @@ from qtool.cli.options.shared import (
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.cli.options.weight_only import AUTO as BEST
 from qtool.cli.options.weight_only import (
-    DEFAULT_BITS,
     AccuracyLevelOption,
     BitsOption,
     BlockSizeOption,
     FormatOption,
+    MaxSizeOption,
     WeightMethodOption,
     accuracy_level,
+    bits_goal,
     block_method,
     weight_only_scheme,
 )
@@ -109,7 +110,8 @@ def quantize(
     activations_symmetric: ActivationsSymmetricOption = None,
     activation_type: ActivationTypeOption = None,
     weight_type: WeightTypeOption = None,
-    bits: BitsOption = DEFAULT_BITS,
+    bits: BitsOption = None,
+    max_size: MaxSizeOption = None,
     block_size: BlockSizeOption = None,
     weight_method: WeightMethodOption = BEST,
     accuracy_level_name: AccuracyLevelOption = BEST,
@@ -212,6 +214,7 @@ def quantize(
             scheme=alone,
             method=block_method(weight_method, has_data=data is not None),
             level=accuracy_level(accuracy_level_name, weight_format),
+            goal=bits_goal(bits, min_sqnr, max_size, source.path, has_data=data is not None),
             selection=selection,
             output=output,
             output_dir=output_dir,

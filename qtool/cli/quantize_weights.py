@@ -47,6 +47,22 @@ def _counted(plan: WeightOnlyPlan) -> str:
     return ", ".join(f"{count} {operator}" for operator, count in Counter(plan.layers.values()).items())
 
 
+def _bits_counted(report: WeightOnlyReport) -> str:
+    counts = Counter(item.grid.bits for item in report.plan.weights.values())
+    found = [f"{count} in {bits} bits" for bits, count in sorted(counts.items())]
+    floats = len(report.noise) - len(report.plan.weights)
+    return ", ".join([*found, f"{floats} in float"] if floats else found)
+
+
+def _bits_as_json(report: WeightOnlyReport) -> list[dict[str, object]]:
+    """Returns what bits each weight got, and what it alone puts into the outputs at 4 bits."""
+    planned = report.plan.weights
+    return [
+        {"tensor": name, "bits": planned[name].grid.bits if name in planned else None, "noise_at_4_bits": noise}
+        for name, noise in report.noise.items()
+    ]
+
+
 def _plan_as_json(plan: WeightOnlyPlan, request: WeightOnlyRequest) -> dict[str, object]:
     return {
         "schema": "qtool.plan/1",
@@ -60,6 +76,8 @@ def _plan_as_json(plan: WeightOnlyPlan, request: WeightOnlyRequest) -> dict[str,
 
 def _show_report(console: Console, report: WeightOnlyReport, request: WeightOnlyRequest) -> None:
     console.say("with integer weights: " + _counted(report.plan))
+    if report.noise:
+        console.say("bits chosen by what each weight does to the outputs: " + _bits_counted(report))
     show_skipped(console, report.plan.skipped, counted=True)
     if report.attempts:
         rows = [
@@ -88,6 +106,7 @@ def _report_as_json(report: WeightOnlyReport, request: WeightOnlyRequest) -> dic
         "weight_method": report.method.value,
         "accuracy_level": report.level,
         "attempts": [asdict(attempt) for attempt in report.attempts],
+        "mixed_bits": _bits_as_json(report),
         "weight_only_nodes": list(report.plan.layers),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }

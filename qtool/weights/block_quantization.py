@@ -37,6 +37,12 @@ class BlockWeight:
     zero_points: Integers
     grid: BlockGrid
 
+    @property
+    def size(self) -> float:
+        """Bytes of integers, scales and zero points as they are stored."""
+        zeros = 0 if self.grid.symmetric else self.zero_points.size * self.grid.bits / 8
+        return self.integers.size * self.grid.bits / 8 + self.scales.nbytes + zeros
+
     def dequantized(self) -> Matrix:
         """Returns the weights that the integers stand for, float32, (outputs, inputs)."""
         inputs = self.integers.shape[1]

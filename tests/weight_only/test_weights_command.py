@@ -92,6 +92,37 @@ def test_more_bits_and_smaller_blocks_are_closer(run: Any, model: Path) -> None:
     assert found[2, 32] < found[4, 128] < found[4, 16] < found[8, 32]
 
 
+def test_bits_are_mixed_for_an_accuracy(run: Any, model: Path, data: Path) -> None:
+    options = ("--calib-data", data, "--scheme", "weights", "--accuracy-level", "0", "--json")
+    sizes = {}
+    for goal in (25.0, 40.0):
+        result = run("quantize", model, *options, "--min-sqnr", goal, "-o", f"{goal}.onnx")
+        assert result.code == 0, result.err
+        assert result.json["attempts"][0]["sqnr_db"] >= goal
+        sizes[goal] = result.json["quantized_bytes"]
+    assert sizes[25.0] < sizes[40.0]
+    mixed = result.json["mixed_bits"]
+    assert [row["tensor"] for row in mixed] == ["w1", "w2", "w3"]
+    assert {row["bits"] for row in mixed} <= {4, 8, None}
+    assert all(row["noise_at_4_bits"] > 0.0 for row in mixed)
+
+
+def test_bits_are_mixed_for_a_size(run: Any, model: Path, data: Path) -> None:
+    options = ("--calib-data", data, "--scheme", "weights", "--accuracy-level", "0", "--json")
+    float_bytes, found = model.stat().st_size, []
+    for share in (0.22, 0.3, 0.6):
+        result = run("quantize", model, *options, "--max-size", f"{share:.0%}", "-o", f"{share}.onnx")
+        assert result.code == 0, result.err
+        # The names and attributes of a file this small weigh more than they would.
+        assert result.json["quantized_bytes"] <= share * float_bytes + 1500
+        found.append(result.json["attempts"][0]["sqnr_db"])
+    assert found[0] < found[1] < found[2]
+    result = run("quantize", model, *options, "--max-size", "0.01MB", "-o", "none.onnx")
+    assert result.code == 1
+    assert "with the fewest bits the model takes" in result.err
+    assert not Path("none.onnx").exists()
+
+
 def test_other_runtimes_read_the_standard_form(run: Any, model: Path) -> None:
     result = run("quantize", model, "--scheme", "weights", "--format", "qdq", "--json")
     assert result.code == 0, result.err
@@ -147,6 +178,9 @@ def test_a_plan_is_shown_without_writing(run: Any, model: Path, tmp_path: Path) 
         (("--accuracy-level", "4", "--format", "qdq"), "--accuracy-level is for --format nbits"),
         (("--weight-method", "hqq"), "there is no weight method 'hqq'"),
         (("--weight-method", "gptq"), "--weight-method gptq needs calibration data"),
+        (("--max-size", "35%"), "--max-size needs calibration data"),
+        (("--max-size", "35%", "--min-sqnr", "20"), "--min-sqnr and --max-size exclude each other"),
+        (("--bits", "4", "--min-sqnr", "20"), "--min-sqnr and --bits exclude each other"),
         (("--gptq",), "--gptq has no effect with --scheme weights"),
         (("--target", "tensorrt"), "--scheme weights is for onnxruntime's CPU provider"),
     ],
@@ -155,6 +189,13 @@ def test_what_makes_no_sense_is_refused(run: Any, model: Path, options: tuple[st
     result = run("quantize", model, "--scheme", "weights", *options)
     assert result.code == 2
     assert problem in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize("size", ["large", "-3MB", "0MB", "nanMB"])
+def test_sizes_that_make_no_sense_are_refused(run: Any, model: Path, data: Path, size: str) -> None:
+    result = run("quantize", model, "--calib-data", data, "--scheme", "weights", "--max-size", size)
+    assert result.code == 2
+    assert "--max-size" in result.err
 
 
 def test_options_for_weights_alone_are_refused_elsewhere(run: Any, model: Path, data: Path) -> None:

@@ -17,10 +17,10 @@ _EVERY = frozenset(
         *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )
-_WEIGHT_ONLY = frozenset({"bits", "block_size", "weight_method", "accuracy_level_name", "weight_format"})
+_WEIGHT_ONLY = frozenset({"bits", "block_size", "weight_method", "accuracy_level_name", "weight_format", "max_size"})
 _UNDERSTOOD: Mapping[SchemeName, frozenset[str]] = {
     SchemeName.DYNAMIC: _EVERY | {"weight_type"},
-    SchemeName.WEIGHTS: _EVERY | _WEIGHT_ONLY,
+    SchemeName.WEIGHTS: _EVERY | _WEIGHT_ONLY | {"min_sqnr"},
 }
 
 

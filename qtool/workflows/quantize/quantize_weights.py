@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from qtool.atomic import staged
 from qtool.backends.registry import backend_named
+from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -17,6 +18,7 @@ from qtool.planning import build_weight_only_plan
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
+from qtool.search.block_rounding import matrix_of
 from qtool.weights.block_choices import BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
@@ -30,7 +32,8 @@ from qtool.workflows.quantize.quantize_files import check_destination, float_mod
 from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
 from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
 from qtool.workflows.tune.activation_memory import ActivationMemory
-from qtool.workflows.tune.weight_only_search import choose_weights
+from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only_search import WeightOnlyChoice, choose_bits, choose_weights, without_data
 
 
 def plan_weights(request: WeightOnlyRequest, progress: Progress) -> WeightOnlyPlan:
@@ -70,20 +73,8 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
-        method, level = _recorded(request)
-        found = choose_weights(
-            original,
-            model,
-            plan,
-            request.scheme,
-            samples,
-            progress,
-            method=method,
-            level=level,
-            timed_on=sample,
-            threads=request.threads,
-        )
-        levels = dict.fromkeys(plan.layers, found.level)
+        found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), progress)
+        plan, levels = found.plan, dict.fromkeys(found.plan.layers, found.level)
         insert_blocks(model, plan, found.weights, form=request.scheme.form, levels=levels)
         backend_named(request.scheme.backend).finish(model, request.scheme)
         checked = write_and_check(
@@ -104,6 +95,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             method=found.method,
             level=found.level,
             attempts=found.attempts,
+            noise=found.noise,
             coverage=checked.coverage,
             tables=(),
             fidelity=checked.comparison.fidelity,
@@ -126,12 +118,36 @@ def _prepared(original: ir.Model, request: WeightOnlyRequest) -> ir.Model:
     return model
 
 
-def _recorded(request: WeightOnlyRequest) -> tuple[BlockMethod | None, int | None]:
-    """Returns the method and the level to use: a repeated run takes those of the first, whose times were others."""
+def _chosen(
+    request: WeightOnlyRequest,
+    original: ir.Model,
+    model: ir.Model,
+    plan: WeightOnlyPlan,
+    samples: CheckSamples | None,
+    sample: Feed | None,
+    float_bytes: int,
+    progress: Progress,
+) -> WeightOnlyChoice:
+    """Returns the weights; a repeated run takes method and level of the first, whose times were others."""
     recorded = None if request.locked is None else request.locked.lock.get("weights")
-    if recorded is None:
-        return request.method, request.level
-    return BlockMethod(recorded["method"]), int(recorded["level"])
+    method = request.method if recorded is None else BlockMethod(recorded["method"])
+    level = request.level if recorded is None else int(recorded["level"])
+    if samples is None:
+        return without_data(model, plan, method, level, progress)
+    evaluation = WeightOnlyEvaluation(original, model, request.scheme, samples, threads=request.threads)
+    timed_on = sample if request.scheme.form is WeightFormat.NBITS else None
+    if request.goal is None:
+        return choose_weights(evaluation, plan, progress, method=method, level=level, timed_on=timed_on)
+    stored = sum(matrix_of(model, name).nbytes for name in plan.weights)
+    return choose_bits(
+        evaluation,
+        plan,
+        progress,
+        goal=request.goal,
+        other_bytes=float_bytes - stored,
+        level=level,
+        timed_on=timed_on,
+    )
 
 
 def _manifest(

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qtool.plan import WeightOnlyPlan
 from qtool.schemes import WeightOnlyScheme
 from qtool.weights.block_choices import BlockMethod
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitsGoal:
+    """What mixed bits are for; one of the two is given.
+
+    Attributes:
+        min_sqnr_db: what the worst output has to reach, in dB, in the smallest file.
+        max_bytes: the largest size of the weights, with everything else that a file holds, for the least noise.
+    """
+
+    min_sqnr_db: float | None = None
+    max_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +32,13 @@ class WeightOnlyRequest(SharedRequest):
         scheme: which integers weights become.
         method: what chooses the integers; None for what comes closest to the float model on evaluation samples.
         level: the accuracy level of MatMulNBits; None for what evaluation samples and times show to be best.
+        goal: what the bits of each weight are chosen for; None for those of the scheme.
     """
 
     scheme: WeightOnlyScheme
     method: BlockMethod | None = None
     level: int | None = None
+    goal: BitsGoal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +67,11 @@ class WeightOnlyReport(SharedReport):
         method: what chose the integers.
         level: the accuracy level of MatMulNBits.
         attempts: what was evaluated to choose the two; empty without data.
+        noise: where bits are mixed, what each weight alone puts into the outputs at 4 bits, over their signal.
     """
 
     plan: WeightOnlyPlan
     method: BlockMethod
     level: int
     attempts: tuple[Attempt, ...]
+    noise: Mapping[str, float]
