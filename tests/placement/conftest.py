@@ -165,6 +165,10 @@ class Pattern:
         Session(self.model(), threads=1, level=level, optimized_to=path)
         return Counter(node.op_type for node in onnx.load(path).graph.node)
 
+    def run(self, feed: Feed, level: Level = "all") -> Feed:
+        """Returns what the graph gives out."""
+        return Session(self.model(), threads=1, level=level).run(feed)
+
     def kernels(self, folder: Path, level: Level = "extended") -> dict[str, int]:
         """As ``optimized``, without the Q and DQ at the ends."""
         return {name: n for name, n in self.optimized(folder, level).items() if name not in _ENDS}
