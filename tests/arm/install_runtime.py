@@ -1,44 +1,46 @@
-"""Installs onnxruntime's aarch64 wheel with an arm64 Python in .arm64, for `make test-arm`; nothing of the system changes.
+"""Installs onnxruntime's aarch64 package and an arm64 Python in .arm64, for `make test-arm`; the system stays as it is.
 
-Run: python tests/arm/install_runtime.py
+Run: python -m tests.arm.install_runtime
 
-apt fetches the packages, as the system's own sources name them, into folders of its own; they are unpacked without being
+apt fetches packages as the system's own sources name them, into folders of its own, and they are unpacked without being
 installed. Exits with 1 and the reason in one line where something is missing.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / ".arm64"
-ONNXRUNTIME = "1.27.0"
-_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
+from tests.arm.machines import FOLDER, INSTALLED, MACHINES, why_missing
+
+_CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
+_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 
 
 def main() -> None:
     """Installs what is not there yet."""
-    if shutil.which("qemu-aarch64") is None:
-        sys.exit("there is no qemu-aarch64 to emulate 64-bit ARM (Debian: apt install qemu-user)")
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        sys.exit("there are no apt-get and dpkg to fetch an arm64 Python with")
-    done = FOLDER / "installed.json"
-    if done.exists() and json.loads(done.read_text(encoding="utf-8"))["onnxruntime"] == ONNXRUNTIME:
+    pins = dict(re.findall(r"^(onnxruntime|numpy)==(\S+)$", _CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
+    if INSTALLED.exists() and json.loads(INSTALLED.read_text(encoding="utf-8"))["packages"] == pins:
         return
     shutil.rmtree(FOLDER, ignore_errors=True)
-    root, site, apt = FOLDER / "root", FOLDER / "site", FOLDER / "apt"
+    reason = why_missing()
+    if reason is not None and "make test-arm" not in reason:
+        sys.exit(reason)
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        sys.exit("there are no apt-get and dpkg to fetch an arm64 Python with")
+    root, apt = FOLDER / "root", FOLDER / "apt"
     _unpack(_packages(apt), root)
     python = _python(root)
-    _wheels(site, python.name.removeprefix("python"))
+    _wheels(FOLDER / "site", python.name.removeprefix("python"), pins)
     shutil.rmtree(apt)
-    told = {"onnxruntime": ONNXRUNTIME, "python": str(python.relative_to(FOLDER))}
-    done.write_text(json.dumps(told), encoding="utf-8")
+    _make_machines(root)
+    told = {"packages": pins, "python": str(python.relative_to(FOLDER))}
+    INSTALLED.write_text(json.dumps(told), encoding="utf-8")
 
 
 def _packages(apt: Path) -> list[Path]:
@@ -49,8 +51,6 @@ def _packages(apt: Path) -> list[Path]:
     options = {
         "APT::Architecture": "arm64",
         "APT::Architectures": "arm64",
-        "APT::Get::List-Cleanup": "false",
-        "APT::Sandbox::User": "root" if os.getuid() == 0 else "",
         "Acquire::Languages": "none",
         "Debug::NoLocking": "1",
         "Dir::State": str(apt),
@@ -59,18 +59,17 @@ def _packages(apt: Path) -> list[Path]:
         "Dir::Cache": str(apt / "cache"),
         "Dir::Log": str(apt / "log"),
     }
-    command = ["apt-get", "--quiet", *(f"--option={name}={value}" for name, value in options.items() if value)]
-    _call([*command, "update"], "the package lists of arm64 cannot be fetched")
+    apt_get = ["apt-get", "--quiet", *(f"--option={name}={value}" for name, value in options.items())]
+    _call([*apt_get, "update"], "the lists of arm64 packages cannot be fetched")
     wanted = ["install", "--yes", "--download-only", "--no-install-recommends", *_PACKAGES]
-    _call([*command, *wanted], "the packages of an arm64 Python cannot be fetched")
+    _call([*apt_get, *wanted], "the packages of an arm64 Python cannot be fetched")
     return sorted((apt / "cache" / "archives").glob("*.deb"))
 
 
 def _unpack(packages: list[Path], root: Path) -> None:
-    root.mkdir(parents=True)
-    for name in ("lib", "lib64", "bin", "sbin"):
-        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
-        (root / name).symlink_to(f"usr/{name}")
+    (root / "usr" / "lib").mkdir(parents=True)
+    # Packages disagree on which of the two they write to.
+    (root / "lib").symlink_to("usr/lib")
     for package in packages:
         _call(["dpkg", "--extract", package, root], f"{package.name} cannot be unpacked")
 
@@ -82,11 +81,25 @@ def _python(root: Path) -> Path:
     return found[0]
 
 
-def _wheels(site: Path, version: str) -> None:
+def _wheels(site: Path, version: str, pins: dict[str, str]) -> None:
     platforms = [f"--platform={name}" for name in _PLATFORMS]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--target", site]
     form = ["--no-deps", "--only-binary=:all:", f"--python-version={version}", "--implementation=cp", *platforms]
-    _call([*pip, *form, f"onnxruntime=={ONNXRUNTIME}", "numpy"], "the aarch64 wheels cannot be fetched")
+    # numpy in the version that has a package for the Python of this system.
+    _call([*pip, *form, f"onnxruntime=={pins['onnxruntime']}", "numpy"], "the aarch64 packages cannot be fetched")
+
+
+def _make_machines(root: Path) -> None:
+    """Makes the folders that qemu looks into: each holds the system, and what Linux tells of its processor.
+
+    qemu hands out the host's /proc/cpuinfo, and from 1.28 on onnxruntime reads a null pointer where that is not of ARM.
+    """
+    for machine in MACHINES:
+        machine.root.mkdir()
+        for part in ("usr", "lib", "etc"):
+            (machine.root / part).symlink_to(root / part)
+        (machine.root / "proc").mkdir()
+        (machine.root / "proc" / "cpuinfo").write_text(machine.cpuinfo, encoding="utf-8")
 
 
 def _call(command: list[str | Path], problem: str) -> None:

@@ -1,7 +1,7 @@
 """``qtool verify --onnxruntime``: what other versions make of a model.
 
-Packages of those versions are made here and installed without a network: each passes on to the onnxruntime and the numpy
-that are installed, and does one thing in another way. One slow test installs real ones.
+Packages of those versions are made here and installed without a network: each passes on to the onnxruntime and the
+numpy that are installed, and does one thing in another way. One slow test installs real ones.
 """
 
 from __future__ import annotations
