@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.execution import AS_IT_IS, Execution
+from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
-from qtool.backends.onnxruntime_cpu.targets import TARGETS
+from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED, TARGETS
 from qtool.plan import Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
@@ -44,8 +44,10 @@ class OnnxruntimeCpu:
         return place(graph, scheme, selection, unfit, kept_float)
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Keeps residual additions separate from the normalization that follows."""
+        """Keeps residual additions apart from the normalization that follows, and records a target with own fusions."""
         ResidualSums()(model)
+        if scheme.target in FUSE_SIGNED:
+            model.metadata_props[TARGET_KEY] = scheme.target
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""
