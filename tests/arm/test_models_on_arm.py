@@ -1,4 +1,4 @@
-"""Models for ``--target arm64`` give out on 64-bit ARM what they mean, and what they give out where they were judged."""
+"""Models for ``--target arm64`` give out on ARM what they mean, and run there as qtool says that they do."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _images() -> Feed:
 
 
 def _attention() -> Feed:
-    square = {name: (16, 16) for name in ("wq", "wk", "wv")}
+    square = dict.fromkeys(("wq", "wk", "wv"), (16, 16))
     found = _arrays(**square, wi=(16, 32), wo=(32, 16), bq=(16,), gain=(16,), bias=(16,))
     return {**found, "quarter": np.float32(0.25), "unit": np.float32(1.0)}
 
