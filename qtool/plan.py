@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from qtool.calib.granularity import Granularity
 from qtool.calib.grid import Grid
+
+if TYPE_CHECKING:
+    from qtool.weights.saturation import KernelOrder
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
 NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
@@ -42,6 +46,7 @@ class WeightPlan:
         granularity: one scale, or one per channel.
         nodes: names of the nodes that read it.
         largest_pair: what two neighbouring integers of one sign may add up to in a kernel's sum; None for everything.
+        orders: in which orders the kernels of its layers sum up its products; empty where that makes no difference.
     """
 
     tensor: str
@@ -49,6 +54,7 @@ class WeightPlan:
     granularity: Granularity
     nodes: tuple[str, ...]
     largest_pair: int | None = None
+    orders: tuple[KernelOrder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

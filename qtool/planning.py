@@ -66,11 +66,11 @@ def build_dynamic_plan(
             be empty.
         UsageError: a pattern of ``selection`` matches nothing.
     """
-    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
+    from qtool.backends.registry import backend_named
 
     _check_float(model)
     selection.check(list(model.graph))
-    plan = place_dynamic(model.graph, scheme, selection.reason_to_skip)
+    plan = backend_named(scheme.backend).place_dynamic(model.graph, scheme, selection.reason_to_skip)
     if not (plan.integer_nodes or may_be_empty):
         raise InputError(
             f"nothing in the model can be quantized dynamically{_in_short(plan.skipped)}",
@@ -83,10 +83,10 @@ def _chosen_dynamic(
     model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
     """Places the layers that the user wants dynamic in a static model, and those that share weights with them."""
-    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
     from qtool.backends.registry import backend_named
 
-    if not backend_named(scheme.backend).runs_dynamic_layers:
+    backend = backend_named(scheme.backend)
+    if not backend.runs_dynamic_layers:
         raise UsageError(
             f"--dynamic is for onnxruntime's CPU provider, not for {scheme.machine}",
             fix="drop --dynamic, or quantize for another target",
@@ -101,7 +101,7 @@ def _chosen_dynamic(
         return kept_float.get(node.name or "") or selection.reason_to_skip(node)
 
     wish = DynamicScheme(weights=scheme.weights, per_channel=scheme.per_channel, largest_pair=scheme.largest_pair)
-    plan = place_dynamic(model.graph, wish, reason_to_skip)
+    plan = backend.place_dynamic(model.graph, wish, reason_to_skip)
     if not plan.integer_nodes and not kept_float:
         wanted = {node.name for node in model.graph if selection.wants_dynamic(node)}
         skipped = tuple(skip for skip in plan.skipped if skip.node in wanted)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 import onnx_ir as ir
 
 from qtool.backends.execution import Execution
-from qtool.plan import Plan
+from qtool.plan import DynamicPlan, Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
 
@@ -76,8 +76,40 @@ class Backend(Protocol):
         """
         ...
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Adapts a graph with Q/DQ to the runtime, in place."""
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Plans the layers that quantize their activations as they run; called only where ``runs_dynamic_layers``.
+
+        Args:
+            graph: the graph after ``prepare``.
+            scheme: which integers weights become.
+            reason_to_skip: returns why a layer is excluded, or None when it is not.
+        """
+        ...
+
+    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
+        """Adapts a quantized graph to the runtime, in place."""
+        ...
+
+    def unfinish(self, model: ir.Model) -> None:
+        """Undoes what ``finish`` did to a graph, in place; other graphs are left as they are."""
+        ...
+
+    def target_here(self) -> str | None:
+        """Returns the preset that is this machine, for ``--target auto``; None where no preset is one machine.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not run at all.
+        """
+        ...
+
+    def runs_here(self, target: str) -> bool:
+        """Returns whether this is a machine that a preset is for, so that what is measured here applies to it.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not run at all.
+        """
         ...
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:

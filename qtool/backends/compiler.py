@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qtool.backends.base import Place
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
-from qtool.plan import Plan
+from qtool.plan import DynamicPlan, Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
 
@@ -41,9 +41,31 @@ class CompilerBackend:
         """Plans where Q/DQ go; see ``Backend``."""
         return self.placement(graph, scheme, selection, unfit, kept_float)
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Is not called, since it runs no dynamic layers.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no dynamic layers")
+
+    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
         """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
         model.metadata_props[TARGET_KEY] = scheme.target
+
+    def unfinish(self, model: ir.Model) -> None:
+        """Forgets the target."""
+        if model.metadata_props.get(TARGET_KEY) in self.targets:
+            del model.metadata_props[TARGET_KEY]
+
+    def target_here(self) -> None:
+        """No preset is this machine."""
+
+    def runs_here(self, target: str) -> bool:
+        """Its machines are others."""
+        return False
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""

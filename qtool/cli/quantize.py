@@ -145,7 +145,7 @@ def quantize(
     if locked is not None:
         run_locked(quantize, context, locked)
         return
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
     from qtool.selection import NodeSelection

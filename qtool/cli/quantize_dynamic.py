@@ -10,9 +10,8 @@ import typer
 from qtool.cli.console import Console
 from qtool.cli.output.outlook import show_outlooks
 from qtool.cli.output.quantize import (
-    coverage_as_json,
     dead_channels_remark,
-    fidelity_as_json,
+    shared_as_json,
     show_coverage,
     show_fidelity,
     show_skipped,
@@ -119,19 +118,8 @@ def _show_report(console: Console, report: DynamicReport, request: DynamicReques
 
 def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str, object]:
     return {
-        "schema": "qtool.quantize/1",
-        "output": str(report.output),
-        "manifest": str(report.manifest),
-        "float_model": str(report.float_model),
-        "target": request.scheme.target,
-        "scheme": request.scheme.description,
-        "compared_on": report.compared_on,
-        "float_bytes": report.float_bytes,
-        "quantized_bytes": report.quantized_bytes,
-        "coverage": coverage_as_json(report.coverage),
-        "outputs": fidelity_as_json(report.fidelity, report.outlooks),
+        **shared_as_json(report, request.scheme),
         "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
-        "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.integer_nodes),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }

@@ -89,7 +89,7 @@ def verify(
     With --target also whether a machine takes the model as it is: exits with 1 if not. With --onnxruntime also what
     other versions make of it: whether they load it, the values, the kernels and the speed.
     """
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json
     from qtool.cli.output.versions import show_versions, versions_as_json

@@ -1,4 +1,4 @@
-"""How fast models run, measured so that they can be compared: in turns, in the same minute, on the same machine."""
+"""Latency of models, measured in turns on the same machine so that they can be compared."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Clock: TypeAlias = Callable[[], float]
 Times: TypeAlias = npt.NDArray[np.float64]
 
 _WARM_UPS = 3
-# A turn lasts at least so long, so that neither the clock's steps nor one interruption decides it.
+# The shortest turn, so that neither the clock's resolution nor one interruption dominates.
 _TURN_SECONDS = 0.005
 _LARGEST_TURN = 50
-# Worker threads of the model before keep spinning for some milliseconds; runs shorter than this would feel them.
+# Worker threads of the model before keep spinning for some milliseconds; runs shorter than this would be affected.
 _SETTLED_SECONDS = 0.1
 _RESAMPLES = 2000
 _CONFIDENCE = 0.99
-# Two sessions of one and the same model differ by so much for as long as they live, since their memory lies elsewhere.
+# Two sessions of the same model differ by so much, since their memory is allocated at different addresses.
 _BETWEEN_SESSIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A median over rounds, with the range in which another measurement would find it with 99 % confidence.
+    """A median over rounds, with its 99 % confidence interval.
 
     Attributes:
         median: the median over the rounds.
@@ -93,8 +93,8 @@ def interleaved_turns(
 ) -> tuple[Times, ...]:
     """Calls every one once a round, in turns, and returns the seconds that each told, of the shape (rounds,).
 
-    Load that comes and goes on the machine meets all of them alike that way. The order turns around every round, so
-    that none is always first.
+    Changing load on the machine thus affects all of them alike. The order is reversed every round, so that none is
+    always first.
 
     Args:
         turns: each runs something and returns how long a run took.
@@ -144,7 +144,7 @@ def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
     """Finds a quantile and its confidence interval by the percentile bootstrap.
 
     Rounds are drawn with replacement, and the quantile is taken again (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13). What no number of rounds shows is added on both sides.
+    Bootstrap, 1993, chapter 13). The systematic error, which more rounds do not reduce, is added on both sides.
     """
     draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
     found = np.quantile(values[draws], quantile, axis=1)
@@ -159,7 +159,7 @@ def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Repeats:
-    """How a turn is laid out: runs that are not timed, then runs that are."""
+    """How many runs of a turn are warm-up, and how many are timed."""
 
     settling: int
     timed: int

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from qtool.backends.registry import backend_named
 from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
@@ -73,6 +74,7 @@ def quantized() -> Quantized:
     ) -> ir.Model:
         plan = build_plan(model, scheme, NodeSelection(exclude=exclude))
         quantize_graph(model, plan, _statistics(model, plan, feeds), MinMax(), bias_correction=False)
+        backend_named(scheme.backend).finish(model, scheme)
         return model
 
     return make

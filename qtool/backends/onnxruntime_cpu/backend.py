@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
+from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
+from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers, without_separators
 from qtool.backends.onnxruntime_cpu.placement import place
-from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_residual_sums
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED, TARGETS
-from qtool.plan import Plan
+from qtool.backends.onnxruntime_cpu.this_machine import runs_here, target_here
+from qtool.plan import DynamicPlan, Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
 
@@ -43,11 +46,31 @@ class OnnxruntimeCpu:
         """Plans where Q/DQ go; see ``Backend``."""
         return place(graph, scheme, selection, unfit, kept_float)
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Keeps residual additions apart from the normalization that follows, and records a target with own fusions."""
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Plans the layers that quantize their activations as they run; see ``Backend``."""
+        return place_dynamic(graph, scheme, reason_to_skip)
+
+    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
+        """Keeps float layers float and residual additions separate, and records a target that fuses in its own way."""
+        KeepFloatLayers()(model)
         ResidualSums()(model)
         if scheme.target in FUSE_SIGNED:
             model.metadata_props[TARGET_KEY] = scheme.target
+
+    def unfinish(self, model: ir.Model) -> None:
+        """Removes the nodes that keep layers float, and makes additions of residual sums again."""
+        without_separators(model)
+        without_residual_sums(model)
+
+    def target_here(self) -> str:
+        """Returns the preset by the processor's family and by what its sums do."""
+        return target_here()
+
+    def runs_here(self, target: str) -> bool:
+        """Returns whether the preset is this machine, or the fleet that it belongs to."""
+        return runs_here(target)
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from qtool.lora.merge.ties import untie_config
 if TYPE_CHECKING:
     import torch
 
-    Change = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
+    from qtool.formats.base import Change
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors", ".onnx", ".h5", ".msgpack", ".gguf", ".data")
@@ -138,6 +138,8 @@ def _default(base: BaseWeights, output_dir: Path | None, action: str) -> Path:
     if base.folder is not None:
         return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{action}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
+    if not _is_weights_name(f"base{ending}"):
+        ending = SafetensorsFile.suffix
     return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{action}{ending}"
 
 

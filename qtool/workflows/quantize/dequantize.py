@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.backends.execution import TARGET_KEY, Execution, as_it_is
+from qtool.backends.execution import Execution, as_it_is
 from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
@@ -88,7 +88,6 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
     SpellOutIntegers()(model)
     _check_form(model, request.model, before)
     RemoveQdq()(model)
-    model.metadata_props.pop(TARGET_KEY, None)
     left = _conversions(model)
     outputs = [node for node in left if any(value.is_graph_output() for value in node.outputs)]
     if outputs and outputs[0].op_type == "QuantizeLinear":

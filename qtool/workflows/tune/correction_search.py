@@ -147,6 +147,7 @@ class CorrectionSearch:
             found = reconstruct(
                 candidates.model,
                 plan,
+                candidates.scheme,
                 activations,
                 weights,
                 feeds,
