@@ -78,8 +78,11 @@ def verify(
     limit: LimitOption = None,
     threads: ThreadsOption = 0,
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of timing.", rich_help_panel=MEASUREMENTS)
-    ] = 25,
+        int | None,
+        typer.Option(
+            "--rounds", metavar="N", min=1, help="Rounds of timing. Default: 25.", rich_help_panel=MEASUREMENTS
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -93,7 +96,7 @@ def verify(
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json
     from qtool.cli.output.versions import show_versions, versions_as_json
-    from qtool.workflows.diagnose.runtime_versions import check_versions, compare_versions
+    from qtool.workflows.diagnose.runtime_versions import check_coverage_of_versions, check_versions, compare_versions
     from qtool.workflows.diagnose.verify import check_coverage
     from qtool.workflows.diagnose.verify import verify as run
     from qtool.workflows.quantize.target_check import check_gate, check_target
@@ -135,6 +138,8 @@ def verify(
             show_versions(console, others)
     if minimum is not None:
         check_coverage(report, minimum)
+        if others is not None:
+            check_coverage_of_versions(others, minimum)
     if fit is not None:
         check_gate(fit)
     if others is not None and fail_if_changed:
@@ -152,7 +157,7 @@ def _upgrade(
     batch_size: int | None,
     limit: int | None,
     threads: int,
-    rounds: int,
+    rounds: int | None,
     gate: bool,
 ) -> VersionsRequest | None:
     """Returns the comparison of versions that is asked for, if any.
@@ -170,6 +175,7 @@ def _upgrade(
             "--batch-size": batch_size,
             "--limit": limit,
             "--threads": threads,
+            "--rounds": rounds,
         }
         for option, value in given.items():
             if value:
@@ -178,7 +184,7 @@ def _upgrade(
     if data is None and (preprocess or batch_size or limit):
         raise UsageError("--preprocess, --batch-size and --limit belong to --data", fix="give samples with --data")
     from qtool.runtime.environments import checked_versions
-    from qtool.workflows.diagnose.runtime_versions import VersionsRequest
+    from qtool.workflows.diagnose.runtime_versions import USUAL_ROUNDS, VersionsRequest
     from qtool.workflows.quantize.data_request import data_request
 
     return VersionsRequest(
@@ -188,5 +194,5 @@ def _upgrade(
         python=python,
         environments=environments,
         threads=threads,
-        rounds=rounds,
+        rounds=rounds or USUAL_ROUNDS,
     )

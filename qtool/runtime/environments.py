@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from qtool.errors import InputError, OutputError, UsageError
-from qtool.private_folder import private_folder
+from qtool.private_folder import private_folder, sweep_abandoned
 
 # 1.22, for its newest release, 1.22.1 or 1.22.0rc1.
 _VERSION = re.compile(r"\d+\.\d+(\.\d+)?((a|b|rc|\.dev|\.post)\d+)?")
@@ -56,6 +56,7 @@ def environment_with(version: str, folder: Path, *, python: Path | None = None) 
     if not home.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            sweep_abandoned(folder)
             with private_folder(folder) as unfinished:
                 _make(maker, unfinished / "made", version)
                 (unfinished / "made").rename(home)

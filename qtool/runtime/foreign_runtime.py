@@ -73,14 +73,28 @@ class ForeignRuntime:
             raise
         self.version, self.machine = str(told["onnxruntime"]), str(told["machine"])
 
-    def open(self, model: Path, *, level: Level = "all", threads: int = 0, optimized_to: Path | None = None) -> None:
+    def open(
+        self,
+        model: Path,
+        *,
+        level: Level = "all",
+        threads: int = 0,
+        optimized_to: Path | None = None,
+        fuses_signed: bool = False,
+    ) -> None:
         """Opens ``model`` instead of the one before; see ``Session``.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it, and the process is gone.
         """
-        order = {"model": str(model.absolute()), "level": _LEVELS[level], "threads": threads}
-        told = self._ask(do="open", **order, optimized_to="" if optimized_to is None else str(optimized_to.absolute()))
+        told = self._ask(
+            do="open",
+            model=str(model.absolute()),
+            level=_LEVELS[level],
+            threads=threads,
+            optimized_to="" if optimized_to is None else str(optimized_to.absolute()),
+            fuses_signed=fuses_signed,
+        )
         self._names = told["outputs"]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -149,4 +163,4 @@ def of_this_python() -> dict[str, str]:
 
 
 def _refused(problem: str) -> RuntimeRefusedError:
-    return RuntimeRefusedError(problem, fix="leave this version out, or see what it says with --debug")
+    return RuntimeRefusedError(problem, fix="leave this version out, or run the model in it by itself")

@@ -97,7 +97,7 @@ def _make_machines(root: Path) -> None:
     for machine in MACHINES:
         machine.root.mkdir()
         for part in ("usr", "lib", "etc"):
-            (machine.root / part).symlink_to(root / part)
+            (machine.root / part).symlink_to(f"../{root.name}/{part}")
         (machine.root / "proc").mkdir()
         (machine.root / "proc" / "cpuinfo").write_text(machine.cpuinfo, encoding="utf-8")
 

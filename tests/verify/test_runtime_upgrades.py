@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.runtime.environments import checked_versions
 from qtool.runtime.foreign_runtime import PROBE
 
+_REST = {"optimized_to": "", "fuses_signed": False}
 _HERE = Path(onnxruntime.__file__).parent
 _PASSES_ON = f"""
 import importlib.util, sys
@@ -200,6 +201,13 @@ def test_what_a_version_changes_is_said_and_fails_the_gate(
     assert verify(model, "--onnxruntime", version).code == 0
 
 
+def test_the_gate_on_coverage_holds_in_every_version(verify: Any, model: Path) -> None:
+    assert verify(model, "--onnxruntime", "1.90.0", "--min-coverage", "1.0").code == 0
+    outcome = verify(model, "--onnxruntime", "1.90.0,1.93.0", "--min-coverage", "50%")
+    assert outcome.code == 1
+    assert "0.0% of the quantizable nodes run on integers in onnxruntime 1.93.0" in outcome.err
+
+
 def test_nodes_that_lose_their_kernels_are_named(verify: Any, model: Path) -> None:
     other = verify(model, "--onnxruntime", "1.93.0", "--json").json["versions"][1]
     assert other["became_float"] == ["first", "second"]
@@ -303,7 +311,7 @@ def test_versions_are_listed_once_each() -> None:
 
 
 def test_the_probe_needs_nothing_but_numpy_and_onnxruntime(model: Path) -> None:
-    order = json.dumps({"do": "open", "model": str(model), "level": "ORT_ENABLE_ALL", "threads": 1, "optimized_to": ""})
+    order = json.dumps({"do": "open", "model": str(model), "level": "ORT_ENABLE_ALL", "threads": 1} | _REST)
     script = f"""
 import runpy, sys
 runpy.run_path({str(PROBE)!r}, run_name="__main__")

@@ -128,9 +128,13 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     with private_folder() as folder, saved(model, folder) as path:
         optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names of nodes.
-        signed = model.metadata_props.get(TARGET_KEY) in FUSE_SIGNED
-        Session(path, level="extended", optimized_to=optimized_path, fuses_signed=signed)
+        Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
         yield {node.name: node for node in load_model(optimized_path).graph if node.name}
+
+
+def fuses_signed(model: ir.Model) -> bool:
+    """Returns whether a model is for a machine on which s8 activations are fused as they are."""
+    return model.metadata_props.get(TARGET_KEY) in FUSE_SIGNED
 
 
 def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage, coverage_in
+from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage, coverage_in, fuses_signed
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import GateError, InputError, RuntimeRefusedError
 from qtool.formats.onnx.map_types import load_model
@@ -32,6 +32,7 @@ from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.check_result import input_spec
 from qtool.workflows.quantize.data_request import DataRequest
 
+USUAL_ROUNDS = 25
 # Between versions, sums are added up in another order; a rounding that falls to the other side of a step is the most
 # that this does, and it leaves more of the signal than this.
 SAME_VALUES_DB = 40.0
@@ -59,7 +60,7 @@ class VersionsRequest:
     python: Path | None = None
     environments: Path | None = None
     threads: int = 0
-    rounds: int = 25
+    rounds: int = USUAL_ROUNDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,9 @@ class _Trial:
             runtime = self._stack.enter_context(ForeignRuntime(command, self._folder, environment=environment))
             self.result = replace(self.result, version=runtime.version)
             # At a higher level layouts change too, and with them the names of nodes.
-            runtime.open(file, level="extended", threads=threads, optimized_to=optimized)
+            runtime.open(
+                file, level="extended", threads=threads, optimized_to=optimized, fuses_signed=fuses_signed(graph)
+            )
             kept = {node.name: node for node in load_model(optimized).graph if node.name}
             self.result = replace(self.result, coverage=coverage_in(graph, kept))
             runtime.open(file, threads=threads)
@@ -287,6 +290,21 @@ def moved_nodes(one: VersionResult, other: VersionResult) -> tuple[NodeCoverage,
         return ()
     floats = {node.node for node in other.coverage.misses}
     return tuple(node for node in one.coverage.nodes if node.kernel is not None and node.node in floats)
+
+
+def check_coverage_of_versions(report: VersionsReport, minimum: float) -> None:
+    """Checks the share of nodes on integers in every version that loads the model.
+
+    Raises:
+        GateError: it is smaller than ``minimum``, 0 to 1, in one of them.
+    """
+    for result in report.others:
+        if result.coverage is not None and result.coverage.share < minimum:
+            raise GateError(
+                f"{result.coverage.share:.1%} of the quantizable nodes run on integers in onnxruntime "
+                f"{result.version}, too few for --min-coverage {100 * minimum:.4g}%",
+                fix="stay with a version that runs more of them, or lower --min-coverage",
+            )
 
 
 def check_versions(report: VersionsReport) -> None:
