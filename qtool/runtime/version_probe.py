@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
-# Short runs are repeated within a turn, so that neither the clock's steps nor one interruption decides it.
-_TURN_SECONDS = 0.005
+# Short runs are repeated within a turn that is longer than what the system gives to a process at once: other processes
+# would take all of one turn and nothing of the next.
+_TURN_SECONDS = 0.02
 _LARGEST_TURN = 50
 _WARM_UPS = 3
+# That of Windows has steps of 16 ms.
+_CLOCK_IS_FINE = time.get_clock_info("process_time").resolution < 1e-4
 # Worker threads of what ran before keep spinning for some milliseconds; runs shorter than this would feel them.
 _SETTLED_SECONDS = 0.1
 
@@ -89,10 +92,12 @@ class Probe:
         return {"seconds": self._turn(self._repeats)}
 
     def _turn(self, repeats: int) -> float:
-        start = time.perf_counter()
+        """Returns the seconds of one run, without those in which all of this process waits for a processor."""
+        start, computed = time.perf_counter(), time.process_time()
         for _ in range(repeats):
             self._session.run(None, self._feeds)
-        return max(time.perf_counter() - start, 1e-9) / repeats
+        passed, computed = time.perf_counter() - start, time.process_time() - computed
+        return max(min(passed, computed) if _CLOCK_IS_FINE else passed, 1e-9) / repeats
 
 
 def _array(value: Any) -> Any:

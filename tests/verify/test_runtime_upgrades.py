@@ -62,7 +62,9 @@ real.InferenceSession = unfused
 import time
 class Slow(Session):
     def run(self, *arguments):
-        time.sleep(0.02)
+        end = time.perf_counter() + 0.02
+        while time.perf_counter() < end:
+            pass
         return super().run(*arguments)
 real.InferenceSession = Slow
 """,
@@ -174,7 +176,9 @@ def test_a_version_that_does_the_same_changes_nothing(verify: Any, model: Path) 
     assert other["integer_nodes"] == other["quantizable_nodes"] == 2
     assert other["kernels"] == here["kernels"] == {"QLinearMatMul": 1, "MatMulIntegerToFloat": 1}
     assert other["speedup"]["low"] <= other["speedup"]["median"] <= other["speedup"]["high"]
-    assert not [change for change in other["changes"] if "times as long" not in change]
+    assert 0 < other["fastest_ms"] <= other["time_ms"]["median"]
+    # Load on the machine may delay one of two equal processes, but is no change.
+    assert other["changes"] == []
     assert outcome.json["compared_on"] == "random inputs"
 
 

@@ -97,6 +97,7 @@ def _as_json(result: VersionResult, base: VersionResult) -> dict[str, object]:
         "became_float": [node.node for node in moved_nodes(base, result)],
         "became_integer": [node.node for node in moved_nodes(result, base)],
         "time_ms": None if result.time_ms is None else asdict(result.time_ms),
+        "fastest_ms": result.fastest_ms,
         "speedup": None if result.speedup is None else asdict(result.speedup),
         "changes": list(result.changes),
     }
