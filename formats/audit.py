@@ -6,10 +6,10 @@ from pathlib import Path
 
 from qtool.formats import registry
 from qtool.formats.candidate import Candidate
+from qtool.formats.containers.pickle_audit import audit_pickles, is_pickle
 from qtool.formats.detect import recognize
 from qtool.formats.findings import AuditNotes, FileAudit
 from qtool.formats.other_files import not_a_model
-from qtool.formats.torch.pickle_audit import audit_pickles, is_pickle
 from qtool.formats.torch.torch_zip_audit import audit_zip
 
 

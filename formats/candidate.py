@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from qtool.formats.containers.zip_layout import open_zip, zip_defects
 from qtool.formats.errors import FormatError
-from qtool.formats.zip_layout import open_zip, zip_defects
 
 _HEAD_BYTES = 4096
 

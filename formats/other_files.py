@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtool.formats.candidate import Candidate
+from qtool.formats.containers.pickle_scan import PICKLE_HEADS
 from qtool.formats.errors import FormatError
 from qtool.formats.tensorflow.hdf5_outline import HDF5_HEAD
-from qtool.formats.torch.pickle_scan import PICKLE_HEADS
 
 _MODEL_SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors")
 GGUF_HEAD = b"GGUF"

@@ -8,8 +8,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.errors import InputError, UsageError
-from qtool.plan import NOTHING_DYNAMIC, NOTHING_KEPT, NOTHING_UNFIT, DynamicPlan, Plan, Skipped
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import NOTHING_DYNAMIC, NOTHING_KEPT, NOTHING_UNFIT, DynamicPlan, Plan, Skipped, WeightOnlyPlan
+from qtool.schemes import DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
 
 
@@ -79,6 +79,26 @@ def build_dynamic_plan(
     return plan
 
 
+def build_weight_only_plan(model: ir.Model, scheme: WeightOnlyScheme, selection: NodeSelection) -> WeightOnlyPlan:
+    """Decides which layers of a prepared model get integer weights and keep float activations, from its graph alone.
+
+    Raises:
+        InputError: the model is quantized already, or nothing in it can be quantized in this way.
+        UsageError: a pattern of ``selection`` matches nothing.
+    """
+    from qtool.backends.registry import backend_named
+
+    _check_float(model)
+    selection.check(list(model.graph))
+    plan = backend_named(scheme.backend).place_weights(model.graph, scheme.grid, selection.reason_to_skip)
+    if not plan.layers:
+        raise InputError(
+            f"no weights in the model can be quantized alone{_in_short(plan.skipped)}",
+            fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",
+        )
+    return plan
+
+
 def _chosen_dynamic(
     model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
@@ -114,7 +134,8 @@ def _chosen_dynamic(
 
 def _check_float(model: ir.Model) -> None:
     """Rejects a model that has integer arithmetic in it."""
-    quantized = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
+    quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+    quantized |= {"MatMulNBits", "GatherBlockQuantized"}
     if any(node.op_type in quantized for node in model.graph):
         raise InputError(
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"

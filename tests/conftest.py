@@ -53,7 +53,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 # Options of ``quantize`` that say what time is worth, or have nothing to do with it.
-_ABOUT_TIME = {"--smallest", "--machine-profile", "--locked", "--help", "dynamic"}
+_ABOUT_TIME = {"--smallest", "--machine-profile", "--locked", "--help", "dynamic", "weights"}
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qtool.formats.base import Weights
 from qtool.formats.candidate import Candidate, Recognized
+from qtool.formats.containers.pickle_audit import audit_pickles, is_legacy_checkpoint
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
 from qtool.formats.odd_tensors import oddity
 from qtool.formats.resident_pages import DroppingWriter
-from qtool.formats.torch.pickle_audit import audit_pickles, is_legacy_checkpoint
 from qtool.formats.torch.torch_zip import ZipKind, torch_zip
 from qtool.formats.torch.torch_zip_audit import audit_zip
 from qtool.formats.trust import NO_TRUST, Trust, check_trusted

@@ -9,19 +9,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from qtool.formats.containers.pickle_scan import PICKLE_HEADS, PickleScan, StoredBytes, scan_pickle
+from qtool.formats.containers.zip_layout import (
+    LOCAL_MAGIC,
+    Defect,
+    first_bytes,
+    open_zip,
+    read_member,
+    unpacked,
+    zip_defects,
+)
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.torch.exported_program_audit import audit_program_json
-from qtool.formats.torch.pickle_scan import PICKLE_HEADS, PickleScan, StoredBytes, scan_pickle
 from qtool.formats.torch.torch_zip import TorchZip, ZipKind, torch_zip
-from qtool.formats.zip_layout import Defect, first_bytes, open_zip, read_member, unpacked, zip_defects
 
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20
 _DEEPEST_NESTING = 3
 # Tensors, by torch's names; their bytes may look like anything.
 _RAW = re.compile(r"(data|constants|traced_inputs|data/weights|data/constants)/(\w+_)?\d+")
-_ZIP_HEAD = b"PK\x03\x04"
 # TorchScript's own reader takes types from the program in the file; it never looks in Python for them.
 _SCRIPT_TYPES = ("__torch__.", "torch.jit._pickle.")
 _SCRIPT_FILE_ACCESS = re.compile(rb"\b(torch|ops\.aten)\.(save|load|from_file)\(")
@@ -67,8 +74,8 @@ def _audit_member(
         notes.add(Risk.RUNS_CODE, where, "is a library of machine code")
     if found.kind is not ZipKind.OTHER and _RAW.fullmatch(name):
         return
-    head = first_bytes(archive, member, len(_ZIP_HEAD))
-    if head == _ZIP_HEAD:
+    head = first_bytes(archive, member, len(LOCAL_MAGIC))
+    if head == LOCAL_MAGIC:
         _audit_inner(archive, member, where, notes, depth)
     elif name.endswith((".pkl", ".debug_pkl")) or head.startswith(PICKLE_HEADS):
         scan = _scan(read_member(archive, member, limit=_LARGEST_PICKLE_BYTES))

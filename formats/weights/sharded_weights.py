@@ -11,12 +11,12 @@ from qtool.formats import registry
 from qtool.formats.audit import audit
 from qtool.formats.base import Weights
 from qtool.formats.candidate import Candidate, Recognized
+from qtool.formats.containers.pickle_globals import Meaning
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
 from qtool.formats.onnx.external_data import OutsideError
-from qtool.formats.torch.pickle_globals import Meaning
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, is_index, read_index
@@ -82,15 +82,27 @@ class ShardedWeights:
         return Weights(tensors=tensors, metadata=_merged(path, index, trust).metadata, source=source)
 
 
+def read_shard(shard: Path, index: Path, trust: Trust) -> Weights:
+    """Reads one of the files that ``index`` names.
+
+    Raises:
+        FormatError: it is damaged, holds no weights by name, or would do more than ``trust`` allows.
+    """
+    detection = detect(shard)
+    found = registry.load_source(detection.format)
+    if found.holds != "weights":
+        raise FormatError(
+            f"{shard}, which {index} names, is {detection.detail} instead of weights", fix="save the weights again"
+        )
+    return found.read(shard, trust)
+
+
 def _merged(path: Path, index: ShardIndex, trust: Trust) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     listed = {name for names in index.shards.values() for name in names}
     for shard, names in index.shards.items():
-        found = registry.load(detect(shard).format)
-        if found.holds != "weights":
-            raise FormatError(f"{shard}, which {path} names, holds no weights", fix="save the weights again")
-        held = found.read(shard, trust)
+        held = read_shard(shard, path, trust)
         missing = [name for name in names if name not in held.tensors]
         if missing:
             raise FormatError(

@@ -8,9 +8,10 @@ from typing import Protocol, TypeAlias
 import onnx_ir as ir
 
 from qtool.backends.execution import Execution
-from qtool.plan import DynamicPlan, Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 Place: TypeAlias = Callable[[ir.Graph, Scheme, NodeSelection, Mapping[str, str], Mapping[str, str]], Plan]
 
@@ -24,6 +25,7 @@ class Backend(Protocol):
         has_kernels_here: whether its kernels run in this process, so that integer nodes can be counted and advised on.
         has_fused_operators: whether it supports the operators of onnxruntime's domain ``com.microsoft``.
         runs_dynamic_layers: whether it supports dynamic quantization of layers.
+        runs_weight_only: whether it supports layers whose weights alone are integers.
         stores_tables: whether embedding tables may be stored as integers.
     """
 
@@ -50,6 +52,11 @@ class Backend(Protocol):
     @property
     def runs_dynamic_layers(self) -> bool:
         """Whether it supports dynamic quantization of layers."""
+        ...
+
+    @property
+    def runs_weight_only(self) -> bool:
+        """Whether it supports layers whose weights alone are integers."""
         ...
 
     @property
@@ -88,7 +95,19 @@ class Backend(Protocol):
         """
         ...
 
-    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Plans the layers whose weights alone become integers; called only where ``runs_weight_only``.
+
+        Args:
+            graph: the graph after ``prepare``.
+            grid: which integers weights become.
+            reason_to_skip: returns why a layer is excluded, or None when it is not.
+        """
+        ...
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
         """Adapts a quantized graph to the runtime, in place."""
         ...
 
@@ -112,7 +131,7 @@ class Backend(Protocol):
         """
         ...
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Returns how to run its graphs on this machine with the results of the target machine.
 
         Without a scheme, for a graph of which only the target is known.

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from qtool.backends.base import Place
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
-from qtool.plan import DynamicPlan, Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class CompilerBackend:
     has_kernels_here: bool = False
     has_fused_operators: bool = False
     runs_dynamic_layers: bool = False
+    runs_weight_only: bool = False
     stores_tables: bool = False
 
     def place(
@@ -51,7 +53,17 @@ class CompilerBackend:
         """
         raise AssertionError(f"{self.name} runs no dynamic layers")
 
-    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Is not called, since it runs no layers with integer weights alone.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
         """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
         model.metadata_props[TARGET_KEY] = scheme.target
 
@@ -67,6 +79,6 @@ class CompilerBackend:
         """Its machines are others."""
         return False
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""
         return NODE_BY_NODE

@@ -8,10 +8,10 @@ from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
 from qtool.backends.registry import backend_named
 from qtool.backends.targets import PRESETS
 from qtool.formats.onnx.onnx_outline import read_outline
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.schemes import AnyScheme
 
 
-def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
+def execution_for(scheme: AnyScheme) -> Execution:
     """Returns how graphs quantized by ``scheme`` are run to evaluate them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""``qtool quantize``: post-training INT8, static in QDQ form or dynamic."""
+"""``qtool quantize``: post-training quantization, static in QDQ form, dynamic, or of weights alone."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from qtool.cli.options.scheme import (
     WeightsSymmetricOption,
     WeightTypeOption,
 )
+from qtool.cli.options.scheme_parameters import refuse_other_options
 from qtool.cli.options.search import (
     BiasCorrectionOption,
     CleOption,
@@ -66,7 +67,20 @@ from qtool.cli.options.shared import (
     TrustPickleOption,
 )
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
+from qtool.cli.options.weight_only import AUTO as BEST
+from qtool.cli.options.weight_only import (
+    DEFAULT_BITS,
+    AccuracyLevelOption,
+    BitsOption,
+    BlockSizeOption,
+    FormatOption,
+    WeightMethodOption,
+    accuracy_level,
+    block_method,
+    weight_only_scheme,
+)
 from qtool.errors import UsageError
+from qtool.weights.block_choices import WeightFormat
 from qtool.workflows.tune.efforts import Effort
 
 
@@ -95,6 +109,11 @@ def quantize(
     activations_symmetric: ActivationsSymmetricOption = None,
     activation_type: ActivationTypeOption = None,
     weight_type: WeightTypeOption = None,
+    bits: BitsOption = DEFAULT_BITS,
+    block_size: BlockSizeOption = None,
+    weight_method: WeightMethodOption = BEST,
+    accuracy_level_name: AccuracyLevelOption = BEST,
+    weight_format: FormatOption = WeightFormat.NBITS,
     effort: EffortOption = Effort.BALANCED,
     method: MethodOption = AUTO,
     cle: CleOption = None,
@@ -137,7 +156,7 @@ def quantize(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Quantizes a model to INT8 (PTQ): static QDQ, or dynamic.
+    """Quantizes a model to INT8 (PTQ), or its weights to 2-8 bits.
 
     Post-training quantization: ranges come from calibration data. Corrections (GPTQ, SmoothQuant, cross-layer
     equalization, ...) are kept by default ("auto") where fake quantization shows that they help.
@@ -174,11 +193,39 @@ def quantize(
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target
     console.progress().note(machine.description)
+    refuse_other_options(context, scheme)
+    if scheme is SchemeName.WEIGHTS:
+        from qtool.cli.quantize_weights import run_weights
+        from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
+
+        alone = weight_only_scheme(
+            machine.scheme,
+            bits=bits,
+            block_size=block_size,
+            per_channel=per_channel,
+            symmetric=weights_symmetric,
+            form=weight_format,
+        )
+        wanted = WeightOnlyRequest(
+            source=source,
+            data=data,
+            scheme=alone,
+            method=block_method(weight_method, has_data=data is not None),
+            level=accuracy_level(accuracy_level_name, weight_format),
+            selection=selection,
+            output=output,
+            output_dir=output_dir,
+            threads=threads,
+            force=force,
+            arguments=recorded_arguments(context),
+            locked=lock_of(context),
+        )
+        run_weights(console, wanted, json=json, dry_run=dry_run)
+        return
     if scheme is SchemeName.DYNAMIC:
-        from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
+        from qtool.cli.quantize_dynamic import run_dynamic
         from qtool.workflows.quantize.dynamic_request import DynamicRequest
 
-        refuse_static_options(context)
         asked = DynamicRequest(
             source=source,
             data=data,

@@ -80,6 +80,16 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
     return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
 
 
+def reads_rows(node: ir.Node) -> bool:
+    """Returns whether a node picks rows of its first input, as from an embedding table."""
+    return node.op_type == "Gather" and node.domain == "" and integer_attribute(node, "axis", 0) == 0
+
+
+def has_rows_of_outputs(node: ir.Node) -> bool:
+    """Returns whether a node reads its weight as rows, one an output: a Gemm with transB, or a Gather of rows."""
+    return is_transposed(node) or reads_rows(node)
+
+
 def is_transposed(node: ir.Node) -> bool:
     """Returns whether a MatMul or Gemm reads its weight with the output channels first: transB of Gemm."""
     return node.op_type == "Gemm" and bool(integer_attribute(node, "transB", 0))

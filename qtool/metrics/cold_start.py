@@ -1,4 +1,4 @@
-"""Cold start: the time until a model's first result in a new process."""
+"""How long a model takes until its first result, in a process that starts with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def cold_starts(
 ) -> tuple[Interval | None, ...]:
     """Opens and runs each model in separate processes, in turns, and returns milliseconds; None where one fails.
 
-    Starting Python and importing onnxruntime do not count: every model needs them, and programs in other languages do
-    not.
+    Starting Python and importing onnxruntime is not in it: every model needs that, and other programs do not.
 
     Args:
         models: the files.

@@ -1,4 +1,4 @@
-"""Sessions of a float model and of the models quantized from it."""
+"""Models that belong together: a float model and what was made from it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class SessionGroup:
     """Runs a float model and quantized ones on the same feeds.
 
     Attributes:
-        inputs: the inputs of all of them: a dimension is fixed where one of the models fixes it.
-        outputs: the outputs of all of them, as the float model declares them.
+        inputs: what all of them take: a dimension is fixed where one of the models fixes it.
+        outputs: what all of them return, as the float model declares it.
     """
 
     def __init__(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
-        """Checks that they can be compared.
+        """Makes sure that they can be compared.
 
         Args:
             sessions: the float model's, then those of quantized models.
@@ -69,7 +69,7 @@ def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load one of them.
-        InputError: their inputs or outputs differ.
+        InputError: they do not belong together.
     """
     return SessionGroup([Session(model, threads=threads) for model in models], names)
 
@@ -78,7 +78,7 @@ def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0
 def evaluation_group(
     group: SessionGroup, models: Sequence[Path], names: Sequence[str], *, threads: int = 0
 ) -> Iterator[SessionGroup]:
-    """Yields the group to compare outputs with, in place of ``group``, which times the same models.
+    """Yields what compares outputs in place of ``group``, which opened the same models as they are.
 
     Models for accelerators run node by node, and all models draw the same random numbers.
 

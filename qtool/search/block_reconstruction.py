@@ -92,7 +92,7 @@ def reconstruct(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
     """
-    layers = layer_inputs(model, plan)
+    layers = layer_inputs(model, plan.integer_nodes)
     reconstruction = _LayerByLayer(model, plan, scheme, activations, weights, layers, feeds, threads)
     with progress.task("fitting layers", len(layers)) as advance:
         for layer in layers:

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from qtool.formats.audit import audit
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
 
@@ -30,6 +31,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> No
     else:
         pytest.fail("no header of 640 bytes was made")
     assert detect(path).format == "safetensors"
+    assert audit(path).kind == "safetensors"
 
 
 def test_each_kind_is_told_by_its_content_whatever_its_name(tmp_path: Path, onnx_path: Path) -> None:

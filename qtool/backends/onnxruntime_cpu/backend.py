@@ -15,9 +15,11 @@ from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_residual_sums
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED, TARGETS
 from qtool.backends.onnxruntime_cpu.this_machine import runs_here, target_here
-from qtool.plan import DynamicPlan, Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class OnnxruntimeCpu:
     has_kernels_here: bool = True
     has_fused_operators: bool = True
     runs_dynamic_layers: bool = True
+    runs_weight_only: bool = True
     stores_tables: bool = True
 
     @property
@@ -52,7 +55,13 @@ class OnnxruntimeCpu:
         """Plans the layers that quantize their activations as they run; see ``Backend``."""
         return place_dynamic(graph, scheme, reason_to_skip)
 
-    def finish(self, model: ir.Model, scheme: Scheme | DynamicScheme) -> None:
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Plans the layers whose weights alone become integers; see ``Backend``."""
+        return place_weights(graph, grid, reason_to_skip)
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
         """Keeps float layers float and residual additions separate, and records a target that fuses in its own way."""
         KeepFloatLayers()(model)
         ResidualSums()(model)
@@ -72,9 +81,11 @@ class OnnxruntimeCpu:
         """Returns whether the preset is this machine, or the fleet that it belongs to."""
         return runs_here(target)
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""
-        return AS_IT_IS if scheme is None else Execution(form=exact_form(scheme))
+        if scheme is None or isinstance(scheme, WeightOnlyScheme):
+            return AS_IT_IS
+        return Execution(form=exact_form(scheme))
 
 
 BACKEND = OnnxruntimeCpu()

@@ -26,6 +26,8 @@ _KERNELS = (
     "MatMulInteger",
     "DynamicQuantize",
     "ConvInteger",
+    # Its weights are integers, and where its accuracy level says so its products.
+    "MatMulNBits",
 )
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")

@@ -17,7 +17,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.qdq.store_tables import StoredTable
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.schemes import AnyScheme, Scheme
 from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
 from qtool.workflows.quantize.shared_request import SharedReport
 
@@ -160,7 +160,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
     }
 
 
-def shared_as_json(report: SharedReport, scheme: Scheme | DynamicScheme) -> dict[str, object]:
+def shared_as_json(report: SharedReport, scheme: AnyScheme) -> dict[str, object]:
     """Returns what reports of static and of dynamic quantization share, for JSON."""
     return {
         "schema": "qtool.quantize/1",

@@ -13,7 +13,7 @@ from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
 from qtool.backends.registry import backend_named
 from qtool.plan import Skipped
 from qtool.progress import Progress
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.schemes import AnyScheme
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
 from qtool.workflows.quantize.planned_float import as_planned
@@ -39,7 +39,7 @@ def write_and_check(
     path: Path,
     samples: CheckSamples | None,
     *,
-    scheme: Scheme | DynamicScheme,
+    scheme: AnyScheme,
     threads: int,
     progress: Progress,
 ) -> CheckedResult:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qtool.workflows.quantize.dynamic_request import DynamicRequest
     from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
     from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
+    from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
 
 
 def manifest_of(
@@ -74,8 +75,8 @@ def inputs_record(request: SharedRequest) -> dict[str, FileRecord]:
     return inputs if request.data is None else inputs | data_records(request.data.sources)
 
 
-def options_record(request: DynamicRequest | QuantizeRequest) -> dict[str, Any]:
-    """Returns the manifest's entries on the options that both kinds of quantization have."""
+def options_record(request: DynamicRequest | QuantizeRequest | WeightOnlyRequest) -> dict[str, Any]:
+    """Returns the manifest's entries on the options that all kinds of quantization have."""
     data = request.data
     return {
         "target": request.scheme.target,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtool.formats.candidate import Candidate
+from qtool.formats.containers.pickle_scan import PICKLE_HEADS, scan_pickle
 from qtool.formats.findings import AuditNotes
-from qtool.formats.torch.pickle_scan import PICKLE_HEADS, scan_pickle
 
 # The magic number of torch.save before version 1.6, pickled as a long of ten bytes.
 _LEGACY_TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
