@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -74,8 +75,7 @@ def interleaved_times(
 ) -> tuple[Times, ...]:
     """Times every run once a round, in turns, and returns the seconds of each, of the shape (rounds,).
 
-    Load that comes and goes on the machine meets all runs alike that way. The order turns around every round, so that
-    none is always first. A short run is repeated within its turn and the mean counts.
+    A short run is repeated within its turn and the mean counts.
 
     Args:
         runs: what to time.
@@ -84,11 +84,28 @@ def interleaved_times(
         clock: returns seconds.
     """
     repeats = [_repeats(run, clock) for run in runs]
-    times = np.zeros((len(runs), rounds))
+    turns = [partial(_turn, run, repeat, clock) for run, repeat in zip(runs, repeats, strict=True)]
+    return interleaved_turns(turns, rounds=rounds, advance=advance)
+
+
+def interleaved_turns(
+    turns: Sequence[Clock], *, rounds: int, advance: Callable[[int], None] | None = None
+) -> tuple[Times, ...]:
+    """Calls every one once a round, in turns, and returns the seconds that each told, of the shape (rounds,).
+
+    Changing load on the machine thus affects all of them alike. The order is reversed every round, so that none is
+    always first.
+
+    Args:
+        turns: each runs something and returns how long a run took.
+        rounds: how many rounds, at least 1.
+        advance: called with 1 after every round.
+    """
+    times = np.zeros((len(turns), rounds))
     for number in range(rounds):
-        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        order = range(len(turns)) if number % 2 == 0 else reversed(range(len(turns)))
         for index in order:
-            times[index, number] = _turn(runs[index], repeats[index], clock)
+            times[index, number] = turns[index]()
         if advance is not None:
             advance(1)
     return tuple(times)

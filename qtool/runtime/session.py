@@ -88,6 +88,7 @@ class Session:
         mapped: bool = False,
         weights: Mapping[str, Array] = NO_WEIGHTS,
         reuses_memory: bool = True,
+        fuses_signed: bool = False,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -102,6 +103,8 @@ class Session:
             weights: C-contiguous initializers that the model's bytes only name, as external data; they are not copied.
             reuses_memory: whether memory of tensors is planned in advance, which takes time proportional to the square
                 of the number of nodes.
+            fuses_signed: whether s8 activations are fused as they are, which is the default on ARM; on x86, Q and DQ
+                are first rewritten to u8, and where they cannot be, operators stay float.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -113,6 +116,8 @@ class Session:
         options.enable_mem_reuse = reuses_memory
         # Idle worker threads of one session would keep the cores of another one busy, and times wrong.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if fuses_signed:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
             options.enable_cpu_mem_arena = False

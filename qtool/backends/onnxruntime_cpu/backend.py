@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.execution import AS_IT_IS, Execution
+from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
 from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers, without_separators
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_residual_sums
-from qtool.backends.onnxruntime_cpu.targets import TARGETS
+from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED, TARGETS
 from qtool.backends.onnxruntime_cpu.this_machine import runs_here, target_here
 from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
@@ -62,9 +62,11 @@ class OnnxruntimeCpu:
         return place_weights(graph, grid, reason_to_skip)
 
     def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
-        """Keeps float layers float, and residual additions separate from the normalization that follows."""
+        """Keeps float layers float and residual additions separate, and records a target that fuses in its own way."""
         KeepFloatLayers()(model)
         ResidualSums()(model)
+        if scheme.target in FUSE_SIGNED:
+            model.metadata_props[TARGET_KEY] = scheme.target
 
     def unfinish(self, model: ir.Model) -> None:
         """Removes the nodes that keep layers float, and makes additions of residual sums again."""
