@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from qtool.backends.this_machine import scheme_here
 from qtool.plan import WeightOnlyPlan
 from qtool.schemes import WeightOnlyScheme
 from qtool.weights.block_choices import BlockMethod
+from qtool.weights.block_grid import BlockGrid
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 
 
@@ -24,18 +26,22 @@ class BitsGoal:
     max_bytes: float | None = None
 
 
+def _four_bits() -> WeightOnlyScheme:
+    return WeightOnlyScheme(grid=BlockGrid(bits=4, block=32, symmetric=False), target=scheme_here().target)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightOnlyRequest(SharedRequest):
     """The options of a weight-only quantization; without data, weights alone decide about their integers.
 
     Attributes:
-        scheme: which integers weights become.
+        scheme: which integers weights become; by default 4 bits, asymmetric in blocks of 32.
         method: what chooses the integers; None for what comes closest to the float model on evaluation samples.
         level: the accuracy level of MatMulNBits; None for what evaluation samples and times show to be best.
         goal: what the bits of each weight are chosen for; None for those of the scheme.
     """
 
-    scheme: WeightOnlyScheme
+    scheme: WeightOnlyScheme = field(default_factory=_four_bits)
     method: BlockMethod | None = None
     level: int | None = None
     goal: BitsGoal | None = None
