@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 import onnx_ir as ir
 
+from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
 from qtool.plan import Plan
 from qtool.schemes import DynamicScheme, Scheme
@@ -87,5 +88,15 @@ class Backend(Protocol):
 
         Raises:
             RuntimeRefusedError: onnxruntime does not run at all.
+        """
+        ...
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Opens a quantized ``model`` in the runtime and returns which of its nodes run on integers.
+
+        Nodes without a name get one. None where the runtime is not here.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load the model.
         """
         ...

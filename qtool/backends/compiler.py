@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.backends.base import Place
+from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.plan import Plan
 from qtool.schemes import DynamicScheme, Scheme
@@ -48,3 +49,7 @@ class CompilerBackend:
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""
         return NODE_BY_NODE
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Returns None: kernels are chosen on another machine."""
+        return None

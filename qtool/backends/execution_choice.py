@@ -28,5 +28,9 @@ def execution_of(target: str | None) -> Execution:
 
 def execution_of_file(path: Path) -> Execution:
     """Returns the same for the target recorded in the model at ``path``."""
-    properties = {entry.key: entry.value for entry in read_outline(path).metadata_props}
-    return execution_of(properties.get(TARGET_KEY))
+    return execution_of(target_of_file(path))
+
+
+def target_of_file(path: Path) -> str | None:
+    """Returns the target that the model at ``path`` was quantized for; None where it does not say."""
+    return {entry.key: entry.value for entry in read_outline(path).metadata_props}.get(TARGET_KEY)

@@ -14,7 +14,6 @@ from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
-from qtool.runtime.graphs import open_graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class OutputEvaluator:
             feeds: batches of samples, held in memory.
             labels: one class index per sample, in the order of the samples.
             view: which outputs to look at in place of each model's own.
-            execution: how quantized models are run.
+            execution: how models are run.
             threads: threads inside an operator; 0 is one per core.
 
         Raises:
@@ -71,7 +70,7 @@ class OutputEvaluator:
         self._threads = threads
         self._view = view
         self._execution = execution
-        with open_graph(view(original), threads=threads) as session:
+        with execution.open_float(view(original), threads=threads) as session:
             start = time.monotonic()
             self._expected = tuple(session.run(feed) for feed in self._feeds)
             self.seconds = time.monotonic() - start

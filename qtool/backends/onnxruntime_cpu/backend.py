@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.execution import AS_IT_IS, Execution
+from qtool.backends.coverage import Coverage
+from qtool.backends.execution import AS_IT_IS, Execution, OnnxruntimeExecution
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
@@ -49,7 +51,11 @@ class OnnxruntimeCpu:
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""
-        return AS_IT_IS if scheme is None else Execution(form=exact_form(scheme))
+        return AS_IT_IS if scheme is None else OnnxruntimeExecution(form=exact_form(scheme))
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Reads which nodes run on integers from the provider's optimized graph."""
+        return integer_coverage(model)
 
 
 BACKEND = OnnxruntimeCpu()

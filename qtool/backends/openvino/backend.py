@@ -2,8 +2,64 @@
 
 from __future__ import annotations
 
-from qtool.backends.compiler import CompilerBackend
-from qtool.backends.openvino.targets import TARGETS
-from qtool.backends.qdq_placement.layer_inputs import place
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-BACKEND = CompilerBackend(name="openvino", targets=TARGETS, placement=place)
+import onnx_ir as ir
+
+from qtool.backends.coverage import Coverage
+from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.openvino.coverage import openvino_coverage
+from qtool.backends.openvino.execution import IN_OPENVINO
+from qtool.backends.openvino.installed import is_installed
+from qtool.backends.openvino.placement import place
+from qtool.backends.openvino.targets import TARGETS
+from qtool.plan import Plan
+from qtool.schemes import DynamicScheme, Scheme
+from qtool.selection import NodeSelection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenvinoBackend:
+    """OpenVINO's CPU plugin, where it is installed; see ``Backend``."""
+
+    name: str = "openvino"
+    has_fused_operators: bool = False
+    runs_dynamic_layers: bool = False
+    stores_tables: bool = False
+
+    @property
+    def targets(self) -> Mapping[str, Scheme]:
+        """The machines of OpenVINO."""
+        return TARGETS
+
+    @property
+    def has_kernels_here(self) -> bool:
+        """Whether it is installed."""
+        return is_installed()
+
+    def place(
+        self,
+        graph: ir.Graph,
+        scheme: Scheme,
+        selection: NodeSelection,
+        unfit: Mapping[str, str],
+        kept_float: Mapping[str, str],
+    ) -> Plan:
+        """Plans where Q/DQ go; see ``Backend``."""
+        return place(graph, scheme, selection, unfit, kept_float)
+
+    def finish(self, model: ir.Model, scheme: Scheme) -> None:
+        """Records the target in the graph, so that it is not judged in silence on another runtime."""
+        model.metadata_props[TARGET_KEY] = scheme.target
+
+    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+        """Runs graphs in OpenVINO where it is installed, and where its own kernels are asked for; else node by node."""
+        return IN_OPENVINO if scheme is not None and is_installed() else NODE_BY_NODE
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Reads which nodes run on integers from the graph that OpenVINO executes."""
+        return openvino_coverage(model) if is_installed() else None
+
+
+BACKEND = OpenvinoBackend()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.coverage import Coverage
 from qtool.calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.options.goal import mixed_as_json
@@ -204,7 +204,7 @@ def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, O
 def show_coverage(console: Console, coverage: Coverage) -> None:
     """Prints how many nodes of each operator run on integers, and why the others do not."""
     console.table(
-        "Runs on integers in onnxruntime",
+        f"Runs on integers in {coverage.runtime}",
         ("operator", "on integers", "of"),
         [(row.operator, row.integer, row.total) for row in coverage.by_operator()],
         f"{coverage.integer} of {coverage.total} quantizable nodes ({coverage.share:.1%})",
@@ -220,6 +220,7 @@ def show_coverage(console: Console, coverage: Coverage) -> None:
 def coverage_as_json(coverage: Coverage) -> dict[str, object]:
     """Returns the coverage as values for JSON."""
     return {
+        "runtime": coverage.runtime,
         "integer_nodes": coverage.integer,
         "quantizable_nodes": coverage.total,
         "share": coverage.share,

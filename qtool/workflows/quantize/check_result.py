@@ -18,7 +18,6 @@ from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
-from qtool.runtime.graphs import open_graph
 from qtool.search.logits_view import Gate, with_logits_of_outputs
 from qtool.workflows.convert.random_inputs import on_random_inputs
 from qtool.workflows.quantize.data_request import DataRequest
@@ -73,7 +72,7 @@ def compare_with_float(
 ) -> ResultComparison:
     """Runs both models on held-out samples, or else on some calibration samples, or on random inputs.
 
-    The quantized one runs with ``execution``.
+    Both run with ``execution``.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
@@ -86,7 +85,7 @@ def compare_with_float(
         value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
     }
     with ExitStack() as stack:
-        float_session = stack.enter_context(open_graph(opened if gates else original, threads=threads))
+        float_session = stack.enter_context(execution.open_float(opened if gates else original, threads=threads))
         if gates:
             quantized_graph = with_logits_of_outputs(load_model(quantized))[0]
             quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.coverage import Coverage
 from qtool.backends.onnxruntime_cpu.this_machine import scheme_here
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage
+from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.plan import Skipped
 
 _FIXES = (
