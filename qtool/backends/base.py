@@ -23,6 +23,7 @@ class Backend(Protocol):
         name: its key in ``BACKENDS``.
         targets: the presets of its machines, by their ``--target`` names.
         has_kernels_here: whether its kernels run in this process, so that integer nodes can be counted and advised on.
+        judged_in: what results for its targets are judged by on this machine, in words.
         has_fused_operators: whether it supports the operators of onnxruntime's domain ``com.microsoft``.
         runs_dynamic_layers: whether it supports dynamic quantization of layers.
         stores_tables: whether embedding tables may be stored as integers.
@@ -41,6 +42,11 @@ class Backend(Protocol):
     @property
     def has_kernels_here(self) -> bool:
         """Whether its kernels run in this process, so that integer nodes can be counted and advised on."""
+        ...
+
+    @property
+    def judged_in(self) -> str:
+        """What results for its targets are judged by on this machine, in words."""
         ...
 
     @property

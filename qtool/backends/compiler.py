@@ -31,6 +31,11 @@ class CompilerBackend:
     runs_dynamic_layers: bool = False
     stores_tables: bool = False
 
+    @property
+    def judged_in(self) -> str:
+        """The meaning of the graph."""
+        return "the exact semantics of Q and DQ, node by node: this runtime is not here, and was not run"
+
     def place(
         self,
         graph: ir.Graph,

@@ -39,7 +39,7 @@ class Coverage:
 
     Attributes:
         nodes: every node that could, in graph order.
-        runtime: the runtime that was asked, as it calls itself.
+        runtime: the runtime that was asked, a key of ``RUNTIMES``.
     """
 
     nodes: tuple[NodeCoverage, ...]

@@ -46,6 +46,10 @@ class Execution(Protocol):
         """The key in ``RUNTIMES`` of what runs them."""
         ...
 
+    def as_written(self) -> Execution:
+        """Returns how the same graphs are run to time them: in the form in which they are written."""
+        ...
+
     def open(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[RunningModel]:
         """Opens a quantized ``model``, which is not modified.
 
@@ -88,6 +92,10 @@ class OnnxruntimeExecution:
         """The key of onnxruntime."""
         return "onnxruntime"
 
+    def as_written(self) -> Execution:
+        """Returns its own kernels, on the graph itself."""
+        return AS_IT_IS
+
     @contextmanager
     def open(self, model: ir.Model, *, threads: int = 0) -> Iterator[Session]:
         """Yields a session on ``model``, which is not modified.
@@ -120,5 +128,5 @@ class OnnxruntimeExecution:
         return open_graph(model, threads=threads)
 
 
-AS_IT_IS: Execution = OnnxruntimeExecution()
-NODE_BY_NODE: Execution = OnnxruntimeExecution(level="none")
+AS_IT_IS = OnnxruntimeExecution()
+NODE_BY_NODE = OnnxruntimeExecution(level="none")

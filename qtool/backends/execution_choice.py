@@ -20,6 +20,15 @@ def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
     return backend_named(scheme.backend).execution(scheme)
 
 
+def timing_of(scheme: Scheme | DynamicScheme) -> Execution | None:
+    """Returns how graphs quantized by ``scheme`` are run to time them: in the form in which they are written.
+
+    None where their runtime is not here.
+    """
+    backend = backend_named(scheme.backend)
+    return backend.execution(scheme).as_written() if backend.has_kernels_here else None
+
+
 def execution_of(target: str | None) -> Execution:
     """Returns how a graph for ``target`` is run."""
     scheme = None if target is None else PRESETS.get(target)

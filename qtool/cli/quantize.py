@@ -146,6 +146,7 @@ def quantize(
         run_locked(quantize, context, locked)
         return
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.registry import FALLBACK_BACKEND, backend_named
     from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
     from qtool.selection import NodeSelection
@@ -173,11 +174,19 @@ def quantize(
     integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target
+    backend = backend_named(integers.backend)
     console.progress().note(machine.description)
+    if integers.backend != FALLBACK_BACKEND:
+        console.progress().note(f"judged by {backend.judged_in}")
     if scheme is SchemeName.DYNAMIC:
         from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
         from qtool.workflows.quantize.dynamic_request import DynamicRequest
 
+        if not backend.runs_dynamic_layers:
+            raise UsageError(
+                f"--scheme dynamic is for onnxruntime's CPU provider, not for {machine.scheme.machine}",
+                fix="use --scheme static, or quantize for another target",
+            )
         refuse_static_options(context)
         asked = DynamicRequest(
             source=source,

@@ -28,9 +28,10 @@ def verify(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows which nodes onnxruntime really runs on integers.
+    """Shows which nodes a runtime really runs on integers.
 
-    With --target also whether a machine takes the model as it is: exits with 1 if not.
+    The runtime is onnxruntime, or that of --target where it is installed. With --target also whether a machine takes
+    the model as it is: exits with 1 if not.
     """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
@@ -42,13 +43,14 @@ def verify(
     console = Console(json=json, quiet=quiet, debug=debug)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
     machine = None if target is None else target_named(target).scheme
-    report = run(model, console.progress())
+    report = run(model, console.progress(), machine)
     fit = None if machine is None else check_target(model, machine)
     if json:
         found: dict[str, object] = {
             "schema": "qtool.verify/1",
             "model": str(report.model),
-            "onnxruntime": report.onnxruntime,
+            "onnxruntime": report.versions["onnxruntime"],
+            "versions": dict(report.versions),
             **coverage_as_json(report.coverage),
             "overflowing_layers": list(report.overflowing_layers),
         }

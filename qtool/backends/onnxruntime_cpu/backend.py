@@ -30,6 +30,11 @@ class OnnxruntimeCpu:
     stores_tables: bool = True
 
     @property
+    def judged_in(self) -> str:
+        """Its own kernels."""
+        return "onnxruntime"
+
+    @property
     def targets(self) -> Mapping[str, Scheme]:
         """CPUs by their integer instructions."""
         return TARGETS

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
+from qtool.backends.onnxruntime_cpu.targets import TARGETS
+from qtool.backends.registry import backend_named
 from qtool.backends.targets import AUTO, preset
 from qtool.processor import IntegerFeatures, integer_features
 from qtool.schemes import Scheme
@@ -29,7 +31,7 @@ class ResolvedTarget:
     @property
     def is_measurable(self) -> bool:
         """Whether times measured on this machine decide about it; a model for a fleet is not for this machine alone."""
-        return self.is_here and self.scheme.target != _FLEET
+        return self.is_here and self.scheme.target in TARGETS and self.scheme.target != _FLEET
 
     @property
     def description(self) -> str:
@@ -48,7 +50,7 @@ def target_named(name: str | None) -> ResolvedTarget:
     if name is None or name == AUTO:
         return ResolvedTarget(scheme=preset(target_here()), chosen=True, is_here=True)
     scheme = preset(name)
-    return ResolvedTarget(scheme=scheme, chosen=False, is_here=name == target_here() or (name == _FLEET and _is_x86()))
+    return ResolvedTarget(scheme=scheme, chosen=False, is_here=_is_here(scheme))
 
 
 def scheme_here() -> Scheme:
@@ -76,6 +78,12 @@ def target_of(features: IntegerFeatures, *, saturates: bool) -> str:
     if saturates:
         return "x86-avx2"
     return "x86-vnni" if features.family == "x86" and features.vnni is not False else _FLEET
+
+
+def _is_here(scheme: Scheme) -> bool:
+    if scheme.target not in TARGETS:
+        return backend_named(scheme.backend).has_kernels_here
+    return scheme.target == target_here() or (scheme.target == _FLEET and _is_x86())
 
 
 def _is_x86() -> bool:

@@ -11,7 +11,7 @@ from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.backends.openvino.coverage import openvino_coverage
 from qtool.backends.openvino.execution import IN_OPENVINO
-from qtool.backends.openvino.installed import is_installed
+from qtool.backends.openvino.installed import INSTALL, installed_version, is_installed
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
 from qtool.plan import Plan
@@ -26,7 +26,14 @@ class OpenvinoBackend:
     name: str = "openvino"
     has_fused_operators: bool = False
     runs_dynamic_layers: bool = False
-    stores_tables: bool = False
+    stores_tables: bool = True
+
+    @property
+    def judged_in(self) -> str:
+        """OpenVINO, or the meaning of the graph."""
+        if is_installed():
+            return f"OpenVINO {installed_version()}"
+        return f"the exact semantics of Q and DQ, node by node: OpenVINO is not installed here ({INSTALL})"
 
     @property
     def targets(self) -> Mapping[str, Scheme]:

@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.backends.openvino.execution import IN_OPENVINO
-from qtool.backends.openvino.float_reasons import reason_for_float
+from qtool.backends.openvino.float_reasons import computes_integers, reason_for_float
 from qtool.backends.openvino.session import ExecutedLayer
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.graph.constants import is_constant
@@ -34,7 +34,7 @@ def openvino_coverage(model: ir.Model) -> Coverage:
         layers = session.executed()
     found = _by_original(layers)
     nodes = tuple(_node_coverage(node, found) for node in model.graph if _is_quantizable(node))
-    return Coverage(nodes=nodes, runtime="OpenVINO")
+    return Coverage(nodes=nodes, runtime="openvino")
 
 
 def _by_original(layers: tuple[ExecutedLayer, ...]) -> dict[str, ExecutedLayer]:
@@ -55,7 +55,7 @@ def _by_original(layers: tuple[ExecutedLayer, ...]) -> dict[str, ExecutedLayer]:
 
 def _is_quantizable(node: ir.Node) -> bool:
     operator = OPERATORS.get(node.op_type) if node.domain == "" else None
-    if node.domain == "" and node.op_type == "ConvTranspose":
+    if (node.domain == "" and node.op_type == "ConvTranspose") or computes_integers(node):
         return True
     if operator is None or operator.kind is Kind.CLAMPING:
         return False
@@ -72,7 +72,7 @@ def _is_quantizable(node: ir.Node) -> bool:
 def _node_coverage(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> NodeCoverage:
     layer = _layer_of(node, found)
     kernel = None
-    if layer is not None and layer.precision in _INTEGERS:
+    if layer is not None and layer.precision in _INTEGERS and not computes_integers(node):
         kernel = f"{layer.kind} {layer.precision}"
     elif layer is None and OPERATORS.get(node.op_type) is not None and OPERATORS[node.op_type].kind is Kind.MOVING:
         # A node that only renames its values, such as a Reshape to the same shape, disappears.

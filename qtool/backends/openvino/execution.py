@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qtool.backends.execution import Execution
 from qtool.backends.openvino.session import OpenvinoSession
 from qtool.formats.onnx.map_types import load_model
 from qtool.graph.specs import model_specs
@@ -25,6 +26,10 @@ class OpenvinoExecution:
     def runtime(self) -> str:
         """The key of OpenVINO."""
         return "openvino"
+
+    def as_written(self) -> Execution:
+        """Returns itself: no graph is rewritten."""
+        return self
 
     @contextmanager
     def open(self, model: ir.Model, *, threads: int = 0) -> Iterator[OpenvinoSession]:

@@ -17,6 +17,7 @@ from qtool.graph.constants import constant_array, is_constant
 
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
 _AGAIN = "quantize the float model again with `qtool quantize --target openvino`"
+_INTEGER_OPERATORS = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -35,8 +36,18 @@ class FloatReason:
 
 def reason_for_float(node: ir.Node, layer: ExecutedLayer | None) -> FloatReason:
     """Returns the first condition of an integer kernel that ``node``, which ``layer`` runs, does not meet."""
+    if computes_integers(node):
+        return FloatReason(
+            f"OpenVINO takes {node.op_type} apart and computes it in float, which is slower than the float model",
+            "quantize the float model with --scheme static --target openvino",
+        )
     known = _precision_reason(node) or _input_reason(node) or _type_reason(node)
     return known or _unknown(node, layer)
+
+
+def computes_integers(node: ir.Node) -> bool:
+    """Returns whether an operator has integer arithmetic itself, as in dynamic quantization, unlike one between Q/DQ."""
+    return node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type != "DynamicQuantizeLinear"
 
 
 def _precision_reason(node: ir.Node) -> FloatReason | None:

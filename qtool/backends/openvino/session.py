@@ -21,9 +21,9 @@ from qtool.errors import RuntimeRefusedError
 from qtool.runtime.profile import OperatorTime
 
 _RUNS = 8
-# What OpenVINO's messages begin and end with, before and after what is wrong.
-_NOISE = ("Exception from ", "Check '", "While validating", "FrontEnd API failed", "[NOT IMPLEMENTED]", "Summary:")
-_DYNAMIC = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+# What stands in OpenVINO's messages before and after what is wrong.
+_NOISE = ("Exception from ", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully", "Summary:")
+_FIX = "check the file with `qtool inspect`, or export it again with another opset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class OpenvinoSession:
             self._compiled = core.compile_model(read, "CPU", config)
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # OpenVINO's own errors share no base class of their own
-            raise RuntimeRefusedError(f"OpenVINO does not load {what}: {told(error)}", fix=_fix_of(error)) from error
+            raise RuntimeRefusedError(f"OpenVINO does not load {what}: {told(error)}", fix=_FIX) from error
         self._places = places
         self._order = {spec.name: place for place, spec in enumerate(self.outputs)}
 
@@ -145,13 +145,7 @@ def told(error: Exception) -> str:
     """Returns the line of an error of OpenVINO that says what is wrong, without where in its sources it was found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(_NOISE)]
-    return " ".join((said or lines or [type(error).__name__])[0].split())
-
-
-def _fix_of(error: Exception) -> str:
-    if any(operator in str(error) for operator in _DYNAMIC):
-        return "OpenVINO has no dynamic quantization in ONNX models: quantize with --scheme static --target openvino"
-    return "check the file with `qtool inspect`, or export it again with another opset"
+    return " ".join((said or lines or [type(error).__name__])[0].removeprefix("-- ").split())
 
 
 def _executed(layer: Any) -> ExecutedLayer:

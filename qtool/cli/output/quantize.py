@@ -179,6 +179,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "method": request.method_name,
         **search_as_json(report),
         "samples": report.samples,
+        "judged_in": report.judged_in,
         "compared_on": report.compared_on,
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,
@@ -203,8 +204,10 @@ def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, O
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
     """Prints how many nodes of each operator run on integers, and why the others do not."""
+    from qtool.backends.runtimes import runtime_named
+
     console.table(
-        f"Runs on integers in {coverage.runtime}",
+        f"Runs on integers in {runtime_named(coverage.runtime).title}",
         ("operator", "on integers", "of"),
         [(row.operator, row.integer, row.total) for row in coverage.by_operator()],
         f"{coverage.integer} of {coverage.total} quantizable nodes ({coverage.share:.1%})",

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtool.backends.registry import backend_named
 from qtool.manifest import Manifest
 from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
 from qtool.workflows.quantize.lock import lock_record, locked_versions
@@ -49,6 +50,7 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
     return {
         "target": request.scheme.target,
         "scheme": request.scheme.description,
+        "judged_in": backend_named(request.scheme.backend).judged_in,
         "method": {"name": request.method_name, **_fields(request.method)},
         "include": list(request.selection.include),
         "exclude": list(request.selection.exclude),
