@@ -1,20 +1,60 @@
-"""Models that belong together: a float model and what was made from it."""
+"""Models that belong together: a float model and what was made from it, each in a runtime."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from qtool.backends.execution_choice import target_of_file
 from qtool.backends.runtimes import runtime_named
 from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
-from qtool.metrics.judged_model import JudgedModel
 from qtool.runtime.running_model import RunningModel
 from qtool.runtime.steady_draws import file_draws
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedModel:
+    """One model in one runtime.
+
+    Attributes:
+        path: its graph.
+        name: what the report calls it.
+        runtime: the key of what runs it in ``RUNTIMES``.
+        model: its place among the models.
+        reference: the place, among all judged models, of the float model that it is compared with.
+    """
+
+    path: Path
+    name: str
+    runtime: str
+    model: int
+    reference: int
+
+
+def judged_models(paths: Sequence[Path], names: Sequence[str], runtimes: Sequence[str]) -> tuple[JudgedModel, ...]:
+    """Returns every model in every runtime, the float model of the first runtime first.
+
+    A quantized model is compared with the float model in its own runtime, and that one with the first of all.
+    """
+    judged = []
+    for number, runtime in enumerate(runtimes):
+        title = runtime_named(runtime).title
+        for place, (path, name) in enumerate(zip(paths, names, strict=True)):
+            judged.append(
+                JudgedModel(
+                    path=path,
+                    name=name if len(runtimes) == 1 else f"{name} in {title}",
+                    runtime=runtime,
+                    model=place,
+                    reference=number * len(paths) if place else 0,
+                )
+            )
+    return tuple(judged)
 
 
 class SessionGroup:
@@ -80,9 +120,7 @@ def open_group(models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[S
 
 
 @contextmanager
-def evaluation_group(
-    group: SessionGroup, models: Sequence[JudgedModel], *, threads: int = 0
-) -> Iterator[SessionGroup]:
+def evaluation_group(group: SessionGroup, models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[SessionGroup]:
     """Yields what compares outputs in place of ``group``, which opened the same models as they are.
 
     Models for machines that a runtime does not stand for run node by node, and all models draw the same random numbers.
@@ -91,9 +129,7 @@ def evaluation_group(
         RuntimeRefusedError: a runtime does not load one of them.
     """
     runtimes = [runtime_named(model.runtime) for model in models]
-    executions = [
-        runtime.judging(target_of_file(model.path)) for runtime, model in zip(runtimes, models, strict=True)
-    ]
+    executions = [runtime.judging(target_of_file(model.path)) for runtime, model in zip(runtimes, models, strict=True)]
     as_they_are = all(
         execution == runtime.judging(None) for execution, runtime in zip(executions, runtimes, strict=True)
     )

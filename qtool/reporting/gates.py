@@ -154,7 +154,9 @@ def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
         )
     of_data = [gate for gate in gates if FIGURES[gate.figure].of_data]
     of_model = [gate for gate in gates if not FIGURES[gate.figure].of_data]
-    verdicts = [verdict for comparison in report.by_model if not comparison.is_float for verdict in judge(comparison, of_model)]
+    verdicts = [
+        verdict for comparison in report.by_model if not comparison.is_float for verdict in judge(comparison, of_model)
+    ]
     for comparison in report.comparisons:
         if comparison.is_float:
             continue

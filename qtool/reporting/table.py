@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.reporting.figures import FIGURES
-from qtool.reporting.model import Measured, ModelComparison, Report, UsedData
 from qtool.reporting.misplaced_table import misplaced_table
+from qtool.reporting.model import Measured, ModelComparison, Report, UsedData
 from qtool.reporting.overflow_table import overflow_table
 from qtool.reporting.sample_tables import classes_table, samples_table
 from qtool.reporting.size_tables import sizes_table

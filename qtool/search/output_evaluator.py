@@ -15,6 +15,9 @@ from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 
+# Float kernels of two runtimes differ by rounding, which is far less than this.
+FLOATS_ALIKE_DB = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
@@ -153,6 +156,14 @@ def worst_agreement(outputs: Sequence[OutputFidelity]) -> float | None:
     """Returns the lowest top-1 agreement of the outputs that have classes, 0 to 1; None where none has."""
     shares = [output.top1_agreement for output in outputs if output.top1_agreement is not None]
     return min(shares, default=None)
+
+
+def floats_differ(sqnr_db: float, runtime: str) -> str:
+    """Returns one line about a float model whose outputs in ``runtime`` are not those in onnxruntime."""
+    return (
+        f"the float model itself has other outputs in {runtime} than in onnxruntime, {sqnr_db:.1f} dB apart: quantized "
+        f"models are compared with it in the same runtime"
+    )
 
 
 def _output_db(output: OutputFidelity) -> float:

@@ -22,8 +22,8 @@ _CONVERSIONS = ("Reorder", "FakeQuantize", "Convert", "Const")
 def openvino_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in OpenVINO and finds each of its quantizable nodes in the graph that it executes.
 
-    Nodes without a name get one. Quantizable are Conv, ConvTranspose, Gemm and MatMul, and operators between dequantized
-    tensors that OpenVINO has integer kernels for.
+    Nodes without a name get one. Quantizable are Conv, ConvTranspose, Gemm and MatMul, and operators between
+    dequantized tensors that OpenVINO has integer kernels for.
 
     Raises:
         UsageError: OpenVINO is not installed.

@@ -46,7 +46,7 @@ def reason_for_float(node: ir.Node, layer: ExecutedLayer | None) -> FloatReason:
 
 
 def computes_integers(node: ir.Node) -> bool:
-    """Returns whether an operator has integer arithmetic itself, as in dynamic quantization, unlike one between Q/DQ."""
+    """Returns whether an operator has integer arithmetic itself, as in dynamic quantization."""
     return node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type != "DynamicQuantizeLinear"
 
 

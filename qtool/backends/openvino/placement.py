@@ -84,9 +84,7 @@ def _with_transposed_convolutions(
             nodes=(name,),
         )
         integer_nodes[name] = node.op_type
-    return replace(
-        plan, activations=activations, weights=weights, integer_nodes=integer_nodes, skipped=tuple(skipped)
-    )
+    return replace(plan, activations=activations, weights=weights, integer_nodes=integer_nodes, skipped=tuple(skipped))
 
 
 def _reason_of_form(

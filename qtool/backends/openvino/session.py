@@ -56,7 +56,12 @@ class OpenvinoSession:
     """
 
     def __init__(
-        self, model: Path | bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int = 0,
+        self,
+        model: Path | bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        threads: int = 0,
         profiles: bool = False,
     ) -> None:
         """Opens an ONNX ``model``, a path or the serialized model itself.

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
+from qtool.backends.execution import TARGET_KEY
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.errors import GateError, InputError
@@ -53,6 +54,10 @@ def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> Ver
         graph = load_weights(OnnxFile().read(path))
     with progress.task("opening it"):
         coverage = _coverage(graph, scheme, progress)
+    target = graph.metadata_props.get(TARGET_KEY)
+    runtime = runtime_named(coverage.runtime)
+    if scheme is None and not runtime.serves(target):
+        progress.warn(f"{model} was quantized for --target {target}: below is what {runtime.title} makes of it here")
     if coverage.total == 0:
         raise InputError(
             f"{model} has no node that could run on integers",

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.backends.execution_choice import execution_for
 from qtool.backends.coverage import Coverage
+from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.plan import Skipped
 from qtool.progress import Progress
 from qtool.schemes import DynamicScheme, Scheme
+from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
 from qtool.workflows.quantize.planned_float import as_planned
@@ -66,6 +67,8 @@ def write_and_check(
     with progress.task("comparing with float"):
         coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
+    if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:
+        progress.warn(floats_differ(comparison.runtimes_db, runtime_named(execution.runtime).title))
     return CheckedResult(coverage=coverage, comparison=comparison)
 
 

@@ -13,9 +13,8 @@ from qtool.calib.datasets.base import Dataset
 from qtool.calib.datasets.images import Preprocess
 from qtool.calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
-from qtool.metrics.judged_model import JudgedModel, judged_models
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import SessionGroup, evaluation_group, open_group
+from qtool.metrics.session_group import JudgedModel, SessionGroup, evaluation_group, judged_models, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import SILENT, Progress
@@ -26,6 +25,7 @@ from qtool.reporting.model import ModelComparison, ModelReport, Report, UsedData
 from qtool.reporting.names import display_names
 from qtool.reporting.surroundings import machine, versions
 from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
+from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ, worst_sqnr_db
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 from qtool.workflows.report.graphs_to_compare import graphs_of
@@ -155,6 +155,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
                 if entry.labels is not None and not found.accuracy and request.metric is None:
                     refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
                 seen.append(found)
+        _tell_of_floats(judged, seen[0], progress)
         # Times do not depend on the values, so they are measured on the first dataset.
         first = seen[0]
         measured = measure(group, judged, opened[0].data, first, asked, progress)
@@ -185,6 +186,15 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         versions=versions([runtime_named(name).package for name in request.runtimes]),
         machine=machine(),
     )
+
+
+def _tell_of_floats(judged: Sequence[JudgedModel], seen: Seen, progress: Progress) -> None:
+    """Warns where the float model itself has other outputs in one runtime than in the first."""
+    for place, model in enumerate(judged):
+        if place and model.model == 0:
+            apart = worst_sqnr_db(seen.fidelity[place - 1])
+            if apart < FLOATS_ALIKE_DB:
+                progress.warn(floats_differ(apart, runtime_named(model.runtime).title))
 
 
 def _misplaced(model: JudgedModel, target: str | None, progress: Progress) -> str | None:

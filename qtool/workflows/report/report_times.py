@@ -10,10 +10,9 @@ from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import UsageError
 from qtool.metrics.cold_start import STARTS, cold_starts
-from qtool.metrics.judged_model import JudgedModel
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds
 from qtool.metrics.memory import Memory, measure_memory
-from qtool.metrics.session_group import SessionGroup, open_group
+from qtool.metrics.session_group import JudgedModel, SessionGroup, open_group
 from qtool.progress import Progress
 from qtool.reporting.model import GridPoint
 from qtool.runtime.profile import OperatorTime
@@ -120,7 +119,9 @@ def _memories(models: Sequence[JudgedModel], sample: Feed, threads: int, progres
     return tuple(memory)
 
 
-def _cold_starts(models: Sequence[JudgedModel], sample: Feed, asked: TimingOptions, progress: Progress) -> tuple[Interval | None, ...]:
+def _cold_starts(
+    models: Sequence[JudgedModel], sample: Feed, asked: TimingOptions, progress: Progress
+) -> tuple[Interval | None, ...]:
     if not asked.cold_start:
         return (None,) * len(models)
     with progress.task("starting cold", STARTS * len(models)) as advance:
@@ -142,7 +143,9 @@ def _profiles(
     return tuple(found)
 
 
-def _grid(models: Sequence[JudgedModel], data: Dataset, asked: TimingOptions, progress: Progress) -> tuple[tuple[GridPoint, ...], ...]:
+def _grid(
+    models: Sequence[JudgedModel], data: Dataset, asked: TimingOptions, progress: Progress
+) -> tuple[tuple[GridPoint, ...], ...]:
     """Times all models in turns in every setting."""
     points: list[list[GridPoint]] = [[] for _ in models[1:]]
     if not asked.batch_sizes and not asked.thread_counts:
