@@ -84,7 +84,7 @@ class Backend(Protocol):
         ...
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Adapts a graph with Q/DQ to the runtime, in place."""
+        """Adapts a graph with Q/DQ to the runtime, in place, and records the target in it under ``TARGET_KEY``."""
         ...
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:

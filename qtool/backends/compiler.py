@@ -48,7 +48,7 @@ class CompilerBackend:
         return self.placement(graph, scheme, selection, unfit, kept_float)
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
+        """Records the target, so that other commands do not evaluate the graph with this processor's kernels."""
         model.metadata_props[TARGET_KEY] = scheme.target
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:

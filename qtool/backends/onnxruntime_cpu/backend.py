@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
-from qtool.backends.execution import AS_IT_IS, Execution, OnnxruntimeExecution
+from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution, OnnxruntimeExecution
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.placement import place
@@ -51,8 +51,9 @@ class OnnxruntimeCpu:
         return place(graph, scheme, selection, unfit, kept_float)
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Keeps residual additions separate from the normalization that follows."""
+        """Keeps residual additions separate from the normalization that follows, and records the target."""
         ResidualSums()(model)
+        model.metadata_props[TARGET_KEY] = scheme.target
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""

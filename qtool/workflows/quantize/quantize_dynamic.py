@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtool.atomic import staged
+from qtool.backends.execution import TARGET_KEY
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
@@ -64,6 +65,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         tables = with_tables(model, request.selection)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
         ResidualSums()(model)
+        model.metadata_props[TARGET_KEY] = request.scheme.target
         checked = write_and_check(
             model,
             original,
