@@ -3,10 +3,10 @@
 Run: python benchmarks/runtimes.py FOLDER KEPT [MODEL ...] [--transformer MODEL] [--nncf-python PYTHON] [--output FILE]
 
 FOLDER has one folder a model with ``fp32.onnx``, ``calib.npz`` and ``eval.npz``, as for ``compare.py``. Quantized
-models are made once and stay in the folder KEPT, as ``MODEL.RUNTIME.QUANTIZER``. Then all forms of a model run in turns in one
-process, batch 1: SQNR of the first output beside the float model in the same runtime, on samples that no quantizer saw,
-and medians of times. None of qtool takes part in that. NNCF may be installed for another Python; what is not installed
-is left out.
+models are made once and stay in the folder KEPT, as ``MODEL.RUNTIME.QUANTIZER``. Then all forms of a model run in turns
+in one process, batch 1: SQNR of the first output beside the float model in the same runtime, on samples that no
+quantizer saw, and medians of times. None of qtool takes part in that. NNCF may be installed for another Python; what is
+not installed is left out.
 """
 
 from __future__ import annotations

@@ -60,6 +60,14 @@ class Runtime(Protocol):
         """Returns whether models for ``target`` run in it on this machine as they do there; None is no known target."""
         ...
 
+    def sums_saturate(self) -> bool:
+        """Returns whether its integer sums have 16 bits on this processor.
+
+        Raises:
+            RuntimeRefusedError: it does not run at all.
+        """
+        ...
+
     def open_file(self, path: Path, *, threads: int = 0) -> AbstractContextManager[RunningModel]:
         """Opens a model as it is, as applications do.
 

@@ -76,7 +76,6 @@ def test_coverage_is_that_of_a_runtime_which_is_here(name: str) -> None:
     if coverage is not None:
         assert [(node.operator, node.kernel) for node in coverage.nodes] == [("MatMul", None)]
         assert coverage.misses[0].reason
-        assert coverage.runtime == backend.execution(next(iter(backend.targets.values()))).runtime
         assert coverage.runtime in RUNTIMES
 
 

@@ -138,3 +138,16 @@ def test_operators_that_openvino_lacks_are_named(run: Any, network: Any, tmp_pat
     assert "OpenVINO does not load" in outcome.err
     assert "NGramRepeatBlock" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_pairs_of_weights_hold_16_bits_without_vnni(run: Any, network: Any, tmp_path: Path) -> None:
+    network("net.onnx", f"a = {_CONV}(x, w1, b1) r = Relu(a) y = {_CONV}(r, w2, b2)")
+    given = ("--calib-data", "data.npz", "--target", "openvino-avx2", "--effort", "fast")
+    assert run("quantize", "net.onnx", *given).code == 0
+    model = onnx.load(tmp_path / "net.int8.onnx")
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == 3]
+    for weight in (weight for weight in weights if weight.ndim == 4):
+        rows = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1).astype(int)
+        first, second = rows[:, ::2], rows[:, 1::2]
+        assert (np.abs(first + second)[first * second > 0] <= 128).all()
+    assert run("verify", "net.int8.onnx", "--target", "openvino-avx2").code == 0

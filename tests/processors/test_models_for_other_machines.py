@@ -16,7 +16,7 @@ from qtool.backends.execution_choice import execution_for, execution_of, executi
 from qtool.backends.targets import PRESETS
 from qtool.runtime.session import Session
 
-_ELSEWHERE = ("tensorrt", "qnn", *(() if find_spec("openvino") else ("openvino",)))
+_ELSEWHERE = ("tensorrt", "qnn", *(() if find_spec("openvino") else ("openvino", "openvino-avx2")))
 _NET = """g (float[n,12] x) => (float[n,6] y) {
     h = MatMul (x, w1)
     a = Add (h, b1)
@@ -104,4 +104,4 @@ def test_a_model_says_what_it_is_for(run: Any, model: Path) -> None:
 def test_only_accelerators_are_run_node_by_node() -> None:
     assert {name for name, scheme in PRESETS.items() if execution_for(scheme) == NODE_BY_NODE} == set(_ELSEWHERE)
     known = {name for name in (*PRESETS, None, "unknown") if execution_of(name) == NODE_BY_NODE}
-    assert known == {*_ELSEWHERE, "openvino"}
+    assert known == {*_ELSEWHERE, "openvino", "openvino-avx2"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 

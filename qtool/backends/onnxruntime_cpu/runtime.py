@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qtool.backends.execution import Execution
 from qtool.backends.execution_choice import execution_of
+from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.backends.onnxruntime_cpu.targets import TARGETS
 from qtool.calib.specs import Feed
 from qtool.processor import integer_features
@@ -30,6 +31,14 @@ class OnnxruntimeRuntime:
     def serves(self, target: str | None) -> bool:
         """Returns whether a target is a processor of this machine's family."""
         return target is None or (target in TARGETS and target.startswith(integer_features().family))
+
+    def sums_saturate(self) -> bool:
+        """Returns whether its integer sums have 16 bits on this processor.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not run at all.
+        """
+        return sums_saturate()
 
     @contextmanager
     def open_file(self, path: Path, *, threads: int = 0) -> Iterator[Session]:

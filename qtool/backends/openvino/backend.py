@@ -12,6 +12,7 @@ from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.backends.openvino.coverage import openvino_coverage
 from qtool.backends.openvino.execution import IN_OPENVINO
 from qtool.backends.openvino.installed import INSTALL, installed_version, is_installed
+from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
 from qtool.plan import Plan
@@ -32,6 +33,11 @@ class OpenvinoBackend:
     def judged_in(self) -> str:
         """OpenVINO, or the meaning of the graph."""
         if is_installed():
+            if sums_saturate():
+                return (
+                    f"OpenVINO {installed_version()} where it is for this processor, --target openvino-avx2; else by the "
+                    "exact semantics of Q and DQ, node by node, since its sums have 16 bits here"
+                )
             return f"OpenVINO {installed_version()}"
         return f"the exact semantics of Q and DQ, node by node: OpenVINO is not installed here ({INSTALL})"
 
@@ -61,12 +67,17 @@ class OpenvinoBackend:
         model.metadata_props[TARGET_KEY] = scheme.target
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
-        """Runs graphs in OpenVINO where it is installed, and where its own kernels are asked for; else node by node."""
-        return IN_OPENVINO if scheme is not None and is_installed() else NODE_BY_NODE
+        """Runs graphs in OpenVINO where it computes here what it does on the target machine; else node by node."""
+        return IN_OPENVINO if scheme is not None and _is_exact(scheme.largest_pair) else NODE_BY_NODE
 
     def coverage(self, model: ir.Model) -> Coverage | None:
         """Reads which nodes run on integers from the graph that OpenVINO executes."""
         return openvino_coverage(model) if is_installed() else None
+
+
+def _is_exact(largest_pair: int | None) -> bool:
+    """Returns whether OpenVINO is here, and its sums on this processor hold the products."""
+    return is_installed() and (largest_pair is not None or not sums_saturate())
 
 
 BACKEND = OpenvinoBackend()

@@ -9,6 +9,7 @@ from pathlib import Path
 from qtool.backends.execution import Execution
 from qtool.backends.openvino.execution import IN_OPENVINO
 from qtool.backends.openvino.installed import check_installed
+from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.session import OpenvinoSession, profiled_seconds
 from qtool.backends.openvino.targets import TARGETS
 from qtool.calib.specs import Feed
@@ -37,6 +38,15 @@ class OpenvinoRuntime:
     def serves(self, target: str | None) -> bool:
         """Returns whether a target is one of OpenVINO."""
         return target is None or target in TARGETS
+
+    def sums_saturate(self) -> bool:
+        """Returns whether its integer sums have 16 bits on this processor.
+
+        Raises:
+            UsageError: OpenVINO is not installed.
+            RuntimeRefusedError: it does not run at all.
+        """
+        return sums_saturate()
 
     def open_file(self, path: Path, *, threads: int = 0) -> AbstractContextManager[OpenvinoSession]:
         """Opens the model as OpenVINO's CPU plugin compiles it.

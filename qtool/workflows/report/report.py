@@ -130,7 +130,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     judged = judged_models(paths, names, request.runtimes)
     sizes = [model_size(path) for path in paths]
     # The float model may itself be quantized, by another tool.
-    overflowing = [warn_of_overflow(path, name, progress) for path, name in zip(paths, names, strict=True)]
+    overflowing = [warn_of_overflow(model.path, model.name, progress, model.runtime) for model in judged]
     if any(map(file_draws, paths)):
         progress.note(DRAWN_ALIKE)
     targets = [target_of_file(path) for path in paths]
@@ -165,7 +165,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
             _measured(
                 model.name, request.models[model.model], sizes[model.model], place, measured, samples_in(first.batch)
             ),
-            overflowing_layers=overflowing[model.model] if model.runtime == DEFAULT_RUNTIME else (),
+            overflowing_layers=overflowing[place],
             runtime=model.runtime,
             target=targets[model.model],
             misplaced=misplaced[place],
