@@ -35,8 +35,8 @@ class OpenvinoBackend:
         if is_installed():
             if sums_saturate():
                 return (
-                    f"OpenVINO {installed_version()} where it is for this processor, --target openvino-avx2; else by the "
-                    "exact semantics of Q and DQ, node by node, since its sums have 16 bits here"
+                    f"OpenVINO {installed_version()} for --target openvino-avx2; else the exact semantics of Q and DQ, "
+                    "node by node, since its sums have 16 bits here"
                 )
             return f"OpenVINO {installed_version()}"
         return f"the exact semantics of Q and DQ, node by node: OpenVINO is not installed here ({INSTALL})"
