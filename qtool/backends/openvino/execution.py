@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from qtool.backends.execution import Execution
 from qtool.backends.openvino.session import OpenvinoSession
-from qtool.formats.onnx.map_types import load_model
+from qtool.formats.onnx.map_types import load_model, without_map_types
+from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.graph.specs import model_specs
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
@@ -52,13 +53,11 @@ class OpenvinoExecution:
             UsageError: OpenVINO is not installed.
             RuntimeRefusedError: it does not load the model.
         """
-        model = load_model(path)
         if file_draws(path):
-            with self.open(model, threads=threads) as session:
+            with self.open(load_model(path), threads=threads) as session:
                 yield session
             return
-        inputs, outputs = model_specs(model)
-        yield OpenvinoSession(path, inputs, outputs, threads=threads)
+        yield opened_file(path, threads=threads)
 
     def open_float(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[OpenvinoSession]:
         """Opens a float graph in the same way.
@@ -68,6 +67,19 @@ class OpenvinoExecution:
             RuntimeRefusedError: it does not load the model.
         """
         return self.open(model, threads=threads)
+
+
+def opened_file(path: Path, *, threads: int = 0, profiles: bool = False) -> OpenvinoSession:
+    """Opens the model in ``path`` as it is; its weights are read by OpenVINO alone.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+        RuntimeRefusedError: it does not load the model.
+    """
+    outline = read_outline(path)
+    without_map_types(outline.graph, path)
+    inputs, outputs = model_specs(ir.from_proto(outline))
+    return OpenvinoSession(path, inputs, outputs, threads=threads, profiles=profiles)
 
 
 IN_OPENVINO = OpenvinoExecution()

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtool.backends.execution import Execution
-from qtool.backends.openvino.execution import IN_OPENVINO
+from qtool.backends.openvino.execution import IN_OPENVINO, opened_file
 from qtool.backends.openvino.installed import check_installed
 from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.session import OpenvinoSession, profiled_seconds
 from qtool.backends.openvino.targets import TARGETS
 from qtool.calib.specs import Feed
-from qtool.formats.onnx.map_types import load_model
-from qtool.graph.specs import model_specs
 from qtool.runtime.profile import OperatorTime
 
 
@@ -67,9 +65,7 @@ class OpenvinoRuntime:
         Raises:
             RuntimeRefusedError: OpenVINO does not load or run the model.
         """
-        inputs, outputs = model_specs(load_model(path))
-        session = OpenvinoSession(path, inputs, outputs, threads=threads, profiles=True)
-        return profiled_seconds(session, feed)
+        return profiled_seconds(opened_file(path, threads=threads, profiles=True), feed)
 
 
 RUNTIME = OpenvinoRuntime()
