@@ -151,3 +151,20 @@ def test_pairs_of_weights_hold_16_bits_without_vnni(run: Any, network: Any, tmp_
         first, second = rows[:, ::2], rows[:, 1::2]
         assert (np.abs(first + second)[first * second > 0] <= 128).all()
     assert run("verify", "net.int8.onnx", "--target", "openvino-avx2").code == 0
+
+
+def test_a_run_repeats_from_its_manifest(run: Any, network: Any, tmp_path: Path) -> None:
+    network("net.onnx", _NET)
+    assert run("quantize", "net.onnx", *_FAST).code == 0
+    before = (tmp_path / "net.int8.onnx").read_bytes()
+    manifest = tmp_path / "net.int8.manifest.json"
+    assert json.loads(manifest.read_text())["versions"]["openvino"].startswith("20")
+    outcome = run("quantize", "--locked", manifest, "--force")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "net.int8.onnx").read_bytes() == before
+    document = json.loads(manifest.read_text())
+    document["versions"]["openvino"] = "2020.1.0"
+    manifest.write_text(json.dumps(document))
+    refused = run("quantize", "--locked", manifest, "--force")
+    assert refused.code == 2
+    assert "not 2020.1.0" in refused.err

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.backends.registry import backend_named
+from qtool.backends.runtimes import runtime_named
 from qtool.manifest import Manifest
+from qtool.reporting.surroundings import versions
 from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
 from qtool.workflows.quantize.lock import lock_record, locked_versions
 
@@ -34,7 +36,7 @@ def manifest_of(
         quantized_model=model_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
-        versions=locked_versions(request.source),
+        versions={**locked_versions(request.source), **versions([runtime_named(report.coverage.runtime).package])},
         quantized=_quantized(report),
         figures={**figures_record(report), "samples": float(report.samples)},
         lock={
