@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.backends.openvino.session import ExecutedLayer
-from qtool.backends.qdq_placement.operators import FLOAT_TYPES
+from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS, Kind
 from qtool.graph.constants import constant_array, is_constant
 
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
@@ -63,7 +63,7 @@ def _precision_reason(node: ir.Node) -> FloatReason | None:
 def _input_reason(node: ir.Node) -> FloatReason | None:
     count = 2 if node.op_type in _LAYERS else len(node.inputs)
     for value in node.inputs[:count]:
-        if value is None or _dequantize(value) is not None:
+        if value is None or _dequantize(_moved_from(value)) is not None:
             continue
         if is_constant(value):
             return FloatReason(f"its weights '{value.name}' are float", f"quantize it: {_LOOSEN}")
@@ -98,6 +98,16 @@ def _unknown(node: ir.Node, layer: ExecutedLayer | None) -> FloatReason:
     return FloatReason(where, f"avoid its conversions with --exclude '{node.name}'")
 
 
+def _moved_from(value: ir.Value) -> ir.Value:
+    """Goes back through operators that only move values."""
+    while (producer := value.producer()) is not None and producer.inputs and producer.inputs[0] is not None:
+        operator = OPERATORS.get(producer.op_type) if producer.domain == "" else None
+        if operator is None or operator.kind is not Kind.MOVING:
+            break
+        value = producer.inputs[0]
+    return value
+
+
 def _dequantize(value: ir.Value) -> ir.Node | None:
     producer = value.producer()
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
@@ -105,7 +115,7 @@ def _dequantize(value: ir.Value) -> ir.Node | None:
 
 def _stored(value: ir.Value | None) -> tuple[ir.DataType | None, bool]:
     """Returns the type of the integers that a value is read from, and whether one of their zero points is not 0."""
-    producer = None if value is None else _dequantize(value)
+    producer = None if value is None else _dequantize(_moved_from(value))
     if producer is None or producer.inputs[0] is None:
         return None, False
     zeros = constant_array(producer.inputs[2]) if len(producer.inputs) > 2 else None

@@ -3,7 +3,9 @@
 Q and DQ are on the inputs of layers: what follows a layer (bias, activation function, residual Add) is fused into it,
 and the Q after that, too, so that it writes integers. Beyond that
 
-- operators that only move values, and pools, run on integers where Q and DQ are before them as well;
+- operators that only move values run on integers where Q and DQ are before them; a second pair behind them would not
+  be merged with the first where its zero point is not 0;
+- pools run on integers where Q and DQ are before them as well;
 - of a ConvTranspose activations must have the zero point 0, so that they are u8 only where nothing is below 0;
 - a MatMul of two activations stays float: OpenVINO fuses an attention into one kernel, whose 8-bit form is slower, and
   less exact.
@@ -117,7 +119,7 @@ def _with_earlier(
     unfit: Mapping[str, str],
     kept_float: Mapping[str, str],
 ) -> dict[str, ActivationPlan]:
-    """Returns the plans, and further ones before operators that move or pool values for layers alone."""
+    """Returns the plans, with those behind operators that move values before them, and further ones before pools."""
     found = dict(planned)
     # A node comes after those that it reads from: backwards, what was moved last is seen first.
     for node in reversed(list(graph)):
@@ -142,12 +144,8 @@ def _with_earlier(
             tensor=before.name or "", grid=plan.grid, source=before.name or "", readers=readers
         )
         if moves:
-            found = {name: _with_source(other, after, before) for name, other in found.items()}
+            del found[after.name or ""]
     return found
-
-
-def _with_source(plan: ActivationPlan, old: ir.Value, new: ir.Value) -> ActivationPlan:
-    return replace(plan, source=new.name or "") if plan.source == old.name else plan
 
 
 def _is_all_read(value: ir.Value, plan: ActivationPlan) -> bool:
