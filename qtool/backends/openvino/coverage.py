@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.backends.openvino.execution import IN_OPENVINO
-from qtool.backends.openvino.float_reasons import computes_integers, reason_for_float
+from qtool.backends.openvino.float_reasons import computes_integers, reads_integers, reason_for_float
 from qtool.backends.openvino.session import ExecutedLayer
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.graph.constants import is_constant
@@ -72,7 +72,8 @@ def _is_quantizable(node: ir.Node) -> bool:
 def _node_coverage(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> NodeCoverage:
     layer = _layer_of(node, found)
     kernel = None
-    if layer is not None and layer.precision in _INTEGERS and not computes_integers(node):
+    # A fused kernel has one precision for all of its nodes, also for those that read floats.
+    if layer is not None and layer.precision in _INTEGERS and reads_integers(node):
         kernel = f"{layer.kind} {layer.precision}"
     elif layer is None and OPERATORS.get(node.op_type) is not None and OPERATORS[node.op_type].kind is Kind.MOVING:
         # A node that only renames its values, such as a Reshape to the same shape, disappears.

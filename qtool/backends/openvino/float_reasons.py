@@ -50,6 +50,11 @@ def computes_integers(node: ir.Node) -> bool:
     return node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type != "DynamicQuantizeLinear"
 
 
+def reads_integers(node: ir.Node) -> bool:
+    """Returns whether all that a node multiplies or moves comes from DQ, maybe through nodes that only move values."""
+    return not computes_integers(node) and _input_reason(node) is None
+
+
 def _precision_reason(node: ir.Node) -> FloatReason | None:
     for value in node.inputs[:2]:
         if value is not None and value.dtype in FLOAT_TYPES and value.dtype not in (None, ir.DataType.FLOAT):
@@ -61,8 +66,9 @@ def _precision_reason(node: ir.Node) -> FloatReason | None:
 
 
 def _input_reason(node: ir.Node) -> FloatReason | None:
-    count = 2 if node.op_type in _LAYERS else len(node.inputs)
-    for value in node.inputs[:count]:
+    operator = OPERATORS.get(node.op_type)
+    positions = (0, 1) if operator is None else operator.data_inputs
+    for value in node.inputs if positions is None else (node.inputs[place] for place in positions):
         if value is None or _dequantize(_moved_from(value)) is not None:
             continue
         if is_constant(value):

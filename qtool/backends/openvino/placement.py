@@ -7,8 +7,8 @@ and the Q after that, too, so that it writes integers. Beyond that
   be merged with the first where its zero point is not 0;
 - pools run on integers where Q and DQ are before them as well;
 - of a ConvTranspose activations must have the zero point 0, so that they are u8 only where nothing is below 0;
-- a MatMul of two activations stays float: OpenVINO fuses an attention into one kernel, whose 8-bit form is slower, and
-  less exact.
+- a MatMul of two activations takes symmetric s8 on both sides; one behind a Softmax stays float. OpenVINO fuses an
+  attention into one kernel, which has the first product on integers then.
 
 All of it was read from executed graphs, and is covered by tests. Conditions of the transformations:
 https://docs.openvino.ai/2025/documentation/openvino-extensibility/openvino-plugin-library/advanced-guides/low-precision-transformations.html.
@@ -24,13 +24,14 @@ import onnx_ir as ir
 from qtool.backends.qdq_placement import layer_inputs
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.granularity import PerChannel, PerTensor
-from qtool.graph.constants import clip_bounds, constant_array, integer_attribute, is_constant
+from qtool.graph.constants import clip_bounds, constant_array, integer_attribute, is_constant, sole_consumer
 from qtool.plan import ActivationPlan, Plan, Skipped, WeightPlan
 from qtool.schemes import S8_SYMMETRIC, Scheme
 from qtool.selection import NodeSelection
 
 _POOLS = ("AveragePool", "GlobalAveragePool", "ReduceMean")
-_ATTENTION = "OpenVINO fuses a MatMul of two activations with its neighbours, which is faster in float"
+_BEHIND_SOFTMAX = "OpenVINO fuses a MatMul behind a Softmax with it, in float"
+_SHARED = "OpenVINO multiplies two activations in symmetric s8, and one of them is read by other nodes as well"
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
 
 
@@ -41,14 +42,42 @@ def place(
 
     ``unfit`` gives the reasons of tensors that must stay float, ``kept_float`` those of nodes.
     """
-    attention = {
-        node.name or "": _ATTENTION
-        for node in graph
-        if node.domain == "" and node.op_type == "MatMul" and not any(map(is_constant, node.inputs))
+    products = [node for node in graph if _multiplies_activations(node)]
+    reasons = {node.name or "": reason for node in products if (reason := _reason_of_product(node)) is not None}
+    plan = layer_inputs.place(graph, scheme, selection, unfit, {**reasons, **kept_float})
+    signed = {value.name or "" for node in products if (node.name or "") in plan.integer_nodes for value in _read(node)}
+    activations = {
+        name: replace(activation, grid=S8_SYMMETRIC) if name in signed else activation
+        for name, activation in plan.activations.items()
     }
-    plan = layer_inputs.place(graph, scheme, selection, unfit, {**attention, **kept_float})
+    plan = replace(plan, activations=activations)
     plan = _with_transposed_convolutions(graph, plan, scheme, selection, unfit, kept_float)
     return replace(plan, activations=_with_earlier(graph, plan.activations, unfit, kept_float))
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _multiplies_activations(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type == "MatMul" and not any(map(is_constant, node.inputs))
+
+
+def _reason_of_product(node: ir.Node) -> str | None:
+    """Returns why a MatMul of two activations stays float, or None where it need not."""
+    read = _read(node)
+    if read and _is_behind_softmax(read[0]):
+        return _BEHIND_SOFTMAX
+    return _SHARED if any(sole_consumer(value) is not node for value in read) else None
+
+
+def _is_behind_softmax(value: ir.Value) -> bool:
+    """Goes back through what replaces single values, such as those of padding."""
+    producer = value.producer()
+    while producer is not None and producer.domain == "" and producer.op_type in ("Where", "Identity", "Dropout"):
+        value = _read(producer)[-1] if producer.op_type == "Where" else _read(producer)[0]
+        producer = value.producer()
+    return producer is not None and producer.domain == "" and producer.op_type == "Softmax"
 
 
 def _with_transposed_convolutions(
