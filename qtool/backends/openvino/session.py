@@ -23,7 +23,7 @@ from qtool.runtime.profile import OperatorTime
 _RUNS = 8
 # What stands in OpenVINO's messages before and after what is wrong.
 _NOISE = ("Exception from ", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully", "Summary:")
-_FIX = "check the file with `qtool inspect`, or export it again with another opset"
+_FIX = "OpenVINO does not take every ONNX model: use another --target or --runtime, or export the model again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def profiled_seconds(session: OpenvinoSession, feed: Feed) -> tuple[OperatorTime
 def told(error: Exception) -> str:
     """Returns the line of an error of OpenVINO that says what is wrong, without where in its sources it was found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(_NOISE)]
+    said = [line for line in lines if not line.startswith(_NOISE) and not line.endswith("with a message:")]
     return " ".join((said or lines or [type(error).__name__])[0].removeprefix("-- ").split())
 
 
