@@ -33,7 +33,8 @@ HERE = Path(__file__).parent
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 FLOAT, QTOOL, NNCF, TRANSFORMER = "float", "qtool", "nncf", "nncf-transformer"
 OWN = {ONNXRUNTIME: ("onnxruntime",), OPENVINO: (NNCF, TRANSFORMER)}
-RUNS_A_TURN = 4
+# A turn is so many runs, and takes so many seconds at least: single runs of small models are shorter than the noise.
+FEWEST_RUNS, SHORTEST_TURN_S = 4, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,10 +190,11 @@ def _times(
     for number in range(rounds):
         for key in list(runs) if number % 2 == 0 else list(runs)[::-1]:
             runs[key](feed)  # not timed: it wakes this runtime's threads and warms its caches
-            start = time.perf_counter()
-            for _ in range(RUNS_A_TURN):
+            count, start = 0, time.perf_counter()
+            while count < FEWEST_RUNS or time.perf_counter() - start < SHORTEST_TURN_S:
                 runs[key](feed)
-            times[key].append((time.perf_counter() - start) / RUNS_A_TURN)
+                count += 1
+            times[key].append((time.perf_counter() - start) / count)
     return {key: np.array(seconds) for key, seconds in times.items()}
 
 
