@@ -5,6 +5,7 @@
 # make test-arm   models and patterns in onnxruntime for 64-bit ARM, which qemu emulates; installed in .arm64; PART=1/4 as well
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
+# make test-openvino  the tests that run models in OpenVINO, which it installs first
 # make support-table  measures what becomes of every kind of operator, and writes the table in docs/reference/operators.md
 # make docs    writes the pages of the commands, and builds the site in build/site; a warning is an error
 # make lint    style, formatting and types
@@ -34,7 +35,7 @@ PATTERNS := tests/placement/test_fusion_by_version.py tests/placement/test_fusio
 EMULATOR := qemu-x86_64
 EMULATED := --dist load --tx '2*popen//python=$(EMULATOR) -cpu Haswell $(BIN)/python'
 
-.PHONY: demo test test-slow test-avx2 test-arm test-oldest oldest test-tensorflow support-table docs lint bench clean
+.PHONY: demo test test-slow test-avx2 test-arm test-oldest oldest test-tensorflow test-openvino support-table docs lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -75,6 +76,10 @@ oldest: $(STAMP)
 test-tensorflow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow]'
 	$(BIN)/python -m pytest -m tensorflow
+
+test-openvino: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openvino]'
+	$(BIN)/python -m pytest -m openvino
 
 support-table: $(STAMP)
 	$(BIN)/python -m tests.operators.support_table

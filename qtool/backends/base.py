@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 import onnx_ir as ir
 
+from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
@@ -23,6 +24,7 @@ class Backend(Protocol):
         name: its key in ``BACKENDS``.
         targets: the presets of its machines, by their ``--target`` names.
         has_kernels_here: whether its kernels run in this process, so that integer nodes can be counted and advised on.
+        judged_in: what results for its targets are judged by on this machine, in words.
         has_fused_operators: whether it supports the operators of onnxruntime's domain ``com.microsoft``.
         runs_dynamic_layers: whether it supports dynamic quantization of layers.
         runs_weight_only: whether it supports layers whose weights alone are integers.
@@ -42,6 +44,11 @@ class Backend(Protocol):
     @property
     def has_kernels_here(self) -> bool:
         """Whether its kernels run in this process, so that integer nodes can be counted and advised on."""
+        ...
+
+    @property
+    def judged_in(self) -> str:
+        """What results for its targets are judged by on this machine, in words."""
         ...
 
     @property
@@ -108,7 +115,7 @@ class Backend(Protocol):
         ...
 
     def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
-        """Adapts a quantized graph to the runtime, in place."""
+        """Adapts a quantized graph to the runtime, in place, and records the target in it under ``TARGET_KEY``."""
         ...
 
     def unfinish(self, model: ir.Model) -> None:
@@ -138,5 +145,15 @@ class Backend(Protocol):
 
         Raises:
             RuntimeRefusedError: onnxruntime does not run at all.
+        """
+        ...
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Opens a quantized ``model`` in the runtime and returns which of its nodes run on integers.
+
+        Nodes without a name get one. None where the runtime is not here.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load the model.
         """
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.backends.base import Place
+from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
@@ -31,6 +32,11 @@ class CompilerBackend:
     runs_dynamic_layers: bool = False
     runs_weight_only: bool = False
     stores_tables: bool = False
+
+    @property
+    def judged_in(self) -> str:
+        """The meaning of the graph."""
+        return "the exact semantics of Q and DQ, node by node: this runtime is not here, and was not run"
 
     def place(
         self,
@@ -82,3 +88,7 @@ class CompilerBackend:
     def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""
         return NODE_BY_NODE
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Returns None: kernels are chosen on another machine."""
+        return None

@@ -1,22 +1,24 @@
 """Runs a quantized graph on this processor with the results of the machine that it is made for.
 
-The kernels of onnxruntime's CPU provider differ from those of another machine: they fuse Q and DQ in their own way and
-may add products in 16 bits. In a graph for an accelerator every node runs by itself, which is the exact semantics of
-QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
+A runtime that is installed runs its own graphs. Graphs for other machines run in onnxruntime, the kernels of whose CPU
+provider differ from theirs: they fuse Q and DQ in their own way and may add products in 16 bits. There every node runs
+by itself, which is the exact semantics of QuantizeLinear and DequantizeLinear
+(https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import onnx_ir as ir
 
 from qtool.formats.onnx.map_types import load_model
 from qtool.runtime.graphs import open_graph
+from qtool.runtime.running_model import RunningModel
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws
 
@@ -32,9 +34,50 @@ def as_it_is(model: ir.Model) -> ir.Model:
     return model
 
 
+class Execution(Protocol):
+    """How quantized graphs are run, and the float graphs that they are compared with.
+
+    Attributes:
+        runtime: the key in ``RUNTIMES`` of what runs them.
+    """
+
+    @property
+    def runtime(self) -> str:
+        """The key in ``RUNTIMES`` of what runs them."""
+        ...
+
+    def as_written(self) -> Execution:
+        """Returns how the same graphs are run to time them: in the form in which they are written."""
+        ...
+
+    def open(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[RunningModel]:
+        """Opens a quantized ``model``, which is not modified.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load it.
+        """
+        ...
+
+    def open_file(self, path: Path, *, threads: int = 0) -> AbstractContextManager[RunningModel]:
+        """Opens the quantized model in ``path``, with the same random numbers as ``open``.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load it.
+        """
+        ...
+
+    def open_float(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[RunningModel]:
+        """Opens a float ``model``, which is not modified, as it runs beside quantized ones.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load it.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """How quantized graphs are run.
+class OnnxruntimeExecution:
+    """Runs graphs in onnxruntime; see ``Execution``.
 
     Attributes:
         form: returns the form of a graph to run.
@@ -43,6 +86,15 @@ class Execution:
 
     form: Form = as_it_is
     level: Level = "all"
+
+    @property
+    def runtime(self) -> str:
+        """The key of onnxruntime."""
+        return "onnxruntime"
+
+    def as_written(self) -> Execution:
+        """Returns its own kernels, on the graph itself."""
+        return AS_IT_IS
 
     @contextmanager
     def open(self, model: ir.Model, *, threads: int = 0) -> Iterator[Session]:
@@ -67,6 +119,14 @@ class Execution:
         with self.open(load_model(path), threads=threads) as session:
             yield session
 
+    def open_float(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[Session]:
+        """Opens a float graph as it is.
 
-AS_IT_IS = Execution()
-NODE_BY_NODE = Execution(level="none")
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load it.
+        """
+        return open_graph(model, threads=threads)
+
+
+AS_IT_IS = OnnxruntimeExecution()
+NODE_BY_NODE = OnnxruntimeExecution(level="none")

@@ -20,6 +20,15 @@ def execution_for(scheme: AnyScheme) -> Execution:
     return backend_named(scheme.backend).execution(scheme)
 
 
+def timing_of(scheme: AnyScheme) -> Execution | None:
+    """Returns how graphs quantized by ``scheme`` are run to time them: in the form in which they are written.
+
+    None where their runtime is not here.
+    """
+    backend = backend_named(scheme.backend)
+    return backend.execution(scheme).as_written() if backend.has_kernels_here else None
+
+
 def execution_of(target: str | None) -> Execution:
     """Returns how a graph for ``target`` is run."""
     scheme = None if target is None else PRESETS.get(target)
@@ -28,5 +37,9 @@ def execution_of(target: str | None) -> Execution:
 
 def execution_of_file(path: Path) -> Execution:
     """Returns the same for the target recorded in the model at ``path``."""
-    properties = {entry.key: entry.value for entry in read_outline(path).metadata_props}
-    return execution_of(properties.get(TARGET_KEY))
+    return execution_of(target_of_file(path))
+
+
+def target_of_file(path: Path) -> str | None:
+    """Returns the target that the model at ``path`` was quantized for; None where it does not say."""
+    return {entry.key: entry.value for entry in read_outline(path).metadata_props}.get(TARGET_KEY)

@@ -17,6 +17,8 @@ BACKENDS: Mapping[str, str] = {
     "qnn": "qtool.backends.qnn.backend:BACKEND",
     "openvino": "qtool.backends.openvino.backend:BACKEND",
 }
+# Runs models in place of runtimes that are not here.
+FALLBACK_BACKEND = "onnxruntime-cpu"
 
 
 def backend_named(name: str) -> Backend:

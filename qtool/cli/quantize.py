@@ -166,6 +166,7 @@ def quantize(
     if locked is not None:
         run_locked(quantize, context, locked)
         return
+    from qtool.backends.registry import FALLBACK_BACKEND, backend_named
     from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
@@ -194,7 +195,10 @@ def quantize(
     integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target
+    backend = backend_named(integers.backend)
     console.progress().note(machine.description)
+    if integers.backend != FALLBACK_BACKEND:
+        console.progress().note(f"judged by {backend.judged_in}")
     refuse_other_options(context, scheme)
     if scheme is SchemeName.WEIGHTS:
         from qtool.cli.quantize_weights import run_weights

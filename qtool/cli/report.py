@@ -26,9 +26,11 @@ from qtool.cli.options.report import (
     ProfileOption,
     ReportDataOption,
     ReportFileOption,
+    RuntimeOption,
     StepSummaryOption,
     ThreadCountsOption,
     counts,
+    runtimes,
 )
 from qtool.cli.options.shared import (
     AllowGlobalOption,
@@ -96,6 +98,7 @@ def report(
     input_shape: InputShapeOption = None,
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
+    runtime: RuntimeOption = None,
     threads: ThreadsOption = 0,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of timing.", rich_help_panel=MEASUREMENTS)
@@ -177,6 +180,7 @@ def report(
         baseline=earlier,
         inside=_inside(layers, where),
         histograms=tuple(histogram or ()),
+        runtimes=runtimes(runtime),
     )
     result = compare(request, console.progress())
     deliver(result, where, console)

@@ -87,10 +87,11 @@ def verify(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Shows which nodes onnxruntime really runs on integers.
+    """Shows which nodes a runtime really runs on integers.
 
-    With --target also whether a machine takes the model as it is: exits with 1 if not. With --onnxruntime also what
-    other versions make of it: whether they load it, the values, the kernels and the speed.
+    The runtime is onnxruntime, or that of --target where it is installed. With --target also whether a machine takes
+    the model as it is: exits with 1 if not. With --onnxruntime also what other versions make of it: whether they load
+    it, the values, the kernels and the speed.
     """
     from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
@@ -117,14 +118,15 @@ def verify(
         rounds=rounds,
         gate=fail_if_changed,
     )
-    report = run(model, console.progress())
+    report = run(model, console.progress(), machine)
     fit = None if machine is None else check_target(model, machine)
     others = None if upgrade is None else compare_versions(upgrade, console.progress())
     if json:
         found: dict[str, object] = {
             "schema": "qtool.verify/1",
             "model": str(report.model),
-            "onnxruntime": report.onnxruntime,
+            "onnxruntime": report.versions["onnxruntime"],
+            "versions": dict(report.versions),
             **coverage_as_json(report.coverage),
             "overflowing_layers": list(report.overflowing_layers),
         }

@@ -16,22 +16,28 @@ STARTS = 8
 
 
 def cold_starts(
-    models: Sequence[Path], feeds: Mapping[str, Array], *, threads: int, advance: Callable[[int], None]
+    models: Sequence[Path],
+    feeds: Mapping[str, Array],
+    *,
+    threads: int,
+    runtimes: Sequence[str],
+    advance: Callable[[int], None],
 ) -> tuple[Interval | None, ...]:
     """Opens and runs each model in separate processes, in turns, and returns milliseconds; None where one fails.
 
-    Starting Python and importing onnxruntime is not in it: every model needs that, and other programs do not.
+    Starting Python and importing the runtime is not in it: every model needs that, and other programs do not.
 
     Args:
         models: the files.
         feeds: one sample.
         threads: threads inside an operator; 0 is one per core.
+        runtimes: the runtime of each model.
         advance: called with 1 after every process.
     """
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(STARTS):
-        for place, model in enumerate(models):
-            run = run_in_fresh_process(model, feeds, threads=threads)
+        for place, (model, runtime) in enumerate(zip(models, runtimes, strict=True)):
+            run = run_in_fresh_process(model, feeds, threads=threads, runtime=runtime)
             if isinstance(run, FirstRun):
                 seconds[place].append(run.seconds * 1e3)
             advance(1)

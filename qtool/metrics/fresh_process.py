@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.backends.runtimes import DEFAULT_RUNTIME
 from qtool.calib.specs import Array
 from qtool.private_folder import private_folder
 
@@ -42,8 +43,10 @@ class NoRun:
     reason: str
 
 
-def run_in_fresh_process(model: Path, feeds: Mapping[str, Array], *, threads: int = 0) -> FirstRun | NoRun:
-    """Opens ``model`` in a new Python process and runs it once on ``feeds``.
+def run_in_fresh_process(
+    model: Path, feeds: Mapping[str, Array], *, threads: int = 0, runtime: str = DEFAULT_RUNTIME
+) -> FirstRun | NoRun:
+    """Opens ``model`` in ``runtime`` in a new Python process and runs it once on ``feeds``.
 
     A process that has run another model before would include that one's memory, and would already have loaded code.
     """
@@ -53,7 +56,7 @@ def run_in_fresh_process(model: Path, feeds: Mapping[str, Array], *, threads: in
         batch = folder / "batch.npz"
         # Indices, not names: a name may contain characters that file names cannot.
         np.savez(batch, *feeds.values())
-        task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads}
+        task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads, "runtime": runtime}
         done = subprocess.run(
             # -P: the working folder is not part of the search path.
             [sys.executable, "-P", "-m", "qtool.metrics.memory_probe", json.dumps(task)],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qtool.backends.runtimes import DEFAULT_RUNTIME
 from qtool.calib.specs import Array
 from qtool.metrics.fresh_process import NoRun, run_in_fresh_process
 
@@ -25,12 +26,14 @@ class Memory:
     reason: str | None = None
 
 
-def measure_memory(model: Path, feeds: Mapping[str, Array], *, threads: int = 0) -> Memory:
-    """Runs ``model`` once on ``feeds`` in a fresh process and returns that process's peak.
+def measure_memory(
+    model: Path, feeds: Mapping[str, Array], *, threads: int = 0, runtime: str = DEFAULT_RUNTIME
+) -> Memory:
+    """Runs ``model`` once on ``feeds`` in ``runtime`` in a fresh process and returns that process's peak.
 
     A process that has run another model before would include that one's peak.
     """
-    seen = run_in_fresh_process(model, feeds, threads=threads)
+    seen = run_in_fresh_process(model, feeds, threads=threads, runtime=runtime)
     if isinstance(seen, NoRun):
         return Memory(reason=seen.reason)
     if seen.peak_bytes is None or seen.before_bytes is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.runtime.session import Session
+from qtool.backends.runtimes import runtime_named
 
 
 def peak_bytes() -> int | None:
@@ -55,9 +55,12 @@ def _main() -> None:
     task = json.loads(sys.argv[1])
     with np.load(task["batch"]) as batch:
         feeds = {name: batch[f"arr_{place}"] for place, name in enumerate(task["inputs"])}
+    runtime = runtime_named(task["runtime"])
+    runtime.load()
     before = peak_bytes()
     start = time.perf_counter()
-    Session(Path(task["model"]), threads=task["threads"]).run(feeds)
+    with runtime.open_file(Path(task["model"]), threads=task["threads"]) as session:
+        session.run(feeds)
     seconds = time.perf_counter() - start
     sys.stdout.write(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds}))
 

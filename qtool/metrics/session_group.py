@@ -1,20 +1,60 @@
-"""Models that belong together: a float model and what was made from it."""
+"""Models that belong together: a float model and what was made from it, each in a runtime."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from qtool.backends.execution import AS_IT_IS
-from qtool.backends.execution_choice import execution_of_file
+from qtool.backends.execution_choice import target_of_file
+from qtool.backends.runtimes import runtime_named
 from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
-from qtool.runtime.session import Session
+from qtool.runtime.running_model import RunningModel
 from qtool.runtime.steady_draws import file_draws
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedModel:
+    """One model in one runtime.
+
+    Attributes:
+        path: its graph.
+        name: what the report calls it.
+        runtime: the key of what runs it in ``RUNTIMES``.
+        model: its place among the models.
+        reference: the place, among all judged models, of the float model that it is compared with.
+    """
+
+    path: Path
+    name: str
+    runtime: str
+    model: int
+    reference: int
+
+
+def judged_models(paths: Sequence[Path], names: Sequence[str], runtimes: Sequence[str]) -> tuple[JudgedModel, ...]:
+    """Returns every model in every runtime, the float model of the first runtime first.
+
+    A quantized model is compared with the float model in its own runtime, and that one with the first of all.
+    """
+    judged = []
+    for number, runtime in enumerate(runtimes):
+        title = runtime_named(runtime).title
+        for place, (path, name) in enumerate(zip(paths, names, strict=True)):
+            judged.append(
+                JudgedModel(
+                    path=path,
+                    name=name if len(runtimes) == 1 else f"{name} in {title}",
+                    runtime=runtime,
+                    model=place,
+                    reference=number * len(paths) if place else 0,
+                )
+            )
+    return tuple(judged)
 
 
 class SessionGroup:
@@ -25,7 +65,7 @@ class SessionGroup:
         outputs: what all of them return, as the float model declares it.
     """
 
-    def __init__(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
+    def __init__(self, sessions: Sequence[RunningModel], names: Sequence[str]) -> None:
         """Makes sure that they can be compared.
 
         Args:
@@ -54,7 +94,7 @@ class SessionGroup:
         """Yields the outputs of one model after the other, so that one at a time is held beside what is kept.
 
         Raises:
-            RuntimeRefusedError: onnxruntime stops while it runs one of them.
+            RuntimeRefusedError: a runtime stops while it runs one of them.
         """
         for session in self._sessions:
             yield session.run(feeds)
@@ -64,37 +104,44 @@ class SessionGroup:
         return tuple(partial(session.run, feeds) for session in self._sessions)
 
 
-def open_group(models: Sequence[Path], names: Sequence[str], *, threads: int = 0) -> SessionGroup:
-    """Opens a float model and the quantized ones after it.
+@contextmanager
+def open_group(models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[SessionGroup]:
+    """Opens a float model and the others after it, each as it is in its runtime.
 
     Raises:
-        RuntimeRefusedError: onnxruntime does not load one of them.
+        RuntimeRefusedError: a runtime does not load one of them.
         InputError: they do not belong together.
     """
-    return SessionGroup([Session(model, threads=threads) for model in models], names)
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(runtime_named(model.runtime).open_file(model.path, threads=threads)) for model in models
+        ]
+        yield SessionGroup(sessions, [model.name for model in models])
 
 
 @contextmanager
-def evaluation_group(
-    group: SessionGroup, models: Sequence[Path], names: Sequence[str], *, threads: int = 0
-) -> Iterator[SessionGroup]:
+def evaluation_group(group: SessionGroup, models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[SessionGroup]:
     """Yields what compares outputs in place of ``group``, which opened the same models as they are.
 
-    Models for accelerators run node by node, and all models draw the same random numbers.
+    Models for machines that a runtime does not stand for run node by node, and all models draw the same random numbers.
 
     Raises:
-        RuntimeRefusedError: onnxruntime does not load one of them.
+        RuntimeRefusedError: a runtime does not load one of them.
     """
-    executions = [execution_of_file(model) for model in models]
-    if all(execution == AS_IT_IS for execution in executions) and not any(map(file_draws, models)):
+    runtimes = [runtime_named(model.runtime) for model in models]
+    executions = [runtime.judging(target_of_file(model.path)) for runtime, model in zip(runtimes, models, strict=True)]
+    as_they_are = all(
+        execution == runtime.judging(None) for execution, runtime in zip(executions, runtimes, strict=True)
+    )
+    if as_they_are and not any(file_draws(model.path) for model in models):
         yield group
         return
     with ExitStack() as stack:
         sessions = [
-            stack.enter_context(execution.open_file(model, threads=threads))
+            stack.enter_context(execution.open_file(model.path, threads=threads))
             for execution, model in zip(executions, models, strict=True)
         ]
-        yield SessionGroup(sessions, names)
+        yield SessionGroup(sessions, [model.name for model in models])
 
 
 def _check_names(left: Sequence[TensorSpec], right: Sequence[TensorSpec], role: str, candidate: str) -> None:

@@ -146,11 +146,20 @@ def judge_all(report: Report, gates: Iterable[Gate]) -> tuple[Verdict, ...]:
     """Returns the verdicts of all gates on every quantized model: per dataset, or once for figures of the model."""
     gates = tuple(gates)
     if len(report.datasets) == 1:
-        return tuple(verdict for comparison in report.comparisons for verdict in judge(comparison, gates))
+        return tuple(
+            verdict
+            for comparison in report.comparisons
+            if not comparison.is_float
+            for verdict in judge(comparison, gates)
+        )
     of_data = [gate for gate in gates if FIGURES[gate.figure].of_data]
     of_model = [gate for gate in gates if not FIGURES[gate.figure].of_data]
-    verdicts = [verdict for comparison in report.by_model for verdict in judge(comparison, of_model)]
+    verdicts = [
+        verdict for comparison in report.by_model if not comparison.is_float for verdict in judge(comparison, of_model)
+    ]
     for comparison in report.comparisons:
+        if comparison.is_float:
+            continue
         verdicts += [replace(verdict, dataset=comparison.dataset) for verdict in judge(comparison, of_data)]
     return tuple(verdicts)
 

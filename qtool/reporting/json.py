@@ -52,6 +52,8 @@ def _comparison(comparison: ModelComparison) -> dict[str, Any]:
     return {
         **asdict(comparison.quantized_model),
         "dataset": comparison.dataset,
+        "compared_with": comparison.float_model.name,
+        "is_float": comparison.is_float,
         "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
         "classes": [asdict(change) for change in comparison.classes],

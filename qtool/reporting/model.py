@@ -45,6 +45,9 @@ class ModelReport:
         metric: the score at its task; None where no metric was asked for.
         size_parts: what takes the room on disk.
         overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
+        runtime: what ran it, a key of ``RUNTIMES``.
+        target: what it was quantized for; None where it does not say.
+        misplaced: why its figures are not those of that target, in words; None where they are.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
         memory: of a process that runs it once.
@@ -64,6 +67,9 @@ class ModelReport:
     metric: float | None = None
     size_parts: tuple[SizePart, ...] = ()
     overflowing_layers: tuple[str, ...] = ()
+    runtime: str = "onnxruntime"
+    target: str | None = None
+    misplaced: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,7 @@ class ModelComparison:
         histograms: where the values of some of these tensors lie.
         grid: the times at other batch sizes and numbers of threads; empty where none were asked for.
         lower_is_better: whether a lower metric is a better one.
+        is_float: whether the quantized model is none: it is the float model in another runtime.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
     """
 
@@ -131,6 +138,7 @@ class ModelComparison:
     histograms: tuple[TensorHistogram, ...] = ()
     grid: tuple[GridPoint, ...] = ()
     lower_is_better: bool = False
+    is_float: bool = False
     figures: Mapping[str, Measured] = field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,10 +15,10 @@ _PACKAGES = ("onnxruntime", "numpy", "onnx-ir")
 _PROCESSORS = Path("/proc/cpuinfo")
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of qtool, Python and the packages that models run on."""
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the versions of qtool, Python and the packages that models run on, ``others`` among them."""
     found = {"qtool": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in dict.fromkeys((*_PACKAGES, *others)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

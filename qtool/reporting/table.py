@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.reporting.figures import FIGURES
+from qtool.reporting.misplaced_table import misplaced_table
 from qtool.reporting.model import Measured, ModelComparison, Report, UsedData
 from qtool.reporting.overflow_table import overflow_table
 from qtool.reporting.sample_tables import classes_table, samples_table
@@ -38,6 +39,8 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
         changes: whether the classes and the samples that change most belong to it.
     """
     found = [overflow_table(report)] if any(model.overflowing_layers for model in report.models) else []
+    if any(model.misplaced for model in report.models):
+        found.append(misplaced_table(report))
     found += [_models(report), _outputs(report)]
     if report.float_model.size_parts:
         found.append(sizes_table(report))
@@ -82,7 +85,7 @@ def _cells(row: _Row, comparisons: Sequence[ModelComparison]) -> tuple[str, ...]
     base = comparisons[0].figures[row.float_figure]
     if base.value is None or all(figure.value is None for figure in found):
         return ()
-    changes = [_change(row, comparison, base) for comparison in comparisons]
+    changes = [_change(row, comparison, comparison.figures[row.float_figure]) for comparison in comparisons]
     shown = [_shown(row, figure) for figure in found]
     if len(shown) == 1:
         return (_shown(row, base), shown[0], changes[0])

@@ -44,7 +44,7 @@ def operators_table(report: Report) -> Table:
         title="Where the time goes",
         columns=("operator", "float", *(model.name for model in models[1:])),
         rows=tuple(rows),
-        caption="one sample a run, as onnxruntime's profiler saw it, which takes time itself; operators as onnxruntime "
+        caption="one sample a run, as the runtime's profiler saw it, which takes time itself; operators as the runtime "
         "rewrote them" + (f"; {left_out} more take less" if left_out else ""),
     )
 

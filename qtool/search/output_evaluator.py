@@ -14,7 +14,9 @@ from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.metrics.accuracy import AccuracyMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
-from qtool.runtime.graphs import open_graph
+
+# Float kernels of two runtimes differ by rounding, which is far less than this.
+FLOATS_ALIKE_DB = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class OutputEvaluator:
             feeds: batches of samples, held in memory.
             labels: one class index per sample, in the order of the samples.
             view: which outputs to look at in place of each model's own.
-            execution: how quantized models are run.
+            execution: how models are run.
             threads: threads inside an operator; 0 is one per core.
 
         Raises:
@@ -71,7 +73,7 @@ class OutputEvaluator:
         self._threads = threads
         self._view = view
         self._execution = execution
-        with open_graph(view(original), threads=threads) as session:
+        with execution.open_float(view(original), threads=threads) as session:
             start = time.monotonic()
             self._expected = tuple(session.run(feed) for feed in self._feeds)
             self.seconds = time.monotonic() - start
@@ -154,6 +156,14 @@ def worst_agreement(outputs: Sequence[OutputFidelity]) -> float | None:
     """Returns the lowest top-1 agreement of the outputs that have classes, 0 to 1; None where none has."""
     shares = [output.top1_agreement for output in outputs if output.top1_agreement is not None]
     return min(shares, default=None)
+
+
+def floats_differ(sqnr_db: float, runtime: str) -> str:
+    """Returns one line about a float model whose outputs in ``runtime`` are not those in onnxruntime."""
+    return (
+        f"the float model itself has other outputs in {runtime} than in onnxruntime, {sqnr_db:.1f} dB apart: quantized "
+        f"models are compared with it in the same runtime"
+    )
 
 
 def _output_db(output: OutputFidelity) -> float:

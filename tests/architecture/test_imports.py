@@ -28,7 +28,7 @@ COMMANDS = (
     "diff",
     "doctor",
 )
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "PIL", "safetensors")
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "onnxscript", "numpy", "PIL", "safetensors")
 
 
 def _imports(module: ast.Module) -> Iterator[str]:
@@ -67,6 +67,7 @@ def test_the_lower_packages_know_neither_each_other_nor_the_tool(
     ("library", "owners"),
     [
         ("onnxruntime", ("qtool/runtime/",)),
+        ("openvino", ("qtool/backends/openvino/",)),
         ("rich", ("qtool/cli/console.py",)),
         ("typer", ("qtool/cli/",)),
         (

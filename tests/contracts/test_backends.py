@@ -10,6 +10,7 @@ import pytest
 
 from qtool.backends.execution import TARGET_KEY
 from qtool.backends.registry import BACKENDS, backend_named
+from qtool.backends.runtimes import RUNTIMES
 from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.selection import NodeSelection
@@ -62,11 +63,30 @@ def test_a_graph_that_is_finished_runs_and_tells_where_it_belongs(name: str) -> 
     scheme = next(iter(backend.targets.values()))
     model = _model()
     backend.finish(model, scheme)
-    expected = None if backend.has_kernels_here else scheme.target
-    assert model.metadata_props.get(TARGET_KEY) == expected
+    assert model.metadata_props.get(TARGET_KEY) == scheme.target
     with backend.execution(scheme).open(model, threads=1) as session:
         outputs = session.run({"x": np.ones((1, 4), np.float32)})
     np.testing.assert_allclose(outputs["y"], [[16.0, 20.0]])
+
+
+def test_coverage_is_that_of_a_runtime_which_is_here(name: str) -> None:
+    backend = backend_named(name)
+    coverage = backend.coverage(_model())
+    assert (coverage is not None) == backend.has_kernels_here
+    if coverage is not None:
+        assert [(node.operator, node.kernel) for node in coverage.nodes] == [("MatMul", None)]
+        assert coverage.misses[0].reason
+        assert coverage.runtime in RUNTIMES
+
+
+def test_float_models_run_beside_quantized_ones(name: str) -> None:
+    backend = backend_named(name)
+    execution = backend.execution(next(iter(backend.targets.values())))
+    with execution.open_float(_model(), threads=1) as session:
+        assert ([spec.name for spec in session.inputs], [spec.name for spec in session.outputs]) == (["x"], ["y"])
+        outputs = session.run({"x": np.ones((3, 4), np.float32)}, ["y"])
+    np.testing.assert_allclose(outputs["y"], [[16.0, 20.0]] * 3)
+    assert backend.judged_in
 
 
 def test_compilers_judge_node_by_node_whatever_the_scheme(name: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.coverage import Coverage
 from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.formats.base import Weights

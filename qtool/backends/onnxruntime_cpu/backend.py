@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
+from qtool.backends.coverage import Coverage
+from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution, OnnxruntimeExecution
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers, without_separators
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_residual_sums
-from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED, TARGETS
+from qtool.backends.onnxruntime_cpu.targets import TARGETS
 from qtool.backends.onnxruntime_cpu.this_machine import runs_here, target_here
 from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
@@ -32,6 +34,11 @@ class OnnxruntimeCpu:
     runs_dynamic_layers: bool = True
     runs_weight_only: bool = True
     stores_tables: bool = True
+
+    @property
+    def judged_in(self) -> str:
+        """Its own kernels."""
+        return "onnxruntime"
 
     @property
     def targets(self) -> Mapping[str, Scheme]:
@@ -62,16 +69,17 @@ class OnnxruntimeCpu:
         return place_weights(graph, grid, reason_to_skip)
 
     def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
-        """Keeps float layers float and residual additions separate, and records a target that fuses in its own way."""
+        """Keeps float layers float and residual additions separate, and records the target."""
         KeepFloatLayers()(model)
         ResidualSums()(model)
-        if scheme.target in FUSE_SIGNED:
-            model.metadata_props[TARGET_KEY] = scheme.target
+        model.metadata_props[TARGET_KEY] = scheme.target
 
     def unfinish(self, model: ir.Model) -> None:
-        """Removes the nodes that keep layers float, and makes additions of residual sums again."""
+        """Removes the nodes that keep layers float, makes additions of residual sums again, and forgets the target."""
         without_separators(model)
         without_residual_sums(model)
+        if model.metadata_props.get(TARGET_KEY) in self.targets:
+            del model.metadata_props[TARGET_KEY]
 
     def target_here(self) -> str:
         """Returns the preset by the processor's family and by what its sums do."""
@@ -85,7 +93,11 @@ class OnnxruntimeCpu:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""
         if scheme is None or isinstance(scheme, WeightOnlyScheme):
             return AS_IT_IS
-        return Execution(form=exact_form(scheme))
+        return OnnxruntimeExecution(form=exact_form(scheme))
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Reads which nodes run on integers from the provider's optimized graph."""
+        return integer_coverage(model)
 
 
 BACKEND = OnnxruntimeCpu()

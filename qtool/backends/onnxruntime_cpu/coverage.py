@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.backends.execution import TARGET_KEY
 from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
@@ -32,76 +32,6 @@ _KERNELS = (
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeCoverage:
-    """The result for one node that could run on integers.
-
-    Attributes:
-        node: its name.
-        operator: its type.
-        kernel: the integer kernel that runs it; None when it stays float.
-        reason: why it stays float; None when it does not.
-        fix: what changes that; None when it does not.
-    """
-
-    node: str
-    operator: str
-    kernel: str | None
-    reason: str | None
-    fix: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorCoverage:
-    """How many nodes of one operator type could run on integers, and how many do."""
-
-    operator: str
-    integer: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """How much of a model runs on integers.
-
-    Attributes:
-        nodes: every node that could, in graph order.
-    """
-
-    nodes: tuple[NodeCoverage, ...]
-
-    @property
-    def total(self) -> int:
-        """How many nodes could run on integers."""
-        return len(self.nodes)
-
-    @property
-    def integer(self) -> int:
-        """How many do."""
-        return sum(node.kernel is not None for node in self.nodes)
-
-    @property
-    def share(self) -> float:
-        """The share that does, 0 to 1; 0 when there are none."""
-        return self.integer / self.total if self.total else 0.0
-
-    @property
-    def misses(self) -> tuple[NodeCoverage, ...]:
-        """The nodes that stay float, each with its reason."""
-        return tuple(node for node in self.nodes if node.kernel is None)
-
-    def by_operator(self) -> tuple[OperatorCoverage, ...]:
-        """Returns the counts by operator type, in the order in which the types first appear."""
-        counts: dict[str, list[int]] = {}
-        for node in self.nodes:
-            count = counts.setdefault(node.operator, [0, 0])
-            count[0] += node.kernel is not None
-            count[1] += 1
-        return tuple(
-            OperatorCoverage(operator=name, integer=integer, total=total) for name, (integer, total) in counts.items()
-        )
 
 
 def integer_coverage(model: ir.Model) -> Coverage:

@@ -2,8 +2,118 @@
 
 from __future__ import annotations
 
-from qtool.backends.compiler import CompilerBackend
-from qtool.backends.openvino.targets import TARGETS
-from qtool.backends.qdq_placement.layer_inputs import place
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-BACKEND = CompilerBackend(name="openvino", targets=TARGETS, placement=place)
+import onnx_ir as ir
+
+from qtool.backends.coverage import Coverage
+from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.openvino.coverage import openvino_coverage
+from qtool.backends.openvino.execution import IN_OPENVINO
+from qtool.backends.openvino.installed import INSTALL, installed_version, is_installed
+from qtool.backends.openvino.integer_sums import sums_saturate
+from qtool.backends.openvino.placement import place
+from qtool.backends.openvino.targets import TARGETS
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
+from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenvinoBackend:
+    """OpenVINO's CPU plugin, where it is installed; see ``Backend``."""
+
+    name: str = "openvino"
+    has_fused_operators: bool = False
+    runs_dynamic_layers: bool = False
+    runs_weight_only: bool = False
+    stores_tables: bool = True
+
+    @property
+    def judged_in(self) -> str:
+        """OpenVINO, or the meaning of the graph."""
+        if is_installed():
+            if sums_saturate():
+                return (
+                    f"OpenVINO {installed_version()} for --target openvino-avx2; else the exact semantics of Q and DQ, "
+                    "node by node, since its sums have 16 bits here"
+                )
+            return f"OpenVINO {installed_version()}"
+        return f"the exact semantics of Q and DQ, node by node: OpenVINO is not installed here ({INSTALL})"
+
+    @property
+    def targets(self) -> Mapping[str, Scheme]:
+        """The machines of OpenVINO."""
+        return TARGETS
+
+    @property
+    def has_kernels_here(self) -> bool:
+        """Whether it is installed."""
+        return is_installed()
+
+    def place(
+        self,
+        graph: ir.Graph,
+        scheme: Scheme,
+        selection: NodeSelection,
+        unfit: Mapping[str, str],
+        kept_float: Mapping[str, str],
+    ) -> Plan:
+        """Plans where Q/DQ go; see ``Backend``."""
+        return place(graph, scheme, selection, unfit, kept_float)
+
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Is not called, since it runs no dynamic layers.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no dynamic layers")
+
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Is not called, since it runs no layers with integer weights alone.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
+        """Records the target in the graph, so that it is not judged in silence on another runtime."""
+        model.metadata_props[TARGET_KEY] = scheme.target
+
+    def unfinish(self, model: ir.Model) -> None:
+        """Forgets the target."""
+        if model.metadata_props.get(TARGET_KEY) in self.targets:
+            del model.metadata_props[TARGET_KEY]
+
+    def target_here(self) -> None:
+        """No preset is this machine alone."""
+
+    def runs_here(self, target: str) -> bool:
+        """Returns whether it is installed."""
+        return is_installed()
+
+    def execution(self, scheme: AnyScheme | None) -> Execution:
+        """Runs graphs in OpenVINO where it computes here what it does on the target machine; else node by node."""
+        if scheme is None or isinstance(scheme, WeightOnlyScheme):
+            return NODE_BY_NODE
+        return IN_OPENVINO if _is_exact(scheme.largest_pair) else NODE_BY_NODE
+
+    def coverage(self, model: ir.Model) -> Coverage | None:
+        """Reads which nodes run on integers from the graph that OpenVINO executes."""
+        return openvino_coverage(model) if is_installed() else None
+
+
+def _is_exact(largest_pair: int | None) -> bool:
+    """Returns whether OpenVINO is here, and its sums on this processor hold the products."""
+    return is_installed() and (largest_pair is not None or not sums_saturate())
+
+
+BACKEND = OpenvinoBackend()

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from qtool.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, runtime_named
 from qtool.cli.options.groups import DATA, GATES, MEASUREMENTS, OUTPUT
 from qtool.errors import UsageError
 
@@ -44,6 +45,15 @@ BaselineOption: TypeAlias = Annotated[
         "--baseline", metavar="FILE", help="Exit 1 if worse than this earlier report (.json).", rich_help_panel=GATES
     ),
 ]
+RuntimeOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME,NAME",
+        help=f"What runs the models, side by side: {', '.join(RUNTIMES)}. Default: {DEFAULT_RUNTIME}.",
+        rich_help_panel=MEASUREMENTS,
+    ),
+]
 ColdStartOption: TypeAlias = Annotated[
     bool,
     typer.Option(
@@ -52,7 +62,7 @@ ColdStartOption: TypeAlias = Annotated[
 ]
 ProfileOption: TypeAlias = Annotated[
     bool,
-    typer.Option("--profile", help="Profile the time of each operator in onnxruntime.", rich_help_panel=MEASUREMENTS),
+    typer.Option("--profile", help="Profile the time of each operator.", rich_help_panel=MEASUREMENTS),
 ]
 BatchSizesOption: TypeAlias = Annotated[
     str | None,
@@ -121,3 +131,17 @@ def counts(text: str | None, option: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} {text} is not a list of whole numbers above 0", fix=f"write {option} 1,8")
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def runtimes(text: str | None) -> tuple[str, ...]:
+    """Returns the runtimes that were named, each once; the default where none was.
+
+    Raises:
+        UsageError: there is none of that name, or it is not installed.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in (text or DEFAULT_RUNTIME).split(",") if part.strip()))
+    if not names:
+        raise UsageError("--runtime names nothing", fix=f"name one or several of {', '.join(RUNTIMES)}")
+    for name in names:
+        runtime_named(name).load()
+    return names

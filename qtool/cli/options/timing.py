@@ -61,7 +61,10 @@ def show_times(console: Console, report: QuantizeReport) -> None:
     speedup = report.speedup
     if speedup is None:
         return
-    console.say(f"{speedup.median:.2f}x as fast as float on this machine, from a few interleaved runs")
+    from qtool.backends.runtimes import runtime_named
+
+    runtime = runtime_named(report.coverage.runtime).title
+    console.say(f"{speedup.median:.2f}x as fast as float on this machine, from a few interleaved runs in {runtime}")
     if speedup.high < 1.0:
         console.warn(
             "slower than the float model on this machine: `qtool report` measures it more carefully; use the float "

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.coverage import Coverage
 from qtool.calib.granularity import PerChannel
 from qtool.cli.console import Console
 from qtool.cli.options.goal import mixed_as_json
@@ -149,6 +149,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
         "method": request.method_name,
         **search_as_json(report),
         "samples": report.samples,
+        "judged_in": report.judged_in,
         "constant_tensors": list(report.findings.constant),
         "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
@@ -184,8 +185,10 @@ def _fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, 
 
 def show_coverage(console: Console, coverage: Coverage) -> None:
     """Prints how many nodes of each operator run on integers, and why the others do not."""
+    from qtool.backends.runtimes import runtime_named
+
     console.table(
-        "Runs on integers in onnxruntime",
+        f"Runs on integers in {runtime_named(coverage.runtime).title}",
         ("operator", "on integers", "of"),
         [(row.operator, row.integer, row.total) for row in coverage.by_operator()],
         f"{coverage.integer} of {coverage.total} quantizable nodes ({coverage.share:.1%})",
@@ -201,6 +204,7 @@ def show_coverage(console: Console, coverage: Coverage) -> None:
 def coverage_as_json(coverage: Coverage) -> dict[str, object]:
     """Returns the coverage as values for JSON."""
     return {
+        "runtime": coverage.runtime,
         "integer_nodes": coverage.integer,
         "quantizable_nodes": coverage.total,
         "share": coverage.share,

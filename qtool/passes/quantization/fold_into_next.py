@@ -127,8 +127,10 @@ def _along_input(layer: ir.Node, spread: npt.NDArray[np.float64]) -> npt.NDArray
     if layer.op_type != "Conv":
         return spread.reshape(1, -1) if integer_attribute(layer, "transB", 0) else spread.reshape(-1, 1)
     groups = integer_attribute(layer, "group", 1)
-    # Outputs of group g read the g-th run of inputs.
-    by_group = np.repeat(spread.reshape(groups, -1), weights.shape[0] // groups, axis=0)
+    # Outputs of group g read the g-th run of inputs; one row for all outputs keeps the record of the weight small.
+    by_group = spread.reshape(groups, -1)
+    if groups > 1:
+        by_group = np.repeat(by_group, weights.shape[0] // groups, axis=0)
     return by_group.reshape(*by_group.shape, *[1] * (weights.ndim - 2))
 
 

@@ -12,6 +12,7 @@ from qtool.backends.execution_choice import execution_of
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.backends.onnxruntime_cpu.saturation_proof import LayerProof, is_integer_operator, prove
+from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.backends.targets import preset
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
@@ -75,14 +76,18 @@ def overflowing_layers_in(path: Path) -> tuple[str, ...]:
     return overflowing_layers(load_weights(OnnxFile().read(path)))
 
 
-def warn_of_overflow(path: Path, name: str, progress: Progress) -> tuple[str, ...]:
+def warn_of_overflow(path: Path, name: str, progress: Progress, runtime: str = DEFAULT_RUNTIME) -> tuple[str, ...]:
     """Warns of a model that this processor may compute wrongly, and returns the layers that can overflow.
 
     Raises:
         FormatError: the file cannot be read.
-        RuntimeRefusedError: onnxruntime does not load the model.
+        RuntimeRefusedError: the runtime does not load the model.
     """
-    layers = overflowing_layers_in(path)
+    if runtime == DEFAULT_RUNTIME:
+        layers = overflowing_layers_in(path)
+    else:
+        saturates = runtime_named(runtime).sums_saturate()
+        layers = layers_beyond_16_bits(load_weights(OnnxFile().read(path))) if saturates else ()
     if layers:
         progress.warn(f"{overflow_told(name, layers)}\n  {OVERFLOW_FIX}")
     return layers

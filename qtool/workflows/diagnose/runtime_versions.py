@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage, coverage_in, fuses_signed
+from qtool.backends.coverage import Coverage, NodeCoverage
+from qtool.backends.onnxruntime_cpu.coverage import coverage_in, fuses_signed
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import GateError, InputError, RuntimeRefusedError
 from qtool.formats.onnx.map_types import load_model

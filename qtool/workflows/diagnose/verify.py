@@ -1,16 +1,23 @@
-"""Verifies how much of a quantized model onnxruntime really runs on integers."""
+"""Verifies how much of a quantized model a runtime really runs on integers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
+import onnx_ir as ir
+
+from qtool.backends.coverage import Coverage
+from qtool.backends.execution import TARGET_KEY
+from qtool.backends.registry import FALLBACK_BACKEND, backend_named
+from qtool.backends.runtimes import runtime_named
 from qtool.errors import GateError, InputError
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
 from qtool.reporting.surroundings import versions
+from qtool.schemes import Scheme
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 
 
@@ -20,21 +27,24 @@ class VerifyReport:
 
     Attributes:
         model: the file.
-        onnxruntime: the version that was asked.
+        versions: those of qtool, Python and the packages that have a say in it.
         coverage: what it runs on integers.
         overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
     """
 
     model: Path
-    onnxruntime: str
+    versions: Mapping[str, str]
     coverage: Coverage
     overflowing_layers: tuple[str, ...] = ()
 
 
-def verify(model: Path, progress: Progress) -> VerifyReport:
-    """Opens a model in onnxruntime and reads its optimized graph.
+def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> VerifyReport:
+    """Opens a model in the runtime that ``scheme`` is for and reads the graph that it runs.
+
+    Where that runtime is not here, or without a scheme, it is onnxruntime's.
 
     Raises:
+        UsageError: the runtime is not installed, and onnxruntime does not stand for it.
         FormatError: the file cannot be read.
         InputError: the file is not an ONNX graph, or has nothing that could run on integers.
         RuntimeRefusedError: onnxruntime does not load it.
@@ -42,8 +52,12 @@ def verify(model: Path, progress: Progress) -> VerifyReport:
     path = onnx_path(model)
     with progress.task("reading the model"):
         graph = load_weights(OnnxFile().read(path))
-    with progress.task("opening it in onnxruntime"):
-        coverage = integer_coverage(graph)
+    with progress.task("opening it"):
+        coverage = _coverage(graph, scheme, progress)
+    target = graph.metadata_props.get(TARGET_KEY)
+    runtime = runtime_named(coverage.runtime)
+    if scheme is None and not runtime.serves(target):
+        progress.warn(f"{model} was quantized for --target {target}: below is what {runtime.title} makes of it here")
     if coverage.total == 0:
         raise InputError(
             f"{model} has no node that could run on integers",
@@ -51,10 +65,23 @@ def verify(model: Path, progress: Progress) -> VerifyReport:
         )
     return VerifyReport(
         model=model,
-        onnxruntime=versions()["onnxruntime"],
+        versions=versions([runtime_named(coverage.runtime).package]),
         coverage=coverage,
         overflowing_layers=warn_of_overflow(path, model.name, progress),
     )
+
+
+def _coverage(graph: ir.Model, scheme: Scheme | None, progress: Progress) -> Coverage:
+    if scheme is not None:
+        backend = backend_named(scheme.backend)
+        found = backend.coverage(graph)
+        if found is not None:
+            return found
+        progress.warn(f"{scheme.machine}: not run on this runtime, which is not here; below is what onnxruntime does")
+    found = backend_named(FALLBACK_BACKEND).coverage(graph)
+    if found is None:
+        raise AssertionError("the provider that runs every model is always here")
+    return found
 
 
 def check_coverage(report: VerifyReport, minimum: float) -> None:

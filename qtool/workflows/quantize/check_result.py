@@ -18,8 +18,8 @@ from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
-from qtool.runtime.graphs import open_graph
 from qtool.search.logits_view import Gate, with_logits_of_outputs
+from qtool.search.output_evaluator import worst_sqnr_db
 from qtool.workflows.convert.random_inputs import on_random_inputs
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
@@ -55,12 +55,15 @@ class ResultComparison:
         samples: the samples of the comparison, in words.
         on_data: whether that was real data.
         outlooks: expected fidelity on other data, by output; empty without real data.
+        runtimes_db: SQNR of the float model's worst output in the runtime beside that in onnxruntime, where its ranges
+            come from; None where both are one.
     """
 
     fidelity: tuple[OutputFidelity, ...]
     samples: str
     on_data: bool
     outlooks: Mapping[str, Outlook] = field(default_factory=dict)
+    runtimes_db: float | None = None
 
 
 def compare_with_float(
@@ -73,25 +76,27 @@ def compare_with_float(
 ) -> ResultComparison:
     """Runs both models on held-out samples, or else on some calibration samples, or on random inputs.
 
-    The quantized one runs with ``execution``.
+    Both run with ``execution``.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
         NoRandomInputsError: there are no samples, and the float model does not run without.
     """
-    meter = FidelityMeter()
+    meter, between = FidelityMeter(), FidelityMeter()
     opened, gates = with_logits_of_outputs(original)
     outlooks = {
         value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
     }
     with ExitStack() as stack:
-        float_session = stack.enter_context(open_graph(opened if gates else original, threads=threads))
+        float_session = stack.enter_context(execution.open_float(opened if gates else original, threads=threads))
         if gates:
             quantized_graph = with_logits_of_outputs(load_model(quantized))[0]
             quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))
         else:
             quantized_session = stack.enter_context(execution.open_file(quantized, threads=threads))
+        differs = execution.runtime != AS_IT_IS.runtime
+        other = stack.enter_context(AS_IT_IS.open_float(original, threads=threads)) if differs else None
         seen = 0
         for feed in _feeds(float_session.inputs, float_session.outputs, samples):
             with on_random_inputs() if samples is None else nullcontext():
@@ -100,6 +105,8 @@ def compare_with_float(
             first = next(iter(feed.values()))
             rows = int(first.shape[0]) if first.ndim else 1
             meter.add({name: expected[name] for name in outlooks}, got)
+            if other is not None:
+                between.add(other.run(feed), expected)
             for name, outlook in outlooks.items():
                 gate = gates.get(name)
                 pair = None
@@ -120,6 +127,7 @@ def compare_with_float(
         samples=_in_words(samples, seen),
         on_data=samples is not None,
         outlooks={name: outlook for name, outlook in found.items() if outlook is not None},
+        runtimes_db=worst_sqnr_db(between.results()) if differs else None,
     )
 
 

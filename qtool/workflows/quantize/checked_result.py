@@ -8,12 +8,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qtool.backends.coverage import Coverage
 from qtool.backends.execution_choice import execution_for
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, integer_coverage
-from qtool.backends.registry import backend_named
+from qtool.backends.registry import FALLBACK_BACKEND, backend_named
+from qtool.backends.runtimes import runtime_named
 from qtool.plan import Skipped
 from qtool.progress import Progress
 from qtool.schemes import AnyScheme
+from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
 from qtool.workflows.quantize.planned_float import as_planned
@@ -60,10 +62,25 @@ def write_and_check(
         InputError: its outputs are not finite where those of the float model are.
     """
     save_graph(model, path)
-    progress.note("checking the result in onnxruntime")
+    execution = execution_for(scheme)
+    progress.note(f"checking the result in {runtime_named(execution.runtime).title}")
     with progress.task("comparing with float"):
-        here = backend_named(scheme.backend).has_kernels_here
-        coverage = as_planned(integer_coverage(model), skipped, has_kernels_here=here)
-        execution = execution_for(scheme)
+        coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
+    if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:
+        progress.warn(floats_differ(comparison.runtimes_db, runtime_named(execution.runtime).title))
     return CheckedResult(coverage=coverage, comparison=comparison)
+
+
+def _has_kernels_here(scheme: AnyScheme) -> bool:
+    return backend_named(scheme.backend).has_kernels_here
+
+
+def _coverage(model: ir.Model, scheme: AnyScheme) -> Coverage:
+    """Asks the runtime that the model is for, and where it is not here the one that runs it in its place."""
+    found = backend_named(scheme.backend).coverage(model)
+    if found is None:
+        found = backend_named(FALLBACK_BACKEND).coverage(model)
+    if found is None:
+        raise AssertionError("the provider that runs every model is always here")
+    return found

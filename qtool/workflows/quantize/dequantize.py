@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.backends.execution import Execution, as_it_is
+from qtool.backends.execution import OnnxruntimeExecution, as_it_is
 from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
@@ -108,7 +108,7 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
             save_graph(model, path)
         progress.note("comparing the two models in onnxruntime")
         # Keeps the exact meaning of the integers on every processor.
-        execution = Execution(form=with_exact_sums if sums_saturate() else as_it_is)
+        execution = OnnxruntimeExecution(form=with_exact_sums if sums_saturate() else as_it_is)
         fidelity: tuple[OutputFidelity, ...] = ()
         try:
             with progress.task("comparing"):

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qtool.backends.runtimes import RUNTIMES, runtime_named
 from qtool.errors import InputError
 from qtool.formats.torch.example_inputs import EXAMPLE_SEED
 from qtool.manifest import FileRecord, Manifest
@@ -55,6 +56,8 @@ def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], sta
         raise InputError("the manifest is of a qtool that recorded no options", fix="run `qtool quantize` again")
     differences = []
     installed = locked_versions(source) if source.path.exists() else versions()
+    packages = {runtime_named(name).package for name in RUNTIMES}
+    installed |= versions([name for name in manifest.versions if name in packages])
     for name, wanted in manifest.versions.items():
         here = installed.get(name, wanted)
         if here != wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage, NodeCoverage
+from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.plan import Skipped
 
 _FIXES = (
@@ -33,7 +33,8 @@ def as_planned(coverage: Coverage, skipped: Sequence[Skipped], *, has_kernels_he
         has_kernels_here: whether the model was quantized for that provider; its advice does not apply to others.
     """
     reasons = {skip.node: skip.reason for skip in skipped}
-    return Coverage(nodes=tuple(_as_planned(node, reasons.get(node.node), has_kernels_here) for node in coverage.nodes))
+    nodes = tuple(_as_planned(node, reasons.get(node.node), has_kernels_here) for node in coverage.nodes)
+    return replace(coverage, nodes=nodes)
 
 
 def _as_planned(node: NodeCoverage, planned: str | None, has_kernels_here: bool) -> NodeCoverage:

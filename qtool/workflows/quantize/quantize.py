@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtool.atomic import staged
+from qtool.backends.registry import backend_named
 from qtool.calib.statistics_file import read_statistics
 from qtool.errors import UsageError
 from qtool.manifest import manifest_path, write_manifest
@@ -126,6 +127,7 @@ def _report(
         timing=None if found.times is None else found.times.timing,
         slow=tuple(candidates.slow),
         search_ended=found.search.stopped,
+        judged_in=backend_named(request.scheme.backend).judged_in,
         unsigned=tuple(sorted(candidates.scheme.unsigned_layers & quantized.plan.integer_nodes.keys())),
     )
 

@@ -8,7 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtool.backends.registry import backend_named
+from qtool.backends.runtimes import runtime_named
 from qtool.manifest import FileRecord, Manifest
+from qtool.reporting.surroundings import versions
 from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
 from qtool.workflows.quantize.lock import lock_record, locked_versions
 
@@ -33,7 +36,7 @@ def manifest_of(
         quantized_model=model_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
-        versions=locked_versions(request.source),
+        versions={**locked_versions(request.source), **versions([runtime_named(report.coverage.runtime).package])},
         quantized=_quantized(report),
         figures={**figures_record(report), "samples": float(report.samples)},
         lock={
@@ -47,6 +50,7 @@ def manifest_of(
 def _options(request: QuantizeRequest) -> dict[str, Any]:
     return {
         **options_record(request),
+        "judged_in": backend_named(request.scheme.backend).judged_in,
         "method": {"name": request.method_name, **_fields(request.method)},
         "dynamic": list(request.selection.dynamic),
         "searches": asdict(request.searches),

@@ -72,6 +72,7 @@ class QuantizeReport(SharedReport):
         unsigned: layers whose weights are u8, so that their sums have 32 bits.
         slow: nodes that stay float since integers save no time there.
         search_ended: why the search ended before it was through, in words; None where it did not.
+        judged_in: what ran the quantized candidates and the result, in words.
     """
 
     plan: Plan
@@ -87,3 +88,4 @@ class QuantizeReport(SharedReport):
     slow: tuple[str, ...] = ()
     unsigned: tuple[str, ...] = ()
     search_ended: str | None = None
+    judged_in: str = "onnxruntime"

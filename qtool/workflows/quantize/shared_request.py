@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qtool.backends.onnxruntime_cpu.coverage import Coverage
+from qtool.backends.coverage import Coverage
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from qtool.backends.execution import NODE_BY_NODE
-from qtool.backends.execution_choice import execution_of_file
+from qtool.backends.execution_choice import target_of_file
+from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.datasets.images import Preprocess
 from qtool.calib.specs import samples_in
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
-from qtool.metrics.session_group import SessionGroup, evaluation_group, open_group
+from qtool.metrics.session_group import JudgedModel, SessionGroup, evaluation_group, judged_models, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
 from qtool.metrics.task import Metric
 from qtool.progress import SILENT, Progress
@@ -25,13 +25,14 @@ from qtool.reporting.model import ModelComparison, ModelReport, Report, UsedData
 from qtool.reporting.names import display_names
 from qtool.reporting.surroundings import machine, versions
 from qtool.runtime.steady_draws import DRAWN_ALIKE, file_draws
+from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ, worst_sqnr_db
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 from qtool.workflows.report.graphs_to_compare import graphs_of
 from qtool.workflows.report.report_data import DataSource, OpenData, open_data, refuse_labels
 from qtool.workflows.report.report_layers import Inside, look_inside
 from qtool.workflows.report.report_outputs import Seen, run_over, usual_batch_size
-from qtool.workflows.report.report_times import Measurements, Models, TimingOptions, measure
+from qtool.workflows.report.report_times import Measurements, TimingOptions, measure
 
 # The condition that is added to the gates where sums can overflow.
 SUMS_HOLD = "integer sums hold"
@@ -56,6 +57,7 @@ class ReportRequest:
         baseline: an earlier report to compare with; None for none.
         inside: whether inner tensors are compared too.
         histograms: patterns of tensors to draw; without any, the worst ones are drawn.
+        runtimes: what runs the models, keys of ``RUNTIMES``, at least one; each runs all of them.
     """
 
     float_model: Path
@@ -72,6 +74,7 @@ class ReportRequest:
     baseline: Baseline | None = None
     inside: Literal["no", "if possible", "yes"] = "no"
     histograms: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -89,6 +92,8 @@ def compare(request: ReportRequest, progress: Progress = SILENT) -> Report:
         RuntimeRefusedError: onnxruntime does not load or run a model.
         CalibError: the data does not fit the models.
     """
+    for runtime in request.runtimes:
+        runtime_named(runtime).load()
     opened = open_data(request.datasets, preprocess=request.preprocess, labels=request.labels, metric=request.metric)
     with graphs_of(request.models, request.conversion, opened[0].data, progress) as paths:
         return _judged(_compare(request, opened, paths, progress), request)
@@ -122,39 +127,55 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     """Compares the graphs in ``paths``, those of the models of ``request``."""
     asked = request.times
     names = display_names(request.models)
+    judged = judged_models(paths, names, request.runtimes)
     sizes = [model_size(path) for path in paths]
     # The float model may itself be quantized, by another tool.
-    overflowing = [warn_of_overflow(path, name, progress) for path, name in zip(paths, names, strict=True)]
-    _tell_of_execution(paths, names, progress)
-    group = open_group(paths, names, threads=asked.threads)
+    overflowing = [warn_of_overflow(model.path, model.name, progress, model.runtime) for model in judged]
+    if any(map(file_draws, paths)):
+        progress.note(DRAWN_ALIKE)
+    targets = [target_of_file(path) for path in paths]
+    misplaced = [_misplaced(model, targets[model.model], progress) for model in judged]
     rounds = asked.rounds if asked.latency else 0
-    for entry in opened:
-        _check_gates(request, entry, group, rounds)
-    batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
     seen = []
-    with evaluation_group(group, paths, names, threads=asked.threads) as judged:
+    with open_group(judged, threads=asked.threads) as group:
         for entry in opened:
-            found = run_over(
-                judged, entry, request.metric, batch_size=batch_size, limit=request.limit, progress=progress
-            )
-            if entry.labels is not None and not found.accuracy and request.metric is None:
-                refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
-            seen.append(found)
-    # Times do not depend on the values, so they are measured on the first dataset.
-    first = seen[0]
-    measured = measure(group, Models(tuple(paths), names), opened[0].data, first, asked, progress)
+            _check_gates(request, entry, group, rounds)
+        batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
+        with evaluation_group(group, judged, threads=asked.threads) as evaluated:
+            for entry in opened:
+                found = run_over(
+                    evaluated,
+                    entry,
+                    request.metric,
+                    references=[model.reference for model in judged],
+                    batch_size=batch_size,
+                    limit=request.limit,
+                    progress=progress,
+                )
+                if entry.labels is not None and not found.accuracy and request.metric is None:
+                    refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
+                seen.append(found)
+        _tell_of_floats(judged, seen[0], progress)
+        # Times do not depend on the values, so they are measured on the first dataset.
+        first = seen[0]
+        measured = measure(group, judged, opened[0].data, first, asked, progress)
     inside = _inside(paths, opened[0].data, request, progress)
     models = [
         replace(
-            _measured(names[place], path, size, place, measured, samples_in(first.batch)),
+            _measured(
+                model.name, request.models[model.model], sizes[model.model], place, measured, samples_in(first.batch)
+            ),
             overflowing_layers=overflowing[place],
+            runtime=model.runtime,
+            target=targets[model.model],
+            misplaced=misplaced[place],
         )
-        for place, (path, size) in enumerate(zip(request.models, sizes, strict=True))
+        for place, model in enumerate(judged)
     ]
     comparisons = []
     for place, (entry, found) in enumerate(zip(opened, seen, strict=True)):
-        nothing = [Inside() for _ in inside]
-        comparisons += _comparisons(request, entry.name, models, found, measured, nothing if place else inside)
+        looked_at = {} if place else dict(enumerate(inside, 1))
+        comparisons += _comparisons(request, entry.name, judged, models, found, measured, looked_at)
     return Report(
         comparisons=tuple(map(with_figures, comparisons)),
         datasets=tuple(_used(entry, found) for entry, found in zip(opened, seen, strict=True)),
@@ -162,18 +183,30 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         batch_size=samples_in(first.batch),
         threads=asked.threads,
         rounds=rounds,
-        versions=versions(),
+        versions=versions([runtime_named(name).package for name in request.runtimes]),
         machine=machine(),
     )
 
 
-def _tell_of_execution(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
-    """Notes models whose outputs are not those of a plain run on this machine."""
-    if any(map(file_draws, paths)):
-        progress.note(DRAWN_ALIKE)
-    for path, name in zip(paths, names, strict=True):
-        if execution_of_file(path) == NODE_BY_NODE:
-            progress.note(f"{name} is for another machine: its outputs are those of Q and DQ node by node")
+def _tell_of_floats(judged: Sequence[JudgedModel], seen: Seen, progress: Progress) -> None:
+    """Warns where the float model itself has other outputs in one runtime than in the first."""
+    for place, model in enumerate(judged):
+        if place and model.model == 0:
+            apart = worst_sqnr_db(seen.fidelity[place - 1])
+            if apart < FLOATS_ALIKE_DB:
+                progress.warn(floats_differ(apart, runtime_named(model.runtime).title))
+
+
+def _misplaced(model: JudgedModel, target: str | None, progress: Progress) -> str | None:
+    """Warns of a model that is judged on another runtime than it was quantized for, and returns what that means."""
+    runtime = runtime_named(model.runtime)
+    if runtime.serves(target):
+        return None
+    by_meaning = runtime.judging(target) != runtime.judging(None)
+    outputs = "those of Q and DQ node by node" if by_meaning else f"those of {runtime.title}'s kernels"
+    meaning = f"its outputs are {outputs}, its times those of {runtime.title} on this machine"
+    progress.warn(f"{model.name} is for another machine: it was quantized for --target {target}; {meaning}")
+    return meaning
 
 
 def _measured(
@@ -202,13 +235,14 @@ def _measured(
 def _comparisons(
     request: ReportRequest,
     dataset: str,
+    judged: Sequence[JudgedModel],
     models: Sequence[ModelReport],
     found: Seen,
     measured: Measurements,
-    inside: Sequence[Inside],
+    inside: Mapping[int, Inside],
 ) -> list[ModelComparison]:
     """Joins the figures of one dataset with the other measurements."""
-    judged = [
+    figures = [
         replace(
             model,
             accuracy=found.accuracy[place] if found.accuracy else None,
@@ -219,18 +253,20 @@ def _comparisons(
     return [
         ModelComparison(
             dataset=dataset,
-            float_model=judged[0],
-            quantized_model=model,
-            fidelity=found.fidelity[place],
-            speedup=paired_ratio(measured.sample[0], measured.sample[place + 1]) if measured.sample else None,
-            classes=found.classes[place],
-            samples=found.changed[place],
-            layers=inside[place].layers,
-            histograms=inside[place].histograms,
-            grid=measured.grid[place],
+            float_model=figures[model.reference],
+            quantized_model=figures[place],
+            fidelity=found.fidelity[place - 1],
+            speedup=paired_ratio(measured.sample[model.reference], measured.sample[place]) if measured.sample else None,
+            classes=found.classes[place - 1],
+            samples=found.changed[place - 1],
+            layers=inside.get(place, Inside()).layers,
+            histograms=inside.get(place, Inside()).histograms,
+            grid=measured.grid[place - 1],
             lower_is_better=request.metric is not None and request.metric.lower_is_better,
+            is_float=model.model == 0,
         )
-        for place, model in enumerate(judged[1:])
+        for place, model in enumerate(judged)
+        if place
     ]
 
 

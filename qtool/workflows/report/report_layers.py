@@ -22,7 +22,7 @@ from qtool.graph.constants import constant_array
 from qtool.metrics.layers import HistogramMeter, LayerFidelity, LayerMeter, Span, TensorHistogram
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
-from qtool.runtime.session import Session
+from qtool.runtime.running_model import RunningModel
 
 # Every tensor of the graph is held at once, so few samples run, one at a time.
 _SAMPLES = 16
@@ -123,12 +123,12 @@ def look_inside(
         return Inside(layers=tuple(layers), histograms=_drawn(shown, meters, session, _samples(session, data, samples)))
 
 
-def _samples(session: Session, data: Dataset, count: int) -> Iterator[Feed]:
+def _samples(session: RunningModel, data: Dataset, count: int) -> Iterator[Feed]:
     return itertools.islice(data.feeds(session.inputs, batch_size=1), count)
 
 
 def _drawn(
-    twins: Sequence[_Twin], meters: dict[str, LayerMeter], session: Session, feeds: Iterator[Feed]
+    twins: Sequence[_Twin], meters: dict[str, LayerMeter], session: RunningModel, feeds: Iterator[Feed]
 ) -> tuple[TensorHistogram, ...]:
     drawn: dict[str, HistogramMeter] = {}
     for twin in twins:

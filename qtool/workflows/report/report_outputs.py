@@ -54,11 +54,21 @@ def run_over(
     opened: OpenData,
     metric: Metric | None,
     *,
+    references: Sequence[int],
     batch_size: int,
     limit: int | None,
     progress: Progress,
 ) -> Seen:
-    """Runs every model on every batch; holds the outputs of two models and one batch at a time.
+    """Runs every model on every batch; holds the outputs of one model, of float models and one batch at a time.
+
+    Args:
+        group: the models, a float model first.
+        opened: the data.
+        metric: the metric of the models' task, if any.
+        references: of each model the place of the one that it is compared with, which stands before it.
+        batch_size: samples per run.
+        limit: use only the first so many samples.
+        progress: receives the steps.
 
     Raises:
         InputError: there are no samples, or the labels do not fit.
@@ -79,6 +89,7 @@ def run_over(
         for feed in feeds:
             runs = group.runs(feed)
             expected = next(runs)
+            expected_by_place = {0: expected}
             if batch is None:
                 batch = feed
                 classes = None if class_labels is None else _classes_output(expected)
@@ -90,10 +101,13 @@ def run_over(
             if classes is not None:
                 accuracy[0].add(expected[classes])
             for place, got in enumerate(runs):
-                fidelity[place].add(expected, got)
-                changed[place].add(feed, expected, got)
+                reference = expected_by_place[references[place + 1]]
+                fidelity[place].add(reference, got)
+                changed[place].add(feed, reference, got)
+                if place + 1 in references:
+                    expected_by_place[place + 1] = got
                 if scores:
-                    scores[place + 1].add(_judged(got, expected, own_labels, feed))
+                    scores[place + 1].add(_judged(got, reference, own_labels, feed))
                 if classes is not None:
                     accuracy[place + 1].add(got[classes])
             samples += samples_in(feed)
@@ -104,7 +118,12 @@ def run_over(
         fidelity=tuple(meter.results() for meter in fidelity),
         accuracy=tuple(meter.result() for meter in accuracy),
         metric=tuple(meter.result() for meter in scores),
-        classes=tuple(accuracy[0].changes_to(meter) for meter in accuracy[1:]) or ((),) * len(fidelity),
+        classes=tuple(
+            accuracy[reference].changes_to(meter)
+            for reference, meter in zip(references[1:], accuracy[1:], strict=bool(accuracy))
+        )
+        if accuracy
+        else ((),) * len(fidelity),
         changed=tuple(meter.result() for meter in changed),
         samples=samples,
         sample=next(data.feeds(group.inputs, batch_size=1)),

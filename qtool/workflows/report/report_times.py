@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from qtool.backends.runtimes import runtime_named
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import UsageError
 from qtool.metrics.cold_start import STARTS, cold_starts
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds
 from qtool.metrics.memory import Memory, measure_memory
-from qtool.metrics.session_group import SessionGroup, open_group
+from qtool.metrics.session_group import JudgedModel, SessionGroup, open_group
 from qtool.progress import Progress
 from qtool.reporting.model import GridPoint
-from qtool.runtime.profile import OperatorTime, operator_seconds
+from qtool.runtime.profile import OperatorTime
 from qtool.workflows.report.report_outputs import Seen
 
 # Batches take long and vary little, so that fewer rounds are enough.
 _MOST_BATCH_ROUNDS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The models of a report, the float model first.
-
-    Attributes:
-        paths: their graphs.
-        names: their names in the report.
-    """
-
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +68,7 @@ class Measurements:
 
 def measure(
     group: SessionGroup,
-    models: Models,
+    models: Sequence[JudgedModel],
     data: Dataset,
     seen: Seen,
     asked: TimingOptions,
@@ -119,11 +107,11 @@ def _in_turns(
     return sample, batch
 
 
-def _memories(models: Models, sample: Feed, threads: int, progress: Progress) -> tuple[Memory, ...]:
+def _memories(models: Sequence[JudgedModel], sample: Feed, threads: int, progress: Progress) -> tuple[Memory, ...]:
     memory = []
-    with progress.task("measuring memory", len(models.paths)) as advance:
-        for path in models.paths:
-            memory.append(measure_memory(path, sample, threads=threads))
+    with progress.task("measuring memory", len(models)) as advance:
+        for model in models:
+            memory.append(measure_memory(model.path, sample, threads=threads, runtime=model.runtime))
             advance(1)
     for entry in memory:
         if entry.reason is not None:
@@ -131,50 +119,58 @@ def _memories(models: Models, sample: Feed, threads: int, progress: Progress) ->
     return tuple(memory)
 
 
-def _cold_starts(models: Models, sample: Feed, asked: TimingOptions, progress: Progress) -> tuple[Interval | None, ...]:
+def _cold_starts(
+    models: Sequence[JudgedModel], sample: Feed, asked: TimingOptions, progress: Progress
+) -> tuple[Interval | None, ...]:
     if not asked.cold_start:
-        return (None,) * len(models.paths)
-    with progress.task("starting cold", STARTS * len(models.paths)) as advance:
-        return cold_starts(models.paths, sample, threads=asked.threads, advance=advance)
+        return (None,) * len(models)
+    with progress.task("starting cold", STARTS * len(models)) as advance:
+        paths, runtimes = [model.path for model in models], [model.runtime for model in models]
+        return cold_starts(paths, sample, threads=asked.threads, runtimes=runtimes, advance=advance)
 
 
 def _profiles(
-    models: Models, sample: Feed, asked: TimingOptions, progress: Progress
+    models: Sequence[JudgedModel], sample: Feed, asked: TimingOptions, progress: Progress
 ) -> tuple[tuple[OperatorTime, ...], ...]:
     if not asked.profile:
-        return ((),) * len(models.paths)
+        return ((),) * len(models)
     found = []
-    with progress.task("profiling", len(models.paths)) as advance:
-        for path in models.paths:
-            found.append(operator_seconds(path, sample, threads=asked.threads))
+    with progress.task("profiling", len(models)) as advance:
+        for model in models:
+            runtime = runtime_named(model.runtime)
+            found.append(runtime.operator_seconds(model.path, sample, threads=asked.threads))
             advance(1)
     return tuple(found)
 
 
-def _grid(models: Models, data: Dataset, asked: TimingOptions, progress: Progress) -> tuple[tuple[GridPoint, ...], ...]:
+def _grid(
+    models: Sequence[JudgedModel], data: Dataset, asked: TimingOptions, progress: Progress
+) -> tuple[tuple[GridPoint, ...], ...]:
     """Times all models in turns in every setting."""
-    points: list[list[GridPoint]] = [[] for _ in models.paths[1:]]
+    points: list[list[GridPoint]] = [[] for _ in models[1:]]
     if not asked.batch_sizes and not asked.thread_counts:
         return tuple(map(tuple, points))
     batch_sizes, thread_counts = asked.batch_sizes or (1,), asked.thread_counts or (asked.threads,)
     with progress.task("timing settings", asked.rounds * len(batch_sizes) * len(thread_counts)) as advance:
         for threads in thread_counts:
-            group = open_group(models.paths, models.names, threads=threads)
-            for batch_size in batch_sizes:
-                feed = next(data.feeds(group.inputs, batch_size=batch_size))
-                if samples_in(feed) != batch_size:
-                    raise UsageError(
-                        f"a batch of {batch_size} cannot be timed: the models and the data make it {samples_in(feed)}",
-                        fix="leave it out of --batch-sizes, or give data with more samples",
-                    )
-                times = interleaved_times(group.timed(feed), rounds=asked.rounds, advance=advance)
-                for place, quantized in enumerate(times[1:]):
-                    point = GridPoint(
-                        batch_size=batch_size,
-                        threads=threads,
-                        float_ms=run_milliseconds(times[0]),
-                        quantized_ms=run_milliseconds(quantized),
-                        speedup=paired_ratio(times[0], quantized),
-                    )
-                    points[place].append(point)
+            with open_group(models, threads=threads) as group:
+                for batch_size in batch_sizes:
+                    feed = next(data.feeds(group.inputs, batch_size=batch_size))
+                    if samples_in(feed) != batch_size:
+                        raise UsageError(
+                            f"a batch of {batch_size} cannot be timed: the models and the data make it "
+                            f"{samples_in(feed)}",
+                            fix="leave it out of --batch-sizes, or give data with more samples",
+                        )
+                    times = interleaved_times(group.timed(feed), rounds=asked.rounds, advance=advance)
+                    for place, (model, quantized) in enumerate(zip(models[1:], times[1:], strict=True)):
+                        reference = times[model.reference]
+                        point = GridPoint(
+                            batch_size=batch_size,
+                            threads=threads,
+                            float_ms=run_milliseconds(reference),
+                            quantized_ms=run_milliseconds(quantized),
+                            speedup=paired_ratio(reference, quantized),
+                        )
+                        points[place].append(point)
     return tuple(map(tuple, points))

@@ -109,6 +109,7 @@ class AccuracyTarget:
         self._original = original
         self._goal = goal
         self._threads = threads
+        self._execution = execution
         inputs, outputs = model_specs(original)
         labels = _labels(samples) if goal.max_drop is not None else None
         available = samples.data.available(samples.dataset)
@@ -185,7 +186,9 @@ class AccuracyTarget:
         """
         reached = self._evaluator.assess(result)
         others = [result] if not found.choice.layers else [result, quantize({}).model]
-        measured = speedups(self._original, others, self._feed, progress, threads=self._threads)
+        measured = speedups(
+            self._original, others, self._feed, progress, runtime=self._execution.as_written(), threads=self._threads
+        )
         return MixedPrecision(
             goal=self._goal,
             met=self._goal.margin(reached) >= 0.0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qtool.backends.execution_choice import execution_for
+from qtool.backends.execution_choice import execution_for, timing_of
 from qtool.calib.specs import Feed
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
@@ -225,7 +225,13 @@ class QuantizationSearch:
         return self._evaluator.sqnr_db(after) >= min(self._evaluator.sqnr_db(before) - _TABLES_DB, PERFECT_DB)
 
     def speedup(self, quantized: ir.Model) -> Interval | None:
-        """Returns the speedup of ``quantized`` over float, from a few runs; None without a sample."""
-        if self._timed_on is None:
+        """Returns the speedup of ``quantized`` over float, from a few runs.
+
+        None without a sample, and where its runtime is not here.
+        """
+        runtime = timing_of(self._scheme)
+        if self._timed_on is None or runtime is None:
             return None
-        return speedups(self._original, [quantized], self._timed_on, self._progress, threads=self._threads)[0]
+        return speedups(
+            self._original, [quantized], self._timed_on, self._progress, runtime=runtime, threads=self._threads
+        )[0]

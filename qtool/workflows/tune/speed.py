@@ -7,26 +7,32 @@ from functools import partial
 
 import onnx_ir as ir
 
+from qtool.backends.execution import Execution
 from qtool.calib.specs import Feed
 from qtool.metrics.latency import Interval, interleaved_times, paired_ratio
 from qtool.progress import Progress
-from qtool.runtime.graphs import open_graph
 
 _ROUNDS = 11
 
 
 def speedups(
-    original: ir.Model, others: Sequence[ir.Model], feed: Feed, progress: Progress, *, threads: int = 0
+    original: ir.Model,
+    others: Sequence[ir.Model],
+    feed: Feed,
+    progress: Progress,
+    *,
+    runtime: Execution,
+    threads: int = 0,
 ) -> list[Interval]:
-    """Returns how many times faster than ``original`` each of ``others`` runs ``feed``, over some rounds.
+    """Returns how many times faster than ``original`` each of ``others`` runs ``feed`` in ``runtime``.
 
     Raises:
-        RuntimeRefusedError: onnxruntime does not load or run a model.
+        RuntimeRefusedError: the runtime does not load or run a model.
     """
     found = []
     with progress.task("timing in turns", _ROUNDS * len(others)) as advance:
         for other in others:
-            with open_graph(original, threads=threads) as base, open_graph(other, threads=threads) as rival:
+            with runtime.open_float(original, threads=threads) as base, runtime.open(other, threads=threads) as rival:
                 runs = (partial(base.run, feed), partial(rival.run, feed))
                 times = interleaved_times(runs, rounds=_ROUNDS, advance=advance)
             found.append(paired_ratio(*times))
