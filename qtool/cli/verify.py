@@ -89,9 +89,8 @@ def verify(
 ) -> None:
     """Shows which nodes a runtime really runs on integers.
 
-    The runtime is onnxruntime, or that of --target where it is installed. With --target also whether a machine takes
-    the model as it is: exits with 1 if not. With --onnxruntime also what other versions make of it: whether they load
-    it, the values, the kernels and the speed.
+    The runtime is onnxruntime, or that of the target where it is installed. A target is also checked: exits with 1
+    if it does not take the model as it is. Other versions are compared: whether they load it, values, kernels, speed.
     """
     from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage

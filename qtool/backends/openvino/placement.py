@@ -22,6 +22,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.backends.qdq_placement import layer_inputs
+from qtool.backends.qdq_placement.kernel_order import orders_of
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.graph.constants import clip_bounds, constant_array, integer_attribute, is_constant, sole_consumer
@@ -52,7 +53,11 @@ def place(
     }
     plan = replace(plan, activations=activations)
     plan = _with_transposed_convolutions(graph, plan, scheme, selection, unfit, kept_float)
-    return replace(plan, activations=_with_earlier(graph, plan.activations, unfit, kept_float))
+    weights = {
+        name: replace(weight, orders=orders_of(graph.initializers[name], weight.nodes))
+        for name, weight in plan.weights.items()
+    }
+    return replace(plan, activations=_with_earlier(graph, plan.activations, unfit, kept_float), weights=weights)
 
 
 def _read(node: ir.Node) -> list[ir.Value]:

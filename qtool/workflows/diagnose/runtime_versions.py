@@ -136,7 +136,7 @@ def compare_versions(request: VersionsRequest, progress: Progress) -> VersionsRe
         names = (installed_versions()["onnxruntime"], *request.versions)
         trials = []
         for place, (name, python) in enumerate(zip(names, (None, *pythons), strict=True)):
-            with progress.task(f"opening it in onnxruntime {name}"):
+            with progress.task(f"opening it {name}"):
                 own = folder / f"process-{place}"
                 own.mkdir()
                 trials.append(_Trial(name, own, stack))
