@@ -54,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, folder / "float.onnx")
     np.savez(folder / "images.npz", image=_images(16, 1))
-    options = "--effort fast --smallest --machine-profile shipped --target x86 -q".split()
+    options = ["--effort", "fast", "--smallest", "--machine-profile", "shipped", "--target", "x86", "-q"]
     data = ["--calib-data", str(folder / "images.npz")]
     source, target = str(folder / "float.onnx"), str(folder / "int8.onnx")
     result = CliRunner().invoke(app, ["quantize", source, *data, *options, "-o", target])

@@ -125,10 +125,10 @@ def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> Inpu
 
 
 def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
-    """Returns a length, or the name of a free one; None where it has none, or is the -1 that some exporters write."""
+    """Returns a length, or the name of a free one; None where it has none, or the -1 or ? that some exporters write."""
     if isinstance(dim, int):
         return dim if dim > 0 else None
-    return dim.value
+    return None if dim.value == "?" else dim.value
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:

@@ -21,6 +21,7 @@ from qtool.progress import Progress
 from qtool.runtime.parts import Parts
 from qtool.runtime.session import Session
 from qtool.workflows.convert.conversion_result import described, folder_bytes, real_feed, report
+from qtool.workflows.convert.fixed_lengths import fix_lengths
 from qtool.workflows.convert.half_precision import LARGEST_HALF_DIFFERENCE, input_specs
 from qtool.workflows.convert.program_check import LARGEST_RELATIVE_DIFFERENCE, ProgramComparison, compare_programs
 from qtool.workflows.convert.request import ConvertReport, ConvertRequest
@@ -61,20 +62,29 @@ def write_program(
     """
     model = graph.model
     layers = quantized_layers(model)
-    specs = input_specs(model)
-    real = real_feed(request, model)
     with private_folder() as folder, staged(output) as path:
-        source = request.source if detection.format == "onnx" else _saved(model, folder)
+        source = request.source if detection.format == "onnx" else _saved(model, folder / "source.onnx")
+        written = source
+        if target.fixes_lengths:
+            model = fix_lengths(
+                model, request.input_shapes, real_feed(request, model), runtime=target.runtime, progress=progress
+            )
+            written = _saved(model, folder / source.name)
+        specs = input_specs(model)
+        real = real_feed(request, model)
         half = None if request.precision is None else request.precision.name
         with progress.task(f"writing {output.name} with {target.runtime}"):
-            target.write(source, path, half)
-        with target.open(path) as opened, _reference(source, model, is_quantized=layers > 0) as reference:
+            target.write(written, path, half)
+        outputs = [value.name or "" for value in model.graph.outputs]
+        with (
+            target.open(path, [spec.name for spec in specs], outputs) as opened,
+            _reference(source, model, is_quantized=layers > 0) as reference,
+        ):
             comparisons = _compared(reference, opened, target, specs, real, progress, half=half, layers=layers)
         nbytes = folder_bytes(path.parent)
-    if layers and not opened.layers.integer:
-        progress.warn(
-            f"{target.runtime} runs none of the model's {layers} quantized layers on integers on this machine"
-        )
+    for remark in opened.remarks:
+        progress.note(remark)
+    _tell_lost_layers(opened, target, layers, progress)
     values = model.graph
     return report(
         request,
@@ -90,6 +100,15 @@ def write_program(
     )
 
 
+def _tell_lost_layers(opened: OpenedProgram, target: RuntimeFormat, layers: int, progress: Progress) -> None:
+    lost = layers - opened.layers.integer
+    if lost > 0:
+        progress.warn(
+            f"{lost} of the model's {layers} quantized layers run in float in {target.runtime} on this machine; layers "
+            "run on integers where what they return is quantized too"
+        )
+
+
 def quantized_layers(model: ir.Model) -> int:
     """Counts layers of the main graph whose input and weight are integers."""
     return sum(node.op_type in _INTEGER_LAYERS or _reads_integers(node) for node in model.graph)
@@ -102,8 +121,7 @@ def _reads_integers(node: ir.Node) -> bool:
     return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
-def _saved(model: ir.Model, folder: Path) -> Path:
-    path = folder / "model.onnx"
+def _saved(model: ir.Model, path: Path) -> Path:
     model.ir_version = lowest_ir_version(model)
     OnnxFile().write(model, path)
     return path

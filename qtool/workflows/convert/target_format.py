@@ -36,6 +36,7 @@ class TargetFormat(StrEnum):
     PTH = "pth", "qtool.formats.torch.torch_checkpoint:TorchCheckpoint"
     SAFETENSORS = "safetensors", "qtool.formats.weights.safetensors_file:SafetensorsFile"
     OPENVINO = "openvino", "qtool.workflows.convert.targets.openvino_ir:OpenVinoIr"
+    TFLITE = "tflite", "qtool.workflows.convert.targets.tflite.tflite_file:TfliteFile"
 
     def load(self) -> Writer:
         """Returns what writes the format; what it needs is imported now and not before.

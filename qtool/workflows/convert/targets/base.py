@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,12 @@ class OpenedProgram:
     Attributes:
         run: returns the outputs, in the order of the source's, by name.
         layers: what runs on integers.
+        remarks: what people must know to run it, in words.
     """
 
     run: Run
     layers: IntegerLayers
+    remarks: tuple[str, ...] = ()
 
 
 class RuntimeFormat(Protocol):
@@ -79,8 +81,8 @@ class RuntimeFormat(Protocol):
         """
         ...
 
-    def open(self, path: Path) -> AbstractContextManager[OpenedProgram]:
-        """Opens what ``write`` wrote.
+    def open(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> AbstractContextManager[OpenedProgram]:
+        """Opens what ``write`` wrote of a graph with these inputs and outputs.
 
         Raises:
             InputError: the runtime does not load or run it.

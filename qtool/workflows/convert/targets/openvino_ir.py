@@ -5,7 +5,7 @@ Source: https://docs.openvino.ai/2026/openvino-workflow/model-preparation/conver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -62,7 +62,7 @@ class OpenVinoIr:
             ) from error
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[OpenedProgram]:
+    def open(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[OpenedProgram]:
         """Compiles the graph for the CPU, in float32 where it is float.
 
         Raises:
@@ -80,7 +80,7 @@ class OpenVinoIr:
                 results = compiled(dict(feed))
             except RuntimeError as error:
                 raise _refused(path, error) from error
-            return {output.any_name: results[output] for output in compiled.outputs}
+            return {name: results[place] for name, place in zip(outputs, compiled.outputs, strict=True)}
 
         yield OpenedProgram(run=run, layers=_layers(compiled))
 
