@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 import onnx_ir as ir
 
 from qtool.backends.execution import Execution
+from qtool.backends.violations import Violation
 from qtool.plan import Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
@@ -78,6 +79,13 @@ class Backend(Protocol):
 
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
         """Adapts a graph with Q/DQ to the runtime, in place."""
+        ...
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Returns what the runtime does not take of a quantized graph, by its published rules; see ``violations``.
+
+        Empty where the graph keeps to all of them, or qtool knows none, since it can ask the runtime itself.
+        """
         ...
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:

@@ -12,6 +12,7 @@ from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
 from qtool.backends.onnxruntime_cpu.targets import TARGETS
+from qtool.backends.violations import Violation
 from qtool.plan import Plan
 from qtool.schemes import DynamicScheme, Scheme
 from qtool.selection import NodeSelection
@@ -46,6 +47,10 @@ class OnnxruntimeCpu:
     def finish(self, model: ir.Model, scheme: Scheme) -> None:
         """Keeps residual additions separate from the normalization that follows."""
         ResidualSums()(model)
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Returns none: its kernels are asked themselves."""
+        return ()
 
     def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""

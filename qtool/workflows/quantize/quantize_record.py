@@ -48,6 +48,7 @@ def _options(request: QuantizeRequest) -> dict[str, Any]:
     data = request.data
     return {
         "target": request.scheme.target,
+        "placement_only": request.scheme.placement_only,
         "scheme": request.scheme.description,
         "method": {"name": request.method_name, **_fields(request.method)},
         "include": list(request.selection.include),

@@ -173,7 +173,9 @@ def _tell_of_execution(paths: Sequence[Path], names: Sequence[str], progress: Pr
         progress.note(DRAWN_ALIKE)
     for path, name in zip(paths, names, strict=True):
         if execution_of_file(path) == NODE_BY_NODE:
-            progress.note(f"{name} is for another machine: its outputs are those of Q and DQ node by node")
+            progress.note(
+                f"{name} is for another machine and not run on it: its outputs are those of Q and DQ node by node"
+            )
 
 
 def _measured(
