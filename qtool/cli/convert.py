@@ -104,8 +104,8 @@ def convert(
 ) -> None:
     """Converts a model, and compares the result with the original.
 
-    From torch, Keras, TensorFlow, safetensors or ONNX to ONNX, OpenVINO, .pth or safetensors; both run on real or
-    random inputs.
+    From torch, Keras, TensorFlow, safetensors or ONNX to ONNX, OpenVINO, TFLite, .pth or safetensors; both run on real
+    or random inputs.
     """
     from qtool.workflows.convert.convert import convert as run
     from qtool.workflows.convert.request import ConvertRequest

@@ -28,8 +28,9 @@ from qtool.workflows.convert.request import ConvertReport, ConvertRequest
 from qtool.workflows.convert.targets.base import OpenedProgram, RuntimeFormat
 from qtool.workflows.convert.torch_import import ImportedGraph
 
-# Where kernels round a tensor to the other side of a tie, the layers behind it see one step more or less.
-_LARGEST_QUANTIZED_DIFFERENCE = 0.1
+# Where kernels round a tensor to the other side of a tie, the layers behind it see one step more or less: 0.07 was seen
+# on random inputs. A model that is converted wrongly differs by about its largest value.
+_LARGEST_QUANTIZED_DIFFERENCE = 0.25
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
 
