@@ -15,6 +15,7 @@ from qtool.passes.normalization.normalize import ConstantsToInitializers
 from qtool.workflows.convert.targets.tflite.elementwise import ELEMENTWISE
 from qtool.workflows.convert.targets.tflite.graph_program import GraphProgram
 from qtool.workflows.convert.targets.tflite.layers import LAYERS
+from qtool.workflows.convert.targets.tflite.tables import dequantize_before_gather
 from qtool.workflows.convert.targets.tflite.views import VIEWS
 
 _UNARY = "Abs Ceil Cos Erf Exp Floor HardSwish Identity Log Neg Reciprocal Relu Round Sigmoid Sin Softplus Sqrt Tanh"
@@ -147,6 +148,25 @@ def test_an_operator_computes_what_onnxruntime_computes(body: str) -> None:
 def test_every_operator_of_the_tables_is_tried() -> None:
     tried = {node.op_type for body in _BODIES for node in _model(body).graph.node}
     assert {*ELEMENTWISE, *LAYERS, *VIEWS} <= tried
+
+
+def test_a_table_of_integers_gives_the_same_rows_when_it_is_dequantized_first() -> None:
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        net (int64[2, 3] ids) => (float[2, 3, 4] y) <float s = {0.25}, uint8 z = {7}>
+        { [rows] r = Gather(table, ids) [floats] y = DequantizeLinear(r, s, z) }"""
+    )
+    table = np.random.default_rng(5).integers(0, 256, (6, 4)).astype(np.uint8)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    ids = np.array([[0, 5, -1], [2, 2, 3]])
+    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
+    np.testing.assert_array_equal(expected, (table[ids].astype(np.float32) - 7) * 0.25)
+    graph = ir.from_proto(model)
+    assert dequantize_before_gather(graph) == 1
+    assert [node.op_type for node in graph.graph] == ["DequantizeLinear", "Gather"]
+    with torch.no_grad():
+        found = GraphProgram(graph).eval()(ids=torch.from_numpy(ids))["y"].numpy()
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_an_operator_that_is_not_in_the_tables_is_named() -> None:

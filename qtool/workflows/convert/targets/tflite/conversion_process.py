@@ -42,8 +42,10 @@ def _convert(graph: Path, path: Path) -> None:
     from litert_torch.quantize.quant_config import QuantConfig
 
     from qtool.workflows.convert.targets.tflite.graph_program import GraphProgram, sample_feeds
+    from qtool.workflows.convert.targets.tflite.tables import dequantize_before_gather
 
     model = load_weights(OnnxFile().read(graph))
+    dequantize_before_gather(model)
     program = GraphProgram(model).eval()
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph)
     # The quantizer is not used: its kind tells the converter that Q/DQ are static, and become integers.

@@ -28,6 +28,8 @@ from qtool.workflows.convert.targets.tflite.views import VIEWS
 _OPERATORS: Mapping[str, Operator] = {**ELEMENTWISE, **LAYERS, **VIEWS}
 _LOW, _HIGH = -128, 127
 _SHIFTS: Mapping[Any, int] = {np.dtype(np.int8): 0, np.dtype(np.uint8): 128}
+# What reads constants that stay integers in the file.
+_STORING = frozenset({*LAYERS, "Gather"})
 _QDQ = torch.ops.quantized_decomposed
 
 
@@ -140,7 +142,11 @@ class GraphProgram(torch.nn.Module):
         if tensor.dtype not in _SHIFTS or tensor.block:
             raise UnsupportedError(node, f"its integers are {tensor.description}, and LiteRT's are int8")
         zeros = tensor.zero_point.astype(np.int64) - _SHIFTS[tensor.dtype]
-        if tensor.stored() is not None and _weighs(node.outputs[0]) and zeros.any():
+        if (
+            tensor.stored() is not None
+            and any(use.node.op_type in LAYERS for use in node.outputs[0].uses())
+            and zeros.any()
+        ):
             raise UnsupportedError(node, "weights with a zero point have no kernel of integers in LiteRT")
 
     def _keep_constants(self, node: ir.Node) -> None:
@@ -169,8 +175,8 @@ class GraphProgram(torch.nn.Module):
 
 
 def _weighs(value: ir.Value) -> bool:
-    """Returns whether a layer reads what a DQ gives."""
-    return any(use.node.op_type in LAYERS for use in value.uses())
+    """Returns whether a layer, or a lookup, reads what a DQ gives."""
+    return any(use.node.op_type in _STORING for use in value.uses())
 
 
 def _source(node: ir.Node) -> ir.Value:
