@@ -70,7 +70,9 @@ def write_program(
             model = fix_lengths(
                 model, request.input_shapes, real_feed(request, model), runtime=target.runtime, progress=progress
             )
-            written = _saved(model, folder / source.name)
+            fixed = folder / "fixed"
+            fixed.mkdir()
+            written = _saved(model, fixed / f"{request.source.stem}.onnx")
         specs = input_specs(model)
         real = real_feed(request, model)
         half = None if request.precision is None else request.precision.name
@@ -105,8 +107,7 @@ def _tell_lost_layers(opened: OpenedProgram, target: RuntimeFormat, layers: int,
     lost = layers - opened.layers.integer
     if lost > 0:
         progress.warn(
-            f"{lost} of the model's {layers} quantized layers run in float in {target.runtime} on this machine; layers "
-            "run on integers where what they return is quantized too"
+            f"{lost} of the model's {layers} quantized layers run in float in {target.runtime} on this machine"
         )
 
 
