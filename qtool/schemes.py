@@ -32,6 +32,7 @@ class Scheme:
         offers_unsigned: whether that is a choice for single layers; with VNNI it gains nothing and takes longer.
         target: the preset that it comes from.
         machine: what that preset is for, in words.
+        placement_only: whether the runtime is not run by qtool anywhere, and known by its published rules only.
     """
 
     activations: Grid
@@ -45,6 +46,12 @@ class Scheme:
     offers_unsigned: bool = False
     target: str = "x86"
     machine: str = "any x86"
+    placement_only: bool = False
+
+    @property
+    def standing(self) -> str:
+        """The machine, and whether qtool runs models there."""
+        return f"{self.machine} (placed by its rules; not run on it)" if self.placement_only else self.machine
 
     def weights_of(self, layer: str) -> Grid:
         """The grid of the weights of one layer."""

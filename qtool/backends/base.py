@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
+from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
@@ -135,6 +136,13 @@ class Backend(Protocol):
 
         Raises:
             RuntimeRefusedError: the runtime does not run at all.
+        """
+        ...
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Returns what the runtime does not take of a quantized graph, by its published rules; see ``violations``.
+
+        Empty where the graph keeps to all of them, or qtool knows none, since it can ask the runtime itself.
         """
         ...
 

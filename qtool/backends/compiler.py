@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from qtool.backends.base import Place
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.violations import Rule, Violation, check
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
@@ -22,11 +23,13 @@ class CompilerBackend:
 
     Attributes:
         placement: plans where Q/DQ go.
+        rules: what the compiler takes, by the names of the rules.
     """
 
     name: str
     targets: Mapping[str, Scheme]
     placement: Place
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     has_kernels_here: bool = False
     has_fused_operators: bool = False
     runs_dynamic_layers: bool = False
@@ -84,6 +87,10 @@ class CompilerBackend:
     def runs_here(self, target: str) -> bool:
         """Its machines are others."""
         return False
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Checks the graph by the rules of the compiler."""
+        return check(model, self.rules)
 
     def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -103,7 +104,8 @@ def convert(
 ) -> None:
     """Converts a model, and compares the result with the original.
 
-    From torch, Keras, TensorFlow, safetensors or ONNX to ONNX, .pth or safetensors; both run on real or random inputs.
+    From torch, Keras, TensorFlow, safetensors or ONNX to ONNX, OpenVINO, TFLite, .pth or safetensors; both run on real
+    or random inputs.
     """
     from qtool.workflows.convert.convert import convert as run
     from qtool.workflows.convert.request import ConvertRequest
@@ -168,8 +170,12 @@ def _show(console: Console, report: ConvertReport) -> None:
         ("from", f"{report.source} ({report.source_kind}, {report.source_bytes:,} bytes)"),
         ("to", f"{report.output} ({report.output_bytes:,} bytes)"),
     ]
-    if report.opset is not None:
-        rows += [("opset", report.opset), ("inputs", "; ".join(report.inputs)), ("outputs", "; ".join(report.outputs))]
+    rows += [] if report.opset is None else [("opset", report.opset)]
+    if report.inputs:
+        rows += [("inputs", "; ".join(report.inputs)), ("outputs", "; ".join(report.outputs))]
+    if report.integer_layers is not None:
+        layers = report.integer_layers
+        rows.append(("layers on integers", f"{layers.integer} of {layers.total}, here"))
     if report.tensors is not None:
         rows.append(("tensors", f"{report.tensors}, copied as they are"))
     console.table("Converted", ("", ""), rows)
@@ -220,6 +226,7 @@ def _as_json(report: ConvertReport) -> dict[str, object]:
         "outputs": list(report.outputs),
         "left_out_outputs": list(report.left_out),
         "tensors": report.tensors,
+        "integer_layers": None if report.integer_layers is None else asdict(report.integer_layers),
         "kept_float": [
             {"node": kept.node, "operator": kept.op_type, "reason": kept.reason} for kept in report.kept_float
         ],

@@ -20,6 +20,7 @@ from qtool.cli.options.shared import (
     JsonOption,
     LimitOption,
     OptionalModelArgument,
+    OptionalTargetOption,
     PreprocessOption,
     QuietOption,
     TrustPickleOption,
@@ -61,6 +62,19 @@ def inspect(
     partition: Annotated[
         bool, typer.Option("--partition", help="Subgraphs on integers, and their borders.", rich_help_panel=ANALYSES)
     ] = False,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Every node, with what it reads and makes.", rich_help_panel=ANALYSES)
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="PATTERN",
+            help="With --nodes: these names or operators only; repeatable.",
+            rich_help_panel=ANALYSES,
+        ),
+    ] = None,
+    target: OptionalTargetOption = None,
     data: EvalDataOption = None,
     calib_stats: Annotated[
         Path | None,
@@ -85,6 +99,13 @@ def inspect(
     console = Console(json=json, quiet=quiet, debug=debug)
     path = model_path(model)
     analyses = memory or macs or partition or flow is not None
+    if not nodes and (include or target is not None):
+        raise UsageError("--include and --target have no effect without --nodes", fix="add --nodes, or drop them")
+    if nodes and analyses:
+        raise UsageError("--nodes lists the graph as it is, and the analyses do not", fix="run them one by one")
+    if nodes:
+        _list_nodes(console, path, include or [], input_shape, target, json=json)
+        return
     if not analyses and (data is not None or calib_stats is not None):
         raise UsageError(
             "--data and --calib-stats have no effect without an analysis",
@@ -127,6 +148,32 @@ def inspect(
         console.json({**asdict(report), "path": str(report.path), **({} if found is None else analysis_json(found))})
         return
     _show(console, report)
+
+
+def _list_nodes(
+    console: Console,
+    path: Path,
+    include: list[str],
+    input_shape: list[str] | None,
+    target: str | None,
+    *,
+    json: bool,
+) -> None:
+    from qtool.backends.this_machine import target_named
+    from qtool.cli.output.nodes import nodes_as_json, show_nodes
+    from qtool.workflows.diagnose.list_nodes import list_nodes
+
+    rows = list_nodes(
+        path,
+        include=include,
+        input_shapes=input_shapes(input_shape).dims,
+        target=None if target is None else target_named(target).scheme,
+        progress=console.progress(),
+    )
+    if json:
+        console.json({"schema": "qtool.nodes/1", "path": str(path), "nodes": nodes_as_json(rows)})
+    else:
+        show_nodes(console, rows, with_kernels=target is not None)
 
 
 def _show(console: Console, report: InspectReport) -> None:

@@ -25,7 +25,7 @@ from qtool.metrics.task import METRICS
 from qtool.passes.registry import PASSES
 from qtool.qdq.scale_policy import ScalePolicy
 from qtool.reporting.writers import WRITERS
-from qtool.workflows.convert.target_format import TARGET_FORMATS, TargetFormat
+from qtool.workflows.convert.target_format import TargetFormat
 from qtool.workflows.tune.efforts import Effort
 
 _WIDE_METHOD = """
@@ -96,8 +96,12 @@ def test_choices_are_those_of_the_workflows(command: str, name: str, home: Any) 
     assert _hint(command, name) == home
 
 
-def test_every_format_to_convert_to_is_one_of_the_formats() -> None:
-    assert set(TARGET_FORMATS) == set(TargetFormat)
+@pytest.mark.parametrize("target", TargetFormat)
+def test_every_format_to_convert_to_is_a_choice_with_a_writer(target: TargetFormat) -> None:
+    assert f"<{'|'.join(TargetFormat)}>" in _text("convert", "--help").replace(" ", "")
+    writer = target.load()
+    assert writer.holds in ("graph", "weights", "program")
+    assert writer.suffix.startswith(".")
 
 
 @pytest.mark.parametrize("command", ["quantize", "sensitivity"])

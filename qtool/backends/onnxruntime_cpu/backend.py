@@ -18,6 +18,7 @@ from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_r
 from qtool.backends.onnxruntime_cpu.targets import TARGETS
 from qtool.backends.onnxruntime_cpu.this_machine import runs_here, target_here
 from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
+from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
@@ -88,6 +89,10 @@ class OnnxruntimeCpu:
     def runs_here(self, target: str) -> bool:
         """Returns whether the preset is this machine, or the fleet that it belongs to."""
         return runs_here(target)
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Returns none: its kernels are asked themselves."""
+        return ()
 
     def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs the provider's own kernels, in a form without overflow where only this machine's sums saturate."""

@@ -15,6 +15,7 @@ from qtool.backends.openvino.installed import INSTALL, installed_version, is_ins
 from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
+from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
@@ -99,6 +100,10 @@ class OpenvinoBackend:
     def runs_here(self, target: str) -> bool:
         """Returns whether it is installed."""
         return is_installed()
+
+    def violations(self, model: ir.Model) -> tuple[Violation, ...]:
+        """Returns none: where it is installed it is asked itself."""
+        return ()
 
     def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs graphs in OpenVINO where it computes here what it does on the target machine; else node by node."""

@@ -18,5 +18,6 @@ TARGETS: Mapping[str, Scheme] = {
         weights=S8_SYMMETRIC,
         backend="qnn",
         carries_integers=False,
+        placement_only=True,
     ),
 }

@@ -18,5 +18,6 @@ TARGETS: Mapping[str, Scheme] = {
         integer_biases=False,
         backend="tensorrt",
         carries_integers=False,
+        placement_only=True,
     ),
 }

@@ -134,7 +134,7 @@ InputShapeOption: TypeAlias = Annotated[
     ),
 ]
 
-_MACHINES = "".join(f"\n{name}: {scheme.machine}" for name, scheme in PRESETS.items())
+_MACHINES = "".join(f"\n{name}: {scheme.standing}" for name, scheme in PRESETS.items())
 _TARGET_LINES = f"\n{AUTO}: this machine{_MACHINES}"
 
 

@@ -31,7 +31,7 @@ _NAMES_SHOWN = 3
 def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
     """Prints every tensor with its scheme, and every node that stays float with its reason."""
     rows = [(row["tensor"], row["kind"], row["type"], row["granularity"], row["note"]) for row in _tensors(plan)]
-    caption = f"{scheme.description}, for {scheme.machine}"
+    caption = f"{scheme.description}, for {scheme.standing}"
     console.table("Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, caption)
     show_skipped(console, plan.skipped)
     counts = Counter([*plan.integer_nodes.values(), *plan.dynamic.integer_nodes.values()])
@@ -46,6 +46,7 @@ def plan_as_json(plan: Plan, scheme: Scheme) -> dict[str, object]:
     return {
         "schema": "qtool.plan/1",
         "target": scheme.target,
+        "placement_only": scheme.placement_only,
         "scheme": scheme.description,
         "tensors": _tensors(plan),
         "integer_nodes": [
@@ -64,6 +65,11 @@ def show_report(console: Console, report: QuantizeReport, request: QuantizeReque
 
     if not backend_named(request.scheme.backend).has_kernels_here:
         console.say(f"this is the coverage on this CPU; {request.scheme.machine} selects its own kernels")
+    if request.scheme.placement_only:
+        console.say(
+            f"not run on {request.scheme.machine}: accuracy is that of Q and DQ node by node, and "
+            f"`qtool verify --target {request.scheme.target}` checks the graph by its rules"
+        )
     show_skipped(console, report.plan.skipped, counted=True)
     if report.compared_on_data:
         caption = (
@@ -146,6 +152,7 @@ def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str
     """Returns the report for JSON."""
     return {
         **shared_as_json(report, request.scheme),
+        "placement_only": request.scheme.placement_only,
         "method": request.method_name,
         **search_as_json(report),
         "samples": report.samples,

@@ -11,9 +11,18 @@ from qtool.workflows.quantize.target_check import TargetReport
 
 def show_target(console: Console, report: TargetReport) -> None:
     """Prints what the target does not take, and for every layer the worst sums beside those it holds."""
-    if report.misfits:
+    if report.violations:
+        console.table(
+            f"Against the rules of {report.machine}",
+            ("rule", "node", "operator", "problem", "fix"),
+            [(one.rule, one.node, one.operator, one.problem, one.fix) for one in report.violations],
+        )
+    elif report.misfits:
         rows = [(misfit.tensor, misfit.problem) for misfit in report.misfits]
         console.table(f"Not for {report.machine}", ("tensor", "problem"), rows)
+    if report.placement_only:
+        found = "breaks some of" if report.violations else "keeps to"
+        console.say(f"not run on {report.machine}: a check of the graph, which {found} its published rules")
     proof = report.proof
     unsafe = sum(not layer.safe for layer in proof.layers)
     verdict = f"{unsafe} of {len(proof.layers)} integer layers can overflow" if unsafe else "no layer can overflow"
@@ -44,6 +53,8 @@ def target_as_json(report: TargetReport) -> dict[str, object]:
     return {
         "target": report.target,
         "misfits": [asdict(misfit) for misfit in report.misfits],
+        "violations": [asdict(violation) for violation in report.violations],
+        "placement_only": report.placement_only,
         "saturation": {
             "low": proof.low,
             "high": proof.high,

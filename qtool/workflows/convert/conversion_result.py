@@ -16,6 +16,7 @@ from qtool.passes.half.half_precision import KeptFloat32
 from qtool.progress import Progress
 from qtool.workflows.convert.program_check import ProgramComparison
 from qtool.workflows.convert.request import ConvertReport, ConvertRequest
+from qtool.workflows.convert.targets.base import IntegerLayers
 from qtool.workflows.convert.torch_import import ImportedGraph
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def write_graph(
         nbytes,
         kind=kind,
         opset=graph.model.opset_imports.get(""),
-        inputs=tuple(_described(value) for value in values.inputs if value.name not in values.initializers),
-        outputs=tuple(_described(value) for value in values.outputs),
+        inputs=tuple(described(value) for value in values.inputs if value.name not in values.initializers),
+        outputs=tuple(described(value) for value in values.outputs),
         left_out=graph.left_out,
         comparisons=graph.comparisons,
         kept_float=kept,
@@ -149,6 +150,7 @@ def report(
     tensors: int | None = None,
     comparisons: tuple[ProgramComparison, ...] = (),
     kept_float: tuple[KeptFloat32, ...] = (),
+    integer_layers: IntegerLayers | None = None,
 ) -> ConvertReport:
     """Describes a result that is written.
 
@@ -165,6 +167,7 @@ def report(
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: its comparisons with the source.
         kept_float: nodes that stay float32 in a graph of half precision.
+        integer_layers: what runs on integers in the runtime that it is for.
     """
     return ConvertReport(
         source=request.source,
@@ -180,6 +183,7 @@ def report(
         tensors=tensors,
         comparisons=comparisons,
         kept_float=kept_float,
+        integer_layers=integer_layers,
     )
 
 
@@ -188,6 +192,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _described(value: ir.Value) -> str:
+def described(value: ir.Value) -> str:
+    """Returns the name and the shape of an input or output, ``?`` for lengths without a name."""
     dims = "?" if value.shape is None else ", ".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
     return f"{value.name} ({dims})"

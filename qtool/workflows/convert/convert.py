@@ -16,7 +16,7 @@ from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
 from qtool.progress import SILENT, Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
 from qtool.workflows.convert.request import ConvertReport, ConvertRequest
-from qtool.workflows.convert.target_format import TARGET_FORMATS, TargetFormat
+from qtool.workflows.convert.target_format import TargetFormat
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions, import_tensorflow
 from qtool.workflows.convert.torch_import import ImportedGraph, InputDescription, import_weights
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from qtool.formats.base import Weights
     from qtool.workflows.convert.example_data import ExampleData
+    from qtool.workflows.convert.target_format import Writer
 
 
 def load_graph(
@@ -113,14 +114,15 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
             f"--inputs, --outputs, --signature and --nchw have no effect with {detection.detail}",
             fix="give them for TensorFlow models",
         )
-    target = registry.load(TARGET_FORMATS[request.target])
-    _check_options(request, detection, is_graph=found.holds == "graph")
-    output = _output(request, detection, target.suffix)
+    target = request.target.load()
+    _check_options(request, detection, target, is_graph=found.holds == "graph")
+    output = _output(request, detection, target)
+    _check_installed(target)
     if found.holds == "graph":
-        return _rewrite(request, detection, found.read(request.source), output, progress)
+        return _from_graph(request, target, detection, found.read(request.source), output, progress)
     weights = found.read(request.source, request.trust)
-    if target.holds == "graph":
-        return _to_graph(request, detection, weights, output, progress)
+    if target.holds != "weights":
+        return _to_graph(request, target, detection, weights, output, progress)
     if request.architecture is not None:
         _check_fit(weights, request.architecture)
     from qtool.formats.weights.sharded_weights import write_shards
@@ -135,12 +137,15 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
 
 
 def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Progress) -> ConvertReport:
-    if request.target is not TargetFormat.ONNX:
+    target = request.target.load()
+    if target.holds == "weights":
         raise InputError(
             f"{request.source} is a TensorFlow model, which has no torch module",
-            fix="give --to onnx, the only supported target",
+            fix="give --to onnx, or the format of another runtime",
         )
-    output = _output(request, detection, registry.load(TARGET_FORMATS[TargetFormat.ONNX]).suffix)
+    _check_options(request, detection, target, is_graph=False)
+    output = _output(request, detection, target)
+    _check_installed(target)
     data = _data(request)
     imported = import_tensorflow(
         request.source,
@@ -153,50 +158,65 @@ def _from_tensorflow(request: ConvertRequest, detection: Detection, progress: Pr
         opset=request.opset,
         progress=progress,
     )
-    return write_graph(request, detection, imported, output, progress)
+    return _written(request, target, detection, imported, output, progress)
 
 
-def _check_options(request: ConvertRequest, detection: Detection, *, is_graph: bool) -> None:
-    if is_graph and request.target is not TargetFormat.ONNX:
+def _check_options(request: ConvertRequest, detection: Detection, target: Writer, *, is_graph: bool) -> None:
+    if is_graph and target.holds == "weights":
         raise InputError(
             f"{request.source} is an ONNX graph, and the torch module that a .{request.target} belongs to "
             "cannot be had from it",
             fix="start from the weights that it was exported from, or give --to onnx --opset N for another opset",
         )
-    if is_graph and request.opset is None and request.precision is None and not request.storage.external:
+    is_onnx = target.holds == "graph"
+    if is_graph and is_onnx and request.opset is None and request.precision is None and not request.storage.external:
         raise UsageError(
             f"{request.source} is ONNX already",
             fix="give --opset N for another opset, --fp16 or --bf16, or --external-data",
         )
-    graph_only = {
+    fixes_lengths = target.holds == "program" and target.fixes_lengths
+    halves = target.halves if target.holds == "program" else ("float16", "bfloat16") if is_onnx else ()
+    precision = request.precision
+    misplaced = {
         "--model": request.architecture is not None and is_graph,
-        "--input-shape": request.input_shapes and (is_graph or request.target is not TargetFormat.ONNX),
-        "--opset": request.opset is not None and request.target is not TargetFormat.ONNX,
-        "--fp16 or --bf16": request.precision is not None and request.target is not TargetFormat.ONNX,
-        "--external-data": request.storage.external and request.target is not TargetFormat.ONNX,
-        "--max-shard-mb": request.storage.max_shard_bytes is not None and request.target is TargetFormat.PTH,
+        "--input-shape": request.input_shapes and ((is_graph and not fixes_lengths) or target.holds == "weights"),
+        "--opset": request.opset is not None and not is_onnx,
+        "--bf16" if halves else "--fp16 or --bf16": precision is not None and precision.name not in halves,
+        "--half-io": precision is not None and precision.half_io and not is_onnx,
+        "--external-data": request.storage.external and not is_onnx,
+        "--max-shard-mb": request.storage.max_shard_bytes is not None
+        and (target.holds == "program" or request.target is TargetFormat.PTH),
     }
-    for option, misplaced in graph_only.items():
-        if misplaced:
+    for option, without_effect in misplaced.items():
+        if without_effect:
             raise UsageError(
                 f"{option} has no effect when {detection.detail} becomes {request.target}", fix=f"drop {option}"
             )
 
 
-def _output(request: ConvertRequest, detection: Detection, suffix: str) -> Path:
+def _check_installed(target: Writer) -> None:
+    if target.holds == "program":
+        target.check_installed()
+
+
+def _output(request: ConvertRequest, detection: Detection, target: Writer) -> Path:
     output = request.output
     sharded = request.target is TargetFormat.SAFETENSORS and request.storage.max_shard_bytes is not None
     if output is None:
         stem = weights_stem(request.source)
-        name = f"{stem}{suffix}"
-        if detection.format == TARGET_FORMATS[TargetFormat.ONNX]:
-            name = f"{stem}.{_change(request)}{suffix}"
+        name = f"{stem}{target.suffix}"
+        if detection.format == "onnx" and target.holds == "graph":
+            name = f"{stem}.{_change(request)}{target.suffix}"
         output = (request.output_dir or request.source.parent) / name
     if sharded:
         output = output.with_name(f"{weights_stem(output)}{SHARDED_SUFFIX}")
-    if output.exists() and output.samefile(request.source):
-        raise UsageError(f"the result would replace the model {output} itself", fix="name another file with -o")
-    check_output(output, force=request.force)
+    files = target.files(output) if target.holds == "program" else (output,)
+    if target.holds == "program" and output.suffix != target.suffix:
+        raise UsageError(f"files for {target.runtime} end with {target.suffix}, and {output} does not", fix="rename it")
+    for file in files:
+        if file.exists() and file.samefile(request.source):
+            raise UsageError(f"the result would replace the model {file} itself", fix="name another file with -o")
+        check_output(file, force=request.force)
     return output
 
 
@@ -207,9 +227,16 @@ def _change(request: ConvertRequest) -> str:
     return ".".join(parts) or "external"
 
 
-def _rewrite(
-    request: ConvertRequest, detection: Detection, model: ir.Model, output: Path, progress: Progress
+def _from_graph(
+    request: ConvertRequest,
+    target: Writer,
+    detection: Detection,
+    model: ir.Model,
+    output: Path,
+    progress: Progress,
 ) -> ConvertReport:
+    if target.holds == "program":
+        return _written(request, target, detection, ImportedGraph(model=model), output, progress)
     from qtool.workflows.convert.graph_conversion import comparison_with_source, in_opset
 
     # It is described first, since it may be modified in place.
@@ -218,8 +245,30 @@ def _rewrite(
     return write_graph(request, detection, ImportedGraph(model=converted), output, progress, compare=compare)
 
 
+def _written(
+    request: ConvertRequest,
+    target: Writer,
+    detection: Detection,
+    graph: ImportedGraph,
+    output: Path,
+    progress: Progress,
+    *,
+    kind: str | None = None,
+) -> ConvertReport:
+    if target.holds != "program":
+        return write_graph(request, detection, graph, output, progress, kind=kind)
+    from qtool.workflows.convert.program_conversion import write_program
+
+    return write_program(request, target, detection, graph, output, progress, kind=kind)
+
+
 def _to_graph(
-    request: ConvertRequest, detection: Detection, weights: Weights, output: Path, progress: Progress
+    request: ConvertRequest,
+    target: Writer,
+    detection: Detection,
+    weights: Weights,
+    output: Path,
+    progress: Progress,
 ) -> ConvertReport:
     data = _data(request)
     imported = import_weights(
@@ -235,7 +284,7 @@ def _to_graph(
         opset=request.opset,
         progress=progress,
     )
-    return write_graph(request, detection, imported, output, progress, kind=weights.source)
+    return _written(request, target, detection, imported, output, progress, kind=weights.source)
 
 
 def _data(request: ConvertRequest) -> ExampleData | None:

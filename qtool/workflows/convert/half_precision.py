@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qtool.runtime.session import Level, Session
 
 # Rounding to 11 or 8 bits in every layer adds up to about this fraction of the largest output in deep networks.
-_LARGEST_RELATIVE_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bfloat16": 1.5e-1}
+LARGEST_HALF_DIFFERENCE: Mapping[HalfName, float] = {"float16": 2e-2, "bfloat16": 1.5e-1}
 _LARGEST: Mapping[HalfName, float] = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 # The first opset in which Conv and pooling support it.
 _BFLOAT16_OPSET = 22
@@ -124,15 +124,19 @@ def _nothing_to_convert(model: ir.Model, name: HalfName, plan: HalfPlan) -> Inpu
     return InputError(f"nothing in the graph can compute in {name}: {why}", fix=fix)
 
 
+def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Returns a length, or the name of a free one; None where it has none, or the -1 or ? that some exporters write."""
+    if isinstance(dim, int):
+        return dim if dim > 0 else None
+    return None if dim.value == "?" else dim.value
+
+
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """Describes the graph's inputs, with a name for each free dimension."""
     return [
         InputSpec(
             name=value.name or "",
-            dims=tuple(
-                dim if isinstance(dim, int) else dim.value or f"{value.name}_dim{axis}"
-                for axis, dim in enumerate(value.shape or ())
-            ),
+            dims=tuple(_dim(dim) or f"{value.name}_dim{axis}" for axis, dim in enumerate(value.shape or ())),
             dtype=np.dtype(np.float32) if value.dtype is None else np.dtype(value.dtype.numpy()),
         )
         for value in model.graph.inputs
@@ -290,5 +294,5 @@ def _compared(
             reference=lambda feed: list(reference(feed).values()),
             converted=converted,
             progress=progress,
-            largest_relative_difference=_LARGEST_RELATIVE_DIFFERENCE[name],
+            largest_relative_difference=LARGEST_HALF_DIFFERENCE[name],
         )

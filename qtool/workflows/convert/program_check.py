@@ -30,6 +30,7 @@ Converted: TypeAlias = Callable[[Feed], Mapping[str, Array]]
 
 # Float32 programs that compute the same thing differ by 1e-6 to 1e-4 of their largest output.
 LARGEST_RELATIVE_DIFFERENCE = 1e-3
+_FIX = "convert with another --opset, or give lengths instead of names in --input-shape"
 _SECOND_SAMPLES = 3
 _SHORT = 8
 # Multiples of the usual length that are tried for inputs of unknown length.
@@ -71,6 +72,7 @@ def compare_programs(
     first_expected: Sequence[Array] | None = None,
     progress: Progress,
     largest_relative_difference: float = LARGEST_RELATIVE_DIFFERENCE,
+    fix: str = _FIX,
 ) -> tuple[ProgramComparison, ...]:
     """Runs both programs at a first size of the free dimensions, at a second one, and on a single sample.
 
@@ -82,6 +84,7 @@ def compare_programs(
         first_expected: the reference's outputs at the first size, where it has run before.
         progress: receives the steps.
         largest_relative_difference: the largest allowed difference of outputs.
+        fix: what to do where it is larger.
 
     Raises:
         InputError: an output differs from the reference's by more than ``largest_relative_difference`` of its largest
@@ -96,7 +99,7 @@ def compare_programs(
             comparison = ProgramComparison(
                 sizes=sizes, data="random" if real is None else "real", outputs=output_differences(expected, result)
             )
-            _check(comparison, largest_relative_difference)
+            _check(comparison, largest_relative_difference, fix)
             comparisons.append(comparison)
             advance(1)
     return tuple(comparisons)
@@ -293,12 +296,12 @@ def _increased(length: int) -> int:
     return length + 1
 
 
-def _check(comparison: ProgramComparison, largest_relative_difference: float) -> None:
+def _check(comparison: ProgramComparison, largest_relative_difference: float, fix: str) -> None:
     for output in comparison.outputs:
         if output.relative > largest_relative_difference:
             at = ", ".join(f"{name}={length}" for name, length in comparison.sizes.items())
             raise InputError(
                 f"the converted graph is wrong: output '{output.output}' differs from the model's by "
                 f"{output.absolute:.3g}, {output.relative:.2%} of its largest value{f', with {at}' if at else ''}",
-                fix="convert with another --opset, or give lengths instead of names in --input-shape",
+                fix=fix,
             )

@@ -16,6 +16,7 @@ from qtool.passes.half.half_precision import KeptFloat32
 from qtool.workflows.convert.half_precision import Precision
 from qtool.workflows.convert.program_check import ProgramComparison
 from qtool.workflows.convert.target_format import TargetFormat
+from qtool.workflows.convert.targets.base import IntegerLayers
 from qtool.workflows.convert.tensorflow_import import TensorFlowOptions
 
 
@@ -76,6 +77,7 @@ class ConvertReport:
         tensors: how many tensors it holds, where it holds weights only.
         comparisons: runs of both; empty where weights were copied as they are.
         kept_float: nodes that stay float32 in a graph of half precision, with the reasons.
+        integer_layers: what runs on integers in another runtime, of a quantized source.
     """
 
     source: Path
@@ -91,3 +93,4 @@ class ConvertReport:
     tensors: int | None = None
     comparisons: tuple[ProgramComparison, ...] = ()
     kept_float: tuple[KeptFloat32, ...] = ()
+    integer_layers: IntegerLayers | None = None

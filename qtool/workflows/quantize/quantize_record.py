@@ -50,6 +50,7 @@ def manifest_of(
 def _options(request: QuantizeRequest) -> dict[str, Any]:
     return {
         **options_record(request),
+        "placement_only": request.scheme.placement_only,
         "judged_in": backend_named(request.scheme.backend).judged_in,
         "method": {"name": request.method_name, **_fields(request.method)},
         "dynamic": list(request.selection.dynamic),

@@ -9,6 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.backends.onnxruntime_cpu.saturation_proof import SaturationProof, prove
+from qtool.backends.registry import backend_named
+from qtool.backends.violations import Violation
 from qtool.errors import GateError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.constants import constant_array
@@ -37,12 +39,16 @@ class TargetReport:
         target: its name among the presets.
         machine: its description.
         misfits: quantized tensors that it does not support, in graph order.
+        violations: what its runtime does not take, by its published rules.
+        placement_only: whether these rules are all that is known of it, since it is not run here.
         proof: whether the model's sums can overflow there.
     """
 
     target: str
     machine: str
     misfits: tuple[Misfit, ...]
+    violations: tuple[Violation, ...]
+    placement_only: bool
     proof: SaturationProof
 
 
@@ -62,6 +68,8 @@ def check_target(path: Path, scheme: Scheme) -> TargetReport:
         target=scheme.target,
         machine=scheme.machine,
         misfits=_misfits(model) if strict else (),
+        violations=backend_named(scheme.backend).violations(model),
+        placement_only=scheme.placement_only,
         proof=prove(model, scheme),
     )
 
@@ -79,6 +87,13 @@ def check_gate(report: TargetReport) -> None:
             f"{report.machine} does not support {len(report.misfits)} quantized tensors, '{first.tensor}' first: "
             f"{first.problem}",
             fix=fix,
+        )
+    if report.violations:
+        wrong = report.violations[0]
+        raise GateError(
+            f"{report.machine} does not take the graph as it is ({len(report.violations)} findings), "
+            f"'{wrong.node}' first: {wrong.problem}",
+            fix=wrong.fix,
         )
     unsafe = [layer for layer in report.proof.layers if not layer.safe]
     if unsafe:

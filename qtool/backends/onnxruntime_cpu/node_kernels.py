@@ -1,0 +1,56 @@
+"""Which kernel of onnxruntime's CPU provider runs every node, and in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qtool.backends.onnxruntime_cpu.coverage import coverage_in, optimized_nodes
+
+INTEGERS = "integers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeKernel:
+    """How one node runs.
+
+    Attributes:
+        kernel: the kernel; None where the node is fused into another one, or removed.
+        precision: ``integers``, or the type of what it computes; None where there is no kernel.
+        device: where it runs.
+    """
+
+    kernel: str | None
+    precision: str | None
+    device: str = "CPU"
+
+
+def kernels_of(model: ir.Model) -> dict[str, NodeKernel]:
+    """Opens ``model``, whose nodes all have names, and returns what runs the nodes of its main graph, by name.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load it.
+    """
+    found = {}
+    with optimized_nodes(model) as kept:
+        integer = {row.node: row.kernel for row in coverage_in(model, kept).nodes if row.kernel is not None}
+        for node in model.graph:
+            name = node.name or ""
+            if name in integer:
+                found[name] = NodeKernel(kernel=integer[name], precision=INTEGERS)
+            elif name in kept:
+                found[name] = NodeKernel(kernel=kept[name].op_type, precision=_type_of(node))
+            else:
+                found[name] = NodeKernel(kernel=None, precision=None)
+    return found
+
+
+def _type_of(node: ir.Node) -> str | None:
+    return dtype_name(node.outputs[0]) if node.outputs else None
+
+
+def dtype_name(value: ir.Value) -> str | None:
+    """Returns the element type of a tensor as numpy calls it; None where it is not known."""
+    name = None if value.dtype is None else value.dtype.name.lower()
+    return {"float": "float32", "double": "float64"}.get(name, name) if name else None

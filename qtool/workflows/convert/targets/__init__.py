@@ -1,0 +1,1 @@
+"""Formats of other runtimes, each written by that runtime's own library."""
