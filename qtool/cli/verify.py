@@ -30,8 +30,8 @@ def verify(
 ) -> None:
     """Shows which nodes a runtime really runs on integers.
 
-    The runtime is onnxruntime, or that of --target where it is installed. With --target also whether a machine takes
-    the model as it is: exits with 1 if not.
+    That is onnxruntime, or what --target is for, where it is installed; then also whether the target takes the model as
+    it is: exits with 1 if not.
     """
     from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.cli.output.quantize import coverage_as_json, show_coverage

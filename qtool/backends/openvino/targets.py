@@ -29,7 +29,7 @@ TARGETS: Mapping[str, Scheme] = {
     "openvino-avx2": replace(
         _OPENVINO,
         target="openvino-avx2",
-        machine="OpenVINO on x86 CPUs with AVX2 or AVX-512, but no VNNI",
+        machine="OpenVINO on x86 without VNNI",
         largest_pair=_LARGEST_PAIR,
     ),
 }
