@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution
+from qtool.backends.execution import AS_IT_IS, NODE_BY_NODE, TARGET_KEY, Execution
 from qtool.backends.registry import backend_named
 from qtool.backends.targets import PRESETS
 from qtool.formats.onnx.onnx_outline import read_outline
@@ -23,10 +23,11 @@ def execution_for(scheme: AnyScheme) -> Execution:
 def timing_of(scheme: AnyScheme) -> Execution | None:
     """Returns how graphs quantized by ``scheme`` are run to time them: in the form in which they are written.
 
-    None where their runtime is not here.
+    None where their runtime is not here, or does not stand for that of the target machine.
     """
     backend = backend_named(scheme.backend)
-    return backend.execution(scheme).as_written() if backend.has_kernels_here else None
+    execution = backend.execution(scheme)
+    return execution.as_written() if backend.has_kernels_here and execution != NODE_BY_NODE else None
 
 
 def execution_of(target: str | None) -> Execution:

@@ -89,9 +89,9 @@ def test_verbose_tells_steps_on_stderr(invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "steps"),
     [
-        (("verify", "net.int8.onnx"), ("reading the model", "opening it")),
+        (("verify", "net.int8.onnx"), ("reading the model", "opening it in onnxruntime")),
         (("diff", "net.onnx", "net.int8.onnx"), ("reading the models: 2", "comparing: 6")),
-        (("explain", "net.int8.onnx", "node"), ("reading the model", "opening it")),
+        (("explain", "net.int8.onnx", "node"), ("reading the model", "opening it in onnxruntime")),
         (("dequantize", "net.int8.onnx"), ("writing net.float.onnx", "comparing")),
     ],
 )

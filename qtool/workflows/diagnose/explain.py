@@ -97,7 +97,7 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
     facts = tuple(_tensor_facts(name, role, tensors.get(name), measured) for name, role in roles.items())
     node = None
     if found.node is not None:
-        with progress.task("opening it"):
+        with progress.task("opening it in onnxruntime"):
             node = _node_facts(model, found.node, manifest, measured)
     return Explanation(
         model=request.model,

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import TARGET_KEY
+from qtool.backends.execution_choice import timing_of
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
-from qtool.backends.runtimes import runtime_named
+from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.errors import GateError, InputError
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
@@ -52,10 +53,11 @@ def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> Ver
     path = onnx_path(model)
     with progress.task("reading the model"):
         graph = load_weights(OnnxFile().read(path))
-    with progress.task("opening it"):
+    runs = None if scheme is None else timing_of(scheme)
+    runtime = runtime_named(DEFAULT_RUNTIME if runs is None else runs.runtime)
+    with progress.task(f"opening it in {runtime.title}"):
         coverage = _coverage(graph, scheme, progress)
     target = graph.metadata_props.get(TARGET_KEY)
-    runtime = runtime_named(coverage.runtime)
     if scheme is None and not runtime.serves(target):
         progress.warn(f"{model} was quantized for --target {target}: below is what {runtime.title} makes of it here")
     if coverage.total == 0:
