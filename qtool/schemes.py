@@ -51,7 +51,7 @@ class Scheme:
     @property
     def standing(self) -> str:
         """The machine, and whether qtool runs models there."""
-        return f"{self.machine} (placed by its rules; not run on it)" if self.placement_only else self.machine
+        return f"{self.machine} (placement only)" if self.placement_only else self.machine
 
     def weights_of(self, layer: str) -> Grid:
         """The grid of the weights of one layer."""

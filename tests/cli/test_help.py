@@ -130,7 +130,7 @@ def test_the_field_finds_its_terms(term: str) -> None:
 @pytest.mark.parametrize("command", ["quantize", "calibrate", "sensitivity", "verify", "optimize"])
 def test_every_target_has_its_line(command: str) -> None:
     text = _of(command)
-    for name, machine in {AUTO: "this machine", **{name: scheme.machine for name, scheme in PRESETS.items()}}.items():
+    for name, machine in {AUTO: "this machine", **{name: scheme.standing for name, scheme in PRESETS.items()}}.items():
         assert re.search(rf"^    {name} +{re.escape(machine)}$", text, re.MULTILINE), name
 
 

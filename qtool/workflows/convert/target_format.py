@@ -32,7 +32,7 @@ class TargetFormat(StrEnum):
         member.location = location
         return member
 
-    ONNX = "onnx", "qtool.formats.onnx.onnx_file:OnnxFile"
+    ONNX = "onnx", "qtool.formats.onnx.onnx_format:OnnxFormat"
     PTH = "pth", "qtool.formats.torch.torch_checkpoint:TorchCheckpoint"
     SAFETENSORS = "safetensors", "qtool.formats.weights.safetensors_file:SafetensorsFile"
     OPENVINO = "openvino", "qtool.workflows.convert.targets.openvino_ir:OpenVinoIr"
