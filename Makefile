@@ -2,6 +2,7 @@
 # make test    the test suite
 # make test-slow  the tests that take long: models of several gigabytes, many runs under load; a quarter: make test-slow PART=1/4
 # make test-avx2  what depends on the processor, on one without VNNI: emulated by qemu where this one has it; PART=1/4 as well
+# make test-arm   models and patterns in onnxruntime for 64-bit ARM, which qemu emulates; installed in .arm64; PART=1/4 as well
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
 # make test-openvino  the tests that run models in OpenVINO, which it installs first
@@ -29,10 +30,12 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 SOURCES := qtool calib formats samples benchmarks tests docs
 BY_PROCESSOR := tests/placement tests/processors tests/zoo tests/quantize/test_quantize_command.py \
   tests/quantize/test_targets.py
+PATTERNS := tests/placement/test_fusion_by_version.py tests/placement/test_fusion_of_layers.py \
+  tests/placement/test_fusion_of_other_operators.py
 EMULATOR := qemu-x86_64
 EMULATED := --dist load --tx '2*popen//python=$(EMULATOR) -cpu Haswell $(BIN)/python'
 
-.PHONY: demo test test-slow test-avx2 test-oldest oldest test-tensorflow test-openvino support-table docs lint bench clean
+.PHONY: demo test test-slow test-avx2 test-arm test-oldest oldest test-tensorflow test-openvino support-table docs lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -52,6 +55,14 @@ test-avx2: $(STAMP)
 	    $(BIN)/python -m pytest $(EMULATED) $(BY_PROCESSOR) --last-failed --last-failed-no-failures none; \
 	else \
 	  echo "skipped: this processor has VNNI, and there is no $(EMULATOR) to emulate one without it (Debian: apt install qemu-user)"; \
+	fi
+
+test-arm: $(STAMP)
+	@if reason="$$($(BIN)/python -m tests.arm.install_runtime 2>&1)"; then \
+	  $(BIN)/python -m pytest -n 2 tests/arm --part $(PART) && \
+	    $(BIN)/python -m pytest -n 2 --arm64 $(PATTERNS) --part $(PART); \
+	else \
+	  echo "skipped: $$reason"; \
 	fi
 
 # Its onnxruntime is made for Python 3.11 to 3.13.
@@ -116,5 +127,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)-oldest" "$(DOCS_VENV)" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)-oldest" .arm64 "$(DOCS_VENV)" $(REAL_MODELS) demo-output build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

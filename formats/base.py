@@ -1,8 +1,12 @@
-"""The protocols of formats."""
+"""The protocols of formats.
+
+The module of a format is imported to recognize files, so it imports no library for models at its top: what needs torch
+or onnx is imported in the functions that read and write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
@@ -13,6 +17,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    # Gives what is written instead of a tensor of that name, in blocks of rows.
+    Change = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
+
+    from qtool.formats.candidate import Candidate, Recognized
     from qtool.formats.findings import AuditNotes
     from qtool.formats.torch.example_inputs import InputSpec
 
@@ -36,11 +44,31 @@ class Weights:
     inputs: tuple[InputSpec, ...] = ()
 
 
-class GraphSource(Protocol):
+class Format(Protocol):
+    """Recognizes its own files, and tells what opening them would do."""
+
+    def recognize(self, file: Candidate) -> Recognized | None:
+        """Returns what ``file`` is, by its content, damaged or not; None where it is not of this format.
+
+        Raises:
+            FormatError: it is a zip file whose directory cannot be read.
+        """
+        ...
+
+    def audit(self, path: Path, notes: AuditNotes) -> None:
+        """Notes what opening ``path``, a file of this format, would run or reach, and what in it does not add up.
+
+        Raises:
+            FormatError: the file is so damaged that this cannot be said.
+        """
+        ...
+
+
+class GraphSource(Format, Protocol):
     """Reads whole programs.
 
     Attributes:
-        holds: tells this kind of format from the other one.
+        holds: tells the kinds of formats apart.
     """
 
     holds: ClassVar[Literal["graph"]]
@@ -72,11 +100,11 @@ class GraphFormat(GraphSource, Protocol):
         ...
 
 
-class WeightsSource(Protocol):
-    """Reads tensors by name, and the torch module that they belong to where the file holds it.
+class WeightsSource(Format, Protocol):
+    """Reads tensors by name.
 
     Attributes:
-        holds: tells this kind of format from the other one.
+        holds: tells the kinds of formats apart.
     """
 
     holds: ClassVar[Literal["weights"]]
@@ -108,22 +136,42 @@ class WeightsFormat(WeightsSource, Protocol):
         ...
 
 
-@runtime_checkable
-class Recognizable(Protocol):
-    """A format that tells its own files from others; ``detect`` and ``audit`` ask it about what they do not know."""
+class ProgramSource(Format, Protocol):
+    """Reads the programs of torch together with their weights.
 
-    def recognize(self, path: Path, head: bytes) -> str | None:
-        """Returns what ``path`` is, in words, or None where it is not of this format.
+    Attributes:
+        holds: tells the kinds of formats apart.
+    """
 
-        Args:
-            path: a file that is not empty; nothing in it may be run or trusted.
-            head: its first bytes, a few thousand.
+    holds: ClassVar[Literal["program"]]
+
+    def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
+        """Reads the program as the module of its weights.
 
         Raises:
-            FormatError: the file is of this format and damaged.
+            FormatError: the file is not of this format, damaged, or would do more than ``trust`` allows.
         """
         ...
 
-    def audit(self, path: Path, notes: AuditNotes) -> None:
-        """Notes what opening ``path``, a file of this format, would run or reach."""
+
+class TensorFlowSource(Format, Protocol):
+    """Belongs to TensorFlow, which reads it itself, in a process of its own.
+
+    Attributes:
+        holds: tells the kinds of formats apart.
+    """
+
+    holds: ClassVar[Literal["tensorflow"]]
+
+
+@runtime_checkable
+class SeveralFiles(Protocol):
+    """A format that may keep weights in other files beside the one that is named."""
+
+    def companion_files(self, path: Path) -> tuple[str, ...]:
+        """Returns these files, relative to the folder of ``path``.
+
+        Raises:
+            FormatError: the file is damaged, or one of the others is missing or outside of the folder.
+        """
         ...

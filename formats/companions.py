@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qtool.formats import registry
+from qtool.formats.base import SeveralFiles
 from qtool.formats.detect import detect
-from qtool.formats.weights.sharded_index import read_index
 
 
 def companion_files(path: Path) -> tuple[str, ...]:
@@ -14,11 +15,5 @@ def companion_files(path: Path) -> tuple[str, ...]:
     Raises:
         FormatError: the model cannot be read, or such a file is missing or outside of its folder.
     """
-    kind = detect(path).format
-    if kind == "sharded":
-        return tuple(shard.name for shard in read_index(path).shards)
-    if kind == "onnx":
-        from qtool.formats.onnx.onnx_file import external_files
-
-        return external_files(path)
-    return ()
+    found = registry.load_source(detect(path).format)
+    return found.companion_files(path) if isinstance(found, SeveralFiles) else ()

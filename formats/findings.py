@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from qtool.formats.torch.pickle_globals import Meaning
-from qtool.formats.torch.pickle_scan import PickleScan
+from qtool.formats.containers.pickle_globals import Meaning
+from qtool.formats.containers.pickle_scan import PickleScan
 
 
 class Risk(StrEnum):

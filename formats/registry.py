@@ -1,68 +1,76 @@
 """The registry of formats; a new one is a new file and a line here.
 
-``detect`` tells the formats that qtool comes with apart. Those that are added tell their own files: ``Recognizable``.
+A file is of the first format that recognizes it: those of whose files the first bytes say enough come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtool.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from qtool.formats.base import GraphFormat, GraphSource, Recognizable, WeightsFormat, WeightsSource
+    from qtool.formats.base import (
+        GraphFormat,
+        GraphSource,
+        ProgramSource,
+        TensorFlowSource,
+        WeightsFormat,
+        WeightsSource,
+    )
+
+    Source = GraphSource | WeightsSource | ProgramSource | TensorFlowSource
 
 FORMATS: dict[str, str] = {
-    "onnx": "qtool.formats.onnx.onnx_file:OnnxFile",
     "torch": "qtool.formats.torch.torch_checkpoint:TorchCheckpoint",
     "safetensors": "qtool.formats.weights.safetensors_file:SafetensorsFile",
+    "onnx": "qtool.formats.onnx.onnx_format:OnnxFormat",
 }
 # Formats that are read only.
 SOURCES: dict[str, str] = {
     "torchscript": "qtool.formats.torch.torchscript_file:TorchScriptFile",
     "exported": "qtool.formats.torch.exported_program_file:ExportedProgramFile",
     "sharded": "qtool.formats.weights.sharded_weights:ShardedWeights",
+    "keras": "qtool.formats.tensorflow.keras_formats:KerasFile",
+    "keras_h5": "qtool.formats.tensorflow.keras_formats:KerasH5File",
+    "keras_weights": "qtool.formats.tensorflow.keras_formats:KerasWeightsFile",
+    "saved_model": "qtool.formats.tensorflow.graph_formats:SavedModel",
+    "graph_def": "qtool.formats.tensorflow.graph_formats:FrozenGraph",
 }
 
-_TOLD_BY_DETECT = frozenset({"onnx", "torch", "safetensors", "torchscript", "exported", "sharded"})
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all formats, in the order in which they are asked whether a file is theirs."""
+    return (*FORMATS, *SOURCES)
 
 
-def recognizable() -> Iterator[tuple[str, Recognizable]]:
-    """Yields the formats that tell their own files, by name, those that were added last first."""
-    from qtool.formats.base import Recognizable
-
-    for name in reversed([*FORMATS, *SOURCES]):
-        if name not in _TOLD_BY_DETECT:
-            found = load_source(name)
-            if isinstance(found, Recognizable):
-                yield name, found
-
-
-def load_source(name: str) -> GraphSource | WeightsSource:
-    """Returns what reads the format called ``name``, one that can be written or not; otherwise as ``load``.
+def load_source(name: str) -> Source:
+    """Returns the format called ``name``, one that can be written or not; otherwise as ``load``.
 
     Raises:
         FormatError: there is no such format.
     """
     if name not in SOURCES:
         return load(name)
-    module, _, attribute = SOURCES[name].partition(":")
-    found: GraphSource | WeightsSource = getattr(import_module(module), attribute)()
+    found: Source = _imported(SOURCES[name])
     return found
 
 
 def load(name: str) -> GraphFormat | WeightsFormat:
-    """Returns the format called ``name``; what it needs is imported now and not before.
+    """Returns the format called ``name``, one that can be written.
 
-    The attribute ``holds`` tells the two kinds apart.
+    The attribute ``holds`` tells the kinds apart.
 
     Raises:
         FormatError: there is no such format.
     """
     if name not in FORMATS:
         raise FormatError(f"there is no format '{name}'", fix=f"use one of: {', '.join(FORMATS)}")
-    module, _, attribute = FORMATS[name].partition(":")
-    found: GraphFormat | WeightsFormat = getattr(import_module(module), attribute)()
+    found: GraphFormat | WeightsFormat = _imported(FORMATS[name])
     return found
+
+
+def _imported(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(import_module(module), attribute)()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qtool.formats.containers.pickle_globals import Meaning
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Finding, Risk
-from qtool.formats.torch.pickle_globals import Meaning
 
 _LONGEST_LIST = 4
 

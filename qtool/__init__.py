@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from qtool.reporting.model import Report as Report
     from qtool.schemes import DynamicScheme as DynamicScheme
     from qtool.schemes import Scheme as Scheme
+    from qtool.schemes import WeightOnlyScheme as WeightOnlyScheme
     from qtool.selection import NodeSelection as NodeSelection
+    from qtool.weights.block_grid import BlockGrid as BlockGrid
     from qtool.workflows.convert.convert import convert as convert
     from qtool.workflows.convert.model_source import ModelSource as ModelSource
     from qtool.workflows.convert.request import ConvertReport as ConvertReport
@@ -51,8 +53,12 @@ if TYPE_CHECKING:
     from qtool.workflows.quantize.dynamic_request import DynamicRequest as DynamicRequest
     from qtool.workflows.quantize.quantize import quantize as quantize
     from qtool.workflows.quantize.quantize_dynamic import quantize_dynamic as quantize_dynamic
+    from qtool.workflows.quantize.quantize_weights import quantize_weights as quantize_weights
     from qtool.workflows.quantize.request import QuantizeReport as QuantizeReport
     from qtool.workflows.quantize.request import QuantizeRequest as QuantizeRequest
+    from qtool.workflows.quantize.weight_only_request import BitsGoal as BitsGoal
+    from qtool.workflows.quantize.weight_only_request import WeightOnlyReport as WeightOnlyReport
+    from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest as WeightOnlyRequest
     from qtool.workflows.report.report import ReportRequest as ReportRequest
     from qtool.workflows.report.report import compare as _compare
     from qtool.workflows.report.report_data import DataSource as DataSource
@@ -65,6 +71,8 @@ if TYPE_CHECKING:
 _HOMES: Mapping[str, str] = {
     "AdapterSource": "qtool.workflows.lora.request",
     "Architecture": "qtool.formats.torch.architecture",
+    "BitsGoal": "qtool.workflows.quantize.weight_only_request",
+    "BlockGrid": "qtool.weights.block_grid",
     "ConvertReport": "qtool.workflows.convert.request",
     "ConvertRequest": "qtool.workflows.convert.request",
     "DataRequest": "qtool.workflows.quantize.data_request",
@@ -88,12 +96,16 @@ _HOMES: Mapping[str, str] = {
     "Scheme": "qtool.schemes",
     "TargetFormat": "qtool.workflows.convert.target_format",
     "Timing": "qtool.workflows.tune.time_plan",
+    "WeightOnlyReport": "qtool.workflows.quantize.weight_only_request",
+    "WeightOnlyRequest": "qtool.workflows.quantize.weight_only_request",
+    "WeightOnlyScheme": "qtool.schemes",
     "convert": "qtool.workflows.convert.convert",
     "dequantize": "qtool.workflows.quantize.dequantize",
     "merge_lora": "qtool.workflows.lora.merge_weights",
     "parse_gate": "qtool.reporting.gates",
     "quantize": "qtool.workflows.quantize.quantize",
     "quantize_dynamic": "qtool.workflows.quantize.quantize_dynamic",
+    "quantize_weights": "qtool.workflows.quantize.quantize_weights",
     "report": "qtool.workflows.report.report",
     "searches": "qtool.workflows.tune.efforts",
 }

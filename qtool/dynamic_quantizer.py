@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.graph.constants import constant_array
 from qtool.plan import DynamicPlan
 from qtool.qdq.insert_dynamic import insert_dynamic
@@ -28,6 +27,6 @@ def quantize_dynamically(
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        weights[name] = rounding(array, weight, bias=None, orders=orders_of(values[name], weight.nodes))
+        weights[name] = rounding(array, weight, bias=None)
     insert_dynamic(model, plan, weights)
     return weights

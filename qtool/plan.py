@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from qtool.calib.granularity import Granularity
 from qtool.calib.grid import Grid
+
+if TYPE_CHECKING:
+    from qtool.weights.block_grid import BlockGrid
+    from qtool.weights.saturation import KernelOrder
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})
 NOTHING_KEPT: Mapping[str, str] = MappingProxyType({})
@@ -42,6 +47,7 @@ class WeightPlan:
         granularity: one scale, or one per channel.
         nodes: names of the nodes that read it.
         largest_pair: what two neighbouring integers of one sign may add up to in a kernel's sum; None for everything.
+        orders: in which orders the kernels of its layers sum up its products; empty where that makes no difference.
     """
 
     tensor: str
@@ -49,6 +55,7 @@ class WeightPlan:
     granularity: Granularity
     nodes: tuple[str, ...]
     largest_pair: int | None = None
+    orders: tuple[KernelOrder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,36 @@ class DynamicPlan:
 
     weights: Mapping[str, WeightPlan]
     integer_nodes: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPlan:
+    """Stores a weight matrix as integers in blocks of its inputs.
+
+    Attributes:
+        tensor: its name.
+        grid: the integers it becomes, and the blocks.
+        nodes: names of the layers that multiply with it, all in the same orientation.
+    """
+
+    tensor: str
+    grid: BlockGrid
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightOnlyPlan:
+    """The layers whose weights alone are integers.
+
+    Attributes:
+        weights: by tensor name, in graph order.
+        layers: operator type by name of the layers, in graph order.
+        skipped: layers that stay as they are, with the reason why.
+    """
+
+    weights: Mapping[str, BlockPlan]
+    layers: Mapping[str, str]
     skipped: tuple[Skipped, ...]
 
 

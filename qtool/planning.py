@@ -8,8 +8,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.errors import InputError, UsageError
-from qtool.plan import NOTHING_DYNAMIC, NOTHING_KEPT, NOTHING_UNFIT, DynamicPlan, Plan, Skipped
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import NOTHING_DYNAMIC, NOTHING_KEPT, NOTHING_UNFIT, DynamicPlan, Plan, Skipped, WeightOnlyPlan
+from qtool.schemes import DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
 
 
@@ -66,14 +66,34 @@ def build_dynamic_plan(
             be empty.
         UsageError: a pattern of ``selection`` matches nothing.
     """
-    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
+    from qtool.backends.registry import backend_named
 
     _check_float(model)
     selection.check(list(model.graph))
-    plan = place_dynamic(model.graph, scheme, selection.reason_to_skip)
+    plan = backend_named(scheme.backend).place_dynamic(model.graph, scheme, selection.reason_to_skip)
     if not (plan.integer_nodes or may_be_empty):
         raise InputError(
             f"nothing in the model can be quantized dynamically{_in_short(plan.skipped)}",
+            fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",
+        )
+    return plan
+
+
+def build_weight_only_plan(model: ir.Model, scheme: WeightOnlyScheme, selection: NodeSelection) -> WeightOnlyPlan:
+    """Decides which layers of a prepared model get integer weights and keep float activations, from its graph alone.
+
+    Raises:
+        InputError: the model is quantized already, or nothing in it can be quantized in this way.
+        UsageError: a pattern of ``selection`` matches nothing.
+    """
+    from qtool.backends.registry import backend_named
+
+    _check_float(model)
+    selection.check(list(model.graph))
+    plan = backend_named(scheme.backend).place_weights(model.graph, scheme.grid, selection.reason_to_skip)
+    if not plan.layers:
+        raise InputError(
+            f"no weights in the model can be quantized alone{_in_short(plan.skipped)}",
             fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",
         )
     return plan
@@ -83,10 +103,10 @@ def _chosen_dynamic(
     model: ir.Model, scheme: Scheme, selection: NodeSelection, kept_float: Mapping[str, str]
 ) -> DynamicPlan:
     """Places the layers that the user wants dynamic in a static model, and those that share weights with them."""
-    from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
     from qtool.backends.registry import backend_named
 
-    if not backend_named(scheme.backend).runs_dynamic_layers:
+    backend = backend_named(scheme.backend)
+    if not backend.runs_dynamic_layers:
         raise UsageError(
             f"--dynamic is for onnxruntime's CPU provider, not for {scheme.machine}",
             fix="drop --dynamic, or quantize for another target",
@@ -101,7 +121,7 @@ def _chosen_dynamic(
         return kept_float.get(node.name or "") or selection.reason_to_skip(node)
 
     wish = DynamicScheme(weights=scheme.weights, per_channel=scheme.per_channel, largest_pair=scheme.largest_pair)
-    plan = place_dynamic(model.graph, wish, reason_to_skip)
+    plan = backend.place_dynamic(model.graph, wish, reason_to_skip)
     if not plan.integer_nodes and not kept_float:
         wanted = {node.name for node in model.graph if selection.wants_dynamic(node)}
         skipped = tuple(skip for skip in plan.skipped if skip.node in wanted)
@@ -114,7 +134,8 @@ def _chosen_dynamic(
 
 def _check_float(model: ir.Model) -> None:
     """Rejects a model that has integer arithmetic in it."""
-    quantized = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
+    quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+    quantized |= {"MatMulNBits", "GatherBlockQuantized"}
     if any(node.op_type in quantized for node in model.graph):
         raise InputError(
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
-from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.clamped_ranges import within_clamps
 from qtool.backends.qdq_placement.joined_tensors import unlike_parts
 from qtool.backends.qdq_placement.masks import masked_scores
@@ -167,7 +165,6 @@ def quantize_graph(
     corrected = correct_biases(model, plan, weights, statistics, given=fitted) if bias_correction else {}
     insert_qdq(model, plan, activations, weights)
     weights |= quantize_dynamically(model, plan.dynamic, corrections.rounding)
-    KeepFloatLayers()(model)
     _drop_unread(model.graph)
     return Findings(
         constant=tuple(name for name in activations if statistics[name].minimum == statistics[name].maximum),
@@ -203,6 +200,5 @@ def _quantized_weights(
         array = constant_array(values[name])
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
-        orders = orders_of(values[name], weight.nodes)
-        weights[name] = corrections.rounding(array, weight, bias=bias_units.get(name), orders=orders)
+        weights[name] = corrections.rounding(array, weight, bias=bias_units.get(name))
     return weights

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from qtool.calib.grid import Grid
+from qtool.weights.block_choices import WeightFormat
+from qtool.weights.block_grid import BlockGrid
 
 U8 = Grid(bits=8, signed=False, symmetric=False)
 U8_SYMMETRIC = Grid(bits=8, signed=False, symmetric=True)
@@ -84,6 +87,31 @@ class DynamicScheme:
         """The scheme in words, such as ``u8 dynamic activations, s8 symmetric per-channel weights``."""
         spread = "per-channel" if self.per_channel else "per-tensor"
         return f"u8 dynamic activations, {_described(self.weights)} {spread} weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightOnlyScheme:
+    """The integer types of weights where activations stay float.
+
+    Attributes:
+        grid: the integers, and the blocks that share a scale.
+        form: how they are written: onnxruntime's MatMulNBits, or DequantizeLinear of opset 21.
+        target: the preset that it comes from.
+        backend: the runtime that it is for, a key of ``BACKENDS``.
+    """
+
+    grid: BlockGrid
+    form: WeightFormat = WeightFormat.NBITS
+    target: str = "x86"
+    backend: str = "onnxruntime-cpu"
+
+    @property
+    def description(self) -> str:
+        """The scheme in words, such as ``float activations, 4-bit asymmetric weights in blocks of 32``."""
+        return f"float activations, {self.grid.description}"
+
+
+AnyScheme: TypeAlias = Scheme | DynamicScheme | WeightOnlyScheme
 
 
 def as_dynamic(scheme: Scheme) -> DynamicScheme:

@@ -6,7 +6,7 @@ And the command line, run in a folder of the test's own, and parts of the suite 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,8 @@ from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
 from qtool.cli.app import app
+from tests.arm.emulated_runtime import EmulatedRuntime
+from tests.arm.machines import NEW
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +31,7 @@ settings.load_profile("steady")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", type=_part, metavar="I/N", help="run every Nth test, from the Ith on: 1/4 is a quarter")
+    parser.addoption("--arm64", action="store_true", help="open patterns in onnxruntime for 64-bit ARM: make test-arm")
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,7 +53,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 # Options of ``quantize`` that say what time is worth, or have nothing to do with it.
-_ABOUT_TIME = {"--smallest", "--machine-profile", "--locked", "--help", "dynamic"}
+_ABOUT_TIME = {"--smallest", "--machine-profile", "--locked", "--help", "dynamic", "weights"}
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +112,17 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
+@pytest.fixture(scope="session")
+def arm64(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedRuntime]:
+    """onnxruntime on a newer 64-bit ARM machine, which is emulated."""
+    with EmulatedRuntime(NEW, tmp_path_factory.mktemp("arm64") / NEW.name) as emulated:
+        yield emulated
+
+
 @pytest.fixture
-def runtime() -> tuple[int, ...]:
-    """The version of onnxruntime that is installed, to the minor number."""
+def runtime(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """The version of onnxruntime that opens patterns, to the minor number."""
+    if request.config.getoption("--arm64"):
+        emulated: EmulatedRuntime = request.getfixturevalue("arm64")
+        return emulated.version
     return tuple(int(part) for part in version("onnxruntime").split(".")[:2])

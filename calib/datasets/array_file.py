@@ -12,7 +12,7 @@ import numpy as np
 from qtool.calib.datasets.base import Remark
 from qtool.calib.datasets.batching import Chunk, Window, batches, window_for
 from qtool.calib.datasets.matching import check_dtype, check_names, check_shape, conform, only_input
-from qtool.calib.datasets.stored import StoredArray, open_npy, open_npz
+from qtool.calib.datasets.stored import StoredArray, open_arrays
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Array, TensorSpec
 
@@ -31,10 +31,7 @@ class ArrayFile:
             CalibError: the file is damaged or empty, or its arrays differ in length.
         """
         self._where = path.name
-        if path.suffix.lower() == ".npy":
-            self._arrays = {"": open_npy(path)}
-        else:
-            self._arrays = open_npz(path)
+        self._arrays = open_arrays(path)
         rows = {name: array.shape[0] for name, array in self._samples().items()}
         if not rows:
             raise CalibError(f"{path} holds no array with a samples axis", fix="numpy.savez it with one row per sample")

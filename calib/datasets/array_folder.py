@@ -14,7 +14,7 @@ from qtool.calib.datasets.base import Remark
 from qtool.calib.datasets.batching import Chunk, Window, batches, window_for
 from qtool.calib.datasets.listing import side_array
 from qtool.calib.datasets.matching import check_dtype, check_names, conform, only_input
-from qtool.calib.datasets.stored import StoredArray, open_npy, open_npz
+from qtool.calib.datasets.stored import StoredArray, open_arrays
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Array, TensorSpec
 
@@ -108,8 +108,7 @@ class ArrayFolder:
 
 
 def _opened(folder: Path, path: Path) -> _File:
-    arrays = {"": open_npy(path)} if path.suffix.lower() == ".npy" else open_npz(path)
-    return _File(where=path.relative_to(folder.parent).as_posix(), arrays=arrays)
+    return _File(where=path.relative_to(folder.parent).as_posix(), arrays=open_arrays(path))
 
 
 def _matched(file: _File, inputs: Sequence[TensorSpec], batch_size: int) -> tuple[_File, Arrangement]:

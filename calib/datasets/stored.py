@@ -104,12 +104,16 @@ def open_npy(path: Path) -> StoredArray:
         return _stored("", path, lambda: path.open("rb"), path.stat().st_size)
 
 
-def open_npz(path: Path) -> dict[str, StoredArray]:
-    """Reads the headers of an ``.npz`` file's arrays, by name.
+def open_arrays(path: Path) -> dict[str, StoredArray]:
+    """Reads the headers of the arrays in an ``.npz`` file, by name, or of that in a ``.npy`` file, without one.
 
     Raises:
-        CalibError: it is not one, is damaged, or an array holds Python objects.
+        CalibError: it is neither, is damaged, or an array holds Python objects.
     """
+    return {"": open_npy(path)} if path.suffix.lower() == ".npy" else _open_npz(path)
+
+
+def _open_npz(path: Path) -> dict[str, StoredArray]:
     with reading(path), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         arrays = {}

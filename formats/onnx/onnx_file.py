@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import onnx
 import onnx_ir as ir
@@ -32,10 +31,7 @@ _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
 
 class OnnxFile:
-    """Stores programs as ``.onnx``, with the weights of large ones in a second file."""
-
-    holds: ClassVar[Literal["graph"]] = "graph"
-    suffix: ClassVar[str] = ".onnx"
+    """Reads and writes ``.onnx`` files, with the weights of large ones in a second file."""
 
     def __init__(self, *, largest_message_bytes: int = LARGEST_MESSAGE_BYTES) -> None:
         """Sets the size above which weights go into a second file."""

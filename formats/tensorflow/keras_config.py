@@ -64,13 +64,8 @@ def read_keras(path: Path) -> KerasOutline:
     Raises:
         FormatError: it is damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = _member(archive, path, _CONFIG)
-            version = _member(archive, path, _METADATA).get("keras_version", "")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
-        raise _damaged(path) from error
-    return _outline(config, str(version))
+    config, metadata = _members(path, _CONFIG, _METADATA)
+    return _outline(config, str(metadata.get("keras_version", "")))
 
 
 def read_keras_h5(path: Path) -> KerasOutline:
@@ -93,11 +88,7 @@ def read_configs(path: Path, *, h5: bool) -> tuple[list[dict[str, Any]], bool]:
         FormatError: it is damaged, or no configuration is found.
     """
     if not h5:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return [_member(archive, path, _CONFIG)], True
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
-            raise _damaged(path) from error
+        return _members(path, _CONFIG), True
     try:
         found = _h5_configs(path)
     except Hdf5Error:
@@ -136,6 +127,14 @@ def _scanned_h5(path: Path) -> dict[str, Any]:
                 if isinstance(config, dict) and isinstance(_mapping(config.get("config")).get("layers"), list):
                     return config
     raise _damaged(path)
+
+
+def _members(path: Path, *names: str) -> list[dict[str, Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [_member(archive, path, name) for name in names]
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
+        raise _damaged(path) from error
 
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str) -> dict[str, Any]:

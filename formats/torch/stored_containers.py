@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from qtool.formats.zip_layout import open_zip, read_member
+from qtool.formats.containers.zip_layout import open_zip, read_member
 
 _LARGEST_TEXT_BYTES = 256 << 20
 

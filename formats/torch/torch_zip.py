@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, auto
 
 
-class ZipKind(StrEnum):
+class ZipKind(Enum):
     """What wrote a zip file."""
 
-    CHECKPOINT = "torch checkpoint"
-    TORCHSCRIPT = "TorchScript program"
-    EXPORTED = "exported torch program"
-    OTHER = "zip file"
+    CHECKPOINT = auto()
+    TORCHSCRIPT = auto()
+    EXPORTED = auto()
+    OTHER = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class TorchZip:
     root: str
 
 
-def recognize(names: Sequence[str]) -> TorchZip:
+def torch_zip(names: Sequence[str]) -> TorchZip:
     """Returns what a zip file with members of these names is."""
     root = names[0].split("/")[0] if names else ""
     inside = {name.removeprefix(f"{root}/") for name in names}

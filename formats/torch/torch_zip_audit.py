@@ -9,20 +9,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from qtool.formats.containers.pickle_scan import PICKLE_HEADS, PickleScan, StoredBytes, scan_pickle
+from qtool.formats.containers.zip_layout import (
+    LOCAL_MAGIC,
+    Defect,
+    first_bytes,
+    open_zip,
+    read_member,
+    unpacked,
+    zip_defects,
+)
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.torch.exported_program_audit import audit_program_json
-from qtool.formats.torch.pickle_scan import PickleScan, StoredBytes, scan_pickle
-from qtool.formats.torch.torch_zip import TorchZip, ZipKind, recognize
-from qtool.formats.zip_layout import Defect, first_bytes, open_zip, read_member, unpacked, zip_defects
+from qtool.formats.torch.torch_zip import TorchZip, ZipKind, torch_zip
 
 _LARGEST_PICKLE_BYTES = 256 << 20
 _LARGEST_TEXT_BYTES = 64 << 20
 _DEEPEST_NESTING = 3
 # Tensors, by torch's names; their bytes may look like anything.
 _RAW = re.compile(r"(data|constants|traced_inputs|data/weights|data/constants)/(\w+_)?\d+")
-_PICKLE_HEADS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
-_ZIP_HEAD = b"PK\x03\x04"
 # TorchScript's own reader takes types from the program in the file; it never looks in Python for them.
 _SCRIPT_TYPES = ("__torch__.", "torch.jit._pickle.")
 _SCRIPT_FILE_ACCESS = re.compile(rb"\b(torch|ops\.aten)\.(save|load|from_file)\(")
@@ -34,25 +40,23 @@ _ELEMENT_BYTES = {
 }
 
 
-def audit_zip(path: Path, notes: AuditNotes) -> ZipKind:
-    """Notes all that is wrong with a zip file, and returns its kind.
+def audit_zip(path: Path, notes: AuditNotes) -> None:
+    """Notes all that is wrong with a zip file.
 
     Raises:
         FormatError: its directory cannot be read.
     """
     with open_zip(path) as archive, path.open("rb") as stream:
-        return _audit(archive, stream, path.stat().st_size, "", notes, 0)
+        _audit(archive, stream, path.stat().st_size, "", notes, 0)
 
 
-def _audit(
-    archive: zipfile.ZipFile, stream: IO[bytes], size: int, prefix: str, notes: AuditNotes, depth: int
-) -> ZipKind:
+def _audit(archive: zipfile.ZipFile, stream: IO[bytes], size: int, prefix: str, notes: AuditNotes, depth: int) -> None:
     defects = zip_defects(archive, stream, size)
     for defect in defects:
         risk = Risk.REACHES_OUTSIDE if defect.kind is Defect.OUTSIDE else Risk.INCONSISTENT
         notes.add(risk, prefix + defect.member, defect.reason)
     broken = {defect.member for defect in defects}
-    found = recognize(archive.namelist())
+    found = torch_zip(archive.namelist())
     for member in archive.infolist():
         if member.orig_filename in broken or member.is_dir():
             continue
@@ -60,7 +64,6 @@ def _audit(
             _audit_member(archive, member, found, prefix, notes, depth)
         except FormatError as error:
             notes.add(Risk.INCONSISTENT, prefix + member.filename, error.problem)
-    return found.kind
 
 
 def _audit_member(
@@ -71,10 +74,10 @@ def _audit_member(
         notes.add(Risk.RUNS_CODE, where, "is a library of machine code")
     if found.kind is not ZipKind.OTHER and _RAW.fullmatch(name):
         return
-    head = first_bytes(archive, member, len(_ZIP_HEAD))
-    if head == _ZIP_HEAD:
+    head = first_bytes(archive, member, len(LOCAL_MAGIC))
+    if head == LOCAL_MAGIC:
         _audit_inner(archive, member, where, notes, depth)
-    elif name.endswith((".pkl", ".debug_pkl")) or head.startswith(_PICKLE_HEADS):
+    elif name.endswith((".pkl", ".debug_pkl")) or head.startswith(PICKLE_HEADS):
         scan = _scan(read_member(archive, member, limit=_LARGEST_PICKLE_BYTES))
         if scan.problem is None or scan.foreign or name.endswith("pkl"):
             notes.add_pickle(where, scan, harmless=_SCRIPT_TYPES if found.kind is ZipKind.TORCHSCRIPT else ())

@@ -5,19 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import onnx
-import onnx_ir as ir
-import torch
-
-from qtool.formats.audit import note_torch_file
 from qtool.formats.base import Weights
+from qtool.formats.candidate import Candidate, Recognized
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes
 from qtool.formats.library_noise import quiet_libraries
-from qtool.formats.torch.torch_calls import Parameter, StoredProgram
+from qtool.formats.torch.torch_zip import ZipKind, torch_zip
+from qtool.formats.torch.torch_zip_audit import audit_zip
 from qtool.formats.trust import NO_TRUST, Trust, check_trusted
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+    from qtool.formats.torch.torch_calls import StoredProgram
 
 # The newest opset that this exporter supports.
 _NEWEST_OPSET = 20
@@ -26,7 +29,21 @@ _NEWEST_OPSET = 20
 class TorchScriptFile:
     """Reads programs of torch.jit.save."""
 
-    holds: ClassVar[Literal["weights"]] = "weights"
+    holds: ClassVar[Literal["program"]] = "program"
+
+    def recognize(self, file: Candidate) -> Recognized | None:
+        """Recognizes zip files with the code of a program."""
+        if torch_zip(file.members).kind is not ZipKind.TORCHSCRIPT:
+            return None
+        return Recognized("TorchScript", damage=file.zip_damage)
+
+    def audit(self, path: Path, notes: AuditNotes) -> None:
+        """Notes what the pickles import, operators that access files, and what in the zip file does not add up.
+
+        Raises:
+            FormatError: the zip file's directory cannot be read.
+        """
+        audit_zip(path, notes)
 
     def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
         """Reads the program and its weights; TorchScript runs it, never Python.
@@ -34,8 +51,12 @@ class TorchScriptFile:
         Raises:
             FormatError: the file is damaged, or would do more than ``trust`` allows.
         """
+        import torch
+
+        from qtool.formats.torch.torch_calls import Parameter, StoredProgram
+
         notes = AuditNotes()
-        note_torch_file(path, notes)
+        self.audit(path, notes)
         check_trusted(notes, path, trust)
         try:
             with quiet_libraries():
@@ -75,6 +96,10 @@ def export_script(
         free_axes: names for the free axes of each input.
         opset: the graph's opset; None for the exporter's choice.
     """
+    import onnx
+    import onnx_ir as ir
+    import torch
+
     given = tuple(tensors.values())
     # The exporter gives every part the mode of the whole back: without this the program would train from then on.
     traced = torch.jit.trace(program.giving(list(tensors)).eval(), given, check_trace=False)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qtool.formats.containers.pickle_globals import Meaning, full_name, meaning
 from qtool.formats.errors import FormatError
-from qtool.formats.torch.pickle_globals import Meaning, full_name, meaning
 
 
 def load_trusted(path: Path, *, mmap: bool) -> Any:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from qtool.formats.errors import FormatError
+from qtool.formats.other_files import GGUF_HEAD
 
-_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 # More than the largest models have; each entry takes a dozen bytes at least.
 _MOST_ENTRIES = 1 << 20
@@ -113,9 +113,9 @@ class _Reader:
 
 
 def _contents(reader: _Reader) -> GgufContents:
-    if reader.data[: len(_MAGIC)].tobytes() != _MAGIC:
+    if reader.data[: len(GGUF_HEAD)].tobytes() != GGUF_HEAD:
         raise FormatError(f"{reader.path} is no GGUF file", fix="name a .gguf file")
-    reader.position = len(_MAGIC)
+    reader.position = len(GGUF_HEAD)
     version = int(reader.number("<I"))
     if version not in _VERSIONS:
         raise FormatError(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from qtool.formats import registry
+from qtool.formats.audit import audit
 from qtool.formats.base import Weights
+from qtool.formats.candidate import Candidate, Recognized
+from qtool.formats.containers.pickle_globals import Meaning
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
+from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.onnx.external_data import OutsideError
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.safetensors_file import SafetensorsFile
-from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, read_index
+from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, ShardIndex, is_index, read_index
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +32,36 @@ class ShardedWeights:
     """Reads ``*.index.json`` and the ``.safetensors`` or ``.bin`` files that it names."""
 
     holds: ClassVar[Literal["weights"]] = "weights"
+
+    def recognize(self, file: Candidate) -> Recognized | None:
+        """Recognizes JSON objects with a ``weight_map``."""
+        return Recognized("sharded weights") if is_index(file.path, file.head) else None
+
+    def audit(self, path: Path, notes: AuditNotes) -> None:
+        """Looks through every file that the index names.
+
+        Raises:
+            FormatError: a file is missing, or not a known model file.
+        """
+        try:
+            shards = list(read_index(path).shards)
+        except OutsideError as error:
+            notes.add(Risk.REACHES_OUTSIDE, path.name, error.problem)
+            return
+        for shard in shards:
+            notes.files.append(shard.name)
+            found = audit(shard)
+            notes.calls += found.calls
+            notes.imports |= dict.fromkeys(found.imports, Meaning.OBJECT)
+            notes.findings += [replace(finding, where=f"{shard.name}: {finding.where}") for finding in found.findings]
+
+    def companion_files(self, path: Path) -> tuple[str, ...]:
+        """Returns the names of the files that the index names.
+
+        Raises:
+            FormatError: a file is missing, or is not beside the index.
+        """
+        return tuple(shard.name for shard in read_index(path).shards)
 
     def read(self, path: Path, trust: Trust = NO_TRUST) -> Weights:
         """Reads the tensors that the index names, and others in its files; they stay there until they are used.
@@ -46,15 +82,27 @@ class ShardedWeights:
         return Weights(tensors=tensors, metadata=_merged(path, index, trust).metadata, source=source)
 
 
+def read_shard(shard: Path, index: Path, trust: Trust) -> Weights:
+    """Reads one of the files that ``index`` names.
+
+    Raises:
+        FormatError: it is damaged, holds no weights by name, or would do more than ``trust`` allows.
+    """
+    detection = detect(shard)
+    found = registry.load_source(detection.format)
+    if found.holds != "weights":
+        raise FormatError(
+            f"{shard}, which {index} names, is {detection.detail} instead of weights", fix="save the weights again"
+        )
+    return found.read(shard, trust)
+
+
 def _merged(path: Path, index: ShardIndex, trust: Trust) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     listed = {name for names in index.shards.values() for name in names}
     for shard, names in index.shards.items():
-        found = registry.load(detect(shard).format)
-        if found.holds != "weights":
-            raise FormatError(f"{shard}, which {path} names, holds no weights", fix="save the weights again")
-        held = found.read(shard, trust)
+        held = read_shard(shard, path, trust)
         missing = [name for name in names if name not in held.tensors]
         if missing:
             raise FormatError(

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
-from qtool.plan import Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 Place: TypeAlias = Callable[[ir.Graph, Scheme, NodeSelection, Mapping[str, str], Mapping[str, str]], Plan]
 
@@ -26,6 +27,7 @@ class Backend(Protocol):
         judged_in: what results for its targets are judged by on this machine, in words.
         has_fused_operators: whether it supports the operators of onnxruntime's domain ``com.microsoft``.
         runs_dynamic_layers: whether it supports dynamic quantization of layers.
+        runs_weight_only: whether it supports layers whose weights alone are integers.
         stores_tables: whether embedding tables may be stored as integers.
     """
 
@@ -60,6 +62,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def runs_weight_only(self) -> bool:
+        """Whether it supports layers whose weights alone are integers."""
+        ...
+
+    @property
     def stores_tables(self) -> bool:
         """Whether embedding tables may be stored as integers."""
         ...
@@ -83,11 +90,55 @@ class Backend(Protocol):
         """
         ...
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Adapts a graph with Q/DQ to the runtime, in place, and records the target in it under ``TARGET_KEY``."""
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Plans the layers that quantize their activations as they run; called only where ``runs_dynamic_layers``.
+
+        Args:
+            graph: the graph after ``prepare``.
+            scheme: which integers weights become.
+            reason_to_skip: returns why a layer is excluded, or None when it is not.
+        """
         ...
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Plans the layers whose weights alone become integers; called only where ``runs_weight_only``.
+
+        Args:
+            graph: the graph after ``prepare``.
+            grid: which integers weights become.
+            reason_to_skip: returns why a layer is excluded, or None when it is not.
+        """
+        ...
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
+        """Adapts a quantized graph to the runtime, in place, and records the target in it under ``TARGET_KEY``."""
+        ...
+
+    def unfinish(self, model: ir.Model) -> None:
+        """Undoes what ``finish`` did to a graph, in place; other graphs are left as they are."""
+        ...
+
+    def target_here(self) -> str | None:
+        """Returns the preset that is this machine, for ``--target auto``; None where no preset is one machine.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not run at all.
+        """
+        ...
+
+    def runs_here(self, target: str) -> bool:
+        """Returns whether this is a machine that a preset is for, so that what is measured here applies to it.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not run at all.
+        """
+        ...
+
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Returns how to run its graphs on this machine with the results of the target machine.
 
         Without a scheme, for a graph of which only the target is known.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,9 +10,10 @@ import onnx_ir as ir
 from qtool.backends.base import Place
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
-from qtool.plan import Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class CompilerBackend:
     has_kernels_here: bool = False
     has_fused_operators: bool = False
     runs_dynamic_layers: bool = False
+    runs_weight_only: bool = False
     stores_tables: bool = False
 
     @property
@@ -47,11 +49,43 @@ class CompilerBackend:
         """Plans where Q/DQ go; see ``Backend``."""
         return self.placement(graph, scheme, selection, unfit, kept_float)
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
-        """Records the target, so that other commands do not evaluate the graph with this processor's kernels."""
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Is not called, since it runs no dynamic layers.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no dynamic layers")
+
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Is not called, since it runs no layers with integer weights alone.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
+        """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
         model.metadata_props[TARGET_KEY] = scheme.target
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def unfinish(self, model: ir.Model) -> None:
+        """Forgets the target."""
+        if model.metadata_props.get(TARGET_KEY) in self.targets:
+            del model.metadata_props[TARGET_KEY]
+
+    def target_here(self) -> None:
+        """No preset is this machine."""
+
+    def runs_here(self, target: str) -> bool:
+        """Its machines are others."""
+        return False
+
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs every node by itself, which is the exact semantics of Q/DQ."""
         return NODE_BY_NODE
 

@@ -8,10 +8,10 @@ from qtool.backends.execution import AS_IT_IS, NODE_BY_NODE, TARGET_KEY, Executi
 from qtool.backends.registry import backend_named
 from qtool.backends.targets import PRESETS
 from qtool.formats.onnx.onnx_outline import read_outline
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.schemes import AnyScheme
 
 
-def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
+def execution_for(scheme: AnyScheme) -> Execution:
     """Returns how graphs quantized by ``scheme`` are run to evaluate them.
 
     Raises:
@@ -20,7 +20,7 @@ def execution_for(scheme: Scheme | DynamicScheme) -> Execution:
     return backend_named(scheme.backend).execution(scheme)
 
 
-def timing_of(scheme: Scheme | DynamicScheme) -> Execution | None:
+def timing_of(scheme: AnyScheme) -> Execution | None:
     """Returns how graphs quantized by ``scheme`` are run to time them: in the form in which they are written.
 
     None where their runtime is not here, or does not stand for that of the target machine.

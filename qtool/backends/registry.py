@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qtool.backends.base import Backend
 
 BACKENDS: Mapping[str, str] = {
@@ -24,3 +26,9 @@ def backend_named(name: str) -> Backend:
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), attribute)
     return backend
+
+
+def unfinish(model: ir.Model) -> None:
+    """Undoes what the ``finish`` of any backend did to a graph, in place."""
+    for name in BACKENDS:
+        backend_named(name).unfinish(model)

@@ -67,7 +67,7 @@ def calibrate(
 
     Every range method of `qtool quantize` and `qtool sensitivity` can work from them.
     """
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
     from qtool.workflows.quantize.data_request import data_request

@@ -99,7 +99,7 @@ def optimize(
 
     Outputs are compared with those before, on real or random inputs.
     """
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.workflows.optimize.optimize import OptimizeRequest
     from qtool.workflows.optimize.optimize import optimize as run
     from qtool.workflows.quantize.data_request import DataRequest

@@ -1,4 +1,4 @@
-"""``qtool quantize``: post-training INT8, static in QDQ form or dynamic."""
+"""``qtool quantize``: post-training quantization, static in QDQ form, dynamic, or of weights alone."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from qtool.cli.options.scheme import (
     WeightsSymmetricOption,
     WeightTypeOption,
 )
+from qtool.cli.options.scheme_parameters import refuse_other_options
 from qtool.cli.options.search import (
     BiasCorrectionOption,
     CleOption,
@@ -66,7 +67,21 @@ from qtool.cli.options.shared import (
     TrustPickleOption,
 )
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
+from qtool.cli.options.weight_only import AUTO as BEST
+from qtool.cli.options.weight_only import (
+    AccuracyLevelOption,
+    BitsOption,
+    BlockSizeOption,
+    FormatOption,
+    MaxSizeOption,
+    WeightMethodOption,
+    accuracy_level,
+    bits_goal,
+    block_method,
+    weight_only_scheme,
+)
 from qtool.errors import UsageError
+from qtool.weights.block_choices import WeightFormat
 from qtool.workflows.tune.efforts import Effort
 
 
@@ -95,6 +110,12 @@ def quantize(
     activations_symmetric: ActivationsSymmetricOption = None,
     activation_type: ActivationTypeOption = None,
     weight_type: WeightTypeOption = None,
+    bits: BitsOption = None,
+    max_size: MaxSizeOption = None,
+    block_size: BlockSizeOption = None,
+    weight_method: WeightMethodOption = BEST,
+    accuracy_level_name: AccuracyLevelOption = BEST,
+    weight_format: FormatOption = WeightFormat.NBITS,
     effort: EffortOption = Effort.BALANCED,
     method: MethodOption = AUTO,
     cle: CleOption = None,
@@ -137,7 +158,7 @@ def quantize(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Quantizes a model to INT8 (PTQ): static QDQ, or dynamic.
+    """Quantizes a model to INT8 (PTQ), or its weights to 2-8 bits.
 
     Post-training quantization: ranges come from calibration data. Corrections (GPTQ, SmoothQuant, cross-layer
     equalization, ...) are kept by default ("auto") where fake quantization shows that they help.
@@ -145,8 +166,8 @@ def quantize(
     if locked is not None:
         run_locked(quantize, context, locked)
         return
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
     from qtool.backends.registry import FALLBACK_BACKEND, backend_named
+    from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
     from qtool.schemes import as_dynamic
     from qtool.selection import NodeSelection
@@ -178,8 +199,38 @@ def quantize(
     console.progress().note(machine.description)
     if integers.backend != FALLBACK_BACKEND:
         console.progress().note(f"judged by {backend.judged_in}")
+    refuse_other_options(context, scheme)
+    if scheme is SchemeName.WEIGHTS:
+        from qtool.cli.quantize_weights import run_weights
+        from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
+
+        alone = weight_only_scheme(
+            machine.scheme,
+            bits=bits,
+            block_size=block_size,
+            per_channel=per_channel,
+            symmetric=weights_symmetric,
+            form=weight_format,
+        )
+        wanted = WeightOnlyRequest(
+            source=source,
+            data=data,
+            scheme=alone,
+            method=block_method(weight_method, has_data=data is not None),
+            level=accuracy_level(accuracy_level_name, weight_format),
+            goal=bits_goal(bits, min_sqnr, max_size, source.path, has_data=data is not None),
+            selection=selection,
+            output=output,
+            output_dir=output_dir,
+            threads=threads,
+            force=force,
+            arguments=recorded_arguments(context),
+            locked=lock_of(context),
+        )
+        run_weights(console, wanted, json=json, dry_run=dry_run)
+        return
     if scheme is SchemeName.DYNAMIC:
-        from qtool.cli.quantize_dynamic import refuse_static_options, run_dynamic
+        from qtool.cli.quantize_dynamic import run_dynamic
         from qtool.workflows.quantize.dynamic_request import DynamicRequest
 
         if not backend.runs_dynamic_layers:
@@ -187,7 +238,6 @@ def quantize(
                 f"--scheme dynamic is for onnxruntime's CPU provider, not for {machine.scheme.machine}",
                 fix="use --scheme static, or quantize for another target",
             )
-        refuse_static_options(context)
         asked = DynamicRequest(
             source=source,
             data=data,

@@ -1,18 +1,15 @@
-"""``qtool quantize --scheme dynamic``: which options it takes, and what it shows."""
+"""``qtool quantize --scheme dynamic``: what it shows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
 
-import typer
-
 from qtool.cli.console import Console
 from qtool.cli.output.outlook import show_outlooks
 from qtool.cli.output.quantize import (
-    coverage_as_json,
     dead_channels_remark,
-    fidelity_as_json,
+    shared_as_json,
     show_coverage,
     show_fidelity,
     show_skipped,
@@ -20,42 +17,9 @@ from qtool.cli.output.quantize import (
     tables_remark,
     weight_rows,
 )
-from qtool.errors import UsageError
 from qtool.plan import DynamicPlan
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.quantize_dynamic import plan_dynamic, quantize_dynamic
-
-# The parameters of the command that mean something here; whatever else is given is refused.
-_UNDERSTOOD = frozenset(
-    {
-        *("model", "calib_data", "output", "output_dir", "target", "scheme", "per_channel", "weights_symmetric"),
-        "weight_type",
-        *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
-        *("trust_pickle", "allow_global"),
-        *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
-    }
-)
-
-
-def refuse_static_options(context: typer.Context) -> None:
-    """Refuses options that have no effect with the dynamic scheme.
-
-    Those from a settings file count only where the file chooses the scheme as well.
-
-    Raises:
-        UsageError: one is given.
-    """
-    binding = {"COMMANDLINE"}
-    if _source(context, "scheme") == "DEFAULT_MAP":
-        binding.add("DEFAULT_MAP")
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name not in _UNDERSTOOD and _source(context, name) in binding:
-            negated = context.params.get(name) is False and parameter.secondary_opts
-            option = (parameter.secondary_opts if negated else parameter.opts)[0]
-            raise UsageError(
-                f"{option} has no effect with --scheme dynamic", fix=f"drop {option}, or use --scheme static"
-            )
 
 
 def run_dynamic(console: Console, request: DynamicRequest, *, json: bool, dry_run: bool) -> None:
@@ -72,11 +36,6 @@ def run_dynamic(console: Console, request: DynamicRequest, *, json: bool, dry_ru
         console.json(_report_as_json(report, request))
     else:
         _show_report(console, report, request)
-
-
-def _source(context: typer.Context, name: str) -> str | None:
-    source = context.get_parameter_source(name)
-    return None if source is None else source.name
 
 
 def _show_plan(console: Console, plan: DynamicPlan, request: DynamicRequest) -> None:
@@ -119,19 +78,8 @@ def _show_report(console: Console, report: DynamicReport, request: DynamicReques
 
 def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str, object]:
     return {
-        "schema": "qtool.quantize/1",
-        "output": str(report.output),
-        "manifest": str(report.manifest),
-        "float_model": str(report.float_model),
-        "target": request.scheme.target,
-        "scheme": request.scheme.description,
-        "compared_on": report.compared_on,
-        "float_bytes": report.float_bytes,
-        "quantized_bytes": report.quantized_bytes,
-        "coverage": coverage_as_json(report.coverage),
-        "outputs": fidelity_as_json(report.fidelity, report.outlooks),
+        **shared_as_json(report, request.scheme),
         "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
-        "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.integer_nodes),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }

@@ -74,7 +74,7 @@ def sensitivity(
 
     One layer at a time is quantized (fake quantization), and the outputs are compared with the float model's.
     """
-    from qtool.backends.onnxruntime_cpu.this_machine import target_named
+    from qtool.backends.this_machine import target_named
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
     from qtool.workflows.tune.sensitivity import SensitivityRequest, in_decibels

@@ -1,1 +1,1 @@
-"""What every pass needs of a graph: constants, names, lengths, views, rewiring."""
+"""What every pass needs of a graph: constants, names, dimensions, views, rewiring."""

@@ -17,20 +17,20 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """Returns the stored numbers of a constant, or None when the value is computed at run time."""
+    """Returns the values of a constant; None for a value that is computed at run time."""
     if value is None or not is_constant(value) or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, names: Names | None = None) -> ir.Value:
-    """Stores a new constant under ``name``, or a name close to it that is free.
+    """Adds a constant called ``name``, or a similar name that is free.
 
     Args:
         graph: where to store it.
-        name: what it should be called.
+        name: its preferred name.
         array: its values.
-        names: the names in use, where the caller keeps them; they are gathered again otherwise.
+        names: the names in use, where the caller keeps them; they are collected again otherwise.
     """
     free = (names or Names(graph)).free(name)
     value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
@@ -47,7 +47,7 @@ def integer_attribute(node: ir.Node, name: str, default: int) -> int:
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """Returns the one node that reads a value, or None when there are more, or it is a graph output."""
+    """Returns the only consumer of a value; None where there are more, or it is a graph output."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -55,9 +55,9 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 
 
 def constant_number(value: ir.Value | None) -> float | int | bool | None:
-    """Returns the number that a constant of one element holds, or None where it holds another count, or is computed.
+    """Returns the number in a constant of one element; None for other constants, and for values that are computed.
 
-    Exporters store what the operators' specification calls a scalar with axes of length 1, too.
+    Exporters also store scalars with axes of length 1.
     """
     array = constant_array(value)
     if array is None or array.size != 1 or array.dtype.kind in "OSU":
@@ -67,7 +67,7 @@ def constant_number(value: ir.Value | None) -> float | int | bool | None:
 
 
 def broadcast_number(constant: ir.Value | None, value: ir.Value) -> float | int | bool | None:
-    """Returns the one number that a constant combines with all of ``value``; None where that gives the result axes."""
+    """Returns the number that a constant broadcasts to all of ``value``; None where it would add axes to the result."""
     array, number = constant_array(constant), constant_number(constant)
     adds_none = array is not None and (array.ndim == 0 or (value.shape is not None and array.ndim <= len(value.shape)))
     return number if adds_none else None
@@ -78,6 +78,16 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
     low = constant_number(node.inputs[1]) if len(node.inputs) > 1 else None
     high = constant_number(node.inputs[2]) if len(node.inputs) > 2 else None
     return (float("-inf") if low is None else float(low)), (float("inf") if high is None else float(high))
+
+
+def reads_rows(node: ir.Node) -> bool:
+    """Returns whether a node picks rows of its first input, as from an embedding table."""
+    return node.op_type == "Gather" and node.domain == "" and integer_attribute(node, "axis", 0) == 0
+
+
+def has_rows_of_outputs(node: ir.Node) -> bool:
+    """Returns whether a node reads its weight as rows, one an output: a Gemm with transB, or a Gather of rows."""
+    return is_transposed(node) or reads_rows(node)
 
 
 def is_transposed(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Keeps the names that a model gives to the lengths of its outputs."""
+"""Keeps the names of the symbolic dimensions of a model's outputs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-# How shape inference calls a length that it knows nothing about; only equal names mean something.
+# The names that shape inference generates for unknown dimensions; only their equality has a meaning.
 MADE_UP = re.compile(r"unk__\d+|.*#\d+")
 
 
 @contextmanager
 def declared_lengths(model: ir.Model) -> Iterator[None]:
-    """Lets lengths of outputs that have a name before the block have it behind it, unless a number has come of them.
+    """Restores the names of symbolic output dimensions after the block, unless they have become fixed.
 
-    A tensor that takes the place of an output brings along what inference made up for it.
+    A tensor that replaces an output has the names that shape inference generated.
     """
     before = [_lengths(value) for value in model.graph.outputs]
     yield

@@ -1,4 +1,4 @@
-"""Lengths of axes, free ones included, as products."""
+"""Dimensions, symbolic ones included, as products."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-# Names that exporters give to lengths which have nothing to do with each other.
+# Names that exporters give to unrelated dimensions.
 _NO_NAMES = frozenset({"", "?", "-1", "none", "unk", "unknown", "dynamic"})
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A product of a number and the lengths that are free.
+    """The product of a number and symbolic dimensions.
 
     Attributes:
         factor: the number.
-        names: the free lengths, sorted; one that stands there twice is squared.
+        names: the symbolic dimensions, sorted; one that occurs twice is squared.
     """
 
     factor: int
@@ -26,7 +26,7 @@ class Length:
 
     @property
     def number(self) -> int | None:
-        """The length where nothing of it is free."""
+        """The dimension where nothing of it is symbolic."""
         return None if self.names else self.factor
 
     def __mul__(self, other: Length) -> Length:
@@ -34,7 +34,7 @@ class Length:
         return Length(self.factor * other.factor, tuple(sorted((*self.names, *other.names))))
 
     def divided_by(self, other: Length) -> Length | None:
-        """Returns the quotient where it is a whole length, whatever the free lengths are."""
+        """Returns the quotient where it is whole for all values of the symbolic dimensions."""
         left = list(self.names)
         for name in other.names:
             if name not in left:
@@ -49,7 +49,7 @@ Lengths: TypeAlias = tuple[Length | None, ...]
 
 
 def dims_of(value: ir.Value) -> Lengths | None:
-    """Returns the lengths of a tensor's axes; a free one without a name is known only to be that of this axis."""
+    """Returns the dimensions of a tensor; an unknown one without a name equals none but itself."""
     if value.shape is None:
         return None
     return tuple(
@@ -69,7 +69,7 @@ def product(lengths: Iterable[Length | None]) -> Length | None:
 
 
 def shape_of(lengths: Sequence[Length | None]) -> ir.Shape:
-    """Returns lengths as the shape of a tensor; what has no name of its own stays open."""
+    """Returns dimensions as the shape of a tensor; those without a name stay unknown."""
     dims: list[int | str | None] = []
     for length in lengths:
         if length is None or (length.names and (length.factor != 1 or len(length.names) != 1)):

@@ -1,4 +1,4 @@
-"""Which conversions between types of elements keep every value."""
+"""Conversions between element types that keep every value."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _FORMS: Mapping[ir.DataType, _Form] = {
 
 
 def is_lossless(source: ir.DataType, target: ir.DataType) -> bool:
-    """Returns whether every value of ``source`` is one of ``target``: a detour over that type changes nothing."""
+    """Returns whether ``target`` represents every value of ``source``, so that casting there and back is lossless."""
     if source == target:
         return True
     before, after = _FORMS.get(source), _FORMS.get(target)

@@ -1,4 +1,4 @@
-"""Takes the nodes that make maps out of a graph while passes change it: onnx-ir has no form for the types of maps."""
+"""Removes nodes that make maps while passes change a graph, since onnx-ir has no map types."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ML_DOMAIN = "ai.onnx.ml"
 
 @dataclass(frozen=True, slots=True)
 class MapOutput:
-    """Describes an output that ZipMap made of scores.
+    """An output that ZipMap makes of scores.
 
     Attributes:
-        place: its place among the graph's outputs.
+        place: its index among the graph's outputs.
         node: the node, without its input.
     """
 
@@ -40,7 +40,7 @@ def take_maps_aside(model: ir.Model) -> tuple[MapOutput, ...]:
 
 
 def put_maps_back(model: ir.Model, aside: Sequence[MapOutput]) -> None:
-    """Lets what stands instead of each output's scores be read by its ZipMap again."""
+    """Puts each ZipMap back behind the scores of its output."""
     for one in aside:
         made = one.node.outputs[0]
         node = ir.node(

@@ -1,4 +1,4 @@
-"""Finds names that nothing in a graph has yet."""
+"""Finds names that are free in a graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qtool.graph.node_reads import graphs_in
 
 
 class Names:
-    """Hands out names for new values and nodes, none of which a graph or its subgraphs use.
+    """Assigns names to new values and nodes that neither a graph nor its subgraphs use.
 
     Values and nodes may share a name; two nodes may not, since onnxruntime refuses the graph.
     """
@@ -42,6 +42,6 @@ class Names:
             name, count = f"{wish}_{count}", count + 1
         for names in taken:
             names.add(name)
-        # The same wish again need not try all of these once more.
+        # The next request of the same name starts behind these.
         self._counts[wish] = count
         return name

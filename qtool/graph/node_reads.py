@@ -1,4 +1,4 @@
-"""Describes what a node reads."""
+"""The values that a node reads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 
 def read_by(node: ir.Node) -> Iterator[ir.Value]:
-    """Yields the values that a node reads, those that graphs inside it take from outside them included.
+    """Yields the values that a node reads, including those that its subgraphs capture.
 
-    A value comes as often as it is read, in the order in which it is.
+    In order; a value that is read twice comes twice.
     """
     yield from (value for value in node.inputs if value is not None)
     for graph in graphs_in(node):
@@ -21,7 +21,7 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yields the graphs inside a node: branches and loop bodies."""
+    """Yields the subgraphs of a node: branches and loop bodies."""
     for attribute in node.attributes.values():
         graphs: Sequence[ir.Graph] = ()
         if attribute.type == ir.AttributeType.GRAPH:

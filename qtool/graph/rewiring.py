@@ -1,4 +1,4 @@
-"""Replaces others by nodes."""
+"""Replaces nodes."""
 
 from __future__ import annotations
 

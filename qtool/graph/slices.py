@@ -18,13 +18,13 @@ _END = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What a Slice does to one axis.
+    """The bounds of a Slice along one axis.
 
     Attributes:
         axis: the axis, counted from the front where the rank is known.
         start: its first element.
         end: the index after its last element.
-        step: from one to the next.
+        step: the distance from one to the next.
     """
 
     axis: int
@@ -34,7 +34,7 @@ class Cut:
 
 
 def cuts_of(node: ir.Node) -> tuple[Cut, ...] | None:
-    """Returns what a Slice with constant bounds as inputs does to each axis; None where it has others."""
+    """Returns the bounds of a Slice along each axis; None where they are not constant inputs."""
     if node.op_type != "Slice" or node.domain != "" or len(node.inputs) < 3 or node.inputs[0] is None:
         return None
     arrays = [None if value is None else constant_array(value) for value in node.inputs[1:]]
@@ -57,14 +57,14 @@ def cuts_of(node: ir.Node) -> tuple[Cut, ...] | None:
 
 
 def keeps_all(cut: Cut, length: int | None) -> bool:
-    """Returns whether a cut leaves an axis of ``length`` as it is; None is a length that is not known."""
+    """Returns whether a cut keeps all of an axis of ``length``, which may be unknown (None)."""
     begins = cut.start == 0 or (length is not None and cut.start <= -length)
     ends = cut.end >= _END or (length is not None and cut.end >= length)
     return cut.step == 1 and begins and ends
 
 
 def full_axes_removed(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
-    """Takes the axes that are kept whole out of a Slice, or the whole Slice away; returns whether there are any."""
+    """Removes axes that are kept whole from a Slice, or the Slice itself; returns whether there were any."""
     cuts, source = cuts_of(node), node.inputs[0]
     if cuts is None or source is None:
         return False
@@ -78,7 +78,7 @@ def full_axes_removed(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
 
 
 def set_cuts(node: ir.Node, cuts: Sequence[Cut], graph: ir.Graph, names: Names) -> None:
-    """Gives a Slice new bounds, stored in ``graph``."""
+    """Sets the bounds of a Slice; they are stored in ``graph``."""
     columns = {
         "starts": [cut.start for cut in cuts],
         "ends": [cut.end for cut in cuts],

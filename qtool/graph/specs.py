@@ -24,7 +24,7 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
 
 
 def _length(dim: int | ir.SymbolicDim) -> int | str | None:
-    """Returns a fixed length, the name of a free one, or None; some exporters write -1 for free."""
+    """Returns a fixed dimension, the name of a symbolic one, or None; some exporters write -1 for unknown ones."""
     if isinstance(dim, int):
         return dim if dim >= 0 else None
     return dim.value

@@ -1,4 +1,4 @@
-"""Knows how large every tensor of a graph is."""
+"""Sizes of the tensors of a graph."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class TensorSize:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take; two values of 4 bits share one."""
+        """Its size in bytes; two values of 4 bits share one."""
         return math.ceil(self.elements * self.dtype.itemsize)
 
 
 def declared_sizes(model: ir.Model) -> dict[str, TensorSize]:
-    """Returns the sizes that the graph itself tells, by tensor; what has a free dimension or no type is left out.
+    """Returns the sizes that the graph declares, by tensor; those with a free dimension or without a type are left out.
 
-    Tensors of subgraphs are in it, too, and constants are.
+    Constants and tensors of subgraphs are included.
     """
     sizes = {}
     for value in _values(model):

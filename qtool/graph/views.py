@@ -1,4 +1,4 @@
-"""Operators that give a tensor another shape and leave its elements in order."""
+"""Operators that change the shape of a tensor and keep the order of its elements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtool.passes.optimization.shape_arithmetic import ShapeArithmetic
 
 
 def view_dims(node: ir.Node, source: Lengths, arithmetic: ShapeArithmetic) -> Lengths | None:
-    """Returns the shape that a view makes of ``source``; None where ``node`` is no view, or too little is known.
+    """Returns the shape that a view gives ``source``; None where ``node`` is not a view, or too little is known.
 
     A length that is None is what remains for it.
     """
@@ -41,7 +41,7 @@ def reshaped(node: ir.Node, source: Lengths | None, arithmetic: ShapeArithmetic)
     lengths: list[Length | None] = []
     for axis, length in enumerate(wanted):
         if length == Length(0):
-            # Here it stands for the length that the axis had, or for no elements at all.
+            # Here it means the dimension of the input, or no elements at all.
             if integer_attribute(node, "allowzero", 0) or source is None or axis >= len(source):
                 return None
             lengths.append(source[axis])
@@ -57,7 +57,7 @@ def reshaped(node: ir.Node, source: Lengths | None, arithmetic: ShapeArithmetic)
 
 
 def as_reshape(target: Lengths, source: Lengths | None) -> list[int] | None:
-    """Returns the constants that make Reshape turn ``source`` into ``target``; None where constants cannot say it."""
+    """Returns the shape constant of a Reshape of ``source`` to ``target``; None where a constant cannot express it."""
     numbers: list[int] = []
     for axis, length in enumerate(target):
         number = None if length is None else length.number
@@ -80,7 +80,7 @@ def axes_of(node: ir.Node) -> list[int] | None:
 
 
 def _transposed(node: ir.Node, source: Lengths) -> Lengths | None:
-    """Returns the shape behind a Transpose that moves nothing but axes of length 1."""
+    """Returns the output shape of a Transpose that moves only axes of length 1."""
     order = node.attributes["perm"].as_ints() if "perm" in node.attributes else tuple(reversed(range(len(source))))
     long = [axis for axis in order if source[axis] != Length(1)]
     return tuple(source[axis] for axis in order) if long == sorted(long) else None

@@ -1,8 +1,8 @@
 """Records the changes of a stored tensor by passes since its export, in its metadata.
 
-Quantizing and optimizing multiply factors into weights and rearrange them. Who changes a weight later, as merging an
-adapter does, has to do the same to the change. The record is JSON in the tensor's metadata, so that it goes wherever
-the graph goes: the tensor's first name and shape, then one entry per step.
+Quantizing and optimizing scale weights and rearrange them. What changes a weight later, such as merging an adapter,
+has to do the same to the change. The record is JSON in the tensor's metadata, so that it stays with the graph: the
+tensor's original name and shape, then one entry per step.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Rearranged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shifted:
-    """Put products of the tensor with offsets of its inputs into the layer's bias.
+    """Added products of the tensor and offsets of its inputs to the layer's bias.
 
     Attributes:
         offsets: float64, of a shape that broadcasts to that of the tensor.
-        axes: those that were summed over.
+        axes: the axes that were summed over.
     """
 
     offsets: Array
@@ -67,7 +67,7 @@ class Replayed:
     """The changes of a tensor.
 
     Attributes:
-        tensor: in the form in which it is stored now.
+        tensor: its values in the form in which it is stored now.
         bias: what was added to the bias of its layer, (outputs,); None where nothing was.
     """
 
@@ -77,12 +77,12 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRecord:
-    """Tells where a tensor comes from.
+    """The origin of a tensor.
 
     Attributes:
-        name: what it was called first.
-        shape: that it had then.
-        steps: what was done to it, in order.
+        name: its original name.
+        shape: its original shape.
+        steps: its changes, in order.
     """
 
     name: str
@@ -105,7 +105,7 @@ class WeightRecord:
         return Replayed(tensor=now, bias=bias)
 
     def undo(self, stored: Array) -> Array | None:
-        """Returns the tensor as it was at first, in float64; None where a factor of zero left nothing of it."""
+        """Returns the original tensor in float64; None where a factor of zero makes that impossible."""
         now = stored.astype(np.float64)
         shapes = _shapes(self.shape, self.steps)
         for step, before in zip(reversed(self.steps), reversed(shapes), strict=True):
@@ -120,7 +120,7 @@ class WeightRecord:
 
     @property
     def output_factors(self) -> Array:
-        """What outputs of the layer were multiplied with, and a bias with them; (outputs,) or ()."""
+        """The factors of the layer's outputs, and of its bias; (outputs,) or ()."""
         product = np.ones(())
         for step in self.steps:
             if isinstance(step, Scaled) and step.outputs is not None:
@@ -129,7 +129,7 @@ class WeightRecord:
 
     @property
     def is_transposed_only(self) -> bool:
-        """Whether it is a matrix that holds the same numbers as at first, in that order or transposed."""
+        """Whether it is a matrix with its original values, as they were or transposed."""
         rearranged = all(isinstance(step, Rearranged) and len(step.shape) == 2 for step in self.steps)
         return rearranged and len(self.shape) == 2
 
@@ -141,7 +141,7 @@ class WeightRecord:
 
 
 def record_of(value: ir.Value | None) -> WeightRecord | None:
-    """Returns the record of a stored tensor; None where there is none, or it cannot be one of this tensor."""
+    """Returns the record of a stored tensor; None where there is none, or it does not fit the tensor."""
     text = None if value is None else value.metadata_props.get(_KEY)
     if value is None or text is None:
         return None
@@ -163,7 +163,7 @@ def has_records(model: ir.Model) -> bool:
 
 
 def record_steps(made: ir.Value, source: ir.Value, *steps: Step) -> None:
-    """Notes at ``made`` what is noted at ``source``, with further ``steps``, and other metadata of it."""
+    """Copies the metadata of ``source`` to ``made``, with further ``steps`` in its record."""
     array = constant_array(source)
     if array is None:
         raise AssertionError(source)
@@ -175,7 +175,7 @@ def record_steps(made: ir.Value, source: ir.Value, *steps: Step) -> None:
 
 
 def record_text(value: ir.Value) -> str:
-    """Returns what was done to a tensor as text, equal for tensors to which the same was done."""
+    """Returns the changes of a tensor as text, equal for tensors with equal changes."""
     record = record_of(value)
     return "" if record is None or not record.steps else json.dumps([_written(step) for step in record.steps])
 
@@ -236,7 +236,7 @@ def _lengths(numbers: Sequence[object]) -> list[int]:
 
 
 def _encoded(array: Array) -> Mapping[str, object]:
-    # Sixty-four bits: what is divided out again has to be what was multiplied.
+    # In float64, so that undoing divides by exactly the factors that were multiplied.
     data = base64.b64encode(np.ascontiguousarray(array, "<f8").tobytes()).decode("ascii")
     return {"shape": list(array.shape), "float64": data}
 

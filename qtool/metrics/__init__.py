@@ -1,1 +1,1 @@
-"""How good, how fast, how large: one measurement a file."""
+"""Measurements of models: accuracy, speed, memory and size; one a file."""

@@ -1,4 +1,4 @@
-"""How often a classifier names the right class."""
+"""Top-1 and top-5 accuracy of classifiers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """The share of samples whose right class is among the highest scores.
+    """Top-1 and top-5 accuracy.
 
     Attributes:
         top1: share of samples, 0 to 1, whose highest score is that of the label.
@@ -35,8 +35,8 @@ class ClassChange:
     Attributes:
         label: the class.
         samples: how many samples have this label.
-        float_right: how many of them the float model names rightly.
-        quantized_right: how many of them the quantized model names rightly.
+        float_right: how many of them the float model classifies correctly.
+        quantized_right: how many of them the quantized model classifies correctly.
     """
 
     label: int
@@ -56,7 +56,7 @@ class AccuracyMeter:
             name: what errors call them.
 
         Raises:
-            InputError: they are no class indices.
+            InputError: they are not class indices.
         """
         self._name = name
         self._labels = _checked(labels, name)
@@ -67,10 +67,10 @@ class AccuracyMeter:
     def add(self, scores: Array) -> None:
         """Adds the scores, of the shape (rows, classes), of the next rows.
 
-        Equal scores rank by their place, as ``argmax`` has it; a row with a NaN is wrong.
+        Equal scores rank by index, as in ``argmax``; a row with a NaN is wrong.
 
         Raises:
-            InputError: there are fewer labels than rows, or a label is no class of these scores.
+            InputError: there are fewer labels than rows, or a label is not an index into the scores.
         """
         rows, self._classes = scores.shape
         labels = self._labels[self._seen : self._seen + rows]
@@ -106,7 +106,7 @@ class AccuracyMeter:
         )
 
     def changes_to(self, quantized: AccuracyMeter) -> tuple[ClassChange, ...]:
-        """Returns the classes that another model names more or less often rightly, those that lose most first."""
+        """Returns the classes whose accuracy another model changes, the largest losses first."""
         changes = [
             ClassChange(
                 label=label,

@@ -1,10 +1,11 @@
-"""Mean average precision of boxes, as the COCO benchmark counts it (https://cocodataset.org/#detection-eval).
+"""Mean average precision of boxes, as in the COCO benchmark (https://cocodataset.org/#detection-eval).
 
-For each class and each overlap t of 0.5, 0.55 … 0.95: a box is right where it overlaps a true box of its picture and
-class by at least t and no surer box has taken that one before. Down the boxes of all pictures, the surest first,
-precision is the share of right boxes so far, recall the share of true boxes that they found. The average precision is
-the mean, over the recalls 0, 0.01 … 1, of the highest precision at that recall or a higher one, and 0 at recalls that
-are never reached. The figure is the mean over the overlaps and over the classes that have a true box.
+For each class and each overlap t of 0.5, 0.55 … 0.95: a box is a true positive where its intersection over union with
+a ground-truth box of its image and class is at least t, and no box of a higher score has been matched with that one.
+Over the boxes of all images, by descending score, precision is the share of true positives so far, and recall the
+share of ground-truth boxes that were found. The average precision is the mean, over the recalls 0, 0.01 … 1, of the
+highest precision at that recall or a higher one, and 0 at recalls that are never reached. The result is the mean over
+the overlaps and over the classes that have a ground-truth box.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST_BOXES = 100
 
 
 class PrecisionMeter:
-    """Compares found boxes with true ones, picture by picture; keeps the score and ten marks of each box found."""
+    """Compares detections with ground truth, image by image; keeps a score and ten matches for each detection."""
 
     def __init__(self) -> None:
         """Starts with nothing seen."""
@@ -30,11 +31,11 @@ class PrecisionMeter:
 
     @property
     def truths(self) -> int:
-        """How many true boxes there were."""
+        """How many ground-truth boxes there were."""
         return sum(self._truths.values())
 
     def add(self, found: Boxes, truth: Boxes) -> None:
-        """Adds one picture; of more than 100 boxes found of one class, the surest count."""
+        """Adds one image; of more than 100 detections of one class, those of the highest scores count."""
         ordered = found.where(np.argsort(-found.scores, kind="stable"))
         for label in np.unique(truth.classes).tolist():
             self._truths[label] = self._truths.get(label, 0) + int(np.count_nonzero(truth.classes == label))
@@ -45,7 +46,7 @@ class PrecisionMeter:
             self._right.setdefault(label, []).append(_right(overlaps(own.corners, true.corners)))
 
     def result(self) -> float:
-        """Returns the mean average precision, 0 to 1; there has to be a true box."""
+        """Returns the mean average precision, 0 to 1; there has to be a ground-truth box."""
         return float(np.mean([self._of_class(label, count) for label, count in self._truths.items()]))
 
     def _of_class(self, label: int, truths: int) -> float:
@@ -70,10 +71,10 @@ def average_precision(scores: Floats, right: npt.NDArray[np.bool_], truths: int)
 
 
 def _right(shares: Floats) -> npt.NDArray[np.bool_]:
-    """Returns which boxes are right, (boxes, overlaps): each takes the true box that it overlaps most and that is free.
+    """Returns which boxes are true positives, (boxes, overlaps): each is matched with the free box of most overlap.
 
     Args:
-        shares: intersection over union, (boxes, true boxes), the surest box first.
+        shares: intersection over union, (boxes, ground-truth boxes), by descending score.
     """
     right = np.zeros((len(shares), len(OVERLAPS)), bool)
     for place, least in enumerate(OVERLAPS):

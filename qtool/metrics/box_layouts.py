@@ -1,8 +1,8 @@
-"""Determines how the outputs of a detector hold boxes, and reads them.
+"""Determines the layout of a detector's outputs, and reads boxes from them.
 
-What is known: boxes beside scores and classes, as graphs with non-maximum suppression inside of them give them; one
+Supported: boxes, scores and classes in separate tensors, as graphs with non-maximum suppression return them; one
 tensor of (x, y, x, y, score, class) rows; and one tensor of YOLO's candidates, (samples, 4 + classes, candidates) or
-(samples, candidates, 5 + classes), decoded or as YOLOX leaves them. Which of them it is shows in shapes and values of
+(samples, candidates, 5 + classes), decoded, or raw as in YOLOX. The layout is inferred from shapes and values of
 the float model's outputs.
 """
 
@@ -19,7 +19,7 @@ from qtool.metrics.boxes import Boxes, corners_of, suppressed
 
 BoxReader: TypeAlias = Callable[[Mapping[str, Array], int], list[Boxes]]
 
-# Less sure candidates never rank before what counts as found, and there are thousands of them.
+# Candidates of lower scores never rank above detections, and there are thousands of them.
 _LEAST_SCORE = 0.05
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _CHANNELS = (1, 3, 4)
@@ -28,7 +28,7 @@ _SLACK = 1e-3
 
 
 def box_reader(reference: Mapping[str, Array], inputs: Mapping[str, Array], rows: int) -> BoxReader:
-    """Returns what reads boxes off outputs like these, given the outputs and how many samples they are of.
+    """Returns the function that reads boxes from outputs of this layout, given the outputs and the number of samples.
 
     Args:
         reference: the float model's outputs for one batch.
@@ -36,7 +36,7 @@ def box_reader(reference: Mapping[str, Array], inputs: Mapping[str, Array], rows
         rows: how many samples these are.
 
     Raises:
-        InputError: they are nothing that is known.
+        InputError: the layout is not supported.
     """
     reader = _beside_scores(reference, rows) or _rows_of_six(reference, rows) or _rows_of_seven(reference, rows)
     reader = reader or _candidates(reference, inputs, rows)
@@ -90,7 +90,7 @@ def _beside_scores(reference: Mapping[str, Array], rows: int) -> BoxReader | Non
                 labels = np.zeros(len(corners)) if classes is None else np.rint(values[classes][row])
                 found.append(Boxes.of(corners, values[scores[0]][row], labels))
             else:
-                # In a softmax over classes, the first stands for no object.
+                # In a softmax over classes, the first is the background.
                 own = values[by_class[0]][row][:, 1:] if background else values[by_class[0]][row]
                 found.append(_chosen(corners, own))
         return found
@@ -132,7 +132,7 @@ def _candidates(reference: Mapping[str, Array], inputs: Mapping[str, Array], row
     if name is None:
         return None
     _, first, second = reference[name].shape
-    # YOLOv8 and after: (samples, 4 + classes, candidates), without a score for there being an object at all.
+    # YOLOv8 and after: (samples, 4 + classes, candidates), without an objectness score.
     upright = first >= 5 and second > first
     if not upright and not (second >= 6 and first > second):
         return None
@@ -159,7 +159,7 @@ def _candidates(reference: Mapping[str, Array], inputs: Mapping[str, Array], row
 
 
 def _chosen(corners: Array, scores: Array) -> Boxes:
-    """Takes the surest class of each candidate, and of candidates for the same object the surest."""
+    """Takes the class of the highest score for each candidate, then suppresses candidates for the same object."""
     labels = scores.argmax(axis=1)
     best = np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
     sure = best >= _LEAST_SCORE
@@ -167,7 +167,7 @@ def _chosen(corners: Array, scores: Array) -> Boxes:
 
 
 def _is_undecoded(value: Array, size: tuple[int, int] | None) -> bool:
-    """Tells offsets within the cells of a grid from places in the picture, which reach from edge to edge."""
+    """Returns whether coordinates are offsets within grid cells, not positions in the image, which span all of it."""
     centers = value[..., :2]
     reach = max(size) / 2 if size is not None else max(_STRIDES[0])
     return bool(centers.max() < reach and (centers.min() < -0.05 or centers.max() > 1.05))
@@ -192,7 +192,7 @@ def _decoded(places: Array, grid: Array) -> Array:
     Ge et al., YOLOX: Exceeding YOLO Series in 2021, https://arxiv.org/abs/2107.08430.
     """
     wide = places.astype(np.float64)
-    # No box is wider than any picture, whatever a broken model says.
+    # Bounds the sizes that a broken model gives.
     sizes = np.exp(np.minimum(wide[:, 2:], 20.0))
     return np.concatenate([wide[:, :2] + grid[:, :2], sizes], axis=1) * grid[:, 2:]
 

@@ -1,4 +1,4 @@
-"""Boxes with scores and classes, as detectors find them in one picture."""
+"""Boxes with scores and classes: the detections in one image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOST_CLASSES = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What was found in one picture.
+    """The detections in one image.
 
     Attributes:
         corners: two opposite corners a box, (boxes, 4), in any unit; the lower ones first.
-        scores: how sure it is, (boxes,).
-        classes: what it is, (boxes,), whole numbers.
+        scores: confidence, (boxes,).
+        classes: class indices, (boxes,).
     """
 
     corners: Floats
@@ -35,7 +35,7 @@ class Boxes:
         """Takes arrays of any number type; corners in the wrong order are exchanged."""
         found = corners.reshape(-1, 4).astype(np.float64)
         ordered = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], 1)
-        # A broken model may call something NaN.
+        # A broken model may return NaN.
         labels = np.clip(np.nan_to_num(classes.reshape(-1)), -1, _MOST_CLASSES).astype(np.int64)
         return cls(ordered, scores.reshape(-1).astype(np.float64), labels)
 
@@ -66,9 +66,9 @@ def overlaps(left: Floats, right: Floats) -> Floats:
 
 
 def suppressed(boxes: Boxes) -> Boxes:
-    """Returns the boxes without those that overlap a surer one of their class by 0.7: greedy non-maximum suppression.
+    """Greedy non-maximum suppression: drops boxes that overlap one of their class with a higher score by 0.7.
 
-    Of more than 1000 boxes, the surest count.
+    Of more than 1000 boxes, those of the highest scores count.
     """
     order = np.argsort(-boxes.scores, kind="stable")[:_MOST_CANDIDATES]
     ranked = boxes.where(order)

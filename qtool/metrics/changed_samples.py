@@ -1,4 +1,4 @@
-"""Which samples a quantized model changes most."""
+"""The samples that quantization changes most."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ChangedSample:
     Attributes:
         index: which one, counted from 0 in the order of the data.
         sqnr_db: signal-to-quantization-noise ratio of its outputs, the worst one; minus infinity where they are NaN.
-        float_class: the class that the float model names; None where no output holds one score per class.
-        quantized_class: the class that the quantized model names.
+        float_class: the class that the float model predicts; None where no output holds one score per class.
+        quantized_class: the class that the quantized model predicts.
         picture: the sample, float32 of the shape (height, width, channels), where it is an image; None otherwise.
     """
 
@@ -38,7 +38,7 @@ class ChangedSample:
 
 
 class SampleMeter:
-    """Keeps the samples with the most noise; holds no more of the others than a batch."""
+    """Keeps the samples with the most noise; of all others, at most one batch is in memory."""
 
     def __init__(self) -> None:
         """Starts with nothing seen."""

@@ -1,4 +1,4 @@
-"""How well a detector finds objects: those of labels, or those that the float model finds."""
+"""Detection accuracy, against labels or against the detections of the float model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qtool.metrics.box_layouts import BoxReader, box_reader
 from qtool.metrics.boxes import Boxes
 from qtool.metrics.judged_batch import Batch, called_with
 
-# What detectors show unless they are told otherwise counts as found.
+# The usual default threshold of detectors.
 _SURE = 0.25
 _LABEL_COLUMNS = 5
 _FOUND_COLUMNS = 6
 
 
 class DetectionMeter:
-    """Counts the mean average precision of one model's boxes."""
+    """Computes the mean average precision of one model."""
 
     def __init__(self, name: str, function: Callable[..., Any] | None = None) -> None:
         """Starts with nothing seen.
@@ -29,7 +29,7 @@ class DetectionMeter:
         Args:
             name: what errors call the function.
             function: returns an array of (x, y, x, y, score, class) rows for each sample, given a batch's outputs by
-                name; without one, shapes and values tell where the boxes are.
+                name; without one, the layout is inferred from shapes and values.
         """
         self._read: BoxReader | None = None if function is None else _by_function(name, function)
         self._precision = PrecisionMeter()
@@ -38,7 +38,7 @@ class DetectionMeter:
         """Adds one batch.
 
         Raises:
-            InputError: there are no boxes in the outputs, or the labels are none.
+            InputError: there are no boxes in the outputs, or the labels are not boxes.
         """
         if self._read is None:
             self._read = box_reader(batch.reference, batch.inputs, batch.rows)

@@ -1,4 +1,4 @@
-"""How close the outputs of a model stay to those of the model it was made from."""
+"""Fidelity: how close a model's outputs are to those of the model it was made from."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class OutputFidelity:
     Attributes:
         name: the output.
         sqnr_db: signal-to-quantization-noise ratio in dB, 10·log10(Σa²/Σ(a−b)²) over the reference's values a and the
-            candidate's b; infinite where all values are the same. Of an output with parts of unlike size, that of the
-            worst part.
+            candidate's b; infinite where all values are the same. Of an output with parts of different magnitude,
+            that of the worst part.
         cosine: Σab/√(Σa²·Σb²) over all values, 1 for the same direction; two outputs of only zeros count as 1.
         max_abs_error: the largest |a−b|.
         mean_abs_error: the mean of |a−b|.
@@ -133,7 +133,7 @@ class _Tally:
                 a, b = a[both], b[both]
             self.floats += a.size
             difference = np.abs(a - b)
-            # A dot product would wake threads, which wait for those of the runtime that has just run the model.
+            # A dot product would use BLAS threads, which compete with those of the runtime that has just run the model.
             self.signal += float(np.square(a).sum())
             self.energy += float(np.square(b).sum())
             self.product += float((a * b).sum())
@@ -194,7 +194,7 @@ class _Tally:
 
 
 def _wide_pairs(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Yields both arrays, flat and in float64, a stretch at a time."""
+    """Yields both arrays, flat and in float64, in chunks."""
     left, right = expected.reshape(-1), got.reshape(-1)
     for first in range(0, left.size, _CHUNK_VALUES):
         chunk = slice(first, first + _CHUNK_VALUES)

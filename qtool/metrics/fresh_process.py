@@ -19,7 +19,7 @@ from qtool.private_folder import private_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstRun:
-    """What a fresh process saw.
+    """Time and memory of the first run in a new process.
 
     Attributes:
         before_bytes: the most physical memory it held before it opened the model; None where the system does not tell.
@@ -34,7 +34,7 @@ class FirstRun:
 
 @dataclass(frozen=True, slots=True)
 class NoRun:
-    """Explains why there is nothing to tell.
+    """Explains why there is no measurement.
 
     Attributes:
         reason: one line.
@@ -48,13 +48,13 @@ def run_in_fresh_process(
 ) -> FirstRun | NoRun:
     """Opens ``model`` in ``runtime`` in a new Python process and runs it once on ``feeds``.
 
-    A process that has run another model before would show that one's memory, and would have its code at hand.
+    A process that has run another model before would include that one's memory, and would already have loaded code.
     """
     if not sys.executable:
         return NoRun("this Python does not know its own executable")
     with private_folder() as folder:
         batch = folder / "batch.npz"
-        # Positions, not names: a name may hold what no file name can.
+        # Indices, not names: a name may contain characters that file names cannot.
         np.savez(batch, *feeds.values())
         task = {"model": str(model), "inputs": list(feeds), "batch": str(batch), "threads": threads, "runtime": runtime}
         done = subprocess.run(

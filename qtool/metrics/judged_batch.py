@@ -1,4 +1,4 @@
-"""The input of metrics, and the calls of the user's functions."""
+"""The inputs of task metrics, and calls of user-defined functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Batch:
 
 
 class MetricMeter(Protocol):
-    """Judges one model batch by batch."""
+    """Evaluates one model batch by batch."""
 
     def add(self, batch: Batch) -> None:
         """Adds one batch; an InputError says that the metric does not fit the outputs or the labels."""
@@ -46,7 +46,7 @@ def called_with(name: str, function: Callable[..., Any], *arguments: Any, wanted
         name: what errors call it.
         function: what to call.
         arguments: what it gets.
-        wanted: what it has to do, for the error.
+        wanted: what it must return, for the error.
 
     Raises:
         InputError: the function raises something.

@@ -1,4 +1,4 @@
-"""How fast models run, measured so that they can be compared: in turns, in the same minute, on the same machine."""
+"""Latency of models, measured in turns on the same machine so that they can be compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -16,20 +17,20 @@ Clock: TypeAlias = Callable[[], float]
 Times: TypeAlias = npt.NDArray[np.float64]
 
 _WARM_UPS = 3
-# A turn lasts at least so long, so that neither the clock's steps nor one interruption decides it.
+# The shortest turn, so that neither the clock's resolution nor one interruption dominates.
 _TURN_SECONDS = 0.005
 _LARGEST_TURN = 50
-# Worker threads of the model before keep spinning for some milliseconds; runs shorter than this would feel them.
+# Worker threads of the model before keep spinning for some milliseconds; runs shorter than this would be affected.
 _SETTLED_SECONDS = 0.1
 _RESAMPLES = 2000
 _CONFIDENCE = 0.99
-# Two sessions of one and the same model differ by so much for as long as they live, since their memory lies elsewhere.
+# Two sessions of the same model differ by so much, since their memory is allocated at different addresses.
 _BETWEEN_SESSIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A median over rounds, with the range in which another measurement would find it with 99 % confidence.
+    """A median over rounds, with its 99 % confidence interval.
 
     Attributes:
         median: the median over the rounds.
@@ -74,8 +75,7 @@ def interleaved_times(
 ) -> tuple[Times, ...]:
     """Times every run once a round, in turns, and returns the seconds of each, of the shape (rounds,).
 
-    Load that comes and goes on the machine meets all runs alike that way. The order turns around every round, so that
-    none is always first. A short run is repeated within its turn and the mean counts.
+    A short run is repeated within its turn and the mean counts.
 
     Args:
         runs: what to time.
@@ -84,11 +84,28 @@ def interleaved_times(
         clock: returns seconds.
     """
     repeats = [_repeats(run, clock) for run in runs]
-    times = np.zeros((len(runs), rounds))
+    turns = [partial(_turn, run, repeat, clock) for run, repeat in zip(runs, repeats, strict=True)]
+    return interleaved_turns(turns, rounds=rounds, advance=advance)
+
+
+def interleaved_turns(
+    turns: Sequence[Clock], *, rounds: int, advance: Callable[[int], None] | None = None
+) -> tuple[Times, ...]:
+    """Calls every one once a round, in turns, and returns the seconds that each told, of the shape (rounds,).
+
+    Changing load on the machine thus affects all of them alike. The order is reversed every round, so that none is
+    always first.
+
+    Args:
+        turns: each runs something and returns how long a run took.
+        rounds: how many rounds, at least 1.
+        advance: called with 1 after every round.
+    """
+    times = np.zeros((len(turns), rounds))
     for number in range(rounds):
-        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        order = range(len(turns)) if number % 2 == 0 else reversed(range(len(turns)))
         for index in order:
-            times[index, number] = _turn(runs[index], repeats[index], clock)
+            times[index, number] = turns[index]()
         if advance is not None:
             advance(1)
     return tuple(times)
@@ -127,7 +144,7 @@ def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
     """Finds a quantile and its confidence interval by the percentile bootstrap.
 
     Rounds are drawn with replacement, and the quantile is taken again (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13). What no number of rounds shows is added on both sides.
+    Bootstrap, 1993, chapter 13). The systematic error, which more rounds do not reduce, is added on both sides.
     """
     draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
     found = np.quantile(values[draws], quantile, axis=1)
@@ -142,7 +159,7 @@ def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Repeats:
-    """How a turn is laid out: runs that are not timed, then runs that are."""
+    """How many runs of a turn are warm-up, and how many are timed."""
 
     settling: int
     timed: int

@@ -1,4 +1,4 @@
-"""How close the values inside of a quantized model stay to those inside of its float model."""
+"""Per-layer fidelity: how close the intermediate tensors of a quantized model are to the float model's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BINS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFidelity:
-    """Compares one tensor inside of both models.
+    """Compares one intermediate tensor of both models.
 
     Attributes:
         tensor: its name.
-        operator: what makes it in the float model.
+        operator: the operator that computes it in the float model.
         quantized: whether it is stored as integers.
         sqnr_db: signal-to-quantization-noise ratio of its values, as of outputs; NaN where they cannot be compared.
         rescaled: whether the quantized model holds it times a factor a channel, which is undone for the comparison.
@@ -37,7 +37,7 @@ class LayerFidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHistogram:
-    """Shows where a tensor's float values lie, beside the range that the quantized model has integers for.
+    """The distribution of a tensor's float values, and its quantization range.
 
     Attributes:
         tensor: its name.
@@ -65,7 +65,7 @@ class Span:
     Attributes:
         low: the value of the lowest integer.
         high: the value of the highest integer.
-        step: what two neighbouring integers differ by.
+        step: the scale: the difference between neighbouring integers.
     """
 
     low: float
@@ -135,7 +135,7 @@ class HistogramMeter:
     """Counts the values of one tensor in bins whose range is known beforehand."""
 
     def __init__(self, span: Span, *, minimum: float, maximum: float) -> None:
-        """Lays the bins over both the values and the range of the integers."""
+        """Sets bins that cover both the values and the quantization range."""
         self._span = span
         self._low, self._high = min(minimum, span.low), max(maximum, span.high)
         self._counts = np.zeros(_BINS, np.int64)

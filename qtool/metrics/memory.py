@@ -1,4 +1,4 @@
-"""How much memory a model takes while it runs, seen from outside: in a process that does nothing else."""
+"""Peak memory of a model, measured in a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qtool.metrics.fresh_process import NoRun, run_in_fresh_process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The most physical memory that a process held which loaded a model and ran it on one batch.
+    """The peak resident memory of a process that loads a model and runs it on one batch.
 
     Attributes:
-        peak_bytes: of the whole process, interpreter and runtime included; None where it could not be measured.
+        peak_bytes: that of the whole process, interpreter and runtime included; None where it could not be measured.
         added_bytes: how far loading and running the model raised it.
         reason: why there is no figure, None where there is one.
     """
@@ -31,7 +31,7 @@ def measure_memory(
 ) -> Memory:
     """Runs ``model`` once on ``feeds`` in ``runtime`` in a fresh process and returns that process's peak.
 
-    A process that has run another model before would show that one's peak.
+    A process that has run another model before would include that one's peak.
     """
     seen = run_in_fresh_process(model, feeds, threads=threads, runtime=runtime)
     if isinstance(seen, NoRun):

@@ -1,4 +1,4 @@
-"""What ``fresh_process.py`` runs a model in: ``python -m qtool.metrics.memory_probe TASK``, with TASK in JSON."""
+"""The process of ``fresh_process.py``: ``python -m qtool.metrics.memory_probe TASK``, with TASK in JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.backends.runtimes import runtime_named
 
 
 def peak_bytes() -> int | None:
-    """Returns the most physical memory this process ever held, in bytes, or None where the system does not tell."""
+    """Returns the peak resident memory of this process in bytes; None where the system does not report it."""
     if sys.platform == "win32":
         return _windows_peak()
     status = Path("/proc/self/status")
@@ -42,7 +42,7 @@ def _windows_peak() -> int | None:
         )
 
     counters = Counters(cb=ctypes.sizeof(Counters))
-    # On 64-bit Windows, all that onnxruntime runs on, system calls take C's own calling convention.
+    # On 64-bit Windows, the only one that onnxruntime supports, system calls take C's own calling convention.
     kernel, psapi = ctypes.CDLL("kernel32"), ctypes.CDLL("psapi")
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     psapi.GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.POINTER(Counters), ctypes.c_uint32)

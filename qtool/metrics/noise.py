@@ -1,4 +1,4 @@
-"""How much noise a change puts into a model's outputs, in sums that any number of batches adds to."""
+"""Noise in a model's outputs after a change, summed over batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NoiseMeter:
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Adds the outputs for one batch; non-float outputs are skipped.
 
-        Where shapes differ, zeros stand for what one of them lacks.
+        Where shapes differ, missing values count as zeros.
         """
         for name, reference in expected.items():
             if reference.dtype.kind != "f":

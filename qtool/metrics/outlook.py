@@ -1,8 +1,8 @@
-"""What held-back samples let one expect of other data: an interval of an output's SQNR, and how much they say at all.
+"""What held-out samples predict for other data: an interval of an output's SQNR, and how reliable it is.
 
-Behind a Softmax or Sigmoid most samples of a trained classifier are decided, 0 or 1 to many digits, whatever noise they
-were given. A handful of them promises 50 dB; the first undecided photo has 25. So the noise before the gate is also
-taken to where samples are undecided, which is as low as other data may come.
+After a Softmax or Sigmoid most samples of a trained classifier are saturated, 0 or 1 to many digits, whatever the
+noise. A handful of them predicts 50 dB; the first ambiguous sample has 25. So the noise of the logits is also applied
+where samples are ambiguous, which gives a lower bound for other data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What to expect of one output on data like the samples.
+    """The expected fidelity of one output on data like the samples.
 
     Attributes:
         low_db: lower end of the SQNR, in dB: that of the bootstrap's 95 % interval, or of samples that are all

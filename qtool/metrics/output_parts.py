@@ -1,6 +1,7 @@
-"""Tells apart the parts of an output whose values are of unlike size, so that large ones do not hide small ones.
+"""Finds the parts of an output that differ in magnitude, so that large values do not hide errors in small ones.
 
-A detector's output may hold boxes in pixels beside scores from 0 to 1. One figure over all of it is that of the boxes.
+A detector's output may hold boxes in pixels beside scores from 0 to 1. One figure over all of it would be that of the
+boxes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import numpy.typing as npt
 
 from qtool.calib.specs import Array
 
-# Channels that are neighbours and so many times as strong as each other belong to different parts.
+# Neighbouring channels whose magnitudes differ by this factor belong to different parts.
 _UNLIKE = 16.0
-# A column of a matrix is one number per sample, and may be small for less.
+# For columns of a matrix, which have only one number per sample.
 _UNLIKE_COLUMNS = 64.0
-# A tensor that falls apart into more is not put together from parts.
+# A tensor that divides into more is not a concatenation.
 _MOST_PARTS = 4
-# A part that never comes to more is silence.
+# Parts of no larger values are ignored.
 _SILENCE = 1e-2
 # Values that never come to more are shares or probabilities, of which small ones are small and no other kind of value.
 _LARGEST_SHARE = 2.0
@@ -34,7 +35,7 @@ class OutputPart:
     """A range of an output's channels.
 
     Attributes:
-        axis: where the channels lie.
+        axis: the axis of the channels.
         first: the first of them.
         last: the last of them.
         signal: sum of the squares of the reference's values.

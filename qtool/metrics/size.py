@@ -1,4 +1,4 @@
-"""How much room a model takes on disk."""
+"""Size of a model on disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qtool.formats.onnx.map_types import load_model
 
 
 def model_bytes(path: Path) -> int:
-    """Returns the bytes of an ONNX file and of every file its weights lie in, each counted once.
+    """Returns the bytes of an ONNX file and of its external data files, each counted once.
 
     Raises:
-        InputError: it does not exist, is no ONNX model, or a file with its weights is missing.
+        InputError: it does not exist, is not an ONNX model, or a file with its weights is missing.
     """
     if not path.is_file():
         raise InputError(f"there is no model at {path}", fix="check the path")

@@ -1,4 +1,4 @@
-"""What takes the room in a model's files."""
+"""Size of a model on disk, by kind of content."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _READS: Mapping[str, Mapping[int, _Part]] = {
     "DynamicQuantizeMatMul": {1: "weights", 2: "scales", 3: "scales", 4: "biases"},
     "DynamicQuantizeLSTM": {**_RECURRENT, **dict.fromkeys((8, 9, 10, 11), "scales")},
 }
-# Their result is what they read, in another form.
+# Their output holds the same values as their input, in another form.
 _SAME_VALUES = {
     *("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity"),
     *("Squeeze", "Unsqueeze", "Slice"),
@@ -67,13 +67,13 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizePart:
-    """The room that one kind of content takes.
+    """The size of one kind of content.
 
     Attributes:
         kind: what it is: weights that are integers of any width, or floats; biases; scales and zero points; tables
-            that rows are taken out of, such as embeddings; other constants; what no node reads; and the graph, which
+            that rows are gathered from, such as embeddings; other constants; what no node reads; and the graph, which
             is what is left of the files: nodes, names, and gaps between tensors.
-        bytes: the room.
+        bytes: its size.
         tensors: how many there are; 0 for the graph.
     """
 
@@ -84,10 +84,10 @@ class SizePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """The room that a model takes on disk.
+    """The size of a model on disk.
 
     Attributes:
-        bytes: of its file, and of those that its weights lie in.
+        bytes: the size of its file and of its external data files.
         parts: what they hold, kinds that it does not have left out; they add up to the bytes, but for files whose
             writer holds numbers in fewer bytes than their type has.
     """
@@ -100,7 +100,7 @@ def model_size(path: Path) -> ModelSize:
     """Measures an ONNX model.
 
     Raises:
-        InputError: it does not exist, is no ONNX model, or a file with its weights is missing.
+        InputError: it does not exist, is not an ONNX model, or a file with its weights is missing.
     """
     total_bytes = model_bytes(path)
     found: dict[Kind, tuple[int, int]] = {}
@@ -153,5 +153,5 @@ def _parts(value: ir.Value, tensor: ir.TensorProtocol, depth: int) -> Iterator[_
 
 
 def _is_row(tensor: ir.TensorProtocol) -> bool:
-    """Returns whether it holds a number a channel."""
+    """Returns whether it has one number per channel."""
     return sum(length > 1 for length in tensor.shape.numpy()) == 1

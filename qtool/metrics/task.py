@@ -1,4 +1,4 @@
-"""Scores of a model at its task."""
+"""Task metrics: accuracy, cosine, edit distance, word error rate, detection, user-defined ones."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Score: TypeAlias = Callable[[Batch], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric of a model's task.
+    """A task metric.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         start: makes the meter of one model.
         needs_labels: whether it needs labels.
-        owns_labels: whether labels are in a format of its own, not class indices.
+        owns_labels: whether it has its own label format instead of class indices.
         lower_is_better: whether it counts errors.
     """
 
@@ -105,7 +105,7 @@ def _cosine(batch: Batch) -> npt.NDArray[np.float64]:
     a, b = (outputs[name].reshape(batch.rows, -1).astype(np.float64) for outputs in (batch.reference, batch.outputs))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     found: npt.NDArray[np.float64] = np.ones(batch.rows)
-    # Two vectors of zeros are the same; one of them has no direction to agree on.
+    # Two zero vectors count as equal; a single one has no direction to compare.
     found[a.any(axis=1) | b.any(axis=1)] = 0.0
     np.divide((a * b).sum(axis=1), lengths, out=found, where=lengths > 0)
     return found

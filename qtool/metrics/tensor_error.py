@@ -1,4 +1,4 @@
-"""What quantization does to the values of one tensor: how many it clips, and what rounding leaves of the rest."""
+"""Quantization error of one tensor, divided into clipping and rounding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Bar:
     """One bar of a histogram.
 
     Attributes:
-        low: where it begins.
-        high: where it ends.
+        low: its lower edge.
+        high: its upper edge.
         share: of all values, 0 to 1.
-        inside: whether the integers reach it.
+        inside: whether it is within the quantization range.
     """
 
     low: float
@@ -34,19 +34,19 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorError:
-    """What quantization does to the values that samples gave a tensor.
+    """The quantization error of one tensor over samples.
 
-    Ratios are in dB, 10·log10(Σx²/Σ(x−y)²) over the values x and what became of them, y; None where nothing was lost.
+    Ratios are in dB, 10·log10(Σx²/Σ(x−y)²) over the values x and the quantized ones y; None where there is no error.
 
     Attributes:
         values: how many there were.
         minimum: the smallest.
         maximum: the largest.
         clipped_share: share of them, 0 to 1, that lie more than half a step outside of the integers' range; None for
-            stored tensors, whose floats are gone.
-        clipping_db: signal over what clipping takes away.
-        rounding_db: signal over what rounding the others takes away.
-        sqnr_db: signal over all that the quantized model makes different up to here, this tensor's own noise included.
+            stored tensors, whose float values are not known.
+        clipping_db: signal over the error of clipping.
+        rounding_db: signal over the error of rounding the other values.
+        sqnr_db: signal over the accumulated error of the quantized model up to this tensor, its own error included.
         used_share: share of the integers' range that the values span, 0 to 1.
         core_share: share of the integers' range that the middle 99.9 % of the values span, 0 to 1.
         histogram: of the values, over them and the integers' range.
@@ -137,7 +137,7 @@ def bars(seen: TensorStatistics, low: float, high: float) -> tuple[Bar, ...]:
 def weight_error(tensor: QuantizedTensor) -> TensorError | None:
     """Returns what is known of a stored tensor from its integers alone; None for one that is computed.
 
-    Its floats are gone: the rounding error is that of numbers that lie evenly between the steps, scale²/12 (Bennett
+    Its float values are not known: the rounding error is that of values spread evenly within a step, scale²/12 (Bennett
     1948, "Spectra of Quantized Signals").
     """
     integers, floats = tensor.stored(), tensor.floats()
@@ -163,7 +163,7 @@ def weight_error(tensor: QuantizedTensor) -> TensorError | None:
 
 
 def _core_width(seen: TensorStatistics) -> float:
-    """Returns how far the middle 99.9 % of the values reach."""
+    """Returns the width of the range of the middle 99.9 % of the values."""
     histogram = seen.histogram()
     passed = np.cumsum(histogram.counts) / histogram.total
     first, last = np.searchsorted(passed, [0.0005, 0.9995])

@@ -1,4 +1,4 @@
-"""How near texts come that models write: to those of labels, or to those of the float model."""
+"""Metrics of recognized text, against labels or against the text of the float model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def edit_accuracy(batch: Batch) -> npt.NDArray[np.float64]:
 
 
 class WordErrorMeter:
-    """Counts the word error rate of one model: all edits over all words of the texts that it should have written."""
+    """Computes the word error rate of one model: all edits over all words of the reference texts."""
 
     def __init__(self, name: str, function: Callable[..., Any] | None = None) -> None:
         """Starts with nothing seen.
@@ -47,7 +47,7 @@ class WordErrorMeter:
         """Adds one batch.
 
         Raises:
-            InputError: the outputs hold no texts, or the labels are none.
+            InputError: the outputs hold no texts, or the labels are not texts.
         """
         if batch.labels is None:
             expected = self._read(batch.reference, batch.rows)
@@ -63,7 +63,7 @@ class WordErrorMeter:
         """Returns the word error rate so far: 0 is best, and it may exceed 1.
 
         Raises:
-            InputError: there was no word to write.
+            InputError: the references have no words.
         """
         if not self._words:
             raise InputError("the metric 'wer' has no words to compare with", fix="give data with texts in it")
@@ -76,9 +76,9 @@ def _similarity(left: Text, right: Text) -> float:
 
 
 def _texts(outputs: Mapping[str, Array], rows: int) -> list[Text]:
-    """Reads texts off scores of symbols, or takes integers as they are.
+    """Decodes texts from scores of symbols, or takes integers as symbols.
 
-    Off scores: the best class at each step, without repetitions and blanks, the best-path decoding of Graves et al.,
+    From scores: the best class at each step, without repetitions and blanks, the best-path decoding of Graves et al.,
     Connectionist Temporal Classification, 2006, section 3.2.
     """
     scores = [value for value in outputs.values() if value.dtype.kind == "f" and value.ndim == _STEP_AXES]

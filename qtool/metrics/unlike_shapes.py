@@ -1,4 +1,4 @@
-"""Lays arrays of different shapes over each other, as those of outputs whose lengths depend on their values."""
+"""Aligns arrays of different shapes, as of outputs whose lengths depend on their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtool.calib.specs import Array
 
 
 def common_shape(one: Array, other: Array) -> tuple[int, ...]:
-    """Returns the smallest shape that both fit into; that of the flat values where they have little in common."""
+    """Returns the smallest shape that both fit into; that of the flat values where their overlap is small."""
     if one.ndim == other.ndim:
         shape = tuple(max(lengths) for lengths in zip(one.shape, other.shape, strict=True))
         if math.prod(shape) <= one.size + other.size:
@@ -20,7 +20,7 @@ def common_shape(one: Array, other: Array) -> tuple[int, ...]:
 
 
 def laid_out(array: Array, shape: Sequence[int]) -> Array:
-    """Returns a float array in a larger shape: its values begin at the same corner, and zeros stand for the others."""
+    """Returns a float array padded with zeros to a larger shape."""
     if len(shape) != array.ndim:
         array = array.reshape(-1)
     found = np.zeros(tuple(shape), array.dtype)
@@ -29,7 +29,7 @@ def laid_out(array: Array, shape: Sequence[int]) -> Array:
 
 
 def shared(one: Array, other: Array) -> tuple[Array, Array]:
-    """Returns the part of both that has places in either one."""
+    """Returns the overlapping part of both."""
     if one.ndim != other.ndim:
         one, other = one.reshape(-1), other.reshape(-1)
     part = tuple(slice(min(lengths)) for lengths in zip(one.shape, other.shape, strict=True))

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qtool.backends.onnxruntime_cpu.residual_sums import added_again
+from qtool.backends.registry import unfinish
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.graph.names import Names
 from qtool.graph.weight_records import record_steps
@@ -32,17 +32,13 @@ class RemoveQdq(ir.passes.InPlacePass):
         self._keeps_clamps = keeps_clamps
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Removes every supported pair; others stay QuantizeLinear and DequantizeLinear."""
+        """Removes every supported pair, and what backends added; others stay QuantizeLinear and DequantizeLinear."""
         modified = False
+        unfinish(model)
         names = Names(model.graph)
         for node in list(model.graph):
             if node.domain == "" and node.op_type == "DequantizeLinear":
                 modified = self._remove(model.graph, node, names) or modified
-            elif node.domain == "" and node.op_type == "Sum" and len(node.inputs) == 1 and node.inputs[0] is not None:
-                # It did nothing but keep a layer float.
-                _replace(model.graph, node.outputs[0], node.inputs[0], names)
-            else:
-                added_again(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 

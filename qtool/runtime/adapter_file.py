@@ -17,7 +17,7 @@ def write_adapter(path: Path, parameters: Mapping[str, npt.NDArray[Any]], *, ver
     Args:
         path: the ``.onnx_adapter`` file.
         parameters: float arrays.
-        version: what the file says about the version of the adapter and of the model.
+        version: the adapter and model version to record in the file.
     """
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(version)

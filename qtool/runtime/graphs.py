@@ -1,4 +1,4 @@
-"""Opens graphs that are not files yet."""
+"""Opens graphs in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtool.runtime.steady_draws import with_steady_draws
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 _LARGEST_MESSAGE_BYTES = 1_800_000_000
-# Weights from this size on are handed over as they are: writing and reading them takes longer than many runs.
+# Weights of at least this size are shared in memory: serializing them takes longer than many runs.
 _SMALLEST_HANDED_OVER_BYTES = 4096
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
@@ -31,7 +31,7 @@ def open_graph(
     mapped: bool = False,
     largest_message_bytes: int = _LARGEST_MESSAGE_BYTES,
 ) -> Iterator[Session]:
-    """Yields a session on ``model``, which reads its weights where they are.
+    """Yields a session on ``model``, which reads its weights without copying them.
 
     It goes through a temporary file where the model is too large for one message. Nodes that draw random numbers draw
     the same ones in every session and run.
@@ -40,8 +40,8 @@ def open_graph(
         model: the graph.
         threads: threads inside an operator; 0 lets onnxruntime take one per core.
         level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
-        mapped: whether it goes through a file in any case, and its weights stay there while it runs.
-        largest_message_bytes: with so many bytes of weights it goes through a file.
+        mapped: whether it always goes through a file, from which weights are memory-mapped while it runs.
+        largest_message_bytes: the bytes of weights above which it goes through a file.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
@@ -57,7 +57,7 @@ def open_graph(
 
 @contextmanager
 def saved(model: ir.Model, folder: Path, largest_message_bytes: int = _LARGEST_MESSAGE_BYTES) -> Iterator[Path | bytes]:
-    """Yields ``model`` in the form a session takes: as bytes, or where it is too large for that, as a file."""
+    """Yields ``model`` in the form a session takes: as bytes, or as a file where it is too large."""
     if _weights_bytes(model) < largest_message_bytes:
         yield ir.to_proto(model).SerializeToString()
         return
@@ -93,7 +93,7 @@ def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
 
 @contextmanager
 def watching(model: ir.Model, tensors: Sequence[str]) -> Iterator[ir.Model]:
-    """Yields ``model`` with exactly ``tensors`` as its outputs, and gives it its own outputs back at the end."""
+    """Yields ``model`` with exactly ``tensors`` as its outputs, and restores its own outputs at the end."""
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     outputs = list(model.graph.outputs)
     model.graph.outputs[:] = [values[name] for name in tensors]

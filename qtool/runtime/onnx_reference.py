@@ -1,4 +1,4 @@
-"""Runs models that onnxruntime does not take, in the reference implementation of the onnx package: slowly."""
+"""Runs models that onnxruntime does not load, in the reference implementation of the onnx package, which is slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtool.runtime.plain_values import plain
 
 
 class OnnxReference:
-    """Runs one model in numpy, as the standard defines its operators; knows every opset that onnx does."""
+    """Runs one model in numpy, as the standard defines its operators; supports every opset that onnx does."""
 
     def __init__(self, model: Path) -> None:
         """Opens a file.
@@ -25,7 +25,7 @@ class OnnxReference:
         self._path = model
         try:
             self._evaluator = ReferenceEvaluator(onnx.load(model))
-        except Exception as error:  # what it lacks, it says in errors of many kinds
+        except Exception as error:  # it reports missing operators with many kinds of errors
             raise self._refused(error) from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -36,7 +36,7 @@ class OnnxReference:
         """
         try:
             values = self._evaluator.run(None, dict(feeds))
-        except Exception as error:  # numpy raises what it likes
+        except Exception as error:  # numpy raises many kinds of errors
             raise self._refused(error) from error
         return {name: plain(value) for name, value in zip(self._evaluator.output_names, values, strict=True)}
 

@@ -15,7 +15,7 @@ class PartChain:
     """Runs a split model as ``Session`` runs a whole one.
 
     Attributes:
-        manifest: what is run after what.
+        manifest: the parts, in order.
     """
 
     def __init__(self, manifest: Path, *, threads: int = 0, level: Level = "all", one_at_a_time: bool = False) -> None:
@@ -28,7 +28,7 @@ class PartChain:
             one_at_a_time: whether each part is opened again when its turn comes, so that only one is in memory.
 
         Raises:
-            InputError: the manifest is none, or a part is missing.
+            InputError: the file is not a manifest, or a part is missing.
             RuntimeRefusedError: onnxruntime does not load a part.
         """
         self.manifest = read_split_manifest(manifest)

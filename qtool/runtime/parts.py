@@ -1,4 +1,4 @@
-"""Runs graphs whose weights are too many for memory, one part of the nodes after the other."""
+"""Runs graphs whose weights do not fit into memory, in parts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qtool.graph.node_reads import read_by
 from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
 
-# Weights that one part uses; a tensor that is larger makes a part of its own.
+# Weights that one part uses; a larger tensor is a part of its own.
 _LARGEST_PART_BYTES = 384 << 20
-# Smaller ones are part of the message.
+# Smaller ones are stored in the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
 _FLOAT_BYTES = 4
 
@@ -28,9 +28,9 @@ class _Part:
     Attributes:
         nodes: the nodes, in order.
         weights: the initializers that they read.
-        taken: what they take of the graph's inputs and of earlier parts.
-        given: what later parts or the graph's outputs need of them.
-        spent: tensors without readers after them.
+        taken: their inputs from the graph's inputs and from earlier parts.
+        given: their outputs that later parts or the graph's outputs need.
+        spent: tensors that no later part reads.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -158,7 +158,7 @@ def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
 
 
 def _nbytes(value: ir.Value) -> int:
-    """Returns the bytes that a weight takes while it is in use: those of half precision become floats beside it."""
+    """Returns the bytes that a weight takes while it is in use: half precision is converted to float32 in addition."""
     tensor = value.const_value
     if tensor is None:
         return 0

@@ -1,4 +1,4 @@
-"""Turns what a model returns into arrays: sequences, maps and what is left out can be compared like tensors then."""
+"""Converts outputs to arrays, so that sequences, maps and empty optionals can be compared like tensors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qtool.calib.specs import Array
 def plain(value: Any) -> Array:
     """Returns an output as one array.
 
-    A sequence of tensors becomes their values behind each other, of the shape (values,). A sequence of maps, such as
-    ZipMap's, becomes (maps, keys), a single map (keys,), without the keys. Nothing becomes an empty array.
+    A sequence of tensors becomes their concatenated values, of the shape (values,). A sequence of maps, such as
+    ZipMap's, becomes (maps, keys), a single map (keys,), without the keys. An empty optional becomes an empty array.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -31,7 +31,7 @@ def plain(value: Any) -> Array:
 
 
 def _of_numbers(values: Any) -> Array:
-    """Makes an array of Python's numbers, which runtimes hold in 32 bits, or of texts."""
+    """Makes an array of Python numbers, which runtimes hold in 32 bits, or of strings."""
     array = np.asarray(values)
     if array.dtype.kind == "f":
         return array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Measures how long each node of a graph runs, with onnxruntime's own profiler."""
+"""Measures the time of each node with onnxruntime's profiler."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*|/QuickGeluFusion/?)$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTime:
-    """How long all kernels of one operator run.
+    """The time of all kernels of one operator.
 
     Attributes:
-        operator: as onnxruntime calls it, which rewrites the graph: QLinearConv, FusedMatMul.
+        operator: its name in the graph as onnxruntime rewrote it, such as QLinearConv or FusedMatMul.
         seconds: in one run of the model.
         kernels: how many of them there are.
     """
@@ -37,7 +37,7 @@ class OperatorTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kernel:
-    """One time that one kernel ran."""
+    """One run of one kernel."""
 
     name: str
     operator: str
@@ -45,10 +45,10 @@ class _Kernel:
 
 
 def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str, float]:
-    """Returns the shortest time of several runs of every kernel, in seconds, by the name it goes back to.
+    """Returns the shortest time of several runs of every kernel, in seconds, by name.
 
-    That name is a node's or, where onnxruntime changed the layout, that of an output; a kernel that stands for several
-    nodes has the name of one of them.
+    The name is a node's or, where onnxruntime changed the layout, that of an output; a kernel of several fused nodes
+    has the name of one of them.
 
     Args:
         model: the graph, which is not modified.
@@ -63,7 +63,7 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
     seconds: dict[str, list[float]] = {}
     for kernel in kernels:
         seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
-    # A name can stand for several kernels, each of which ran so many times.
+    # Several kernels may share a name; each ran so many times.
     return {name: min(times) * max(1, len(times) // _RUNS) for name, times in seconds.items()}
 
 

@@ -64,17 +64,17 @@ def providers() -> tuple[str, ...]:
     return tuple(ort.get_available_providers())
 
 
-# What onnxruntime says of files and operators that came after it.
+# onnxruntime's errors for files and operators newer than itself.
 _NEWER_THAN_THE_RUNTIME = ("Unsupported model IR version", "under development")
 _FIX_OF_NEW_FILES = "bring it to an older opset with `qtool convert --opset 21`, or install a newer onnxruntime"
 
 
 class Session:
-    """Holds one model opened in onnxruntime.
+    """An inference session of onnxruntime's CPU provider.
 
     Attributes:
         inputs: the graph's inputs.
-        outputs: what it returns.
+        outputs: the graph's outputs.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Session:
         mapped: bool = False,
         weights: Mapping[str, Array] = NO_WEIGHTS,
         reuses_memory: bool = True,
+        fuses_signed: bool = False,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -95,13 +96,15 @@ class Session:
             model: the file, or its bytes (under 2 GiB, no external data).
             threads: threads inside an operator; 0 lets onnxruntime take one per core.
             level: how far onnxruntime may rewrite the graph.
-            optimized_to: where to write the graph as onnxruntime rewrote it.
-            profile_to: where to write how long every kernel runs; the file's name begins so.
-            mapped: whether weights in external files stay there and are read as they are needed, which takes little
-                memory and more time; the graph is not rewritten then.
+            optimized_to: where to write the optimized graph.
+            profile_to: prefix of the file to write the times of kernels to.
+            mapped: whether weights in external files are memory-mapped, which takes little memory and more time; the
+                graph is not rewritten then.
             weights: C-contiguous initializers that the model's bytes only name, as external data; they are not copied.
-            reuses_memory: whether it is planned in advance which tensors share memory, which takes time in proportion
-                to the square of the nodes.
+            reuses_memory: whether memory of tensors is planned in advance, which takes time proportional to the square
+                of the number of nodes.
+            fuses_signed: whether s8 activations are fused as they are, which is the default on ARM; on x86, Q and DQ
+                are first rewritten to u8, and where they cannot be, operators stay float.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -113,17 +116,19 @@ class Session:
         options.enable_mem_reuse = reuses_memory
         # Idle worker threads of one session would keep the cores of another one busy, and times wrong.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if fuses_signed:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
             options.enable_cpu_mem_arena = False
-            # Kernels would copy their weights into an order of their own.
+            # Prepacking would copy the weights.
             options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
-        # They have to live as long as the session that reads them.
+        # They must outlive the session that reads them.
         self._weights = [_ort_value(array) for array in weights.values()]
         if self._weights:
             options.add_external_initializers(list(weights), self._weights)
@@ -155,7 +160,7 @@ class Session:
         return {name: plain(value) for name, value in zip(names, values, strict=True)}
 
     def end_profile(self) -> Path:
-        """Returns the file with the times of every kernel so far; only for a session that was opened to profile."""
+        """Returns the file with the times of every kernel so far; only for a session with ``profile_to``."""
         return Path(self._session.end_profiling())
 
     def run_uncopied(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
@@ -175,7 +180,7 @@ class Session:
 
 
 class Watcher:
-    """Runs a session for someone who only looks at the outputs: they are not copied, and cannot be written to."""
+    """Runs a session without copying its outputs, which are read-only."""
 
     def __init__(self, session: Session) -> None:
         """Watches every output of ``session``."""
@@ -201,10 +206,10 @@ def _spec(node: Any) -> TensorSpec:
 
 
 def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
-    """Adds what onnxruntime does not tell and only the graph knows, where an input needs it.
+    """Adds facts about inputs that onnxruntime does not report, from the graph.
 
-    That is whether an input without dimensions is a scalar or of unknown rank, and in which layout it takes images if
-    their lengths do not show it.
+    These are whether an input without dimensions is a scalar or of unknown rank, and the layout of images where lengths
+    do not show it.
     """
     if all(spec.shape and not _hides_layout(spec.shape) for spec in inputs):
         return inputs

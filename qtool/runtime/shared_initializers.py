@@ -1,4 +1,4 @@
-"""Hands weights over to onnxruntime where they are in memory, past the message that holds the graph."""
+"""Shares weights in memory with onnxruntime, outside of the message that holds the graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qtool.calib.specs import Array
 
-# What onnxruntime takes out of numpy's memory.
+# The types that onnxruntime accepts from numpy's memory.
 _TYPES = frozenset(
     {
         ir.DataType.BFLOAT16,
@@ -25,17 +25,17 @@ _ALIGNMENT_BYTES = 16
 
 
 def may_be_handed_over(tensor: ir.TensorProtocol, *, smallest_bytes: int) -> bool:
-    """Returns whether ``tensor`` has a type that onnxruntime takes so, and is not too small for it to pay."""
+    """Returns whether ``tensor`` has a type that can be shared, and is large enough to be worth it."""
     return tensor.nbytes >= smallest_bytes and tensor.dtype in _TYPES
 
 
 def place_holder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
-    """Returns what stands in the message for a tensor that is handed over by ``name``."""
+    """Returns the placeholder in the message for a tensor that is shared by ``name``."""
     shape = ir.Shape(tensor.shape.numpy())
     return ir.ExternalTensor("handed over", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
 def ready(tensor: ir.TensorProtocol) -> Array:
-    """Returns the numbers of ``tensor`` as onnxruntime reads them; a copy only where they lie otherwise."""
+    """Returns the numbers of ``tensor`` as onnxruntime reads them; a copy only where their layout differs."""
     array = np.ascontiguousarray(tensor.numpy())
     return array if array.ctypes.data % _ALIGNMENT_BYTES == 0 else array.copy()

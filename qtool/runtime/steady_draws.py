@@ -1,8 +1,8 @@
-"""Gives nodes that draw random numbers the same numbers in every run and in every form of a model.
+"""Makes nodes that draw random numbers deterministic, in every run and every variant of a model.
 
-Speech synthesis and diffusion draw noise inside the graph. Two runs then differ by that noise, and what a comparison
-measures is the noise. Even with a seed, onnxruntime goes on in its sequence from run to run. Here the numbers follow
-from their place in the tensor alone, so that models that are compared draw alike.
+Speech synthesis and diffusion draw noise inside the graph, which comparisons would measure instead of the error. Even
+with a seed, onnxruntime continues its sequence from run to run. Here each number depends only on its index in the
+tensor, so that models under comparison draw the same ones.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import onnx_ir as ir
 from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.graph.names import Names
 
-# The distributions that are drawn from in closed form; what is drawn in another way only gets a seed.
+# The distributions with a closed form; others only get a seed.
 _FROM_A_SHAPE = ("RandomNormal", "RandomUniform")
 _LIKE_A_TENSOR = ("RandomNormalLike", "RandomUniformLike", "Bernoulli")
 _SEEDED = ("Multinomial",)
 DRAWING = frozenset((*_FROM_A_SHAPE, *_LIKE_A_TENSOR, *_SEEDED))
-# What is said where models are compared.
+# The note on comparisons.
 DRAWN_ALIKE = "the model draws random numbers: both sides draw the same ones to be compared"
 # NonZero counts places from this version on.
 _OLDEST_OPSET = 9
@@ -33,7 +33,7 @@ _OLDEST_OPSET = 9
 _ZERO_LENGTHS_OPSET = 14
 # A prime below 2^31: products of two remainders fit into int64.
 _PRIME = 2147483647
-# So many nodes can draw apart from each other.
+# The number of nodes with independent draws.
 _STREAMS = 1 << 20
 _FACTOR, _SHIFT, _STRIDE = 1103515245, 12345, 69069
 
@@ -44,14 +44,14 @@ def draws(model: ir.Model) -> bool:
 
 
 def file_draws(path: Path) -> bool:
-    """Tells the same of the model in ``path``, without reading its weights."""
+    """Returns the same of the model in ``path``, without reading its weights."""
     return _proto_draws(read_outline(path).graph.node)
 
 
 def with_steady_draws(model: ir.Model) -> ir.Model:
-    """Returns a copy of ``model`` whose draws are the same in every run; ``model`` itself where it draws nothing.
+    """Returns a copy of ``model`` with deterministic draws; ``model`` itself where it draws nothing.
 
-    Nodes are told apart by the names of what they draw, which variants of a model and parts of it have in common.
+    Nodes are distinguished by their output names, which variants and parts of a model have in common.
     """
     if not draws(model):
         return model
@@ -81,7 +81,7 @@ def _proto_draws(nodes: Iterable[onnx.NodeProto]) -> bool:
 
 
 class _Drawn:
-    """Writes what stands in place of one node."""
+    """Builds the nodes that replace one node."""
 
     def __init__(self, node: ir.Node, names: Names, number: int, opset: int) -> None:
         self._node = node
@@ -91,7 +91,7 @@ class _Drawn:
         self._nodes: list[ir.Node] = []
 
     def replace(self) -> None:
-        """Replaces the old one by the new nodes."""
+        """Replaces the node by the new ones."""
         node, output = self._node, self._node.outputs[0]
         shape = self._shape()
         if node.op_type == "Bernoulli":
@@ -123,7 +123,7 @@ class _Drawn:
         return self._op("Reshape", flat, shape, **empty)
 
     def _cast(self, drawn: ir.Value) -> ir.Value:
-        """Gives the numbers the type that the node says, or else that of what it reads, or else float32."""
+        """Casts to the type that the node declares, or else that of its input, or else float32."""
         wanted = self._node.attributes.get("dtype")
         if wanted is not None:
             return self._op("Cast", drawn, to=wanted.as_int())
@@ -140,9 +140,9 @@ class _Drawn:
         return self._op("Mul", radius, self._op("Cos", angle))
 
     def _uniform(self, shape: ir.Value, stream: int) -> ir.Value:
-        """Draws float32 numbers between 0 and 1, neither of them included, one a place: (places,).
+        """Draws float32 numbers between 0 and 1, both excluded, one per index: (places,).
 
-        A place's number goes twice through x -> (a x + b)^2 modulo a prime.
+        The index goes twice through x -> (a x + b)^2 modulo a prime.
         """
         ones = self._op("ConstantOfShape", shape, value=ir.tensor(np.ones(1, np.int64)))
         places = self._op("NonZero", self._op("Reshape", ones, self._flat()))

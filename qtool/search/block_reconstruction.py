@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
-from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
+from qtool.backends.registry import backend_named
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Feed
 from qtool.graph.constants import add_constant, constant_array
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.qdq.insert_qdq import insert_qdq
+from qtool.schemes import Scheme
 from qtool.search.segmented_runner import SegmentedRunner
 from qtool.weights.bias_correction import bias_place
 from qtool.weights.input_hessian import LayerInput, layer_inputs
@@ -61,6 +61,7 @@ def never() -> bool:
 def reconstruct(
     model: ir.Model,
     plan: Plan,
+    scheme: Scheme,
     activations: Mapping[str, AffineParams],
     weights: Mapping[str, QuantizedWeight],
     feeds: Sequence[Feed],
@@ -78,6 +79,7 @@ def reconstruct(
     Args:
         model: the prepared float model, its biases not corrected.
         plan: what is quantized in it.
+        scheme: which integers tensors become, and for which runtime.
         activations: final quantization parameters by source.
         weights: the integers to start from, by weight.
         feeds: some dozens of samples, in batches.
@@ -90,8 +92,8 @@ def reconstruct(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
     """
-    layers = layer_inputs(model, plan)
-    reconstruction = _LayerByLayer(model, plan, activations, weights, layers, feeds, threads)
+    layers = layer_inputs(model, plan.integer_nodes)
+    reconstruction = _LayerByLayer(model, plan, scheme, activations, weights, layers, feeds, threads)
     with progress.task("fitting layers", len(layers)) as advance:
         for layer in layers:
             if stop():
@@ -108,6 +110,7 @@ class _LayerByLayer:
         self,
         model: ir.Model,
         plan: Plan,
+        scheme: Scheme,
         activations: Mapping[str, AffineParams],
         weights: Mapping[str, QuantizedWeight],
         layers: Sequence[LayerInput],
@@ -116,7 +119,7 @@ class _LayerByLayer:
     ) -> None:
         quantized = model.clone()
         insert_qdq(quantized, plan, activations, weights)
-        KeepFloatLayers()(quantized)
+        backend_named(scheme.backend).finish(quantized, scheme)
         self._plan = plan
         self._activations = activations
         self._given = weights
@@ -152,7 +155,7 @@ class _LayerByLayer:
             layer=layer,
             weight=array,
             rounded=self._given[layer.weight],
-            orders=orders_of(values, weight_plan.nodes),
+            orders=weight_plan.orders,
             largest_pair=weight_plan.largest_pair,
             wanted=wanted if sound.all() else wanted[:, :, sound],
             given=given if sound.all() else given[:, :, sound],

@@ -1,4 +1,4 @@
-"""Finds nodes of which every part can have a copy."""
+"""Finds nodes that every part may duplicate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtool.graph.node_reads import read_by
 def free_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Returns the nodes that depend on constants alone, and those that only turn integers back into floats.
 
-    What they make is never handed from part to part: the integers of a tensor are a quarter of its floats.
+    Their outputs are never passed between parts: the integers of a tensor take a quarter of the bytes of its floats.
     """
     free: set[ir.Node] = set()
     constants: set[ir.Value] = set()
@@ -28,7 +28,7 @@ def free_nodes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def with_free(nodes: Iterable[ir.Node], free: Set[ir.Node]) -> set[ir.Node]:
-    """Returns ``nodes`` with the free ones that they read from, directly or through others."""
+    """Returns ``nodes`` with the free ones that they depend on."""
     found = set(nodes)
     waiting = list(found)
     while waiting:

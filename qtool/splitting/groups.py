@@ -1,4 +1,4 @@
-"""Decides which node goes into which part."""
+"""Assigns nodes to parts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Group:
     """The nodes of one part, without the free ones that it needs.
 
     Attributes:
-        nodes: they, in the order of the graph.
-        kind: integers or floats; None where that is not needed.
+        nodes: the nodes, in the order of the graph.
+        kind: integers or floats; None where parts are not divided by that.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -32,7 +32,7 @@ class Group:
 
 
 def groups_at_tensors(graph: ir.Graph, cuts: Sequence[Sequence[ir.Value]]) -> tuple[Group, ...]:
-    """Ends a part wherever all tensors of a cut are made; each has what they need and no earlier part has.
+    """Ends a part where all tensors of a cut are computed; each has the nodes that they need and no earlier part has.
 
     Raises:
         UsageError: a part would be empty.
@@ -57,8 +57,8 @@ def groups_at_tensors(graph: ir.Graph, cuts: Sequence[Sequence[ir.Value]]) -> tu
 def groups_at_borders(graph: ir.Graph, integer: Set[str]) -> tuple[Group, ...]:
     """Ends a part wherever integers and floats meet.
 
-    A tensor is handed over in integers: the node that quantizes it goes with the one that makes it, and whoever reads
-    it in floats turns it back.
+    Tensors are passed on as integers: QuantizeLinear is in the part that computes the tensor, and DequantizeLinear in
+    each part that reads it.
 
     Args:
         graph: a graph in QDQ form, all of whose nodes have names.
@@ -91,12 +91,12 @@ def _by_level(graph: ir.Graph, kinds: Mapping[ir.Node, Kind], levels: Mapping[ir
     for node in graph:
         if node in kinds:
             groups.setdefault((levels[node], kinds[node]), []).append(node)
-    # Nothing of one level reads what the other kind of that level makes.
+    # No node of a level depends on the other kind of that level.
     return tuple(Group(nodes=tuple(groups[key]), kind=key[1]) for key in sorted(groups))
 
 
 def _own_kind(node: ir.Node, integer: Set[str]) -> Kind | None:
-    """Returns what a node runs on; None for what goes with what it reads: Q, and arithmetic of shapes."""
+    """Returns what a node runs on; None for nodes that join their producers: Q, and shape arithmetic."""
     if node.name in integer:
         return "integers"
     if node.op_type == "QuantizeLinear":
@@ -106,7 +106,7 @@ def _own_kind(node: ir.Node, integer: Set[str]) -> Kind | None:
 
 
 def _is_absorbed(clamp: ir.Node, integer: Set[str]) -> bool:
-    """Returns whether a node is a clamp between an integer kernel and Q, and so part of that kernel."""
+    """Returns whether a node is a clamp between an integer kernel and Q, which is fused into that kernel."""
     if clamp.op_type not in _CLAMPS:
         return False
     producer = None if clamp.inputs[0] is None else clamp.inputs[0].producer()
@@ -115,7 +115,7 @@ def _is_absorbed(clamp: ir.Node, integer: Set[str]) -> bool:
 
 
 def _makers(node: ir.Node, free: Set[ir.Node]) -> list[ir.Node]:
-    """Returns the nodes that a node waits for, through free ones."""
+    """Returns the nodes that a node depends on, through free ones."""
     found: dict[ir.Node, None] = {}
     waiting, seen = [node], {node}
     while waiting:

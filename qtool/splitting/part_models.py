@@ -1,4 +1,4 @@
-"""Makes a model of each part of a graph."""
+"""Builds a model for each part of a graph."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Part:
 
     Attributes:
         nodes: its nodes, in the order of the graph, copies of free ones included.
-        takes: what it reads of the graph's inputs and of earlier parts.
-        gives: what later parts, or the graph's outputs, need of it.
+        takes: its inputs: inputs of the graph and outputs of earlier parts.
+        gives: its outputs that later parts, or the graph's outputs, need.
         constants: the stored tensors that it reads.
-        kind: what it runs on; None where it was not divided by that.
+        kind: integers or floats; None where parts are not divided by that.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -58,7 +58,7 @@ def parts_of(graph: ir.Graph, groups: Sequence[Group]) -> tuple[Part, ...]:
         own = {value for node in nodes for value in node.outputs}
         gives = made[number] & needed_later[number]
         if number == len(groups) - 1:
-            # Constants, or what is computed from them, that the graph returns.
+            # Outputs of the graph that are constants or depend on constants alone.
             gives |= {value for value in outputs if is_constant(value) or value.producer() in free}
             nodes = with_free([*nodes, *(node for value in gives if (node := value.producer()) is not None)], free)
             own = {value for node in nodes for value in node.outputs}

@@ -1,4 +1,4 @@
-"""The file that says in which order the parts of a split model run."""
+"""The manifest of a split model: its parts in the order in which they run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class PartFile:
 
     Attributes:
         file: its name, next to the manifest.
-        kind: ``integers`` or ``floats``; None where it was not divided by that.
+        kind: ``integers`` or ``floats``; None where parts are not divided by that.
         nodes: how many nodes it has.
         inputs: names of its inputs: inputs of the whole, or outputs of earlier parts.
-        outputs: names of what it returns.
-        sha256: of the file.
+        outputs: names of its outputs.
+        sha256: the hash of the file.
     """
 
     file: str

@@ -64,33 +64,54 @@ class Curvature:
         return Curvature(order=order, factor=np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1))
 
 
-def gptq(steps: Floats, curvature: Curvature, low: Floats, high: Floats, pairs: PairLimit | None = None) -> Floats:
+def gptq(
+    steps: Floats,
+    curvature: Curvature,
+    low: Floats,
+    high: Floats,
+    pairs: PairLimit | None = None,
+    *,
+    sizes: Floats | None = None,
+) -> Floats:
     """Returns ``steps`` rounded to whole steps with little error in the products, strong inputs first.
 
     Args:
-        steps: the weights in units of each output's scale, (groups, outputs, inputs).
+        steps: the weights in units of their scales, (groups, outputs, inputs).
         curvature: of the layer's inputs.
-        low: the fewest steps, (groups, outputs).
-        high: the most steps, (groups, outputs).
+        low: the fewest steps, (groups, outputs), or for each input, (groups, outputs, inputs).
+        high: the most steps, in the same form.
         pairs: limit on the sums of pairs; None where there is none.
+        sizes: the scales, (groups, outputs, inputs), where they differ from input to input of one output.
     """
     groups, _, count = steps.shape
     order, factor = curvature.order, curvature.factor
     every = np.arange(groups)[:, np.newaxis]
-    # Inputs first, so that the remaining columns are contiguous in memory.
-    left = np.ascontiguousarray(steps.transpose(0, 2, 1)[every, order])
+
+    def inputs_first(values: Floats) -> Floats:
+        """Arranges values so that the remaining columns are contiguous in memory."""
+        return np.ascontiguousarray(values.transpose(0, 2, 1)[every, order])
+
+    left = inputs_first(steps)
+    lows, highs = (inputs_first(bound) if bound.ndim == steps.ndim else None for bound in (low, high))
+    units = None if sizes is None else inputs_first(sizes)
+    if units is not None:
+        left *= units
     done = np.empty_like(left)
     places = None if pairs is None else _places(order, pairs.partners)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         errors = np.empty((groups, stop - start, left.shape[2]))
         for column in range(start, stop):
-            wanted = left[:, column]
-            lowest, highest = low, high
+            unit = 1.0 if units is None else units[:, column]
+            wanted = left[:, column] if units is None else left[:, column] / unit
+            lowest = low if lows is None else lows[:, column]
+            highest = high if highs is None else highs[:, column]
             if pairs is not None and places is not None:
-                wanted, lowest, highest = _beside_partner(wanted, low, high, left, done, factor, column, places, pairs)
+                wanted, lowest, highest = _beside_partner(
+                    wanted, lowest, highest, left, done, factor, column, places, pairs
+                )
             np.clip(np.rint(wanted), lowest, highest, out=done[:, column])
-            error = (left[:, column] - done[:, column]) / factor[:, column, column, np.newaxis]
+            error = (left[:, column] - unit * done[:, column]) / factor[:, column, column, np.newaxis]
             left[:, column + 1 : stop] -= factor[:, column, column + 1 : stop, np.newaxis] * error[:, np.newaxis]
             errors[:, column - start] = error
         left[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors

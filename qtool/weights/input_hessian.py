@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from qtool.calib.collect import Runner
 from qtool.calib.missing_values import has_nan
 from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute
-from qtool.plan import Plan
 
 # The Hessian of a layer with more inputs per output would take hundreds of MB.
 _MOST_INPUTS = 2400
@@ -72,11 +71,11 @@ class LayerInput:
         return np.ascontiguousarray(flat.transpose(1, 2, 0), dtype=np.float32)
 
 
-def layer_inputs(model: ir.Model, plan: Plan) -> tuple[LayerInput, ...]:
-    """Returns every integer layer with stored float32 weights of its own and a moderate number of inputs."""
+def layer_inputs(model: ir.Model, nodes: Collection[str]) -> tuple[LayerInput, ...]:
+    """Returns the layers among ``nodes`` with stored float32 weights of their own and a moderate number of inputs."""
     found = []
     for node in model.graph:
-        if node.name not in plan.integer_nodes or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.name not in nodes or node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         source, value = node.inputs[0], node.inputs[1]
         weights = constant_array(value)

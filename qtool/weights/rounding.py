@@ -18,7 +18,7 @@ from qtool.weights.gptq_layer import curvature_of, output_noise, product_power
 from qtool.weights.input_hessian import Hessians, LayerInput
 from qtool.weights.registry import GPTQ, WEIGHT_ALGORITHMS, algorithms_named, read_biases
 from qtool.weights.round_to_nearest import QuantizedWeight, round_to_nearest
-from qtool.weights.saturation import KernelOrder, without_saturation
+from qtool.weights.saturation import without_saturation
 from qtool.weights.weight_problem import WeightProblem
 
 
@@ -81,15 +81,13 @@ class WeightRounding:
         plan: WeightPlan,
         *,
         bias: npt.NDArray[np.float64] | None,
-        orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
         """Returns the integers of ``weight``.
 
         Args:
             weight: the float values.
-            plan: the grid, and the nodes that read them.
+            plan: the grid, the nodes that read them, and how kernels sum up their products.
             bias: in units of the input's scale, (channels,), or None; scales are widened so that it fits.
-            orders: how kernels sum up its products.
 
         Raises:
             InputError: the weight holds NaN or infinity.
@@ -97,13 +95,13 @@ class WeightRounding:
         nearest = round_to_nearest(plan.tensor, weight, plan.grid, plan.granularity, bias=bias)
         layer = self._layers.get(plan.tensor)
         if layer is None:
-            found = without_saturation(nearest, weight, orders, plan.largest_pair)
+            found = without_saturation(nearest, weight, plan.orders, plan.largest_pair)
         else:
             room = bias.tobytes() if bias is not None and read_biases(self.algorithms) else b""
-            key = (plan, tuple(orders), nearest.params.scale.tobytes(), room)
+            key = (plan, nearest.params.scale.tobytes(), room)
             if key not in self._known:
-                guided = self._guided(weight, nearest, layer, bias, plan, orders)
-                self._known[key] = without_saturation(guided, weight, orders, plan.largest_pair)
+                guided = self._guided(weight, nearest, layer, bias, plan)
+                self._known[key] = without_saturation(guided, weight, plan.orders, plan.largest_pair)
             found = self._known[key]
         fitted = self._fitted.get(plan.tensor)
         return found if fitted is None or not _same_grid(fitted, found) else fitted
@@ -124,7 +122,6 @@ class WeightRounding:
         layer: LayerInput,
         bias: npt.NDArray[np.float64] | None,
         plan: WeightPlan,
-        orders: Sequence[KernelOrder],
     ) -> QuantizedWeight:
         problem = WeightProblem(
             weight=weight,
@@ -132,7 +129,7 @@ class WeightRounding:
             hessian=self._hessians[layer.node],
             curvature=partial(self._curvature, layer.node),
             bias=bias,
-            orders=orders,
+            orders=plan.orders,
             largest_pair=plan.largest_pair,
         )
         found = nearest

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import _weights_only_unpickler
 
+from qtool.formats.containers.pickle_globals import TENSOR_GLOBALS
 from qtool.formats.errors import FormatError
-from qtool.formats.torch.pickle_globals import TENSOR_GLOBALS
 from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 
 FORMS = (

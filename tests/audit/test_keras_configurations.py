@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.formats.tensorflow.keras_objects import foreign_objects
+from tests.hdf5_files import HDF5_HEAD, write_h5
 
-HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 CODE = base64.b64encode(marshal.dumps((lambda x: x * 2).__code__)).decode()
 
 
@@ -37,42 +37,6 @@ def write_keras(path: Path, config: Any, members: dict[str, bytes] | None = None
         archive.writestr("model.weights.h5", HDF5_HEAD)
         for name, content in (members or {}).items():
             archive.writestr(name, content)
-    return path
-
-
-def attribute(name: str, heap: int, number: int, length: int) -> bytes:
-    """Lays out a text of variable length as h5py does: the text itself is in the file's heap."""
-    title = name.encode() + b"\0"
-    kind = bytes([0x19, 1, 1, 0]) + struct.pack("<I", 16) + bytes([0x10, 0, 0, 0]) + struct.pack("<IHHI", 1, 0, 8, 0)
-    space = bytes([1, 0, 0, 0, 0, 0, 0, 0])
-    value = struct.pack("<IQI", length, heap, number)
-    body = struct.pack("<BBHHH", 1, 0, len(title), len(kind), len(space))
-    body += title + bytes(-len(title) % 8) + kind + bytes(-len(kind) % 8) + space + value
-    body += bytes(-len(body) % 8)
-    return struct.pack("<HH4x", 0x0C, len(body)) + body
-
-
-def write_h5(path: Path, texts: dict[str, str], *, messages: bytes = b"", count: int = 0) -> Path:
-    """Writes a file whose root has these texts as attributes, and ``messages`` before them."""
-    contents = [text.encode() for text in texts.values()]
-    attributes = b"".join(
-        attribute(name, 0, number, len(content))
-        for number, (name, content) in enumerate(zip(texts, contents, strict=True), start=1)
-    )
-    heap = 96 + 16 + len(messages) + len(attributes)
-    attributes = b"".join(
-        attribute(name, heap, number, len(content))
-        for number, (name, content) in enumerate(zip(texts, contents, strict=True), start=1)
-    )
-    superblock = HDF5_HEAD + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + bytes(8) + struct.pack("<4Q", 0, 0, 0, 0)
-    superblock += struct.pack("<QQ", 0, 96) + bytes(24)
-    root = struct.pack("<BBHII4x", 1, 0, len(texts) + count, 1, len(messages) + len(attributes))
-    held = b"".join(
-        struct.pack("<HH4xQ", number, 1, len(content)) + content + bytes(-len(content) % 8)
-        for number, content in enumerate(contents, start=1)
-    )
-    collection = b"GCOL" + bytes([1, 0, 0, 0]) + struct.pack("<Q", 16 + len(held)) + held
-    path.write_bytes(superblock + root + messages + attributes + collection)
     return path
 
 

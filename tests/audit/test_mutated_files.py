@@ -24,8 +24,8 @@ from qtool.formats import registry
 from qtool.formats.audit import audit
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
-import qtool.formats.onnx.onnx_file, qtool.formats.torch.exported_program_file
-import qtool.formats.torch.torch_checkpoint, qtool.formats.torch.torchscript_file
+import qtool.formats.onnx.onnx_file, qtool.formats.torch.exported_program
+import qtool.formats.torch.state_dicts, qtool.formats.torch.trusted_pickle, qtool.formats.torch.torch_calls
 from qtool.workflows.diagnose.inspect import inspect_model
 
 if sys.platform == "linux":

@@ -57,6 +57,13 @@ def test_a_missing_file_or_tensor_is_named(run: Any, sharded: Path) -> None:
     assert "net-2.bin, which" in result.stderr
 
 
+def test_a_program_among_the_files_is_named(run: Any, sharded: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1, 2)), "net-2.bin")
+    result = run(sharded.name, "--to", "pth")
+    assert result.exit_code == 2
+    assert "net-2.bin, which net.safetensors.index.json names, is TorchScript instead of weights" in result.stderr
+
+
 def write(run: Any, state: dict[str, torch.Tensor], *options: str) -> Any:
     torch.save(state, "large.pth")
     result = run("large.pth", "--to", "safetensors", "--force", *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,18 @@ def _commands(path: Path) -> list[tuple[str, int]]:
     return [found for _, block in code_blocks(path.read_text(encoding="utf-8")) for found in commands_in(block)]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in _TAUGHT if _commands(path)], ids=lambda path: path.relative_to(ROOT).as_posix()
-)
+def _cases() -> list[Any]:
+    """The pages with commands; those of the guides take long together."""
+    return [
+        pytest.param(
+            path, id=path.relative_to(ROOT).as_posix(), marks=(pytest.mark.slow,) * (path.parent.name == "guides")
+        )
+        for path in _TAUGHT
+        if _commands(path)
+    ]
+
+
+@pytest.mark.parametrize("path", _cases())
 def test_the_commands_of_a_page_run_as_they_stand(path: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
     for language, text in code_blocks(path.read_text(encoding="utf-8")):

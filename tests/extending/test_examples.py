@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import qtool
 from qtool.calib.affine import dequantize, params_from_range, quantize
@@ -181,7 +181,7 @@ def test_a_weight_algorithm_lowers_the_error_of_products(extend: Callable[[str],
 
     def error(*algorithms: str) -> float:
         rounding = WeightRounding([layer], {"product": (inputs.T @ inputs)[np.newaxis]}, algorithms=algorithms)
-        found = rounding(weight, plan, bias=None, orders=())
+        found = rounding(weight, plan, bias=None)
         assert np.abs(found.integers).max() <= 127
         return float(np.linalg.norm(inputs @ (dequantize(found.integers, found.params) - weight)))
 
@@ -212,6 +212,26 @@ def test_a_format_is_told_read_and_converted(
     assert stored.keys() == {"a", "b"}
     for name, array in zip("ab", tensors, strict=True):
         np.testing.assert_array_equal(stored[name], array)
+
+
+def test_adapters_are_merged_into_the_new_format(
+    extend: Callable[[str], str], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    extend("A format")
+    rng = np.random.default_rng(2)
+    weight, first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 6), (2, 6), (4, 2)))
+    base = _flat(tmp_path / "base.flat", '[{"name": "layer.weight", "dtype": "float32", "shape": [4, 6]}]', [weight])
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layer"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    parts = {"A": first, "B": second}
+    named = {f"base_model.model.layer.lora_{name}.weight": part for name, part in parts.items()}
+    save_file(named, adapter / "adapter_model.safetensors")
+    result = run("merge-lora", base, adapter, "--json")
+    assert result.code == 0, result.err
+    merged = load_file(tmp_path / "base.merged.safetensors")["layer.weight"]
+    np.testing.assert_allclose(merged, weight + 2.0 * second @ first, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from qtool.formats.audit import audit
 from qtool.formats.detect import detect
 from qtool.formats.errors import FormatError
 
@@ -30,6 +31,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> No
     else:
         pytest.fail("no header of 640 bytes was made")
     assert detect(path).format == "safetensors"
+    assert audit(path).kind == "safetensors"
 
 
 def test_each_kind_is_told_by_its_content_whatever_its_name(tmp_path: Path, onnx_path: Path) -> None:
@@ -89,6 +91,7 @@ def test_a_cut_file_is_called_cut(tmp_path: Path, onnx_path: Path, kind: str, sh
         (b"<!DOCTYPE html><html></html>", "HTML page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
         (b"\x1f\x8b\x08\x00" + bytes(64), "gzip"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(64), "GGUF file of llama.cpp"),
         (b"\x08\x01\x12\xff\xff\x01" + bytes(70000), "TensorFlow SavedModel"),
         (bytes(64), "not a known kind of model file"),
         (b"\xff\xfe\x00\x01garbage\x00\x01", "not a known kind of model file"),

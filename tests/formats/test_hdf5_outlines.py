@@ -12,20 +12,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.app import app
 from qtool.formats.tensorflow.hdf5_outline import Hdf5Array, Hdf5Error, Hdf5OutsideError, read_arrays
-
-
-def hdf5(rows: int = 3, columns: int = 5) -> bytes:
-    """Writes a root group with one float32 array, ``kernel``, as h5py lays such files out."""
-    superblock = b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + bytes(8) + struct.pack("<4Q", 0, 0, 0, 0)
-    superblock += struct.pack("<QQ", 0, 96) + bytes(24)
-    group = struct.pack("<BBHII4x", 1, 0, 1, 1, 24) + struct.pack("<HH4xQQ", 0x11, 16, 136, 232)
-    tree = b"TREE" + struct.pack("<BBHQQ", 0, 0, 1, 0, 0) + struct.pack("<QQQ", 0, 184, 0)
-    symbols = b"SNOD" + struct.pack("<BBH", 1, 0, 1) + struct.pack("<QQ", 8, 280) + bytes(24)
-    heap = b"HEAP" + bytes(4) + struct.pack("<QQQ", 16, 0, 264) + bytes(8) + b"kernel\0\0"
-    array = struct.pack("<BBHII4x", 1, 0, 2, 1, 48)
-    array += struct.pack("<HH4x", 1, 24) + bytes([1, 2, 0, 0, 0, 0, 0, 0]) + struct.pack("<QQ", rows, columns)
-    array += struct.pack("<HH4x", 3, 8) + bytes([0x11, 0x20, 0x3F, 0]) + struct.pack("<I", 4)
-    return superblock + group + tree + symbols + heap + array
+from tests.hdf5_files import hdf5
 
 
 @pytest.fixture

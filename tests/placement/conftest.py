@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from qtool.backends.registry import backend_named
 from qtool.backends.targets import PRESETS
 from qtool.calib.ranges.min_max import MinMax
 from qtool.calib.statistics import TensorStatistics
@@ -73,6 +74,7 @@ def quantized() -> Quantized:
     ) -> ir.Model:
         plan = build_plan(model, scheme, NodeSelection(exclude=exclude))
         quantize_graph(model, plan, _statistics(model, plan, feeds), MinMax(), bias_correction=False)
+        backend_named(scheme.backend).finish(model, scheme)
         return model
 
     return make
@@ -92,10 +94,31 @@ def _statistics(model: ir.Model, plan: Plan, feeds: list[dict[str, npt.NDArray[A
     return statistics
 
 
+class Runtime(Protocol):
+    """What opens patterns."""
+
+    def optimize(self, model: bytes, to: Path, level: Level) -> None:
+        """Writes the graph as it is rewritten."""
+
+    def run(self, model: bytes, feed: Feed, level: Level) -> Feed:
+        """Returns what a model gives out."""
+
+
+class _Installed:
+    """The onnxruntime that is installed."""
+
+    def optimize(self, model: bytes, to: Path, level: Level) -> None:
+        Session(model, threads=1, level=level, optimized_to=to)
+
+    def run(self, model: bytes, feed: Feed, level: Level) -> Feed:
+        return Session(model, threads=1, level=level).run(feed)
+
+
 class Pattern:
     """Builds a graph of Q/DQ pairs node by node; every method returns the name of a tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -162,8 +185,12 @@ class Pattern:
     def optimized(self, folder: Path, level: Level = "extended") -> Counter[str]:
         """Returns the operators that are left once onnxruntime has rewritten the graph."""
         path = folder / "optimized.onnx"
-        Session(self.model(), threads=1, level=level, optimized_to=path)
+        self._runtime.optimize(self.model(), path, level)
         return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+    def run(self, feed: Feed, level: Level = "all") -> Feed:
+        """Returns what the graph gives out."""
+        return self._runtime.run(self.model(), feed, level)
 
     def kernels(self, folder: Path, level: Level = "extended") -> dict[str, int]:
         """As ``optimized``, without the Q and DQ at the ends."""
@@ -208,6 +235,7 @@ def stored_in() -> Callable[[ir.Model], Feed]:
 
 
 @pytest.fixture
-def pattern() -> Pattern:
+def pattern(request: pytest.FixtureRequest) -> Pattern:
     """An empty graph to build a Q/DQ pattern in."""
-    return Pattern()
+    emulated = request.config.getoption("--arm64")
+    return Pattern(request.getfixturevalue("arm64") if emulated else _Installed())

@@ -15,7 +15,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from qtool.errors import RuntimeRefusedError
-from qtool.runtime.session import Session
 
 # A graph that is built node by node; see the fixture.
 Pattern = Any
@@ -90,6 +89,10 @@ def _float_layer(operator: str, *shape: int, clamped: bool = False) -> Build:
     return build
 
 
+def _matmul_by_row(pattern: Pattern) -> None:
+    _close(pattern, pattern.node("MatMul", _rows(pattern), pattern.weight(6, 3, axis=0)))
+
+
 def _weights_alone(*, block: int | None) -> Build:
     def build(pattern: Pattern) -> None:
         pattern.opset = 21
@@ -141,6 +144,10 @@ _DIFFERENT: Mapping[str, tuple[Build, Since]] = {
         _matmul_and_bias(2, 5, 6, closed=False),
         {_OLDEST: _left((1, 0), MatMulIntegerToFloat=1, Add=1), (1, 22): _left((1, 2), Gemm=1, Reshape=2)},
     ),
+    "MatMul weights with a scale for each row": (
+        _matmul_by_row,
+        {_OLDEST: _left(1, QLinearMatMul=1), (1, 32): _left((2, 3), MatMul=1)},
+    ),
     # A layer that is to stay float must have no pair on one of its sides, or a Sum of one tensor behind it. Nothing is
     # won where weights are rounded without an integer kernel: they are dequantized in every run.
     "float Conv": (
@@ -188,12 +195,24 @@ def test_zero_points_that_differ_by_channel_run_since_1_27(
     assert pattern.optimized(tmp_path) == _left(1, QLinearConv=1)
     feed = {"x0": np.ones((1, 4, 6, 6), np.float32)}
     if alike or runtime >= (1, 27):
-        (values,) = Session(pattern.model(), threads=1).run(feed).values()
+        (values,) = pattern.run(feed).values()
         assert values.shape == (1, 4, 4, 4)
     else:
         with pytest.raises(RuntimeRefusedError) as refused:
-            Session(pattern.model(), threads=1).run(feed)
+            pattern.run(feed)
         assert "without --weights-asymmetric" in refused.value.fix
+
+
+def test_matmul_weights_with_a_scale_for_each_row_stop_before_1_32(pattern: Pattern, runtime: Version) -> None:
+    _matmul_by_row(pattern)
+    feed = {"x0": np.ones((5, 6), np.float32)}
+    if runtime >= (1, 32):
+        (values,) = pattern.run(feed).values()
+        (exact,) = pattern.run(feed, level="none").values()
+        np.testing.assert_allclose(values, exact, atol=1e-6)
+    else:
+        with pytest.raises(RuntimeRefusedError):
+            pattern.run(feed)
 
 
 @pytest.mark.parametrize("relus", [1, 2])

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qtool.errors import RuntimeRefusedError
-from qtool.runtime.session import Level, Session
+from qtool.runtime.session import Level
 
 _U8, _S8 = np.dtype(np.uint8), np.dtype(np.int8)
 # A graph that is built node by node; see the fixture.
@@ -188,13 +187,6 @@ def test_a_float_reader_beside_a_quantized_one_keeps_a_product_float(
     pattern.output(pattern.pair(y))
     pattern.output(pattern.node("Tanh", y))
     assert pattern.kernels(tmp_path) == {operator: 1, "Tanh": 1}
-
-
-def test_matmul_weights_with_scales_on_the_first_axis_do_not_run(pattern: Pattern, tmp_path: Path) -> None:
-    x = pattern.pair(pattern.input(5, 6))
-    pattern.output(pattern.pair(pattern.node("MatMul", x, pattern.weight(6, 3, axis=0))))
-    with pytest.raises(RuntimeRefusedError):
-        Session(pattern.model(), threads=1).run({"x0": np.ones((5, 6), np.float32)})
 
 
 @pytest.mark.parametrize("quantized_output", [True, False])

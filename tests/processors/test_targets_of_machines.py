@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qtool.backends.onnxruntime_cpu import this_machine
-from qtool.backends.onnxruntime_cpu.this_machine import target_named, target_of
+from qtool.backends.onnxruntime_cpu.this_machine import target_of
+from qtool.backends.this_machine import target_named
 from qtool.processor import IntegerFeatures
 
 _VNNI = IntegerFeatures(family="x86", avx2=True, vnni=True)

@@ -31,7 +31,7 @@ def _layer(weight: np.ndarray, *, groups: int = 1) -> LayerInput:
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     model = prepare(ir.from_proto(proto))
-    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()))
+    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()).integer_nodes)
     return layer
 
 

@@ -50,7 +50,8 @@ def _fit(feeds: list[Feed], *, reach: float) -> tuple[Reconstruction, Mapping[st
         name: round_to_nearest(name, model.graph.initializers[name].const_value.numpy(), item.grid, item.granularity)
         for name, item in plan.weights.items()
     }
-    return reconstruct(model, plan, activations, weights, feeds, Silent(), rounding=False), tensors
+    fit = reconstruct(model, plan, PRESETS["x86"], activations, weights, feeds, Silent(), rounding=False)
+    return fit, tensors
 
 
 def _feeds(*, first_step: float, padding_seed: int = 7) -> list[Feed]:

@@ -33,7 +33,7 @@ def _layer(text: str, **tensors: np.ndarray) -> tuple[ir.Model, LayerInput]:
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
     model = prepare(ir.from_proto(proto))
-    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()))
+    (layer,) = layer_inputs(model, build_plan(model, PRESETS["x86"], NodeSelection()).integer_nodes)
     return model, layer
 
 

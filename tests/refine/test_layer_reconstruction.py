@@ -12,7 +12,6 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
-from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.targets import PRESETS
 from qtool.calib.affine import AffineParams, params_from_range
 from qtool.calib.ranges.min_max import MinMax
@@ -24,6 +23,7 @@ from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.runtime.graphs import open_graph, watching
+from qtool.schemes import Scheme
 from qtool.search.block_reconstruction import Reconstruction, reconstruct
 from qtool.selection import NodeSelection
 from qtool.weights.bias_correction import set_biases
@@ -73,13 +73,15 @@ class Case:
 
     model: ir.Model
     plan: Plan
+    scheme: Scheme
     activations: Mapping[str, AffineParams]
     weights: Mapping[str, QuantizedWeight]
     feeds: list[Feed]
     others: list[Feed]
 
     def fit(self, **options: Any) -> Reconstruction:
-        return reconstruct(self.model, self.plan, self.activations, self.weights, self.feeds, Silent(), **options)
+        given = (self.plan, self.scheme, self.activations, self.weights)
+        return reconstruct(self.model, *given, self.feeds, Silent(), **options)
 
     def noise(self, found: Reconstruction | None = None) -> float:
         """Returns noise over signal on samples that no fit has seen."""
@@ -119,7 +121,7 @@ def _case(text: str, shapes: Mapping[str, tuple[int, ...]], scheme: str = "x86",
     for name, weight in plan.weights.items():
         array = model.graph.initializers[name].const_value.numpy()
         weights[name] = round_to_nearest(name, array, weight.grid, weight.granularity)
-    return Case(model, plan, activations, weights, feeds[:16], feeds[16:])
+    return Case(model, plan, PRESETS[scheme], activations, weights, feeds[:16], feeds[16:])
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +216,8 @@ def test_pairs_of_weights_stay_small_enough_for_sums_of_16_bits() -> None:
     assert found.weights
     pairs = 0
     for name, weight in found.weights.items():
-        value = case.model.graph.initializers[name]
         # A depthwise convolution has no pairs.
-        for order in orders_of(value, case.plan.weights[name].nodes):
+        for order in case.plan.weights[name].orders:
             pairs += 1
             assert pair_sums(weight.integers, order).worst.max() <= 128
     assert pairs

@@ -55,7 +55,7 @@ def _guided() -> WeightRounding:
 
 
 def _rounded(rounding: WeightRounding, bias: np.ndarray | None = None) -> QuantizedWeight:
-    return rounding(_weight(), _PLAN, bias=bias, orders=())
+    return rounding(_weight(), _PLAN, bias=bias)
 
 
 def _noise(rounded: QuantizedWeight) -> float:

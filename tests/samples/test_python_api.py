@@ -17,7 +17,7 @@ import pytest
 import qtool
 
 _NET = "net (float[n, 16] x) => (float[n, 8] y) { h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v) }"
-_FUNCTIONS = ("convert", "dequantize", "merge_lora", "quantize", "quantize_dynamic", "report")
+_FUNCTIONS = ("convert", "dequantize", "merge_lora", "quantize", "quantize_dynamic", "quantize_weights", "report")
 
 
 @pytest.fixture
@@ -85,6 +85,15 @@ def test_a_dynamic_call_makes_what_the_command_makes(
     report = qtool.quantize_dynamic(request)
     assert capfd.readouterr() == ("", "")
     run("quantize", model, "--scheme", "dynamic", "-o", "commanded.onnx")
+    assert report.output.read_bytes() == (tmp_path / "commanded.onnx").read_bytes()
+
+
+def test_a_call_for_weights_alone_makes_what_the_command_makes(
+    model: Path, tmp_path: Path, run: Callable[..., object]
+) -> None:
+    request = qtool.WeightOnlyRequest(source=qtool.ModelSource(path=model), output=tmp_path / "called.onnx")
+    report = qtool.quantize_weights(request)
+    run("quantize", model, "--scheme", "weights", "-o", "commanded.onnx")
     assert report.output.read_bytes() == (tmp_path / "commanded.onnx").read_bytes()
 
 

@@ -9,7 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.backends.coverage import Coverage, NodeCoverage
+from qtool.backends.execution import TARGET_KEY
 from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
+from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import is_constant
@@ -24,6 +26,8 @@ _KERNELS = (
     "MatMulInteger",
     "DynamicQuantize",
     "ConvInteger",
+    # Its weights are integers, and where its accuracy level says so its products.
+    "MatMulNBits",
 )
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
@@ -48,7 +52,7 @@ def integer_coverage(model: ir.Model) -> Coverage:
 def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     """Yields the nodes of the optimized graph, by name.
 
-    A fused kernel keeps the name of the node that it replaces.
+    A fused kernel keeps the name of the node that it replaces. A model for ARM is rewritten as it is there.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
@@ -56,8 +60,13 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     with private_folder() as folder, saved(model, folder) as path:
         optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names of nodes.
-        Session(path, level="extended", optimized_to=optimized_path)
+        Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
         yield {node.name: node for node in load_model(optimized_path).graph if node.name}
+
+
+def fuses_signed(model: ir.Model) -> bool:
+    """Returns whether a model is for a machine on which s8 activations are fused as they are."""
+    return model.metadata_props.get(TARGET_KEY) in FUSE_SIGNED
 
 
 def coverage_in(model: ir.Model, kept: Mapping[str, ir.Node]) -> Coverage:

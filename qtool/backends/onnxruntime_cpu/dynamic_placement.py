@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.layers import product_reason, weight_granularity, weight_reason
 from qtool.calib.granularity import Granularity, PerTensor
 from qtool.graph.constants import is_constant
@@ -74,19 +75,21 @@ def _reason_by_form(node: ir.Node) -> str | None:
 
 def _weights(nodes: list[ir.Node], scheme: DynamicScheme) -> dict[str, WeightPlan]:
     """Plans every weight once, in a form that suits all of its readers."""
-    readers: dict[str, list[ir.Node]] = {}
+    readers: dict[ir.Value, list[ir.Node]] = {}
     for node in nodes:
         weight = node.inputs[1]
         if weight is not None:
-            readers.setdefault(weight.name or "", []).append(node)
+            readers.setdefault(weight, []).append(node)
     plans = {}
-    for tensor, sharing in readers.items():
+    for weight, sharing in readers.items():
+        tensor, names = weight.name or "", tuple(node.name or "" for node in sharing)
         wishes: set[Granularity] = {weight_granularity(node, per_channel=scheme.per_channel) for node in sharing}
         plans[tensor] = WeightPlan(
             tensor=tensor,
             grid=scheme.weights,
             granularity=wishes.pop() if len(wishes) == 1 else PerTensor(),
-            nodes=tuple(node.name or "" for node in sharing),
+            nodes=names,
             largest_pair=scheme.largest_pair,
+            orders=orders_of(weight, names),
         )
     return plans

@@ -34,6 +34,16 @@ class KeepFloatLayers(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
+def without_separators(model: ir.Model) -> None:
+    """Removes each Sum of one tensor, which does nothing but keep a layer float, in place."""
+    for node in list(model.graph):
+        if node.op_type != "Sum" or node.domain != "" or len(node.inputs) != 1 or node.outputs[0].is_graph_output():
+            continue
+        for use in list(node.outputs[0].uses()):
+            use.node.replace_input_with(use.idx, node.inputs[0])
+        model.graph.remove(node, safe=True)
+
+
 def _would_be_quantized(node: ir.Node) -> bool:
     if node.op_type not in _LAYERS:
         return False

@@ -9,10 +9,12 @@ this holds simultaneously, found by removing nodes until nothing changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.activation_lower_bounds import activation_lower_bound
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.layers import OUTPUT_OF_MODEL, agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.backends.qdq_placement.node_form import reason_to_skip_node, reason_without_kernel
 from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS, Kind
@@ -264,7 +266,9 @@ class _Placement:
                     # An element-wise kernel reads both operands in one type, and so does MatMul its first.
                     wish = (_name(node), self.scheme.activations, PerTensor())
                 wishes.setdefault(_value_name(value), []).append(wish)
-        return {tensor: agreed_weight(tensor, wanted, self.scheme) for tensor, wanted in wishes.items()}
+        plans = (agreed_weight(tensor, wanted, self.scheme) for tensor, wanted in wishes.items())
+        initializers = self.graph.initializers
+        return {plan.tensor: replace(plan, orders=orders_of(initializers[plan.tensor], plan.nodes)) for plan in plans}
 
     def biases(self) -> dict[str, BiasPlan]:
         """Plans the bias of every integer layer that has one."""

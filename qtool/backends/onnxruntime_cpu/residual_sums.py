@@ -26,10 +26,11 @@ class ResidualSums(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def added_again(graph: ir.Graph, node: ir.Node) -> None:
-    """Rewrites a Sum of two tensors that a normalization reads as Add; other nodes do not change."""
-    if node.op_type == "Sum" and node.domain == "" and len(node.inputs) == _ADDENDS and _feeds_normalization(node):
-        _replace(graph, node, "Add")
+def without_residual_sums(model: ir.Model) -> None:
+    """Rewrites each Sum of two tensors that a normalization reads as Add, in place."""
+    for node in list(model.graph):
+        if node.op_type == "Sum" and node.domain == "" and len(node.inputs) == _ADDENDS and _feeds_normalization(node):
+            _replace(model.graph, node, "Add")
 
 
 def _is_normalized(node: ir.Node) -> bool:

@@ -33,3 +33,7 @@ TARGETS: Mapping[str, Scheme] = {
     # (https://github.com/microsoft/onnxruntime/pull/9902). Kernels for symmetric convolutions want s8 weights around 0.
     "arm64": Scheme(target="arm64", machine="64-bit ARM", activations=S8, weights=S8_SYMMETRIC),
 }
+
+# On ARM, onnxruntime fuses s8 activations as they are, and on x86 only what it can rewrite to u8 (the session option
+# session.qdqisint8allowed, whose default is the processor's).
+FUSE_SIGNED = frozenset({"arm64"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,9 +15,10 @@ from qtool.backends.openvino.installed import INSTALL, installed_version, is_ins
 from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
-from qtool.plan import Plan
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
+from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
+from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class OpenvinoBackend:
     name: str = "openvino"
     has_fused_operators: bool = False
     runs_dynamic_layers: bool = False
+    runs_weight_only: bool = False
     stores_tables: bool = True
 
     @property
@@ -62,13 +64,47 @@ class OpenvinoBackend:
         """Plans where Q/DQ go; see ``Backend``."""
         return place(graph, scheme, selection, unfit, kept_float)
 
-    def finish(self, model: ir.Model, scheme: Scheme) -> None:
+    def place_dynamic(
+        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> DynamicPlan:
+        """Is not called, since it runs no dynamic layers.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no dynamic layers")
+
+    def place_weights(
+        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
+    ) -> WeightOnlyPlan:
+        """Is not called, since it runs no layers with integer weights alone.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
+
+    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
         """Records the target in the graph, so that it is not judged in silence on another runtime."""
         model.metadata_props[TARGET_KEY] = scheme.target
 
-    def execution(self, scheme: Scheme | DynamicScheme | None) -> Execution:
+    def unfinish(self, model: ir.Model) -> None:
+        """Forgets the target."""
+        if model.metadata_props.get(TARGET_KEY) in self.targets:
+            del model.metadata_props[TARGET_KEY]
+
+    def target_here(self) -> None:
+        """No preset is this machine: OpenVINO is taken only where it is named."""
+
+    def runs_here(self, target: str) -> bool:
+        """Returns whether OpenVINO is here and computes what it does on the machine that the preset is for."""
+        return _is_exact(self.targets[target].largest_pair)
+
+    def execution(self, scheme: AnyScheme | None) -> Execution:
         """Runs graphs in OpenVINO where it computes here what it does on the target machine; else node by node."""
-        return IN_OPENVINO if scheme is not None and _is_exact(scheme.largest_pair) else NODE_BY_NODE
+        if scheme is None or isinstance(scheme, WeightOnlyScheme):
+            return NODE_BY_NODE
+        return IN_OPENVINO if _is_exact(scheme.largest_pair) else NODE_BY_NODE
 
     def coverage(self, model: ir.Model) -> Coverage | None:
         """Reads which nodes run on integers from the graph that OpenVINO executes."""

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from qtool.backends.openvino.pair_order import with_orders
 from qtool.backends.qdq_placement import layer_inputs
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.granularity import PerChannel, PerTensor
@@ -52,7 +53,9 @@ def place(
     }
     plan = replace(plan, activations=activations)
     plan = _with_transposed_convolutions(graph, plan, scheme, selection, unfit, kept_float)
-    return replace(plan, activations=_with_earlier(graph, plan.activations, unfit, kept_float))
+    weights = plan.weights if scheme.largest_pair is None else with_orders(graph, plan.weights)
+    activations = _with_earlier(graph, plan.activations, unfit, kept_float)
+    return replace(plan, activations=activations, weights=weights)
 
 
 def _read(node: ir.Node) -> list[ir.Value]:

@@ -12,6 +12,7 @@ PASSES = "Passes"
 PARTS = "Parts"
 DATA = "Data"
 SCHEME = "Scheme"
+WEIGHT_ONLY = "Weights alone"
 TARGET = "Target"
 CALIBRATION = "Calibration"
 CORRECTIONS = "Corrections"
@@ -26,7 +27,20 @@ OUTPUT = "Output"
 GENERAL = "General"
 
 OPTION_GROUPS = (
-    *(CONVERSION, MERGING, ANALYSES, PASSES, PARTS, DATA, SCHEME, TARGET, CALIBRATION, CORRECTIONS, ACCURACY_GOAL),
+    *(
+        CONVERSION,
+        MERGING,
+        ANALYSES,
+        PASSES,
+        PARTS,
+        DATA,
+        SCHEME,
+        WEIGHT_ONLY,
+        TARGET,
+        CALIBRATION,
+        CORRECTIONS,
+        ACCURACY_GOAL,
+    ),
     *(MEASUREMENTS, GATES, COMPARISON, SPEED, MODEL, TENSORFLOW, OUTPUT, GENERAL),
 )
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class SchemeName(StrEnum):
-    """When activations get their ranges."""
+    """When activations get their ranges, or that they stay float."""
 
     STATIC = "static"
     DYNAMIC = "dynamic"
+    WEIGHTS = "weights"
 
 
 class IntegerType(StrEnum):
@@ -34,7 +35,7 @@ SchemeOption: TypeAlias = Annotated[
     SchemeName,
     typer.Option(
         "--scheme",
-        help="Static QDQ, or dynamic.",
+        help="Static QDQ, dynamic, or weights alone.",
         rich_help_panel=SCHEME,
     ),
 ]

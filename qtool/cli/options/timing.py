@@ -11,7 +11,7 @@ from qtool.cli.console import Console
 from qtool.cli.options.groups import SPEED
 
 if TYPE_CHECKING:
-    from qtool.backends.onnxruntime_cpu.this_machine import ResolvedTarget
+    from qtool.backends.this_machine import ResolvedTarget
     from qtool.manifest import Manifest
     from qtool.workflows.quantize.request import QuantizeReport
     from qtool.workflows.tune.time_plan import Timing

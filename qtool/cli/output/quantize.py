@@ -6,8 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Protocol
 
 from qtool.backends.coverage import Coverage
 from qtool.calib.granularity import PerChannel
@@ -19,38 +17,15 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.outlook import Outlook
 from qtool.plan import Plan, Skipped, WeightPlan
 from qtool.qdq.store_tables import StoredTable
-from qtool.schemes import Scheme
+from qtool.schemes import AnyScheme, Scheme
 from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
+from qtool.workflows.quantize.shared_request import SharedReport
 
 # Below this a classifier usually changes its mind often enough to be noticed.
 _POOR_SQNR_DB = 10.0
 # Outputs this small are silence, and their noise is too.
 _NEGLIGIBLE_ERROR = 1e-3
 _NAMES_SHOWN = 3
-
-
-class Written(Protocol):
-    """What every report on a written model says."""
-
-    @property
-    def output(self) -> Path:
-        """The quantized model."""
-
-    @property
-    def manifest(self) -> Path:
-        """The record beside it."""
-
-    @property
-    def float_model(self) -> Path:
-        """The float model that it was made from."""
-
-    @property
-    def float_bytes(self) -> int:
-        """Size of the float model on disk."""
-
-    @property
-    def quantized_bytes(self) -> int:
-        """Size of the quantized model on disk."""
 
 
 def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
@@ -133,7 +108,7 @@ def show_skipped(console: Console, skipped: Sequence[Skipped], *, counted: bool 
         console.table("Nodes that stay float", ("node", "operator", "reason"), lines)
 
 
-def show_written(console: Console, report: Written) -> None:
+def show_written(console: Console, report: SharedReport) -> None:
     """Prints what was written, and how large it is."""
     ratio = report.quantized_bytes / report.float_bytes
     console.say(
@@ -170,35 +145,41 @@ def show_fidelity(console: Console, outputs: Sequence[OutputFidelity], caption: 
 def report_as_json(report: QuantizeReport, request: QuantizeRequest) -> dict[str, object]:
     """Returns the report for JSON."""
     return {
-        "schema": "qtool.quantize/1",
-        "output": str(report.output),
-        "manifest": str(report.manifest),
-        "float_model": str(report.float_model),
-        "target": request.scheme.target,
-        "scheme": request.scheme.description,
+        **shared_as_json(report, request.scheme),
         "method": request.method_name,
         **search_as_json(report),
         "samples": report.samples,
         "judged_in": report.judged_in,
-        "compared_on": report.compared_on,
-        "float_bytes": report.float_bytes,
-        "quantized_bytes": report.quantized_bytes,
-        "coverage": coverage_as_json(report.coverage),
-        "outputs": fidelity_as_json(report.fidelity, report.outlooks),
         "constant_tensors": list(report.findings.constant),
         "dead_channels": {name: list(channels) for name, channels in report.findings.dead_channels.items()},
         "widened_channels": {name: list(channels) for name, channels in report.findings.widened_channels.items()},
         "reduced_channels": {name: list(channels) for name, channels in report.findings.reduced_channels.items()},
         "corrected_biases": dict(report.findings.corrected),
-        "tables": [asdict(table) for table in report.tables],
         "dynamic_nodes": list(report.plan.dynamic.integer_nodes),
         "mixed_precision": mixed_as_json(report.mixed),
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }
 
 
-def fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, Outlook]) -> list[dict[str, object]]:
-    """Returns how close each output is, and what to expect of it on other data, as values for JSON."""
+def shared_as_json(report: SharedReport, scheme: AnyScheme) -> dict[str, object]:
+    """Returns what reports of static and of dynamic quantization share, for JSON."""
+    return {
+        "schema": "qtool.quantize/1",
+        "output": str(report.output),
+        "manifest": str(report.manifest),
+        "float_model": str(report.float_model),
+        "target": scheme.target,
+        "scheme": scheme.description,
+        "compared_on": report.compared_on,
+        "float_bytes": report.float_bytes,
+        "quantized_bytes": report.quantized_bytes,
+        "coverage": coverage_as_json(report.coverage),
+        "outputs": _fidelity_as_json(report.fidelity, report.outlooks),
+        "tables": [asdict(table) for table in report.tables],
+    }
+
+
+def _fidelity_as_json(outputs: Sequence[OutputFidelity], outlooks: Mapping[str, Outlook]) -> list[dict[str, object]]:
     return [{**asdict(output), "outlook": outlook_as_json(outlooks.get(output.name))} for output in outputs]
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
 from qtool.formats import registry
-from qtool.formats.base import Weights
+from qtool.formats.base import SeveralFiles, Weights
 from qtool.formats.detect import detect
 from qtool.formats.mapped_tensors import tied_names
 from qtool.formats.trust import NO_TRUST, Trust
-from qtool.formats.weights.sharded_index import read_index
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +35,7 @@ class BaseWeights:
     Attributes:
         path: the file that was named, or that the folder holds.
         folder: the folder, where one was named.
-        format: the key of its format.
-        kind: the same in words.
+        kind: its format, in words.
         weights: all of its tensors; they stay in their files until they are used.
         shards: the files that an index names.
         tied: for each name of a tied tensor but the first, the first one.
@@ -46,7 +44,6 @@ class BaseWeights:
 
     path: Path
     folder: Path | None
-    format: str
     kind: str
     weights: Weights
     shards: tuple[Path, ...]
@@ -84,22 +81,20 @@ def open_base(path: Path, trust: Trust = NO_TRUST) -> BaseWeights:
     folder = path if path.is_dir() else None
     file = path if folder is None else _in_folder(folder)
     detection = detect(file)
-    if detection.format not in ("torch", "safetensors", "sharded"):
+    found = registry.load_source(detection.format)
+    if found.holds != "weights":
         raise InputError(
             f"{file} is {detection.detail}, and adapters are merged into weights",
             fix="name the .safetensors or .pth file that it was made from",
         )
-    found = registry.load_source(detection.format)
-    if found.holds != "weights":
-        raise AssertionError(detection.format)
     weights = found.read(file, trust)
+    beside = found.companion_files(file) if isinstance(found, SeveralFiles) else ()
     return BaseWeights(
         path=file,
         folder=folder,
-        format=detection.format,
         kind=f"{detection.detail}, {weights.source}",
         weights=weights,
-        shards=tuple(read_index(file).shards) if detection.format == "sharded" else (),
+        shards=tuple(file.with_name(name) for name in beside),
         tied=tied_names(weights.tensors),
         trust=trust,
     )

@@ -40,20 +40,14 @@ _WHOLE = re.compile(r"\.(modules_to_save|ln_tuning_layers)(\.default)?\.")
 _SHARED = re.compile(r"base_model\.(?P<role>vera_[AB]|randlora_[AB]|vblora_vector_bank)(\.default)?$")
 
 
-def is_peft_folder(path: Path) -> bool:
-    """Returns whether ``path`` is a folder, or a file in a folder, that PEFT saved."""
-    return (_folder(path) / CONFIG_NAME).is_file()
-
-
-def read_peft_folder(path: Path) -> Adapter:
-    """Reads the adapter; its tensors stay in the file until they are used.
+def read_peft_folder(folder: Path) -> Adapter:
+    """Reads the adapter in ``folder``; its tensors stay in the file until they are used.
 
     Raises:
         FormatError: the weights are damaged.
         InputError: a file is missing or a pickle, the settings are damaged or of a kind that cannot be merged, or
             tensors are empty, not finite, or belong to nothing.
     """
-    folder = _folder(path)
     weights = _weights_file(folder)
     settings = settings_from_peft(_config(folder / CONFIG_NAME), str(folder))
     tensors = SafetensorsFile().read(weights).tensors
@@ -61,10 +55,6 @@ def read_peft_folder(path: Path) -> Adapter:
         tensors = _without_pruned(tensors)
     check_tensors(tensors, weights)
     return _sorted_out(tensors, settings, folder)
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
 
 
 def _weights_file(folder: Path) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.errors import InputError
-from qtool.formats import registry
 from qtool.formats.errors import FormatError
+from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 from qtool.lora.readers.adapter import Adapter, AdapterModule, check_tensors
 from qtool.lora.readers.library_names import Translation
 from qtool.lora.readers.recognition import CONFIG_NAME
@@ -70,11 +70,8 @@ def read_torchtune_file(path: Path) -> Adapter | None:
 
 
 def _tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    source = registry.load_source("torch")
-    if source.holds != "weights":
-        raise AssertionError(path)
     try:
-        return source.read(path).tensors
+        return TorchCheckpoint().read(path).tensors
     except FormatError:
         # It would run code, or holds no adapter: the caller reports the error.
         return {}

@@ -10,7 +10,6 @@ from qtool.atomic import check_output, staged
 from qtool.errors import InputError, UsageError
 from qtool.formats import registry
 from qtool.formats.detect import Detection, detect
-from qtool.formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
 from qtool.formats.torch.architecture import Architecture
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
@@ -58,7 +57,8 @@ def load_graph(
         InputError: the exported graph does not compute the same as torch.
     """
     detection = detect(path)
-    if detection.format in TENSORFLOW_FORMATS:
+    found = registry.load_source(detection.format)
+    if found.holds == "tensorflow":
         imported = import_tensorflow(
             path,
             detection.format,
@@ -73,7 +73,6 @@ def load_graph(
         worst = max(comparison.relative for comparison in imported.comparisons)
         progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
         return imported.model
-    found = registry.load_source(detection.format)
     if found.holds == "graph":
         from qtool.formats.onnx.onnx_file import load_weights
 
@@ -106,14 +105,14 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
         OutputError: the result cannot be written.
     """
     detection = detect(request.source)
-    if detection.format in TENSORFLOW_FORMATS:
+    found = registry.load_source(detection.format)
+    if found.holds == "tensorflow":
         return _from_tensorflow(request, detection, progress)
     if request.tensorflow != TensorFlowOptions():
         raise UsageError(
             f"--inputs, --outputs, --signature and --nchw have no effect with {detection.detail}",
             fix="give them for TensorFlow models",
         )
-    found = registry.load_source(detection.format)
     target = registry.load(TARGET_FORMATS[request.target])
     _check_options(request, detection, is_graph=found.holds == "graph")
     output = _output(request, detection, target.suffix)

@@ -66,11 +66,12 @@ class ModelSource:
             UsageError: weights came without an architecture, or a graph with one.
             InputError: the exported graph does not compute the same as torch.
         """
-        if self.is_graph and (self.architecture is not None or self.input_shapes is not None):
+        is_graph = self.is_graph
+        if is_graph and (self.architecture is not None or self.input_shapes is not None):
             raise UsageError(
                 f"{self.path} is a graph: --model and --input-shape have no effect with it", fix="drop them"
             )
-        example = None if dataset is None or self.is_graph else example_data(dataset, self.input_shapes)
+        example = None if dataset is None or is_graph else example_data(dataset, self.input_shapes)
         return load_graph(
             self.path,
             architecture=self.architecture,

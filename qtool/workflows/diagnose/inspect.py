@@ -8,11 +8,10 @@ from pathlib import Path
 
 from qtool.errors import UsageError
 from qtool.formats import registry
+from qtool.formats.base import ProgramSource, SeveralFiles, WeightsSource
 from qtool.formats.detect import Detection, detect
-from qtool.formats.tensorflow.tensorflow_kinds import TENSORFLOW_FORMATS
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.safetensors_header import read_header
-from qtool.formats.weights.sharded_index import read_index
 from qtool.workflows.diagnose.model_facts import DtypeFacts, GraphFacts, InspectReport, ProgramFacts, TensorFacts
 
 # The usual names of the safetensors format's element types.
@@ -49,7 +48,8 @@ def inspect_model(
     detection = detect(path)
     if detection.format == "onnx":
         return _inspect_onnx(path, detection, input_shapes, largest)
-    if detection.format in TENSORFLOW_FORMATS:
+    found = registry.load_source(detection.format)
+    if found.holds == "tensorflow":
         from qtool.workflows.diagnose.tensorflow_facts import tensorflow_facts
 
         if input_shapes:
@@ -73,13 +73,14 @@ def inspect_model(
             for name, entry in header.tensors.items()
         ]
         return _report(path, detection.detail, tensors, largest, metadata=header.metadata)
-    return _inspect_weights(path, detection, largest, trust)
-
-
-def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trust) -> InspectReport:
-    found = registry.load_source(detection.format)
-    if found.holds != "weights":
+    if found.holds == "graph":
         raise UsageError(f"{path} is {detection.detail}, which cannot be inspected", fix="name a file of weights")
+    return _inspect_weights(path, detection, found, largest, trust)
+
+
+def _inspect_weights(
+    path: Path, detection: Detection, found: WeightsSource | ProgramSource, largest: int, trust: Trust
+) -> InspectReport:
     weights = found.read(path, trust)
     tensors = [
         TensorFacts(
@@ -91,7 +92,7 @@ def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trus
         )
         for name, tensor in weights.tensors.items()
     ]
-    files = tuple(read_index(path).shards) if detection.format == "sharded" else ()
+    beside = found.companion_files(path) if isinstance(found, SeveralFiles) else ()
     program = None
     if weights.inputs:
         program = ProgramFacts(
@@ -106,7 +107,7 @@ def _inspect_weights(path: Path, detection: Detection, largest: int, trust: Trus
         f"{detection.detail}, {weights.source}",
         tensors,
         largest,
-        data_files=files,
+        data_files=tuple(path.with_name(name) for name in beside),
         metadata=weights.metadata,
         program=program,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from qtool.atomic import check_output, staged
 from qtool.errors import OutputError, UsageError
-from qtool.formats import registry
 from qtool.formats.base import Weights
-from qtool.formats.detect import detect
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
+from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, read_index, weights_stem
+from qtool.formats.weights.sharded_weights import read_shard
 from qtool.lora.merge.added_tokens import count_tokens, grown
 from qtool.lora.merge.base_weights import BaseWeights
 from qtool.lora.merge.ties import untie_config
@@ -25,7 +25,7 @@ from qtool.lora.merge.ties import untie_config
 if TYPE_CHECKING:
     import torch
 
-    Change = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
+    from qtool.formats.base import Change
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors", ".onnx", ".h5", ".msgpack", ".gguf", ".data")
@@ -138,6 +138,8 @@ def _default(base: BaseWeights, output_dir: Path | None, action: str) -> Path:
     if base.folder is not None:
         return (output_dir or base.folder.resolve().parent) / f"{base.folder.resolve().name}-{action}"
     ending = SHARDED_SUFFIX if base.shards else base.path.suffix
+    if not _is_weights_name(f"base{ending}"):
+        ending = SafetensorsFile.suffix
     return (output_dir or base.path.parent) / f"{weights_stem(base.path)}.{action}{ending}"
 
 
@@ -189,11 +191,8 @@ def _write_shards(
     shards = read_index(base.path).shards
     listed = {name for tensors in shards.values() for name in tensors}
     for shard, tensors in shards.items():
-        source = registry.load_source(detect(shard).format)
-        if source.holds != "weights":
-            raise AssertionError(shard)
         # One file at a time, so that its memory map is released before the next one.
-        weights = source.read(shard, base.trust)
+        weights = read_shard(shard, base.path, base.trust)
         tensors = (*tensors, *(name for name in weights.tensors if name not in listed))
         apart = tied_names(weights.tensors).keys() - base.tied.keys()
         if apart:
@@ -228,8 +227,5 @@ def _write_checkpoint(base: BaseWeights, path: Path, change: Change, new: Mappin
     for name, tensor in base.weights.tensors.items():
         first = base.first_name(name)
         merged[name] = merged[first] if first in merged else _whole(tensor, change(name, tensor))
-    target = registry.load("torch")
-    if target.holds != "weights":
-        raise AssertionError(path)
     added = {name: _whole(tensor, change(name, tensor)) for name, tensor in new.items()}
-    target.write(Weights(tensors=merged | added, metadata={}, source=""), path)
+    TorchCheckpoint().write(Weights(tensors=merged | added, metadata={}, source=""), path)

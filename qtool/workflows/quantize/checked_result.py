@@ -14,7 +14,7 @@ from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.plan import Skipped
 from qtool.progress import Progress
-from qtool.schemes import DynamicScheme, Scheme
+from qtool.schemes import AnyScheme
 from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
@@ -41,7 +41,7 @@ def write_and_check(
     path: Path,
     samples: CheckSamples | None,
     *,
-    scheme: Scheme | DynamicScheme,
+    scheme: AnyScheme,
     threads: int,
     progress: Progress,
 ) -> CheckedResult:
@@ -72,11 +72,11 @@ def write_and_check(
     return CheckedResult(coverage=coverage, comparison=comparison)
 
 
-def _has_kernels_here(scheme: Scheme | DynamicScheme) -> bool:
+def _has_kernels_here(scheme: AnyScheme) -> bool:
     return backend_named(scheme.backend).has_kernels_here
 
 
-def _coverage(model: ir.Model, scheme: Scheme | DynamicScheme) -> Coverage:
+def _coverage(model: ir.Model, scheme: AnyScheme) -> Coverage:
     """Asks the runtime that the model is for, and where it is not here the one that runs it in its place."""
     found = backend_named(scheme.backend).coverage(model)
     if found is None:

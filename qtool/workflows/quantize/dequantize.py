@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
-from qtool.backends.execution import TARGET_KEY, OnnxruntimeExecution, as_it_is
+from qtool.backends.execution import OnnxruntimeExecution, as_it_is
 from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
@@ -17,6 +17,7 @@ from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.progress import SILENT, Progress
 from qtool.qdq.integer_operators_to_qdq import SpellOutIntegers
+from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.qdq.remove_dynamic import RemoveDynamic
 from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.workflows.convert.model_source import save_graph
@@ -27,6 +28,7 @@ from qtool.workflows.quantize.check_result import compare_with_float
 FLOAT_SUFFIX = ".float.onnx"
 # Operators with integer arithmetic.
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+_PACKED = ("MatMulNBits", "GatherBlockQuantized")
 _AT_RUN_TIME = ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -84,11 +86,11 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
     check_output(output, force=request.force)
     model = load_weights(OnnxFile().read(onnx_path(request.model)))
     before = [*_conversions(model), *_integer_operators(model)]
+    RemoveBlocks()(model)
     RemoveDynamic()(model)
     SpellOutIntegers()(model)
     _check_form(model, request.model, before)
     RemoveQdq()(model)
-    model.metadata_props.pop(TARGET_KEY, None)
     left = _conversions(model)
     outputs = [node for node in left if any(value.is_graph_output() for value in node.outputs)]
     if outputs and outputs[0].op_type == "QuantizeLinear":
@@ -130,12 +132,13 @@ def _conversions(model: ir.Model) -> list[ir.Node]:
 def _integer_operators(model: ir.Model) -> list[ir.Node]:
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
     # A product after dynamic quantization stays one product.
-    return [node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS) and node.op_type not in _AT_RUN_TIME]
+    kinds = (*_INTEGER_OPERATORS, *_PACKED)
+    return [node for node in nodes if node.op_type.startswith(kinds) and node.op_type not in _AT_RUN_TIME]
 
 
 def _check_form(model: ir.Model, path: Path, conversions: list[ir.Node]) -> None:
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    left = next((node for node in nodes if node.op_type.startswith(_INTEGER_OPERATORS)), None)
+    left = next((node for node in nodes if node.op_type.startswith((*_INTEGER_OPERATORS, *_PACKED))), None)
     if left is not None:
         named = f"'{left.name}', " if left.name else ""
         raise InputError(

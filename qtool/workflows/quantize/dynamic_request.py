@@ -4,80 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from qtool.backends.coverage import Coverage
-from qtool.backends.onnxruntime_cpu.this_machine import scheme_here
-from qtool.manifest import Manifest
-from qtool.metrics.fidelity import OutputFidelity
-from qtool.metrics.outlook import Outlook
+from qtool.backends.this_machine import scheme_here
 from qtool.plan import DynamicPlan
-from qtool.qdq.store_tables import StoredTable
 from qtool.schemes import DynamicScheme, as_dynamic
-from qtool.selection import NodeSelection
-from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicRequest:
-    """The options of a dynamic quantization.
+class DynamicRequest(SharedRequest):
+    """The options of a dynamic quantization; without data, the result runs on random inputs.
 
     Attributes:
-        source: the float model.
-        data: samples to compare the result on; None for random inputs.
         scheme: which integers weights become; without one, those that this machine runs fastest.
-        selection: which nodes may be quantized.
-        output: the file to write; None names it after the model.
-        output_dir: folder of an output without a name; None for the model's folder.
-        threads: threads inside an operator; 0 is one per core.
-        force: whether existing outputs may be replaced.
-        arguments: the options as given, for the manifest.
-        locked: the manifest of the run to repeat; None for a new run.
     """
 
-    source: ModelSource
-    data: DataRequest | None = None
     scheme: DynamicScheme = field(default_factory=lambda: as_dynamic(scheme_here()))
-    selection: NodeSelection = field(default_factory=NodeSelection)
-    output: Path | None = None
-    output_dir: Path | None = None
-    threads: int = 0
-    force: bool = False
-    arguments: tuple[str, ...] = ()
-    locked: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicReport:
+class DynamicReport(SharedReport):
     """The result of a dynamic quantization.
 
     Attributes:
-        output: the quantized model.
-        manifest: its manifest file.
-        float_model: the float model to compare it with; exported where the source is not an ONNX file.
         plan: the quantized nodes, and the others with reasons.
-        coverage: the nodes that onnxruntime runs on integers.
         dead_channels: by weight, the channels that are all zero.
-        tables: the embedding tables that are stored as integers.
-        fidelity: how close each output stays to the float model's.
-        outlooks: expected fidelity on other data, by output.
-        compared_on: the samples of ``fidelity``, in words.
-        compared_on_data: whether they are real data.
-        float_bytes: size of the float model on disk.
-        quantized_bytes: size of the quantized model on disk.
     """
 
-    output: Path
-    manifest: Path
-    float_model: Path
     plan: DynamicPlan
-    coverage: Coverage
     dead_channels: Mapping[str, tuple[int, ...]]
-    tables: tuple[StoredTable, ...]
-    fidelity: tuple[OutputFidelity, ...]
-    outlooks: Mapping[str, Outlook]
-    compared_on: str
-    compared_on_data: bool
-    float_bytes: int
-    quantized_bytes: int

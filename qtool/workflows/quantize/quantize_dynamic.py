@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qtool.atomic import staged
-from qtool.backends.execution import TARGET_KEY
-from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums
+from qtool.backends.registry import backend_named
 from qtool.dynamic_quantizer import quantize_dynamically
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -16,15 +14,15 @@ from qtool.plan import DynamicPlan
 from qtool.planning import build_dynamic_plan
 from qtool.progress import SILENT, Progress
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.workflows.diagnose.file_records import data_records, model_record
+from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.checked_result import write_and_check
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.quantize.quantize_files import check_destination, destination, float_model
-from qtool.workflows.quantize.quantize_record import figures_record, nodes_record
+from qtool.workflows.quantize.quantize_files import check_destination, float_model
+from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
 from qtool.workflows.tune.embedding_tables import with_tables
 
 
@@ -48,7 +46,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
-    output = destination(request.source, request.output, request.output_dir)
+    output = request.destination
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
@@ -64,8 +62,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         weights = quantize_dynamically(model, plan)
         tables = with_tables(model, request.selection)
         model, plan = tables.model, replace(plan, skipped=tables.without_stored(plan.skipped))
-        ResidualSums()(model)
-        model.metadata_props[TARGET_KEY] = request.scheme.target
+        backend_named(request.scheme.backend).finish(model, request.scheme)
         checked = write_and_check(
             model,
             original,
@@ -99,15 +96,12 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
 
 def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
     """Returns the manifest of one run; the two files are the staged models."""
-    inputs = {"model": model_record(request.source.path, request.source.path)}
-    if request.data is not None:
-        inputs |= data_records(request.data.sources)
     return Manifest(
         command="quantize",
         float_model=model_record(report.float_model, float_file),
         quantized_model=model_record(report.output, quantized_file),
-        inputs=inputs,
-        options=_options(request),
+        inputs=inputs_record(request),
+        options=options_record(request),
         versions=locked_versions(request.source),
         quantized={
             "weights": len(report.plan.weights),
@@ -117,17 +111,3 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
         figures=figures_record(report),
         lock=lock_record(request.arguments),
     )
-
-
-def _options(request: DynamicRequest) -> dict[str, Any]:
-    data = request.data
-    return {
-        "target": request.scheme.target,
-        "scheme": request.scheme.description,
-        "include": list(request.selection.include),
-        "exclude": list(request.selection.exclude),
-        "batch_size": None if data is None else data.batch_size,
-        "limit": None if data is None else data.limit,
-        "preprocess": None if data is None else data.preprocess,
-        "threads": request.threads,
-    }

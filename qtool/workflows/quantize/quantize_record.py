@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from qtool.backends.registry import backend_named
 from qtool.backends.runtimes import runtime_named
-from qtool.manifest import Manifest
+from qtool.manifest import FileRecord, Manifest
 from qtool.reporting.surroundings import versions
 from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
 from qtool.workflows.quantize.lock import lock_record, locked_versions
 
 if TYPE_CHECKING:
     from qtool.plan import Skipped
-    from qtool.workflows.quantize.dynamic_request import DynamicReport
+    from qtool.workflows.quantize.dynamic_request import DynamicRequest
     from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
+    from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
+    from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
 
 
 def manifest_of(
     request: QuantizeRequest, report: QuantizeReport, *, float_file: Path, quantized_file: Path
 ) -> Manifest:
     """Returns the manifest of one run; the two files are the staged models."""
-    inputs = {"model": model_record(request.source.path, request.source.path)}
-    if request.data is not None:
-        inputs |= data_records(request.data.sources)
+    inputs = inputs_record(request)
     if request.statistics is not None:
         inputs["calib_stats"] = file_record(request.statistics, request.statistics)
     return Manifest(
@@ -48,22 +48,14 @@ def manifest_of(
 
 
 def _options(request: QuantizeRequest) -> dict[str, Any]:
-    data = request.data
     return {
-        "target": request.scheme.target,
-        "scheme": request.scheme.description,
+        **options_record(request),
         "judged_in": backend_named(request.scheme.backend).judged_in,
         "method": {"name": request.method_name, **_fields(request.method)},
-        "include": list(request.selection.include),
-        "exclude": list(request.selection.exclude),
         "dynamic": list(request.selection.dynamic),
         "searches": asdict(request.searches),
         "goal": None if request.goal is None else asdict(request.goal),
         "time_budget_s": request.time_budget_s,
-        "batch_size": None if data is None else data.batch_size,
-        "limit": None if data is None else data.limit,
-        "preprocess": None if data is None else data.preprocess,
-        "threads": request.threads,
         "smallest": request.timing.for_size,
     }
 
@@ -81,7 +73,28 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
     }
 
 
-def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipped]) -> dict[str, Any]:
+def inputs_record(request: SharedRequest) -> dict[str, FileRecord]:
+    """Returns the manifest's entries on the files that were read."""
+    inputs = {"model": model_record(request.source.path, request.source.path)}
+    return inputs if request.data is None else inputs | data_records(request.data.sources)
+
+
+def options_record(request: DynamicRequest | QuantizeRequest | WeightOnlyRequest) -> dict[str, Any]:
+    """Returns the manifest's entries on the options that all kinds of quantization have."""
+    data = request.data
+    return {
+        "target": request.scheme.target,
+        "scheme": request.scheme.description,
+        "include": list(request.selection.include),
+        "exclude": list(request.selection.exclude),
+        "batch_size": None if data is None else data.batch_size,
+        "limit": None if data is None else data.limit,
+        "preprocess": None if data is None else data.preprocess,
+        "threads": request.threads,
+    }
+
+
+def nodes_record(report: SharedReport, skipped: Sequence[Skipped]) -> dict[str, Any]:
     """Returns the manifest's entries on nodes, and on the embedding tables stored as integers."""
     return {
         "tables": [table.tensor for table in report.tables],
@@ -92,7 +105,7 @@ def nodes_record(report: QuantizeReport | DynamicReport, skipped: Sequence[Skipp
     }
 
 
-def figures_record(report: QuantizeReport | DynamicReport) -> dict[str, float | None]:
+def figures_record(report: SharedReport) -> dict[str, float | None]:
     """Returns the manifest's measurements."""
     figures: dict[str, float | None] = {
         "float_bytes": float(report.float_bytes),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from qtool.backends.registry import backend_named
 from qtool.calib.ranges import RangeMethod
 from qtool.calib.statistics import TensorStatistics
 from qtool.corrections import Corrections
@@ -63,6 +64,7 @@ class QuantizedCandidates:
             bias_correction=self.bias_correction,
             corrections=self.corrections,
         )
+        backend_named(self.scheme.backend).finish(model, self.scheme)
         return QuantizedCandidate(model, plan)
 
     def plan(self, kept_float: Mapping[str, str] = NOTHING_KEPT) -> Plan:

@@ -110,7 +110,7 @@ class CorrectionSearch:
                 candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
-        layers = layer_inputs(candidates.model, candidates.plan())
+        layers = layer_inputs(candidates.model, candidates.plan().integer_nodes)
         algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
         guided = set(algorithms.values()) - {Policy.NEVER}
         if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
@@ -147,6 +147,7 @@ class CorrectionSearch:
             found = reconstruct(
                 candidates.model,
                 plan,
+                candidates.scheme,
                 activations,
                 weights,
                 feeds,

@@ -31,7 +31,7 @@ _TRUST = 1.5
 _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
-_ROUNDS = 9
+ROUNDS = 9
 
 
 class Stage(IntEnum):
@@ -188,7 +188,7 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
-        with progress.task("timing in turns", _ROUNDS) as advance:
+        with progress.task("timing in turns", ROUNDS) as advance:
             found = times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads)
         times = dict(zip(timed_models, found, strict=True))
         best = Stage.NOTHING
@@ -245,7 +245,7 @@ class Stopwatch:
         """Returns whether a choice gives up no more than ``share`` of the integers' savings; None for the default."""
         kept = {node: "tried in float" for layer in fallback.layers for node in layer.group.nodes}
         models = [self._original, self._candidates({}).model, self._candidates(kept).model]
-        with self._progress.task("timing in turns", _ROUNDS) as advance:
+        with self._progress.task("timing in turns", ROUNDS) as advance:
             floats, plain, tried = times_in_turns(models, self._feed, advance, threads=self._threads)
         saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
         part = self._most_float if share is None else share
@@ -261,4 +261,4 @@ def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, 
     """
     with ExitStack() as stack:
         sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
-        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS, advance=advance)
+        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=ROUNDS, advance=advance)

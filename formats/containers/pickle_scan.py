@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from qtool.formats.torch.pickle_globals import Meaning, full_name, meaning
-from qtool.formats.torch.pickle_walk import Operation, PickleError, Skipped, operations
+from qtool.formats.containers.pickle_globals import Meaning, full_name, meaning
+from qtool.formats.containers.pickle_walk import Operation, PickleError, Skipped, operations
 
+# Pickles of the protocols that say which one they are.
+PICKLE_HEADS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 _COMPUTED = "a name that is computed at run time"
 # Pickles may hold pickles as bytes; they are followed to this depth.
 _DEEPEST_NESTING = 4

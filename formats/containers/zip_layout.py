@@ -21,7 +21,7 @@ from typing import IO
 from qtool.formats.errors import FormatError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-_LOCAL_MAGIC = b"PK\x03\x04"
+LOCAL_MAGIC = b"PK\x03\x04"
 _ENCRYPTED = 0x1
 # Deflate reaches a factor of 1032; weights never come near a tenth of that, and torch does not compress them at all.
 _LARGEST_RATIO = 100
@@ -168,7 +168,7 @@ def _misplaced(members: Sequence[zipfile.ZipInfo], stream: IO[bytes], size: int)
             continue
         stream.seek(member.header_offset)
         head = stream.read(_LOCAL_HEADER.size)
-        if len(head) < _LOCAL_HEADER.size or not head.startswith(_LOCAL_MAGIC):
+        if len(head) < _LOCAL_HEADER.size or not head.startswith(LOCAL_MAGIC):
             yield ZipDefect(member.filename, Defect.LAYOUT, "is not where the directory says")
             continue
         *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)

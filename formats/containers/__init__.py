@@ -1,0 +1,1 @@
+"""Files that hold others: zip files, and pickles."""

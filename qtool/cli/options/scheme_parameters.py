@@ -1,0 +1,52 @@
+"""Which parameters of ``qtool quantize`` the schemes besides the static one take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import typer
+
+from qtool.cli.options.scheme import SchemeName
+from qtool.errors import UsageError
+
+_EVERY = frozenset(
+    {
+        *("model", "calib_data", "output", "output_dir", "target", "scheme", "per_channel", "weights_symmetric"),
+        *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
+        *("trust_pickle", "allow_global"),
+        *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
+    }
+)
+_WEIGHT_ONLY = frozenset({"bits", "block_size", "weight_method", "accuracy_level_name", "weight_format", "max_size"})
+_UNDERSTOOD: Mapping[SchemeName, frozenset[str]] = {
+    SchemeName.DYNAMIC: _EVERY | {"weight_type"},
+    SchemeName.WEIGHTS: _EVERY | _WEIGHT_ONLY | {"min_sqnr"},
+}
+
+
+def refuse_other_options(context: typer.Context, scheme: SchemeName) -> None:
+    """Refuses options that have no effect with a scheme.
+
+    Those from a settings file count only where the file chooses the scheme as well.
+
+    Raises:
+        UsageError: one is given.
+    """
+    binding = {"COMMANDLINE"}
+    if scheme is not SchemeName.STATIC and _source(context, "scheme") == "DEFAULT_MAP":
+        binding.add("DEFAULT_MAP")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        understood = name not in _WEIGHT_ONLY if scheme is SchemeName.STATIC else name in _UNDERSTOOD[scheme]
+        if not understood and _source(context, name) in binding:
+            negated = context.params.get(name) is False and parameter.secondary_opts
+            option = (parameter.secondary_opts if negated else parameter.opts)[0]
+            other = SchemeName.WEIGHTS if name in _WEIGHT_ONLY else SchemeName.STATIC
+            raise UsageError(
+                f"{option} has no effect with --scheme {scheme}", fix=f"drop {option}, or use --scheme {other}"
+            )
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return None if source is None else source.name

@@ -1,0 +1,148 @@
+"""Takes MatMulNBits and GatherBlockQuantized out of a graph: they become float products, and float tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qtool.graph.constants import add_constant, constant_array, integer_attribute
+from qtool.graph.names import Names
+from qtool.graph.weight_records import record_steps
+from qtool.qdq.packed_blocks import unpacked, unpacked_weight
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight, Integers, Matrix
+
+_DOMAIN = "com.microsoft"
+
+
+class RemoveBlocks(ir.passes.InPlacePass):
+    """Replaces each MatMulNBits by MatMul, its bias by Add, and each GatherBlockQuantized by Gather.
+
+    Nodes that share integers share the floats. Weights in another order (``g_idx``), float zero points, and blocks that
+    do not follow each other in rows are left.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replaces every node of that form."""
+        remover = _Remover(model.graph)
+        modified = False
+        for node in list(model.graph):
+            if node.domain == _DOMAIN and node.op_type == "GatherBlockQuantized":
+                modified = remover.table(node) or modified
+            elif node.domain == _DOMAIN and node.op_type == "MatMulNBits":
+                modified = remover.product(node) or modified
+        if modified:
+            common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified)
+
+
+class _Remover:
+    """Replaces nodes of one graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._names = Names(graph)
+        self._rows: dict[ir.Value, ir.Value] = {}
+        self._columns: dict[ir.Value, ir.Value] = {}
+
+    def table(self, node: ir.Node) -> bool:
+        """Lets a Gather read the dequantized rows; returns whether the node has the form for that."""
+        weight = table_weight(node)
+        stored = node.inputs[0]
+        if weight is None or stored is None:
+            return False
+        if stored not in self._rows:
+            self._rows[stored] = self._stored(stored, weight.dequantized())
+        gather = ir.node("Gather", [self._rows[stored], node.inputs[1]], {"axis": 0}, name=node.name)
+        self._replace(node, [gather])
+        return True
+
+    def product(self, node: ir.Node) -> bool:
+        """Lets a MatMul read the dequantized weights; returns whether the node has the form for that."""
+        weight, stored = block_weight(node), node.inputs[1]
+        if weight is None or stored is None:
+            return False
+        reshape = stored.producer()
+        table = None if reshape is None else reshape.inputs[0]
+        if stored not in self._columns:
+            if table is not None and table in self._rows:
+                self._columns[stored] = self._turned(self._rows[table], node)
+            else:
+                self._columns[stored] = self._stored(table or stored, weight.dequantized().T)
+        product = ir.node("MatMul", [node.inputs[0], self._columns[stored]], name=node.name)
+        new = [product]
+        bias = node.inputs[5] if len(node.inputs) > 5 else None
+        if bias is not None:
+            product.outputs[0].name = self._names.free(f"{node.outputs[0].name}_without_bias")
+            new.append(ir.node("Add", [product.outputs[0], bias], name=self._names.for_node(f"{node.name}_bias")))
+        self._replace(node, new)
+        return True
+
+    def _stored(self, value: ir.Value, floats: Matrix) -> ir.Value:
+        stem = (value.name or "weight").removesuffix("_quantized")
+        stored = add_constant(self._graph, stem, floats, names=self._names)
+        record_steps(stored, value)
+        return stored
+
+    def _turned(self, rows: ir.Value, reader: ir.Node) -> ir.Value:
+        node = ir.node("Transpose", [rows], {"perm": [1, 0]}, name=self._names.for_node(f"{rows.name}_Transpose"))
+        node.outputs[0].name, node.outputs[0].dtype = self._names.free(f"{rows.name}_transposed"), ir.DataType.FLOAT
+        self._graph.insert_before(reader, node)
+        return node.outputs[0]
+
+    def _replace(self, node: ir.Node, new: list[ir.Node]) -> None:
+        ir.convenience.replace_nodes_and_values(self._graph, node, [node], new, list(node.outputs), new[-1].outputs)
+
+
+def block_weight(node: ir.Node) -> BlockWeight | None:
+    """Returns the weight of a MatMulNBits; None where it is computed, or of a form that is not read."""
+    given = [*node.inputs, *[None] * (6 - len(node.inputs))]
+    stored, scales, zeros = _packed_array(given[1]), constant_array(given[2]), constant_array(given[3])
+    if stored is None or scales is None or given[4] is not None or (given[3] is not None and zeros is None):
+        return None
+    if zeros is not None and zeros.dtype != np.uint8:
+        return None
+    inputs, outputs = integer_attribute(node, "K", 0), integer_attribute(node, "N", 0)
+    length = integer_attribute(node, "block_size", 0)
+    grid = BlockGrid(bits=integer_attribute(node, "bits", 4), block=length, symmetric=zeros is None)
+    blocks = -(-inputs // length)
+    return BlockWeight(
+        integers=unpacked_weight(stored.reshape(outputs, blocks, -1), grid, inputs),
+        scales=scales.reshape(outputs, blocks).astype(np.float32),
+        zero_points=_zero_points(zeros, grid, outputs, blocks),
+        grid=grid,
+    )
+
+
+def table_weight(node: ir.Node) -> BlockWeight | None:
+    """Returns the table of a GatherBlockQuantized whose bytes are packed rows; None for another form."""
+    zero_value = node.inputs[3] if len(node.inputs) > 3 else None
+    stored, scales, zeros = (constant_array(value) for value in (node.inputs[0], node.inputs[2], zero_value))
+    if stored is None or scales is None or stored.dtype != np.uint8 or stored.ndim != 2 or scales.ndim != 2:
+        return None
+    if integer_attribute(node, "gather_axis", 0) != 0 or integer_attribute(node, "quantize_axis", 1) not in (1, -1):
+        return None
+    if zero_value is not None and (zeros is None or zeros.dtype != np.uint8):
+        return None
+    bits = integer_attribute(node, "bits", 4)
+    grid = BlockGrid(bits=bits, block=integer_attribute(node, "block_size", 128), symmetric=zeros is None)
+    rows, columns = stored.shape[0], stored.shape[1] * (8 // bits)
+    return BlockWeight(
+        integers=unpacked(stored, bits, columns),
+        scales=scales.astype(np.float32),
+        zero_points=_zero_points(zeros, grid, rows, scales.shape[1]),
+        grid=grid,
+    )
+
+
+def _packed_array(value: ir.Value | None) -> Integers | None:
+    """Returns stored bytes, also where a Reshape gives them another shape."""
+    producer = None if value is None else value.producer()
+    return constant_array(value if producer is None or producer.op_type != "Reshape" else producer.inputs[0])
+
+
+def _zero_points(zeros: Integers | None, grid: BlockGrid, outputs: int, blocks: int) -> Integers:
+    if zeros is None:
+        return np.full((outputs, blocks), grid.middle, np.uint8)
+    return unpacked(zeros.reshape(outputs, -1), grid.bits, blocks)

@@ -1,0 +1,32 @@
+"""GPTQ on blocks: rounds weights on given grids with little error in the layer's products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from qtool.weights.block_quantization import BlockWeight, Matrix, per_input
+from qtool.weights.gptq import Curvature, gptq
+
+
+def gptq_blocks(matrix: Matrix, given: BlockWeight, curvature: Curvature) -> BlockWeight:
+    """Returns ``given`` with integers that cause less error in the products, on the same scales and zero points.
+
+    Args:
+        matrix: the float weights, (outputs, inputs).
+        given: the grids of its blocks.
+        curvature: of the layer's inputs, one group.
+    """
+    grid, inputs = given.grid, matrix.shape[1]
+    sizes = per_input(given.scales, grid, inputs).astype(np.float64)[np.newaxis]
+    zeros = per_input(given.zero_points, grid, inputs).astype(np.float64)[np.newaxis]
+    steps = gptq(matrix[np.newaxis] / sizes, curvature, -zeros, grid.highest - zeros, sizes=sizes)
+    return replace(given, integers=(steps + zeros)[0].astype(np.uint8))
+
+
+def product_noise(matrix: Matrix, rounded: BlockWeight, hessian: npt.NDArray[np.float64]) -> float:
+    """Returns the sum of |(W' - W) x|² over the inputs of ``hessian``, Σ x xᵀ, (inputs, inputs)."""
+    error = rounded.dequantized().astype(np.float64) - matrix
+    return float(((error @ hessian) * error).sum())

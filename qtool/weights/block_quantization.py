@@ -1,0 +1,120 @@
+"""Block-wise quantization of weight matrices: a scale, and where asymmetric a zero point, for each block of inputs.
+
+A weight w becomes the integer q with w ≈ scale · (q - zero point), all integers unsigned, which is how onnxruntime's
+MatMulNBits stores them. A symmetric block has its zero point in the middle, 2^(bits-1); since the grid reaches one step
+further down than up, the sign of its scale decides which side has the longer reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qtool.errors import InputError
+from qtool.weights.block_grid import BlockGrid
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Matrix: TypeAlias = npt.NDArray[np.float32]
+Integers: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWeight:
+    """A weight matrix as integers.
+
+    Attributes:
+        integers: uint8, (outputs, inputs).
+        scales: float32, (outputs, blocks).
+        zero_points: uint8, (outputs, blocks).
+        grid: what the integers are.
+    """
+
+    integers: Integers
+    scales: Matrix
+    zero_points: Integers
+    grid: BlockGrid
+
+    @property
+    def size(self) -> float:
+        """Bytes of integers, scales and zero points as they are stored."""
+        zeros = 0 if self.grid.symmetric else self.zero_points.size * self.grid.bits / 8
+        return self.integers.size * self.grid.bits / 8 + self.scales.nbytes + zeros
+
+    def dequantized(self) -> Matrix:
+        """Returns the weights that the integers stand for, float32, (outputs, inputs)."""
+        inputs = self.integers.shape[1]
+        steps = self.integers.astype(np.float32) - per_input(self.zero_points, self.grid, inputs).astype(np.float32)
+        floats: Matrix = steps * per_input(self.scales, self.grid, inputs)
+        return floats
+
+
+def per_input(values: npt.NDArray[Any], grid: BlockGrid, inputs: int) -> npt.NDArray[Any]:
+    """Repeats the values of blocks, (outputs, blocks), for each of their inputs, (outputs, inputs)."""
+    return np.repeat(values, grid.length(inputs), axis=1)[:, :inputs]
+
+
+def in_blocks(matrix: npt.NDArray[Any], grid: BlockGrid, fill: float = 0.0) -> Floats:
+    """Returns ``matrix``, (outputs, inputs), as float64, (outputs, blocks, length), the last block filled up."""
+    outputs, inputs = matrix.shape
+    length = grid.length(inputs)
+    blocks = -(-inputs // length)
+    padded = np.full((outputs, blocks * length), fill)
+    padded[:, :inputs] = matrix
+    return padded.reshape(outputs, blocks, length)
+
+
+def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
+    """Rounds to nearest (RTN): each block's grid reaches from its smallest to its largest weight, zero included.
+
+    Args:
+        name: of the weight, for messages.
+        matrix: (outputs, inputs).
+        grid: the integers to use.
+
+    Raises:
+        InputError: the weight holds NaN or infinity.
+    """
+    if not np.isfinite(matrix).all():
+        raise InputError(
+            f"the weight '{name}' holds NaN or infinity", fix="repair the model, or keep its node float with --exclude"
+        )
+    blocks = in_blocks(matrix, grid)
+    low, high = np.minimum(blocks.min(axis=2), 0.0), np.maximum(blocks.max(axis=2), 0.0)
+    return with_ranges(matrix, grid, low, high)
+
+
+def with_ranges(matrix: Matrix, grid: BlockGrid, low: Floats, high: Floats) -> BlockWeight:
+    """Rounds to nearest on grids that reach from ``low``, at most 0, to ``high``, at least 0, (outputs, blocks)."""
+    return with_scales(matrix, grid, *grid_of(grid, low, high))
+
+
+def grid_of(grid: BlockGrid, low: Floats, high: Floats) -> tuple[Matrix, Integers]:
+    """Returns the scales and zero points, (outputs, blocks), of grids that reach from ``low`` to ``high``."""
+    if grid.symmetric:
+        # The lowest integer is ``middle`` steps from zero, the highest one step less: the larger side gets more.
+        extreme = np.where(-low > high, low, high)
+        scales = -extreme / grid.middle
+        zero_points = np.full(scales.shape, grid.middle, np.uint8)
+    else:
+        scales = (high - low) / grid.highest
+        with np.errstate(divide="ignore", invalid="ignore"):
+            zero_points = np.where(scales > 0.0, np.rint(-low / scales), 0.0).clip(0, grid.highest).astype(np.uint8)
+    smallest = float(np.finfo(np.float32).tiny)
+    scales = np.where(np.abs(scales) < smallest, 1.0, scales)
+    return scales.astype(np.float32), zero_points
+
+
+def with_scales(matrix: Matrix, grid: BlockGrid, scales: Matrix, zero_points: Integers) -> BlockWeight:
+    """Rounds to nearest on given grids, (outputs, blocks) each."""
+    steps = in_blocks(matrix, grid) / scales[:, :, np.newaxis].astype(np.float64)
+    integers = np.clip(np.rint(steps + zero_points[:, :, np.newaxis]), 0, grid.highest).astype(np.uint8)
+    outputs, inputs = matrix.shape
+    return BlockWeight(
+        integers=np.ascontiguousarray(integers.reshape(outputs, -1)[:, :inputs]),
+        scales=scales,
+        zero_points=zero_points,
+        grid=grid,
+    )

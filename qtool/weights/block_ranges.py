@@ -1,0 +1,77 @@
+"""Chooses the range of each block by the squared error of its weights, which clips what costs too many steps.
+
+Where there is calibration data, the error of each input counts by its mean square: that is the diagonal of the error of
+the layer's products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight, Floats, Matrix, grid_of, in_blocks, round_blocks, with_scales
+
+# Fractions of a block's range that are tried; with few bits much is worth clipping.
+_SHARES = np.linspace(1.0, 0.5, 21)
+# Outputs of which the candidates are held at once.
+_ROWS = 512
+
+
+def least_squares_blocks(
+    name: str, matrix: Matrix, grid: BlockGrid, importance: npt.NDArray[np.float64] | None = None
+) -> BlockWeight:
+    """Returns the weight on the grids with the least weighted squared error among some, scales fitted in closed form.
+
+    With the integers q given, the best scale of a block is Σ h·w·(q - z) / Σ h·(q - z)².
+
+    Args:
+        name: of the weight, for messages.
+        matrix: (outputs, inputs).
+        grid: the integers to use.
+        importance: mean square of each input, (inputs,); None for the same of all.
+
+    Raises:
+        InputError: the weight holds NaN or infinity.
+    """
+    found = round_blocks(name, matrix, grid)
+    # Inputs that were always zero in the data still count a little.
+    weights = np.ones(matrix.shape[1]) if importance is None else importance + 1e-4 * importance.mean() + 1e-30
+    spread = in_blocks(weights[np.newaxis].astype(np.float64), grid)
+    scales, zero_points = found.scales.copy(), found.zero_points.copy()
+    for start in range(0, len(matrix), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scales[rows], zero_points[rows] = _fitted(in_blocks(matrix[rows], grid), spread, grid)
+    return with_scales(matrix, grid, scales, zero_points)
+
+
+def _fitted(blocks: Floats, importance: Floats, grid: BlockGrid) -> tuple[Matrix, npt.NDArray[np.uint8]]:
+    low, high = np.minimum(blocks.min(axis=2), 0.0), np.maximum(blocks.max(axis=2), 0.0)
+    best_error = np.full(low.shape, np.inf)
+    best_scales, best_zeros = grid_of(grid, low, high)
+    sides = [(low, high)]
+    if grid.symmetric:
+        # The other side may have the longer reach.
+        largest = np.maximum(-low, high)
+        sides = [(-largest, np.zeros_like(high)), (np.zeros_like(low), largest)]
+    for lows, highs in sides:
+        for share in _SHARES:
+            scales, zeros = grid_of(grid, lows * share, highs * share)
+            steps = _steps(blocks, scales, zeros, grid)
+            power = (importance * np.square(steps)).sum(axis=2)
+            product = (importance * blocks * steps).sum(axis=2)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                refined = np.where(power > 0.0, product / power, scales)
+            refined = np.where(np.abs(refined) < np.finfo(np.float32).tiny, scales, refined).astype(np.float32)
+            rounded = _steps(blocks, refined, zeros, grid)
+            error = (importance * np.square(blocks - rounded * refined[:, :, np.newaxis])).sum(axis=2)
+            better = error < best_error
+            best_error = np.where(better, error, best_error)
+            best_scales, best_zeros = np.where(better, refined, best_scales), np.where(better, zeros, best_zeros)
+    return best_scales, best_zeros
+
+
+def _steps(blocks: Floats, scales: Matrix, zeros: npt.NDArray[np.uint8], grid: BlockGrid) -> Floats:
+    """Returns the whole steps from zero, within the grid."""
+    low = -zeros[:, :, np.newaxis].astype(np.float64)
+    return np.clip(np.rint(blocks / scales[:, :, np.newaxis].astype(np.float64)), low, low + grid.highest)

@@ -1,0 +1,170 @@
+"""Weight-only post-training quantization: weights become integers in blocks, and activations stay float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qtool.atomic import staged
+from qtool.backends.registry import backend_named
+from qtool.calib.specs import Feed
+from qtool.graph.specs import model_specs
+from qtool.manifest import Manifest, manifest_path, write_manifest
+from qtool.metrics.size import model_bytes
+from qtool.plan import WeightOnlyPlan
+from qtool.planning import build_weight_only_plan
+from qtool.progress import SILENT, Progress
+from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
+from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
+from qtool.search.block_rounding import matrix_of
+from qtool.weights.block_choices import BlockMethod, WeightFormat
+from qtool.workflows.convert.opsets import to_opset
+from qtool.workflows.diagnose.file_records import model_record
+from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.quantize.checked_result import write_and_check
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
+from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.quantize.prepared_model import single_sample
+from qtool.workflows.quantize.quantize_files import check_destination, float_model
+from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
+from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
+from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only_search import WeightOnlyChoice, choose_bits, choose_weights, without_data
+
+
+def plan_weights(request: WeightOnlyRequest, progress: Progress) -> WeightOnlyPlan:
+    """Returns the plan of ``quantize_weights``, and writes nothing.
+
+    Raises:
+        QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
+        FormatError: the model file cannot be read.
+    """
+    dataset = None if request.data is None else request.data.open()
+    model = _prepared(request.source.load(progress, dataset=dataset), request)
+    return build_weight_only_plan(model, request.scheme, request.selection)
+
+
+def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) -> WeightOnlyReport:
+    """Quantizes, runs the result in onnxruntime, compares it with the float model, and only then writes it.
+
+    Raises:
+        QtoolError: the model or the output cannot be used; see the subclasses.
+        FormatError: the model file cannot be read.
+        CalibError: the data does not fit the model.
+    """
+    output = request.destination
+    check_destination(output, request.source, force=request.force)
+    dataset = None if request.data is None else request.data.open()
+    original = request.source.load(progress, dataset=dataset)
+    common.NameFixPass()(original)
+    if draws(original):
+        progress.note(DRAWN_ALIKE)
+    model = _prepared(original.clone(), request)
+    plan = build_weight_only_plan(model, request.scheme, request.selection)
+    samples, sample = None, None
+    if dataset is not None and request.data is not None:
+        sample = single_sample(original, dataset, request.data)
+        memory = ActivationMemory.of(model, sample)
+        batches = request.data.batches(dataset, *model_specs(original))
+        samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
+    with staged(output) as path:
+        floats = float_model(original, request.source, output, path, force=request.force)
+        found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), progress)
+        plan, levels = found.plan, dict.fromkeys(found.plan.layers, found.level)
+        insert_blocks(model, plan, found.weights, form=request.scheme.form, levels=levels)
+        backend_named(request.scheme.backend).finish(model, request.scheme)
+        checked = write_and_check(
+            model,
+            original,
+            plan.skipped,
+            path,
+            samples,
+            scheme=request.scheme,
+            threads=request.threads,
+            progress=progress,
+        )
+        report = WeightOnlyReport(
+            output=output,
+            manifest=manifest_path(output),
+            float_model=floats.path,
+            plan=plan,
+            method=found.method,
+            level=found.level,
+            attempts=found.attempts,
+            noise=found.noise,
+            coverage=checked.coverage,
+            tables=(),
+            fidelity=checked.comparison.fidelity,
+            outlooks=checked.comparison.outlooks,
+            compared_on=checked.comparison.samples,
+            compared_on_data=checked.comparison.on_data,
+            float_bytes=model_bytes(floats.file),
+            quantized_bytes=model_bytes(path),
+        )
+        manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
+        check_reproduced(request.locked, manifest)
+        write_manifest(manifest_path(path), manifest, home=output.parent)
+    return report
+
+
+def _prepared(original: ir.Model, request: WeightOnlyRequest) -> ir.Model:
+    model = prepare(original, integers_between_layers=False)
+    if request.scheme.form is WeightFormat.QDQ and model.opset_imports.get("", 0) < BLOCK_OPSET:
+        return to_opset(model, BLOCK_OPSET)
+    return model
+
+
+def _chosen(
+    request: WeightOnlyRequest,
+    original: ir.Model,
+    model: ir.Model,
+    plan: WeightOnlyPlan,
+    samples: CheckSamples | None,
+    sample: Feed | None,
+    float_bytes: int,
+    progress: Progress,
+) -> WeightOnlyChoice:
+    """Returns the weights; a repeated run takes method and level of the first, whose times were others."""
+    recorded = None if request.locked is None else request.locked.lock.get("weights")
+    method = request.method if recorded is None else BlockMethod(recorded["method"])
+    level = request.level if recorded is None else int(recorded["level"])
+    if samples is None:
+        return without_data(model, plan, method, level, progress)
+    evaluation = WeightOnlyEvaluation(original, model, request.scheme, samples, threads=request.threads)
+    timed_on = sample if request.scheme.form is WeightFormat.NBITS else None
+    if request.goal is None:
+        return choose_weights(evaluation, plan, progress, method=method, level=level, timed_on=timed_on)
+    stored = sum(matrix_of(model, name).nbytes for name in plan.weights)
+    return choose_bits(
+        evaluation,
+        plan,
+        progress,
+        goal=request.goal,
+        other_bytes=float_bytes - stored,
+        level=level,
+        timed_on=timed_on,
+    )
+
+
+def _manifest(
+    request: WeightOnlyRequest, report: WeightOnlyReport, *, float_file: Path, quantized_file: Path
+) -> Manifest:
+    """Returns the manifest of one run; the two files are the staged models."""
+    return Manifest(
+        command="quantize",
+        float_model=model_record(report.float_model, float_file),
+        quantized_model=model_record(report.output, quantized_file),
+        inputs=inputs_record(request),
+        options=options_record(request),
+        versions=locked_versions(request.source),
+        quantized={"weights": len(report.plan.weights), **nodes_record(report, report.plan.skipped)},
+        figures=figures_record(report),
+        lock={
+            **lock_record(request.arguments),
+            "weights": {"method": report.method.value, "level": report.level},
+        },
+    )

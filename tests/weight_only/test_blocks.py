@@ -1,0 +1,141 @@
+"""Weights in blocks, against formulas written out and what onnxruntime computes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtool.errors import InputError
+from qtool.qdq.packed_blocks import packed, packed_weight, unpacked, unpacked_weight
+from qtool.weights.block_gptq import gptq_blocks, product_noise
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight, round_blocks
+from qtool.weights.block_ranges import least_squares_blocks
+from qtool.weights.gptq_layer import curvature_of
+
+_GRIDS = [
+    BlockGrid(bits=bits, block=block, symmetric=symmetric)
+    for bits in (2, 4, 8)
+    for block in (16, 32, None)
+    for symmetric in (True, False)
+]
+_GRIDS_BY_NAME = {grid.description: grid for grid in _GRIDS}
+
+
+@pytest.fixture(params=_GRIDS_BY_NAME)
+def grid(request: pytest.FixtureRequest) -> BlockGrid:
+    return _GRIDS_BY_NAME[request.param]
+
+
+def _weights(outputs: int = 24, inputs: int = 72, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_t(4, (outputs, inputs)) * 0.1).astype(np.float32)
+
+
+def _error(weights: np.ndarray, rounded: BlockWeight) -> float:
+    return float(np.square(rounded.dequantized().astype(np.float64) - weights).sum())
+
+
+def test_each_weight_is_at_most_half_a_step_from_its_integer(grid: BlockGrid) -> None:
+    weights = _weights()
+    found = round_blocks("w", weights, grid)
+    length = weights.shape[1] if grid.block is None else grid.block
+    for start in range(0, weights.shape[1], length):
+        block = weights[:, start : start + length]
+        scale = found.scales[:, start // length][:, None].astype(np.float64)
+        zero = found.zero_points[:, start // length][:, None].astype(np.float64)
+        integers = found.integers[:, start : start + length].astype(np.float64)
+        wanted = np.clip(np.rint(block / scale + zero), 0, 2**grid.bits - 1)
+        np.testing.assert_array_equal(integers, wanted)
+        # The grid reaches from the smallest to the largest weight, but for the last step of a symmetric one.
+        assert (np.abs((integers - zero) * scale - block) <= np.abs(scale) * (1.0 if grid.symmetric else 0.51)).all()
+
+
+def test_zero_stays_zero(grid: BlockGrid) -> None:
+    weights = _weights()
+    weights[:, ::3] = 0.0
+    for found in (round_blocks("w", weights, grid), least_squares_blocks("w", weights, grid)):
+        assert not found.dequantized()[:, ::3].any()
+
+
+def test_blocks_of_zeros_and_of_one_sign(grid: BlockGrid) -> None:
+    weights = np.abs(_weights()) + 0.5
+    weights[:4] = 0.0
+    weights[4:8] *= -1.0
+    for found in (round_blocks("w", weights, grid), least_squares_blocks("w", weights, grid)):
+        assert np.isfinite(found.scales).all()
+        assert not found.dequantized()[:4].any()
+        signal = float(np.square(weights.astype(np.float64)).sum())
+        assert _error(weights, found) < signal * 4.0 ** (1 - grid.bits)
+
+
+def test_fitted_scales_are_no_worse_than_rounding_to_nearest(grid: BlockGrid) -> None:
+    weights = _weights()
+    assert _error(weights, least_squares_blocks("w", weights, grid)) <= _error(
+        weights, round_blocks("w", weights, grid)
+    )
+
+
+def test_important_inputs_get_less_error(grid: BlockGrid) -> None:
+    weights, importance = _weights(), np.ones(72)
+    importance[::8] = 400.0
+
+    def weighted(found: BlockWeight) -> float:
+        return float((np.square(found.dequantized().astype(np.float64) - weights) * importance).sum())
+
+    with_importance = least_squares_blocks("w", weights, grid, importance)
+    assert weighted(with_importance) < weighted(least_squares_blocks("w", weights, grid))
+
+
+def test_gptq_reduces_the_error_of_products(grid: BlockGrid) -> None:
+    generator = np.random.default_rng(3)
+    mixed = generator.normal(0, 1, (72, 72)) * generator.lognormal(0, 1, (72, 1))
+    inputs = mixed @ generator.normal(0, 1, (72, 600))
+    hessian = inputs @ inputs.T
+    weights = _weights()
+    given = least_squares_blocks("w", weights, grid, np.diagonal(hessian))
+    found = gptq_blocks(weights, given, curvature_of(hessian[np.newaxis]))
+    np.testing.assert_array_equal(found.scales, given.scales)
+    assert found.integers.max() <= 2**grid.bits - 1
+    products = np.square((found.dequantized().astype(np.float64) - weights) @ inputs).sum()
+    assert product_noise(weights, found, hessian) == pytest.approx(products)
+    assert product_noise(weights, found, hessian) < 0.8 * product_noise(weights, given, hessian)
+
+
+def test_without_correlation_gptq_rounds_to_nearest() -> None:
+    grid, weights = BlockGrid(bits=4, block=16, symmetric=False), _weights()
+    given = round_blocks("w", weights, grid)
+    found = gptq_blocks(weights, given, curvature_of(np.eye(72)[np.newaxis]))
+    np.testing.assert_array_equal(found.integers, given.integers)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    weights = _weights()
+    weights[3, 5] = value
+    with pytest.raises(InputError, match="'w' holds NaN or infinity"):
+        round_blocks("w", weights, _GRIDS[0])
+
+
+@given(
+    bits=st.sampled_from((2, 4, 8)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 70)),
+    block=st.sampled_from((16, 32, None)),
+    seed=st.integers(0, 99),
+)
+def test_packing_loses_nothing(bits: int, shape: tuple[int, int], block: int | None, seed: int) -> None:
+    integers = np.random.default_rng(seed).integers(0, 2**bits, shape).astype(np.uint8)
+    rows = packed(integers, bits)
+    assert rows.shape == (shape[0], -(-shape[1] * bits // 8))
+    np.testing.assert_array_equal(unpacked(rows, bits, shape[1]), integers)
+    grid = BlockGrid(bits=bits, block=block, symmetric=True)
+    weight = BlockWeight(
+        integers=integers, scales=np.ones((1, 1), np.float32), zero_points=np.zeros((1, 1), np.uint8), grid=grid
+    )
+    np.testing.assert_array_equal(unpacked_weight(packed_weight(weight), grid, shape[1]), integers)
+
+
+def test_the_first_of_two_integers_has_the_lower_bits() -> None:
+    np.testing.assert_array_equal(packed(np.array([[1, 2, 3]], np.uint8), 4), [[0x21, 0x03]])
+    np.testing.assert_array_equal(packed(np.array([[1, 2, 3, 0, 2]], np.uint8), 2), [[0b00111001, 0b10]])
