@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qtool.backends.registry import BACKENDS, backend_named
+from qtool.backends.registry import BACKENDS, FALLBACK_BACKEND, backend_named
 from qtool.backends.targets import AUTO, preset
 from qtool.schemes import Scheme
 
@@ -45,7 +45,8 @@ def target_named(name: str | None) -> ResolvedTarget:
     scheme = preset(name)
     backend = backend_named(scheme.backend)
     is_here = backend.runs_here(name)
-    measurable = is_here and backend.target_here() in (name, None)
+    # Of the kernels of other runtimes no times are known.
+    measurable = is_here and scheme.backend == FALLBACK_BACKEND and backend.target_here() in (name, None)
     return ResolvedTarget(scheme=scheme, chosen=False, is_here=is_here, is_measurable=measurable)
 
 

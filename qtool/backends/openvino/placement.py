@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from qtool.backends.openvino.pair_order import with_orders
 from qtool.backends.qdq_placement import layer_inputs
 from qtool.backends.qdq_placement.kernel_order import orders_of
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
