@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
-from qtool.backends.qdq_placement.kernel_order import kernel_order
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.runtime.session import Session
 
 _SCALE = np.float32(2.0**10)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtool.backends.qdq_placement.kernel_order import kernel_order
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.weights.gptq import Curvature, PairLimit, gptq
 from qtool.weights.saturation import KernelOrder, pair_sums, partners_in
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qtool.backends.qdq_placement.kernel_order import kernel_order
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order
 from qtool.calib.affine import dequantize
 from qtool.calib.granularity import Granularity, PerChannel, PerTensor
 from qtool.calib.grid import Grid

@@ -38,7 +38,7 @@ def test_the_documentation_lists_every_target() -> None:
     assert [row[0].strip("`") for row in table] == list(PRESETS)
     first_words = {"onnxruntime-cpu": "where", "tensorrt": "before", "qnn": "around", "openvino": "before"}
     for (_, machine, activations, weights, biases, placement), scheme in zip(table, PRESETS.values(), strict=True):
-        assert machine == scheme.machine
+        assert machine == scheme.standing
         assert scheme.description == f"{activations} activations, {weights.replace(', per ', ' per-')} weights"
         assert (biases == "int32") == scheme.integer_biases
         assert placement.split()[0] == first_words[scheme.backend]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.backends.qdq_placement.kernel_order import orders_of
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.layers import product_reason, weight_granularity, weight_reason
 from qtool.calib.granularity import Granularity, PerTensor
 from qtool.graph.constants import is_constant

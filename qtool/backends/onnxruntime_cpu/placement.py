@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.activation_lower_bounds import activation_lower_bound
-from qtool.backends.qdq_placement.kernel_order import orders_of
+from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
 from qtool.backends.qdq_placement.layers import OUTPUT_OF_MODEL, agreed_weight, reason_to_skip_layer, weight_granularity
 from qtool.backends.qdq_placement.node_form import reason_to_skip_node, reason_without_kernel
 from qtool.backends.qdq_placement.operators import FLOAT_TYPES, OPERATORS, Kind

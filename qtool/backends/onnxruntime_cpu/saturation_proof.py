@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.qdq_placement.kernel_order import kernel_order, multiplies_in_32_bits
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order, multiplies_in_32_bits
 from qtool.graph.constants import constant_array, integer_attribute
 from qtool.schemes import Scheme
 from qtool.weights.saturation import LARGEST_ACTIVATION, pair_sums

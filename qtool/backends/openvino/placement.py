@@ -23,7 +23,6 @@ import onnx_ir as ir
 
 from qtool.backends.openvino.pair_order import with_orders
 from qtool.backends.qdq_placement import layer_inputs
-from qtool.backends.qdq_placement.kernel_order import orders_of
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.graph.constants import clip_bounds, constant_array, integer_attribute, is_constant, sole_consumer
@@ -54,10 +53,7 @@ def place(
     }
     plan = replace(plan, activations=activations)
     plan = _with_transposed_convolutions(graph, plan, scheme, selection, unfit, kept_float)
-    weights = {
-        name: replace(weight, orders=orders_of(graph.initializers[name], weight.nodes))
-        for name, weight in plan.weights.items()
-    }
+    weights = with_orders(graph, plan.weights)
     return replace(plan, activations=_with_earlier(graph, plan.activations, unfit, kept_float), weights=weights)
 
 

@@ -21,6 +21,7 @@ from qtool.errors import RuntimeRefusedError
 from qtool.runtime.profile import OperatorTime
 
 _RUNS = 8
+_LONGEST_REASON = 200
 # What stands in OpenVINO's messages before and after what is wrong.
 _NOISE = ("Exception from ", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully", "Summary:")
 _FIX = "OpenVINO does not take every ONNX model: use another --target or --runtime, or export the model again"
@@ -147,10 +148,15 @@ def profiled_seconds(session: OpenvinoSession, feed: Feed) -> tuple[OperatorTime
 
 
 def told(error: Exception) -> str:
-    """Returns the line of an error of OpenVINO that says what is wrong, without where in its sources it was found."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Returns the line of an error of OpenVINO that says what is wrong, without where in its sources it was found.
+
+    Operators that it does not know come first: those behind them fail as well.
+    """
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(_NOISE) and not line.endswith("with a message:")]
-    return " ".join((said or lines or [type(error).__name__])[0].removeprefix("-- ").split())
+    unknown = [line for line in said if line.startswith("No conversion rule")]
+    first = next(iter((*unknown, *said, *lines)), type(error).__name__)
+    return " ".join(first.split())[:_LONGEST_REASON]
 
 
 def _executed(layer: Any) -> ExecutedLayer:

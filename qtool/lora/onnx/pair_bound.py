@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.backends.qdq_placement.kernel_order import kernel_order, multiplies_in_32_bits
+from qtool.backends.onnxruntime_cpu.kernel_order import kernel_order, multiplies_in_32_bits
 from qtool.calib.affine import AffineParams
 from qtool.calib.granularity import PerChannel, PerTensor
 from qtool.calib.grid import Grid

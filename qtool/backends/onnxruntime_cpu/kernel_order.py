@@ -1,7 +1,7 @@
-"""In which order integer kernels on x86 sum up the products of a layer.
+"""In which order onnxruntime's integer kernels sum up the products of a layer.
 
 Kernels pair weights along the sum: those of a convolution lie with the channel running fastest, and two are taken at a
-time. Depthwise convolutions have a kernel of their own, which multiplies in 32 bits. Seen in onnxruntime and OpenVINO.
+time. Depthwise convolutions have a kernel of their own, which multiplies in 32 bits.
 """
 
 from __future__ import annotations
