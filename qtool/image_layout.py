@@ -50,6 +50,25 @@ def image_layout(value: ir.Value) -> Layout | None:
     return _by_readers(value) or _by_lengths(value.shape)
 
 
+def tensor_layout(value: ir.Value) -> Layout | None:
+    """Returns the layout of a tensor between operators: by the one that made it, or those that read it."""
+    if value.shape is None or len(value.shape) != _IMAGE_AXES:
+        return None
+    moved, current = False, value
+    while (node := current.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        if node.op_type in _CHANNELS_FIRST:
+            return "nhwc" if moved else "nchw"
+        if node.op_type == "Transpose":
+            order = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else []
+            if order != (_LAST_TO_FIRST if moved else _FIRST_TO_LAST):
+                break
+            moved = not moved
+        elif node.op_type not in _KEEPING_AXES:
+            break
+        current = node.inputs[0]
+    return _by_readers(value)
+
+
 def _by_readers(value: ir.Value) -> Layout | None:
     """Follows the value to the first operator that knows its layout, in the order of the graph's edges."""
     waiting: list[tuple[ir.Value, bool]] = [(value, False)]

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
+from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
@@ -136,6 +137,14 @@ class Backend(Protocol):
 
         Raises:
             RuntimeRefusedError: the runtime does not run at all.
+        """
+        ...
+
+    def kernels(self, model: ir.Model) -> Mapping[str, NodeKernel] | None:
+        """Returns what runs each node of the main graph of ``model``, by name; None where it cannot run here.
+
+        Raises:
+            RuntimeRefusedError: the runtime does not load it.
         """
         ...
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qtool.backends.base import Place
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.violations import Rule, Violation, check
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
@@ -87,6 +88,10 @@ class CompilerBackend:
     def runs_here(self, target: str) -> bool:
         """Its machines are others."""
         return False
+
+    def kernels(self, model: ir.Model) -> Mapping[str, NodeKernel] | None:
+        """Returns None: kernels are chosen on another machine."""
+        return None
 
     def violations(self, model: ir.Model) -> tuple[Violation, ...]:
         """Checks the graph by the rules of the compiler."""

@@ -34,3 +34,9 @@ def model_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSp
     """Describes the inputs that data must fill, which leaves out those with a default, and the outputs."""
     fed = [value for value in model.graph.inputs if not value.is_initializer()]
     return specs_of(fed), specs_of(model.graph.outputs)
+
+
+def dtype_name(value: ir.Value) -> str | None:
+    """Returns the element type of a tensor as numpy calls it; None where it is not known."""
+    name = None if value.dtype is None else value.dtype.name.lower()
+    return {"float": "float32", "double": "float64"}.get(name, name) if name else None

@@ -119,3 +119,29 @@ def test_options_that_make_no_sense_are_refused(run: Any, network: Path, options
     result = run(str(network), *options)
     assert result.exit_code == 2
     assert named in result.stderr
+
+
+def test_tensors_of_images_have_the_layout_that_the_operators_around_them_tell(run: Any, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[n, 8, 8, 3] x) => (float[n, 8, 8, 4] y) {
+        [first] a = Transpose<perm = [0, 3, 1, 2]>(x)
+        [conv] b = Conv(a, w)
+        [clamp] c = Relu(b)
+        [last] d = Transpose<perm = [0, 2, 3, 1]>(c)
+        [gate] y = Sigmoid(d)
+    }"""
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w"))
+    onnx.save(model, tmp_path / "net.onnx")
+    rows = _nodes(run, "net.onnx")
+    found = {one["tensor"]: one["layout"] for row in rows for one in (*row["inputs"], *row["outputs"])}
+    assert found == {"x": "nhwc", "a": "nchw", "w": None, "b": "nchw", "c": "nchw", "d": "nhwc", "y": "nhwc"}
+    assert "float32 n × 4 × 8 × 8 NCHW" in " ".join(run("net.onnx", "--nodes").stdout.split())
+
+
+def test_kernels_of_openvino_are_those_of_the_graph_that_it_executes(run: Any, network: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino not installed: make test-openvino")
+    rows = _nodes(run, str(network), "--target", "openvino")
+    kernels = {row["operator"]: row["runs_as"] for row in rows}
+    assert kernels["Conv"] == {"kernel": "Convolution", "precision": "f32", "device": "CPU"}
+    assert kernels["Gemm"]["kernel"] == "FullyConnected"

@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import AS_IT_IS, TARGET_KEY, Execution, OnnxruntimeExecution
+from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
 from qtool.backends.onnxruntime_cpu.dynamic_placement import place_dynamic
 from qtool.backends.onnxruntime_cpu.exact_sums import exact_form
 from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers, without_separators
+from qtool.backends.onnxruntime_cpu.node_kernels import kernels_of
 from qtool.backends.onnxruntime_cpu.placement import place
 from qtool.backends.onnxruntime_cpu.residual_sums import ResidualSums, without_residual_sums
 from qtool.backends.onnxruntime_cpu.targets import TARGETS
@@ -89,6 +91,10 @@ class OnnxruntimeCpu:
     def runs_here(self, target: str) -> bool:
         """Returns whether the preset is this machine, or the fleet that it belongs to."""
         return runs_here(target)
+
+    def kernels(self, model: ir.Model) -> Mapping[str, NodeKernel] | None:
+        """Reads what runs each node from the provider's optimized graph."""
+        return kernels_of(model)
 
     def violations(self, model: ir.Model) -> tuple[Violation, ...]:
         """Returns none: its kernels are asked themselves."""

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
+from qtool.backends.node_kernel import INTEGERS, NodeKernel
 from qtool.backends.onnxruntime_cpu.coverage import coverage_in, optimized_nodes
-
-INTEGERS = "integers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeKernel:
-    """How one node runs.
-
-    Attributes:
-        kernel: the kernel; None where the node is fused into another one, or removed.
-        precision: ``integers``, or the type of what it computes; None where there is no kernel.
-        device: where it runs.
-    """
-
-    kernel: str | None
-    precision: str | None
-    device: str = "CPU"
+from qtool.graph.specs import dtype_name
 
 
 def kernels_of(model: ir.Model) -> dict[str, NodeKernel]:
@@ -48,9 +31,3 @@ def kernels_of(model: ir.Model) -> dict[str, NodeKernel]:
 
 def _type_of(node: ir.Node) -> str | None:
     return dtype_name(node.outputs[0]) if node.outputs else None
-
-
-def dtype_name(value: ir.Value) -> str | None:
-    """Returns the element type of a tensor as numpy calls it; None where it is not known."""
-    name = None if value.dtype is None else value.dtype.name.lower()
-    return {"float": "float32", "double": "float64"}.get(name, name) if name else None

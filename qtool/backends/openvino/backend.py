@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.openvino.coverage import openvino_coverage
 from qtool.backends.openvino.execution import IN_OPENVINO
 from qtool.backends.openvino.installed import INSTALL, installed_version, is_installed
 from qtool.backends.openvino.integer_sums import sums_saturate
+from qtool.backends.openvino.node_kernels import kernels_of
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
 from qtool.backends.violations import Violation
@@ -100,6 +102,10 @@ class OpenvinoBackend:
     def runs_here(self, target: str) -> bool:
         """Returns whether it is installed."""
         return is_installed()
+
+    def kernels(self, model: ir.Model) -> Mapping[str, NodeKernel] | None:
+        """Reads what runs each node from the graph that OpenVINO executes."""
+        return kernels_of(model) if is_installed() else None
 
     def violations(self, model: ir.Model) -> tuple[Violation, ...]:
         """Returns none: where it is installed it is asked itself."""

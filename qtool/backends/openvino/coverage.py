@@ -32,12 +32,12 @@ def openvino_coverage(model: ir.Model) -> Coverage:
     common.NameFixPass()(model)
     with IN_OPENVINO.open(model) as session:
         layers = session.executed()
-    found = _by_original(layers)
+    found = layers_by_node(layers)
     nodes = tuple(_node_coverage(node, found) for node in model.graph if _is_quantizable(node))
     return Coverage(nodes=nodes, runtime="openvino")
 
 
-def _by_original(layers: tuple[ExecutedLayer, ...]) -> dict[str, ExecutedLayer]:
+def layers_by_node(layers: tuple[ExecutedLayer, ...]) -> dict[str, ExecutedLayer]:
     """Returns the layer that runs each node, by the node's name, or by what OpenVINO calls a part of it."""
     found: dict[str, ExecutedLayer] = {}
     for layer in layers:
@@ -70,7 +70,7 @@ def _is_quantizable(node: ir.Node) -> bool:
 
 
 def _node_coverage(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> NodeCoverage:
-    layer = _layer_of(node, found)
+    layer = layer_of(node, found)
     kernel = None
     # A fused kernel has one precision for all of its nodes, also for those that read floats.
     if layer is not None and layer.precision in _INTEGERS and reads_integers(node):
@@ -88,7 +88,7 @@ def _node_coverage(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> NodeCov
     )
 
 
-def _layer_of(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> ExecutedLayer | None:
+def layer_of(node: ir.Node, found: Mapping[str, ExecutedLayer]) -> ExecutedLayer | None:
     """Returns the layer that runs a node; one whose output the model returns is called as that output."""
     names = [node.name or "", *(output.name or "" for output in node.outputs if output.is_graph_output())]
     return next((found[name] for name in names if name in found), None)

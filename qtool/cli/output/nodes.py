@@ -29,7 +29,7 @@ def show_nodes(console: Console, rows: Sequence[NodeRow], *, with_kernels: bool)
             )
             for row in rows
         ],
-        "as onnxruntime's CPU provider runs it on this machine" if with_kernels else None,
+        "as it runs on this machine" if with_kernels else None,
     )
 
 
@@ -48,7 +48,8 @@ def _kernel(row: NodeRow) -> str:
 
 def _type(one: TensorRow) -> str:
     dims = "?" if one.shape is None else " × ".join("?" if dim is None else str(dim) for dim in one.shape) or "scalar"
-    return f"{one.dtype or '?'} {dims}"
+    layout = "" if one.layout is None else f" {one.layout.upper()}"
+    return f"{one.dtype or '?'} {dims}{layout}"
 
 
 def _short(name: str) -> str:

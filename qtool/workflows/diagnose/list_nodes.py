@@ -10,12 +10,15 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qtool.backends.onnxruntime_cpu.node_kernels import NodeKernel, dtype_name, kernels_of
+from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.registry import backend_named
+from qtool.calib.image_layout import Layout
 from qtool.errors import UsageError
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.constants import is_constant
+from qtool.graph.specs import dtype_name
+from qtool.image_layout import tensor_layout
 from qtool.progress import Progress
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
@@ -34,12 +37,14 @@ class TensorRow:
         tensor: its name; empty for one that the node leaves out.
         dtype: its element type; None where it is not known.
         shape: its lengths, names for free ones and None for unknown ones; None where its rank is not known.
+        layout: ``nchw`` or ``nhwc`` of a tensor of images, where the operators around it tell; None elsewhere.
         constant: whether it is stored in the model.
     """
 
     tensor: str
     dtype: str | None
     shape: tuple[int | str | None, ...] | None
+    layout: Layout | None
     constant: bool
 
 
@@ -93,18 +98,19 @@ def list_nodes(
         InputError: it is not an ONNX graph.
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    if target is not None and not backend_named(target.backend).has_kernels_here:
-        raise UsageError(
-            f"the kernels of {target.machine} cannot be asked here",
-            fix="name a CPU target, such as --target auto, or `qtool verify --target` for its rules",
-        )
     with progress.task("reading the model"):
         model = load_weights(OnnxFile().read(onnx_path(path)))
     common.NameFixPass()(model)
     kernels: Mapping[str, NodeKernel] = {}
     if target is not None:
-        with progress.task("opening it in onnxruntime"):
-            kernels = kernels_of(model)
+        with progress.task("asking the runtime"):
+            found = backend_named(target.backend).kernels(model)
+        if found is None:
+            raise UsageError(
+                f"the kernels of {target.machine} cannot be asked here",
+                fix="name a CPU target, such as --target auto, or `qtool verify --target` for its rules",
+            )
+        kernels = found
     if input_shapes is None:
         infer_shapes(model)
     else:
@@ -138,12 +144,13 @@ def _row(node: ir.Node, graph: str | None) -> NodeRow:
 
 def _tensor(value: ir.Value | None) -> TensorRow:
     if value is None:
-        return TensorRow(tensor="", dtype=None, shape=None, constant=False)
+        return TensorRow(tensor="", dtype=None, shape=None, layout=None, constant=False)
     dims = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
     return TensorRow(
         tensor=value.name or "",
         dtype=dtype_name(value),
         shape=dims,
+        layout=None if is_constant(value) else tensor_layout(value),
         constant=is_constant(value),
     )
 
