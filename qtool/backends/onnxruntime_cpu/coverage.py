@@ -14,7 +14,7 @@ from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
-from qtool.graph.constants import is_constant
+from qtool.graph.constants import integer_attribute, is_constant
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
@@ -26,9 +26,10 @@ _KERNELS = (
     "MatMulInteger",
     "DynamicQuantize",
     "ConvInteger",
-    # Its weights are integers, and where its accuracy level says so its products.
-    "MatMulNBits",
 )
+# Its weights are integers, and where its accuracy level says so its products. onnxruntime makes it of any product with
+# dequantized weights, also where a pair of Q and DQ was forgotten in front of it.
+_PACKED = "MatMulNBits"
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
@@ -92,7 +93,17 @@ def _is_quantizable(node: ir.Node) -> bool:
 
 def _computes_integers(node: ir.Node) -> bool:
     """Returns whether an operator has integer arithmetic itself, unlike a float one between Q and DQ."""
-    return node.domain in _DOMAINS and node.op_type.startswith(_KERNELS) and node.op_type not in _CONVERSIONS
+    kernels = (*_KERNELS, _PACKED)
+    return node.domain in _DOMAINS and node.op_type.startswith(kernels) and node.op_type not in _CONVERSIONS
+
+
+def _reads_blocks(node: ir.Node) -> bool:
+    """Returns whether only the weights of a layer were meant to be integers: in 4 bits, or in blocks."""
+    producer = None if len(node.inputs) < 2 or node.inputs[1] is None else node.inputs[1].producer()
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+        return False
+    narrow = producer.inputs[0].dtype in (ir.DataType.INT4, ir.DataType.UINT4)
+    return narrow or integer_attribute(producer, "block_size", 0) > 0
 
 
 def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
@@ -115,7 +126,7 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     if found is None:
         # A node that only renames its values, such as a Reshape to the same shape, disappears.
         return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None
-    if found.op_type.startswith(_KERNELS):
+    if found.op_type.startswith(_KERNELS) or (found.op_type == _PACKED and _reads_blocks(node)):
         return found.op_type
     if found.op_type == node.op_type and _holds_integers(found.inputs[0]):
         return f"{found.op_type} on integers"
