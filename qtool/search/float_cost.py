@@ -15,7 +15,7 @@ import networkx as nx
 import onnx_ir as ir
 
 from qtool.analysis.fed_sizes import fed_sizes
-from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile
+from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.specs import Feed
 from qtool.graph.constants import is_constant

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, MachineProfile
+from qtool.backends.machine_profile import LayerKind, MachineProfile
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute, sole_consumer

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from qtool.backends.machine_profile import LayerSpeed
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerSpeed
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.backends.targets import PRESETS
 from qtool.cli.app import app

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile
+from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
 from qtool.runtime.session import Session

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, profile_from_json, read_profile
+from qtool.backends.machine_profile import LayerKind, profile_from_json, read_profile
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import has_profile, shipped_profile
 from qtool.backends.targets import PRESETS

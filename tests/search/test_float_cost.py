@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
+from qtool.backends.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.search.float_cost import Border, FloatCost, float_cost

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qtool.backends.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.backends.onnxruntime_cpu.kernel_probes import Form, Probe, chain
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.metrics.latency import interleaved_times
 from qtool.progress import Progress
 from qtool.runtime.profile import operator_seconds

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 
-from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile, profile_from_json
+from qtool.backends.machine_profile import MachineProfile, profile_from_json
 
 # A model for every x86 has to be fast where integers save least. No ARM or other machine was measured: their substitute
 # distinguishes layers by their sizes, and keeps none of them float.

@@ -39,7 +39,7 @@ def timing_of(machine: ResolvedTarget, profile: str | None, locked: Manifest | N
     Raises:
         InputError: the file, or the manifest, holds no profile.
     """
-    from qtool.backends.onnxruntime_cpu.machine_profile import read_profile
+    from qtool.backends.machine_profile import read_profile
     from qtool.backends.onnxruntime_cpu.shipped_profiles import has_profile, shipped_profile
     from qtool.workflows.tune.time_plan import Timing, timing_from_json
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from qtool.backends.machine_profile import LayerKind, LayerSpeed, MachineProfile
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
-from qtool.backends.onnxruntime_cpu.machine_profile import LayerKind, LayerSpeed, MachineProfile
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.backends.onnxruntime_cpu.this_machine import target_of
 from qtool.processor import IntegerFeatures, integer_features

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qtool.backends.onnxruntime_cpu.machine_profile import MachineProfile, profile_from_json
+from qtool.backends.machine_profile import MachineProfile, profile_from_json
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.calib.specs import Feed
 from qtool.errors import InputError
