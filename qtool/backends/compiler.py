@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from qtool.backends.base import Place
 from qtool.backends.coverage import Coverage
-from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.execution import NODE_BY_NODE, Execution
 from qtool.backends.node_kernel import NodeKernel
+from qtool.backends.static_backend import StaticBackend
 from qtool.backends.violations import Rule, Violation, check
-from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
-from qtool.schemes import AnyScheme, DynamicScheme, Scheme
+from qtool.plan import Plan
+from qtool.schemes import AnyScheme, Scheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompilerBackend:
+class CompilerBackend(StaticBackend):
     """Plans by the rules of one compiler, and evaluates with the exact semantics of Q/DQ, see ``Backend``.
 
     Attributes:
@@ -32,9 +32,6 @@ class CompilerBackend:
     placement: Place
     rules: Mapping[str, Rule] = field(default_factory=dict)
     has_kernels_here: bool = False
-    has_fused_operators: bool = False
-    runs_dynamic_layers: bool = False
-    runs_weight_only: bool = False
     stores_tables: bool = False
 
     @property
@@ -52,38 +49,6 @@ class CompilerBackend:
     ) -> Plan:
         """Plans where Q/DQ go; see ``Backend``."""
         return self.placement(graph, scheme, selection, unfit, kept_float)
-
-    def place_dynamic(
-        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
-    ) -> DynamicPlan:
-        """Is not called, since it runs no dynamic layers.
-
-        Raises:
-            AssertionError: always.
-        """
-        raise AssertionError(f"{self.name} runs no dynamic layers")
-
-    def place_weights(
-        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
-    ) -> WeightOnlyPlan:
-        """Is not called, since it runs no layers with integer weights alone.
-
-        Raises:
-            AssertionError: always.
-        """
-        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
-
-    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
-        """Records the target in the graph, so that other commands do not evaluate it with this processor's kernels."""
-        model.metadata_props[TARGET_KEY] = scheme.target
-
-    def unfinish(self, model: ir.Model) -> None:
-        """Forgets the target."""
-        if model.metadata_props.get(TARGET_KEY) in self.targets:
-            del model.metadata_props[TARGET_KEY]
-
-    def target_here(self) -> None:
-        """No preset is this machine."""
 
     def runs_here(self, target: str) -> bool:
         """Its machines are others."""

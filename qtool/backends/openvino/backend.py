@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
-from qtool.backends.execution import NODE_BY_NODE, TARGET_KEY, Execution
+from qtool.backends.execution import NODE_BY_NODE, Execution
 from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.openvino.coverage import openvino_coverage
 from qtool.backends.openvino.execution import IN_OPENVINO
@@ -17,21 +17,19 @@ from qtool.backends.openvino.integer_sums import sums_saturate
 from qtool.backends.openvino.node_kernels import kernels_of
 from qtool.backends.openvino.placement import place
 from qtool.backends.openvino.targets import TARGETS
+from qtool.backends.static_backend import StaticBackend
 from qtool.backends.violations import Violation
-from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
-from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
+from qtool.plan import Plan
+from qtool.schemes import AnyScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenvinoBackend:
+class OpenvinoBackend(StaticBackend):
     """OpenVINO's CPU plugin, where it is installed; see ``Backend``."""
 
+    targets: Mapping[str, Scheme]
     name: str = "openvino"
-    has_fused_operators: bool = False
-    runs_dynamic_layers: bool = False
-    runs_weight_only: bool = False
     stores_tables: bool = True
 
     @property
@@ -45,11 +43,6 @@ class OpenvinoBackend:
                 )
             return f"OpenVINO {installed_version()}"
         return f"the exact semantics of Q and DQ, node by node: OpenVINO is not installed here ({INSTALL})"
-
-    @property
-    def targets(self) -> Mapping[str, Scheme]:
-        """The machines of OpenVINO."""
-        return TARGETS
 
     @property
     def has_kernels_here(self) -> bool:
@@ -66,38 +59,6 @@ class OpenvinoBackend:
     ) -> Plan:
         """Plans where Q/DQ go; see ``Backend``."""
         return place(graph, scheme, selection, unfit, kept_float)
-
-    def place_dynamic(
-        self, graph: ir.Graph, scheme: DynamicScheme, reason_to_skip: Callable[[ir.Node], str | None]
-    ) -> DynamicPlan:
-        """Is not called, since it runs no dynamic layers.
-
-        Raises:
-            AssertionError: always.
-        """
-        raise AssertionError(f"{self.name} runs no dynamic layers")
-
-    def place_weights(
-        self, graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir.Node], str | None]
-    ) -> WeightOnlyPlan:
-        """Is not called, since it runs no layers with integer weights alone.
-
-        Raises:
-            AssertionError: always.
-        """
-        raise AssertionError(f"{self.name} runs no layers with integer weights alone")
-
-    def finish(self, model: ir.Model, scheme: AnyScheme) -> None:
-        """Records the target in the graph, so that it is not judged in silence on another runtime."""
-        model.metadata_props[TARGET_KEY] = scheme.target
-
-    def unfinish(self, model: ir.Model) -> None:
-        """Forgets the target."""
-        if model.metadata_props.get(TARGET_KEY) in self.targets:
-            del model.metadata_props[TARGET_KEY]
-
-    def target_here(self) -> None:
-        """No preset is this machine alone."""
 
     def runs_here(self, target: str) -> bool:
         """Returns whether it is installed."""
@@ -127,4 +88,4 @@ def _is_exact(largest_pair: int | None) -> bool:
     return is_installed() and (largest_pair is not None or not sums_saturate())
 
 
-BACKEND = OpenvinoBackend()
+BACKEND = OpenvinoBackend(targets=TARGETS)
