@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from decoder_feeds import DecoderFeeds
+from rows import DecoderFeeds
 
 Array = npt.NDArray[Any]
 MANY = 64

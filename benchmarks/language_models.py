@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from decoder_feeds import rows_of_text
 from processes import Finished, run
 from quantizers import HERE, Quantizer, qtool
+from rows import rows_of_text
 
 FLOAT = "float"
 ROW = 128

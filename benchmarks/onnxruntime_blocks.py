@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from decoder_feeds import DecoderFeeds
 from onnxruntime.quantization import CalibrationDataReader, matmul_nbits_quantizer
+from rows import DecoderFeeds
 
 METHODS = ("default", "hqq", "k_quant", "gptq")
 

@@ -68,7 +68,7 @@ def rivals() -> Mapping[str, Quantizer]:
     found = {f"onnxruntime {method}": onnxruntime(method) for method in METHODS}
     found["onnxruntime minmax, reduce_range"] = onnxruntime("minmax", "--reduce-range")
     if find_spec("nncf") is not None:
-        script = (sys.executable, str(HERE / "nncf_static.py"))
+        script = (sys.executable, str(HERE / "nncf_quantizer.py"))
         found["nncf"] = Quantizer(program=script)
         found["nncf transformer"] = Quantizer(program=script, options=("--transformer",))
     return found

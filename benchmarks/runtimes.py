@@ -103,11 +103,15 @@ def _made(folder: Path, kept: Path, nncf_python: str, transformer: bool) -> dict
         (ONNXRUNTIME, QTOOL, lambda output: qtool("auto", output)),
         (ONNXRUNTIME, "onnxruntime", lambda output: script(sys.executable, "onnxruntime_static.py", output)),
         (OPENVINO, QTOOL, lambda output: qtool("openvino", output)),
-        (OPENVINO, NNCF, lambda output: script(nncf_python, "nncf_openvino.py", output)),
+        (OPENVINO, NNCF, lambda output: script(nncf_python, "nncf_quantizer.py", output, "--openvino")),
     ]
     if transformer:
         wanted.append(
-            (OPENVINO, TRANSFORMER, lambda output: script(nncf_python, "nncf_openvino.py", output, "--transformer"))
+            (
+                OPENVINO,
+                TRANSFORMER,
+                lambda output: script(nncf_python, "nncf_quantizer.py", output, "--openvino", "--transformer"),
+            )
         )
     for runtime, made_by, command in wanted:
         output = kept / f"{folder.name}.{runtime}.{made_by}.onnx"

@@ -29,7 +29,7 @@ def main() -> None:
     """Trains, tells the loss on held-out text, and writes the folder."""
     parser = argparse.ArgumentParser(description="Trains a small language model.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

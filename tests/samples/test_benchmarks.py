@@ -39,6 +39,7 @@ def digits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *("compare", "calibration", "calibration_pass", "large_model", "onnxruntime_static", "plain_inference"),
         *("real_models", "conversion", "torch_exporter", "merging", "merge_once", "optimizing"),
+        *("language_models", "judging_decoders", "onnxruntime_blocks", "train_decoder"),
     ],
 )
 def test_benchmarks_say_what_they_take(root: Path, python: Python, name: str) -> None:
