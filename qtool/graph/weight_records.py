@@ -167,9 +167,7 @@ def has_records(model: ir.Model) -> bool:
     return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
 
 
-def record_steps(
-    made: ir.Value, source: ir.Value, *steps: Step, stands_for: tuple[int, ...] | None = None
-) -> None:
+def record_steps(made: ir.Value, source: ir.Value, *steps: Step, stands_for: tuple[int, ...] | None = None) -> None:
     """Copies the metadata of ``source`` to ``made``, with further ``steps`` in its record.
 
     Args:

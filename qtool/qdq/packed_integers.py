@@ -66,11 +66,10 @@ def replace_packed(nodes: tuple[ir.Node, ...], weight: BlockWeight) -> None:
     table = any(node.op_type == "GatherBlockQuantized" for node in nodes)
     bits = weight.grid.bits
     stored = packed(weight.integers, bits) if table and old.ndim == 2 else packed_weight(weight)
-    readers = {use.node for use in _uses(source)}
-    if readers <= set(nodes) and stored.size == old.size:
+    if _readers(source) <= set(nodes) and stored.size == old.size:
         source.const_value = ir.tensor(np.ascontiguousarray(stored.reshape(old.shape)), name=source.name)
     else:
-        _copied(nodes, source, stored, weight)
+        _copied(nodes, source, weight)
     _replace(nodes, 2, weight.scales)
     if not weight.grid.symmetric:
         _replace(nodes, 3, packed(weight.zero_points, bits))
@@ -80,30 +79,28 @@ def _weight(node: ir.Node) -> ir.Value | None:
     return node.inputs[0 if node.op_type == "GatherBlockQuantized" else 1]
 
 
-def _uses(source: ir.Value) -> list[ir.Usage]:
-    """Returns where packed bytes are read, also behind a Reshape."""
-    found = []
+def _readers(source: ir.Value) -> set[ir.Node]:
+    """Returns the nodes that read packed bytes, also behind a Reshape."""
+    found = set()
     for use in source.uses():
         behind = use.node.op_type == "Reshape" and use.idx == 0
-        found += list(use.node.outputs[0].uses()) if behind else [use]
+        found |= {reader.node for reader in use.node.outputs[0].uses()} if behind else {use.node}
     return found
 
 
-def _copied(nodes: tuple[ir.Node, ...], source: ir.Value, stored: npt.NDArray[Any], weight: BlockWeight) -> None:
+def _copied(nodes: tuple[ir.Node, ...], source: ir.Value, weight: BlockWeight) -> None:
     graph = nodes[0].graph
     if not isinstance(graph, ir.Graph):
         raise AssertionError(nodes)
-    forms = {
-        "GatherBlockQuantized": lambda: packed(weight.integers, weight.grid.bits),
-        "MatMulNBits": lambda: packed_weight(weight),
-    }
-    for kind, form in forms.items():
+    for kind in sorted(PACKED_LAYERS):
         own = [node for node in nodes if node.op_type == kind]
         if own:
-            copy = add_constant(graph, source.name or "weight", form())
+            rows = kind == "GatherBlockQuantized"
+            stored = packed(weight.integers, weight.grid.bits) if rows else packed_weight(weight)
+            copy = add_constant(graph, source.name or "weight", stored)
             copy.metadata_props.update(source.metadata_props)
             for node in own:
-                node.replace_input_with(0 if kind == "GatherBlockQuantized" else 1, copy)
+                node.replace_input_with(0 if rows else 1, copy)
 
 
 def _replace(nodes: tuple[ir.Node, ...], index: int, array: npt.NDArray[Any]) -> None:

@@ -10,10 +10,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import constant_array, integer_attribute, is_constant
+from qtool.graph.weight_records import Rearranged
+from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
 
 Role: TypeAlias = Literal["activation", "weight", "bias"]
 
 _STORED_SUFFIX = "_quantized"
+# Those of types that numpy lacks.
+_BITS = {ir.DataType.INT4: 4, ir.DataType.UINT4: 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,8 @@ class QuantizedTensor:
         block: values that share a scale along the axis; 0 for all of a channel.
         value: the float tensor itself, or the stored integers of a constant.
         dequantized: what its readers read.
+        bits: of its integers.
+        integers: those of packed blocks, in the shape of the float tensor; None where ``value`` holds them as they are.
     """
 
     tensor: str
@@ -41,6 +47,8 @@ class QuantizedTensor:
     block: int
     value: ir.Value
     dequantized: ir.Value
+    bits: int
+    integers: npt.NDArray[Any] | None = None
 
     @property
     def description(self) -> str:
@@ -52,17 +60,31 @@ class QuantizedTensor:
             spread = f"in blocks of {self.block} on axis {self.axis}"
         else:
             spread = f"per channel on axis {self.axis} ({self.scale.size})"
-        return f"{self.dtype.name} {symmetric}, {spread}"
+        return f"{'u' if self.dtype.kind == 'u' else ''}int{self.bits} {symmetric}, {spread}"
 
     @property
     def low(self) -> float:
         """The smallest number that it can hold, in the channel that reaches lowest."""
-        return float(((np.iinfo(self.dtype).min - self._zeros) * self.scale).min())
+        return float(min(end.min() for end in self.ends()))
 
     @property
     def high(self) -> float:
         """The largest number that it can hold, in the channel that reaches highest."""
-        return float(((np.iinfo(self.dtype).max - self._zeros) * self.scale).max())
+        return float(max(end.max() for end in self.ends()))
+
+    @property
+    def lowest(self) -> int:
+        """The lowest integer."""
+        return -(1 << (self.bits - 1)) if self.dtype.kind == "i" else 0
+
+    @property
+    def highest(self) -> int:
+        """The highest integer."""
+        return self.lowest + (1 << self.bits) - 1
+
+    def ends(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Returns what the lowest and the highest integer stand for, in the shape of the scales."""
+        return (self.lowest - self._zeros) * self.scale, (self.highest - self._zeros) * self.scale
 
     @property
     def _zeros(self) -> npt.NDArray[np.float64]:
@@ -70,11 +92,11 @@ class QuantizedTensor:
 
     @property
     def _middle(self) -> int:
-        return 0 if self.dtype.kind == "i" else (int(np.iinfo(self.dtype).max) + 1) // 2
+        return 0 if self.dtype.kind == "i" else (self.highest + 1) // 2
 
     def stored(self) -> npt.NDArray[Any] | None:
         """Returns the integers of a constant; None for what is computed at run time."""
-        return constant_array(self.value)
+        return constant_array(self.value) if self.integers is None else self.integers
 
     def floats(self) -> npt.NDArray[np.float32] | None:
         """Returns the dequantized values of a constant; None for tensors that are computed at run time."""
@@ -105,9 +127,12 @@ def quantized_tensors(model: ir.Model) -> dict[str, QuantizedTensor]:
     """
     found: dict[str, QuantizedTensor] = {}
     for node in model.graph:
-        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        if is_packed(node):
+            tensor = _packed(node)
+        elif node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
+            tensor = _read(node, node.inputs[0])
+        else:
             continue
-        tensor = _read(node, node.inputs[0])
         if tensor is not None:
             found.setdefault(tensor.tensor, tensor)
     return found
@@ -123,7 +148,7 @@ def _read(node: ir.Node, source: ir.Value) -> QuantizedTensor | None:
         stored = constant_array(source)
         if stored is None:
             return None
-        dtype, value, role = stored.dtype, source, _role(stored.dtype)
+        dtype, value, role = _plain(source, stored.dtype), source, _role(stored.dtype)
         name = (source.name or "").removesuffix(_STORED_SUFFIX)
     else:
         producer = source.producer()
@@ -133,19 +158,55 @@ def _read(node: ir.Node, source: ir.Value) -> QuantizedTensor | None:
         dtype, value, role = np.dtype(np.uint8) if zero is None else zero.dtype, producer.inputs[0], "activation"
         name = (output.name if output.is_graph_output() else value.name) or ""
     if dtype.kind not in "iu":
-        return None  # float8 and types that numpy lacks have no grid to speak of
+        return None  # float8 has no grid to speak of
     zeros = constant_array(zero_value)
+    bits = _BITS.get(source.dtype, 8 * dtype.itemsize) if source.dtype is not None else 8 * dtype.itemsize
     return QuantizedTensor(
         tensor=name,
         role=role,
         dtype=dtype,
         scale=scale.astype(np.float32),
-        zero_point=np.zeros(scale.shape, dtype) if zeros is None else zeros,
+        zero_point=np.zeros(scale.shape, dtype) if zeros is None else zeros.astype(dtype),
         axis=None if scale.size == 1 else integer_attribute(node, "axis", 1),
         block=integer_attribute(node, "block_size", 0),
         value=value,
         dequantized=output,
+        bits=bits,
     )
+
+
+def _packed(node: ir.Node) -> QuantizedTensor | None:
+    """Reads the weight of a MatMulNBits or a GatherBlockQuantized, oriented as it is in the float model."""
+    stored = packed_integers(node)
+    read = node.inputs[0 if node.op_type == "GatherBlockQuantized" else 1]
+    if stored is None or read is None:
+        return None
+    record = packed_record(stored)
+    steps = () if record is None else record.steps
+    turned = isinstance(steps[-1], Rearranged) if steps else node.op_type == "MatMulNBits" and record is None
+    integers, scale, zero = stored.integers, stored.scale, stored.zero
+    if turned:
+        integers, scale, zero = integers.T, scale.T, zero.T
+    return QuantizedTensor(
+        tensor=(stored.value.name or "").removesuffix(_STORED_SUFFIX),
+        role="weight",
+        dtype=np.dtype(np.uint8),
+        scale=scale.astype(np.float32),
+        zero_point=zero.astype(np.uint8),
+        axis=0 if turned else 1,
+        block=stored.block,
+        value=stored.value,
+        dequantized=read,
+        bits=stored.bits,
+        integers=integers,
+    )
+
+
+def _plain(value: ir.Value, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Returns the type in which numpy holds integers of a type that it lacks."""
+    if value.dtype not in _BITS:
+        return dtype
+    return np.dtype(np.int8 if value.dtype.is_signed() else np.uint8)
 
 
 def _role(dtype: np.dtype[Any]) -> Role:

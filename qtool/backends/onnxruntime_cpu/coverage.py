@@ -33,6 +33,7 @@ _PACKED = "MatMulNBits"
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
+_WITH_BIAS = "/MatMulAddFusion"
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -62,7 +63,9 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names of nodes.
         Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
-        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
+        nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
+        # A MatMul that took in the bias behind it has a longer name.
+        yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes
 
 
 def fuses_signed(model: ir.Model) -> bool:

@@ -25,11 +25,9 @@ _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
     """Returns the float tensors, and weights in blocks, with known torch names, with outputs first as in torch."""
     found: dict[str, npt.NDArray[Any]] = {}
-    for value, array, record in (*_floats(model), *_blocks(model)):
-        if value.name is None:
-            continue
-        array = record.undo(array) if record is not None and record.steps else array
-        if array is None:
+    for value, stored, record in (*_floats(model), *_blocks(model)):
+        array = record.undo(stored) if record is not None and record.steps else stored
+        if array is None or value.name is None:
             continue
         first_name = value.name if record is None else record.name
         name = _folded_name(value) or _name_by_path(value, first_name)

@@ -147,9 +147,7 @@ def integer_place(
             return None
         expected, seen = record.replay(part).tensor, stored.floats()
         if _is_near(seen, expected, tolerance):
-            return Place(
-                stored=stored.value, transposed=transposed, record=record, dequantize=node, nodes=readers
-            )
+            return Place(stored=stored.value, transposed=transposed, record=record, dequantize=node, nodes=readers)
         before = record.undo(seen) if not transposed else None
         scale = None if before is None else channel_scale(before, weight, tolerance)
         if scale is None:

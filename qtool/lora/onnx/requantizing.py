@@ -32,12 +32,14 @@ class Requantized:
         clipped: the share that was clipped to the grid.
         smallest_factor: the smallest ratio of a new scale to the old one.
         largest_factor: the largest such ratio.
+        from_floats: whether they were rounded from the checkpoint's floats, and not from what they stood for before.
     """
 
     changed: float
     clipped: float
     smallest_factor: float
     largest_factor: float
+    from_floats: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ def add_to_integers(
     if rules.fits_blocks and is_fitted(node, stored):
         if weight is not None:
             exact = np.where(delta != 0, weight, exact)
-        return _fitted(nodes or (node,), stored, before, exact, delta, name)
+        found = _fitted(nodes or (node,), stored, before, exact, delta, name)
+        return replace(found, integers=replace(found.integers, from_floats=weight is not None))
     scale = stored.scale if stored.bits == 32 else _scale(stored, exact, rules.scales)
     integers, beyond = stored.rounded(exact, scale)
     if is_packed(node):

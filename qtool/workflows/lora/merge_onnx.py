@@ -275,8 +275,7 @@ def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
         scaled = sorted({layer.op_type for layer in readers if not never_scaled(layer)})
         if scaled:
             raise InputError(
-                f"'{name}' is read by {', '.join(scaled)}, into whose weights exporters "
-                "may fold normalizations",
+                f"'{name}' is read by {', '.join(scaled)}, into whose weights exporters may fold normalizations",
                 fix="give the checkpoint that the graph was exported from with --base-weights",
             )
 
