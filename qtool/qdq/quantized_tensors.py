@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from qtool.graph.constants import constant_array, integer_attribute, is_constant
 from qtool.graph.weight_records import Rearranged
 from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
+from qtool.qdq.recurrent_layers import WEIGHTS, is_recurrent, recurrent_weight
 
 Role: TypeAlias = Literal["activation", "weight", "bias"]
 
@@ -112,6 +114,8 @@ def spread(tensor: QuantizedTensor, parameter: npt.NDArray[Any], values: npt.NDA
     """Shapes a scale or zero point of ``tensor`` so that it broadcasts over ``values``."""
     if tensor.axis is None or parameter.size == 1:
         return parameter.reshape(())
+    if parameter.ndim == values.ndim > 1 and not tensor.block:
+        return parameter
     if tensor.block:
         repeated = np.repeat(parameter, tensor.block, axis=tensor.axis)
         return repeated.take(range(values.shape[tensor.axis]), axis=tensor.axis)
@@ -127,6 +131,9 @@ def quantized_tensors(model: ir.Model) -> dict[str, QuantizedTensor]:
     """
     found: dict[str, QuantizedTensor] = {}
     for node in model.graph:
+        if is_recurrent(node):
+            found |= {tensor.tensor: tensor for tensor in _of_recurrent(node) if tensor.tensor not in found}
+            continue
         if is_packed(node):
             tensor = _packed(node)
         elif node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
@@ -200,6 +207,28 @@ def _packed(node: ir.Node) -> QuantizedTensor | None:
         bits=stored.bits,
         integers=integers,
     )
+
+
+def _of_recurrent(node: ir.Node) -> Iterator[QuantizedTensor]:
+    """Reads the weights of a DynamicQuantizeLSTM, oriented as in LSTM: (directions, 4 · hidden, inputs)."""
+    for index in WEIGHTS:
+        weight, value = recurrent_weight(node, index), node.inputs[index]
+        if weight is None or value is None:
+            continue
+        scale, zero = (weight.spread(part).transpose(0, 2, 1) for part in (weight.scale, weight.zero_point))
+        yield QuantizedTensor(
+            tensor=(value.name or "").removesuffix(_STORED_SUFFIX),
+            role="weight",
+            dtype=weight.integers.dtype,
+            scale=scale.astype(np.float32),
+            zero_point=zero,
+            axis=None if scale.size == 1 else 1,
+            block=0,
+            value=value,
+            dequantized=value,
+            bits=8,
+            integers=weight.integers.transpose(0, 2, 1),
+        )
 
 
 def _plain(value: ir.Value, dtype: np.dtype[Any]) -> np.dtype[Any]:

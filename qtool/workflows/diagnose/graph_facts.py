@@ -33,7 +33,14 @@ _FACTORS: Mapping[str, tuple[int, int]] = {
     "QLinearMatMul": (0, 3),
     "MatMulNBits": (0, 1),
 }
-_INTEGER_NODES = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "MatMulNBits", "GatherBlockQuantized")
+_INTEGER_NODES = (
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLinear",
+    "MatMulNBits",
+    "GatherBlockQuantized",
+    "DynamicQuantizeLSTM",
+)
 _QUANTIZED_DTYPES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2")
 _FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -281,6 +288,8 @@ def _scaled_inputs(node: ir.Node) -> tuple[int, ...]:
         return (0,)
     if node.op_type == "MatMulNBits":
         return (1,)
+    if node.op_type == "DynamicQuantizeLSTM":
+        return (1, 2)
     if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
         return _FACTORS.get(node.op_type, ())
     return ()
