@@ -32,6 +32,7 @@ class Scheme:
         offers_unsigned: whether that is a choice for single layers; with VNNI it gains nothing and takes longer.
         target: the preset that it comes from.
         machine: what that preset is for, in words.
+        activation_bits: the widths of activations that the runtime computes with.
         placement_only: whether the runtime is not run by qtool anywhere, and known by its published rules only.
     """
 
@@ -46,6 +47,7 @@ class Scheme:
     offers_unsigned: bool = False
     target: str = "x86"
     machine: str = "any x86"
+    activation_bits: tuple[int, ...] = (8,)
     placement_only: bool = False
 
     @property

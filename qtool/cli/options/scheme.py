@@ -25,10 +25,19 @@ class SchemeName(StrEnum):
 
 
 class IntegerType(StrEnum):
-    """The integers that tensors can become."""
+    """The integers that weights can become."""
 
     U8 = "u8"
     S8 = "s8"
+
+
+class ActivationType(StrEnum):
+    """The integers that activations can become."""
+
+    U8 = "u8"
+    S8 = "s8"
+    U16 = "u16"
+    S16 = "s16"
 
 
 SchemeOption: TypeAlias = Annotated[
@@ -64,8 +73,12 @@ ActivationsSymmetricOption: TypeAlias = Annotated[
     ),
 ]
 ActivationTypeOption: TypeAlias = Annotated[
-    IntegerType | None,
-    typer.Option("--activation-type", help="Integers of activations. Default: the target's.", rich_help_panel=SCHEME),
+    ActivationType | None,
+    typer.Option(
+        "--activation-type",
+        help="Integers of activations; 16 bits for NPUs. Default: the target's.",
+        rich_help_panel=SCHEME,
+    ),
 ]
 WeightTypeOption: TypeAlias = Annotated[
     IntegerType | None,
@@ -104,7 +117,7 @@ class SchemeOptions:
     per_channel: bool | None
     weights_symmetric: bool | None
     activations_symmetric: bool | None
-    activation_type: IntegerType | None
+    activation_type: ActivationType | None
     weight_type: IntegerType | None
 
     def changed(self, target: Scheme, *, dynamic: bool) -> Scheme:
@@ -128,6 +141,12 @@ class SchemeOptions:
             weights=_changed(target.weights, self.weight_type, self.weights_symmetric),
             per_channel=target.per_channel if self.per_channel is None else self.per_channel,
         )
+        if scheme.activations.bits not in target.activation_bits:
+            raise UsageError(
+                f"{target.machine} has no integer kernels for {self.activation_type} activations: it would compute in "
+                "float between Q and DQ",
+                fix="use --activation-type u8 or s8, or the target of an NPU that computes with them: --target qnn",
+            )
         if scheme.activations.signed and not scheme.weights.signed:
             raise UsageError(
                 f"{target.machine} has no kernel for s8 activations with u8 weights",
@@ -136,9 +155,10 @@ class SchemeOptions:
         return scheme
 
 
-def _changed(grid: Grid, kind: IntegerType | None, symmetric: bool | None) -> Grid:
+def _changed(grid: Grid, kind: IntegerType | ActivationType | None, symmetric: bool | None) -> Grid:
     return replace(
         grid,
-        signed=grid.signed if kind is None else kind is IntegerType.S8,
+        bits=grid.bits if kind is None else int(kind[1:]),
+        signed=grid.signed if kind is None else kind.startswith("s"),
         symmetric=grid.symmetric if symmetric is None else symmetric,
     )
