@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qtool.calib.grid import Float8, Grid
 from qtool.graph.constants import constant_array, integer_attribute, is_constant
 from qtool.graph.weight_records import Rearranged
 from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
@@ -19,6 +20,9 @@ Role: TypeAlias = Literal["activation", "weight", "bias"]
 
 _STORED_SUFFIX = "_quantized"
 # Those of types that numpy lacks.
+# The exponent of their smallest normal value, and the bits of their mantissa.
+_FLOAT8_FORMS = {Float8.E4M3: (-6, 3), Float8.E5M2: (-14, 2)}
+_FLOAT8 = {Grid(float8=kind).dtype.name: kind for kind in Float8}
 _BITS = {ir.DataType.INT4: 4, ir.DataType.UINT4: 4}
 
 
@@ -37,6 +41,7 @@ class QuantizedTensor:
         value: the float tensor itself, or the stored integers of a constant.
         dequantized: what its readers read.
         bits: of its integers.
+        float8: the 8-bit float that it is stored in; None for integers.
         integers: those of packed blocks, in the shape of the float tensor; None where ``value`` holds them as they are.
     """
 
@@ -50,18 +55,21 @@ class QuantizedTensor:
     value: ir.Value
     dequantized: ir.Value
     bits: int
+    float8: Float8 | None = None
     integers: npt.NDArray[Any] | None = None
 
     @property
     def description(self) -> str:
         """Its scheme in words, such as ``uint8 asymmetric, per tensor``."""
-        symmetric = "symmetric" if bool((self.zero_point == self._middle).all()) else "asymmetric"
+        symmetric = "symmetric" if self.float8 or bool((self.zero_point == self._middle).all()) else "asymmetric"
         if self.axis is None:
             spread = "per tensor"
         elif self.block:
             spread = f"in blocks of {self.block} on axis {self.axis}"
         else:
             spread = f"per channel on axis {self.axis} ({self.scale.size})"
+        if self.float8 is not None:
+            return f"{self.dtype.name}, {spread}"
         return f"{'u' if self.dtype.kind == 'u' else ''}int{self.bits} {symmetric}, {spread}"
 
     @property
@@ -76,13 +84,35 @@ class QuantizedTensor:
 
     @property
     def lowest(self) -> int:
-        """The lowest integer."""
+        """The lowest integer, or 8-bit float."""
+        if self.float8 is not None:
+            return -self.highest
         return -(1 << (self.bits - 1)) if self.dtype.kind == "i" else 0
 
     @property
     def highest(self) -> int:
-        """The highest integer."""
+        """The highest integer, or 8-bit float."""
+        if self.float8 is not None:
+            return Grid(float8=self.float8).high
         return self.lowest + (1 << self.bits) - 1
+
+    def nearest(self, steps: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Rounds multiples of the scale, zero point included, to what is stored; beyond the ends they saturate."""
+        inside = np.clip(steps, self.lowest, self.highest)
+        if self.float8 is None:
+            return np.asarray(np.rint(inside), np.float64)
+        found: npt.NDArray[np.float64] = inside.astype(self.dtype).astype(np.float64)
+        return found
+
+    def widths(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Returns the distance of neighbours at each stored number, in multiples of the scale."""
+        if self.float8 is None:
+            return np.ones(stored.shape)
+        # np.spacing has no neighbour above the largest value.
+        smallest_exponent, mantissa_bits = _FLOAT8_FORMS[self.float8]
+        exponents = np.frexp(np.abs(stored.astype(np.float64)))[1] - 1
+        widths: npt.NDArray[np.float64] = np.exp2(np.maximum(exponents, smallest_exponent) - mantissa_bits)
+        return widths
 
     def ends(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Returns what the lowest and the highest integer stand for, in the shape of the scales."""
@@ -164,8 +194,9 @@ def _read(node: ir.Node, source: ir.Value) -> QuantizedTensor | None:
         zero = constant_array(zero_value)
         dtype, value, role = np.dtype(np.uint8) if zero is None else zero.dtype, producer.inputs[0], "activation"
         name = (output.name if output.is_graph_output() else value.name) or ""
-    if dtype.kind not in "iu":
-        return None  # float8 has no grid to speak of
+    float8 = _FLOAT8.get(dtype.name)
+    if dtype.kind not in "iu" and float8 is None:
+        return None
     zeros = constant_array(zero_value)
     bits = _BITS.get(source.dtype, 8 * dtype.itemsize) if source.dtype is not None else 8 * dtype.itemsize
     return QuantizedTensor(
@@ -179,6 +210,7 @@ def _read(node: ir.Node, source: ir.Value) -> QuantizedTensor | None:
         value=value,
         dequantized=output,
         bits=bits,
+        float8=float8,
     )
 
 

@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.backends.execution import TARGET_KEY
-from qtool.backends.onnxruntime_cpu.fusion_reasons import reads_16_bits, reason_for_float
+from qtool.backends.onnxruntime_cpu.fusion_reasons import reads_foreign_types, reason_for_float
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
@@ -126,7 +126,7 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     if _computes_integers(node):
         # Alone or as part of a larger kernel; a node disappears only where it duplicates another one.
         return "removed" if found is None else found.op_type
-    if reads_16_bits(node):
+    if reads_foreign_types(node):
         return None
     if found is None:
         # A node that only renames its values, such as a Reshape to the same shape, disappears.

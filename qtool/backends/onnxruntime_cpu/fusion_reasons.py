@@ -20,6 +20,7 @@ _INTEGERS_SINCE: Mapping[str, str] = {"DepthToSpace": "1.22"}
 # onnxruntime's own tolerance for the scale of a bias relative to that of the products.
 _SCALE_TOLERANCE = 0.01
 _WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
+_FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
 
 
@@ -58,14 +59,19 @@ def _precision_reason(node: ir.Node) -> FloatReason | None:
     return None
 
 
-def reads_16_bits(node: ir.Node) -> bool:
-    """Returns whether a node reads dequantized integers of 16 bits, which NPUs compute with."""
-    return any(value is not None and _stored_type(value) in _WIDE for value in node.inputs)
+def reads_foreign_types(node: ir.Node) -> bool:
+    """Returns whether a node reads integers of 16 bits, or 8-bit floats, with which no kernel computes here."""
+    return any(value is not None and _stored_type(value) in (*_WIDE, *_FLOAT8) for value in node.inputs)
 
 
 def _width_reason(node: ir.Node) -> FloatReason | None:
-    if not reads_16_bits(node):
+    if not reads_foreign_types(node):
         return None
+    if any(value is not None and _stored_type(value) in _FLOAT8 for value in node.inputs):
+        return FloatReason(
+            "it reads 8-bit floats, which GPUs multiply: here it computes in float between Q and DQ",
+            "quantize for this processor: --activation-type u8 and the target of a CPU",
+        )
     return FloatReason(
         "its integers have 16 bits, for NPUs: here it computes in float between Q and DQ",
         "quantize for this processor: --activation-type u8 and the target of a CPU",

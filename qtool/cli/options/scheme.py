@@ -24,20 +24,24 @@ class SchemeName(StrEnum):
     WEIGHTS = "weights"
 
 
-class IntegerType(StrEnum):
-    """The integers that weights can become."""
+class WeightType(StrEnum):
+    """What weights can become: integers, or 8-bit floats."""
 
     U8 = "u8"
     S8 = "s8"
+    E4M3 = "e4m3"
+    E5M2 = "e5m2"
 
 
 class ActivationType(StrEnum):
-    """The integers that activations can become."""
+    """What activations can become: integers, or 8-bit floats."""
 
     U8 = "u8"
     S8 = "s8"
     U16 = "u16"
     S16 = "s16"
+    E4M3 = "e4m3"
+    E5M2 = "e5m2"
 
 
 SchemeOption: TypeAlias = Annotated[
@@ -76,13 +80,15 @@ ActivationTypeOption: TypeAlias = Annotated[
     ActivationType | None,
     typer.Option(
         "--activation-type",
-        help="Integers of activations; 16 bits for NPUs. Default: the target's.",
+        help="Integers of activations, 16 bits for NPUs; or fp8 for TensorRT. Default: the target's.",
         rich_help_panel=SCHEME,
     ),
 ]
 WeightTypeOption: TypeAlias = Annotated[
-    IntegerType | None,
-    typer.Option("--weight-type", help="Integers of weights. Default: the target's.", rich_help_panel=SCHEME),
+    WeightType | None,
+    typer.Option(
+        "--weight-type", help="Integers of weights, or fp8 for TensorRT. Default: the target's.", rich_help_panel=SCHEME
+    ),
 ]
 IncludeOption: TypeAlias = Annotated[
     list[str] | None,
@@ -118,7 +124,7 @@ class SchemeOptions:
     weights_symmetric: bool | None
     activations_symmetric: bool | None
     activation_type: ActivationType | None
-    weight_type: IntegerType | None
+    weight_type: WeightType | None
 
     def changed(self, target: Scheme, *, dynamic: bool) -> Scheme:
         """Returns the target's scheme with what the options change in it.
@@ -135,6 +141,8 @@ class SchemeOptions:
                 f"--scheme dynamic is for onnxruntime's CPU provider, not for {target.machine}",
                 fix="use --scheme static, or the target of a CPU",
             )
+        if _is_float8(self.activation_type) or _is_float8(self.weight_type):
+            return self._with_float8(target, dynamic=dynamic)
         scheme = replace(
             target,
             activations=_changed(target.activations, self.activation_type, self.activations_symmetric),
@@ -154,8 +162,42 @@ class SchemeOptions:
             )
         return scheme
 
+    def _with_float8(self, target: Scheme, *, dynamic: bool) -> Scheme:
+        """Returns the target's scheme with 8-bit floats for both factors of products.
 
-def _changed(grid: Grid, kind: IntegerType | ActivationType | None, symmetric: bool | None) -> Grid:
+        Raises:
+            UsageError: the target takes none, or the other factor is to be integers.
+        """
+        from qtool.calib.grid import Float8, Grid
+
+        asked = self.activation_type if _is_float8(self.activation_type) else self.weight_type
+        if dynamic or not target.takes_float8:
+            raise UsageError(
+                f"{target.machine} has no kernels for 8-bit floats ({asked})"
+                if not dynamic
+                else f"{asked} has no effect with --scheme dynamic",
+                fix="use integers, or --target tensorrt, whose GPUs multiply e4m3 since Ada and Hopper",
+            )
+        kinds = [self.activation_type or asked, self.weight_type or asked]
+        if not all(map(_is_float8, kinds)):
+            raise UsageError(
+                "no kernel multiplies 8-bit floats with integers",
+                fix=f"give --activation-type {asked} and --weight-type {asked}",
+            )
+        if False in (self.weights_symmetric, self.activations_symmetric):
+            raise UsageError(
+                "8-bit floats have no zero point", fix="drop --weights-asymmetric, --activations-asymmetric"
+            )
+        activations, weights = (Grid(float8=Float8(str(kind))) for kind in kinds)
+        per_channel = target.per_channel if self.per_channel is None else self.per_channel
+        return replace(target, activations=activations, weights=weights, per_channel=per_channel)
+
+
+def _is_float8(kind: ActivationType | WeightType | None) -> bool:
+    return kind is not None and kind.startswith("e")
+
+
+def _changed(grid: Grid, kind: WeightType | ActivationType | None, symmetric: bool | None) -> Grid:
     return replace(
         grid,
         bits=grid.bits if kind is None else int(kind[1:]),

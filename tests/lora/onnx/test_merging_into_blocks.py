@@ -21,7 +21,7 @@ from qtool.lora.onnx.graph_search import GraphSearch
 from qtool.qdq.packed_integers import is_packed, packed_integers
 from qtool.qdq.stored_integers import IntegerRules
 from tests.lora.conftest import invoke, randomize
-from tests.lora.graphs import export, merged_module, run
+from tests.lora.graphs import export, merged_module, run, stored_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 IDS = torch.randint(0, 600, (4, 16), generator=torch.Generator().manual_seed(3))
@@ -87,10 +87,6 @@ def decibels(expected: Array, got: Array) -> float:
     return float(10 * np.log10((expected**2).sum() / ((expected - got) ** 2).sum()))
 
 
-def arrays(path: Path) -> dict[str, Array]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-
-
 FORMS = [
     (8, "nbits", "--weights-symmetric"),
     (4, "nbits", "--weights-symmetric"),
@@ -125,7 +121,7 @@ def test_tables_and_heads_merge(tmp_path: Path, targets: list[str], tied: bool) 
     merged = case.merged(base, "--base-weights", case.base)
     before = decibels(case.before, run(base, IDS))
     assert case.decibels(merged) > before - 2
-    large = [array for array in arrays(merged).values() if array.dtype == np.uint8 and len(array) == 600]
+    large = [array for array in stored_arrays(merged).values() if array.dtype == np.uint8 and len(array) == 600]
     # Two adapters, or one, make two tensors of what was one.
     assert sum(array.nbytes >= 600 * 32 for array in large) == 2
 
@@ -156,7 +152,7 @@ def test_a_table_that_changes_with_its_head_stays_one_tensor(tmp_path: Path, sym
 def test_what_the_adapter_does_not_change_stays_bit_by_bit(tmp_path: Path) -> None:
     case = Case(tmp_path, ["down"], tied=True, dynamo=False)
     base = case.quantized(case.float, "--bits", 4)
-    before, after = arrays(base), arrays(case.merged(base, "--base-weights", case.base))
+    before, after = stored_arrays(base), stored_arrays(case.merged(base, "--base-weights", case.base))
     assert before.keys() == after.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert {name.rpartition("_")[2] for name in changed} == {"quantized", "scales", "points"}
@@ -196,8 +192,8 @@ def test_other_block_sizes_and_bits_stay_as_they_are(tmp_path: Path) -> None:
 def test_scales_can_be_kept(tmp_path: Path) -> None:
     case = Case(tmp_path, ["down"], tied=False, dynamo=False)
     base = case.quantized(case.float, "--bits", 4)
-    before = arrays(base)
-    after = arrays(case.merged(base, "--base-weights", case.base, "--scales", "keep"))
+    before = stored_arrays(base)
+    after = stored_arrays(case.merged(base, "--base-weights", case.base, "--scales", "keep"))
     assert all(np.array_equal(before[name], after[name]) for name in before if "scales" in name)
     assert any(not np.array_equal(before[name], after[name]) for name in before if "quantized" in name)
 

@@ -9,50 +9,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper, parser
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from qtool.backends.qnn.rules import RULES
 from qtool.backends.violations import check
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from tests.number_types.conftest import samples, write_network
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_NETWORK = """
-net (float[1,3,12,12] x) => (float[1,5] y)
-{
-    c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1, b1)
-    r = Relu (c)
-    p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
-    d = Conv <kernel_shape = [3, 3]> (p, w2, b2)
-    s = Sigmoid (d)
-    m = Mul (d, s)
-    t = Tanh (m)
-    g = GlobalAveragePool (t)
-    f = Flatten (g)
-    y = Gemm <transB = 1> (f, w3, b3)
-}
-"""
-_SHAPES = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (12, 8, 3, 3), "b2": (12,), "w3": (5, 12), "b3": (5,)}
 
 
 @pytest.fixture(params=[17, 21], ids=["opset-17", "opset-21"])
 def model(request: Any, tmp_path: Path) -> Path:
     """A convolutional network whose gates are a Sigmoid and a Tanh, as net.onnx beside data.npz."""
     version = 8 if request.param < 21 else 10
-    proto = parser.parse_model(f'<ir_version: {version}, opset_import: ["" : {request.param}]> {_NETWORK}')
-    generator = np.random.default_rng(0)
-    for name, shape in _SHAPES.items():
-        array = (generator.standard_normal(shape) * 0.2).astype(np.float32)
-        proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    for node in proto.graph.node:
-        node.name = f"/{node.output[0]}"
-    onnx.save(proto, tmp_path / "net.onnx")
-    np.savez(tmp_path / "data.npz", x=_samples(16))
-    return tmp_path / "net.onnx"
-
-
-def _samples(count: int, seed: int = 1) -> Array:
-    return np.random.default_rng(seed).standard_normal((count, 3, 12, 12)).astype(np.float32)
+    return write_network(tmp_path, opset=request.param, ir_version=version)
 
 
 def _quantized(run: Any, model: Path, kind: str, *options: object) -> Path:
@@ -64,18 +36,18 @@ def _quantized(run: Any, model: Path, kind: str, *options: object) -> Path:
     return output
 
 
-def _exact(path: Path, samples: Array) -> Array:
+def _exact(path: Path, inputs: Array) -> Array:
     """Runs a graph in onnxruntime as it stands, node by node."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"x": sample[np.newaxis]})[0] for sample in samples])
+    return np.concatenate([session.run(None, {"x": sample[np.newaxis]})[0] for sample in inputs])
 
 
 def _noise(path: Path, model: Path) -> float:
-    samples = _samples(6, seed=5)
-    expected = _exact(model, samples)
-    return float(np.square(expected - _exact(path, samples)).sum() / np.square(expected).sum())
+    inputs = samples(6, seed=5)
+    expected = _exact(model, inputs)
+    return float(np.square(expected - _exact(path, inputs)).sum() / np.square(expected).sum())
 
 
 @pytest.mark.parametrize("kind", ["u16", "s16"])
@@ -103,7 +75,7 @@ def test_the_standards_form_computes_what_the_reference_does(run: Any, model: Pa
     proto = onnx.load(path)
     if any(node.domain for node in proto.graph.node):
         pytest.skip("the reference implementation has no operators of onnxruntime's")
-    sample = _samples(1, seed=9)
+    sample = samples(1, seed=9)
     wanted = ReferenceEvaluator(proto).run(None, {"x": sample})[0]
     np.testing.assert_allclose(_exact(path, sample), wanted, atol=1e-4)
 
