@@ -199,3 +199,19 @@ def test_it_is_as_fast_as_their_form(run: Any, tmp_path: Path) -> None:
             session.run(None, feed)
             seen.append(time.perf_counter() - start)
     assert min(times[0]) < 1.5 * min(times[1])
+
+
+def test_a_static_model_takes_single_lstm_as_dynamic(run: Any, tmp_path: Path) -> None:
+    model = _lstm(tmp_path / "net.onnx", extra="z = MatMul (h, m)")
+    proto = onnx.load(model)
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(24, dtype=np.float32), "m"))
+    proto.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, "n", 24]))
+    proto.graph.node[1].name = "product"
+    onnx.save(proto, model)
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(3).standard_normal((12, 8, 20)).astype(np.float32))
+    data = ("--calib-data", tmp_path / "data.npz", "--batch-size", 12, "--effort", "fast")
+    result = run("quantize", model, *data, "--dynamic", "LSTM", "-o", tmp_path / "q.onnx", "--json")
+    assert result.code == 0, result.err
+    kinds = [node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node]
+    assert kinds.count("DynamicQuantizeLSTM") == 1
+    assert "QuantizeLinear" in kinds

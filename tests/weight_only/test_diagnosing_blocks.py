@@ -70,3 +70,11 @@ def test_weights_in_blocks_are_seen_as_what_they_stand_for(
 def test_a_table_of_packed_rows_has_no_advice_to_replace_it(run: Any, model: Path) -> None:
     told = run("explain", _quantized(run, model), "/x", "--json").json
     assert not any("replace" in str(advice) for advice in told["advice"])
+
+
+def test_verify_says_where_only_weights_are_integers(run: Any, model: Path) -> None:
+    for level, told in ((0, True), (4, False)):
+        path = _quantized(run, model, "--accuracy-level", level, "--force")
+        result = run("verify", path)
+        assert result.code == 0
+        assert ("2 of 2 MatMulNBits have integer weights and multiply floats" in " ".join(result.err.split())) is told

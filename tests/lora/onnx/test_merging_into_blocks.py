@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import peft
 import pytest
 import torch
@@ -236,3 +237,24 @@ def test_the_report_tells_the_form(tmp_path: Path) -> None:
     assert target["weight"].endswith("down.weight")
     assert "quantized" in target["places"][0]
     assert 0 < target["integers"]["changed"] <= 1
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["old", "dynamo"])
+def test_adapters_can_be_exchanged_beside_blocks(tmp_path: Path, dynamo: bool) -> None:
+    case = Case(tmp_path, ["up", "down", "embed_tokens"], tied=False, dynamo=dynamo)
+    base = case.quantized(case.float, "--bits", 4)
+    output = tmp_path / "exchangeable.onnx"
+    options = ("--base-weights", case.base, "--as-adapter", "-o", output)
+    result = invoke("merge-lora", base, case.adapter, *options)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+    feed = {"x": IDS.numpy()}
+    np.testing.assert_allclose(session.run(None, feed)[0], run(base, IDS), atol=1e-5)
+    adapter = onnxruntime.LoraAdapter()
+    adapter.Load(str(tmp_path / "adapter.onnx_adapter"))
+    active = onnxruntime.RunOptions()
+    active.add_active_adapter(adapter)
+    got = session.run(None, feed, active)[0]
+    # The change is float beside the integers: what is left is the noise that the base has, too.
+    assert decibels(case.expected, got) > decibels(case.before, run(base, IDS)) - 1
+    assert decibels(case.expected, got) > case.decibels(base)
