@@ -1,6 +1,7 @@
 """Affine quantization: q = clip(round(x / scale) + zero_point, low, high), x' = (q - zero_point) * scale.
 
 This is QuantizeLinear and DequantizeLinear of the ONNX operator specification: division in float32, ties to even.
+For 8-bit floats, q is the nearest of them, saturated, and the zero point is 0.
 """
 
 from __future__ import annotations
@@ -102,6 +103,12 @@ def params_from_ranges(
 def quantize(values: npt.NDArray[np.floating[Any]], params: AffineParams) -> npt.NDArray[Any]:
     """Quantizes ``values``: returns the nearest integers, of the grid's dtype and the same shape."""
     scale, zero_point = _spread(params, values.ndim)
+    if params.grid.float8 is not None:
+        # Casting rounds to nearest, ties to even; what is beyond the largest value saturates.
+        with np.errstate(over="ignore"):
+            scaled = np.clip(values.astype(np.float32) / scale, params.grid.low, params.grid.high)
+        rounded: npt.NDArray[Any] = scaled.astype(params.grid.dtype)
+        return rounded
     with np.errstate(over="ignore"):  # infinity is clipped to the grid
         steps = np.rint(values.astype(np.float32) / scale).astype(np.float64) + zero_point
     integers: npt.NDArray[Any] = np.clip(steps, params.grid.low, params.grid.high).astype(params.grid.dtype)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import constant_array
-from qtool.plan import DynamicPlan
+from qtool.plan import DynamicPlan, WeightPlan
 from qtool.qdq.insert_dynamic import insert_dynamic
+from qtool.qdq.recurrent_layers import RecurrentWeight, insert_recurrent
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 
@@ -28,5 +31,20 @@ def quantize_dynamically(
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
         weights[name] = rounding(array, weight, bias=None)
+    recurrent = {}
+    for name, layer in plan.recurrent.items():
+        parts = [(part, constant_array(values[part.tensor])) for part in (layer.inputs, layer.states)]
+        recurrent[name] = [_recurrent(array, part, rounding) for part, array in parts if array is not None]
     insert_dynamic(model, plan, weights)
+    insert_recurrent(model, recurrent)
     return weights
+
+
+def _recurrent(array: npt.NDArray[np.float32], plan: WeightPlan, rounding: WeightRounding) -> RecurrentWeight:
+    """Quantizes one weight of an LSTM, (directions, 4 · hidden, inputs)."""
+    found = [rounding(np.ascontiguousarray(one.T), plan, bias=None) for one in array]
+    return RecurrentWeight(
+        integers=np.stack([one.integers for one in found]),
+        scale=np.stack([one.params.scale for one in found]),
+        zero_point=np.stack([one.params.zero_point for one in found]),
+    )

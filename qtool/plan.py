@@ -91,18 +91,42 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentPlan:
+    """Stores the weights of an LSTM as integers, for each direction a matrix of (inputs, 4 · hidden).
+
+    Attributes:
+        inputs: the weight that multiplies the inputs.
+        states: the one that multiplies the hidden states.
+    """
+
+    inputs: WeightPlan
+    states: WeightPlan
+
+
+NOTHING_RECURRENT: Mapping[str, RecurrentPlan] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicPlan:
     """The layers that quantize their activations as they run.
 
     Attributes:
-        weights: by tensor name, in graph order.
+        weights: those of products, by tensor name, in graph order.
         integer_nodes: operator type by name of the layers, in graph order.
         skipped: layers that stay as they are, with the reason why.
+        recurrent: the weights of LSTM, by node name, in graph order.
     """
 
     weights: Mapping[str, WeightPlan]
     integer_nodes: Mapping[str, str]
     skipped: tuple[Skipped, ...]
+    recurrent: Mapping[str, RecurrentPlan] = field(default_factory=lambda: NOTHING_RECURRENT)
+
+    @property
+    def stored(self) -> Mapping[str, WeightPlan]:
+        """Every weight that becomes integers, by tensor name."""
+        parts = (part for layer in self.recurrent.values() for part in (layer.inputs, layer.states))
+        return {**self.weights, **{part.tensor: part for part in parts}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ def build_dynamic_plan(
     if not (plan.integer_nodes or may_be_empty):
         raise InputError(
             f"nothing in the model can be quantized dynamically{_in_short(plan.skipped)}",
-            fix="give a model with MatMul or Gemm layers, loosen --include and --exclude, or use --scheme static",
+            fix="give a model with MatMul, Gemm or LSTM layers, loosen --include and --exclude, or use --scheme static",
         )
     return plan
 
@@ -135,7 +135,7 @@ def _chosen_dynamic(
 def _check_float(model: ir.Model) -> None:
     """Rejects a model that has integer arithmetic in it."""
     quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
-    quantized |= {"MatMulNBits", "GatherBlockQuantized"}
+    quantized |= {"MatMulNBits", "GatherBlockQuantized", "DynamicQuantizeLSTM"}
     if any(node.op_type in quantized for node in model.graph):
         raise InputError(
             "the model is quantized already", fix="start from the float model, or undo it with `qtool dequantize` first"

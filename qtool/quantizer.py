@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.backends.qdq_placement.clamped_ranges import within_clamps
+from qtool.backends.qdq_placement.fixed_scales import with_fixed_scales
 from qtool.backends.qdq_placement.joined_tensors import unlike_parts
 from qtool.backends.qdq_placement.masks import masked_scores
 from qtool.backends.qdq_placement.operators import LARGEST_ACTIVATION, OPERATORS, Kind
@@ -132,7 +133,7 @@ def quantities(
     """
     plain = activation_params(plan, with_moved_tensors(model, plan, statistics), method)
     chosen = {source: corrections.ranges.get(source, params) for source, params in plain.items()}
-    activations = within_clamps(model, plan, chosen)
+    activations = with_fixed_scales(model, plan, within_clamps(model, plan, chosen))
     return activations, _quantized_weights(model, plan, activations, corrections)
 
 

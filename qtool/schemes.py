@@ -32,6 +32,8 @@ class Scheme:
         offers_unsigned: whether that is a choice for single layers; with VNNI it gains nothing and takes longer.
         target: the preset that it comes from.
         machine: what that preset is for, in words.
+        activation_bits: the widths of activations that the runtime computes with.
+        takes_float8: whether the runtime computes with 8-bit floats.
         placement_only: whether the runtime is not run by qtool anywhere, and known by its published rules only.
     """
 
@@ -46,12 +48,19 @@ class Scheme:
     offers_unsigned: bool = False
     target: str = "x86"
     machine: str = "any x86"
+    activation_bits: tuple[int, ...] = (8,)
+    takes_float8: bool = False
     placement_only: bool = False
 
     @property
     def standing(self) -> str:
         """The machine, and whether qtool runs models there."""
         return f"{self.machine} (placement only)" if self.placement_only else self.machine
+
+    @property
+    def float8(self) -> bool:
+        """Whether tensors become 8-bit floats instead of integers."""
+        return self.activations.float8 is not None
 
     def weights_of(self, layer: str) -> Grid:
         """The grid of the weights of one layer."""
@@ -132,4 +141,6 @@ def as_dynamic(scheme: Scheme) -> DynamicScheme:
 
 
 def _described(grid: Grid) -> str:
-    return f"{grid.name[0]}{grid.bits} {'symmetric' if grid.symmetric else 'asymmetric'}"
+    if grid.float8 is not None:
+        return grid.name
+    return f"{grid.name} {'symmetric' if grid.symmetric else 'asymmetric'}"

@@ -9,6 +9,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.locking import lock_of, recorded_arguments, run_locked
+from qtool.cli.options.float8 import refuse_with_float8
 from qtool.cli.options.goal import (
     MaxDropOption,
     MinAgreementOption,
@@ -175,7 +176,7 @@ def quantize(
     from qtool.workflows.quantize.quantize import plan_quantization
     from qtool.workflows.quantize.quantize import quantize as run
     from qtool.workflows.quantize.request import QuantizeRequest
-    from qtool.workflows.tune.efforts import searches
+    from qtool.workflows.tune.efforts import FLOAT8, searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
     source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
@@ -200,6 +201,8 @@ def quantize(
     if integers.backend != FALLBACK_BACKEND:
         console.progress().note(f"judged by {backend.judged_in}")
     refuse_other_options(context, scheme)
+    if integers.float8:
+        refuse_with_float8(context)
     if scheme is SchemeName.WEIGHTS:
         from qtool.cli.quantize_weights import run_weights
         from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
@@ -253,9 +256,11 @@ def quantize(
         statistics=calib_stats,
         scheme=integers,
         method=chosen_range_method(method, context.params),
-        method_name=method,
+        method_name="minmax" if integers.float8 else method,
         selection=selection,
-        searches=searches(
+        searches=FLOAT8
+        if integers.float8
+        else searches(
             effort,
             ranges=method == AUTO,
             cross_layer_equalization=cle,

@@ -39,7 +39,7 @@ def run_dynamic(console: Console, request: DynamicRequest, *, json: bool, dry_ru
 
 
 def _show_plan(console: Console, plan: DynamicPlan, request: DynamicRequest) -> None:
-    rows = [tuple(row.values()) for row in weight_rows(plan.weights)]
+    rows = [tuple(row.values()) for row in weight_rows(plan.stored)]
     console.table(
         "Tensors to quantize", ("tensor", "kind", "type", "granularity", "note"), rows, request.scheme.description
     )
@@ -53,7 +53,7 @@ def _plan_as_json(plan: DynamicPlan, request: DynamicRequest) -> dict[str, objec
         "schema": "qtool.plan/1",
         "target": request.scheme.target,
         "scheme": request.scheme.description,
-        "tensors": weight_rows(plan.weights),
+        "tensors": weight_rows(plan.stored),
         "integer_nodes": [{"node": node, "operator": operator} for node, operator in plan.integer_nodes.items()],
         "dynamic_nodes": list(plan.integer_nodes),
         "float_nodes": [asdict(skip) for skip in plan.skipped],

@@ -140,8 +140,13 @@ class WeightRecord:
         return ", ".join(dict.fromkeys(words[type(step)] for step in self.steps))
 
 
-def record_of(value: ir.Value | None) -> WeightRecord | None:
-    """Returns the record of a stored tensor; None where there is none, or it does not fit the tensor."""
+def record_of(value: ir.Value | None, stands_for: tuple[int, ...] | None = None) -> WeightRecord | None:
+    """Returns the record of a stored tensor; None where there is none, or it does not fit the tensor.
+
+    Args:
+        value: the stored tensor.
+        stands_for: the shape of the weight, where the tensor holds it packed.
+    """
     text = None if value is None else value.metadata_props.get(_KEY)
     if value is None or text is None:
         return None
@@ -154,7 +159,7 @@ def record_of(value: ir.Value | None) -> WeightRecord | None:
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
     array = constant_array(value)
-    return record if array is not None and ends == array.shape else None
+    return record if array is not None and ends == (array.shape if stands_for is None else stands_for) else None
 
 
 def has_records(model: ir.Model) -> bool:
@@ -162,12 +167,20 @@ def has_records(model: ir.Model) -> bool:
     return any(_KEY in value.metadata_props for value in model.graph.initializers.values())
 
 
-def record_steps(made: ir.Value, source: ir.Value, *steps: Step) -> None:
-    """Copies the metadata of ``source`` to ``made``, with further ``steps`` in its record."""
+def record_steps(made: ir.Value, source: ir.Value, *steps: Step, stands_for: tuple[int, ...] | None = None) -> None:
+    """Copies the metadata of ``source`` to ``made``, with further ``steps`` in its record.
+
+    Args:
+        made: the new stored tensor.
+        source: what it was made of.
+        steps: what was done to it.
+        stands_for: the shape of the weight that ``source`` holds packed.
+    """
     array = constant_array(source)
     if array is None:
         raise AssertionError(source)
-    before = record_of(source) or WeightRecord(name=source.name or "", shape=array.shape, steps=())
+    shape = array.shape if stands_for is None else stands_for
+    before = record_of(source, stands_for) or WeightRecord(name=source.name or "", shape=shape, steps=())
     metadata = {key: text for key, text in source.metadata_props.items() if key != _KEY}
     made.metadata_props.update(metadata)
     fields = {"name": before.name, "shape": before.shape, "steps": [_written(step) for step in (*before.steps, *steps)]}

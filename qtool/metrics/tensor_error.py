@@ -83,12 +83,12 @@ class TensorErrorMeter:
         if not floats.size or not both.any():
             return
         scale, zero = (spread(self._tensor, part, floats) for part in (self._tensor.scale, self._tensor.zero_point))
-        grid = np.iinfo(self._tensor.dtype)
         wide = np.where(both, floats, 0).astype(np.float64)
-        low, high = ((end - zero.astype(np.float64)) * scale for end in (grid.min, grid.max))
+        ends = (self._tensor.lowest, self._tensor.highest)
+        low, high = ((end - zero.astype(np.float64)) * scale for end in ends)
         inside = np.clip(wide, low, high)
-        steps = np.clip(np.rint(wide / scale) + zero, grid.min, grid.max)
-        own = (steps - zero) * scale
+        zero = zero.astype(np.float64)
+        own = (self._tensor.nearest(wide / scale + zero) - zero) * scale
         flat = wide[both].astype(np.float32)
         self._seen.add(flat, flat)
         self._clipped += int(np.count_nonzero(np.abs(wide - inside) > scale / 2))
@@ -145,7 +145,8 @@ def weight_error(tensor: QuantizedTensor) -> TensorError | None:
         return None
     seen = TensorStatistics()
     seen.add(floats, floats)
-    noise = np.broadcast_to(np.square(spread(tensor, tensor.scale, integers).astype(np.float64)) / 12, integers.shape)
+    steps = spread(tensor, tensor.scale, integers).astype(np.float64) * tensor.widths(integers)
+    noise = np.broadcast_to(np.square(steps) / 12, integers.shape)
     rounding = _decibels(_energy(floats.astype(np.float64)), float(noise.sum()))
     width = max(tensor.high - tensor.low, np.finfo(np.float64).tiny)
     return TensorError(

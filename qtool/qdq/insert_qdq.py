@@ -18,6 +18,15 @@ from qtool.graph.weight_records import record_steps
 from qtool.plan import ActivationPlan, Plan
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 
+CONTRIBUTED = "com.microsoft"
+OPSET_WITH_16_BITS = 21
+
+
+def conversion_domain(kind: np.dtype[Any], opset: int) -> str:
+    """Returns whose Q and DQ take a type of integers: those of 16 bits are onnxruntime's before opset 21."""
+    wide = kind.itemsize == np.dtype(np.int16).itemsize
+    return CONTRIBUTED if wide and opset < OPSET_WITH_16_BITS else ""
+
 
 def insert_qdq(
     model: ir.Model, plan: Plan, activations: Mapping[str, AffineParams], weights: Mapping[str, QuantizedWeight]
@@ -32,7 +41,7 @@ def insert_qdq(
     """
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     nodes = {node.name: node for node in model.graph}
-    writer = _Writer(model.graph)
+    writer = _Writer(model.graph, opset=model.opset_imports.get("", 1))
     for node_name, bias in plan.biases.items():
         source = plan.activations[bias.activation].source
         writer.bias(nodes[node_name], float(activations[source].scale), weights[bias.weight])
@@ -40,14 +49,17 @@ def insert_qdq(
         writer.weight(values[tensor], weights[tensor], frozenset(weight_plan.nodes))
     for tensor, activation in plan.activations.items():
         writer.pair(values[tensor], activation, activations[activation.source])
+    if any(node.domain == CONTRIBUTED for node in model.graph):
+        model.opset_imports.setdefault(CONTRIBUTED, 1)
     return model
 
 
 class _Writer:
     """Adds nodes and constants to one graph, under names that are free in it."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, opset: int) -> None:
         self._graph = graph
+        self._opset = opset
         self._names = Names(graph)
         self._order = {node: position for position, node in enumerate(graph)}
         self._shared: dict[str, tuple[ir.Value, ir.Value]] = {}
@@ -84,7 +96,11 @@ class _Writer:
         granularity = weight.params.granularity
         axis = {"axis": granularity.axis} if isinstance(granularity, PerChannel) else None
         dequantize = ir.node(
-            "DequantizeLinear", inputs, axis, name=self._names.for_node(f"{value.name}_DequantizeLinear")
+            "DequantizeLinear",
+            inputs,
+            axis,
+            domain=conversion_domain(weight.integers.dtype, self._opset),
+            name=self._names.for_node(f"{value.name}_DequantizeLinear"),
         )
         self._describe(dequantize.outputs[0], f"{value.name}_dequantized", value.shape)
         first = min((use.node for use in uses), key=lambda node: self._order[node])
@@ -102,14 +118,21 @@ class _Writer:
             if plan.readers is None or (use.node.name in plan.readers and _is_data(use.node, use.idx))
         ]
         scale, zero_point = self._shared_params(plan.source, params)
+        domain = conversion_domain(params.zero_point.dtype, self._opset)
         quantize = ir.node(
-            "QuantizeLinear", [value, scale, zero_point], name=self._names.for_node(f"{name}_QuantizeLinear")
+            "QuantizeLinear",
+            [value, scale, zero_point],
+            domain=domain,
+            name=self._names.for_node(f"{name}_QuantizeLinear"),
         )
         quantized = quantize.outputs[0]
         quantized.name, quantized.shape = self._names.free(f"{name}_quantized"), value.shape
         quantized.dtype = ir.DataType.from_numpy(params.zero_point.dtype)
         dequantize = ir.node(
-            "DequantizeLinear", [quantized, scale, zero_point], name=self._names.for_node(f"{name}_DequantizeLinear")
+            "DequantizeLinear",
+            [quantized, scale, zero_point],
+            domain=domain,
+            name=self._names.for_node(f"{name}_DequantizeLinear"),
         )
         self._describe(dequantize.outputs[0], f"{name}_dequantized", value.shape)
         producer = value.producer()

@@ -8,7 +8,7 @@ from onnx_ir.passes import common
 
 from qtool.graph.constants import add_constant, constant_array, integer_attribute
 from qtool.graph.names import Names
-from qtool.graph.weight_records import record_steps
+from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.qdq.packed_blocks import unpacked, unpacked_weight
 from qtool.weights.block_grid import BlockGrid
 from qtool.weights.block_quantization import BlockWeight, Integers, Matrix
@@ -53,7 +53,7 @@ class _Remover:
         if weight is None or stored is None:
             return False
         if stored not in self._rows:
-            self._rows[stored] = self._stored(stored, weight.dequantized())
+            self._rows[stored] = self._stored(stored, weight.dequantized(), turned=False)
         gather = ir.node("Gather", [self._rows[stored], node.inputs[1]], {"axis": 0}, name=node.name)
         self._replace(node, [gather])
         return True
@@ -69,7 +69,7 @@ class _Remover:
             if table is not None and table in self._rows:
                 self._columns[stored] = self._turned(self._rows[table], node)
             else:
-                self._columns[stored] = self._stored(table or stored, weight.dequantized().T)
+                self._columns[stored] = self._stored(table or stored, weight.dequantized(), turned=True)
         product = ir.node("MatMul", [node.inputs[0], self._columns[stored]], name=node.name)
         new = [product]
         bias = node.inputs[5] if len(node.inputs) > 5 else None
@@ -79,10 +79,11 @@ class _Remover:
         self._replace(node, new)
         return True
 
-    def _stored(self, value: ir.Value, floats: Matrix) -> ir.Value:
+    def _stored(self, value: ir.Value, floats: Matrix, *, turned: bool) -> ir.Value:
         stem = (value.name or "weight").removesuffix("_quantized")
-        stored = add_constant(self._graph, stem, floats, names=self._names)
-        record_steps(stored, value)
+        stored = add_constant(self._graph, stem, floats.T if turned else floats, names=self._names)
+        steps = (Rearranged(shape=floats.shape, order=(1, 0)),) if turned else ()
+        record_steps(stored, value, *steps, stands_for=floats.shape)
         return stored
 
     def _turned(self, rows: ir.Value, reader: ir.Node) -> ir.Value:
@@ -98,7 +99,7 @@ class _Remover:
 def block_weight(node: ir.Node) -> BlockWeight | None:
     """Returns the weight of a MatMulNBits; None where it is computed, or of a form that is not read."""
     given = [*node.inputs, *[None] * (6 - len(node.inputs))]
-    stored, scales, zeros = _packed_array(given[1]), constant_array(given[2]), constant_array(given[3])
+    stored, scales, zeros = constant_array(packed_source(given[1])), constant_array(given[2]), constant_array(given[3])
     if stored is None or scales is None or given[4] is not None or (given[3] is not None and zeros is None):
         return None
     if zeros is not None and zeros.dtype != np.uint8:
@@ -136,10 +137,10 @@ def table_weight(node: ir.Node) -> BlockWeight | None:
     )
 
 
-def _packed_array(value: ir.Value | None) -> Integers | None:
-    """Returns stored bytes, also where a Reshape gives them another shape."""
+def packed_source(value: ir.Value | None) -> ir.Value | None:
+    """Returns the value that stores the bytes in ``value``, also where a Reshape gives them another shape."""
     producer = None if value is None else value.producer()
-    return constant_array(value if producer is None or producer.op_type != "Reshape" else producer.inputs[0])
+    return value if producer is None or producer.op_type != "Reshape" else producer.inputs[0]
 
 
 def _zero_points(zeros: Integers | None, grid: BlockGrid, outputs: int, blocks: int) -> Integers:

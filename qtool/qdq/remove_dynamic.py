@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from qtool.graph.constants import add_constant, constant_array, is_constant, sole_consumer
 from qtool.graph.names import Names
 from qtool.graph.weight_records import record_steps
+from qtool.qdq.recurrent_layers import RemoveRecurrent
 
 _FLOAT_OPERATORS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
@@ -20,8 +21,8 @@ class RemoveDynamic(ir.passes.InPlacePass):
     """Replaces DynamicQuantizeLinear → MatMulInteger → Cast → Mul by MatMul with the dequantized weights.
 
     ConvInteger becomes Conv alike. It takes what ``insert_dynamic`` writes and what onnxruntime's own quantizer does,
-    which also multiplies two tensors that are both computed. Integer weights that several layers share become one float
-    tensor.
+    which also multiplies two tensors that are both computed. DynamicQuantizeLSTM becomes LSTM.
+    Integer weights that several layers share become one float tensor.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -31,6 +32,7 @@ class RemoveDynamic(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.domain == "" and node.op_type in _FLOAT_OPERATORS:
                 modified = remover.replace(node) or modified
+        modified = RemoveRecurrent()(model).modified or modified
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 

@@ -11,6 +11,7 @@ from qtool.backends.registry import unfinish
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.graph.names import Names
 from qtool.graph.weight_records import record_steps
+from qtool.qdq.insert_qdq import CONTRIBUTED
 from qtool.qdq.restore_tables import restore_table
 
 # Operators whose outputs are never below zero, so that the clamp at zero of the Q after them has no effect.
@@ -37,7 +38,7 @@ class RemoveQdq(ir.passes.InPlacePass):
         unfinish(model)
         names = Names(model.graph)
         for node in list(model.graph):
-            if node.domain == "" and node.op_type == "DequantizeLinear":
+            if node.domain in ("", CONTRIBUTED) and node.op_type == "DequantizeLinear":
                 modified = self._remove(model.graph, node, names) or modified
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)

@@ -37,11 +37,13 @@ class IntegerRules:
 
     Attributes:
         scales: the policy for their scales.
+        fits_blocks: whether weights in blocks get scales that fit their new values best, instead of by the policy.
         largest_pair: what two neighbouring weights of one sign may add up to, for sums of 16 bits to hold their
             products; None for everything.
     """
 
     scales: ScalePolicy = ScalePolicy.GROW
+    fits_blocks: bool = False
     largest_pair: int | None = None
 
 
@@ -79,11 +81,13 @@ class StoredIntegers:
         return floats
 
     def needed_scale(self, exact: Array) -> Array:
-        """Returns the smallest scales at which ``exact`` fits between the lowest and the highest integer."""
+        """Returns the smallest scales, with their old signs, at which ``exact`` fits between the extreme integers."""
         low, high = self._limits()
+        sign = np.where(self.scale < 0, -1.0, 1.0)
+        exact = exact * self._spread(sign)
         above = self._largest(exact) / np.maximum(high - self.zero, 1)
         below = self._largest(-exact) / np.maximum(self.zero - low, 1)
-        needed: Array = np.maximum(np.maximum(above, below), 0)
+        needed: Array = sign * np.maximum(np.maximum(above, below), 0)
         return needed
 
     def rounded(self, exact: Array, scale: Array) -> tuple[Array, Array]:

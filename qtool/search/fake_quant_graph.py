@@ -19,6 +19,7 @@ from qtool.calib.specs import Array, Feed
 from qtool.graph.names import Names
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import ActivationPlan, Plan
+from qtool.qdq.insert_qdq import CONTRIBUTED, conversion_domain
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
 from qtool.search.segmented_runner import SegmentedRunner
@@ -148,15 +149,19 @@ def open_fake_quant_graph(
     for activation in plan.activations.values():
         if activation.tensor == activation.source:
             quantizer = _QuantizerInputs(names, activation.source, activation.grid.dtype)
-            _insert(graph, values[activation.source], activation, quantizer, names)
+            domain = conversion_domain(quantizer.dtype, model.opset_imports.get("", 1))
+            _insert(graph, values[activation.source], activation, quantizer, names, domain)
             quantizers[activation.source] = quantizer
+    graph_model.opset_imports.setdefault(CONTRIBUTED, 1)
     place = {node.name: number for number, node in enumerate(graph)}
     in_order = dict(sorted(quantizers.items(), key=lambda item: place[item[1].node]))
     with open_graph(graph_model, threads=threads) as session:
         yield FakeQuantGraph(graph_model, session, in_order, feeds, threads)
 
 
-def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, quantizer: _QuantizerInputs, names: Names) -> None:
+def _insert(
+    graph: ir.Graph, value: ir.Value, plan: ActivationPlan, quantizer: _QuantizerInputs, names: Names, domain: str
+) -> None:
     uses = [
         use
         for use in value.uses()
@@ -165,8 +170,8 @@ def _insert(graph: ir.Graph, value: ir.Value, plan: ActivationPlan, quantizer: _
     on = _input(graph, quantizer.on, ir.DataType.BOOL)
     scale = _input(graph, quantizer.scale, ir.DataType.FLOAT)
     zero_point = _input(graph, quantizer.zero_point, ir.DataType.from_numpy(quantizer.dtype))
-    quantize = ir.node("QuantizeLinear", [value, scale, zero_point])
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point])
+    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], domain=domain)
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], domain=domain)
     passed = ir.node("Identity", [value])
     for node, what in ((quantize, "quantized"), (dequantize, "dequantized"), (passed, "passed")):
         node.outputs[0].name = names.free(f"{value.name}_{what}")

@@ -42,3 +42,8 @@ def scales_of(path: Path) -> dict[str, float]:
     graph = onnx.load(path).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     return {node.input[0]: float(stored[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"}
+
+
+def stored_arrays(path: Path) -> dict[str, Any]:
+    """Returns the stored tensors of a graph by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}

@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.backends.execution import TARGET_KEY
-from qtool.backends.onnxruntime_cpu.fusion_reasons import reason_for_float
+from qtool.backends.onnxruntime_cpu.fusion_reasons import reads_foreign_types, reason_for_float
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
@@ -33,6 +33,7 @@ _PACKED = "MatMulNBits"
 _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
+_WITH_BIAS = "/MatMulAddFusion"
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -62,7 +63,9 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         optimized_path = folder / "optimized.onnx"
         # At a higher level layouts change too, and with them the names of nodes.
         Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
-        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
+        nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
+        # A MatMul that took in the bias behind it has a longer name.
+        yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes
 
 
 def fuses_signed(model: ir.Model) -> bool:
@@ -123,6 +126,8 @@ def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     if _computes_integers(node):
         # Alone or as part of a larger kernel; a node disappears only where it duplicates another one.
         return "removed" if found is None else found.op_type
+    if reads_foreign_types(node):
+        return None
     if found is None:
         # A node that only renames its values, such as a Reshape to the same shape, disappears.
         return "removed" if OPERATORS[node.op_type].kind is Kind.MOVING else None

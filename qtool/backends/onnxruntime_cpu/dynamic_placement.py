@@ -1,8 +1,8 @@
 """Dynamic quantization on onnxruntime's CPU provider: chooses the layers whose activations are quantized at run time.
 
 Only matrix products with stored weights gain from it: onnxruntime has one kernel that quantizes the activations,
-multiplies integers and returns floats (DynamicQuantizeMatMul). Each case below was read from the optimized graph and
-is covered by tests.
+multiplies integers and returns floats (DynamicQuantizeMatMul), and one for LSTM (DynamicQuantizeLSTM). Each
+case below was read from the optimized graph and is covered by tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.kernel_order import orders_of
+from qtool.backends.onnxruntime_cpu.recurrent_placement import WITHOUT_KERNEL, recurrent_plan, recurrent_reason
 from qtool.backends.qdq_placement.layers import product_reason, weight_granularity, weight_reason
 from qtool.calib.granularity import Granularity, PerTensor
 from qtool.graph.constants import is_constant
@@ -23,10 +24,9 @@ _PRODUCTS = ("MatMul", "Gemm")
 _OTHERS = {
     "Conv": "onnxruntime's dynamic convolution, ConvInteger, is slower than float; static quantization speeds it up",
     "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose",
-    "LSTM": "its products are inside one operator, which stays float",
-    "GRU": "its products are inside one operator, which stays float",
-    "RNN": "its products are inside one operator, which stays float",
+    **WITHOUT_KERNEL,
 }
+_RECURRENT = "LSTM"
 
 
 def place_dynamic(
@@ -42,7 +42,7 @@ def place_dynamic(
     chosen: dict[ir.Node, None] = {}
     skipped = []
     for node in ir.traversal.RecursiveGraphIterator(graph):
-        if node.domain != "" or (node.op_type not in _PRODUCTS and node.op_type not in _OTHERS):
+        if node.domain != "" or node.op_type not in (*_PRODUCTS, _RECURRENT, *_OTHERS):
             continue
         reason = "it is inside a branch or a loop" if node.graph is not graph else _reason_by_form(node)
         reason = reason or reason_to_skip(node)
@@ -51,15 +51,18 @@ def place_dynamic(
         else:
             skipped.append(Skipped(node=node.name or "", operator=node.op_type, reason=reason))
     return DynamicPlan(
-        weights=_weights(list(chosen), scheme),
+        weights=_weights([node for node in chosen if node.op_type != _RECURRENT], scheme),
         integer_nodes={node.name or "": node.op_type for node in chosen},
         skipped=tuple(skipped),
+        recurrent={node.name or "": recurrent_plan(node, scheme) for node in chosen if node.op_type == _RECURRENT},
     )
 
 
 def _reason_by_form(node: ir.Node) -> str | None:
     if node.op_type in _OTHERS:
         return _OTHERS[node.op_type]
+    if node.op_type == _RECURRENT:
+        return recurrent_reason(node)
     activation, weight = node.inputs[:2]
     if activation is None or weight is None:
         return "an input is missing"

@@ -13,6 +13,7 @@ from qtool.backends.execution import Form, as_it_is
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.graph.constants import add_constant, constant_array
 from qtool.graph.names import Names
+from qtool.qdq.recurrent_layers import WEIGHTS, ZERO_POINTS, is_recurrent
 from qtool.schemes import DynamicScheme, Scheme
 
 _SHIFT = 128
@@ -37,6 +38,8 @@ def with_exact_sums(model: ir.Model) -> ir.Model:
     changed = model.clone()
     writer = _Writer(changed.graph)
     for node in ir.traversal.RecursiveGraphIterator(changed.graph):
+        if is_recurrent(node):
+            writer.shift_recurrent(node)
         if node.domain != "":
             continue
         if node.op_type == "QuantizeLinear":
@@ -92,6 +95,13 @@ class _Writer:
         if zero_point is None:
             dequantize.resize_inputs(3)
         dequantize.replace_input_with(2, shift)
+
+    def shift_recurrent(self, node: ir.Node) -> None:
+        """Shifts the weights of a DynamicQuantizeLSTM, and their zero points."""
+        for index in (*WEIGHTS, *ZERO_POINTS):
+            value = node.inputs[index]
+            if value is not None and _is_s8(value):
+                node.replace_input_with(index, self._up(value))
 
     def shift_stored_weight(self, product: ir.Node) -> None:
         """Changes the stored weights of a MatMulInteger to u8."""

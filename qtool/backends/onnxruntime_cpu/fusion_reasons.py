@@ -19,6 +19,8 @@ from qtool.graph.constants import constant_array, is_constant
 _INTEGERS_SINCE: Mapping[str, str] = {"DepthToSpace": "1.22"}
 # onnxruntime's own tolerance for the scale of a bias relative to that of the products.
 _SCALE_TOLERANCE = 0.01
+_WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
+_FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 _LOOSEN = "drop the --include or --exclude that leaves it out, or pass --max-float 0"
 
 
@@ -37,7 +39,13 @@ class FloatReason:
 
 def reason_for_float(node: ir.Node) -> FloatReason:
     """Returns the first condition of an integer kernel that ``node`` does not meet."""
-    known = _precision_reason(node) or _input_reason(node) or _type_reason(node) or _output_reason(node)
+    known = (
+        _precision_reason(node)
+        or _width_reason(node)
+        or _input_reason(node)
+        or _type_reason(node)
+        or _output_reason(node)
+    )
     return known or _unknown(node)
 
 
@@ -49,6 +57,25 @@ def _precision_reason(node: ir.Node) -> FloatReason | None:
                 "quantize the model in float32: convert it without --fp16 and --bf16",
             )
     return None
+
+
+def reads_foreign_types(node: ir.Node) -> bool:
+    """Returns whether a node reads integers of 16 bits, or 8-bit floats, with which no kernel computes here."""
+    return any(value is not None and _stored_type(value) in (*_WIDE, *_FLOAT8) for value in node.inputs)
+
+
+def _width_reason(node: ir.Node) -> FloatReason | None:
+    if not reads_foreign_types(node):
+        return None
+    if any(value is not None and _stored_type(value) in _FLOAT8 for value in node.inputs):
+        return FloatReason(
+            "it reads 8-bit floats, which GPUs multiply: here it computes in float between Q and DQ",
+            "quantize for this processor: --activation-type u8 and the target of a CPU",
+        )
+    return FloatReason(
+        "its integers have 16 bits, for NPUs: here it computes in float between Q and DQ",
+        "quantize for this processor: --activation-type u8 and the target of a CPU",
+    )
 
 
 def _input_reason(node: ir.Node) -> FloatReason | None:

@@ -49,6 +49,11 @@ def fate_of(model: ir.Model, node: ir.Node, kept: Mapping[str, ir.Node]) -> Node
             fix=covered.fix,
             conversions=conversions,
         )
+    if found is not None and found.op_type == "GatherBlockQuantized":
+        # It looks rows up and makes floats of them: there is no arithmetic that integers could save.
+        return NodeFate(
+            kernel=found.op_type, integer=True, absorbed=False, reason=None, fix=None, conversions=conversions
+        )
     if found is None:
         return NodeFate(kernel=None, integer=False, absorbed=True, reason=None, fix=None, conversions=0)
     reason, fix = _float_by_nature(node)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from qtool.backends.qdq_placement.fixed_scales import FIXED
 from qtool.backends.violations import (
     Conversion,
     Finding,
@@ -33,13 +34,6 @@ _ACTIVATIONS = (ir.DataType.UINT8, ir.DataType.UINT16)
 _WIDE = (ir.DataType.UINT16, ir.DataType.INT16)
 _WEIGHTS = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2)
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-# Which scale and zero point these have to return in 16 bits.
-_FIXED: Mapping[tuple[str, ir.DataType], tuple[float, int]] = {
-    ("Sigmoid", ir.DataType.UINT16): (1.0 / 65536.0, 0),
-    ("Sigmoid", ir.DataType.INT16): (1.0 / 32768.0, 0),
-    ("Tanh", ir.DataType.UINT16): (1.0 / 32768.0, 32768),
-    ("Tanh", ir.DataType.INT16): (1.0 / 32768.0, 0),
-}
 _FIRST_WITH_16_BITS = 21
 _SCALE_TOLERANCE = 1e-4
 
@@ -80,7 +74,7 @@ def activation_types(model: ir.Model) -> Iterator[Finding]:
             yield Finding(
                 node=conversion.node,
                 problem=f"'{conversion.data.name}' is {conversion.dtype}, and operators take UINT8 or UINT16",
-                fix=_AGAIN,
+                fix=f"{_AGAIN} --activation-type u16" if conversion.dtype in _WIDE else _AGAIN,
             )
 
 
@@ -202,7 +196,7 @@ def sixteen_bits(model: ir.Model) -> Iterator[Finding]:
                 fix=f"convert it: qtool convert --opset {_FIRST_WITH_16_BITS}",
             )
         maker = conversion.data.producer()
-        wanted = None if maker is None else _FIXED.get((maker.op_type, conversion.dtype))
+        wanted = None if maker is None else FIXED.get((maker.op_type, conversion.dtype is ir.DataType.INT16))
         if wanted is None or conversion.dequantizes or maker is None or conversion.scale is None:
             continue
         zero = 0 if conversion.zero_point is None else int(conversion.zero_point.reshape(-1)[0])

@@ -18,6 +18,7 @@ TARGETS: Mapping[str, Scheme] = {
         weights=S8_SYMMETRIC,
         backend="qnn",
         carries_integers=False,
+        activation_bits=(8, 16),
         placement_only=True,
     ),
 }

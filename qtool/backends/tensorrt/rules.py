@@ -50,7 +50,7 @@ def signed_types(model: ir.Model) -> Iterator[Finding]:
             yield Finding(
                 node=conversion.node,
                 problem=f"'{conversion.data.name}': it is {conversion.dtype}, not INT8",
-                fix=_AGAIN,
+                fix=f"{_AGAIN} --activation-type e4m3" if conversion.dtype is ir.DataType.FLOAT8E5M2 else _AGAIN,
             )
 
 

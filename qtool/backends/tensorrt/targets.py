@@ -18,6 +18,7 @@ TARGETS: Mapping[str, Scheme] = {
         integer_biases=False,
         backend="tensorrt",
         carries_integers=False,
+        takes_float8=True,
         placement_only=True,
     ),
 }

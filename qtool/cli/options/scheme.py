@@ -24,11 +24,24 @@ class SchemeName(StrEnum):
     WEIGHTS = "weights"
 
 
-class IntegerType(StrEnum):
-    """The integers that tensors can become."""
+class WeightType(StrEnum):
+    """What weights can become: integers, or 8-bit floats."""
 
     U8 = "u8"
     S8 = "s8"
+    E4M3 = "e4m3"
+    E5M2 = "e5m2"
+
+
+class ActivationType(StrEnum):
+    """What activations can become: integers, or 8-bit floats."""
+
+    U8 = "u8"
+    S8 = "s8"
+    U16 = "u16"
+    S16 = "s16"
+    E4M3 = "e4m3"
+    E5M2 = "e5m2"
 
 
 SchemeOption: TypeAlias = Annotated[
@@ -64,12 +77,18 @@ ActivationsSymmetricOption: TypeAlias = Annotated[
     ),
 ]
 ActivationTypeOption: TypeAlias = Annotated[
-    IntegerType | None,
-    typer.Option("--activation-type", help="Integers of activations. Default: the target's.", rich_help_panel=SCHEME),
+    ActivationType | None,
+    typer.Option(
+        "--activation-type",
+        help="Integers of activations, 16 bits for NPUs; or fp8 for TensorRT. Default: the target's.",
+        rich_help_panel=SCHEME,
+    ),
 ]
 WeightTypeOption: TypeAlias = Annotated[
-    IntegerType | None,
-    typer.Option("--weight-type", help="Integers of weights. Default: the target's.", rich_help_panel=SCHEME),
+    WeightType | None,
+    typer.Option(
+        "--weight-type", help="Integers of weights, or fp8 for TensorRT. Default: the target's.", rich_help_panel=SCHEME
+    ),
 ]
 IncludeOption: TypeAlias = Annotated[
     list[str] | None,
@@ -104,8 +123,8 @@ class SchemeOptions:
     per_channel: bool | None
     weights_symmetric: bool | None
     activations_symmetric: bool | None
-    activation_type: IntegerType | None
-    weight_type: IntegerType | None
+    activation_type: ActivationType | None
+    weight_type: WeightType | None
 
     def changed(self, target: Scheme, *, dynamic: bool) -> Scheme:
         """Returns the target's scheme with what the options change in it.
@@ -122,12 +141,20 @@ class SchemeOptions:
                 f"--scheme dynamic is for onnxruntime's CPU provider, not for {target.machine}",
                 fix="use --scheme static, or the target of a CPU",
             )
+        if _is_float8(self.activation_type) or _is_float8(self.weight_type):
+            return self._with_float8(target, dynamic=dynamic)
         scheme = replace(
             target,
             activations=_changed(target.activations, self.activation_type, self.activations_symmetric),
             weights=_changed(target.weights, self.weight_type, self.weights_symmetric),
             per_channel=target.per_channel if self.per_channel is None else self.per_channel,
         )
+        if scheme.activations.bits not in target.activation_bits:
+            raise UsageError(
+                f"{target.machine} has no integer kernels for {self.activation_type} activations: it would compute in "
+                "float between Q and DQ",
+                fix="use --activation-type u8 or s8, or the target of an NPU that computes with them: --target qnn",
+            )
         if scheme.activations.signed and not scheme.weights.signed:
             raise UsageError(
                 f"{target.machine} has no kernel for s8 activations with u8 weights",
@@ -135,10 +162,45 @@ class SchemeOptions:
             )
         return scheme
 
+    def _with_float8(self, target: Scheme, *, dynamic: bool) -> Scheme:
+        """Returns the target's scheme with 8-bit floats for both factors of products.
 
-def _changed(grid: Grid, kind: IntegerType | None, symmetric: bool | None) -> Grid:
+        Raises:
+            UsageError: the target takes none, or the other factor is to be integers.
+        """
+        from qtool.calib.grid import Float8, Grid
+
+        asked = self.activation_type if _is_float8(self.activation_type) else self.weight_type
+        if dynamic or not target.takes_float8:
+            raise UsageError(
+                f"{target.machine} has no kernels for 8-bit floats ({asked})"
+                if not dynamic
+                else f"{asked} has no effect with --scheme dynamic",
+                fix="use integers, or --target tensorrt, whose GPUs multiply e4m3 since Ada and Hopper",
+            )
+        kinds = [self.activation_type or asked, self.weight_type or asked]
+        if not all(map(_is_float8, kinds)):
+            raise UsageError(
+                "no kernel multiplies 8-bit floats with integers",
+                fix=f"give --activation-type {asked} and --weight-type {asked}",
+            )
+        if False in (self.weights_symmetric, self.activations_symmetric):
+            raise UsageError(
+                "8-bit floats have no zero point", fix="drop --weights-asymmetric, --activations-asymmetric"
+            )
+        activations, weights = (Grid(float8=Float8(str(kind))) for kind in kinds)
+        per_channel = target.per_channel if self.per_channel is None else self.per_channel
+        return replace(target, activations=activations, weights=weights, per_channel=per_channel)
+
+
+def _is_float8(kind: ActivationType | WeightType | None) -> bool:
+    return kind is not None and kind.startswith("e")
+
+
+def _changed(grid: Grid, kind: WeightType | ActivationType | None, symmetric: bool | None) -> Grid:
     return replace(
         grid,
-        signed=grid.signed if kind is None else kind is IntegerType.S8,
+        bits=grid.bits if kind is None else int(kind[1:]),
+        signed=grid.signed if kind is None else kind.startswith("s"),
         symmetric=grid.symmetric if symmetric is None else symmetric,
     )

@@ -245,7 +245,7 @@ def _tensors(plan: Plan) -> list[dict[str, str]]:
         }
         for bias in plan.biases.values()
     ]
-    return rows + weight_rows(plan.dynamic.weights, remark="activations quantized at run time")
+    return rows + weight_rows(plan.dynamic.stored, remark="activations quantized at run time")
 
 
 def weight_rows(weights: Mapping[str, WeightPlan], *, remark: str = "") -> list[dict[str, str]]:

@@ -62,7 +62,7 @@ class QuantizedActivation:
 
 def quantized_activations(model: ir.Model) -> list[QuantizedActivation]:
     """Returns the activations of the main graph that have one stored scale and integers of 8 or 16 bits."""
-    found = [_activation(node) for node in model.graph if node.domain == "" and node.op_type == "QuantizeLinear"]
+    found = [_activation(node) for node in model.graph if node.op_type == "QuantizeLinear"]
     return [activation for activation in found if activation is not None]
 
 

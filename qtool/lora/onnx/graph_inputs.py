@@ -7,6 +7,7 @@ https://onnxruntime.ai/docs/genai/howto/build-model.html and the notes of onnxru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from qtool.graph.names import Names
 from qtool.lora.merge.tensor_merge import WeightedChange
 from qtool.lora.methods.changes import LowRank
 from qtool.lora.onnx.places import Place
+from qtool.qdq.packed_integers import is_packed, packed_integers
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,9 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
     Raises:
         InputError: the weight has a form that cannot be changed at run time.
     """
+    if place.dequantize is not None and is_packed(place.dequantize):
+        _add_inputs_beside_blocks(model, weight, place)
+        return
     stored = constant_array(place.stored)
     if stored is None or place.dequantize is not None or place.offset is not None or _is_changed(place):
         raise InputError(
@@ -62,6 +67,60 @@ def add_inputs(model: ir.Model, weight: str, place: Place) -> None:
         total = _changed_weight(model.graph, place.stored, first, second, stored.shape, weight, names)
         for use in others:
             use.node.replace_input_with(use.idx, total)
+
+
+def _add_inputs_beside_blocks(model: ir.Model, weight: str, place: Place) -> None:
+    """Adds the product of the input and both matrices behind each layer with packed integers, which stay as they are.
+
+    Raises:
+        InputError: the weight is scaled, or is a table and the weight of a layer at once.
+    """
+    form, nodes = exchanged_form(place), place.nodes or ()
+    scaled = place.channel_scale is not None or (place.record is not None and not place.record.is_transposed_only)
+    if form is None or scaled:
+        raise InputError(
+            f"'{weight}' is {place.form} in the graph, for layers or tables that read it in several ways, and adapters "
+            "cannot be exchanged there",
+            fix="merge the adapter instead, without --as-adapter",
+        )
+    left, right = input_names(weight)
+    first = _input(model, left, (form.rows, None), form.dtype)
+    second = _input(model, right, (None, form.columns), form.dtype)
+    names = Names(model.graph)
+    for node in nodes:
+        _beside(node, first, second, weight, names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangedForm:
+    """The two matrices of an adapter beside a weight.
+
+    Attributes:
+        rows: of the first matrix.
+        columns: of the second.
+        dtype: of both.
+        transposed: whether their product is the transposed change of the checkpoint's tensor.
+    """
+
+    rows: int
+    columns: int
+    dtype: np.dtype[Any]
+    transposed: bool
+
+
+def exchanged_form(place: Place) -> ExchangedForm | None:
+    """Returns the form of the matrices for a weight in packed integers; None where its readers need several forms."""
+    packed = place.dequantize is not None and is_packed(place.dequantize)
+    stored = packed_integers(place.dequantize) if packed and place.dequantize is not None else None
+    kinds = {node.op_type for node in place.nodes or ()}
+    if stored is None or len(kinds) != 1:
+        return None
+    outputs, inputs = stored.integers.shape
+    turned = place.record is not None and len(place.record.steps) % 2 == 1
+    rows_first = place.transposed is turned
+    table = "GatherBlockQuantized" in kinds
+    rows, columns = (outputs, inputs) if table else (inputs, outputs)
+    return ExchangedForm(rows=rows, columns=columns, dtype=stored.scale.dtype, transposed=rows_first is not table)
 
 
 def _is_changed(place: Place) -> bool:
@@ -85,8 +144,10 @@ def parameters(
         )
     change, factor = steps[0].change, steps[0].weight * steps[0].change.scale
     left, right = _numbers(change.left) * factor, _numbers(change.right)
-    if place.transposed:
+    form = exchanged_form(place)
+    if place.transposed if form is None else form.transposed:
         left, right = right.T, left.T
+    dtype = dtype if form is None else form.dtype
     names = input_names(weight)
     return {names[0]: left.astype(dtype), names[1]: right.astype(dtype)}
 
@@ -123,8 +184,10 @@ def _beside(product: ir.Node, first: ir.Value, second: ir.Value, weight: str, na
     if not isinstance(graph, ir.Graph):
         raise AssertionError(product)
     uses = list(output.uses())
-    operands = [first, product.inputs[1]] if product.op_type == "Gather" else [product.inputs[0], first]
-    narrow = ir.node(product.op_type, inputs=operands, name=names.for_node(f"{weight}.lora_narrow"))
+    looks_up = product.op_type in ("Gather", "GatherBlockQuantized")
+    operands = [first, product.inputs[1]] if looks_up else [product.inputs[0], first]
+    kind = "Gather" if looks_up else "MatMul"
+    narrow = ir.node(kind, inputs=operands, name=names.for_node(f"{weight}.lora_narrow"))
     wide = ir.node("MatMul", inputs=[narrow.outputs[0], second], name=names.for_node(f"{weight}.lora_wide"))
     total = ir.node("Add", inputs=[output, wide.outputs[0]], name=names.for_node(f"{weight}.lora_add"))
     for node, kind in ((narrow, "narrow"), (wide, "wide"), (total, "sum")):

@@ -14,8 +14,8 @@ from qtool.errors import InputError
 from qtool.graph.constants import add_constant, constant_array
 from qtool.lora.onnx.layer_biases import bias_input, layers_of
 from qtool.lora.onnx.places import Place
-from qtool.lora.onnx.requantizing import ChangedFloats, Requantized, add_to_integers
-from qtool.qdq.stored_integers import IntegerRules, stored_integers
+from qtool.lora.onnx.requantizing import ChangedFloats, Requantized, add_to_integers, integers_of
+from qtool.qdq.stored_integers import IntegerRules
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +41,9 @@ class GraphChange:
     integers: Requantized | None = None
 
 
-def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> GraphChange:
+def add_to_graph(
+    place: Place, delta: Array, name: str, rules: IntegerRules, *, weight: Array | None = None
+) -> GraphChange:
     """Adds ``delta``, float64 in the shape of the checkpoint's tensor, to that tensor in the graph.
 
     Args:
@@ -49,10 +51,12 @@ def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> 
         delta: the change.
         name: the tensor, for errors.
         rules: how integers are found.
+        weight: the checkpoint's tensor with the change, of which blocks of integers are made; None where it is unknown.
 
     Raises:
         InputError: the sum does not fit the stored type.
     """
+    merged_weight = None if weight is None or place.dequantize is None else _in_form(place, weight)
     if place.channel_scale is not None:
         delta = delta * place.channel_scale.reshape(-1, *(1,) * (delta.ndim - 1))
     delta = delta.T if place.transposed else delta
@@ -66,7 +70,15 @@ def add_to_graph(place: Place, delta: Array, name: str, rules: IntegerRules) -> 
         # Factors of inputs and outputs may have been broadcast over all of it.
         delta, window = replayed.tensor, (...,)
     if place.dequantize is not None:
-        changed = add_to_integers(place.dequantize, delta.reshape(_integer_shape(place.dequantize)), rules)
+        shape = _integer_shape(place.dequantize)
+        changed = add_to_integers(
+            place.dequantize,
+            delta.reshape(shape),
+            rules,
+            name=name,
+            weight=None if merged_weight is None or merged_weight.size != delta.size else merged_weight.reshape(shape),
+            nodes=place.nodes or (),
+        )
         return _requantized(place, changed, delta)
     stored = _array(place.stored).astype(np.float64)
     before = stored[window].copy()
@@ -106,15 +118,21 @@ def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
     """
     if place.dequantize is None or place.offset is not None:
         return False
+    weight = _in_form(place, weight)
+    stored = integers_of(place.dequantize)
+    if stored is None or stored.integers.size != weight.size:
+        return False
+    delta = weight.reshape(stored.integers.shape) - stored.floats()
+    add_to_integers(place.dequantize, delta, rules, name=stored.value.name or "", nodes=place.nodes or ())
+    return True
+
+
+def _in_form(place: Place, weight: Array) -> Array:
+    """Returns a tensor of the checkpoint in the form in which the graph holds it, alone."""
     if place.channel_scale is not None:
         weight = weight * place.channel_scale.reshape(-1, *(1,) * (weight.ndim - 1))
     weight = weight.T if place.transposed else weight
-    weight = weight if place.record is None else place.record.replay(weight).tensor
-    stored = stored_integers(place.dequantize)
-    if stored is None or stored.integers.size != weight.size:
-        return False
-    add_to_integers(place.dequantize, weight.reshape(stored.integers.shape) - stored.floats(), rules)
-    return True
+    return weight if place.record is None else place.record.replay(weight).tensor
 
 
 def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -> None:
@@ -139,7 +157,7 @@ def _add_to_biases(place: Place, delta: Array, name: str, rules: IntegerRules) -
 
 
 def _integer_shape(node: ir.Node) -> tuple[int, ...]:
-    stored = stored_integers(node)
+    stored = integers_of(node)
     if stored is None:
         raise AssertionError(node)
     return stored.integers.shape

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import constant_array, is_constant
-from qtool.graph.weight_records import record_of
+from qtool.graph.weight_records import WeightRecord, record_of
+from qtool.lora.onnx.layer_biases import layers_of
+from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
+from qtool.qdq.stored_integers import stored_integers
 
 # The metadata in which torch.onnx records the inputs of folded constants.
+_PRODUCTS = ("MatMul", "MatMulNBits")
+_Stored: TypeAlias = tuple[ir.Value, npt.NDArray[Any], WeightRecord | None]
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 
 def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
-    """Returns the float tensors with known torch names, with outputs first as in torch."""
+    """Returns the float tensors, and weights in blocks, with known torch names, with outputs first as in torch."""
     found: dict[str, npt.NDArray[Any]] = {}
-    for value in model.graph.initializers.values():
-        array = constant_array(value) if is_constant(value) else None
-        if array is None or array.dtype not in (np.float16, np.float32, np.float64) or value.name is None:
-            continue
-        record = record_of(value)
-        array = record.undo(array) if record is not None and record.steps else array
-        if array is None:
+    for value, stored, record in (*_floats(model), *_blocks(model)):
+        array = record.undo(stored) if record is not None and record.steps else stored
+        if array is None or value.name is None:
             continue
         first_name = value.name if record is None else record.name
         name = _folded_name(value) or _name_by_path(value, first_name)
@@ -34,6 +36,28 @@ def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
         elif "::" not in first_name and "." in first_name:
             found[first_name] = array
     return found
+
+
+def _floats(model: ir.Model) -> Iterator[_Stored]:
+    for value in model.graph.initializers.values():
+        array = constant_array(value) if is_constant(value) else None
+        if array is not None and array.dtype in (np.float16, np.float32, np.float64):
+            yield value, array, record_of(value)
+
+
+def _blocks(model: ir.Model) -> Iterator[_Stored]:
+    """Yields the weights in blocks whose original names are recorded, dequantized."""
+    seen = set()
+    for node in model.graph:
+        if is_packed(node):
+            stored = packed_integers(node)
+            record = None if stored is None else packed_record(stored)
+        else:
+            stored = stored_integers(node) if node.op_type == "DequantizeLinear" else None
+            record = None if stored is None or not stored.block else record_of(stored.value)
+        if stored is not None and record is not None and stored.value not in seen:
+            seen.add(stored.value)
+            yield stored.value, stored.floats().astype(np.float32), record
 
 
 def _folded_name(value: ir.Value) -> str | None:
@@ -46,12 +70,12 @@ def _folded_name(value: ir.Value) -> str | None:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     single = isinstance(sources, list) and len(sources) == 1 and isinstance(sources[0], str)
-    return sources[0] if single and all(use.node.op_type == "MatMul" for use in value.uses()) else None
+    return sources[0] if single and all(layer.op_type in _PRODUCTS for layer in layers_of(value, None)) else None
 
 
 def _name_by_path(value: ir.Value, name: str) -> str | None:
     """Returns the name of a weight that the older exporter calls ``onnx::MatMul_7``, by the path of its node."""
-    paths = {use.node.name for use in value.uses() if use.node.op_type == "MatMul"}
+    paths = {layer.name for layer in layers_of(value, None) if layer.op_type in _PRODUCTS}
     if not name.startswith("onnx::MatMul") or len(paths) != 1:
         return None
     path = next(iter(paths)) or ""

@@ -22,11 +22,13 @@ from qtool.lora.merge.ties import EMBEDDINGS
 from qtool.lora.onnx.channel_scales import channel_scale
 from qtool.lora.onnx.layer_biases import bias_input, layers_of
 from qtool.lora.onnx.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place
+from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
 from qtool.qdq.stored_integers import INTEGER_LAYERS, StoredIntegers, stored_integers
 
 Array = npt.NDArray[Any]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_LOOK_UPS = ("Gather", "GatherBlockQuantized")
 _FIX_OF_TWINS = "merge into the checkpoint and export it again"
 # The type of quantized biases.
 _BIAS_TOLERANCE = 1e-3
@@ -52,7 +54,8 @@ class GraphSearch:
         self._exact: dict[str, list[ir.Value]] = {}
         self._floats: list[ir.Value] = []
         self._recorded: list[tuple[ir.Value, WeightRecord, Array | None]] = []
-        self._integers: list[tuple[ir.Node, StoredIntegers]] = []
+        self._integers: list[tuple[tuple[ir.Node, ...], StoredIntegers, WeightRecord | None]] = []
+        self._unread: list[ir.Node] = []
         for graph in model.graphs():
             for value in graph.initializers.values():
                 if not is_constant(value) or value.dtype not in _FLOATS or value.const_value is None:
@@ -66,8 +69,25 @@ class GraphSearch:
         for node in model.graph.all_nodes():
             stored = stored_integers(node) if node.op_type in INTEGER_LAYERS else None
             if stored is not None:
-                self._integers.append((node, stored))
+                self._integers.append(((node,), stored, record_of(stored.value)))
+        self._find_packed(model)
         self._twins = self._names_by_values()
+
+    def _find_packed(self, model: ir.Model) -> None:
+        """Finds packed integers in blocks, each with all of its readers."""
+        readers: dict[ir.Value, list[ir.Node]] = {}
+        found: dict[ir.Value, StoredIntegers] = {}
+        for node in model.graph.all_nodes():
+            if not is_packed(node):
+                continue
+            stored = packed_integers(node)
+            if stored is None:
+                self._unread.append(node)
+                continue
+            found.setdefault(stored.value, stored)
+            readers.setdefault(stored.value, []).append(node)
+        for value, stored in found.items():
+            self._integers.append((tuple(readers[value]), stored, packed_record(stored)))
 
     def _names_by_values(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -95,6 +115,13 @@ class GraphSearch:
         found = found or self._scaled(weight)
         if found:
             return self._own(name, found)
+        if self._unread:
+            node = self._unread[0]
+            raise InputError(
+                f"'{name}' is not found in the graph, where the weight of {node.op_type} '{node.name}' has a form of "
+                "blocks that qtool does not read: reordered inputs (g_idx), float zero points, or no stored bytes",
+                fix="merge into the checkpoint, export it again and quantize that",
+            )
         begin = "check that" if self._named else "give the checkpoint that the graph was exported from with"
         end = " is the checkpoint that the graph was exported from" if self._named else ""
         raise InputError(
@@ -203,19 +230,18 @@ class GraphSearch:
 
     def _quantized(self, weight: Array, name: str) -> list[Place]:
         found = []
-        for node, stored in self._integers:
+        for nodes, stored, record in self._integers:
             value, size = stored.value, int(np.prod(weight.shape))
             if stored.integers.size != size:
                 continue
-            record = record_of(value)
             if weight.ndim == 1:
                 floats = stored.floats()
                 near = _BIAS_TOLERANCE * np.linalg.norm(weight)
                 if stored.bits == 32 and floats.ndim == 1 and np.linalg.norm(floats - weight) <= near:
-                    found.append(Place(stored=value, dequantize=node))
+                    found.append(Place(stored=value, dequantize=nodes[0]))
                 continue
             for transposed in (False, True) if weight.ndim == 2 else (False,):
-                place = integer_place(node, stored, record, weight, name, transposed=transposed)
+                place = integer_place(nodes, stored, record, weight, name, transposed=transposed)
                 if place is not None:
                     found.append(place)
                     break
@@ -234,7 +260,8 @@ class GraphSearch:
         own = []
         absent = set(twins)
         for place in places:
-            nodes = [place.dequantize] if place.dequantize else [use.node for use in place.stored.uses()]
+            alone = [place.dequantize] if place.dequantize else [use.node for use in place.stored.uses()]
+            nodes = list(place.nodes) if place.dequantize and place.nodes else alone
             owned = _owned_by_operators if _is_tied_head(name, twins) else _is_of
             mine = tuple(node for node in nodes if owned(node, place.stored, name))
             theirs = {twin: [node for node in nodes if owned(node, place.stored, twin)] for twin in twins}
@@ -247,7 +274,8 @@ class GraphSearch:
                     fix=_FIX_OF_TWINS,
                 )
             if mine:
-                own.append(replace(place, nodes=mine))
+                dequantize = mine[0] if place.dequantize else None
+                own.append(replace(place, nodes=mine, dequantize=dequantize))
         if not own:
             raise InputError(
                 f"the graph holds the values of '{name}', but only for '{twins[0]}', which has the same",
@@ -283,7 +311,7 @@ def _owned_by_operators(node: ir.Node, value: ir.Value, name: str) -> bool:
     """Returns whether a node belongs to an embedding, which looks up rows, or to a head, by its operators."""
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
     behind = producer is not None and producer.op_type == "Gather" and producer.inputs[0] is value
-    looks_up = {True} if behind else {layer.op_type == "Gather" for layer in layers_of(value, (node,))}
+    looks_up = {True} if behind else {layer.op_type in _LOOK_UPS for layer in layers_of(value, (node,))}
     return looks_up == {name.endswith(EMBEDDINGS)}
 
 

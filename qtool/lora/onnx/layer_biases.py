@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from qtool.graph.constants import is_constant, sole_consumer
+from qtool.qdq.packed_integers import is_packed
 
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# Its place among the inputs of MatMulNBits.
+BIAS_OF_BLOCKS = 5
 # Operators between an integer product and the addition of its bias.
 _AFTER_INTEGERS = frozenset({"Cast", "Mul"})
 
@@ -21,6 +24,10 @@ def layers_of(weight: ir.Value, nodes: tuple[ir.Node, ...] | None) -> Iterator[i
         nodes: the readers to consider; None for all.
     """
     for use in weight.uses():
+        behind = use.node.op_type == "Reshape" and all(is_packed(each.node) for each in use.node.outputs[0].uses())
+        if behind:
+            yield from layers_of(use.node.outputs[0], nodes)
+            continue
         if nodes is not None and use.node not in nodes:
             continue
         if use.node.op_type in ("DequantizeLinear", "Identity", "Transpose"):
@@ -33,7 +40,9 @@ def bias_input(layer: ir.Node) -> tuple[ir.Node, int] | None:
     """Returns the node and the index of its input that is the bias of ``layer``; None where none is stored."""
     if layer.op_type in _WITH_BIAS:
         return (layer, 2) if len(layer.inputs) > 2 and _is_stored(layer.inputs[2]) else None
-    if layer.op_type not in ("MatMul", "MatMulInteger"):
+    if len(layer.inputs) > BIAS_OF_BLOCKS and layer.op_type == "MatMulNBits":
+        return (layer, BIAS_OF_BLOCKS) if _is_stored(layer.inputs[BIAS_OF_BLOCKS]) else None
+    if layer.op_type not in ("MatMul", "MatMulInteger", "MatMulNBits"):
         return None
     reader = sole_consumer(layer.outputs[0])
     while reader is not None and layer.op_type == "MatMulInteger" and reader.op_type in _AFTER_INTEGERS:

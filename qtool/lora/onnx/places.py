@@ -13,7 +13,8 @@ from qtool.errors import InputError
 from qtool.graph.constants import constant_array
 from qtool.graph.weight_records import WeightRecord
 from qtool.lora.onnx.channel_scales import channel_scale, inputs_differ, is_one, whole_scale
-from qtool.lora.onnx.layer_biases import layers_of
+from qtool.lora.onnx.layer_biases import BIAS_OF_BLOCKS, layers_of
+from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.stored_integers import StoredIntegers
 
 Array = npt.NDArray[Any]
@@ -25,6 +26,9 @@ FLOAT_TOLERANCE = 1e-5
 _HALF_TOLERANCE = 2e-3
 _INTEGER_TOLERANCE = 0.15
 _FOUR_BIT_TOLERANCE = 0.4
+# Rounding to four values leaves about half of a weight; unrelated weights differ by more than the norm of one.
+_TWO_BIT_TOLERANCE = 0.8
+_TOLERANCES = {2: _TWO_BIT_TOLERANCE, 4: _FOUR_BIT_TOLERANCE}
 # Operators into whose weights no exporter folds anything.
 NEVER_SCALED = frozenset({"MatMul", "MatMulInteger", "Gather", "Add", "LayerNormalization", "Identity"})
 
@@ -62,6 +66,13 @@ class Place:
         parts += [self.record.form] if self.record is not None and self.record.steps else []
         parts += ["quantized"] if self.dequantize is not None else []
         return ", ".join(parts) or "as it is"
+
+
+def never_scaled(layer: ir.Node) -> bool:
+    """Returns whether no exporter folds anything into the weight of a layer."""
+    # MatMulNBits with a bias was a Gemm.
+    product = layer.op_type == "MatMulNBits" and (len(layer.inputs) <= BIAS_OF_BLOCKS or not layer.inputs[-1])
+    return layer.op_type in NEVER_SCALED or layer.op_type == "GatherBlockQuantized" or product
 
 
 def first_numbers(value: ir.Value, record: WeightRecord) -> Array | None:
@@ -113,36 +124,44 @@ def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: 
 
 
 def integer_place(
-    node: ir.Node, stored: StoredIntegers, record: WeightRecord | None, weight: Array, name: str, *, transposed: bool
+    nodes: tuple[ir.Node, ...],
+    stored: StoredIntegers,
+    record: WeightRecord | None,
+    weight: Array,
+    name: str,
+    *,
+    transposed: bool,
 ) -> Place | None:
-    """Returns the place of ``weight`` in the integers that ``node`` reads; None where it is not there.
+    """Returns the place of ``weight`` in the integers that ``nodes`` read; None where it is not there.
+
+    Several nodes read the packed integers of blocks.
 
     Raises:
         InputError: its inputs were scaled by unknown factors.
     """
-    tolerance = _FOUR_BIT_TOLERANCE if stored.bits == 4 else _INTEGER_TOLERANCE
-    part = weight.T if transposed else weight
+    tolerance = _TOLERANCES.get(stored.bits, _INTEGER_TOLERANCE)
+    part, node = weight.T if transposed else weight, nodes[0]
+    readers = nodes if is_packed(node) else None
     if record is not None and record.steps:
         if part.shape != record.shape:
             return None
         expected, seen = record.replay(part).tensor, stored.floats()
         if _is_near(seen, expected, tolerance):
-            return Place(stored=stored.value, transposed=transposed, record=record, dequantize=node)
+            return Place(stored=stored.value, transposed=transposed, record=record, dequantize=node, nodes=readers)
         before = record.undo(seen) if not transposed else None
         scale = None if before is None else channel_scale(before, weight, tolerance)
         if scale is None:
             return None
-        return Place(stored=stored.value, channel_scale=scale, record=record, dequantize=node)
+        return Place(stored=stored.value, channel_scale=scale, record=record, dequantize=node, nodes=readers)
     if part.shape != stored.integers.shape:
         return None
     array = stored.floats().T if transposed else stored.floats()
     scale = channel_scale(array, weight, tolerance)
     if scale is None:
         return None
-    place = Place(stored=stored.value, transposed=transposed, dequantize=node)
-    readers = {layer.op_type for layer in layers_of(stored.value, (node,))}
-    if readers <= NEVER_SCALED:
-        factor = whole_scale(array, weight)
+    place = Place(stored=stored.value, transposed=transposed, dequantize=node, nodes=readers)
+    if all(never_scaled(layer) for layer in layers_of(stored.value, nodes)):
+        factor = whole_scale(array, weight, stored.bits)
         scale = np.array([factor]) if factor != 1 else np.ones(1)
     elif is_one(scale, array, weight):
         scale = np.ones(1)

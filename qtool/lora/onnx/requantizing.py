@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import add_constant, constant_array
+from qtool.lora.onnx.block_fitting import as_stored, block_form, fitted, is_fitted
 from qtool.lora.onnx.pair_bound import within_bound
+from qtool.qdq.packed_integers import is_packed, packed_integers, replace_packed
 from qtool.qdq.scale_policy import ScalePolicy
 from qtool.qdq.stored_integers import IntegerRules, StoredIntegers, integer_inputs, stored_integers
 
 Array = npt.NDArray[Any]
+
+# Rounding errors of the largest values are a little above half a step.
+_HALF_STEP = 0.501
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +32,14 @@ class Requantized:
         clipped: the share that was clipped to the grid.
         smallest_factor: the smallest ratio of a new scale to the old one.
         largest_factor: the largest such ratio.
+        from_floats: whether they were rounded from the checkpoint's floats, and not from what they stood for before.
     """
 
     changed: float
     clipped: float
     smallest_factor: float
     largest_factor: float
+    from_floats: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +59,88 @@ class ChangedFloats:
     integers: Requantized
 
 
-def add_to_integers(node: ir.Node, delta: Array, rules: IntegerRules) -> ChangedFloats:
+def integers_of(node: ir.Node) -> StoredIntegers | None:
+    """Returns the weight of a layer of integers, packed or not; None where it has none that can be read."""
+    return packed_integers(node) if is_packed(node) else stored_integers(node)
+
+
+def add_to_integers(
+    node: ir.Node,
+    delta: Array,
+    rules: IntegerRules,
+    *,
+    name: str,
+    weight: Array | None = None,
+    nodes: tuple[ir.Node, ...] = (),
+) -> ChangedFloats:
     """Adds ``delta`` to the dequantized values of ``node``, and stores new integers.
 
     Biases, in 32 bits, keep their scales under any policy: runtimes require the product of both inputs' scales.
+
+    Args:
+        node: the layer, or the DequantizeLinear in front of it.
+        delta: the change, in the shape of the integers.
+        rules: what becomes of scales.
+        name: the weight, for errors.
+        weight: the float values with the change; None where only the integers are known. Blocks are rounded from them.
+        nodes: the layers that share packed integers.
+
+    Raises:
+        InputError: the sum is not finite.
     """
-    stored, places = stored_integers(node), integer_inputs(node)
-    if stored is None or places is None:
+    stored = integers_of(node)
+    if stored is None:
         raise AssertionError(node)
     before = stored.floats()
     exact = before + delta
+    if rules.fits_blocks and is_fitted(node, stored):
+        if weight is not None:
+            exact = np.where(delta != 0, weight, exact)
+        found = _fitted(nodes or (node,), stored, before, exact, delta, name)
+        return replace(found, integers=replace(found.integers, from_floats=weight is not None))
     scale = stored.scale if stored.bits == 32 else _scale(stored, exact, rules.scales)
     integers, beyond = stored.rounded(exact, scale)
+    if is_packed(node):
+        replace_packed(nodes or (node,), block_form(stored, integers, scale))
+        return _changed(stored, before, exact, integers, scale, beyond)
+    places = integer_inputs(node)
+    if places is None:
+        raise AssertionError(node)
     integers, scale = within_bound(node, stored, exact, integers, scale, rules)
     factors = scale.astype(np.float64) / stored.scale.astype(np.float64)
     _replace_input(*places.integers, integers)
     if not np.array_equal(scale, stored.scale):
         _replace_input(*places.scale, scale if places.unit == 1.0 else (scale / places.unit).astype(scale.dtype))
         rescale_biases([node], factors)
+    return _changed(stored, before, exact, integers, scale, beyond)
+
+
+def _fitted(
+    nodes: tuple[ir.Node, ...], stored: StoredIntegers, before: Array, exact: Array, delta: Array, name: str
+) -> ChangedFloats:
+    found = fitted(stored, exact, delta != 0, name)
+    integers, scale, zero = as_stored(found, stored)
+    if is_packed(nodes[0]):
+        replace_packed(nodes, found)
+    else:
+        places = integer_inputs(nodes[0])
+        if places is None:
+            raise AssertionError(nodes)
+        _replace_input(*places.integers, integers)
+        _replace_input(*places.scale, scale)
+        if places.zero is not None:
+            _replace_input(*places.zero, zero.astype(stored.integers.dtype))
+    merged = replace(stored, zero=zero).with_scale(integers, scale)
+    steps = np.abs(exact - merged) / np.abs(replace(stored, zero=0 * zero).with_scale(np.ones_like(integers), scale))
+    # What is rounded is within half a step.
+    beyond = steps > _HALF_STEP
+    return replace(_changed(stored, before, exact, integers, scale, beyond), merged=merged)
+
+
+def _changed(
+    stored: StoredIntegers, before: Array, exact: Array, integers: Array, scale: Array, beyond: Array
+) -> ChangedFloats:
+    factors = np.abs(scale.astype(np.float64) / stored.scale.astype(np.float64))
     return ChangedFloats(
         before=before,
         exact=exact,
@@ -88,7 +159,8 @@ def _scale(stored: StoredIntegers, exact: Array, policy: ScalePolicy) -> Array:
         return stored.scale
     old, needed = stored.scale.astype(np.float64), stored.needed_scale(exact)
     # A channel of zeros may have any scale.
-    wanted = np.where(needed > 0, needed, old) if policy is ScalePolicy.RECOMPUTE else np.maximum(old, needed)
+    taken = needed != 0 if policy is ScalePolicy.RECOMPUTE else np.abs(needed) > np.abs(old)
+    wanted = np.where(taken, needed, old)
     found: Array = wanted.astype(stored.scale.dtype)
     return found
 

@@ -16,11 +16,14 @@ from onnx_ir.passes import common
 from qtool.fingerprint import graph_fingerprint
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.progress import Progress
+from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 from qtool.workflows.diagnose.verify import onnx_path
 
 Kind: TypeAlias = Literal["interface", "operators", "nodes", "schemes", "scales", "weights", "other"]
 
+# Inputs of nodes with packed integers that are scales or zero points.
+_PACKED_PARAMETERS = (2, 3)
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -97,9 +100,7 @@ class _Side:
         found = {}
         for value in self.graph.initializers.values():
             uses = list(value.uses())
-            if value.const_value is not None and not (
-                uses and all(use.node.op_type in _CONVERSIONS and use.idx > 0 for use in uses)
-            ):
+            if value.const_value is not None and not (uses and all(_is_parameter(use.node, use.idx) for use in uses)):
                 found[self.name(value)] = value
         return found
 
@@ -222,10 +223,8 @@ def _scales(a: _Side, b: _Side) -> Iterator[Change]:
 
 def _shift(one: QuantizedTensor, two: QuantizedTensor) -> float:
     """Returns the largest shift of an end of the range of any channel, over the width of that range."""
-    grid = np.iinfo(one.dtype)
-    ends = [
-        [(end - side.zero_point.astype(np.float64)) * side.scale for end in (grid.min, grid.max)] for side in (one, two)
-    ]
+    # Scales of blocks may be negative.
+    ends = [np.sort(np.stack(side.ends()), axis=0) for side in (one, two)]
     width = np.maximum(ends[0][1] - ends[0][0], np.finfo(np.float64).tiny)
     return float(max((np.abs(ends[1][end] - ends[0][end]) / width).max() for end in (0, 1)))
 
@@ -249,6 +248,13 @@ def _weights(a: _Side, b: _Side) -> Iterator[Change]:
             )
     for name in after.keys() - {partner for partner in partners.values() if partner is not None}:
         yield Change(kind="weights", name=name, before=None, after=_shape(b.array(name, after[name])), size=2.0)
+
+
+def _is_parameter(node: ir.Node, index: int) -> bool:
+    """Returns whether an input of a node is a scale, a zero point, or the shape of packed integers."""
+    if node.op_type == "Reshape":
+        return index == 1 and any(is_packed(reader.node) for reader in node.outputs[0].uses())
+    return (node.op_type in _CONVERSIONS and index > 0) or (is_packed(node) and index in _PACKED_PARAMETERS)
 
 
 def _relative_change(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> float:

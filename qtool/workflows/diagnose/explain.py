@@ -19,6 +19,7 @@ from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.manifest import Manifest, manifest_path, read_manifest
 from qtool.metrics.tensor_error import weight_error
 from qtool.progress import Progress
+from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 from qtool.workflows.diagnose.explain_advice import Advice, advise
 from qtool.workflows.diagnose.explained_facts import NodeFacts, TensorFacts
@@ -28,6 +29,9 @@ from qtool.workflows.diagnose.overflow import warn_of_overflow
 from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.planned_float import fix_for_plan
+
+# Inputs of nodes with packed integers that are scales or zero points.
+_PACKED_PARAMETERS = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,8 @@ def _roles(node: ir.Node | None, tensor: str | None, tensors: Mapping[str, Quant
         if value is None or not value.name:
             continue
         if operator is not None and operator.data_inputs is not None and index not in (*operator.data_inputs, 2):
+            continue
+        if is_packed(node) and value.is_initializer() and id(value) not in owners and index in _PACKED_PARAMETERS:
             continue
         name = owners.get(id(value), value.name)
         kind = f" {tensors[name].role}" if name in tensors and tensors[name].role != "activation" else ""

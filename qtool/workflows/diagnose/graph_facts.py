@@ -16,6 +16,9 @@ from qtool.analysis.multiply_adds import multiply_adds as multiply_adds_of
 from qtool.errors import UsageError
 from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.onnx.shape_inference import infer_shapes
+from qtool.graph.constants import integer_attribute
+from qtool.qdq.packed_integers import is_packed
+from qtool.qdq.remove_blocks import packed_source
 from qtool.workflows.diagnose.model_facts import MultiplyAdds, Quantization, TensorFacts
 
 # The input indices of the weights and of the other factor of multiplying nodes.
@@ -28,8 +31,16 @@ _FACTORS: Mapping[str, tuple[int, int]] = {
     "MatMulInteger": (0, 1),
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
+    "MatMulNBits": (0, 1),
 }
-_INTEGER_NODES = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+_INTEGER_NODES = (
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLinear",
+    "MatMulNBits",
+    "GatherBlockQuantized",
+    "DynamicQuantizeLSTM",
+)
 _QUANTIZED_DTYPES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2")
 _FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -126,7 +137,8 @@ def quantization(model: ir.Model, stored: Sequence[TensorFacts]) -> Quantization
     }
     integers = [tensor for tensor in stored if tensor.name in scaled and tensor.dtype in _QUANTIZED_DTYPES]
     floats = [tensor for tensor in stored if tensor.dtype in _FLOAT_DTYPES]
-    quantized_parameters = sum(tensor.elements for tensor in integers)
+    per_byte = _values_per_byte(model)
+    quantized_parameters = sum(tensor.elements * per_byte.get(tensor.name, 1) for tensor in integers)
     quantized_bytes = sum(tensor.nbytes for tensor in integers)
     return Quantization(
         quantize_nodes=types["QuantizeLinear"],
@@ -236,7 +248,9 @@ def _length(dim: int | ir.SymbolicDim, lengths: Mapping[str, int]) -> int | None
 
 
 def _layers(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for node in model.graph.all_nodes() if node.op_type in _FACTORS and not node.domain)
+    return (
+        node for node in model.graph.all_nodes() if node.op_type in _FACTORS and (not node.domain or is_packed(node))
+    )
 
 
 def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -248,16 +262,34 @@ def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 def _is_quantized(node: ir.Node) -> bool:
     if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
         return True
+    if is_packed(node):
+        return True
     factors = [node.inputs[position] for position in _FACTORS.get(node.op_type, ())]
     producers = [None if value is None else value.producer() for value in factors]
-    return bool(producers) and all(
-        producer is not None and producer.op_type == "DequantizeLinear" for producer in producers
+    dequantized = [one for one in producers if one is not None and one.op_type == "DequantizeLinear"]
+    # Blocks are for weights alone: no runtime quantizes the other factor for them.
+    return bool(dequantized) and (
+        len(dequantized) == len(producers) or any(integer_attribute(one, "block_size", 0) > 0 for one in dequantized)
     )
 
 
+def _values_per_byte(model: ir.Model) -> dict[str, int]:
+    """Returns how many values each byte of the packed tensors holds, by their names."""
+    found = {}
+    for node in model.graph.all_nodes():
+        source = packed_source(node.inputs[_scaled_inputs(node)[-1]]) if is_packed(node) else None
+        if source is not None:
+            found[source.name or ""] = 8 // integer_attribute(node, "bits", 4)
+    return found
+
+
 def _scaled_inputs(node: ir.Node) -> tuple[int, ...]:
-    if node.op_type == "DequantizeLinear":
+    if node.op_type in ("DequantizeLinear", "GatherBlockQuantized"):
         return (0,)
+    if node.op_type == "MatMulNBits":
+        return (1,)
+    if node.op_type == "DynamicQuantizeLSTM":
+        return (1, 2)
     if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_NODES:
         return _FACTORS.get(node.op_type, ())
     return ()

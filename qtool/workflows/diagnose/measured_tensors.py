@@ -16,6 +16,7 @@ from qtool.metrics.noise import NoiseMeter
 from qtool.metrics.tensor_error import TensorError, TensorErrorMeter
 from qtool.progress import Progress
 from qtool.qdq.quantized_tensors import QuantizedTensor
+from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.qdq.remove_dynamic import RemoveDynamic
 from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
@@ -81,6 +82,7 @@ def measure(
         RuntimeRefusedError: onnxruntime does not load or run one of the models.
     """
     floats = model.clone()
+    RemoveBlocks()(floats)
     RemoveDynamic()(floats)
     RemoveQdq()(floats)
     dataset = data.open()

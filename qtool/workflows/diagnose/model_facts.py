@@ -69,7 +69,7 @@ class Quantization:
         dequantize_nodes: how many DequantizeLinear nodes.
         integer_nodes: how many nodes compute on integers by their type, such as QLinearConv.
         layers: how many nodes multiply: Conv, ConvTranspose, Gemm, MatMul and their integer forms.
-        quantized_layers: how many of those take only quantized tensors.
+        quantized_layers: how many of those take only quantized tensors, or quantized weights in blocks.
         weight_parameters: how many values the stored tensors of float and of quantized type have.
         quantized_parameters: how many of those are integers that a scale goes with.
         weight_bytes: the bytes of the same tensors.

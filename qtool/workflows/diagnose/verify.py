@@ -16,10 +16,14 @@ from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.errors import GateError, InputError
 from qtool.formats.detect import detect
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.graph.constants import integer_attribute
 from qtool.progress import Progress
 from qtool.reporting.surroundings import versions
 from qtool.schemes import Scheme
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
+
+# The accuracy level of MatMulNBits that quantizes its inputs to 8 bits; all lower ones multiply floats.
+_LEVEL_OF_INTEGERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> Ver
     runtime = runtime_named(DEFAULT_RUNTIME if runs is None else runs.runtime)
     with progress.task(f"opening it in {runtime.title}"):
         coverage = _coverage(graph, scheme, progress)
+    _tell_of_float_products(graph, progress)
     target = graph.metadata_props.get(TARGET_KEY)
     if scheme is None and not runtime.serves(target):
         progress.warn(f"{model} was quantized for --target {target}: below is what {runtime.title} makes of it here")
@@ -71,6 +76,16 @@ def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> Ver
         coverage=coverage,
         overflowing_layers=warn_of_overflow(path, model.name, progress),
     )
+
+
+def _tell_of_float_products(graph: ir.Model, progress: Progress) -> None:
+    """Says of how many MatMulNBits the weights alone are integers: they unpack them and multiply floats."""
+    levels = [integer_attribute(node, "accuracy_level", 0) for node in graph.graph if node.op_type == "MatMulNBits"]
+    floats = sum(level < _LEVEL_OF_INTEGERS for level in levels)
+    if floats:
+        progress.note(
+            f"{floats} of {len(levels)} MatMulNBits have integer weights and multiply floats (accuracy level 0)"
+        )
 
 
 def _coverage(graph: ir.Model, scheme: Scheme | None, progress: Progress) -> Coverage:

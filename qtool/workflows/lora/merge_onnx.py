@@ -18,7 +18,7 @@ from qtool.lora.onnx.graph_merging import Array, GraphChange, add_to_graph, roun
 from qtool.lora.onnx.graph_names import weights_by_name
 from qtool.lora.onnx.graph_search import GraphSearch
 from qtool.lora.onnx.layer_biases import layers_of
-from qtool.lora.onnx.places import NEVER_SCALED, Place
+from qtool.lora.onnx.places import Place, never_scaled
 from qtool.lora.readers.reading import read_adapter
 from qtool.progress import Progress
 from qtool.qdq.scale_policy import ScalePolicy
@@ -79,6 +79,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     beyond = layers_beyond_16_bits(model)
     rules = IntegerRules(
         scales=request.scales or ScalePolicy.GROW,
+        fits_blocks=request.scales is None,
         largest_pair=preset("x86").largest_pair if bounds_pairs(model) else None,
     )
     ranges = ActivationRanges(model, request.data, progress, grows=not request.unmerge)
@@ -221,7 +222,8 @@ def _merge(
     with progress.task("merging", total=len(firsts)) as advance:
         for name in firsts:
             delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
-            found = [add_to_graph(place, delta, name, rules) for place in places[name]]
+            weight = checkpoint.tensors[name].double().numpy() + delta
+            found = [add_to_graph(place, delta, name, rules, weight=weight) for place in places[name]]
             targets.append(_facts(name, changes[name], found))
             if request.unmerge:
                 targets[-1].check_unmerged()
@@ -269,13 +271,19 @@ def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
         InputError: a weight belongs to an operator into which exporters fold normalizations.
     """
     for name, found in places.items():
-        readers = {use.node.op_type for place in found for use in place.stored.uses()}
-        if not readers <= NEVER_SCALED:
+        readers = [layer for place in found for layer in _readers(place)]
+        scaled = sorted({layer.op_type for layer in readers if not never_scaled(layer)})
+        if scaled:
             raise InputError(
-                f"'{name}' is read by {', '.join(sorted(readers - NEVER_SCALED))}, into whose weights exporters "
-                "may fold normalizations",
+                f"'{name}' is read by {', '.join(scaled)}, into whose weights exporters may fold normalizations",
                 fix="give the checkpoint that the graph was exported from with --base-weights",
             )
+
+
+def _readers(place: Place) -> list[ir.Node]:
+    if place.dequantize is not None:
+        return list(layers_of(place.stored, place.nodes))
+    return [use.node for use in place.stored.uses()]
 
 
 def _as_array(tensor: torch.Tensor) -> Array:

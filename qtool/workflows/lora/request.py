@@ -112,8 +112,11 @@ class MergedTarget:
     def unmerge_error(self) -> float:
         """The error of the tensor after undoing a merge, relative to its norm.
 
-        Both roundings count: this one, and that of the merge, which has about the same relative error.
+        Both roundings count: this one, and that of the merge, which has about the same relative error. From the floats
+        of a checkpoint there is only one.
         """
+        if self.integers is not None and self.integers.from_floats:
+            return self.rounding_error
         return self.rounding_error * (1 + 1 / self.growth) if self.growth else math.inf
 
     def check_unmerged(self) -> None:
@@ -122,6 +125,8 @@ class MergedTarget:
         Raises:
             InputError: the merge's rounding was too large.
         """
+        if self.integers is not None and self.integers.from_floats:
+            return
         if self.unmerge_error > LARGEST_UNMERGE_ERROR:
             raise InputError(
                 f"{self.weight} would be {self.unmerge_error:.0%} rounding: the merge left too little of the base",

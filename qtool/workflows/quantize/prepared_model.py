@@ -20,10 +20,15 @@ from qtool.quantizer import unfit_tensors
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.quantize.data_request import USUAL_BATCH_SIZE, DataRequest
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.activation_memory import ActivationMemory
+
+# The first with 8-bit floats in QuantizeLinear and DequantizeLinear.
+OPSET_WITH_FLOAT8 = 19
+_IR_VERSION_WITH_FLOAT8 = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,9 @@ def load_prepared(
     original = source.load(progress, dataset=dataset)
     common.NameFixPass()(original)
     model = prepare(original.clone(), integers_between_layers=scheme.integers_between_layers)
+    if scheme.float8 and model.opset_imports.get("", 0) < OPSET_WITH_FLOAT8:
+        model = to_opset(model, OPSET_WITH_FLOAT8)
+        model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FLOAT8)
     # Patterns that match nothing are refused before anything runs.
     plan = build_plan(model, scheme, selection, may_be_empty=may_be_empty)
     calibration = None if dataset is None or data is None else _calibration(original, model, dataset, data)

@@ -104,7 +104,7 @@ def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Pat
         options=options_record(request),
         versions=locked_versions(request.source),
         quantized={
-            "weights": len(report.plan.weights),
+            "weights": len(report.plan.stored),
             "dynamic_nodes": len(report.plan.integer_nodes),
             **nodes_record(report, report.plan.skipped),
         },

@@ -68,7 +68,7 @@ def _fields(method: Any) -> dict[str, Any]:
 def _quantized(report: QuantizeReport) -> dict[str, Any]:
     return {
         "activations": len(report.plan.activations),
-        "weights": len(report.plan.weights) + len(report.plan.dynamic.weights),
+        "weights": len(report.plan.weights) + len(report.plan.dynamic.stored),
         "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
         **nodes_record(report, report.plan.skipped),
     }

@@ -67,7 +67,7 @@ def check_target(path: Path, scheme: Scheme) -> TargetReport:
     return TargetReport(
         target=scheme.target,
         machine=scheme.machine,
-        misfits=_misfits(model) if strict else (),
+        misfits=_misfits(model, float8=scheme.takes_float8) if strict else (),
         violations=backend_named(scheme.backend).violations(model),
         placement_only=scheme.placement_only,
         proof=prove(model, scheme),
@@ -83,6 +83,7 @@ def check_gate(report: TargetReport) -> None:
     fix = f"quantize the float model again with --target {report.target}"
     if report.misfits:
         first = report.misfits[0]
+        fix = f"{fix} --activation-type e4m3" if "FLOAT8" in first.problem else fix
         raise GateError(
             f"{report.machine} does not support {len(report.misfits)} quantized tensors, '{first.tensor}' first: "
             f"{first.problem}",
@@ -104,8 +105,8 @@ def check_gate(report: TargetReport) -> None:
         )
 
 
-def _misfits(model: ir.Model) -> tuple[Misfit, ...]:
-    """Finds the tensors of Q and DQ that are not symmetric s8."""
+def _misfits(model: ir.Model, *, float8: bool) -> tuple[Misfit, ...]:
+    """Finds the tensors of Q and DQ that are not symmetric s8, or e4m3 where the runtime takes that."""
     found: dict[str, str] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not node.inputs:
@@ -113,17 +114,19 @@ def _misfits(model: ir.Model) -> tuple[Misfit, ...]:
         value = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
         if value is None:
             continue
-        problem = _problem(node, value)
+        problem = _problem(node, value, float8=float8)
         if problem is not None:
             found.setdefault(value.name or "", problem)
     return tuple(Misfit(tensor=tensor, problem=problem) for tensor, problem in found.items())
 
 
-def _problem(node: ir.Node, value: ir.Value) -> str | None:
+def _problem(node: ir.Node, value: ir.Value, *, float8: bool) -> str | None:
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
     # Without a zero point QuantizeLinear makes u8; DequantizeLinear reads any type.
     default = value.dtype if node.op_type == "DequantizeLinear" else ir.DataType.UINT8
     kind = default if zero_point is None else zero_point.dtype
+    if float8 and kind == ir.DataType.FLOAT8E4M3FN:
+        return None
     if kind is not None and kind != ir.DataType.INT8:
         return f"it is {kind}, not INT8"
     zeros = constant_array(zero_point)

@@ -140,6 +140,17 @@ def searches(
 
 
 BALANCED = searches(Effort.BALANCED)
+# Corrections move integers on a grid of equal steps; 8-bit floats are rounded to the nearest.
+FLOAT8 = searches(
+    Effort.FAST,
+    ranges=False,
+    cross_layer_equalization=False,
+    smoothquant=False,
+    bias_correction=False,
+    weight_clipping=False,
+    gptq=False,
+    layer_reconstruction=False,
+)
 NO_SEARCH = searches(
     Effort.FAST, ranges=False, cross_layer_equalization=False, smoothquant=False, bias_correction=True, gptq=False
 )

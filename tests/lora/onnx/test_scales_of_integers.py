@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from tests.lora.graphs import run
+from tests.lora.graphs import run, stored_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,10 +58,6 @@ def gemm(path: Path, weight: Array, scale: Array, *, kind: int, zero: Array | No
     return path
 
 
-def arrays(path: Path) -> dict[str, Array]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-
-
 def per_channel(path: Path) -> tuple[Path, Array, Array]:
     weight = Layers().first.weight.detach().numpy().astype(np.float64)
     scale = (np.abs(weight).max(1) / 127).astype(np.float32)
@@ -73,7 +69,7 @@ def per_channel(path: Path) -> tuple[Path, Array, Array]:
 def test_scales_become_what_is_asked_for(trained: Any, merge_graph: Any, tmp_path: Path, policy: str) -> None:
     graph, integers, scale = per_channel(tmp_path / "base.onnx")
     merged = merge_graph(graph, trained.folder, "--base-weights", trained.base, "--scales", policy)
-    found = arrays(merged)
+    found = stored_arrays(merged)
     change = (trained.exact["first.weight"] - Layers().first.weight.double()).detach().numpy()
     exact = integers * scale.astype(np.float64)[:, None] + change
     needed = np.abs(exact).max(1) / 127
@@ -102,7 +98,7 @@ def test_zero_points_stay(trained: Any, merge_graph: Any, tmp_path: Path) -> Non
     integers = np.clip(np.rint(weight / scale) + zero, 0, 255).astype(np.uint8)
     graph = gemm(tmp_path / "base.onnx", integers, np.array(scale), kind=TensorProto.UINT8, zero=zero)
     merged = merge_graph(graph, trained.folder, "--base-weights", trained.base, "--scales", "recompute")
-    found = arrays(merged)
+    found = stored_arrays(merged)
     floats = (found["w"].astype(np.float64) - 117) * found["w_scale"]
     change = (trained.exact["first.weight"] - Layers().first.weight.double()).detach().numpy()
     exact = (integers.astype(np.float64) - 117) * scale + change
@@ -117,7 +113,7 @@ def test_blocks_of_four_bits_are_rounded_block_by_block(trained: Any, merge_grap
     integers = np.rint(weight / np.repeat(scale, 4, axis=1)).astype(np.int8)
     graph = gemm(tmp_path / "base.onnx", integers, scale, kind=TensorProto.INT4, axis=1, block_size=4)
     merged = merge_graph(graph, trained.folder, "--base-weights", trained.base, "--scales", "recompute")
-    found = arrays(merged)
+    found = stored_arrays(merged)
     change = (trained.exact["first.weight"] - Layers().first.weight.double()).detach().numpy()
     exact = integers * np.repeat(scale, 4, axis=1).astype(np.float64) + change
     needed = np.abs(exact.reshape(10, 3, 4)).max(2) / 7
