@@ -23,7 +23,7 @@ _MOST_CHARACTERS = 64 * 1024 * 1024
 _PIECE_CHARACTERS = 1024 * 1024
 _MASK_AXES = 2
 
-_Role: TypeAlias = Literal["tokens", "mask", "positions", "segments"]
+Role: TypeAlias = Literal["tokens", "mask", "positions", "segments"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class TextFile:
         if self._is_cut:
             remark(f"{self._where} is longer than {_MOST_CHARACTERS} characters: the rest of it is left out")
 
-    def _chunks(self, inputs: Sequence[TensorSpec], roles: Sequence[_Role], window: Window) -> Iterator[Chunk]:
+    def _chunks(self, inputs: Sequence[TensorSpec], roles: Sequence[Role], window: Window) -> Iterator[Chunk]:
         def rows() -> Iterator[Chunk]:
             for number in range(self.count):
                 row = self._row(number)
@@ -143,8 +143,8 @@ class TextFile:
     def _is_cut(self) -> bool:
         return self._text_tokens[1]
 
-    def _roles(self, inputs: Sequence[TensorSpec]) -> list[_Role]:
-        roles = [_role(spec) for spec in inputs]
+    def _roles(self, inputs: Sequence[TensorSpec]) -> list[Role]:
+        roles = [role_of(spec) for spec in inputs]
         names = [spec.name for spec, role in zip(inputs, roles, strict=True) if role == "tokens"]
         strange = [spec.name for spec, role in zip(inputs, roles, strict=True) if role is None]
         if len(names) != 1 or strange:
@@ -166,7 +166,7 @@ class TextFile:
         return [role for role in roles if role is not None]
 
 
-def _role(spec: TensorSpec) -> _Role | None:
+def role_of(spec: TensorSpec) -> Role | None:
     """Returns what an input is for, by the names that exporters give; None where text has nothing for it."""
     if spec.shape is not None and len(spec.shape) != _MASK_AXES:
         return None
@@ -182,7 +182,7 @@ def _role(spec: TensorSpec) -> _Role | None:
     return "tokens"
 
 
-def _array(role: _Role, row: npt.NDArray[np.int64], dtype: np.dtype[np.generic]) -> Array:
+def _array(role: Role, row: npt.NDArray[np.int64], dtype: np.dtype[np.generic]) -> Array:
     values: Array = {
         "tokens": row,
         "mask": np.ones_like(row),

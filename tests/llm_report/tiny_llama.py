@@ -136,7 +136,7 @@ def decoder(weights: Weights, *, cache: bool = True, length: int | str = "sequen
     inputs = [info("input_ids", TensorProto.INT64, ["batch_size", length])]
     outputs = [info("logits", TensorProto.FLOAT, ["batch_size", length, VOCABULARY])]
     if cache:
-        inputs.append(info("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]))
+        inputs.append(info("attention_mask", TensorProto.INT64, ["batch_size", "total_length"]))
         for layer in range(LAYERS):
             for kind in ("key", "value"):
                 shapes = [
