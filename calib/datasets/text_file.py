@@ -106,7 +106,9 @@ class TextFile:
         def rows() -> Iterator[Chunk]:
             for number in range(self.count):
                 row = self._row(number)
-                arrays = {spec.name: _array(role, row, spec.dtype) for spec, role in zip(inputs, roles, strict=True)}
+                arrays = {
+                    spec.name: role_array(role, row, spec.dtype) for spec, role in zip(inputs, roles, strict=True)
+                }
                 yield Chunk(arrays=arrays, rows=1)
 
         return wanted(rows(), window)
@@ -182,7 +184,8 @@ def role_of(spec: TensorSpec) -> Role | None:
     return "tokens"
 
 
-def _array(role: Role, row: npt.NDArray[np.int64], dtype: np.dtype[np.generic]) -> Array:
+def role_array(role: Role, row: npt.NDArray[np.int64], dtype: np.dtype[np.generic]) -> Array:
+    """Returns what an input of this role takes for one row of tokens, (1, positions)."""
     values: Array = {
         "tokens": row,
         "mask": np.ones_like(row),
