@@ -62,7 +62,7 @@ class LanguageMeter:
     def result(self) -> LanguageScore:
         """Returns the figures so far; there has to be a row."""
         return LanguageScore(
-            perplexity=self._losses.result().through(_exp),
+            perplexity=perplexity_of(self._losses),
             rise=self._rises.result().through(_rise),
             divergence=self._divergences.result(),
             same_token=self._same.result(),
@@ -87,6 +87,11 @@ class MeanMeter:
             return mean_interval([sums.sum() for sums, _ in self._rows], [counts.sum() for _, counts in self._rows])
         sums, counts = (np.concatenate(each) for each in zip(*self._rows, strict=True))
         return mean_interval(sums, counts)
+
+
+def perplexity_of(losses: MeanMeter) -> Estimate:
+    """Returns the perplexity that losses in nats make."""
+    return losses.result().through(_exp)
 
 
 class HeldBackText:

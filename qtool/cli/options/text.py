@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from qtool.cli.options.groups import DATA
+from qtool.cli.options.groups import DATA, MEASUREMENTS
 
 TokenizerOption: TypeAlias = Annotated[
     Path | None,
@@ -17,6 +17,25 @@ TokenizerOption: TypeAlias = Annotated[
         help="For text: tokenizer.json, or its folder. Default: that beside the model.",
         rich_help_panel=DATA,
     ),
+]
+PromptOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="Show how the models go on with it; repeatable.",
+        rich_help_panel=MEASUREMENTS,
+    ),
+]
+NewTokensOption: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--new-tokens", metavar="N", min=1, help="Tokens to add to each prompt.", rich_help_panel=MEASUREMENTS
+    ),
+]
+ReportTokensOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--tokens", metavar="N", min=2, help="For text: tokens per row. Default: 512.", rich_help_panel=DATA),
 ]
 TokensOption: TypeAlias = Annotated[
     int | None,
