@@ -124,6 +124,8 @@ def test_a_decoder_folder_is_quantized_with_text(
     arguments = ["--scheme", "weights", "--bits", 4, "--block-size", 16, "--calib-data", text, "--tokens", 20]
     done = run("quantize", folder, *arguments, "--limit", 10, "-o", output, "--json")
     assert done.code == 0, done.err
+    # What caches hold shows in the logits already.
+    assert [output["name"] for output in done.json["outputs"]] == ["logits"]
     assert "MatMulNBits" in {node.op_type for node in onnx.load(output).graph.node}
     assert Path(json.loads(manifest.read_text())["inputs"]["tokenizer"]["path"]).name == "tokenizer.json"
     again = run("quantize", "--locked", manifest, "-o", tmp_path / "again.onnx")
