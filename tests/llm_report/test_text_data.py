@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,20 @@ def test_text_without_a_tokenizer_says_what_to_name(folder: Path, text: Path, ru
     done = run("quantize", folder, *arguments, "--tokenizer", tokenizer)
     assert done.code == 0, done.err
     assert (folder / "model.int8.onnx").is_file()
+
+
+def test_text_without_the_package_says_what_to_install(
+    tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TextOptions(tokenizer=write_tokenizer(tmp_path / "t.json"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(CalibError, match="tokenizers") as caught:
+        open_dataset(str(words), text=options)
+    assert "qtool-onnx[llm]" in caught.value.fix
+
+
+@pytest.mark.parametrize("command", ["calibrate", "sensitivity"])
+def test_other_commands_take_text_and_folders(folder: Path, text: Path, run: Callable[..., Any], command: str) -> None:
+    done = run(command, folder, "--calib-data", text, "--tokens", 16, "--limit", 4, "--json")
+    assert done.code == 0, done.err
+    assert done.json
