@@ -270,6 +270,7 @@ def test_several_models_and_texts_stand_side_by_side(
         (["--prompt", ""], "a prompt is empty"),
         (["--tokenizer", "nowhere"], "no tokenizer at nowhere"),
         (["--labels", "y"], "no array 'y'"),
+        (["--tokens", 257], "longer than the model's context of 256"),
     ],
 )
 def test_options_that_do_not_fit_text_are_refused(
