@@ -30,7 +30,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.options.text import TokenizerOption, TokensOption
+from qtool.cli.options.text import TokenizerOption, TokensOption, check_text
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def calibrate(
     path = graph_of(model_path(model))
     if not calib_data:
         raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
+    check_text(calib_data, tokenizer, tokens)
     text = text_options((path,), tokenizer, tokens)
     machine = target_named(target)
     console.progress().note(machine.description)

@@ -66,7 +66,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.options.text import TokenizerOption, TokensOption
+from qtool.cli.options.text import TokenizerOption, TokensOption, check_text
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.cli.options.weight_only import AUTO as BEST
 from qtool.cli.options.weight_only import (
@@ -182,6 +182,7 @@ def quantize(
     from qtool.workflows.tune.efforts import searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    check_text(calib_data or (), tokenizer, tokens)
     path = graph_of(model_path(model))
     source = model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
     data = None

@@ -159,6 +159,16 @@ def test_text_without_the_package_says_what_to_install(
     assert "qtool-onnx[llm]" in caught.value.fix
 
 
+@pytest.mark.parametrize("option", [["--tokens", 8], ["--tokenizer", "t.json"]])
+def test_options_for_text_need_text(folder: Path, run: Callable[..., Any], option: list[object]) -> None:
+    np.savez("rows.npz", input_ids=np.zeros((4, 8), np.int64))
+    for arguments in (["quantize", folder, "--scheme", "weights"], ["report", folder, folder], ["calibrate", folder]):
+        data = ["--data" if arguments[0] == "report" else "--calib-data", "rows.npz"]
+        done = run(*arguments, *data, *option)
+        assert done.code == 2
+        assert f"{option[0]} has no effect without text" in done.err
+
+
 @pytest.mark.parametrize("command", ["calibrate", "sensitivity"])
 def test_other_commands_take_text_and_folders(folder: Path, text: Path, run: Callable[..., Any], command: str) -> None:
     done = run(command, folder, "--calib-data", text, "--tokens", 16, "--limit", 4, "--json")
