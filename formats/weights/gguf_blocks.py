@@ -116,7 +116,7 @@ def _by_library(stored: Bytes, path: Path, entry: GgufEntry) -> Floats:
         import gguf
     except ImportError as error:
         raise FormatError(
-            f"'{entry.name}' in {path} is stored as {entry.type_name}, which needs the package gguf, not installed here",
+            f"'{entry.name}' in {path} is {entry.type_name}, which needs the package gguf, not installed here",
             fix="install the extra: pip install 'qtool-onnx[llm]'",
         ) from error
     block = BLOCK_TYPES[entry.kind]

@@ -111,6 +111,10 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
 
         return convert_folder(request, progress)
     detection = detect(request.source)
+    if detection.format == "gguf" and request.target is TargetFormat.ONNX and request.architecture is None:
+        from qtool.workflows.convert.gguf_conversion import convert_gguf
+
+        return convert_gguf(request, progress)
     found = registry.load_source(detection.format)
     if found.holds == "tensorflow":
         return _from_tensorflow(request, detection, progress)

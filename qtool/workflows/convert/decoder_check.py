@@ -71,9 +71,19 @@ def torch_answer(source: HuggingFaceFolder, folder: Path, vocabulary: int, scrat
 
 
 def compare_with_torch(
-    decoder: DecoderFolder, answer: TorchAnswer, source: HuggingFaceFolder
+    decoder: DecoderFolder,
+    answer: TorchAnswer,
+    source: HuggingFaceFolder,
+    *,
+    largest_relative_difference: float = LARGEST_RELATIVE_DIFFERENCE,
 ) -> tuple[ProgramComparison, ...]:
     """Compares the logits of a whole prompt, and of the same tokens with the last ones fed one by one to the cache.
+
+    Args:
+        decoder: the exported folder.
+        answer: what torch says.
+        source: the model.
+        largest_relative_difference: what is allowed, of the largest logit.
 
     Raises:
         InputError: they differ by more than float32 does, or the graph sees further than the model.
@@ -96,7 +106,7 @@ def compare_with_torch(
         )
     )
     worst = max(comparison.relative for comparison in found)
-    if not worst <= LARGEST_RELATIVE_DIFFERENCE:
+    if not worst <= largest_relative_difference:
         raise InputError(f"its logits differ from torch by {worst:.1e} of the largest one", fix=_FIX)
     return found
 

@@ -47,11 +47,13 @@ class ExportedDecoder:
     Attributes:
         folder: what it says of itself.
         exporter: what wrote it.
-        comparisons: how its logits differ from torch's.
+        answer: what torch says.
+        comparisons: how its logits differ from that.
     """
 
     folder: DecoderFolder
     exporter: str
+    answer: TorchAnswer
     comparisons: tuple[ProgramComparison, ...]
 
 
@@ -147,7 +149,8 @@ def export_decoder(
         for file in written.iterdir():
             if file.name in _KEPT or file.name.startswith("model.onnx"):
                 shutil.move(file, target / file.name)
-        return ExportedDecoder(folder=find_decoder_folder(target), exporter=name, comparisons=comparisons)
+        folder = find_decoder_folder(target)
+        return ExportedDecoder(folder=folder, exporter=name, answer=answered, comparisons=comparisons)
     raise InputError(
         f"no exporter writes {source.folder} ({source.kind}) as torch computes it: {'; '.join(said)}",
         fix=_fix_without_exporter(),
