@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputError
 from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.constants import integer_attribute
-from qtool.llm.cached_run import CachedRun, Logits, Tokens
+from qtool.llm.cached_feeds import DecoderInputs
 from qtool.llm.decoder_folder import DecoderFolder
 from qtool.llm.huggingface_folder import HuggingFaceFolder
 from qtool.llm.offline_process import run_offline
 from qtool.runtime.session import Session
 from qtool.workflows.convert.output_differences import output_differences
 from qtool.workflows.convert.program_check import LARGEST_RELATIVE_DIFFERENCE, ProgramComparison
+
+Tokens: TypeAlias = npt.NDArray[np.int64]
+Logits: TypeAlias = npt.NDArray[np.float32]
 
 # Tokens whose logits are compared, and how many of them are fed one by one.
 _COMPARED = 24
@@ -93,11 +98,8 @@ def compare_with_torch(
     session = Session(decoder.model)
     compared = answer.logits.shape[1]
     length, steps = answer.tokens.shape[1], min(_STEPS, compared - 1)
-    whole = CachedRun(decoder, session).feed(answer.tokens)[:, -compared:]
-    run = CachedRun(decoder, session)
-    parts = [run.feed(answer.tokens[:, : length - steps])]
-    parts += [run.feed(answer.tokens[:, place : place + 1]) for place in range(length - steps, length)]
-    stepped = np.concatenate(parts, axis=1)[:, -compared:]
+    whole = _logits(session, answer.tokens, 0)[:, -compared:]
+    stepped = _logits(session, answer.tokens, steps)[:, -compared:]
     found = tuple(
         ProgramComparison(sizes=sizes, data="random", outputs=output_differences([answer.logits], {"logits": logits}))
         for sizes, logits in (
@@ -109,6 +111,19 @@ def compare_with_torch(
     if not worst <= largest_relative_difference:
         raise InputError(f"its logits differ from torch by {worst:.1e} of the largest one", fix=_FIX)
     return found
+
+
+def _logits(session: Session, tokens: Tokens, steps: int) -> Logits:
+    """Returns the logits of all tokens, the last ``steps`` fed one by one: float32 (1, length, vocabulary)."""
+    inputs = DecoderInputs.of(session.inputs, session.outputs)
+    row = tokens[0]
+    begin = len(row) - steps
+    outputs = session.run(inputs.prompt(row[:begin]))
+    found = [outputs[inputs.logits]]
+    for position in range(begin, len(row)):
+        outputs = session.run(inputs.step(int(row[position]), position, outputs))
+        found.append(outputs[inputs.logits])
+    return np.concatenate(found, axis=1).astype(np.float32)
 
 
 def _check_window(decoder: DecoderFolder, source: HuggingFaceFolder) -> None:
