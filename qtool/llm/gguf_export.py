@@ -16,7 +16,7 @@ def main(file: str, folder: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(where, **given)
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **given)
     # It takes itself for quantized, and would not be saved.
-    model.is_quantized, model.hf_quantizer = False, None
+    vars(model).update(is_quantized=False, hf_quantizer=None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

@@ -16,7 +16,7 @@ the file, and onnxruntime computes what follows from them once, when it opens th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +130,7 @@ class _Writer:
         if rows.bits == _BITS:
             parts = [(rows.integers, scales)]
         else:
-            sixteen = add_constant(self._graph, f"{stem}_sixteen", np.float32(16), names=self._names)
+            sixteen = add_constant(self._graph, f"{stem}_sixteen", np.array(16, np.float32), names=self._names)
             high = self._at_start("Mul", [scales, sixteen], f"{stem}_high_scales")
             parts = [(rows.integers >> np.uint8(_BITS), high), (rows.integers & np.uint8(15), scales)]
         found = []
@@ -144,7 +144,7 @@ class _Writer:
         """Returns what is added to every element of a block, float32 (rows, blocks); None for nothing."""
         if rows.bits == _BITS and rows.minima is None:
             return None
-        eight = add_constant(self._graph, f"{stem}_eight", np.float32(_MIDDLE), names=self._names)
+        eight = add_constant(self._graph, f"{stem}_eight", np.array(_MIDDLE, np.float32), names=self._names)
         rest = self._at_start("Mul", [scales, eight], f"{stem}_rest")
         if rows.minima is None:
             return rest
@@ -227,7 +227,11 @@ class _Writer:
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], made, [output], [last])
 
     def _at_start(
-        self, operator: str, inputs: list[ir.Value], name: str, attributes: dict[str, object] | None = None
+        self,
+        operator: str,
+        inputs: list[ir.Value],
+        name: str,
+        attributes: Mapping[str, int | Sequence[int]] | None = None,
     ) -> ir.Value:
         """Computes a constant of constants."""
         node = ir.node(operator, inputs, attributes or {}, name=self._names.for_node(f"{name}_{operator}"))

@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from qtool.errors import InputError, QtoolError, UsageError
 from qtool.fingerprint import path_bytes
+from qtool.formats.onnx.external_data import Storage
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.llm.decoder_folder import (
     CONFIG_NAME,
     TOKENIZER_NAMES,
@@ -25,6 +27,7 @@ from qtool.llm.exporters.selection import installed_exporters, load_exporter
 from qtool.llm.huggingface_folder import HuggingFaceFolder, find_huggingface_folder
 from qtool.llm.json_files import read_json
 from qtool.llm.offline_process import run_offline
+from qtool.llm.tied_table import share_tied_table
 from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.staged_folder import check_output_folder, staged_folder
@@ -113,6 +116,7 @@ def export_decoder(
     progress: Progress,
     *,
     fuse: bool = True,
+    tie: bool = True,
 ) -> ExportedDecoder:
     """Lets the first exporter write ``target`` whose result computes the same as torch.
 
@@ -123,6 +127,7 @@ def export_decoder(
         scratch: a folder for files.
         progress: receives the steps.
         fuse: whether projections may become one product.
+        tie: whether a head that is tied to the table reads the same rows.
 
     Raises:
         InputError: no exporter's result does; what each said is told.
@@ -136,6 +141,8 @@ def export_decoder(
             with progress.task(f"exporting with {name}"):
                 _run_exporter(name, clean, written, scratch, source, fuse=fuse)
                 decoder = find_decoder_folder(written)
+                if tie:
+                    _share_table(decoder.model)
             if answered is None:
                 with progress.task("running the model in torch"):
                     answered = torch_answer(source, clean, decoder.vocabulary, scratch)
@@ -155,6 +162,23 @@ def export_decoder(
         f"no exporter writes {source.folder} ({source.kind}) as torch computes it: {'; '.join(said)}",
         fix=_fix_without_exporter(),
     )
+
+
+def _share_table(graph: Path) -> None:
+    model = OnnxFile().read(graph)
+    if not share_tied_table(model):
+        return
+    # The tensors are read from the files that are there, and those go afterwards.
+    old = [file for file in graph.parent.iterdir() if file.name.startswith(graph.name)]
+    shared = graph.parent / "shared"
+    shared.mkdir()
+    OnnxFile().write(model, shared / graph.name, Storage(external=True))
+    del model
+    for file in old:
+        file.unlink()
+    for file in shared.iterdir():
+        file.rename(graph.parent / file.name)
+    shared.rmdir()
 
 
 def _fix_without_exporter() -> str:
@@ -193,8 +217,6 @@ def _correct_config(file: Path, source: HuggingFaceFolder, *, generic: bool) -> 
 
 def decoder_report(request: ConvertRequest, exported: ExportedDecoder, output: Path, *, kind: str) -> ConvertReport:
     """Describes a folder that is going to be moved to ``output``."""
-    from qtool.formats.onnx.onnx_file import OnnxFile
-
     graph, folder = OnnxFile().read(exported.folder.model).graph, exported.folder
     return ConvertReport(
         source=request.source,

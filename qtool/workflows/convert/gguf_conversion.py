@@ -71,7 +71,9 @@ def convert_gguf(request: ConvertRequest, progress: Progress) -> ConvertReport:
         floats = scratch / "floats"
         floats.mkdir()
         fuse = _alike(header.entries)
-        exported = export_decoder(find_huggingface_folder(clean), clean, floats, scratch, progress, fuse=fuse)
+        exported = export_decoder(
+            find_huggingface_folder(clean), clean, floats, scratch, progress, fuse=fuse, tie=False
+        )
         packed = _packed(request.source, header, exported, clean, folder, progress)
         return decoder_report(request, packed, output, kind=_described(header))
 
