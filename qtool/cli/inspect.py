@@ -93,11 +93,12 @@ def inspect(
 
     Also of adapters. For graphs: multiply-adds, and how much is quantized.
     """
+    from qtool.llm.text_for_model import graph_of
     from qtool.lora.readers.recognition import is_adapter
     from qtool.workflows.diagnose.inspect import inspect_model
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    path = model_path(model)
+    path = graph_of(model_path(model))
     analyses = memory or macs or partition or flow is not None
     if not nodes and (include or target is not None):
         raise UsageError("--include and --target have no effect without --nodes", fix="add --nodes, or drop them")

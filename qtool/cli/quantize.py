@@ -176,6 +176,7 @@ def quantize(
     from qtool.schemes import as_dynamic
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
+    from qtool.workflows.quantize.decoder_output import decoder_output
     from qtool.workflows.quantize.quantize import plan_quantization
     from qtool.workflows.quantize.quantize import quantize as run
     from qtool.workflows.quantize.request import QuantizeRequest
@@ -184,6 +185,9 @@ def quantize(
     console = Console(json=json, quiet=quiet, debug=debug)
     check_text(calib_data or (), tokenizer, tokens)
     path = graph_of(model_path(model))
+    output = context.with_resource(
+        decoder_output(model_path(model), output, output_dir, suffix="-quantized", force=force, writes=not dry_run)
+    )
     source = model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
     data = None
     if calib_data:

@@ -96,12 +96,14 @@ def verify(
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json
     from qtool.cli.output.versions import show_versions, versions_as_json
+    from qtool.llm.text_for_model import graph_of
     from qtool.workflows.diagnose.runtime_versions import check_coverage_of_versions, check_versions, compare_versions
     from qtool.workflows.diagnose.verify import check_coverage
     from qtool.workflows.diagnose.verify import verify as run
     from qtool.workflows.quantize.target_check import check_gate, check_target
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    model = graph_of(model)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
     machine = None if target is None else target_named(target).scheme
     upgrade = _upgrade(

@@ -5,13 +5,13 @@ Source of the configuration's fields and their defaults: https://onnxruntime.ai/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qtool.errors import InputError
+from qtool.llm.json_files import read_json
 
 CONFIG_NAME = "genai_config.json"
 # What transformers and onnxruntime-genai read of a tokenizer, next to the model.
@@ -29,7 +29,6 @@ TOKENIZER_NAMES = (
     "generation_config.json",
 )
 _CONVERT = "make the folder again with `qtool convert FOLDER --to onnx`"
-_MOST_CONFIG_BYTES = 10_000_000
 # More than any decoder has, and few enough to count through.
 _MOST_LAYERS = 10_000
 _MOST = 2**31 - 1
@@ -121,7 +120,7 @@ def find_decoder_folder(path: Path) -> DecoderFolder:
     file = folder / CONFIG_NAME
     if not file.is_file():
         raise InputError(f"{folder} is not a folder of a decoder: it has no {CONFIG_NAME}", fix=_CONVERT)
-    config = _section(_read(file), "model", file)
+    config = _section(read_json(file, fix=_CONVERT), "model", file)
     others = sorted({"encoder", "vision", "speech", "embedding"} & set(config))
     decoder = _section(config, "decoder", file)
     if others or "pipeline" in decoder:
@@ -165,18 +164,6 @@ def _described(model: Path, config: Mapping[str, Any], decoder: Mapping[str, Any
         present_values=_names(outputs, "present_value_names", layers, file),
         tokenizer=tokenizer if tokenizer.is_file() else None,
     )
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        if file.stat().st_size > _MOST_CONFIG_BYTES:
-            raise ValueError("too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON", fix=_CONVERT) from error
-    if not isinstance(content, dict):
-        raise _wrong(file, "is no mapping")
-    return content
 
 
 def _section(content: Mapping[str, Any], key: str, file: Path) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from qtool.errors import InputError
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.graph.decoder_caches import cache_outputs
+from qtool.llm.random_prompt import random_prompt
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
 from qtool.search.logits_view import Gate, with_logits_of_outputs
@@ -139,7 +140,8 @@ def _saturating(gate: Gate | None) -> str | None:
 def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
     if samples is None:
         specs = [input_spec(spec) for spec in inputs]
-        yield make_feeds(specs, first_sizes(specs, None), None)
+        prompt = random_prompt(inputs, outputs)
+        yield make_feeds(specs, first_sizes(specs, None), None) if prompt is None else prompt
         return
     feeds = samples.data.feeds(samples.dataset, inputs, outputs)
     yield from samples.holdout.aside(feeds) if samples.holdout.every else islice(feeds, _FEW)
