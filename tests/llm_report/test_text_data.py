@@ -104,6 +104,17 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, words: Path) -> None:
         open_dataset(str(words), text=TextOptions(tokenizer=tmp_path / "t.json"))
 
 
+def test_words_that_a_tokenizer_has_no_token_for_are_refused(tmp_path: Path) -> None:
+    content = json.loads(write_tokenizer(tmp_path / "t.json").read_text())
+    content["model"]["vocab"] = {"a": 0, "the": 1}
+    content["added_tokens"] = []
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    (tmp_path / "text.txt").write_text("the a other words", encoding="utf-8")
+    data = open_dataset(str(tmp_path / "text.txt"), text=TextOptions(tokenizer=tmp_path / "t.json"))
+    with pytest.raises(CalibError, match="makes no tokens"):
+        next(data.feeds([IDS]))
+
+
 def test_empty_caches_have_the_head_size_that_the_graph_leaves_open(tmp_path: Path, text: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(decoder(random_weights()), path)
@@ -146,7 +157,7 @@ def test_text_without_a_tokenizer_says_what_to_name(folder: Path, text: Path, ru
     assert "--tokenizer" in refused.err
     done = run("quantize", folder, *arguments, "--tokenizer", tokenizer)
     assert done.code == 0, done.err
-    assert (folder / "model.int8.onnx").is_file()
+    assert (folder.parent / "float-quantized" / "model.onnx").is_file()
 
 
 def test_text_without_the_package_says_what_to_install(
