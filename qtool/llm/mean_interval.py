@@ -12,6 +12,10 @@ from qtool.llm.token_scores import Values
 
 CONFIDENCE = 0.99
 _RESAMPLES = 2000
+# The 99.5 % quantiles of Student's t with 1 to 6 degrees of freedom, for parts too few to draw from.
+_STUDENT = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707)
+# Of the standard error of all parts; less is rounding.
+_NO_ERROR = 1e-9
 _DRAWN_AT_ONCE = 1 << 20
 
 
@@ -44,7 +48,7 @@ def mean_interval(sums: Sequence[float] | Values, counts: Sequence[float] | Valu
     The parts are drawn with replacement; of each draw, the error is divided by the standard error that the draw itself
     shows, so that the interval holds for few parts and skewed ones, too (B. Efron and R. Tibshirani, An Introduction to
     the Bootstrap, 1993, section 12.5; the standard error of a ratio is the linearized one, W. Cochran, Sampling
-    Techniques, 1977, section 6.4). A single part has an interval without ends.
+    Techniques, 1977, section 6.4). Fewer than eight parts have Student's interval, and a single one has no ends.
 
     Args:
         sums: the sum over each part.
@@ -63,13 +67,16 @@ def mean_interval(sums: Sequence[float] | Values, counts: Sequence[float] | Valu
     error = scale * math.sqrt(float(np.square(residuals).sum())) / total
     if error == 0:
         return Estimate(mean, mean, mean)
-    ratios = _studentized(residuals, counts, scale, np.random.default_rng(seed))
+    if parts <= len(_STUDENT) + 1:
+        half = _STUDENT[parts - 2] * error
+        return Estimate(mean, mean - half, mean + half)
+    ratios = _studentized(residuals, counts, scale, _NO_ERROR * error, np.random.default_rng(seed))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, (tail, 1 - tail))
     return Estimate(mean, mean - float(high) * error, mean - float(low) * error)
 
 
-def _studentized(residuals: Values, counts: Values, scale: float, random: np.random.Generator) -> Values:
+def _studentized(residuals: Values, counts: Values, scale: float, least: float, random: np.random.Generator) -> Values:
     """Returns, for every draw, its error over its own standard error."""
     squares, products, weights = residuals**2, residuals * counts, counts**2
     found = []
@@ -81,5 +88,6 @@ def _studentized(residuals: Values, counts: Values, scale: float, random: np.ran
         spread = squares[draws].sum(1) - 2 * off * products[draws].sum(1) + off**2 * weights[draws].sum(1)
         error = scale * np.sqrt(np.maximum(spread, 0.0)) / drawn
         # A draw of one part alone, over and over, shows no error of its own.
-        found.append(off[error > 1e-12] / error[error > 1e-12])
+        shows = error > least
+        found.append(off[shows] / error[shows])
     return np.concatenate(found)

@@ -80,7 +80,7 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
     assert found.rise.high - found.rise.low < wide
 
 
-@pytest.mark.parametrize("parts", [8, 40])
+@pytest.mark.parametrize("parts", [2, 4, 8, 40])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtool.llm.mean_interval._RESAMPLES", 600)
     random = np.random.default_rng(2)
