@@ -85,7 +85,7 @@ def _open_text(path: Path, options: TextOptions | None) -> Dataset:
     if options is None:
         raise CalibError(
             f"{path} is text, and there is no tokenizer.json beside the model to make tokens of it",
-            fix="name the tokenizer: --tokenizer FOLDER, or --tokenizer tokenizer.json",
+            fix="put it there, or name it: --tokenizer FOLDER",
         )
     return TextFile(path, options)
 

@@ -162,7 +162,7 @@ class TextFile:
                 raise CalibError(
                     f"the model takes rows of exactly {fixed} tokens, and those of {self._where} have {length}",
                     fix=f"give --tokens {fixed}"
-                    if length == self._length
+                    if len(self._tokens) >= fixed
                     else f"give a text of {fixed} tokens or more",
                 )
         return [role for role in roles if role is not None]

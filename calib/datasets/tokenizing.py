@@ -54,11 +54,25 @@ class Tokenizer:
         self.suffix: tuple[int, ...] = tuple(ids[last:])
 
     def tokens(self, text: str) -> list[int]:
-        """Returns the tokens of a text alone."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Returns the tokens of a text alone.
+
+        Raises:
+            CalibError: the tokenizer has no token for a part of it.
+        """
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises Exception itself
+            raise CalibError(
+                f"{self.path} makes no tokens of the text: {' '.join(str(error).split())[:200]}",
+                fix="give the tokenizer.json that belongs to the model",
+            ) from error
 
     def prompt(self, text: str) -> list[int]:
-        """Returns the tokens of a text that a model is to go on with."""
+        """Returns the tokens of a text that a model is to go on with.
+
+        Raises:
+            CalibError: as ``tokens``.
+        """
         return [*self.prefix, *self.tokens(text)]
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -31,9 +31,11 @@ class Fed:
     zeros: tuple[TensorSpec, ...]
 
     @property
-    def remark(self) -> str:
-        """Names the inputs that are filled with zeros."""
-        names = [f"'{spec.name}'" for spec in self.zeros]
+    def remark(self) -> str | None:
+        """Names the inputs that are filled with zeros; None where there are none, or caches that begin empty."""
+        names = [f"'{spec.name}'" for spec in self.zeros if empty_state(spec, 1).size]
+        if not names:
+            return None
         shown = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
         return f"no array {shown} in the data: filled with zeros, as at the start of a sequence"
 
@@ -106,7 +108,7 @@ class ZeroStates:
     ) -> Iterator[dict[str, Array]]:
         """Streams batches with zeros for the states; see ``Dataset.feeds``."""
         fed = split_inputs(self._dataset, inputs, self._outputs)
-        if fed.zeros and remark is not None:
+        if fed.remark is not None and remark is not None:
             remark(fed.remark)
         feeds = self._dataset.feeds(fed.given, batch_size=batch_size, limit=limit, skip=skip, remark=remark)
         return fed.filled(feeds) if fed.zeros else feeds

@@ -66,7 +66,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.options.text import TokenizerOption, TokensOption
+from qtool.cli.options.text import TokenizerOption, TokensOption, check_text
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.cli.options.weight_only import AUTO as BEST
 from qtool.cli.options.weight_only import (
@@ -183,6 +183,7 @@ def quantize(
     from qtool.workflows.tune.efforts import searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    check_text(calib_data or (), tokenizer, tokens)
     path = graph_of(model_path(model))
     output = context.with_resource(
         decoder_output(model_path(model), output, output_dir, suffix="-quantized", force=force, writes=not dry_run)

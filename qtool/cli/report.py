@@ -47,7 +47,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
-from qtool.cli.options.text import NewTokensOption, PromptOption, ReportTokensOption, TokenizerOption
+from qtool.cli.options.text import NewTokensOption, PromptOption, ReportTokensOption, TokenizerOption, check_text
 from qtool.cli.output.report import Destinations, deliver, destinations
 from qtool.errors import UsageError
 
@@ -164,6 +164,7 @@ def report(
     chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
         console.warn(f"the model was calibrated on {chosen.data[0]}: new data may give worse figures")
+    check_text(chosen.data, tokenizer, tokens, prompts=bool(prompt))
     base, *others = map(graph_of, (chosen.float_model, *chosen.quantized_models))
     request = ReportRequest(
         float_model=base,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import TensorSpec
-from qtool.graph.cache_lengths import head_size
+from qtool.graph.decoder_caches import head_size
 from qtool.image_layout import image_layout
 
 

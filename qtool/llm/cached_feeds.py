@@ -11,10 +11,8 @@ from qtool.calib.datasets.text_file import Role, role_array, role_of
 from qtool.calib.datasets.zero_states import empty_state, states_of
 from qtool.calib.specs import Array, TensorSpec
 from qtool.errors import InputError
+from qtool.graph.decoder_caches import filled_by
 from qtool.llm.token_scores import logits_name
-
-# How exporters name what a step hands to the next: transformers and onnxruntime-genai, then others.
-_RENAMED = (("past_key_values", "present"), ("past_key_values", "present_key_values"), ("past", "present"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +79,9 @@ class DecoderInputs:
 
 
 def _present(past: str, outputs: Sequence[str]) -> str:
-    for old, new in _RENAMED:
-        if old in past and (name := past.replace(old, new, 1)) in outputs:
-            return name
+    found = filled_by(past, outputs)
+    if found is not None:
+        return found
     raise InputError(
         f"the cache '{past}' is filled by no output that is named after it",
         fix="export the model with caches past_key_values.N.key and present.N.key",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from qtool.calib.datasets.tokenizing import Tokenizer
-from qtool.errors import InputError, UsageError
+from qtool.errors import InputError
 from qtool.llm.cached_feeds import DecoderInputs
 from qtool.runtime.running_model import RunningModel
 
@@ -72,7 +72,7 @@ def answers(
     """Returns what each model but the first says to ``prompt``, beside the float model that it is compared with.
 
     Args:
-        prompt: a text.
+        prompt: a text of at least one token.
         models: a float model, then others.
         references: of each model the place of the one that it is compared with.
         tokenizer: that of the models.
@@ -80,13 +80,10 @@ def answers(
         ends: tokens that end an answer.
 
     Raises:
-        UsageError: the prompt has no tokens.
         InputError: a model is no language model.
         RuntimeRefusedError: a model does not run.
     """
     tokens = tokenizer.prompt(prompt)
-    if not tokens:
-        raise UsageError("a prompt is empty", fix="give it some words: --prompt 'Once upon a time'")
     said = []
     for model in models:
         inputs = DecoderInputs.of(model.inputs, model.outputs)

@@ -38,20 +38,18 @@ def language_table(report: Report) -> Table:
 
 def answers_table(report: Report) -> Table:
     """Lays out how the models go on with each prompt, side by side."""
-    columns = ["prompt", "float"]
-    columns += [name for each in report.by_model for name in (each.quantized_model.name, "same tokens")]
     rows = []
     for place, first in enumerate(report.by_model[0].answers):
-        row = [_shown(first.prompt), _shown(first.float_text)]
+        rows.append((_shown(first.prompt), "float", NONE, _shown(first.float_text)))
         for comparison in report.by_model:
             answer = comparison.answers[place]
-            row += [_shown(answer.text), f"{answer.same_tokens} of {answer.tokens}"]
-        rows.append(tuple(row))
+            same = f"{answer.same_tokens} of {answer.tokens}"
+            rows.append(("", comparison.quantized_model.name, same, _shown(answer.text)))
     return Table(
         title="What the models say",
-        columns=tuple(columns),
+        columns=("prompt", "model", "same tokens", "goes on with"),
         rows=tuple(rows),
-        caption="the most likely token at each step; same tokens: before the answers part",
+        caption="the most likely token at each step; same tokens: before it parts from float",
     )
 
 

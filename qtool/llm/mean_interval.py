@@ -29,6 +29,10 @@ class Estimate:
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> Estimate:
+        """Returns the figure with an interval of values that it can have."""
+        return Estimate(self.value, max(self.low, least), min(self.high, most))
+
     def through(self, rising: Callable[[float], float]) -> Estimate:
         """Returns a function of the figure that rises with it."""
         return Estimate(rising(self.value), rising(self.low), rising(self.high))

@@ -64,8 +64,8 @@ class LanguageMeter:
         return LanguageScore(
             perplexity=perplexity_of(self._losses),
             rise=self._rises.result().through(_rise),
-            divergence=self._divergences.result(),
-            same_token=self._same.result(),
+            divergence=self._divergences.result().within(0.0, math.inf),
+            same_token=self._same.result().within(0.0, 1.0),
         )
 
 

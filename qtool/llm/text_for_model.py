@@ -33,13 +33,18 @@ def text_options(
         usual: the usual number.
 
     Raises:
-        UsageError: the folder has no tokenizer.
-        InputError: the configuration of a folder cannot be read.
+        UsageError: the folder has no tokenizer, or a model's context is shorter than a row.
     """
     file = _beside(models) if tokenizer is None else _named(tokenizer)
     if file is None:
         return None
-    return TextOptions(tokenizer=file, tokens=tokens or min([usual, *_contexts(models)]))
+    most = min(_contexts(models), default=None)
+    if tokens is not None and most is not None and tokens > most:
+        raise UsageError(
+            f"rows of {tokens} tokens are longer than the model's context of {most}",
+            fix=f"give --tokens {most} or fewer",
+        )
+    return TextOptions(tokenizer=file, tokens=tokens or (usual if most is None else min(usual, most)))
 
 
 def _beside(models: Sequence[Path]) -> Path | None:

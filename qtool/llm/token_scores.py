@@ -124,11 +124,15 @@ def _following(logits: Array, tokens: Array) -> Array:
     return following
 
 
-def _parts(logits: Array) -> Iterator[slice]:
-    positions = len(logits) - 1
-    rows = max(1, _CHUNK_VALUES // logits.shape[1])
+def in_parts(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Yields the positions of a row a few at a time, as many as are widened at once."""
+    rows = max(1, _CHUNK_VALUES // vocabulary)
     for first in range(0, positions, rows):
         yield slice(first, min(first + rows, positions))
+
+
+def _parts(logits: Array) -> Iterator[slice]:
+    return in_parts(len(logits) - 1, logits.shape[1])
 
 
 def _log_softmax(logits: Array) -> Values:

@@ -124,7 +124,12 @@ def _rows(report: Report) -> tuple[_Row, ...]:
 
 
 def _measured_on(report: Report) -> str:
-    measured = [" and ".join(f"{dataset.samples} samples of {_source(dataset)}" for dataset in report.datasets)]
+    measured = [
+        " and ".join(
+            f"{dataset.samples} {'rows' if dataset.tokens else 'samples'} of {_source(dataset)}"
+            for dataset in report.datasets
+        )
+    ]
     if report.rounds:
         what = "sample" if report.float_model.token_times is None else "prompt or one token"
         measured.append(f"{report.rounds} rounds in turns, one {what} a run")
@@ -137,6 +142,8 @@ def _source(dataset: UsedData) -> str:
 
 
 def _shown(row: _Row, figure: Measured) -> str:
+    if row.change == "rise":
+        return with_interval(figure, f",.{row.digits}f", row.unit)
     return NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
 
 

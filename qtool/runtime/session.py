@@ -19,7 +19,7 @@ from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import RuntimeRefusedError
 from qtool.formats.onnx.map_types import without_map_types
 from qtool.formats.onnx.onnx_outline import read_outline
-from qtool.graph.cache_lengths import head_sizes
+from qtool.graph.decoder_caches import head_sizes
 from qtool.image_layout import image_layouts
 from qtool.runtime.plain_values import plain
 

@@ -71,6 +71,25 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, cache: bool) ->
     assert continuation(session, inputs, PROMPT, count=64, ends={end}) == expected[: expected.index(end) + 1]
 
 
+def test_greedy_tokens_are_those_of_onnxruntime_genai(folder: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="what runs decoder folders elsewhere")
+    session = Session(folder / "model.onnx")
+    inputs = DecoderInputs.of(session.inputs, session.outputs)
+    model = genai.Model(str(folder))
+    for prompt in ([3, 14, 15], [5, 9, 4, 7, 8, 10]):
+        settings = genai.GeneratorParams(model)
+        settings.set_search_options(max_length=len(prompt) + 20, do_sample=False)
+        generator = genai.Generator(model, settings)
+        generator.append_tokens(prompt)
+        said = []
+        while not generator.is_done():
+            generator.generate_next_token()
+            said.append(int(generator.get_next_tokens()[0]))
+        found = continuation(session, inputs, prompt, count=20, ends={2})
+        assert len(found) > 1
+        assert found == said[: len(found)]
+
+
 def test_steps_hand_the_caches_on_and_positions_count(tmp_path: Path) -> None:
     names = ["input_ids", "attention_mask", "position_ids"]
     inputs = [TensorSpec(name, np.dtype(np.int64), ("batch", "length")) for name in names]

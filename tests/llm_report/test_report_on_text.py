@@ -179,13 +179,13 @@ def test_every_form_tells_the_figures_and_what_the_models_say(
     tmp_path: Path, folder: Path, small: Path, text: Path, run: Callable[..., Any]
 ) -> None:
     forms = ["-o", "r.json", "--markdown", "r.md", "--html", "r.html", "--junit", "r.xml"]
-    prompts = ["--prompt", "the model and", "--prompt", "value of", "--new-tokens", 9]
+    prompts = ["--prompt", "layer weight to", "--prompt", "array axis shape", "--new-tokens", 9]
     done = run("report", folder, small, "--data", text, *QUICK, *prompts, *forms, "--fail-if", "same_token < 1")
     assert done.code == 0, done.err
     answers = json.loads((tmp_path / "r.json").read_text())["quantized_models"][0]["answers"]
-    assert [answer["prompt"] for answer in answers] == ["the model and", "value of"]
-    # Tokens that only mark something are no words.
-    assert all(0 < len(answer["float_text"].split()) <= answer["tokens"] <= 9 for answer in answers)
+    assert [answer["prompt"] for answer in answers] == ["layer weight to", "array axis shape"]
+    assert [len(answer["float_text"].split()) for answer in answers] == [9, 9]
+    assert [answer["tokens"] for answer in answers] == [9, 9]
     assert all(0 <= answer["same_tokens"] <= answer["tokens"] for answer in answers)
     for name in ("r.md", "r.html"):
         content = (tmp_path / name).read_text(encoding="utf-8")
@@ -236,3 +236,74 @@ def test_a_prompt_without_a_tokenizer_is_refused(tmp_path: Path, text: Path, run
     done = run("report", "float.onnx", "float.onnx", "--data", "rows.npz", "--no-latency", "--prompt", "the")
     assert done.code == 2
     assert "--tokenizer" in done.err
+
+
+@pytest.mark.usefixtures("without_memory")
+def test_several_models_and_texts_stand_side_by_side(
+    tmp_path: Path, folder: Path, small: Path, text: Path, run: Callable[..., Any]
+) -> None:
+    smaller = write_folder(tmp_path / "smaller", rounded(random_weights(), 3))
+    other = tmp_path / "other.txt"
+    other.write_text("".join(reversed(text.read_text().splitlines(keepends=True))), encoding="utf-8")
+    arguments = ["--data", text, "--data", f"turned={other}", *QUICK, "--fail-if", "perplexity_rise > 1%"]
+    done = run("report", folder, small, smaller, *arguments, "--json")
+    assert done.code == 1
+    models = {(model["name"], model["dataset"]): model for model in done.json["quantized_models"]}
+    assert len(models) == 4
+    for data in ("text.txt", "turned"):
+        first, second = (models[f"{name}/model.onnx", data]["figures"] for name in ("small", "smaller"))
+        assert 0 < first["kl"] < second["kl"]
+        assert first["perplexity_float"] == second["perplexity_float"]
+    perplexities = {model["figures"]["perplexity_float"] for model in models.values()}
+    assert len(perplexities) == 2
+    assert len({model["figures"]["decode"] for model in models.values()}) == 2
+    assert {verdict["dataset"] for verdict in done.json["verdicts"]} == {"text.txt", "turned"}
+    told = run("report", folder, small, smaller, *arguments).out
+    assert told.count("turned") >= 4
+
+
+@pytest.mark.usefixtures("without_memory")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--batch-size", 4], "no effect on text"),
+        (["--prompt", ""], "a prompt is empty"),
+        (["--tokenizer", "nowhere"], "no tokenizer at nowhere"),
+        (["--labels", "y"], "no array 'y'"),
+        (["--tokens", 257], "longer than the model's context of 256"),
+    ],
+)
+def test_options_that_do_not_fit_text_are_refused(
+    folder: Path, text: Path, run: Callable[..., Any], arguments: list[object], told: str
+) -> None:
+    done = run("report", folder, folder, "--data", text, *QUICK, "--no-latency", *arguments)
+    assert done.code == 2
+    assert told in " ".join(done.err.split())
+    assert not done.out
+
+
+@pytest.mark.usefixtures("without_memory")
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, text: Path, run: Callable[..., Any]) -> None:
+    tokenizer = folder / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {word: number if number < 3 else number + 50 for word, number in vocabulary.items()}
+    tokenizer.write_text(json.dumps(content))
+    done = run("report", folder, folder, "--data", text, *QUICK, "--no-latency")
+    assert done.code == 2
+    assert "fix:" in done.err
+
+
+def test_text_that_a_vision_model_is_given_is_refused(tmp_path: Path, text: Path, run: Callable[..., Any]) -> None:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "net",
+        [info("x", onnx.TensorProto.FLOAT, ["n", 3])],
+        [info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "net.onnx")
+    tokenizer = write_tokenizer(tmp_path / "t.json")
+    done = run("report", "net.onnx", "net.onnx", "--data", text, "--tokenizer", tokenizer)
+    assert done.code == 2
+    assert "text" in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, words: Path) -> None:
         open_dataset(str(words), text=TextOptions(tokenizer=tmp_path / "t.json"))
 
 
+def test_words_that_a_tokenizer_has_no_token_for_are_refused(tmp_path: Path) -> None:
+    content = json.loads(write_tokenizer(tmp_path / "t.json").read_text())
+    content["model"]["vocab"] = {"a": 0, "the": 1}
+    content["added_tokens"] = []
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    (tmp_path / "text.txt").write_text("the a other words", encoding="utf-8")
+    data = open_dataset(str(tmp_path / "text.txt"), text=TextOptions(tokenizer=tmp_path / "t.json"))
+    with pytest.raises(CalibError, match="makes no tokens"):
+        next(data.feeds([IDS]))
+
+
 def test_empty_caches_have_the_head_size_that_the_graph_leaves_open(tmp_path: Path, text: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(decoder(random_weights()), path)
@@ -124,6 +136,8 @@ def test_a_decoder_folder_is_quantized_with_text(
     arguments = ["--scheme", "weights", "--bits", 4, "--block-size", 16, "--calib-data", text, "--tokens", 20]
     done = run("quantize", folder, *arguments, "--limit", 10, "-o", output, "--json")
     assert done.code == 0, done.err
+    # What caches hold shows in the logits already.
+    assert [output["name"] for output in done.json["outputs"]] == ["logits"]
     assert "MatMulNBits" in {node.op_type for node in onnx.load(output).graph.node}
     assert Path(json.loads(manifest.read_text())["inputs"]["tokenizer"]["path"]).name == "tokenizer.json"
     again = run("quantize", "--locked", manifest, "-o", tmp_path / "again.onnx")
@@ -143,4 +157,31 @@ def test_text_without_a_tokenizer_says_what_to_name(folder: Path, text: Path, ru
     assert "--tokenizer" in refused.err
     done = run("quantize", folder, *arguments, "--tokenizer", tokenizer)
     assert done.code == 0, done.err
-    assert (folder / "model.int8.onnx").is_file()
+    assert (folder.parent / "float-quantized" / "model.onnx").is_file()
+
+
+def test_text_without_the_package_says_what_to_install(
+    tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TextOptions(tokenizer=write_tokenizer(tmp_path / "t.json"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(CalibError, match="tokenizers") as caught:
+        open_dataset(str(words), text=options)
+    assert "qtool-onnx[llm]" in caught.value.fix
+
+
+@pytest.mark.parametrize("option", [["--tokens", 8], ["--tokenizer", "t.json"]])
+def test_options_for_text_need_text(folder: Path, run: Callable[..., Any], option: list[object]) -> None:
+    np.savez("rows.npz", input_ids=np.zeros((4, 8), np.int64))
+    for arguments in (["quantize", folder, "--scheme", "weights"], ["report", folder, folder], ["calibrate", folder]):
+        data = ["--data" if arguments[0] == "report" else "--calib-data", "rows.npz"]
+        done = run(*arguments, *data, *option)
+        assert done.code == 2
+        assert f"{option[0]} has no effect without text" in done.err
+
+
+@pytest.mark.parametrize("command", ["calibrate", "sensitivity"])
+def test_other_commands_take_text_and_folders(folder: Path, text: Path, run: Callable[..., Any], command: str) -> None:
+    done = run(command, folder, "--calib-data", text, "--tokens", 16, "--limit", 4, "--json")
+    assert done.code == 0, done.err
+    assert done.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from qtool.errors import InputError
 from qtool.llm.mean_interval import mean_interval
 from qtool.llm.perplexity import HeldBackText, LanguageMeter
 from qtool.llm.token_scores import scored_tokens, token_losses
+from qtool.metrics.fidelity import FidelityMeter
 from qtool.runtime.session import Session
 from tests.llm_report.tiny_llama import VOCABULARY, decoder, random_weights, rounded
 
@@ -117,3 +119,18 @@ def test_the_rise_on_held_back_text_is_the_one_of_the_losses(tmp_path: Path) -> 
     assert found.value == pytest.approx(math.exp(losses[1] - losses[0]) - 1, rel=1e-3)
     assert found.low < found.value < found.high
     assert held.rise(reference).high == 0.0
+
+
+def test_logits_are_compared_in_bounded_memory() -> None:
+    reference = np.random.default_rng(0).normal(size=(1, 64, 40000)).astype(np.float32)
+    candidate = reference + np.float32(0.1)
+    meter = FidelityMeter()
+    tracemalloc.start()
+    meter.add({"logits": reference}, {"logits": candidate})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * reference.nbytes
+    (found,) = meter.results()
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    noise = float(np.square(candidate.astype(np.float64) - reference).sum())
+    assert found.sqnr_db == pytest.approx(10 * math.log10(signal / noise))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
 from qtool.cli.options.groups import DATA, MEASUREMENTS
+from qtool.errors import UsageError
 
 TokenizerOption: TypeAlias = Annotated[
     Path | None,
@@ -41,3 +43,18 @@ TokensOption: TypeAlias = Annotated[
     int | None,
     typer.Option("--tokens", metavar="N", min=2, help="For text: tokens per row. Default: 128.", rich_help_panel=DATA),
 ]
+
+
+def check_text(sources: Iterable[str], tokenizer: Path | None, tokens: int | None, *, prompts: bool = False) -> None:
+    """Refuses options for text where there is none.
+
+    Raises:
+        UsageError: one is given.
+    """
+    from qtool.calib.datasets.listing import TEXT_SUFFIXES
+
+    if any(Path(source).suffix.lower() in TEXT_SUFFIXES for source in sources):
+        return
+    for option, given in (("--tokenizer", tokenizer is not None and not prompts), ("--tokens", tokens is not None)):
+        if given:
+            raise UsageError(f"{option} has no effect without text", fix="drop it, or give data that is a .txt file")

@@ -96,7 +96,7 @@ class DataRequest:
         """
         size = self._size(inputs, outputs)
         fed = split_inputs(dataset, inputs, outputs)
-        if fed.zeros and remark is not None:
+        if fed.remark is not None and remark is not None:
             remark(fed.remark)
         if self.batch_size is None and size > 1:
             try:

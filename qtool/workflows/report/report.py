@@ -166,6 +166,7 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
             _check_gates(request, entry, group, rounds)
         batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
         with evaluation_group(group, judged, threads=asked.threads) as evaluated:
+            said = answers_of(evaluated, references, prompts, progress)
             for entry in opened:
                 if entry.tokenizer is not None:
                     limit = request.limit
@@ -187,7 +188,6 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
                 if entry.labels is not None and not found.accuracy and request.metric is None:
                     refuse_labels(entry.labels, given=request.labels is not None, progress=progress)
                 seen.append(found)
-            said = answers_of(evaluated, references, prompts, progress)
         _tell_of_floats(judged, seen[0], progress)
         # Times do not depend on the values, so they are measured on the first dataset.
         first = seen[0]

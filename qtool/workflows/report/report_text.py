@@ -16,7 +16,7 @@ from qtool.llm.decoder_folder import find_decoder_folder, is_decoder_folder
 from qtool.llm.generation import Answer, answers
 from qtool.llm.language_figures import TokenTimes, token_times
 from qtool.llm.perplexity import LanguageMeter, MeanMeter, perplexity_of, require_tokens
-from qtool.llm.token_scores import token_losses
+from qtool.llm.token_scores import in_parts, token_losses
 from qtool.metrics.fidelity import FidelityMeter
 from qtool.metrics.judged_batch import Batch
 from qtool.metrics.latency import Times
@@ -64,7 +64,7 @@ def asked_prompts(
     """Returns the prompts with what they need; None where there are none.
 
     Raises:
-        UsageError: there is no tokenizer for them.
+        UsageError: there is no tokenizer for them, or one is empty.
         CalibError: the tokenizer cannot be read.
         InputError: the configuration of a model's folder cannot be read.
     """
@@ -74,9 +74,12 @@ def asked_prompts(
         raise UsageError(
             "--prompt needs a tokenizer, and none stands beside the models", fix="name it: --tokenizer FOLDER"
         )
+    tokenizer = Tokenizer(options.tokenizer)
+    if not all(map(tokenizer.prompt, texts)):
+        raise UsageError("a prompt is empty", fix="give it some words: --prompt 'Once upon a time'")
     folder = next((model for model in models if is_decoder_folder(model)), None)
     ends = () if folder is None else find_decoder_folder(folder).eos_tokens
-    return Prompts(texts=texts, tokenizer=Tokenizer(options.tokenizer), count=count, ends=ends)
+    return Prompts(texts=texts, tokenizer=tokenizer, count=count, ends=ends)
 
 
 def run_over_text(
@@ -128,8 +131,9 @@ def run_over_text(
                         meters[place - 1].add(expected, got, row)
                     else:
                         losses.add(token_losses(got, row))
-                if place:
-                    fidelity[place - 1].add({inputs.logits: reference}, {inputs.logits: found})
+                for part in in_parts(found.shape[1], found.shape[2]) if place else ():
+                    # All at once would take many times the logits themselves.
+                    fidelity[place - 1].add({inputs.logits: reference[:, part]}, {inputs.logits: found[:, part]})
                 if scores:
                     scores[place].add(_batch(inputs.logits, found, reference, feed, len(tokens)))
             rows += len(tokens)
@@ -165,7 +169,6 @@ def answers_of(
     """Returns what each model but the first says to the prompts, beside its float model.
 
     Raises:
-        UsageError: a prompt is empty.
         InputError: a model cannot go on with a prompt.
         RuntimeRefusedError: a runtime stops while it runs a model.
     """

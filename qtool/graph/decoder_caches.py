@@ -1,12 +1,30 @@
-"""Finds lengths of a decoder's cache that its inputs leave open, in what the graph does with them."""
+"""Finds the caches of a decoder among its inputs and outputs, and the length of heads that they leave open."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
+# How exporters name what a step hands to the next: transformers and onnxruntime-genai, then others.
+_RENAMED = (("past_key_values", "present"), ("past_key_values", "present_key_values"), ("past", "present"))
 # Operators that keep the last axis of their first input.
 _KEEPING_LAST = frozenset({"Add", "Cast", "Identity", "QuantizeLinear", "DequantizeLinear"})
 _PAST_PLACES = (3, 4)
+
+
+def filled_by(past: str, outputs: Iterable[str]) -> str | None:
+    """Returns the output that fills the cache ``past`` for the next step, by their names; None where there is none."""
+    names = set(outputs)
+    found = (past.replace(old, new, 1) for old, new in _RENAMED if old in past)
+    return next((name for name in found if name in names), None)
+
+
+def cache_outputs(model: ir.Model) -> frozenset[str]:
+    """Returns the outputs that are caches for the next step: what they hold, the other outputs already show."""
+    outputs = [value.name or "" for value in model.graph.outputs]
+    found = {filled_by(value.name or "", outputs) for value in model.graph.inputs}
+    return frozenset(name for name in found if name is not None)
 
 
 def head_sizes(model: ir.Model) -> dict[str, int]:
