@@ -60,7 +60,7 @@ def _as_gemm(graph: ir.Graph, head: ir.Node, rows: ir.Value) -> None:
     given, output, names = head.inputs[0], head.outputs[0], Names(graph)
     if given is None or given.shape is None or rows.shape is None:
         raise AssertionError("both have shapes")
-    tokens, features = (int(length) for length in rows.shape)
+    tokens, features = rows.shape.numpy()
     stem = head.name or "head"
     flat = add_constant(graph, f"{stem}_flat_shape", np.array([-1, features], np.int64), names=names)
     whole = np.array([*[0] * (len(given.shape) - 1), tokens], np.int64)

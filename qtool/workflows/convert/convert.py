@@ -107,12 +107,12 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
         OutputError: the result cannot be written.
     """
     if is_huggingface_folder(request.source):
-        from qtool.workflows.convert.decoder_conversion import convert_folder
+        from qtool.workflows.convert.decoders.decoder_conversion import convert_folder
 
         return convert_folder(request, progress)
     detection = detect(request.source)
     if detection.format == "gguf" and request.target is TargetFormat.ONNX and request.architecture is None:
-        from qtool.workflows.convert.gguf_conversion import convert_gguf
+        from qtool.workflows.convert.decoders.gguf_conversion import convert_gguf
 
         return convert_gguf(request, progress)
     found = registry.load_source(detection.format)

@@ -32,7 +32,7 @@ from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.staged_folder import check_output_folder, staged_folder
 from qtool.workflows.convert.conversion_result import described, folder_bytes
-from qtool.workflows.convert.decoder_check import TorchAnswer, compare_with_torch, torch_answer
+from qtool.workflows.convert.decoders.decoder_check import TorchAnswer, compare_with_torch, torch_answer
 from qtool.workflows.convert.program_check import ProgramComparison
 from qtool.workflows.convert.request import ConvertReport, ConvertRequest
 from qtool.workflows.convert.target_format import TargetFormat

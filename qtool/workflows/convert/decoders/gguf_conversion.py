@@ -21,8 +21,8 @@ from qtool.llm.offline_process import run_offline
 from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.staged_folder import copy_files, staged_folder
-from qtool.workflows.convert.decoder_check import compare_with_torch
-from qtool.workflows.convert.decoder_conversion import (
+from qtool.workflows.convert.decoders.decoder_check import compare_with_torch
+from qtool.workflows.convert.decoders.decoder_conversion import (
     ExportedDecoder,
     decoder_report,
     export_decoder,
