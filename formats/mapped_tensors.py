@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qtool.formats.tied import ties
@@ -54,6 +55,34 @@ class MappedTensors(Mapping[str, "torch.Tensor"]):
         return len(self._names)
 
 
+class DecodedTensors(Mapping[str, "torch.Tensor"]):
+    """Returns tensors that are decoded each time that they are asked for; no two of them are tied.
+
+    Attributes:
+        tied: nothing.
+    """
+
+    tied: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, names: tuple[str, ...], decoded: Callable[[str], torch.Tensor]) -> None:
+        """Takes the function that decodes the tensor of a name."""
+        self._names, self._known, self._decoded = names, frozenset(names), decoded
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Returns one tensor."""
+        if name not in self._known:
+            raise KeyError(name)
+        return self._decoded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Counts the tensors."""
+        return len(self._names)
+
+
 def few_at_a_time(mapped: Callable[[], Mapping[str, torch.Tensor]], file_bytes: int) -> Mapping[str, torch.Tensor]:
     """Returns what ``mapped`` gives, for files that are large in a form that gives out a few tensors at a time."""
     return MappedTensors(mapped) if file_bytes > 2 * _LARGEST_MAPPED_BYTES else mapped()
@@ -61,4 +90,4 @@ def few_at_a_time(mapped: Callable[[], Mapping[str, torch.Tensor]], file_bytes: 
 
 def tied_names(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, str]:
     """Returns, for each name of a tied tensor but the first, the first one; as ``ties``."""
-    return tensors.tied if isinstance(tensors, MappedTensors) else ties(tensors)
+    return tensors.tied if isinstance(tensors, MappedTensors | DecodedTensors) else ties(tensors)

@@ -10,7 +10,6 @@ from qtool.formats.errors import FormatError
 from qtool.formats.tensorflow.hdf5_outline import HDF5_HEAD
 
 _MODEL_SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors")
-GGUF_HEAD = b"GGUF"
 _FORMATS = (
     "use an .onnx file, a .pth or .pt checkpoint, a .safetensors file, or a TensorFlow SavedModel, graph or Keras file"
 )
@@ -49,8 +48,6 @@ def _kind(file: Candidate) -> tuple[str, str]:
             "an HDF5 file without the layers or the weights of a Keras model",
             "save the whole model: model.save('model.keras')",
         )
-    if head.startswith(GGUF_HEAD):
-        return "a GGUF file of llama.cpp", "start from the weights that it was made from"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model", "convert the SavedModel or Keras file that it was made from"
     if head.startswith(b"\x1f\x8b"):

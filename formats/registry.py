@@ -31,6 +31,7 @@ FORMATS: dict[str, str] = {
 SOURCES: dict[str, str] = {
     "torchscript": "qtool.formats.torch.torchscript_file:TorchScriptFile",
     "exported": "qtool.formats.torch.exported_program_file:ExportedProgramFile",
+    "gguf": "qtool.formats.weights.gguf_format:GgufFile",
     "sharded": "qtool.formats.weights.sharded_weights:ShardedWeights",
     "keras": "qtool.formats.tensorflow.keras_formats:KerasFile",
     "keras_h5": "qtool.formats.tensorflow.keras_formats:KerasH5File",

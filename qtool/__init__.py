@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from qtool.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from qtool.calib.datasets.text_file import TextOptions as TextOptions
     from qtool.errors import QtoolError as QtoolError
     from qtool.formats.torch.architecture import Architecture as Architecture
     from qtool.progress import Progress as Progress
@@ -95,6 +96,7 @@ _HOMES: Mapping[str, str] = {
     "ReportRequest": "qtool.workflows.report.report",
     "Scheme": "qtool.schemes",
     "TargetFormat": "qtool.workflows.convert.target_format",
+    "TextOptions": "qtool.calib.datasets.text_file",
     "Timing": "qtool.workflows.tune.time_plan",
     "WeightOnlyReport": "qtool.workflows.quantize.weight_only_request",
     "WeightOnlyRequest": "qtool.workflows.quantize.weight_only_request",

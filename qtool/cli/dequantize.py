@@ -27,11 +27,15 @@ def dequantize(
 
     Its weights are the dequantized ones, and no Q/DQ nodes or integer operators are left.
     """
+    from qtool.llm.text_for_model import graph_of
+    from qtool.workflows.quantize.decoder_output import decoder_output
     from qtool.workflows.quantize.dequantize import DequantizeRequest
     from qtool.workflows.quantize.dequantize import dequantize as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    report = run(DequantizeRequest(model=model, output=output, output_dir=output_dir, force=force), console.progress())
+    with decoder_output(model, output, output_dir, suffix="-float", force=force) as file:
+        request = DequantizeRequest(model=graph_of(model), output=file, output_dir=output_dir, force=force)
+        report = run(request, console.progress())
     if json:
         console.json(
             {

@@ -93,11 +93,12 @@ def inspect(
 
     Also of adapters. For graphs: multiply-adds, and how much is quantized.
     """
+    from qtool.llm.text_for_model import graph_of
     from qtool.lora.readers.recognition import is_adapter
     from qtool.workflows.diagnose.inspect import inspect_model
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    path = model_path(model)
+    path = graph_of(model_path(model))
     analyses = memory or macs or partition or flow is not None
     if not nodes and (include or target is not None):
         raise UsageError("--include and --target have no effect without --nodes", fix="add --nodes, or drop them")
@@ -123,12 +124,14 @@ def inspect(
         )
     found = None
     if analyses:
+        from qtool.llm.text_for_model import text_options
         from qtool.workflows.diagnose.inspect_graph import AnalysisRequest, analyse
         from qtool.workflows.quantize.data_request import DataRequest
 
         samples = None
         if data is not None:
-            samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+            text = text_options((path,), None, None)
+            samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
         request = AnalysisRequest(
             model=path,
             input_shapes=shapes.dims,

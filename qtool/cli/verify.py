@@ -96,12 +96,14 @@ def verify(
     from qtool.cli.output.quantize import coverage_as_json, show_coverage
     from qtool.cli.output.target import show_target, target_as_json
     from qtool.cli.output.versions import show_versions, versions_as_json
+    from qtool.llm.text_for_model import graph_of
     from qtool.workflows.diagnose.runtime_versions import check_coverage_of_versions, check_versions, compare_versions
     from qtool.workflows.diagnose.verify import check_coverage
     from qtool.workflows.diagnose.verify import verify as run
     from qtool.workflows.quantize.target_check import check_gate, check_target
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    model = graph_of(model)
     minimum = None if min_coverage is None else share_of("--min-coverage", min_coverage, example="90%")
     machine = None if target is None else target_named(target).scheme
     upgrade = _upgrade(
@@ -184,14 +186,18 @@ def _upgrade(
         return None
     if data is None and (preprocess or batch_size or limit):
         raise UsageError("--preprocess, --batch-size and --limit belong to --data", fix="give samples with --data")
+    from qtool.llm.text_for_model import text_options
     from qtool.runtime.environments import checked_versions
     from qtool.workflows.diagnose.runtime_versions import USUAL_ROUNDS, VersionsRequest
     from qtool.workflows.quantize.data_request import data_request
 
+    text = None if data is None else text_options((model,), None, None)
     return VersionsRequest(
         model=model,
         versions=checked_versions(versions),
-        data=None if data is None else data_request((data,), preprocess=preprocess, batch_size=batch_size, limit=limit),
+        data=None
+        if data is None
+        else data_request((data,), preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
         python=python,
         environments=environments,
         threads=threads,

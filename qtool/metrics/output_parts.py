@@ -28,6 +28,7 @@ _MOST_CHANNELS = 1 << 16
 # Of an output with two axes, more columns are classes or features.
 _MOST_COLUMNS = 16
 _CHUNK_VALUES = 1 << 18
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +76,13 @@ class PartsMeter:
         self._axes = {axis: seen for axis, seen in self._axes.items() if seen.count == expected.shape[axis]}
         if not self._axes:
             return
-        for a, b in _chunks(expected, got):
+        for channels, a, b in _chunks(expected, got):
             finite = np.isfinite(a) & np.isfinite(b)
             if not finite.all():
                 a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
             magnitude, noise = np.abs(a), np.square(a - b)
             for axis, seen in self._axes.items():
-                seen.add(magnitude, noise, axis)
+                seen.add(magnitude, noise, axis, channels if axis == 1 else _ALL)
 
     def parts(self) -> tuple[OutputPart, ...]:
         """Returns the parts of different magnitude, along the first axis that has them; none where there are none."""
@@ -99,11 +100,13 @@ class _Channels:
         self.count = count
         self._signal, self._noise, self._peak = np.zeros(count), np.zeros(count), np.zeros(count)
 
-    def add(self, magnitude: npt.NDArray[np.float64], noise: npt.NDArray[np.float64], axis: int) -> None:
+    def add(
+        self, magnitude: npt.NDArray[np.float64], noise: npt.NDArray[np.float64], axis: int, channels: slice
+    ) -> None:
         others = tuple(place for place in range(magnitude.ndim) if place != axis)
-        self._signal += np.square(magnitude).sum(axis=others)
-        self._noise += noise.sum(axis=others)
-        self._peak = np.maximum(self._peak, magnitude.max(axis=others, initial=0.0))
+        self._signal[channels] += np.square(magnitude).sum(axis=others)
+        self._noise[channels] += noise.sum(axis=others)
+        self._peak[channels] = np.maximum(self._peak[channels], magnitude.max(axis=others, initial=0.0))
 
     def parts(self, axis: int, unlike: float) -> Iterator[OutputPart]:
         strong = np.flatnonzero(self._signal)
@@ -139,9 +142,13 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if 1 < shape[axis] <= _MOST_CHANNELS)
 
 
-def _chunks(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Yields both arrays in float64, some samples at a time."""
-    step = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
-    for first in range(0, len(expected), step):
-        chunk = slice(first, first + step)
-        yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)
+def _chunks(expected: Array, got: Array) -> Iterator[tuple[slice, npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Yields both arrays in float64, some samples at a time, or some of axis 1 of a large one; and which of axis 1."""
+    samples = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
+    width = expected.shape[1]
+    rows = width if samples > 1 else max(_CHUNK_VALUES // max(expected[0, 0].size, 1), 1)
+    for first in range(0, len(expected), samples):
+        for start in range(0, width, rows):
+            channels = slice(start, min(start + rows, width))
+            chunk = slice(first, first + samples), channels
+            yield channels, expected[chunk].astype(np.float64), got[chunk].astype(np.float64)

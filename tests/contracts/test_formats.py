@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import subprocess
 import sys
 import zipfile
@@ -84,6 +85,17 @@ def sharded_files(folder: Path) -> Path:
     return folder / "model.safetensors.index.json"
 
 
+def gguf_file(folder: Path) -> Path:
+    # Its header with one field and one tensor, whose bytes begin at a multiple of 32.
+    text = struct.Struct("<Q").pack
+    field_bytes = text(20) + b"general.architecture" + struct.pack("<I", 8) + text(5) + b"llama"
+    tensor = text(1) + b"w" + struct.pack("<IQQIQ", 2, 4, 3, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + field_bytes + tensor
+    values = STATE["layer.weight"].numpy().tobytes()
+    (folder / "model.gguf").write_bytes(head + bytes(-len(head) % 32) + values)
+    return folder / "model.gguf"
+
+
 CONFIG = {
     "module": "keras",
     "class_name": "Sequential",
@@ -128,6 +140,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "onnx": onnx_file,
     "torchscript": torchscript_file,
     "exported": exported_file,
+    "gguf": gguf_file,
     "sharded": sharded_files,
     "keras": keras_file,
     "keras_h5": keras_h5_file,

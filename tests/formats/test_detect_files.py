@@ -91,7 +91,7 @@ def test_a_cut_file_is_called_cut(tmp_path: Path, onnx_path: Path, kind: str, sh
         (b"<!DOCTYPE html><html></html>", "HTML page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
         (b"\x1f\x8b\x08\x00" + bytes(64), "gzip"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(64), "GGUF file of llama.cpp"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(64), "GGUF file without tensors"),
         (b"\x08\x01\x12\xff\xff\x01" + bytes(70000), "TensorFlow SavedModel"),
         (bytes(64), "not a known kind of model file"),
         (b"\xff\xfe\x00\x01garbage\x00\x01", "not a known kind of model file"),

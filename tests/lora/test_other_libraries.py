@@ -231,9 +231,9 @@ def test_gguf_files_that_are_damaged_or_other_things_are_refused(trained: Any, r
     assert "of version 1" in refused(adapter.base, tmp_path / "old.gguf")
     (tmp_path / "many.gguf").write_bytes(whole[:8] + struct.pack("<Q", 1 << 60) + whole[16:])
     assert f"announces {1 << 60} tensors" in refused(adapter.base, tmp_path / "many.gguf")
-    four_bits = {"blk.0.attn_v.weight.lora_a": (2, (32, 32), bytes(18 * 32))}
-    assert "has the GGUF type 2" in refused(
-        adapter.base, gguf_adapter(adapter.folder, tmp_path / "four.gguf", **four_bits)
+    unknown = {"blk.0.attn_v.weight.lora_a": (99, (32, 32), bytes(18 * 32))}
+    assert "has the GGUF type 99" in refused(
+        adapter.base, gguf_adapter(adapter.folder, tmp_path / "unknown.gguf", **unknown)
     )
     assert "not a LoRA adapter" in refused(adapter.base, write_gguf(tmp_path / "model.gguf", {}, general__type="model"))
     other = gguf_adapter(adapter.folder, tmp_path / "mamba.gguf", architecture="mamba")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtool.formats.candidate import Candidate
-from qtool.formats.other_files import GGUF_HEAD
+from qtool.formats.errors import FormatError
+from qtool.formats.weights.gguf_header import GGUF_HEAD, read_gguf_header
 from qtool.formats.weights.safetensors_file import SafetensorsFile
 from qtool.formats.weights.safetensors_header import read_header
 
@@ -28,7 +29,7 @@ def is_adapter(path: Path) -> bool:
         return False
     named = path.name.startswith("adapter_") and is_peft_folder(path.parent)
     file = Candidate.at(path)
-    return named or is_gguf(file) or is_single_file(file)
+    return named or _is_gguf_adapter(file) or is_single_file(file)
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -39,6 +40,15 @@ def is_peft_folder(folder: Path) -> bool:
 def is_gguf(file: Candidate) -> bool:
     """Returns whether a file begins with the magic bytes of GGUF."""
     return file.head.startswith(GGUF_HEAD)
+
+
+def _is_gguf_adapter(file: Candidate) -> bool:
+    if not is_gguf(file):
+        return False
+    try:
+        return read_gguf_header(file.path).fields.get("general.type") == "adapter"
+    except FormatError:
+        return False
 
 
 def is_single_file(file: Candidate) -> bool:

@@ -13,6 +13,7 @@ from qtool.formats.detect import Detection, detect
 from qtool.formats.torch.architecture import Architecture
 from qtool.formats.trust import NO_TRUST, Trust
 from qtool.formats.weights.sharded_index import SHARDED_SUFFIX, weights_stem
+from qtool.llm.huggingface_folder import is_huggingface_folder
 from qtool.progress import SILENT, Progress
 from qtool.workflows.convert.conversion_result import folder_bytes, report, write_graph
 from qtool.workflows.convert.request import ConvertReport, ConvertRequest
@@ -105,7 +106,15 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertRepo
         InputError: there is no such conversion, or its result differs from the source.
         OutputError: the result cannot be written.
     """
+    if is_huggingface_folder(request.source):
+        from qtool.workflows.convert.decoders.decoder_conversion import convert_folder
+
+        return convert_folder(request, progress)
     detection = detect(request.source)
+    if detection.format == "gguf" and request.target is TargetFormat.ONNX and request.architecture is None:
+        from qtool.workflows.convert.decoders.gguf_conversion import convert_gguf
+
+        return convert_gguf(request, progress)
     found = registry.load_source(detection.format)
     if found.holds == "tensorflow":
         return _from_tensorflow(request, detection, progress)

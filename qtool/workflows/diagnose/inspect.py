@@ -11,6 +11,7 @@ from qtool.formats import registry
 from qtool.formats.base import ProgramSource, SeveralFiles, WeightsSource
 from qtool.formats.detect import Detection, detect
 from qtool.formats.trust import NO_TRUST, Trust
+from qtool.formats.weights.gguf_header import read_gguf_header
 from qtool.formats.weights.safetensors_header import read_header
 from qtool.workflows.diagnose.model_facts import DtypeFacts, GraphFacts, InspectReport, ProgramFacts, TensorFacts
 
@@ -73,9 +74,27 @@ def inspect_model(
             for name, entry in header.tensors.items()
         ]
         return _report(path, detection.detail, tensors, largest, metadata=header.metadata)
+    if detection.format == "gguf":
+        return _inspect_gguf(path, detection, largest)
     if found.holds == "graph":
         raise UsageError(f"{path} is {detection.detail}, which cannot be inspected", fix="name a file of weights")
     return _inspect_weights(path, detection, found, largest, trust)
+
+
+def _inspect_gguf(path: Path, detection: Detection, largest: int) -> InspectReport:
+    described = read_gguf_header(path)
+    tensors = [
+        TensorFacts(
+            name=entry.name,
+            dtype=entry.type_name,
+            shape=entry.shape,
+            elements=math.prod(entry.shape),
+            nbytes=entry.nbytes or 0,
+        )
+        for entry in described.entries
+    ]
+    texts = {key: str(value) for key, value in described.fields.items() if not isinstance(value, list)}
+    return _report(path, detection.detail, tensors, largest, metadata=texts)
 
 
 def _inspect_weights(

@@ -16,6 +16,8 @@ from qtool.calib.specs import Feed, TensorSpec
 from qtool.errors import InputError
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.graph.decoder_caches import cache_outputs
+from qtool.llm.random_prompt import random_prompt
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
 from qtool.search.logits_view import Gate, with_logits_of_outputs
@@ -85,9 +87,9 @@ def compare_with_float(
     """
     meter, between = FidelityMeter(), FidelityMeter()
     opened, gates = with_logits_of_outputs(original)
-    outlooks = {
-        value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
-    }
+    caches = cache_outputs(original)
+    names = [value.name or "" for value in original.graph.outputs if value.name not in caches]
+    outlooks = {name: OutlookMeter(_saturating(gates.get(name))) for name in names}
     with ExitStack() as stack:
         float_session = stack.enter_context(execution.open_float(opened if gates else original, threads=threads))
         if gates:
@@ -138,7 +140,8 @@ def _saturating(gate: Gate | None) -> str | None:
 def _feeds(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], samples: CheckSamples | None) -> Iterator[Feed]:
     if samples is None:
         specs = [input_spec(spec) for spec in inputs]
-        yield make_feeds(specs, first_sizes(specs, None), None)
+        prompt = random_prompt(inputs, outputs)
+        yield make_feeds(specs, first_sizes(specs, None), None) if prompt is None else prompt
         return
     feeds = samples.data.feeds(samples.dataset, inputs, outputs)
     yield from samples.holdout.aside(feeds) if samples.holdout.every else islice(feeds, _FEW)

@@ -24,6 +24,7 @@ from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.convert.random_inputs import NoRandomInputsError
 from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.quantize.check_result import compare_with_float
+from qtool.workflows.quantize.decoder_output import bring_decoder_files
 
 FLOAT_SUFFIX = ".float.onnx"
 # Operators with integer arithmetic.
@@ -106,6 +107,7 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
     with staged(output) as path:
         with progress.task(f"writing {output.name}"):
             save_graph(model, path)
+            bring_decoder_files(request.model, path, output)
         progress.note("comparing the two models in onnxruntime")
         # Keeps the exact meaning of the integers on every processor.
         execution = OnnxruntimeExecution(form=with_exact_sums if sums_saturate() else as_it_is)

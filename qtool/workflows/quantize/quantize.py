@@ -15,6 +15,7 @@ from qtool.planning import build_plan
 from qtool.progress import SILENT, Progress
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.quantize.checked_result import CheckedResult, write_and_check
+from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.find_quantization import (
     FoundQuantization,
     check_plan,
@@ -87,6 +88,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
         report = _report(found, checked, floats, path, request, progress)
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
+        bring_decoder_files(request.source.path, path, output)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
 

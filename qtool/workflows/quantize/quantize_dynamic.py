@@ -17,6 +17,7 @@ from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.checked_result import write_and_check
+from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
@@ -90,6 +91,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         )
         manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
+        bring_decoder_files(request.source.path, path, output)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
 

@@ -24,6 +24,7 @@ from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.checked_result import write_and_check
+from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions
 from qtool.workflows.quantize.prepare import prepare
@@ -105,6 +106,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             float_bytes=model_bytes(floats.file),
             quantized_bytes=model_bytes(path),
         )
+        bring_decoder_files(request.source.path, path, output)
         manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)

@@ -1,0 +1,1 @@
+"""Converts decoders of language models."""
