@@ -152,8 +152,8 @@ def block_method(given: str, *, has_data: bool) -> BlockMethod | None:
     """
     if given not in _METHODS:
         raise UsageError(f"there is no weight method '{given}'", fix=f"use one of {', '.join(_METHODS)}")
-    if given == BlockMethod.GPTQ and not has_data:
-        raise UsageError("--weight-method gptq needs calibration data", fix="add --calib-data, or use mse")
+    if given not in (AUTO, BlockMethod.RTN, BlockMethod.MSE) and not has_data:
+        raise UsageError(f"--weight-method {given} needs calibration data", fix="add --calib-data, or use mse")
     return None if given == AUTO else BlockMethod(given)
 
 
