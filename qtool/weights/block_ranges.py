@@ -22,7 +22,7 @@ from qtool.weights.block_quantization import (
 )
 
 # Fractions of a block's range that are tried; with few bits much is worth clipping.
-_SHARES = np.linspace(1.0, 0.5, 21)
+_SHARES = np.linspace(1.0, 0.52, 13)
 # Weights of which the candidates are held at once.
 _VALUES = 1 << 18
 

@@ -54,6 +54,28 @@ class BitsForms:
             noise=self.noise,
         )
 
+    def alone(self, name: str, bits: int) -> WeightOnlyChoice:
+        """Returns one weight with so many bits, all others being float."""
+        return WeightOnlyChoice(
+            plan=with_bits(self.plan, {name: bits}),
+            weights={name: self.by_bits[bits][name]},
+            method=self.method,
+            model=self.model,
+        )
+
+    def usual(self) -> BitsForms:
+        """Returns the same without bits whose products are slow."""
+        tables = _tables(self.plan)
+        options = {
+            name: [
+                form
+                for form in forms
+                if form.bits in (FLOAT_BITS, *(_BITS_OF_TABLES if name in tables else _BITS_OF_PRODUCTS))
+            ]
+            for name, forms in self.options.items()
+        }
+        return replace(self, options=options)
+
 
 def measured_forms(
     evaluation: WeightOnlyEvaluation,
@@ -73,7 +95,7 @@ def measured_forms(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
     """
-    tables = {name for name, item in plan.weights.items() if any(plan.layers[node] == "Gather" for node in item.nodes)}
+    tables = _tables(plan)
     bits_of = {
         name: tuple(sorted({*_BITS_OF_TABLES} if name in tables else {*_BITS_OF_PRODUCTS, *more_bits}))
         for name in plan.weights
@@ -84,18 +106,26 @@ def measured_forms(
         names = [name for name, allowed in bits_of.items() if bits in allowed]
         some = with_bits(plan, dict.fromkeys(names, bits))
         by_bits[bits] = evaluation.guided(some, progress, (method,), scales=guided.scales).weights[method]
-    model = guided.prepared(evaluation.model, method)
+    forms = BitsForms(
+        plan=plan,
+        method=method,
+        model=guided.prepared(evaluation.model, method),
+        by_bits=by_bits,
+        noise={},
+        options={},
+    )
     noise = {}
     with progress.task("measuring sensitivity", len(plan.weights)) as advance:
         for name in plan.weights:
-            alone = with_bits(plan, {name: _MEASURED_BITS})
-            weights = {name: by_bits[_MEASURED_BITS][name]}
-            choice = WeightOnlyChoice(plan=alone, weights=weights, method=method, model=model)
-            sqnr_db = evaluation.sqnr_db(choice)
+            sqnr_db = evaluation.sqnr_db(forms.alone(name, _MEASURED_BITS))
             noise[name] = 0.0 if sqnr_db == math.inf else 10.0 ** (-sqnr_db / 10.0)
             advance(1)
     options = {name: _options(by_bits, name, noise[name], bits_of[name]) for name in plan.weights}
-    return BitsForms(plan=plan, method=method, model=model, by_bits=by_bits, noise=noise, options=options)
+    return replace(forms, noise=noise, options=options)
+
+
+def _tables(plan: WeightOnlyPlan) -> set[str]:
+    return {name for name, item in plan.weights.items() if any(plan.layers[node] == "Gather" for node in item.nodes)}
 
 
 def _by_best(

@@ -7,7 +7,7 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.search.mixed_bits import bits_for_noise, bits_for_size
 from qtool.workflows.quantize.weight_only_request import BitsGoal
-from qtool.workflows.tune.bits_forms import measured_forms
+from qtool.workflows.tune.bits_forms import BitsForms, measured_forms
 from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
 from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
 
@@ -44,11 +44,22 @@ def find_bits(
         return forms.mixed(bits_for_size(options, room))
     if goal.min_sqnr_db is None:
         raise AssertionError("a goal names one of the two")
-    wanted = goal.min_sqnr_db
+    return bits_for_sqnr(evaluation, forms, goal.min_sqnr_db)[0]
+
+
+def bits_for_sqnr(
+    evaluation: WeightOnlyEvaluation, forms: BitsForms, least_db: float
+) -> tuple[WeightOnlyChoice, float]:
+    """Returns the weights in few bytes whose worst output reaches ``least_db``, and what it reaches.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    wanted = least_db
     for _ in range(_ROUNDS):
-        found = forms.mixed(bits_for_noise(options, 10.0 ** (-wanted / 10.0)))
-        missing = goal.min_sqnr_db - evaluation.sqnr_db(found)
-        if missing <= 0.0 or not found.weights:
+        found = forms.mixed(bits_for_noise(forms.options, 10.0 ** (-wanted / 10.0)))
+        reached = evaluation.sqnr_db(found)
+        if reached >= least_db or not found.weights:
             break
-        wanted += missing + _MARGIN_DB
-    return found
+        wanted += least_db - reached + _MARGIN_DB
+    return found, reached

@@ -46,6 +46,7 @@ class WeightOnlyEvaluation:
         samples: CheckSamples,
         folder: Path,
         *,
+        evaluation_samples: int = _EVALUATION_SAMPLES,
         threads: int = 0,
     ) -> None:
         """Runs the float model ``original`` on the evaluation samples; ``model`` is the same after ``prepare``.
@@ -56,6 +57,7 @@ class WeightOnlyEvaluation:
             scheme: which integers weights become.
             samples: the data.
             folder: where weights are kept until they are needed.
+            evaluation_samples: about how many samples models are compared on, at most half of all.
             threads: threads inside an operator; 0 is one per core.
 
         Raises:
@@ -66,7 +68,7 @@ class WeightOnlyEvaluation:
         self._scheme = scheme
         self._threads = threads
         self._folder = folder
-        self._split = TuningSplit(original, samples, evaluation_samples=_EVALUATION_SAMPLES)
+        self._split = TuningSplit(original, samples, evaluation_samples=evaluation_samples)
         self._evaluator = OutputEvaluator(original, self._split.evaluation, view=judged_outputs, threads=threads)
         self.model = model
 
