@@ -16,12 +16,12 @@ from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.search.stored_blocks import StoredBlocks
-from qtool.weights.awq import Floats, awq_scales, scaled_hessian
-from qtool.weights.awq_places import ScalableInput, fold_scales, scalable_inputs
+from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.block_choices import BlockMethod
 from qtool.weights.block_gptq import gptq_blocks
 from qtool.weights.block_quantization import BlockWeight, Matrix, rescaled_outputs, round_blocks
 from qtool.weights.block_ranges import least_squares_blocks
+from qtool.weights.channel_scaling import Floats
 from qtool.weights.gptq_layer import curvature_of
 from qtool.weights.input_hessian import LayerInput, gather_hessians, hessian_tensors, layer_inputs
 

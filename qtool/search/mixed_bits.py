@@ -55,7 +55,9 @@ def _without_needless(
 ) -> dict[str, BitsOption]:
     """Takes steps back that a later, large one has made needless, those that save most first."""
     kept = dict(found)
-    back = [(form.size - smaller.size, name, smaller) for name, form in found.items() for smaller in _line(options[name])]
+    back = [
+        (form.size - smaller.size, name, smaller) for name, form in found.items() for smaller in _line(options[name])
+    ]
     for saved, name, smaller in sorted(back, key=lambda step: -step[0]):
         others = sum(form.noise for other, form in kept.items() if other != name)
         if saved > 0.0 and smaller.size < kept[name].size and others + smaller.noise <= most:

@@ -12,8 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from qtool.runtime.graphs import open_graph
-from qtool.weights.awq import awq_scales, scaled_hessian
-from qtool.weights.awq_places import fold_scales, scalable_inputs
+from qtool.weights.awq import awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.block_grid import BlockGrid
 from qtool.weights.block_quantization import round_blocks
 

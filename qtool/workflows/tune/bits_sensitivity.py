@@ -264,8 +264,8 @@ def _write_csv(report: BitsSensitivityReport, path: Path) -> None:
 
 
 def _draw(report: BitsSensitivityReport, path: Path, *, title: str) -> None:
-    from qtool.reporting.line_chart import CurvePoint as Point
-    from qtool.reporting.line_chart import draw_curve
+    from qtool.reporting.charts import CurvePoint as Point
+    from qtool.reporting.charts import draw_curve
 
     points = [
         Point(x=point.file_bytes / 1e6, y=point.sqnr_db, label=point.goal)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
+from qtool.graph.specs import model_specs
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
@@ -20,9 +22,9 @@ from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.stored_blocks import StoredBlocks
-from qtool.weights.awq import Floats
 from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
@@ -68,7 +70,9 @@ class WeightOnlyEvaluation:
         self._scheme = scheme
         self._threads = threads
         self._folder = folder
-        self._split = TuningSplit(original, samples, evaluation_samples=evaluation_samples)
+        self._split = TuningSplit(
+            original, _with_output_bytes(original, samples, threads), evaluation_samples=evaluation_samples
+        )
         self._evaluator = OutputEvaluator(original, self._split.evaluation, view=judged_outputs, threads=threads)
         self.model = model
 
@@ -135,6 +139,16 @@ class WeightOnlyEvaluation:
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
         """Returns the seconds of each kernel in one run, by the node's name."""
         return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
+
+
+def _with_output_bytes(original: ir.Model, samples: CheckSamples, threads: int) -> CheckSamples:
+    """Measures the size of the outputs in a run: shapes behind operators of other domains are not known before."""
+    feed = next(iter(samples.data.feeds(samples.dataset, *model_specs(original))))
+    with open_graph(judged_outputs(original), threads=threads) as session:
+        made = sum(value.nbytes for value in session.run(feed).values())
+    rows = max(int(next(iter(feed.values())).shape[0]) if next(iter(feed.values())).ndim else 1, 1)
+    memory = replace(samples.memory, output_bytes=max(made // rows, samples.memory.output_bytes))
+    return replace(samples, memory=memory)
 
 
 def judged_outputs(model: ir.Model) -> ir.Model:
