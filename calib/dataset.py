@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtool.calib.datasets.base import Dataset
-from qtool.calib.datasets.listing import ARRAY_SUFFIXES, IMAGE_SUFFIXES, sample_files
+from qtool.calib.datasets.listing import ARRAY_SUFFIXES, IMAGE_SUFFIXES, TEXT_SUFFIXES, sample_files
 from qtool.calib.errors import CalibError
 
 if TYPE_CHECKING:
     from qtool.calib.datasets.images import Preprocess
+    from qtool.calib.datasets.text_file import TextOptions
 
-_KINDS = "an .npz or .npy file, a folder of .npy/.npz files or of images, or pkg.module:function"
+_KINDS = "an .npz or .npy file, a folder of .npy/.npz files or of images, a .txt file, or pkg.module:function"
 
 
-def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Dataset:
+def open_dataset(source: str, *, preprocess: Preprocess | None = None, text: TextOptions | None = None) -> Dataset:
     """Opens ``source`` without reading its values.
 
     Args:
-        source: an ``.npz`` or ``.npy`` file, a folder of such files, a folder of images, or a function that yields
-            feeds, as ``pkg.module:function`` or ``file.py:function``.
+        source: an ``.npz`` or ``.npy`` file, a folder of such files, a folder of images, a file of text, or a function
+            that yields feeds, as ``pkg.module:function`` or ``file.py:function``.
         preprocess: how images become arrays; required for images, an error for other data.
+        text: how text becomes tokens; required for text, without effect on other data.
 
     Raises:
         CalibError: the source does not exist, is not data, or is damaged.
@@ -39,6 +41,9 @@ def open_dataset(source: str, *, preprocess: Preprocess | None = None) -> Datase
         raise CalibError(f"there is no data at {source}", fix=_nearest(path))
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise CalibError(f"{source} is a single image", fix=f"give the folder of images, {path.parent}")
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        _refuse(preprocess, source)
+        return _open_text(path, text)
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise CalibError(f"{source} is not a supported kind of data", fix=f"give {_KINDS}")
     from qtool.calib.datasets.array_file import ArrayFile
@@ -72,6 +77,17 @@ def _open_folder(folder: Path, preprocess: Preprocess | None) -> Dataset:
         _refuse(preprocess, str(folder))
         return ArrayFolder(folder, arrays)
     raise CalibError(f"{folder} has no samples: no .npy, .npz or image file in it", fix=f"give {_KINDS}")
+
+
+def _open_text(path: Path, options: TextOptions | None) -> Dataset:
+    from qtool.calib.datasets.text_file import TextFile
+
+    if options is None:
+        raise CalibError(
+            f"{path} is text, and there is no tokenizer.json beside the model to make tokens of it",
+            fix="put it there, or name it: --tokenizer FOLDER",
+        )
+    return TextFile(path, options)
 
 
 def _names_function(source: str) -> bool:

@@ -12,6 +12,7 @@ from qtool.calib.specs import Array
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+TEXT_SUFFIXES = frozenset({".txt", ".md"})
 
 
 def sample_files(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.base import Dataset, Remark
 from qtool.calib.specs import Array, Dim, Feed, TensorSpec
 
 # A state is also an output, with the same name or with one of these added.
 _STATE_NAMES = re.compile(r"state|hidden|cell|cache|past|memory|carry|(^|[_./])[hc](_?(0|in|n|prev))?($|[_./])", re.I)
 # A free dimension of such a name counts previous steps, of which there are none.
 _PAST_NAMES = re.compile("past|cache", re.I)
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,13 @@ class Fed:
     zeros: tuple[TensorSpec, ...]
 
     @property
-    def remark(self) -> str:
-        """Names the inputs that are filled with zeros."""
-        names = ", ".join(f"'{spec.name}'" for spec in self.zeros)
-        return f"no array {names} in the data: filled with zeros, as at the start of a sequence"
+    def remark(self) -> str | None:
+        """Names the inputs that are filled with zeros; None where there are none, or caches that begin empty."""
+        names = [f"'{spec.name}'" for spec in self.zeros if empty_state(spec, 1).size]
+        if not names:
+            return None
+        shown = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
+        return f"no array {shown} in the data: filled with zeros, as at the start of a sequence"
 
     def filled(self, feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
         """Adds the zeros to every feed."""
@@ -60,6 +64,54 @@ def split_inputs(dataset: Dataset, inputs: Sequence[TensorSpec], outputs: Sequen
     if not stored or is_spare or not others:
         return Fed(given=tuple(inputs), zeros=())
     return Fed(given=tuple(others), zeros=tuple(missing))
+
+
+def states_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Returns the inputs that a model hands from one step to the next."""
+    return tuple(spec for spec in inputs if _is_state(spec, outputs))
+
+
+def empty_state(spec: TensorSpec, rows: int) -> Array:
+    """Returns a state as at the start of a sequence, for so many rows."""
+    first = spec.shape[0] if spec.shape else None
+    return _zeros(spec, {first: rows} if isinstance(first, str) else {})
+
+
+class ZeroStates:
+    """A dataset that also fills the states of a model, where it does not hold them."""
+
+    def __init__(self, dataset: Dataset, outputs: Sequence[TensorSpec]) -> None:
+        """Wraps ``dataset`` for a model with these outputs."""
+        self._dataset, self._outputs = dataset, outputs
+
+    @property
+    def count(self) -> int | None:
+        """The number of samples, where the dataset knows it."""
+        return self._dataset.count
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Describes the arrays that are stored."""
+        return self._dataset.specs()
+
+    def array(self, name: str) -> Array | None:
+        """Loads one stored array whole; see ``Dataset.array``."""
+        return self._dataset.array(name)
+
+    def feeds(
+        self,
+        inputs: Sequence[TensorSpec],
+        *,
+        batch_size: int = 1,
+        limit: int | None = None,
+        skip: int = 0,
+        remark: Remark | None = None,
+    ) -> Iterator[dict[str, Array]]:
+        """Streams batches with zeros for the states; see ``Dataset.feeds``."""
+        fed = split_inputs(self._dataset, inputs, self._outputs)
+        if fed.remark is not None and remark is not None:
+            remark(fed.remark)
+        feeds = self._dataset.feeds(fed.given, batch_size=batch_size, limit=limit, skip=skip, remark=remark)
+        return fed.filled(feeds) if fed.zeros else feeds
 
 
 def _is_state(spec: TensorSpec, outputs: Sequence[TensorSpec]) -> bool:

@@ -30,6 +30,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
+from qtool.cli.options.text import TokenizerOption, TokensOption
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def calibrate(
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
+    tokenizer: TokenizerOption = None,
+    tokens: TokensOption = None,
     target: TargetOption = None,
     activations_symmetric: ActivationsSymmetricOption = None,
     exact: Annotated[
@@ -68,20 +71,22 @@ def calibrate(
     Every range method of `qtool quantize` and `qtool sensitivity` can work from them.
     """
     from qtool.backends.this_machine import target_named
+    from qtool.llm.text_for_model import graph_of, text_options
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
     from qtool.workflows.quantize.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    path = model_path(model)
+    path = graph_of(model_path(model))
     if not calib_data:
         raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
+    text = text_options((path,), tokenizer, tokens)
     machine = target_named(target)
     console.progress().note(machine.description)
     report = run(
         CalibrateRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
             output=output,
             output_dir=output_dir,
             scheme=machine.scheme,

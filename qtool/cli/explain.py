@@ -44,6 +44,7 @@ def explain(
 
     Of a quantized model; with what would change it.
     """
+    from qtool.llm.text_for_model import text_options
     from qtool.workflows.diagnose.explain import ExplainRequest
     from qtool.workflows.diagnose.explain import explain as run
     from qtool.workflows.quantize.data_request import DataRequest
@@ -51,7 +52,8 @@ def explain(
     console = Console(json=json, quiet=quiet, debug=debug)
     samples = None
     if data is not None:
-        samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+        text = text_options((model,), None, None)
+        samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
     found = run(ExplainRequest(model=model, name=name, data=samples, threads=threads), console.progress())
     if json:
         console.json(_as_json(found))

@@ -123,12 +123,14 @@ def inspect(
         )
     found = None
     if analyses:
+        from qtool.llm.text_for_model import text_options
         from qtool.workflows.diagnose.inspect_graph import AnalysisRequest, analyse
         from qtool.workflows.quantize.data_request import DataRequest
 
         samples = None
         if data is not None:
-            samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+            text = text_options((path,), None, None)
+            samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
         request = AnalysisRequest(
             model=path,
             input_shapes=shapes.dims,

@@ -141,6 +141,7 @@ def merge_lora(
 
     In float64, rounded once; the weights may be in torch files, safetensors or an ONNX graph, also a quantized one.
     """
+    from qtool.llm.text_for_model import text_options
     from qtool.workflows.lora.merge_weights import merge_lora as run
     from qtool.workflows.lora.request import MergeRequest
     from qtool.workflows.quantize.data_request import data_request
@@ -156,7 +157,10 @@ def merge_lora(
     if as_adapter and calib_data:
         raise UsageError("--calib-data has no effect with --as-adapter", fix="drop --calib-data")
     _check_belongs_to_data(bool(calib_data), preprocess, batch_size, limit)
-    data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit) if calib_data else None
+    data = None
+    if calib_data:
+        text = text_options((base,), None, None)
+        data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
     report = run(
         MergeRequest(
             base=base,

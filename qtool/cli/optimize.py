@@ -100,6 +100,7 @@ def optimize(
     Outputs are compared with those before, on real or random inputs.
     """
     from qtool.backends.this_machine import target_named
+    from qtool.llm.text_for_model import text_options
     from qtool.workflows.optimize.optimize import OptimizeRequest
     from qtool.workflows.optimize.optimize import optimize as run
     from qtool.workflows.quantize.data_request import DataRequest
@@ -107,6 +108,7 @@ def optimize(
     console = Console(json=json, quiet=quiet, debug=debug)
     if no_check and (data is not None or tolerance is not None):
         raise UsageError("--data and --tolerance have no effect with --no-check", fix="drop them, or --no-check")
+    text = None if data is None else text_options((model,), None, None)
     request = OptimizeRequest(
         model=model,
         output=output,
@@ -117,7 +119,7 @@ def optimize(
         target=None if target is None else target_named(target).scheme.target,
         data=None
         if data is None
-        else DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+        else DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
         tolerance=tolerance,
         check=not no_check,
         dry_run=dry_run,

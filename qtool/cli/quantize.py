@@ -66,6 +66,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
+from qtool.cli.options.text import TokenizerOption, TokensOption
 from qtool.cli.options.timing import MachineProfileOption, SmallestOption, timing_of
 from qtool.cli.options.weight_only import AUTO as BEST
 from qtool.cli.options.weight_only import (
@@ -135,6 +136,8 @@ def quantize(
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
+    tokenizer: TokenizerOption = None,
+    tokens: TokensOption = None,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
@@ -169,6 +172,7 @@ def quantize(
     from qtool.backends.registry import FALLBACK_BACKEND, backend_named
     from qtool.backends.this_machine import target_named
     from qtool.cli.output.quantize import plan_as_json, report_as_json, show_plan, show_report
+    from qtool.llm.text_for_model import graph_of, text_options
     from qtool.schemes import as_dynamic
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
@@ -178,10 +182,12 @@ def quantize(
     from qtool.workflows.tune.efforts import searches
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    source = model_source(model_path(model), factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
+    path = graph_of(model_path(model))
+    source = model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global))
     data = None
     if calib_data:
-        data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+        text = text_options((path,), tokenizer, tokens)
+        data = data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
     patterns = {"include": include, "exclude": exclude, "dynamic": dynamic}
     selection = NodeSelection(**{name: tuple(given or ()) for name, given in patterns.items()})
     schemes = SchemeOptions(

@@ -47,8 +47,12 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
+from qtool.cli.options.text import NewTokensOption, PromptOption, ReportTokensOption, TokenizerOption
 from qtool.cli.output.report import Destinations, deliver, destinations
 from qtool.errors import UsageError
+
+# Longer rows than calibration takes, since what is said late in a text is said of more.
+_ROW_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,8 @@ def report(
         ),
     ] = None,
     limit: LimitOption = None,
+    tokenizer: TokenizerOption = None,
+    tokens: ReportTokensOption = None,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
@@ -107,6 +113,8 @@ def report(
         bool, typer.Option("--no-latency", help="Do not time the models.", rich_help_panel=MEASUREMENTS)
     ] = False,
     metric: MetricOption = None,
+    prompt: PromptOption = None,
+    new_tokens: NewTokensOption = 48,
     batch_sizes: BatchSizesOption = None,
     thread_counts: ThreadCountsOption = None,
     cold_start: ColdStartOption = False,
@@ -132,6 +140,7 @@ def report(
     Without models, it reports on the newest run of `qtool quantize` in the output folder.
     """
     from qtool.calib.datasets.images import Preprocess
+    from qtool.llm.text_for_model import graph_of, text_options
     from qtool.metrics.task import metric_named
     from qtool.reporting.baseline import read_baseline
     from qtool.reporting.gates import enforce, parse_gate, told
@@ -155,13 +164,12 @@ def report(
     chosen = _choose(float_model, tuple(quantized_models or ()), tuple(data or ()), preprocess, output_dir or Path())
     if chosen.is_calibration_data:
         console.warn(f"the model was calibrated on {chosen.data[0]}: new data may give worse figures")
+    base, *others = map(graph_of, (chosen.float_model, *chosen.quantized_models))
     request = ReportRequest(
-        float_model=chosen.float_model,
-        quantized_models=chosen.quantized_models,
+        float_model=base,
+        quantized_models=tuple(others),
         datasets=tuple(map(DataSource.parse, chosen.data)),
-        conversion=model_source(
-            chosen.float_model, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)
-        ),
+        conversion=model_source(base, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
         preprocess=None if chosen.preprocess is None else Preprocess.parse(chosen.preprocess),
         labels=labels,
         batch_size=batch_size,
@@ -181,6 +189,9 @@ def report(
         inside=_inside(layers, where),
         histograms=tuple(histogram or ()),
         runtimes=runtimes(runtime),
+        text=text_options((base, *others), tokenizer, tokens, usual=_ROW_TOKENS),
+        prompts=tuple(prompt or ()),
+        new_tokens=new_tokens,
     )
     result = compare(request, console.progress())
     deliver(result, where, console)

@@ -30,6 +30,7 @@ from qtool.cli.options.shared import (
     ThreadsOption,
     TrustPickleOption,
 )
+from qtool.cli.options.text import TokenizerOption, TokensOption
 from qtool.cli.options.weight_only import BlockSizeOption, weight_only_scheme
 from qtool.errors import UsageError
 from qtool.weights.block_choices import WeightFormat
@@ -66,6 +67,8 @@ def sensitivity(
     preprocess: PreprocessOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
+    tokenizer: TokenizerOption = None,
+    tokens: TokensOption = None,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
@@ -84,6 +87,7 @@ def sensitivity(
     """
     from qtool.backends.this_machine import target_named
     from qtool.cli.output.bits_sensitivity import run_bits
+    from qtool.llm.text_for_model import graph_of, text_options
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
     from qtool.workflows.tune.bits_sensitivity import BitsSensitivityRequest
@@ -91,9 +95,10 @@ def sensitivity(
     from qtool.workflows.tune.sensitivity import sensitivity as run
 
     console = Console(json=json, quiet=quiet, debug=debug)
-    path = model_path(model)
+    path = graph_of(model_path(model))
     if not calib_data:
         raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
+    text = text_options((path,), tokenizer, tokens)
     machine = target_named(target)
     console.progress().note(machine.description)
     if bits:
@@ -103,7 +108,7 @@ def sensitivity(
             console,
             BitsSensitivityRequest(
                 source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-                data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+                data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
                 scheme=weight_only_scheme(
                     machine.scheme,
                     bits=None,
@@ -128,7 +133,7 @@ def sensitivity(
     report = run(
         SensitivityRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit),
+            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
             scheme=machine.scheme,
             method=chosen_range_method(method, {}),
             chosen_ranges=method == AUTO,

@@ -68,6 +68,7 @@ def split(
 
     Their outputs are compared with those of the whole.
     """
+    from qtool.llm.text_for_model import text_options
     from qtool.workflows.optimize.split import SplitRequest
     from qtool.workflows.optimize.split import split as run
     from qtool.workflows.quantize.data_request import DataRequest
@@ -84,7 +85,8 @@ def split(
         )
     samples = None
     if data is not None:
-        samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit)
+        text = text_options((model,), None, None)
+        samples = DataRequest(source=data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text)
     report = run(
         SplitRequest(
             model=model,

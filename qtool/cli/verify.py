@@ -184,14 +184,18 @@ def _upgrade(
         return None
     if data is None and (preprocess or batch_size or limit):
         raise UsageError("--preprocess, --batch-size and --limit belong to --data", fix="give samples with --data")
+    from qtool.llm.text_for_model import text_options
     from qtool.runtime.environments import checked_versions
     from qtool.workflows.diagnose.runtime_versions import USUAL_ROUNDS, VersionsRequest
     from qtool.workflows.quantize.data_request import data_request
 
+    text = None if data is None else text_options((model,), None, None)
     return VersionsRequest(
         model=model,
         versions=checked_versions(versions),
-        data=None if data is None else data_request((data,), preprocess=preprocess, batch_size=batch_size, limit=limit),
+        data=None
+        if data is None
+        else data_request((data,), preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
         python=python,
         environments=environments,
         threads=threads,

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import TensorSpec
+from qtool.graph.decoder_caches import head_size
 from qtool.image_layout import image_layout
 
 
@@ -18,6 +19,8 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
         shape = None
         if value.shape is not None:
             shape = tuple(_length(dim) for dim in value.shape)
+            if shape and not isinstance(shape[-1], int) and (size := head_size(value)) is not None:
+                shape = (*shape[:-1], size)
         dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
         specs.append(TensorSpec(value.name or "", dtype, shape, image_layout(value)))
     return tuple(specs)

@@ -90,18 +90,29 @@ class SessionGroup:
         """How many models there are, the float model included."""
         return len(self._sessions)
 
-    def runs(self, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    @property
+    def models(self) -> tuple[RunningModel, ...]:
+        """The models themselves."""
+        return self._sessions
+
+    def runs(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Iterator[dict[str, Array]]:
         """Yields the outputs of one model after the other, so that one at a time is held beside what is kept.
+
+        Args:
+            feeds: the inputs.
+            outputs: the outputs to return; None for all.
 
         Raises:
             RuntimeRefusedError: a runtime stops while it runs one of them.
         """
         for session in self._sessions:
-            yield session.run(feeds)
+            yield session.run(feeds, outputs)
 
-    def timed(self, feeds: Mapping[str, Array]) -> tuple[Callable[[], object], ...]:
-        """Returns what runs each model on ``feeds``."""
-        return tuple(partial(session.run, feeds) for session in self._sessions)
+    def timed(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> tuple[Callable[[], object], ...]:
+        """Returns what runs each model on ``feeds`` and returns the named outputs, by default all."""
+        return tuple(partial(session.run, feeds, outputs) for session in self._sessions)
 
 
 @contextmanager

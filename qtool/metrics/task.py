@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qtool.calib.datasets.python_function import imported
 from qtool.calib.specs import Array
 from qtool.errors import InputError, UsageError
+from qtool.llm.perplexity_meter import PerplexityMeter
 from qtool.metrics.detection import DetectionMeter
 from qtool.metrics.judged_batch import Batch, MetricMeter, called_with
 from qtool.metrics.text_scores import WordErrorMeter, edit_accuracy
@@ -164,6 +165,7 @@ METRICS: Mapping[str, Metric] = {
     "cosine": Metric(name="cosine", start=partial(MeanMeter, _cosine)),
     "edit": Metric(name="edit", start=partial(MeanMeter, edit_accuracy), owns_labels=True),
     "wer": Metric(name="wer", start=partial(WordErrorMeter, "wer"), owns_labels=True, lower_is_better=True),
+    "perplexity": Metric(name="perplexity", start=PerplexityMeter, owns_labels=True, lower_is_better=True),
     "detection": Metric(name="detection", start=partial(DetectionMeter, "detection"), owns_labels=True),
 }
 

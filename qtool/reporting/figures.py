@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from qtool.llm.language_readers import of_language, of_times, perplexity
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval
 from qtool.reporting.figure_readers import (
@@ -28,7 +29,7 @@ from qtool.reporting.figure_readers import (
 )
 from qtool.reporting.model import Measured, ModelComparison, ModelReport
 
-Need: TypeAlias = Literal["labels", "latency", "cold start", "metric"]
+Need: TypeAlias = Literal["labels", "latency", "cold start", "metric", "text", "token times"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Figure:
     @property
     def of_data(self) -> bool:
         """Whether it depends on the data, and so differs from dataset to dataset."""
-        return self.of_output is not None or self.need in ("labels", "metric")
+        return self.of_output is not None or self.need in ("labels", "metric", "text")
 
 
 def with_figures(comparison: ModelComparison) -> ModelComparison:
@@ -110,6 +111,14 @@ def _bound(read: Callable[[Interval], float], description: str) -> Figure:
     return Figure(unit="x", description=description, read=of_speedup, need="latency")
 
 
+def _of_text(read: Read, unit: str, description: str) -> Figure:
+    return Figure(unit=unit, description=description, read=read, need="text", noisy=True)
+
+
+def _of_tokens(read: Read, unit: str, description: str) -> Figure:
+    return Figure(unit=unit, description=description, read=read, need="token times", noisy=True)
+
+
 def _always(read: Read, unit: str, description: str) -> Figure:
     return Figure(unit=unit, description=description, read=read)
 
@@ -149,6 +158,49 @@ FIGURES: Mapping[str, Figure] = {
     "metric": _judged(_METRIC, "score of the quantized model"),
     "metric_float": _judged(_METRIC_FLOAT, "score of the float model"),
     "metric_drop": _judged(_metric_lost, "how much worse the score of the quantized model is"),
+    "perplexity": _of_text(perplexity(_quantized), "", "perplexity of the quantized model"),
+    "perplexity_float": _of_text(perplexity(_float), "", "perplexity of the float model"),
+    "perplexity_rise": _of_text(
+        of_language(lambda score: score.rise, "%"), "%", "how much higher the quantized model's perplexity is"
+    ),
+    "kl": _of_text(
+        of_language(lambda score: score.divergence, ""),
+        "nats",
+        "mean Kullback-Leibler divergence of the quantized model's next tokens from the float model's",
+    ),
+    "same_token": _of_text(
+        of_language(lambda score: score.same_token, "%"), "%", "positions at which both find the same token most likely"
+    ),
+    "prefill": _of_tokens(
+        of_times(_quantized, lambda times: times.prefill), "tokens/s", "tokens of a prompt a second, quantized model"
+    ),
+    "prefill_float": _of_tokens(
+        of_times(_float, lambda times: times.prefill), "tokens/s", "tokens of a prompt a second, float model"
+    ),
+    "prefill_speedup": _of_tokens(
+        of_times(_quantized, lambda times: times.prefill_speedup), "x", "float time over quantized time of a prompt"
+    ),
+    "decode": _of_tokens(
+        of_times(_quantized, lambda times: times.decode), "tokens/s", "tokens added a second, quantized model"
+    ),
+    "decode_float": _of_tokens(
+        of_times(_float, lambda times: times.decode), "tokens/s", "tokens added a second, float model"
+    ),
+    "decode_speedup": _of_tokens(
+        of_times(_quantized, lambda times: times.decode_speedup),
+        "x",
+        "float time over quantized time of a token added",
+    ),
+    "first_token_ms": _of_tokens(
+        of_times(_quantized, lambda times: times.first_token_ms),
+        "ms",
+        "time from a prompt to the first token after it, quantized model",
+    ),
+    "first_token_float_ms": _of_tokens(
+        of_times(_float, lambda times: times.first_token_ms),
+        "ms",
+        "time from a prompt to the first token after it, float model",
+    ),
     "latency_ms": _timed(latency(_quantized, "median"), "ms", "median time of one sample, quantized model"),
     "latency_float_ms": _timed(latency(_float, "median"), "ms", "median time of one sample, float model"),
     "latency_p95_ms": _timed(latency(_quantized, "p95"), "ms", "95th percentile of that time, quantized model"),

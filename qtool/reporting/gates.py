@@ -26,6 +26,7 @@ _COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
 }
 # With fewer rounds, a confidence interval is no wider than the rounds by chance are.
 _FEWEST_ROUNDS = 8
+_TIMED = ("latency", "token times")
 _FORM = re.compile(
     r"\s*(?P<figure>\w+)(\[(?P<output>.+)\])?\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<limit>[^\s<>=!]+)\s*"
 )
@@ -74,7 +75,7 @@ def parse_gate(text: str) -> Gate:
         UsageError: it has another form, or the figure is unknown.
     """
     found = _FORM.fullmatch(text)
-    limit = None if found is None else _number(found["limit"])
+    limit = None if found is None else _number(found["limit"], found["figure"])
     if found is None or limit is None:
         raise UsageError(
             f"'{text}' is not a condition",
@@ -100,6 +101,7 @@ def check_gates(
     rounds: int,
     cold_start: bool = False,
     metric: bool = False,
+    text: bool = False,
     data: str = "the data",
 ) -> None:
     """Rejects gates that no report on this data could evaluate, before anything runs.
@@ -111,6 +113,7 @@ def check_gates(
         rounds: rounds of the latency measurement; 0 where it is not to be measured.
         cold_start: whether the time to the first result is to be measured.
         metric: whether there is a metric.
+        text: whether the data is text.
         data: what errors call the data.
 
     Raises:
@@ -123,13 +126,17 @@ def check_gates(
                 f"'{gate}' needs labels and {data} has none",
                 fix="name the array of class indices with --labels, or store it as '_label'",
             )
-        if need == "latency" and not rounds:
+        if need in ("text", "token times") and not text:
+            raise UsageError(
+                f"'{gate}' needs text, and {data} is none", fix="give a .txt file with --data, and a language model"
+            )
+        if need in _TIMED and not rounds:
             raise UsageError(f"'{gate}' needs the latency, which is not measured", fix="leave --no-latency out")
         if need == "metric" and not metric:
             raise UsageError(f"'{gate}' needs a metric", fix="name it with --metric")
         if need == "cold start" and not cold_start:
             raise UsageError(f"'{gate}' needs the cold start, which is not measured", fix="add --cold-start")
-        if need == "latency" and noisy and rounds < _FEWEST_ROUNDS:
+        if need in _TIMED and noisy and rounds < _FEWEST_ROUNDS:
             raise UsageError(
                 f"'{gate}' cannot be decided by {rounds} rounds",
                 fix=f"give at least --rounds {_FEWEST_ROUNDS}; 25 is the default",
@@ -239,12 +246,16 @@ def _why_missing(gate: Gate) -> str:
         return "it takes a float output of the shape (samples, classes): use sqnr_db or cosine"
     if gate.figure == "equal_values":
         return "it takes an output of integers: use sqnr_db or cosine"
+    if gate.figure.startswith("throughput"):
+        return "text runs one row at a time: use prefill or decode"
     return "the models have no float output to compare: use equal_values"
 
 
-def _number(text: str) -> float | None:
+def _number(text: str, figure: str) -> float | None:
+    """Reads a limit; a percent sign may stand behind that of a figure in percent."""
+    is_percent = figure in FIGURES and FIGURES[figure].unit == "%"
     try:
-        value = float(text)
+        value = float(text.removesuffix("%") if is_percent else text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None

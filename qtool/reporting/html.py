@@ -95,7 +95,9 @@ def _scatters(report: Report) -> list[_Figure]:
     for dataset in report.datasets:
         comparisons = report.on(dataset)
         on_data = f" on {dataset.name}" if len(report.datasets) > 1 else ""
-        accuracy = ("top1", "top1_float") if comparisons[0].figures["top1"].value is not None else ("agreement", None)
+        figures = comparisons[0].figures
+        known = [pair for pair in _WITH_FLOAT if figures[pair[0]].value is not None]
+        accuracy = known[0] if known else ("agreement", None)
         for figure, of_float, label in ((*accuracy, _ACCURACY[accuracy[0]]), ("sqnr_db", None, "SQNR, dB")):
             points = _points(comparisons, figure, of_float)
             if points:
@@ -106,7 +108,8 @@ def _scatters(report: Report) -> list[_Figure]:
     return found
 
 
-_ACCURACY = {"top1": "top-1 accuracy, %", "agreement": "same class as float, %"}
+_WITH_FLOAT = (("top1", "top1_float"), ("perplexity", "perplexity_float"))
+_ACCURACY = {"perplexity": "perplexity", "top1": "top-1 accuracy, %", "agreement": "same class as float, %"}
 
 
 def _points(comparisons: Sequence[ModelComparison], figure: str, of_float: str | None) -> list[Point]:

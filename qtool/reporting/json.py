@@ -56,6 +56,8 @@ def _comparison(comparison: ModelComparison) -> dict[str, Any]:
         "is_float": comparison.is_float,
         "fidelity": [{**asdict(output), "identical": output.identical} for output in comparison.fidelity],
         "speedup": None if comparison.speedup is None else asdict(comparison.speedup),
+        "language": None if comparison.language is None else asdict(comparison.language),
+        "answers": [asdict(answer) for answer in comparison.answers],
         "classes": [asdict(change) for change in comparison.classes],
         "samples": [_sample(sample) for sample in comparison.samples],
         "grid": [asdict(point) for point in comparison.grid],

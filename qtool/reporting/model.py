@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from qtool.llm.generation import Answer
+from qtool.llm.language_figures import TokenTimes
+from qtool.llm.mean_interval import Estimate
+from qtool.llm.perplexity import LanguageScore
 from qtool.metrics.accuracy import Accuracy, ClassChange
 from qtool.metrics.changed_samples import ChangedSample
 from qtool.metrics.fidelity import OutputFidelity
@@ -47,6 +51,8 @@ class ModelReport:
         overflowing_layers: the layers whose integer sums can overflow on this processor, by name.
         runtime: what ran it, a key of ``RUNTIMES``.
         target: what it was quantized for; None where it does not say.
+        perplexity: of a language model on a text; None on other data.
+        token_times: how fast a language model is; None on other data, or where times were not to be measured.
         misplaced: why its figures are not those of that target, in words; None where they are.
         latency: of one sample; None where it was not to be measured.
         throughput: samples a second in batches of the report's batch size; None where latency is.
@@ -70,6 +76,8 @@ class ModelReport:
     runtime: str = "onnxruntime"
     target: str | None = None
     misplaced: str | None = None
+    perplexity: Estimate | None = None
+    token_times: TokenTimes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +130,8 @@ class ModelComparison:
             the first.
         histograms: where the values of some of these tensors lie.
         grid: the times at other batch sizes and numbers of threads; empty where none were asked for.
+        language: what a text says of the two; None on other data.
+        answers: how both go on with prompts; empty without any.
         lower_is_better: whether a lower metric is a better one.
         is_float: whether the quantized model is none: it is the float model in another runtime.
         figures: everything above that has a name, as ``figures.with_figures`` fills it in.
@@ -137,6 +147,8 @@ class ModelComparison:
     layers: tuple[LayerFidelity, ...] = ()
     histograms: tuple[TensorHistogram, ...] = ()
     grid: tuple[GridPoint, ...] = ()
+    language: LanguageScore | None = None
+    answers: tuple[Answer, ...] = ()
     lower_is_better: bool = False
     is_float: bool = False
     figures: Mapping[str, Measured] = field(default_factory=dict)
@@ -173,12 +185,14 @@ class UsedData:
         source: where it was read from, as it was given.
         labels: the name of the labels; None without labels.
         samples: how many samples all ran on.
+        tokens: how many tokens of a text all predicted; None for other data.
     """
 
     name: str
     source: str
     labels: str | None
     samples: int
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

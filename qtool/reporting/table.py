@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qtool.llm.language_tables import answers_table, language_table, with_interval
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.reporting.figures import FIGURES
 from qtool.reporting.misplaced_table import misplaced_table
@@ -41,7 +42,12 @@ def tables(report: Report, *, changes: bool = True) -> tuple[Table, ...]:
     found = [overflow_table(report)] if any(model.overflowing_layers for model in report.models) else []
     if any(model.misplaced for model in report.models):
         found.append(misplaced_table(report))
-    found += [_models(report), _outputs(report)]
+    found.append(_models(report))
+    if any(comparison.language is not None for comparison in report.comparisons):
+        found.append(language_table(report))
+    if report.by_model[0].answers:
+        found.append(answers_table(report))
+    found.append(_outputs(report))
     if report.float_model.size_parts:
         found.append(sizes_table(report))
     for comparison in report.comparisons:
@@ -93,14 +99,22 @@ def _cells(row: _Row, comparisons: Sequence[ModelComparison]) -> tuple[str, ...]
 
 
 def _rows(report: Report) -> tuple[_Row, ...]:
+    times = report.float_model.token_times
+    one = "latency" if times is None else "one token"
+    prompt = "" if times is None else f", {times.prompt_tokens} tokens"
+    cached = "" if times is None else f", {times.cached_tokens} in the cache"
     return tuple(
         _Row(label=label, float_figure=left, figure=right, digits=digits, unit=unit, change=change)
         for label, left, right, digits, unit, change in (
             ("top-1 accuracy", "top1_float", "top1", 2, " %", "points"),
             ("top-5 accuracy", "top5_float", "top5", 2, " %", "points"),
             (f"{report.metric}", "metric_float", "metric", 4, "", "difference"),
-            ("latency, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
-            ("latency, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
+            ("perplexity", "perplexity_float", "perplexity", 3, "", "rise"),
+            (f"time to the first token{prompt}", "first_token_float_ms", "first_token_ms", 1, " ms", "faster"),
+            (f"prefill{prompt}", "prefill_float", "prefill", 1, " tokens/s", "prefill"),
+            (f"decode{cached}", "decode_float", "decode", 1, " tokens/s", "decode"),
+            (f"{one}, median", "latency_float_ms", "latency_ms", 3, " ms", "speedup"),
+            (f"{one}, p95", "latency_float_p95_ms", "latency_p95_ms", 3, " ms", "faster"),
             (f"throughput, batch {report.batch_size}", "throughput_float", "throughput", 1, " /s", "times"),
             ("cold start", "cold_start_float_ms", "cold_start_ms", 1, " ms", "faster"),
             ("size on disk", "size_float_mb", "size_mb", 2, " MB", "part"),
@@ -110,9 +124,15 @@ def _rows(report: Report) -> tuple[_Row, ...]:
 
 
 def _measured_on(report: Report) -> str:
-    measured = [" and ".join(f"{dataset.samples} samples of {_source(dataset)}" for dataset in report.datasets)]
+    measured = [
+        " and ".join(
+            f"{dataset.samples} {'rows' if dataset.tokens else 'samples'} of {_source(dataset)}"
+            for dataset in report.datasets
+        )
+    ]
     if report.rounds:
-        measured.append(f"{report.rounds} rounds in turns, one sample a run")
+        what = "sample" if report.float_model.token_times is None else "prompt or one token"
+        measured.append(f"{report.rounds} rounds in turns, one {what} a run")
     measured.append("one thread a core" if report.threads == 0 else f"threads: {report.threads}")
     return "; ".join(measured)
 
@@ -122,6 +142,8 @@ def _source(dataset: UsedData) -> str:
 
 
 def _shown(row: _Row, figure: Measured) -> str:
+    if row.change == "rise":
+        return with_interval(figure, f",.{row.digits}f", row.unit)
     return NONE if figure.value is None else f"{figure.value:,.{row.digits}f}{row.unit}"
 
 
@@ -133,9 +155,11 @@ def _change(row: _Row, comparison: ModelComparison, base: Measured) -> str:
         return f"{right - left:+.2f} points"
     if row.change == "difference":
         return f"{right - left:+.4f}"
-    if row.change == "speedup" and comparison.speedup is not None:
-        ratio = comparison.speedup
-        return f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+    if row.change == "rise":
+        return with_interval(comparison.figures["perplexity_rise"], "+.2f", " %")
+    if row.change in ("speedup", "prefill", "decode"):
+        ratio = comparison.figures["speedup" if row.change == "speedup" else f"{row.change}_speedup"]
+        return with_interval(ratio, ".2f", "x")
     if row.change == "part":
         return f"{100 * right / left:.1f} %" if left else NONE
     faster = left / right if row.change == "faster" else right / left

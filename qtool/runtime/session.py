@@ -15,10 +15,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from qtool.calib.specs import Array, TensorSpec
+from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import RuntimeRefusedError
 from qtool.formats.onnx.map_types import without_map_types
 from qtool.formats.onnx.onnx_outline import read_outline
+from qtool.graph.decoder_caches import head_sizes
 from qtool.image_layout import image_layouts
 from qtool.runtime.plain_values import plain
 
@@ -53,6 +54,7 @@ NO_WEIGHTS: Mapping[str, Array] = MappingProxyType({})
 # Images have four axes, with the batch, and one of these lengths only in the axis of channels.
 _IMAGE_AXES = 4
 _CHANNELS = (1, 3)
+_CACHE_AXES = 4
 
 # The error of versions before 1.27 for weights with per-channel zero points.
 _UNEQUAL_ZERO_POINTS = "zero point of per-channel filter must be same"
@@ -208,19 +210,32 @@ def _spec(node: Any) -> TensorSpec:
 def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tuple[TensorSpec, ...]:
     """Adds facts about inputs that onnxruntime does not report, from the graph.
 
-    These are whether an input without dimensions is a scalar or of unknown rank, and the layout of images where lengths
-    do not show it.
+    These are whether an input without dimensions is a scalar or of unknown rank, the layout of images where lengths
+    do not show it, and the length of heads in a cache.
     """
-    if all(spec.shape and not _hides_layout(spec.shape) for spec in inputs):
+    if all(spec.shape and not _hides_layout(spec.shape) and not _hides_heads(spec.shape) for spec in inputs):
         return inputs
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_outline(model)
     unknown = {value.name for value in proto.graph.input if not value.type.tensor_type.HasField("shape")}
     without_map_types(proto.graph, Path("model"))
-    layouts = image_layouts(ir.from_proto(proto))
+    graph = ir.from_proto(proto)
+    layouts, heads = image_layouts(graph), head_sizes(graph)
     return tuple(
-        replace(spec, shape=None if spec.name in unknown else spec.shape, layout=layouts.get(spec.name))
+        replace(
+            spec,
+            shape=None if spec.name in unknown else _with_head(spec.shape, heads.get(spec.name)),
+            layout=layouts.get(spec.name),
+        )
         for spec in inputs
     )
+
+
+def _hides_heads(shape: Sequence[int | str | None]) -> bool:
+    return len(shape) == _CACHE_AXES and not isinstance(shape[-1], int)
+
+
+def _with_head(shape: tuple[Dim, ...] | None, size: int | None) -> tuple[Dim, ...] | None:
+    return shape if shape is None or size is None else (*shape[:-1], size)
 
 
 def _hides_layout(shape: Sequence[int | str | None]) -> bool:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Array, Feed
+from qtool.graph.decoder_caches import filled_by
 from qtool.graph.names import Names
 from qtool.metrics.noise import NoiseMeter
 from qtool.plan import ActivationPlan, Plan
@@ -104,13 +105,16 @@ class _NoiseMeasurement:
         self._session = session
         self._wanted = {spec.name for spec in session.inputs}
         self._feeds = [{name: feed[name] for name in self._wanted} for feed in feeds]
-        self._expected = [session.run(feed) for feed in self._feeds]
+        names = [spec.name for spec in session.outputs]
+        caches = {filled_by(spec.name, names) for spec in session.inputs}
+        self._outputs = [name for name in names if name not in caches]
+        self._expected = [session.run(feed, self._outputs) for feed in self._feeds]
 
     def noise(self, settings: Mapping[str, Array]) -> float:
         wanted = {name: value for name, value in settings.items() if name in self._wanted}
         meter = NoiseMeter()
         for feed, expected in zip(self._feeds, self._expected, strict=True):
-            meter.add(expected, self._session.run({**feed, **wanted}))
+            meter.add(expected, self._session.run({**feed, **wanted}, self._outputs))
         return meter.worst()
 
 

@@ -59,6 +59,7 @@ RARE = frozenset(
         *("--weights-symmetric", "--activations-symmetric", "--activation-type", "--weight-type"),
         *("--exact", "--weight-clipping", *(f"--{parameter.option}" for parameter in RANGE_PARAMETERS.values())),
         *("--machine-profile", "--histogram", "--step-summary", "--thread-counts"),
+        *("--tokenizer", "--tokens", "--new-tokens"),
         *("--seed", "--rank", "--density", "--part", "--scales"),
     }
 )

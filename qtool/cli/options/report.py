@@ -26,7 +26,7 @@ ReportDataOption: TypeAlias = Annotated[
         "--data",
         "--eval-data",
         metavar="[NAME=]DATA",
-        help="Evaluation data: .npz, folder or pkg.module:function; repeatable.",
+        help="Evaluation data: .npz, .txt, folder or pkg.module:function; repeatable.",
         rich_help_panel=DATA,
     ),
 ]
@@ -35,7 +35,7 @@ MetricOption: TypeAlias = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="Judge by top1, top5, cosine, edit, wer, detection or pkg.module:function.",
+        help="Judge by top1, top5, cosine, edit, wer, detection, perplexity or pkg.module:function.",
         rich_help_panel=MEASUREMENTS,
     ),
 ]

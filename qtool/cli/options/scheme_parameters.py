@@ -13,7 +13,7 @@ _EVERY = frozenset(
     {
         *("model", "calib_data", "output", "output_dir", "target", "scheme", "per_channel", "weights_symmetric"),
         *("include", "exclude", "preprocess", "batch_size", "limit", "factory", "model_kwargs", "input_shape"),
-        *("trust_pickle", "allow_global"),
+        *("trust_pickle", "allow_global", "tokenizer", "tokens"),
         *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )

@@ -52,7 +52,7 @@ CalibDataOption: TypeAlias = Annotated[
     typer.Option(
         "--calib-data",
         metavar="DATA",
-        help="Calibration data: .npz, folder or pkg.module:function.",
+        help="Calibration data: .npz, .txt, folder or pkg.module:function.",
         rich_help_panel=DATA,
     ),
 ]
@@ -61,7 +61,7 @@ CalibDataListOption: TypeAlias = Annotated[
     typer.Option(
         "--calib-data",
         metavar="DATA",
-        help="Calibration data: .npz, folder or pkg.module:function; repeatable.",
+        help="Calibration data: .npz, .txt, folder or pkg.module:function; repeatable.",
         rich_help_panel=DATA,
     ),
 ]

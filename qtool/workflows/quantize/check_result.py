@@ -16,6 +16,7 @@ from qtool.calib.specs import Feed, TensorSpec
 from qtool.errors import InputError
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
+from qtool.graph.decoder_caches import cache_outputs
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
 from qtool.search.logits_view import Gate, with_logits_of_outputs
@@ -85,9 +86,9 @@ def compare_with_float(
     """
     meter, between = FidelityMeter(), FidelityMeter()
     opened, gates = with_logits_of_outputs(original)
-    outlooks = {
-        value.name or "": OutlookMeter(_saturating(gates.get(value.name or ""))) for value in original.graph.outputs
-    }
+    caches = cache_outputs(original)
+    names = [value.name or "" for value in original.graph.outputs if value.name not in caches]
+    outlooks = {name: OutlookMeter(_saturating(gates.get(name))) for name in names}
     with ExitStack() as stack:
         float_session = stack.enter_context(execution.open_float(opened if gates else original, threads=threads))
         if gates:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qtool.calib.dataset import open_dataset
 from qtool.calib.datasets.base import Dataset, Remark
 from qtool.calib.datasets.images import Preprocess
 from qtool.calib.datasets.joined import JoinedData
+from qtool.calib.datasets.listing import TEXT_SUFFIXES
+from qtool.calib.datasets.text_file import TextOptions
 from qtool.calib.datasets.zero_states import split_inputs
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Feed, TensorSpec
@@ -29,6 +32,7 @@ class DataRequest:
         preprocess: how images become arrays, see ``Preprocess.parse``.
         batch_size: samples per run; None for a few where the model and the data allow it, and 1 elsewhere.
         limit: use only the first so many samples.
+        text: how text becomes tokens; None where no tokenizer is known.
         usual_batch_size: what "a few" is.
     """
 
@@ -37,6 +41,7 @@ class DataRequest:
     preprocess: str | None = None
     batch_size: int | None = None
     limit: int | None = None
+    text: TextOptions | None = None
     usual_batch_size: int = USUAL_BATCH_SIZE
 
     def open(self) -> Dataset:
@@ -46,8 +51,14 @@ class DataRequest:
             CalibError: there is none, it is damaged, or the preprocessing makes no sense.
         """
         preprocess = None if self.preprocess is None else Preprocess.parse(self.preprocess)
-        parts = [open_dataset(source, preprocess=preprocess) for source in self.sources]
+        parts = [open_dataset(source, preprocess=preprocess, text=self.text) for source in self.sources]
         return parts[0] if len(parts) == 1 else JoinedData(parts)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer, where a source is text."""
+        is_text = any(Path(source).suffix.lower() in TEXT_SUFFIXES for source in self.sources)
+        return self.text.tokenizer if self.text is not None and is_text else None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -85,7 +96,7 @@ class DataRequest:
         """
         size = self._size(inputs, outputs)
         fed = split_inputs(dataset, inputs, outputs)
-        if fed.zeros and remark is not None:
+        if fed.remark is not None and remark is not None:
             remark(fed.remark)
         if self.batch_size is None and size > 1:
             try:
@@ -107,8 +118,15 @@ class DataRequest:
 
 
 def data_request(
-    sources: Sequence[str], *, preprocess: str | None, batch_size: int | None, limit: int | None
+    sources: Sequence[str],
+    *,
+    preprocess: str | None,
+    batch_size: int | None,
+    limit: int | None,
+    text: TextOptions | None = None,
 ) -> DataRequest:
     """Returns the request for the samples of one or more sources, in that order."""
     first, *more = sources
-    return DataRequest(source=first, more=tuple(more), preprocess=preprocess, batch_size=batch_size, limit=limit)
+    return DataRequest(
+        source=first, more=tuple(more), preprocess=preprocess, batch_size=batch_size, limit=limit, text=text
+    )

@@ -18,7 +18,7 @@ from qtool.workflows.diagnose.file_records import data_records, data_roles, file
 
 # Packages that turn weights into a graph, which the bytes of the result depend on.
 _EXPORTERS = ("torch", "onnx", "onnxscript")
-_ROLES = {"model": "model", "calib_data": "data", "calib_stats": "statistics"}
+_ROLES = {"model": "model", "calib_data": "data", "calib_stats": "statistics", "tokenizer": "tokenizer"}
 _SHOWN_DIGITS = 12
 
 
@@ -67,8 +67,13 @@ def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], sta
         **data_records(data),
         "calib_stats": file_record(statistics, statistics) if statistics is not None and statistics.exists() else None,
     }
+    tokenizer = manifest.inputs.get("tokenizer")
+    if tokenizer is not None and tokenizer.path.exists():
+        given["tokenizer"] = file_record(tokenizer.path, tokenizer.path)
     data_paths = dict(zip(data_roles(len(data)), data, strict=True))
     paths = {"model": source.path, **data_paths, "calib_stats": statistics}
+    if tokenizer is not None:
+        paths["tokenizer"] = tokenizer.path
     for role, record in manifest.inputs.items():
         title = f"the {_ROLES.get(role, _ROLES['calib_data'])} {paths.get(role)}"
         differences += _differences(title, record, given.get(role))

@@ -77,7 +77,11 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
 def inputs_record(request: SharedRequest) -> dict[str, FileRecord]:
     """Returns the manifest's entries on the files that were read."""
     inputs = {"model": model_record(request.source.path, request.source.path)}
-    return inputs if request.data is None else inputs | data_records(request.data.sources)
+    if request.data is None:
+        return inputs
+    if request.data.tokenizer is not None:
+        inputs["tokenizer"] = file_record(request.data.tokenizer, request.data.tokenizer)
+    return inputs | data_records(request.data.sources)
 
 
 def options_record(request: DynamicRequest | QuantizeRequest | WeightOnlyRequest) -> dict[str, Any]:

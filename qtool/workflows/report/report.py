@@ -9,10 +9,10 @@ from typing import Literal
 
 from qtool.backends.execution_choice import target_of_file
 from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
-from qtool.calib.datasets.base import Dataset
 from qtool.calib.datasets.images import Preprocess
+from qtool.calib.datasets.text_file import TextOptions
+from qtool.calib.datasets.zero_states import ZeroStates
 from qtool.calib.specs import samples_in
-from qtool.errors import InputError, RuntimeRefusedError
 from qtool.metrics.latency import latency, paired_ratio, throughput
 from qtool.metrics.session_group import JudgedModel, SessionGroup, evaluation_group, judged_models, open_group
 from qtool.metrics.size_by_kind import ModelSize, model_size
@@ -30,8 +30,16 @@ from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.diagnose.overflow import OVERFLOW_FIX, overflow_told, warn_of_overflow
 from qtool.workflows.report.graphs_to_compare import graphs_of
 from qtool.workflows.report.report_data import DataSource, OpenData, open_data, refuse_labels
-from qtool.workflows.report.report_layers import Inside, look_inside
+from qtool.workflows.report.report_layers import Inside, looked_inside
 from qtool.workflows.report.report_outputs import Seen, run_over, usual_batch_size
+from qtool.workflows.report.report_text import (
+    NEW_TOKENS,
+    answers_of,
+    asked_prompts,
+    check_text,
+    run_over_text,
+    times_of_tokens,
+)
 from qtool.workflows.report.report_times import Measurements, TimingOptions, measure
 
 # The condition that is added to the gates where sums can overflow.
@@ -58,6 +66,9 @@ class ReportRequest:
         inside: whether inner tensors are compared too.
         histograms: patterns of tensors to draw; without any, the worst ones are drawn.
         runtimes: what runs the models, keys of ``RUNTIMES``, at least one; each runs all of them.
+        text: how text becomes tokens; None where no tokenizer is known.
+        prompts: what language models are to go on with.
+        new_tokens: how many tokens they add to a prompt at most.
     """
 
     float_model: Path
@@ -75,6 +86,9 @@ class ReportRequest:
     inside: Literal["no", "if possible", "yes"] = "no"
     histograms: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
+    text: TextOptions | None = None
+    prompts: tuple[str, ...] = ()
+    new_tokens: int = NEW_TOKENS
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -94,7 +108,14 @@ def compare(request: ReportRequest, progress: Progress = SILENT) -> Report:
     """
     for runtime in request.runtimes:
         runtime_named(runtime).load()
-    opened = open_data(request.datasets, preprocess=request.preprocess, labels=request.labels, metric=request.metric)
+    opened = open_data(
+        request.datasets,
+        preprocess=request.preprocess,
+        labels=request.labels,
+        metric=request.metric,
+        text=request.text,
+    )
+    check_text(opened, request.batch_size)
     with graphs_of(request.models, request.conversion, opened[0].data, progress) as paths:
         return _judged(_compare(request, opened, paths, progress), request)
 
@@ -137,17 +158,29 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     misplaced = [_misplaced(model, targets[model.model], progress) for model in judged]
     rounds = asked.rounds if asked.latency else 0
     seen = []
+    prompts = asked_prompts(request.prompts, request.text, request.new_tokens, request.models)
+    references = [model.reference for model in judged]
     with open_group(judged, threads=asked.threads) as group:
+        opened = [replace(entry, data=ZeroStates(entry.data, group.outputs)) for entry in opened]
         for entry in opened:
             _check_gates(request, entry, group, rounds)
         batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
         with evaluation_group(group, judged, threads=asked.threads) as evaluated:
+            said = answers_of(evaluated, references, prompts, progress)
             for entry in opened:
+                if entry.tokenizer is not None:
+                    limit = request.limit
+                    seen.append(
+                        run_over_text(
+                            evaluated, entry, request.metric, references=references, limit=limit, progress=progress
+                        )
+                    )
+                    continue
                 found = run_over(
                     evaluated,
                     entry,
                     request.metric,
-                    references=[model.reference for model in judged],
+                    references=references,
                     batch_size=batch_size,
                     limit=request.limit,
                     progress=progress,
@@ -159,12 +192,21 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
         # Times do not depend on the values, so they are measured on the first dataset.
         first = seen[0]
         measured = measure(group, judged, opened[0].data, first, asked, progress)
-    inside = _inside(paths, opened[0].data, request, progress)
+    inside = looked_inside(
+        paths,
+        opened[0],
+        inside=request.inside,
+        limit=request.limit,
+        histograms=request.histograms,
+        threads=asked.threads,
+        progress=progress,
+    )
+    tokens = times_of_tokens(first.text, references, measured.sample, measured.batch)
+    batched = samples_in(first.batch) if first.text is None else None
     models = [
         replace(
-            _measured(
-                model.name, request.models[model.model], sizes[model.model], place, measured, samples_in(first.batch)
-            ),
+            _measured(model.name, request.models[model.model], sizes[model.model], place, measured, batched),
+            token_times=tokens[place],
             overflowing_layers=overflowing[place],
             runtime=model.runtime,
             target=targets[model.model],
@@ -175,7 +217,8 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     comparisons = []
     for place, (entry, found) in enumerate(zip(opened, seen, strict=True)):
         looked_at = {} if place else dict(enumerate(inside, 1))
-        comparisons += _comparisons(request, entry.name, judged, models, found, measured, looked_at)
+        entries = _comparisons(request, entry.name, judged, models, found, measured, looked_at)
+        comparisons += [replace(each, answers=own) for each, own in zip(entries, said, strict=True)]
     return Report(
         comparisons=tuple(map(with_figures, comparisons)),
         datasets=tuple(_used(entry, found) for entry, found in zip(opened, seen, strict=True)),
@@ -215,16 +258,16 @@ def _measured(
     size: ModelSize,
     place: int,
     measured: Measurements,
-    batch_size: int,
+    batch_size: int | None,
 ) -> ModelReport:
-    """Returns the figures that do not depend on the data."""
+    """Returns the figures that do not depend on the data; those of batches where there are some."""
     return ModelReport(
         name=name,
         path=str(path),
         size_bytes=size.bytes,
         accuracy=None,
         latency=latency(measured.sample[place]) if measured.sample else None,
-        throughput=throughput(measured.batch[place], batch_size=batch_size) if measured.batch else None,
+        throughput=throughput(measured.batch[place], batch_size=batch_size) if measured.batch and batch_size else None,
         memory=measured.memory[place],
         cold_start=measured.cold_start[place],
         operators=measured.operators[place],
@@ -247,6 +290,7 @@ def _comparisons(
             model,
             accuracy=found.accuracy[place] if found.accuracy else None,
             metric=found.metric[place] if found.metric else None,
+            perplexity=found.text.perplexities[place] if found.text is not None else None,
         )
         for place, model in enumerate(models)
     ]
@@ -259,6 +303,7 @@ def _comparisons(
             speedup=paired_ratio(measured.sample[model.reference], measured.sample[place]) if measured.sample else None,
             classes=found.classes[place - 1],
             samples=found.changed[place - 1],
+            language=found.text.scores[place - 1] if found.text is not None else None,
             layers=inside.get(place, Inside()).layers,
             histograms=inside.get(place, Inside()).histograms,
             grid=measured.grid[place - 1],
@@ -279,6 +324,7 @@ def _check_gates(request: ReportRequest, entry: OpenData, group: SessionGroup, r
         rounds=rounds,
         cold_start=request.times.cold_start,
         metric=metric is not None,
+        text=entry.tokenizer is not None,
         data="the data" if len(request.datasets) == 1 else entry.name,
     )
 
@@ -290,27 +336,5 @@ def _used(entry: OpenData, found: Seen) -> UsedData:
         source=entry.source,
         labels=entry.labels.name if entry.labels is not None and used else None,
         samples=found.samples,
+        tokens=None if found.text is None else found.text.predicted,
     )
-
-
-def _inside(paths: Sequence[Path], data: Dataset, request: ReportRequest, progress: Progress) -> list[Inside]:
-    if request.inside == "no" and not request.histograms:
-        return [Inside() for _ in paths[1:]]
-    try:
-        return [
-            look_inside(
-                paths[0],
-                path,
-                data,
-                limit=request.limit,
-                histograms=request.histograms,
-                threads=request.times.threads,
-                progress=progress,
-            )
-            for path in paths[1:]
-        ]
-    except (InputError, RuntimeRefusedError) as error:
-        if request.inside == "yes" or request.histograms:
-            raise
-        progress.note(f"the tensors inside are not compared: {error.problem}")
-        return [Inside() for _ in paths[1:]]

@@ -10,6 +10,8 @@ from pathlib import Path
 from qtool.calib.dataset import open_dataset
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.datasets.images import Preprocess
+from qtool.calib.datasets.text_file import TextFile, TextOptions
+from qtool.calib.datasets.tokenizing import Tokenizer
 from qtool.calib.specs import Array
 from qtool.errors import UsageError
 from qtool.metrics.task import Metric
@@ -63,16 +65,23 @@ class OpenData:
         source: where it is, as it was given.
         data: its samples.
         labels: its labels; None where it has none.
+        tokenizer: what makes tokens of it, where it is text; None for other data.
     """
 
     name: str
     source: str
     data: Dataset
     labels: Labels | None
+    tokenizer: Tokenizer | None = None
 
 
 def open_data(
-    sources: Sequence[DataSource], *, preprocess: Preprocess | None, labels: str | None, metric: Metric | None
+    sources: Sequence[DataSource],
+    *,
+    preprocess: Preprocess | None,
+    labels: str | None,
+    metric: Metric | None,
+    text: TextOptions | None = None,
 ) -> tuple[OpenData, ...]:
     """Opens every dataset without reading its samples.
 
@@ -81,6 +90,7 @@ def open_data(
         preprocess: how images become arrays.
         labels: the array with class indices; None takes ``_label`` where a dataset has it.
         metric: the metric of the models' task, if any.
+        text: how text becomes tokens; None where no tokenizer is known.
 
     Raises:
         UsageError: two have the same name, or one lacks requested labels or those that the metric needs.
@@ -93,14 +103,15 @@ def open_data(
             raise UsageError(f"two datasets are called '{name}'", fix="give each its own name: --data NAME=DATA")
     found = []
     for name, entry in zip(names, sources, strict=True):
-        data = open_dataset(entry.source, preprocess=preprocess)
+        data = open_dataset(entry.source, preprocess=preprocess, text=text)
         own = _labels_of(data, labels, where=entry.source)
         if metric is not None and metric.needs_labels and own is None:
             raise UsageError(
                 f"the metric '{metric.name}' needs labels and {entry.source} has none",
                 fix="name the array of class indices with --labels, or store it as '_label'",
             )
-        found.append(OpenData(name=name, source=entry.source, data=data, labels=own))
+        tokenizer = data.tokenizer if isinstance(data, TextFile) else None
+        found.append(OpenData(name=name, source=entry.source, data=data, labels=own, tokenizer=tokenizer))
     return tuple(found)
 
 

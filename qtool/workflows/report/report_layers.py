@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,13 +17,14 @@ from qtool.backends.execution import TARGET_KEY
 from qtool.backends.execution_choice import execution_of
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed
-from qtool.errors import InputError, UsageError
+from qtool.errors import InputError, RuntimeRefusedError, UsageError
 from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import constant_array
 from qtool.metrics.layers import HistogramMeter, LayerFidelity, LayerMeter, Span, TensorHistogram
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.running_model import RunningModel
+from qtool.workflows.report.report_data import OpenData
 
 # Every tensor of the graph is held at once, so few samples run, one at a time.
 _SAMPLES = 16
@@ -57,6 +59,46 @@ class _Twin:
     other: str
     operator: str
     span: Span | None
+
+
+def looked_inside(
+    paths: Sequence[Path],
+    opened: OpenData,
+    *,
+    inside: Literal["no", "if possible", "yes"],
+    limit: int | None,
+    histograms: Sequence[str],
+    threads: int,
+    progress: Progress,
+) -> list[Inside]:
+    """Returns what ``look_inside`` finds in every model but the first, which is the float model.
+
+    Raises:
+        InputError: that was asked for, and cannot be done.
+        RuntimeRefusedError: onnxruntime does not run a model.
+    """
+    # All tensors of a row of text are many times what a language model itself takes.
+    unasked = "no" if opened.tokenizer is None else "if possible"
+    if inside in ("no", unasked) and not histograms:
+        return [Inside() for _ in paths[1:]]
+    try:
+        return [
+            look_inside(
+                paths[0],
+                path,
+                opened.data,
+                limit=limit,
+                histograms=histograms,
+                threads=threads,
+                progress=progress,
+            )
+            for path in paths[1:]
+        ]
+    except (InputError, RuntimeRefusedError) as error:
+        if inside == "yes" or histograms:
+            raise
+        progress.note(f"the tensors inside are not compared: {error.problem}")
+        return [Inside() for _ in paths[1:]]
 
 
 def look_inside(

@@ -12,6 +12,8 @@ from qtool.calib.datasets.batching import fixed_batch_size
 from qtool.calib.errors import WholeFeedError
 from qtool.calib.specs import Array, Feed, TensorSpec, samples_in
 from qtool.errors import InputError
+from qtool.llm.mean_interval import Estimate
+from qtool.llm.perplexity import LanguageScore
 from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
@@ -22,6 +24,27 @@ from qtool.progress import Progress
 from qtool.workflows.report.report_data import OpenData
 
 _USUAL_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSeen:
+    """What a text adds to the result of the pass.
+
+    Attributes:
+        perplexities: of each model, the float model's first.
+        scores: of each other model beside the float model that it is compared with.
+        predicted: how many tokens were predicted.
+        prompt_tokens: tokens of the prompt that is timed, which is ``Seen.batch``.
+        cached_tokens: tokens in the cache of the step that is timed, which is ``Seen.sample``.
+        logits: the output that is timed: caches would not be copied, where a model is used.
+    """
+
+    perplexities: tuple[Estimate, ...]
+    scores: tuple[LanguageScore, ...]
+    predicted: int
+    prompt_tokens: int
+    cached_tokens: int
+    logits: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +60,7 @@ class Seen:
         samples: how many samples there were.
         sample: one of them, to time the models on.
         batch: the first batch, to time the models on.
+        text: what there is besides where the data is text; None for other data.
     """
 
     fidelity: tuple[tuple[OutputFidelity, ...], ...]
@@ -47,6 +71,22 @@ class Seen:
     samples: int
     sample: Feed
     batch: Feed
+    text: TextSeen | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Whether the sample and the batch take the same time."""
+        return self.sample is self.batch or (self.text is None and samples_in(self.sample) == samples_in(self.batch))
+
+    @property
+    def whole(self) -> Feed:
+        """What a fresh process runs on: a sample, or a prompt."""
+        return self.sample if self.text is None else self.batch
+
+    @property
+    def timed_outputs(self) -> tuple[str, ...] | None:
+        """The outputs that timed runs return; None for all."""
+        return None if self.text is None else (self.text.logits,)
 
 
 def run_over(
@@ -85,7 +125,7 @@ def run_over(
     batch: Feed | None = None
     samples = 0
     feeds = data.feeds(group.inputs, batch_size=batch_size, limit=limit, remark=progress.note)
-    with progress.task("comparing outputs", _total(data.count, limit)) as advance:
+    with progress.task("comparing outputs", total_samples(data.count, limit)) as advance:
         for feed in feeds:
             runs = group.runs(feed)
             expected = next(runs)
@@ -162,5 +202,6 @@ def _classes_output(outputs: Feed) -> str | None:
     return None
 
 
-def _total(count: int | None, limit: int | None) -> int | None:
+def total_samples(count: int | None, limit: int | None) -> int | None:
+    """Returns how many samples there are to run on, as far as that is known."""
     return limit if count is None else min(count, limit or count)

@@ -88,8 +88,8 @@ def measure(
     return Measurements(
         sample=sample,
         batch=batch,
-        memory=_memories(models, seen.sample, asked.threads, progress),
-        cold_start=_cold_starts(models, seen.sample, asked, progress),
+        memory=_memories(models, seen.whole, asked.threads, progress),
+        cold_start=_cold_starts(models, seen.whole, asked, progress),
         operators=_profiles(models, seen.sample, asked, progress),
         grid=_grid(models, data, asked, progress),
     )
@@ -99,11 +99,13 @@ def _in_turns(
     group: SessionGroup, seen: Seen, rounds: int, progress: Progress
 ) -> tuple[tuple[Times, ...], tuple[Times, ...]]:
     """Times every model on one sample and on one batch."""
-    alike = samples_in(seen.sample) == samples_in(seen.batch)
+    outputs = seen.timed_outputs
     batch_rounds = min(rounds, _MOST_BATCH_ROUNDS)
-    with progress.task("timing in turns", rounds if alike else rounds + batch_rounds) as advance:
-        sample = interleaved_times(group.timed(seen.sample), rounds=rounds, advance=advance)
-        batch = sample if alike else interleaved_times(group.timed(seen.batch), rounds=batch_rounds, advance=advance)
+    with progress.task("timing in turns", rounds if seen.alike else rounds + batch_rounds) as advance:
+        sample = interleaved_times(group.timed(seen.sample, outputs), rounds=rounds, advance=advance)
+        if seen.alike:
+            return sample, sample
+        batch = interleaved_times(group.timed(seen.batch, outputs), rounds=batch_rounds, advance=advance)
     return sample, batch
 
 

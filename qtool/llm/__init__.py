@@ -1,0 +1,1 @@
+"""Language models that decode with a cache of keys and values."""
