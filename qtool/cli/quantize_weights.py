@@ -76,6 +76,9 @@ def _plan_as_json(plan: WeightOnlyPlan, request: WeightOnlyRequest) -> dict[str,
 
 def _show_report(console: Console, report: WeightOnlyReport, request: WeightOnlyRequest) -> None:
     console.say("with integer weights: " + _counted(report.plan))
+    rises = [attempt.perplexity_rise for attempt in report.attempts if attempt.perplexity_rise is not None]
+    if rises:
+        console.say(f"perplexity rises by {rises[0]:.2%} on samples that were not used for rounding")
     if report.noise:
         console.say("bits chosen by what each weight does to the outputs: " + _bits_counted(report))
     show_skipped(console, report.plan.skipped, counted=True)

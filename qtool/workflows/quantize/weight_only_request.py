@@ -15,15 +15,17 @@ from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitsGoal:
-    """What mixed bits are for; one of the two is given.
+    """What mixed bits are for; one of the three is given.
 
     Attributes:
         min_sqnr_db: what the worst output has to reach, in dB, in the smallest file.
         max_bytes: the largest size of the weights, with everything else that a file holds, for the least noise.
+        max_perplexity_rise: how much higher the perplexity may be, as a share, in the smallest file.
     """
 
     min_sqnr_db: float | None = None
     max_bytes: float | None = None
+    max_perplexity_rise: float | None = None
 
 
 def _four_bits() -> WeightOnlyScheme:
@@ -57,12 +59,14 @@ class Attempt:
         sqnr_db: of the worst output on the evaluation samples, in dB.
         speedup: how many times as fast as the float model a run is on this machine, the geometric mean of a run on a
             sample and of one on a single position; None where it was not measured.
+        perplexity_rise: on the evaluation samples, as a share; None where it is no goal.
     """
 
     method: BlockMethod
     integer_layers: int
     sqnr_db: float
     speedup: float | None = None
+    perplexity_rise: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qtool.errors import GateError
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
-from qtool.search.mixed_bits import bits_for_noise, bits_for_size
+from qtool.search.mixed_bits import FLOAT_BITS, bits_for_noise, bits_for_size
 from qtool.workflows.quantize.weight_only_request import BitsGoal
 from qtool.workflows.tune.bits_forms import BitsForms, measured_forms
 from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
@@ -13,6 +13,8 @@ from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
 
 # Noise that adds up a little differently than predicted is corrected in so many rounds, with this margin.
 _ROUNDS, _MARGIN_DB = 5, 0.1
+# The same for perplexity, and the largest step at once.
+_PART, _LARGEST_STEP = 0.95, 0.02
 
 
 def find_bits(
@@ -42,8 +44,10 @@ def find_bits(
                 fix="allow more, or use a larger --block-size",
             )
         return forms.mixed(bits_for_size(options, room))
+    if goal.max_perplexity_rise is not None:
+        return bits_for_perplexity(evaluation, forms, goal.max_perplexity_rise)
     if goal.min_sqnr_db is None:
-        raise AssertionError("a goal names one of the two")
+        raise AssertionError("a goal names one of the three")
     return bits_for_sqnr(evaluation, forms, goal.min_sqnr_db)[0]
 
 
@@ -63,3 +67,31 @@ def bits_for_sqnr(
             break
         wanted += least_db - reached + _MARGIN_DB
     return found, reached
+
+
+def bits_for_perplexity(evaluation: WeightOnlyEvaluation, forms: BitsForms, most: float) -> WeightOnlyChoice:
+    """Returns the weights in few bytes with which perplexity rises by at most ``most``, a share.
+
+    Small noise in the logits raises the loss by its power.
+
+    Raises:
+        InputError: the model has no logits, or the data no tokens.
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    noise = sum(max(form.noise for form in options) for options in forms.options.values())
+    for _ in range(_ROUNDS):
+        found = forms.mixed(bits_for_noise(forms.options, noise))
+        if not found.weights:
+            break
+        rise = evaluation.perplexity_rise(found)
+        if rise <= most:
+            break
+        bits = {name: item.grid.bits for name, item in found.plan.weights.items()}
+        now = sum(
+            option.noise
+            for name, options in forms.options.items()
+            for option in options
+            if option.bits == bits.get(name, FLOAT_BITS)
+        )
+        noise = now * max(most / rise, _LARGEST_STEP) * _PART
+    return found

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
-from qtool.graph.specs import model_specs
+from qtool.graph.decoder_caches import cache_outputs
+from qtool.llm.perplexity import HeldBackText
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
@@ -26,6 +27,7 @@ from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.block_quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
@@ -34,7 +36,6 @@ _EVALUATION_SAMPLES = 32
 _SEEN_BATCHES = 32
 # Batches on which rounded activations are compared with float ones, layer by layer.
 _NOISE_BATCHES = 4
-_CACHES = ("past", "present")
 
 
 class WeightOnlyEvaluation:
@@ -70,10 +71,12 @@ class WeightOnlyEvaluation:
         self._scheme = scheme
         self._threads = threads
         self._folder = folder
-        self._split = TuningSplit(
-            original, _with_output_bytes(original, samples, threads), evaluation_samples=evaluation_samples
-        )
-        self._evaluator = OutputEvaluator(original, self._split.evaluation, view=judged_outputs, threads=threads)
+        # More samples are held back than there is room for their outputs: perplexity needs none of these.
+        unlimited = replace(samples, memory=replace(samples.memory, output_bytes=0))
+        self._split = TuningSplit(original, unlimited, evaluation_samples=evaluation_samples)
+        feeds = _with_room(original, self._split.evaluation, samples.memory, threads)
+        self._evaluator = OutputEvaluator(original, feeds, view=judged_outputs, threads=threads)
+        self._text: HeldBackText | None = None
         self.model = model
 
     def guided(
@@ -113,6 +116,18 @@ class WeightOnlyEvaluation:
         """Returns the SQNR of the worst output, in dB."""
         return self._evaluator.sqnr_db(self.graph(choice, integer_layers))
 
+    def perplexity_rise(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
+        """Returns how much higher the perplexity is than the float model's, as a share.
+
+        Raises:
+            InputError: the model has no logits, or the data no tokens.
+        """
+        if self._text is None:
+            with open_graph(self._original, threads=self._threads) as session:
+                self._text = HeldBackText(session, self._split.evaluation)
+        with open_graph(self.graph(choice, integer_layers), threads=self._threads) as session:
+            return self._text.rise(session).value
+
     def activation_noise(self, choice: WeightOnlyChoice) -> dict[str, float]:
         """Returns the noise of 8-bit activations in each product, relative to it, see ``activation_noise``."""
         model = self.model if choice.model is None else choice.model
@@ -141,14 +156,22 @@ class WeightOnlyEvaluation:
         return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
 
 
-def _with_output_bytes(original: ir.Model, samples: CheckSamples, threads: int) -> CheckSamples:
-    """Measures the size of the outputs in a run: shapes behind operators of other domains are not known before."""
-    feed = next(iter(samples.data.feeds(samples.dataset, *model_specs(original))))
+def _with_room(original: ir.Model, feeds: Sequence[Feed], memory: ActivationMemory, threads: int) -> tuple[Feed, ...]:
+    """Returns some of ``feeds``, evenly spread, whose outputs fit into memory.
+
+    It takes a run to know how large they are: shapes behind operators of other domains are not known before.
+    """
     with open_graph(judged_outputs(original), threads=threads) as session:
-        made = sum(value.nbytes for value in session.run(feed).values())
-    rows = max(int(next(iter(feed.values())).shape[0]) if next(iter(feed.values())).ndim else 1, 1)
-    memory = replace(samples.memory, output_bytes=max(made // rows, samples.memory.output_bytes))
-    return replace(samples, memory=memory)
+        made = sum(value.nbytes for value in session.run(feeds[0]).values())
+    rows = _rows(feeds[0])
+    samples = replace(memory, output_bytes=max(made // rows, 1)).evaluation_samples(sum(_rows(feed) for feed in feeds))
+    count = max(samples // rows, 1)
+    return tuple(feeds[number * len(feeds) // count] for number in range(min(count, len(feeds))))
+
+
+def _rows(feed: Feed) -> int:
+    first = next(iter(feed.values()))
+    return max(int(first.shape[0]) if first.ndim else 1, 1)
 
 
 def judged_outputs(model: ir.Model) -> ir.Model:
@@ -156,10 +179,8 @@ def judged_outputs(model: ir.Model) -> ir.Model:
 
     What a decoder's caches are off by shows in the logits of the tokens after them.
     """
+    caches = cache_outputs(model)
     judged = with_logits(model)
-    before, after = _CACHES
-    graph = judged.graph
-    if any((value.name or "").startswith(before) for value in graph.inputs):
-        kept = [value for value in graph.outputs if not (value.name or "").startswith(after)]
-        graph.outputs[:] = kept or list(graph.outputs)
+    kept = [value for value in judged.graph.outputs if value.name not in caches]
+    judged.graph.outputs[:] = kept or list(judged.graph.outputs)
     return judged

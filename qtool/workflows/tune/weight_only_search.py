@@ -97,11 +97,19 @@ def choose_bits(
     choice = find_bits(evaluation, plan, goal, other_bytes, progress)
     layers = choice.layers_at(level)
     reached = evaluation.sqnr_db(choice, layers)
-    attempt = Attempt(method=choice.method, integer_layers=len(layers), sqnr_db=reached)
+    most = goal.max_perplexity_rise
+    rise = None if most is None else evaluation.perplexity_rise(choice, layers)
+    attempt = Attempt(method=choice.method, integer_layers=len(layers), sqnr_db=reached, perplexity_rise=rise)
     choice = replace(choice, attempts=(attempt,))
     if not choice.weights:
         return choice
-    return _with_levels(evaluation, choice, level, timed_on, progress, exact_db=reached, least_db=goal.min_sqnr_db)
+    found = _with_levels(evaluation, choice, level, timed_on, progress, exact_db=reached, least_db=goal.min_sqnr_db)
+    if most is None or level is not None or not found.integer_layers:
+        return found
+    # Some decibels are left for 8-bit activations; perplexity has the last word.
+    if evaluation.perplexity_rise(found, found.integer_layers) > most:
+        return replace(found, integer_layers=frozenset())
+    return found
 
 
 def _with_levels(
