@@ -14,9 +14,10 @@ import onnx_ir as ir
 
 from qtool.calib.specs import Array, Feed
 from qtool.plan import WeightOnlyPlan
-from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
 from qtool.search.block_rounding import matrix_of
+from qtool.search.frugal_execution import open_frugally
 
 _HIGHEST = 127.0
 # Rows of a batch that are looked at, evenly spread.
@@ -43,7 +44,7 @@ def activation_noise(
     noise, signal = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0.0)
     with (
         watching(model, tuple(dict.fromkeys(inputs.values()))) as graph,
-        open_graph(graph, threads=threads) as session,
+        open_frugally(graph, threads=threads) as session,
     ):
         watcher = Watcher(session)
         for feed in feeds:

@@ -13,8 +13,9 @@ from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, has_rows_of_outputs
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
-from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
+from qtool.search.frugal_execution import open_frugally
 from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.block_choices import BlockMethod
@@ -26,7 +27,9 @@ from qtool.weights.gptq_layer import curvature_of
 from qtool.weights.input_hessian import LayerInput, gather_hessians, hessian_tensors, layer_inputs
 
 # The Hessians that are held at once; others wait for another pass over the data.
-_MOST_BYTES = 256 << 20
+HESSIAN_BYTES = 256 << 20
+# A Hessian and what is made of it take a GB here.
+MOST_INPUTS = 5120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +106,12 @@ def guided_by_inputs(
         InputError: a weight holds NaN or infinity.
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    layers = _by_tensor(layer_inputs(model, _sole_layers(plan), shared_weights=True))
+    layers = _by_tensor(layer_inputs(model, _sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS))
     found = {method: StoredBlocks(folder) for method in methods}
     rounder = _Rounder(model, plan, found, scales)
     with progress.task("rounding weights", len(plan.weights)) as advance:
         for group in _groups(layers):
-            with watching(model, hessian_tensors(group)) as graph, open_graph(graph, threads=threads) as session:
+            with watching(model, hessian_tensors(group)) as graph, open_frugally(graph, threads=threads) as session:
                 hessians = gather_hessians(Watcher(session), feeds(), group)
             for tensor in hessian_tensors(group):
                 readers = [layer for layer in group if layer.tensor == tensor]
@@ -224,7 +227,7 @@ def _groups(layers: Sequence[LayerInput]) -> Iterator[list[LayerInput]]:
     sizes: dict[str, int] = {}
     for layer in layers:
         size = layer.inputs * layer.inputs * np.dtype(np.float64).itemsize
-        if layer.tensor not in sizes and group and sum(sizes.values()) + size > _MOST_BYTES:
+        if layer.tensor not in sizes and group and sum(sizes.values()) + size > HESSIAN_BYTES:
             yield group
             group, sizes = [], {}
         sizes[layer.tensor] = size

@@ -71,8 +71,10 @@ class LayerInput:
         return np.ascontiguousarray(flat.transpose(1, 2, 0), dtype=np.float32)
 
 
-def layer_inputs(model: ir.Model, nodes: Collection[str], *, shared_weights: bool = False) -> tuple[LayerInput, ...]:
-    """Returns the layers among ``nodes`` with stored float32 weights and a moderate number of inputs.
+def layer_inputs(
+    model: ir.Model, nodes: Collection[str], *, shared_weights: bool = False, most_inputs: int = _MOST_INPUTS
+) -> tuple[LayerInput, ...]:
+    """Returns the layers among ``nodes`` with stored float32 weights and at most so many inputs.
 
     Unless there are to be ``shared_weights``, nothing else reads their weights.
     """
@@ -87,7 +89,7 @@ def layer_inputs(model: ir.Model, nodes: Collection[str], *, shared_weights: boo
         if len(value.uses()) != 1 and not shared_weights:
             continue
         layer = _layer_input(node, source.name or "", value.name or "", weights.shape)
-        if layer is not None and layer.inputs <= _MOST_INPUTS:
+        if layer is not None and layer.inputs <= most_inputs:
             found.append(layer)
     return tuple(found)
 

@@ -15,11 +15,11 @@ from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
-from qtool.runtime.graphs import open_graph
 from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
 from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
+from qtool.search.frugal_execution import FrugalExecution, open_frugally
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.stored_blocks import StoredBlocks
@@ -75,7 +75,9 @@ class WeightOnlyEvaluation:
         unlimited = replace(samples, memory=replace(samples.memory, output_bytes=0))
         self._split = TuningSplit(original, unlimited, evaluation_samples=evaluation_samples)
         feeds = _with_room(original, self._split.evaluation, samples.memory, threads)
-        self._evaluator = OutputEvaluator(original, feeds, view=judged_outputs, threads=threads)
+        self._evaluator = OutputEvaluator(
+            original, feeds, view=judged_outputs, execution=FrugalExecution(), threads=threads
+        )
         self._text: HeldBackText | None = None
         self.model = model
 
@@ -123,9 +125,9 @@ class WeightOnlyEvaluation:
             InputError: the model has no logits, or the data no tokens.
         """
         if self._text is None:
-            with open_graph(self._original, threads=self._threads) as session:
+            with open_frugally(self._original, threads=self._threads) as session:
                 self._text = HeldBackText(session, self._split.evaluation)
-        with open_graph(self.graph(choice, integer_layers), threads=self._threads) as session:
+        with open_frugally(self.graph(choice, integer_layers), threads=self._threads) as session:
             return self._text.rise(session).value
 
     def activation_noise(self, choice: WeightOnlyChoice) -> dict[str, float]:
@@ -148,7 +150,7 @@ class WeightOnlyEvaluation:
         Raises:
             RuntimeRefusedError: it does not run on that.
         """
-        with open_graph(self._original, threads=self._threads) as session:
+        with open_frugally(self._original, threads=self._threads) as session:
             session.run(feed)
 
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
@@ -161,7 +163,7 @@ def _with_room(original: ir.Model, feeds: Sequence[Feed], memory: ActivationMemo
 
     It takes a run to know how large they are: shapes behind operators of other domains are not known before.
     """
-    with open_graph(judged_outputs(original), threads=threads) as session:
+    with open_frugally(judged_outputs(original), threads=threads) as session:
         made = sum(value.nbytes for value in session.run(feeds[0]).values())
     rows = _rows(feeds[0])
     samples = replace(memory, output_bytes=max(made // rows, 1)).evaluation_samples(sum(_rows(feed) for feed in feeds))
