@@ -10,12 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
+from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import constant_array, has_rows_of_outputs
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
-from qtool.search.frugal_execution import open_frugally
+from qtool.search.frugal_execution import is_large, open_frugally
 from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.block_choices import BlockMethod
@@ -30,6 +31,8 @@ from qtool.weights.input_hessian import LayerInput, gather_hessians, hessian_ten
 HESSIAN_BYTES = 256 << 20
 # A Hessian and what is made of it take a GB here.
 MOST_INPUTS = 5120
+# What rounding holds of the largest Hessian and the largest weight at once; the interpreter, and outputs in two forms.
+_FORMS_OF_HESSIAN, _FORMS_OF_WEIGHT, _REST_BYTES = 5, 3, 450 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,19 @@ class GuidedBlocks:
         if method.scales_inputs:
             fold_scales(copy, self.places, self.scales)
         return copy
+
+
+def rounding_bytes(model: ir.Model, plan: WeightOnlyPlan) -> int:
+    """Returns about how much memory it takes to round the weights of ``plan`` with data, besides the model's file.
+
+    That is a model in memory, and what onnxruntime makes of it, where it is not mapped; the Hessians and what the
+    largest of them is turned into; the largest weight in several forms; and the outputs of the evaluation samples.
+    """
+    layers = layer_inputs(model, _sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS)
+    hessian = max((layer.inputs**2 * np.dtype(np.float64).itemsize for layer in layers), default=0)
+    weight = max((stored.nbytes for name in plan.weights if (stored := _stored(model, name)) is not None), default=0)
+    held = 0 if is_large(model) else 2 * weights_nbytes(model)
+    return held + HESSIAN_BYTES + _FORMS_OF_HESSIAN * hessian + _FORMS_OF_WEIGHT * weight + _REST_BYTES
 
 
 def rounded_to_nearest(model: ir.Model, plan: WeightOnlyPlan) -> dict[str, BlockWeight]:
@@ -208,6 +224,10 @@ def matrix_of(model: ir.Model, name: str) -> Matrix:
         raise AssertionError(f"the plan takes {name} for a weight")
     turned = any(has_rows_of_outputs(use.node) for use in value.uses())
     return np.ascontiguousarray(array if turned else array.T)
+
+
+def _stored(model: ir.Model, name: str) -> ir.TensorProtocol | None:
+    return model.graph.initializers[name].const_value
 
 
 def _sole_layers(plan: WeightOnlyPlan) -> frozenset[str]:

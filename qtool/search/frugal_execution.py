@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 
 from qtool.backends.execution import OnnxruntimeExecution
+from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
 
@@ -56,13 +57,17 @@ def open_frugally(model: ir.Model, *, threads: int = 0, large_bytes: int = _LARG
     Raises:
         RuntimeRefusedError: onnxruntime does not load it.
     """
-    constants = (value.const_value for value in model.graph.initializers.values())
-    mapped = sum(tensor.nbytes for tensor in constants if tensor is not None) >= large_bytes
+    mapped = weights_nbytes(model) >= large_bytes
     try:
         with open_graph(model, threads=threads, mapped=mapped) as session:
             yield session
     finally:
         give_memory_back()
+
+
+def is_large(model: ir.Model) -> bool:
+    """Returns whether the weights of a graph are mapped."""
+    return weights_nbytes(model) >= _LARGE_BYTES
 
 
 def give_memory_back() -> None:

@@ -21,7 +21,8 @@ from qtool.private_folder import private_folder
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.search.block_rounding import matrix_of
+from qtool.search.block_rounding import matrix_of, rounding_bytes
+from qtool.search.frugal_execution import FrugalExecution
 from qtool.weights.block_choices import EXACT_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
@@ -74,6 +75,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         sample = single_sample(original, dataset, request.data)
         memory = ActivationMemory.of(model, sample)
         batches = request.data.batches(dataset, *model_specs(original))
+        progress.note(f"rounding takes about {rounding_bytes(model, plan) / 1e9:.1f} GB of memory")
         samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
     with staged(output) as path, private_folder() as folder:
         floats = float_model(original, request.source, output, path, force=request.force)
@@ -90,6 +92,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             scheme=request.scheme,
             threads=request.threads,
             progress=progress,
+            execution=FrugalExecution(),
         )
         report = WeightOnlyReport(
             output=output,

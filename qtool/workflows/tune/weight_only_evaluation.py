@@ -19,7 +19,7 @@ from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
 from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
-from qtool.search.frugal_execution import FrugalExecution, open_frugally
+from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.stored_blocks import StoredBlocks
@@ -139,8 +139,12 @@ class WeightOnlyEvaluation:
     def times(
         self, choice: WeightOnlyChoice, forms: Sequence[Collection[str]], feed: Feed, progress: Progress
     ) -> tuple[Times, ...]:
-        """Returns the times of the float model, and of the quantized one with each form's integer layers, in turns."""
-        models = [self._original, *(self.graph(choice, layers) for layers in forms)]
+        """Returns the times of the float model, and of the quantized one with each form's integer layers, in turns.
+
+        A float model that is too large to be copied by onnxruntime is not timed; exact products stand for it.
+        """
+        floats = self.graph(choice, ()) if is_large(self._original) else self._original
+        models = [floats, *(self.graph(choice, layers) for layers in forms)]
         with progress.task("timing in turns", ROUNDS) as advance:
             return times_in_turns(models, feed, advance, threads=self._threads)
 
