@@ -64,10 +64,12 @@ def rounding_bytes(model: ir.Model, plan: WeightOnlyPlan) -> int:
     largest of them is turned into; the largest weight in several forms; and the outputs of the evaluation samples.
     """
     layers = layer_inputs(model, _sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS)
-    hessian = max((layer.inputs**2 * np.dtype(np.float64).itemsize for layer in layers), default=0)
+    hessians = {layer.tensor: layer.inputs**2 * np.dtype(np.float64).itemsize for layer in layers}
+    hessian = max(hessians.values(), default=0)
     weight = max((stored.nbytes for name in plan.weights if (stored := _stored(model, name)) is not None), default=0)
     held = 0 if is_large(model) else 2 * weights_nbytes(model)
-    return held + HESSIAN_BYTES + _FORMS_OF_HESSIAN * hessian + _FORMS_OF_WEIGHT * weight + _REST_BYTES
+    gathered = min(sum(hessians.values()), HESSIAN_BYTES)
+    return held + gathered + _FORMS_OF_HESSIAN * hessian + _FORMS_OF_WEIGHT * weight + _REST_BYTES
 
 
 def rounded_to_nearest(model: ir.Model, plan: WeightOnlyPlan) -> dict[str, BlockWeight]:
