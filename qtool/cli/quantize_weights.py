@@ -10,7 +10,7 @@ from qtool.cli.output.outlook import show_outlooks
 from qtool.cli.output.quantize import shared_as_json, show_fidelity, show_skipped, show_written
 from qtool.plan import WeightOnlyPlan
 from qtool.workflows.quantize.quantize_weights import plan_weights, quantize_weights
-from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
+from qtool.workflows.quantize.weight_only_request import Attempt, WeightOnlyReport, WeightOnlyRequest
 
 
 def run_weights(console: Console, request: WeightOnlyRequest, *, json: bool, dry_run: bool) -> None:
@@ -76,21 +76,25 @@ def _plan_as_json(plan: WeightOnlyPlan, request: WeightOnlyRequest) -> dict[str,
 
 def _show_report(console: Console, report: WeightOnlyReport, request: WeightOnlyRequest) -> None:
     console.say("with integer weights: " + _counted(report.plan))
+    rises = [attempt.perplexity_rise for attempt in report.attempts if attempt.perplexity_rise is not None]
+    if rises:
+        console.say(f"perplexity rises by {rises[0]:.2%} on samples that were not used for rounding")
     if report.noise:
         console.say("bits chosen by what each weight does to the outputs: " + _bits_counted(report))
     show_skipped(console, report.plan.skipped, counted=True)
     if report.attempts:
+        products = sum(operator != "Gather" for operator in report.plan.layers.values())
         rows = [
             (
                 attempt.method.value,
-                attempt.level,
+                f"{attempt.integer_layers} of {products}",
                 f"{attempt.sqnr_db:.2f}",
                 "" if attempt.speedup is None else f"{attempt.speedup:.2f}x",
-                "chosen" if (attempt.method, attempt.level) == (report.method, report.level) else "",
+                "chosen" if _is_chosen(attempt, report) else "",
             )
             for attempt in report.attempts
         ]
-        console.table("Methods", ("method", "accuracy level", "SQNR in dB", "speed, float = 1", ""), rows)
+        console.table("Methods", ("method", "8-bit activations", "SQNR in dB", "speed, float = 1", ""), rows)
     if report.compared_on_data:
         caption = f"{request.scheme.description}; compared on {report.compared_on}"
         show_fidelity(console, report.fidelity, caption, advice="use more --bits or a smaller --block-size")
@@ -100,11 +104,16 @@ def _show_report(console: Console, report: WeightOnlyReport, request: WeightOnly
     show_written(console, report)
 
 
+def _is_chosen(attempt: Attempt, report: WeightOnlyReport) -> bool:
+    return (attempt.method, attempt.integer_layers) == (report.method, len(report.integer_layers))
+
+
 def _report_as_json(report: WeightOnlyReport, request: WeightOnlyRequest) -> dict[str, object]:
     return {
         **shared_as_json(report, request.scheme),
         "weight_method": report.method.value,
         "accuracy_level": report.level,
+        "integer_layers": [name for name in report.plan.layers if name in report.integer_layers],
         "attempts": [asdict(attempt) for attempt in report.attempts],
         "mixed_bits": _bits_as_json(report),
         "weight_only_nodes": list(report.plan.layers),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.options.groups import DATA, OUTPUT
+from qtool.cli.options.groups import DATA, OUTPUT, WEIGHT_ONLY
 from qtool.cli.options.model import model_path, model_source, trust
 from qtool.cli.options.ranges import AUTO, MethodOption, chosen_range_method
 from qtool.cli.options.scheme import ExcludeOption, IncludeOption
@@ -31,7 +31,9 @@ from qtool.cli.options.shared import (
     TrustPickleOption,
 )
 from qtool.cli.options.text import TokenizerOption, TokensOption, check_text
+from qtool.cli.options.weight_only import BlockSizeOption, weight_only_scheme
 from qtool.errors import UsageError
+from qtool.weights.block_choices import WeightFormat
 
 
 def sensitivity(
@@ -53,6 +55,11 @@ def sensitivity(
             "--output", "-o", metavar="FILE", help="Write all layers, as .json or .csv.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    bits: Annotated[
+        bool,
+        typer.Option("--bits", help="Weights alone: 2, 4 and 8 bits, and sizes.", rich_help_panel=WEIGHT_ONLY),
+    ] = False,
+    block_size: BlockSizeOption = None,
     target: TargetOption = None,
     method: MethodOption = "minmax",
     include: IncludeOption = None,
@@ -75,12 +82,15 @@ def sensitivity(
 ) -> None:
     """Ranks layers by the noise that quantizing each one adds.
 
-    One layer at a time is quantized (fake quantization), and the outputs are compared with the float model's.
+    One layer at a time is quantized (fake quantization), and the outputs are compared with the float model's. With
+    --bits, one weight at a time has 2, 4 or 8 bits, and the curve of file size over accuracy for mixed bits is shown.
     """
     from qtool.backends.this_machine import target_named
+    from qtool.cli.output.bits_sensitivity import run_bits
     from qtool.llm.text_for_model import graph_of, text_options
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
+    from qtool.workflows.tune.bits_sensitivity import BitsSensitivityRequest
     from qtool.workflows.tune.sensitivity import SensitivityRequest, in_decibels
     from qtool.workflows.tune.sensitivity import sensitivity as run
 
@@ -92,6 +102,35 @@ def sensitivity(
     text = text_options((path,), tokenizer, tokens)
     machine = target_named(target)
     console.progress().note(machine.description)
+    if bits:
+        if method != "minmax":
+            raise UsageError("--method has no effect with --bits", fix="drop one of them")
+        run_bits(
+            console,
+            BitsSensitivityRequest(
+                source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
+                data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
+                scheme=weight_only_scheme(
+                    machine.scheme,
+                    bits=None,
+                    block_size=block_size,
+                    per_channel=None,
+                    symmetric=None,
+                    form=WeightFormat.NBITS,
+                ),
+                selection=NodeSelection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+                samples=samples,
+                output=output,
+                plot=plot,
+                threads=threads,
+                force=force,
+            ),
+            worst=worst,
+            json=json,
+        )
+        return
+    if block_size is not None:
+        raise UsageError("--block-size has no effect without --bits", fix="add --bits, or drop it")
     report = run(
         SensitivityRequest(
             source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),

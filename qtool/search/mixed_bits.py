@@ -1,12 +1,13 @@
 """Chooses the bits of each weight: the smallest model for an error, or the smallest error for a size.
 
 The errors that single weights put into the outputs add up, as those of independent roundings do. Each weight starts
-with its fewest bits; the step that takes away the most error for its bytes comes next, until the goal is met.
+with its fewest bits; the step that takes away the most error for its bytes comes next, until the goal is met. Steps
+that the last one has made needless are taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,7 +31,12 @@ class BitsOption:
 
 def bits_for_noise(options: Mapping[str, Sequence[BitsOption]], most: float) -> dict[str, int]:
     """Returns the bits of each weight with which all their noise is at most ``most``, in few bytes."""
-    return _chosen(options, lambda _, noise: noise <= most)
+    found = {name: _line(forms)[0] for name, forms in options.items()}
+    for name, step in _steps(options):
+        if sum(form.noise for form in found.values()) <= most:
+            break
+        found[name] = step
+    return {name: form.bits for name, form in _without_needless(options, found, most).items()}
 
 
 def bits_for_size(options: Mapping[str, Sequence[BitsOption]], most: float) -> dict[str, int]:
@@ -44,13 +50,19 @@ def bits_for_size(options: Mapping[str, Sequence[BitsOption]], most: float) -> d
     return {name: form.bits for name, form in found.items()}
 
 
-def _chosen(options: Mapping[str, Sequence[BitsOption]], done: Callable[[float, float], bool]) -> dict[str, int]:
-    found = {name: _line(forms)[0] for name, forms in options.items()}
-    for name, step in _steps(options):
-        if done(sum(form.size for form in found.values()), sum(form.noise for form in found.values())):
-            break
-        found[name] = step
-    return {name: form.bits for name, form in found.items()}
+def _without_needless(
+    options: Mapping[str, Sequence[BitsOption]], found: Mapping[str, BitsOption], most: float
+) -> dict[str, BitsOption]:
+    """Takes steps back that a later, large one has made needless, those that save most first."""
+    kept = dict(found)
+    back = [
+        (form.size - smaller.size, name, smaller) for name, form in found.items() for smaller in _line(options[name])
+    ]
+    for saved, name, smaller in sorted(back, key=lambda step: -step[0]):
+        others = sum(form.noise for other, form in kept.items() if other != name)
+        if saved > 0.0 and smaller.size < kept[name].size and others + smaller.noise <= most:
+            kept[name] = smaller
+    return kept
 
 
 def _steps(options: Mapping[str, Sequence[BitsOption]]) -> list[tuple[str, BitsOption]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from qtool.weights.block_quantization import BlockWeight, Matrix, per_input
+from qtool.weights.block_quantization import BlockWeight, Matrix, per_input, row_parts
 from qtool.weights.gptq import Curvature, gptq
 
 
@@ -20,10 +20,14 @@ def gptq_blocks(matrix: Matrix, given: BlockWeight, curvature: Curvature) -> Blo
         curvature: of the layer's inputs, one group.
     """
     grid, inputs = given.grid, matrix.shape[1]
-    sizes = per_input(given.scales, grid, inputs).astype(np.float64)[np.newaxis]
-    zeros = per_input(given.zero_points, grid, inputs).astype(np.float64)[np.newaxis]
-    steps = gptq(matrix[np.newaxis] / sizes, curvature, -zeros, grid.highest - zeros, sizes=sizes)
-    return replace(given, integers=(steps + zeros)[0].astype(np.uint8))
+    integers = np.empty(matrix.shape, np.uint8)
+    # Outputs do not depend on each other.
+    for rows in row_parts(matrix):
+        sizes = per_input(given.scales[rows], grid, inputs).astype(np.float64)[np.newaxis]
+        zeros = per_input(given.zero_points[rows], grid, inputs).astype(np.float64)[np.newaxis]
+        steps = gptq(matrix[np.newaxis, rows] / sizes, curvature, -zeros, grid.highest - zeros, sizes=sizes)
+        integers[rows] = (steps + zeros)[0]
+    return replace(given, integers=integers)
 
 
 def product_noise(matrix: Matrix, rounded: BlockWeight, hessian: npt.NDArray[np.float64]) -> float:

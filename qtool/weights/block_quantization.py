@@ -7,7 +7,8 @@ further down than up, the sign of its scale decides which side has the longer re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,9 @@ from qtool.weights.block_grid import BlockGrid
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.uint8]
+
+# Weights of which float64 copies are held at once.
+_MOST_VALUES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +85,11 @@ def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
         raise InputError(
             f"the weight '{name}' holds NaN or infinity", fix="repair the model, or keep its node float with --exclude"
         )
-    blocks = in_blocks(matrix, grid)
-    low, high = np.minimum(blocks.min(axis=2), 0.0), np.maximum(blocks.max(axis=2), 0.0)
+    blocks = -(-matrix.shape[1] // grid.length(matrix.shape[1]))
+    low, high = np.empty((len(matrix), blocks)), np.empty((len(matrix), blocks))
+    for rows in row_parts(matrix):
+        part = in_blocks(matrix[rows], grid)
+        low[rows], high[rows] = np.minimum(part.min(axis=2), 0.0), np.maximum(part.max(axis=2), 0.0)
     return with_ranges(matrix, grid, low, high)
 
 
@@ -109,12 +116,22 @@ def grid_of(grid: BlockGrid, low: Floats, high: Floats) -> tuple[Matrix, Integer
 
 def with_scales(matrix: Matrix, grid: BlockGrid, scales: Matrix, zero_points: Integers) -> BlockWeight:
     """Rounds to nearest on given grids, (outputs, blocks) each."""
-    steps = in_blocks(matrix, grid) / scales[:, :, np.newaxis].astype(np.float64)
-    integers = np.clip(np.rint(steps + zero_points[:, :, np.newaxis]), 0, grid.highest).astype(np.uint8)
-    outputs, inputs = matrix.shape
-    return BlockWeight(
-        integers=np.ascontiguousarray(integers.reshape(outputs, -1)[:, :inputs]),
-        scales=scales,
-        zero_points=zero_points,
-        grid=grid,
-    )
+    integers = np.empty(matrix.shape, np.uint8)
+    for rows in row_parts(matrix):
+        steps = in_blocks(matrix[rows], grid) / scales[rows, :, np.newaxis].astype(np.float64)
+        rounded = np.clip(np.rint(steps + zero_points[rows, :, np.newaxis]), 0, grid.highest)
+        integers[rows] = rounded.reshape(len(steps), -1)[:, : matrix.shape[1]]
+    return BlockWeight(integers=integers, scales=scales, zero_points=zero_points, grid=grid)
+
+
+def row_parts(matrix: Matrix, *, values: int = _MOST_VALUES) -> Iterator[slice]:
+    """Yields parts of the outputs with about so many ``values``, of which float64 copies take little memory."""
+    rows = max(values // max(matrix.shape[1], 1), 1)
+    for start in range(0, len(matrix), rows):
+        yield slice(start, start + rows)
+
+
+def rescaled_outputs(weight: BlockWeight, factors: Floats) -> BlockWeight:
+    """Returns the weight with each output multiplied by a factor, (outputs,): its integers stay the same."""
+    scales = weight.scales.astype(np.float64) * factors[:, np.newaxis]
+    return replace(weight, scales=scales.astype(np.float32))

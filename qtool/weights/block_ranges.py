@@ -10,12 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, Floats, Matrix, grid_of, in_blocks, round_blocks, with_scales
+from qtool.weights.block_quantization import (
+    BlockWeight,
+    Floats,
+    Matrix,
+    grid_of,
+    in_blocks,
+    round_blocks,
+    row_parts,
+    with_scales,
+)
 
 # Fractions of a block's range that are tried; with few bits much is worth clipping.
-_SHARES = np.linspace(1.0, 0.5, 21)
-# Outputs of which the candidates are held at once.
-_ROWS = 512
+_SHARES = np.linspace(1.0, 0.52, 13)
+# Weights of which the candidates are held at once.
+_VALUES = 1 << 18
 
 
 def least_squares_blocks(
@@ -39,8 +48,7 @@ def least_squares_blocks(
     weights = np.ones(matrix.shape[1]) if importance is None else importance + 1e-4 * importance.mean() + 1e-30
     spread = in_blocks(weights[np.newaxis].astype(np.float64), grid)
     scales, zero_points = found.scales.copy(), found.zero_points.copy()
-    for start in range(0, len(matrix), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for rows in row_parts(matrix, values=_VALUES):
         scales[rows], zero_points[rows] = _fitted(in_blocks(matrix[rows], grid), spread, grid)
     return with_scales(matrix, grid, scales, zero_points)
 

@@ -33,7 +33,10 @@ def curvature_of(hessian: npt.NDArray[np.float64]) -> Curvature:
     diagonal = np.diagonal(hessian, axis1=1, axis2=2)
     # With damping alone, as in a group whose inputs were always zero, every weight is rounded to nearest.
     damping = np.where(diagonal.any(axis=1), _DAMPING * diagonal.mean(axis=1), 1.0)
-    return Curvature.of(hessian + np.eye(hessian.shape[1]) * damping[:, np.newaxis, np.newaxis])
+    damped = hessian.copy()
+    every = np.arange(hessian.shape[1])
+    damped[:, every, every] += damping[:, np.newaxis]
+    return Curvature.of(damped)
 
 
 def guided(problem: WeightProblem, found: QuantizedWeight) -> QuantizedWeight:

@@ -71,18 +71,25 @@ class LayerInput:
         return np.ascontiguousarray(flat.transpose(1, 2, 0), dtype=np.float32)
 
 
-def layer_inputs(model: ir.Model, nodes: Collection[str]) -> tuple[LayerInput, ...]:
-    """Returns the layers among ``nodes`` with stored float32 weights of their own and a moderate number of inputs."""
+def layer_inputs(
+    model: ir.Model, nodes: Collection[str], *, shared_weights: bool = False, most_inputs: int = _MOST_INPUTS
+) -> tuple[LayerInput, ...]:
+    """Returns the layers among ``nodes`` with stored float32 weights and at most so many inputs.
+
+    Unless there are to be ``shared_weights``, nothing else reads their weights.
+    """
     found = []
     for node in model.graph:
         if node.name not in nodes or node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         source, value = node.inputs[0], node.inputs[1]
         weights = constant_array(value)
-        if source is None or value is None or weights is None or len(value.uses()) != 1 or weights.ndim < 2:
+        if source is None or value is None or weights is None or weights.ndim < 2:
+            continue
+        if len(value.uses()) != 1 and not shared_weights:
             continue
         layer = _layer_input(node, source.name or "", value.name or "", weights.shape)
-        if layer is not None and layer.inputs <= _MOST_INPUTS:
+        if layer is not None and layer.inputs <= most_inputs:
             found.append(layer)
     return tuple(found)
 

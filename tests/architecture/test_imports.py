@@ -80,7 +80,7 @@ def test_the_lower_packages_know_neither_each_other_nor_the_tool(
                 "qtool/workflows/convert/older_opsets.py",
             ),
         ),
-        ("PIL", ("calib/datasets/images.py", "qtool/reporting/bar_chart.py")),
+        ("PIL", ("calib/datasets/images.py", "qtool/reporting/charts.py")),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from qtool.reporting.bar_chart import Bar, draw_bars
+from qtool.reporting.charts import Bar, draw_bars
 
 
 def test_the_layer_that_integers_ruin_comes_first(run: Callable[..., Any], model: Path, data: Path, bad: str) -> None:

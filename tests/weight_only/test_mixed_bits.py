@@ -81,3 +81,9 @@ def test_forms_that_gain_nothing_are_passed_over() -> None:
         BitsOption(bits=8, size=8.0, noise=0.1),
     ]
     assert bits_for_noise({"a": forms}, 0.5) == {"a": 8}
+
+
+def test_steps_that_a_large_one_makes_needless_are_taken_back() -> None:
+    # The table takes away least for its bytes and comes last; with it, none of the others has to have more bits.
+    options = {"table": _forms(100_000, 1.0), **{name: _forms(100, 0.05) for name in "abc"}}
+    assert bits_for_noise(options, 0.22) == {"table": 4, **dict.fromkeys("abc", 2)}

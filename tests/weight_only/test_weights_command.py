@@ -75,8 +75,9 @@ def test_the_method_is_the_one_with_the_best_outputs(run: Any, model: Path, data
     result = run("quantize", model, "--calib-data", data, "--scheme", "weights", "--accuracy-level", "0", "--json")
     assert result.code == 0, result.err
     found = {attempt["method"]: attempt["sqnr_db"] for attempt in result.json["attempts"]}
-    assert list(found) == ["rtn", "mse", "gptq"]
-    assert result.json["weight_method"] == max(found, key=lambda name: found[name]) == "gptq"
+    assert list(found) == ["rtn", "mse", "gptq", "awq", "awq-gptq"]
+    assert result.json["weight_method"] == max(found, key=lambda name: found[name])
+    assert found["gptq"] == max(found["rtn"], found["mse"], found["gptq"])
     best = Path(result.json["output"])
     plain = run("quantize", model, "--scheme", "weights", "--weight-method", "rtn", "-o", "rtn.onnx", "--json")
     assert _sqnr_db(model, best) > _sqnr_db(model, Path(plain.json["output"])) + 3.0

@@ -17,7 +17,12 @@ _EVERY = frozenset(
         *("threads", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )
-_WEIGHT_ONLY = frozenset({"bits", "block_size", "weight_method", "accuracy_level_name", "weight_format", "max_size"})
+_WEIGHT_ONLY = frozenset(
+    {
+        *("bits", "block_size", "weight_method", "accuracy_level_name", "weight_format"),
+        *("max_size", "max_perplexity_rise"),
+    }
+)
 _UNDERSTOOD: Mapping[SchemeName, frozenset[str]] = {
     SchemeName.DYNAMIC: _EVERY | {"weight_type"},
     SchemeName.WEIGHTS: _EVERY | _WEIGHT_ONLY | {"min_sqnr"},

@@ -33,6 +33,12 @@ MaxSizeOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--max-size", metavar="SIZE", help="Mixed bits: 90MB, or 35%.", rich_help_panel=WEIGHT_ONLY),
 ]
+MaxPerplexityRiseOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--max-perplexity-rise", metavar="SHARE", help="Mixed bits: 2% of a decoder's.", rich_help_panel=WEIGHT_ONLY
+    ),
+]
 BlockSizeOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -102,7 +108,13 @@ def weight_only_scheme(
 
 
 def bits_goal(
-    bits: int | None, min_sqnr: float | None, max_size: str | None, model: Path, *, has_data: bool
+    bits: int | None,
+    min_sqnr: float | None,
+    max_size: str | None,
+    max_perplexity_rise: str | None,
+    model: Path,
+    *,
+    has_data: bool,
 ) -> BitsGoal | None:
     """Returns what the bits of each weight are to be chosen for; None where the options give all the same.
 
@@ -110,6 +122,7 @@ def bits_goal(
         bits: the option ``--bits``.
         min_sqnr: the option ``--min-sqnr``, in dB.
         max_size: the option ``--max-size``: megabytes with ``MB``, or a share of the model's file.
+        max_perplexity_rise: the option ``--max-perplexity-rise``, a share.
         model: the model's file or folder.
         has_data: whether there is calibration data.
 
@@ -119,7 +132,12 @@ def bits_goal(
     from qtool.metrics.size import model_bytes
     from qtool.workflows.quantize.weight_only_request import BitsGoal
 
-    given = {"--min-sqnr": min_sqnr, "--max-size": max_size, "--bits": bits}
+    given = {
+        "--min-sqnr": min_sqnr,
+        "--max-size": max_size,
+        "--max-perplexity-rise": max_perplexity_rise,
+        "--bits": bits,
+    }
     named = [option for option, value in given.items() if value is not None]
     if named in ([], ["--bits"]):
         return None
@@ -127,6 +145,8 @@ def bits_goal(
         raise UsageError(f"{named[0]} and {named[1]} exclude each other", fix="give one of them")
     if not has_data:
         raise UsageError(f"{named[0]} needs calibration data", fix="add --calib-data")
+    if max_perplexity_rise is not None:
+        return BitsGoal(max_perplexity_rise=share_of("--max-perplexity-rise", max_perplexity_rise, example="2%"))
     if max_size is None:
         if min_sqnr is None or not math.isfinite(min_sqnr):
             problem = f"--min-sqnr must be a finite number of decibels, not {min_sqnr}"
@@ -152,8 +172,8 @@ def block_method(given: str, *, has_data: bool) -> BlockMethod | None:
     """
     if given not in _METHODS:
         raise UsageError(f"there is no weight method '{given}'", fix=f"use one of {', '.join(_METHODS)}")
-    if given == BlockMethod.GPTQ and not has_data:
-        raise UsageError("--weight-method gptq needs calibration data", fix="add --calib-data, or use mse")
+    if given not in (AUTO, BlockMethod.RTN, BlockMethod.MSE) and not has_data:
+        raise UsageError(f"--weight-method {given} needs calibration data", fix="add --calib-data, or use mse")
     return None if given == AUTO else BlockMethod(given)
 
 

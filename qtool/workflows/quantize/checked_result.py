@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.backends.coverage import Coverage
+from qtool.backends.execution import Execution
 from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
@@ -44,6 +45,7 @@ def write_and_check(
     scheme: AnyScheme,
     threads: int,
     progress: Progress,
+    execution: Execution | None = None,
 ) -> CheckedResult:
     """Writes ``model`` to ``path`` and runs it beside the float model.
 
@@ -56,13 +58,14 @@ def write_and_check(
         scheme: what the graph is quantized by.
         threads: threads inside an operator; 0 is one a core.
         progress: receives the steps.
+        execution: how both are run; None for the scheme's own.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
     """
     save_graph(model, path)
-    execution = execution_for(scheme)
+    execution = execution_for(scheme) if execution is None else execution
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}")
     with progress.task("comparing with float"):
         coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))

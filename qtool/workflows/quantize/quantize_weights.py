@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -15,11 +17,13 @@ from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import WeightOnlyPlan
 from qtool.planning import build_weight_only_plan
+from qtool.private_folder import private_folder
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.search.block_rounding import matrix_of
-from qtool.weights.block_choices import BlockMethod, WeightFormat
+from qtool.search.block_rounding import matrix_of, rounding_bytes
+from qtool.search.frugal_execution import FrugalExecution
+from qtool.weights.block_choices import EXACT_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -33,8 +37,9 @@ from qtool.workflows.quantize.quantize_files import check_destination, float_mod
 from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
 from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
 from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
 from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
-from qtool.workflows.tune.weight_only_search import WeightOnlyChoice, choose_bits, choose_weights, without_data
+from qtool.workflows.tune.weight_only_search import choose_bits, choose_weights, without_data
 
 
 def plan_weights(request: WeightOnlyRequest, progress: Progress) -> WeightOnlyPlan:
@@ -71,12 +76,13 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         sample = single_sample(original, dataset, request.data)
         memory = ActivationMemory.of(model, sample)
         batches = request.data.batches(dataset, *model_specs(original))
+        progress.note(f"rounding takes about {rounding_bytes(model, plan) / 1e9:.1f} GB of memory")
         samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
-    with staged(output) as path:
+    with staged(output) as path, private_folder() as folder:
         floats = float_model(original, request.source, output, path, force=request.force)
-        found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), progress)
-        plan, levels = found.plan, dict.fromkeys(found.plan.layers, found.level)
-        insert_blocks(model, plan, found.weights, form=request.scheme.form, levels=levels)
+        found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), folder, progress)
+        plan, model = found.plan, model if found.model is None else found.model
+        insert_blocks(model, plan, found.weights, form=request.scheme.form, levels=found.levels)
         backend_named(request.scheme.backend).finish(model, request.scheme)
         checked = write_and_check(
             model,
@@ -87,6 +93,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             scheme=request.scheme,
             threads=request.threads,
             progress=progress,
+            execution=FrugalExecution(),
         )
         report = WeightOnlyReport(
             output=output,
@@ -94,7 +101,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             float_model=floats.path,
             plan=plan,
             method=found.method,
-            level=found.level,
+            integer_layers=found.integer_layers,
             attempts=found.attempts,
             noise=found.noise,
             coverage=checked.coverage,
@@ -128,28 +135,33 @@ def _chosen(
     samples: CheckSamples | None,
     sample: Feed | None,
     float_bytes: int,
+    folder: Path,
     progress: Progress,
 ) -> WeightOnlyChoice:
-    """Returns the weights; a repeated run takes method and level of the first, whose times were others."""
+    """Returns the weights; a repeated run takes method and levels of the first, whose times were others."""
     recorded = None if request.locked is None else request.locked.lock.get("weights")
     method = request.method if recorded is None else BlockMethod(recorded["method"])
     level = request.level if recorded is None else int(recorded["level"])
     if samples is None:
         return without_data(model, plan, method, level, progress)
-    evaluation = WeightOnlyEvaluation(original, model, request.scheme, samples, threads=request.threads)
+    evaluation = WeightOnlyEvaluation(original, model, request.scheme, samples, folder, threads=request.threads)
     timed_on = sample if request.scheme.form is WeightFormat.NBITS else None
     if request.goal is None:
-        return choose_weights(evaluation, plan, progress, method=method, level=level, timed_on=timed_on)
-    stored = sum(matrix_of(model, name).nbytes for name in plan.weights)
-    return choose_bits(
-        evaluation,
-        plan,
-        progress,
-        goal=request.goal,
-        other_bytes=float_bytes - stored,
-        level=level,
-        timed_on=timed_on,
-    )
+        found = choose_weights(evaluation, plan, progress, method=method, level=level, timed_on=timed_on)
+    else:
+        stored = sum(matrix_of(model, name).nbytes for name in plan.weights)
+        found = choose_bits(
+            evaluation,
+            plan,
+            progress,
+            goal=request.goal,
+            other_bytes=float_bytes - stored,
+            level=level,
+            timed_on=timed_on,
+        )
+    if recorded is None or "integer_layers" not in recorded:
+        return found
+    return replace(found, integer_layers=frozenset(recorded["integer_layers"]))
 
 
 def _manifest(
@@ -167,6 +179,13 @@ def _manifest(
         figures=figures_record(report),
         lock={
             **lock_record(request.arguments),
-            "weights": {"method": report.method.value, "level": report.level},
+            "weights": _lock_of(report),
         },
     )
+
+
+def _lock_of(report: WeightOnlyReport) -> dict[str, Any]:
+    if report.level is not None:
+        return {"method": report.method.value, "level": report.level}
+    layers = [name for name in report.plan.layers if name in report.integer_layers]
+    return {"method": report.method.value, "level": EXACT_LEVEL, "integer_layers": layers}

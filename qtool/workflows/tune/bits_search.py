@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
 from qtool.errors import GateError
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
-from qtool.search.mixed_bits import FLOAT_BITS, BitsOption, bits_for_noise, bits_for_size
-from qtool.weights.block_quantization import BlockWeight
+from qtool.search.mixed_bits import FLOAT_BITS, bits_for_noise, bits_for_size
 from qtool.workflows.quantize.weight_only_request import BitsGoal
+from qtool.workflows.tune.bits_forms import BitsForms, measured_forms
+from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
 from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
 
-_MEASURED_BITS = 4
-# Kernels multiply with 2 bits many times slower than with 4; tables are only looked up.
-_BITS_OF_TABLES, _BITS_OF_PRODUCTS = (2, 4, 8), (4, 8)
 # Noise that adds up a little differently than predicted is corrected in so many rounds, with this margin.
 _ROUNDS, _MARGIN_DB = 5, 0.1
-_FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixedBits:
-    """What was found for a goal.
-
-    Attributes:
-        plan: the weights that become integers, with their bits.
-        weights: by name, those alone.
-        bits: of every weight, ``FLOAT_BITS`` for those that stay float.
-        noise: what each weight alone puts into the outputs at 4 bits, over their signal.
-    """
-
-    plan: WeightOnlyPlan
-    weights: Mapping[str, BlockWeight]
-    bits: Mapping[str, int]
-    noise: Mapping[str, float]
+# The same for perplexity, and the largest step at once.
+_PART, _LARGEST_STEP = 0.95, 0.02
 
 
 def find_bits(
     evaluation: WeightOnlyEvaluation, plan: WeightOnlyPlan, goal: BitsGoal, other_bytes: float, progress: Progress
-) -> MixedBits:
-    """Returns the bits of each weight for ``goal``.
+) -> WeightOnlyChoice:
+    """Returns the weights with the bits for ``goal``, rounded by GPTQ, after AWQ where that is better at 4 bits.
 
     Args:
         evaluation: rounds weights and measures models.
@@ -55,17 +33,8 @@ def find_bits(
         GateError: the fewest bits are too large for the goal.
         RuntimeRefusedError: onnxruntime does not load or run a model.
     """
-    tables = {name for name, item in plan.weights.items() if any(plan.layers[node] == "Gather" for node in item.nodes)}
-    by_bits = {
-        bits: evaluation.rounded(_with_bits(plan, dict.fromkeys(names, bits)), progress)
-        for bits, names in ((2, tables), (4, set(plan.weights)), (8, set(plan.weights)))
-        if names
-    }
-    noise = _measured(evaluation, plan, by_bits[_MEASURED_BITS], progress)
-    options = {
-        name: _options(by_bits, name, noise[name], _BITS_OF_TABLES if name in tables else _BITS_OF_PRODUCTS)
-        for name in plan.weights
-    }
+    forms = measured_forms(evaluation, plan, progress)
+    options = forms.options
     if goal.max_bytes is not None:
         room = goal.max_bytes - other_bytes
         least = sum(min(form.size for form in forms) for forms in options.values())
@@ -74,67 +43,55 @@ def find_bits(
                 f"with the fewest bits the model takes {(least + other_bytes) / 1e6:.1f} MB, more than --max-size",
                 fix="allow more, or use a larger --block-size",
             )
-        return _mixed(plan, by_bits, bits_for_size(options, room), noise)
+        return forms.mixed(bits_for_size(options, room))
+    if goal.max_perplexity_rise is not None:
+        return bits_for_perplexity(evaluation, forms, goal.max_perplexity_rise)
     if goal.min_sqnr_db is None:
-        raise AssertionError("a goal names one of the two")
-    wanted = goal.min_sqnr_db
+        raise AssertionError("a goal names one of the three")
+    return bits_for_sqnr(evaluation, forms, goal.min_sqnr_db)[0]
+
+
+def bits_for_sqnr(
+    evaluation: WeightOnlyEvaluation, forms: BitsForms, least_db: float
+) -> tuple[WeightOnlyChoice, float]:
+    """Returns the weights in few bytes whose worst output reaches ``least_db``, and what it reaches.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    wanted = least_db
     for _ in range(_ROUNDS):
-        found = _mixed(plan, by_bits, bits_for_noise(options, 10.0 ** (-wanted / 10.0)), noise)
-        missing = goal.min_sqnr_db - evaluation.sqnr_db(found.plan, found.weights)
-        if missing <= 0.0 or not found.weights:
+        found = forms.mixed(bits_for_noise(forms.options, 10.0 ** (-wanted / 10.0)))
+        reached = evaluation.sqnr_db(found)
+        if reached >= least_db or not found.weights:
             break
-        wanted += missing + _MARGIN_DB
+        wanted += least_db - reached + _MARGIN_DB
+    return found, reached
+
+
+def bits_for_perplexity(evaluation: WeightOnlyEvaluation, forms: BitsForms, most: float) -> WeightOnlyChoice:
+    """Returns the weights in few bytes with which perplexity rises by at most ``most``, a share.
+
+    Small noise in the logits raises the loss by its power.
+
+    Raises:
+        InputError: the model has no logits, or the data no tokens.
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    noise = sum(max(form.noise for form in options) for options in forms.options.values())
+    for _ in range(_ROUNDS):
+        found = forms.mixed(bits_for_noise(forms.options, noise))
+        if not found.weights:
+            break
+        rise = evaluation.perplexity_rise(found)
+        if rise <= most:
+            break
+        bits = {name: item.grid.bits for name, item in found.plan.weights.items()}
+        now = sum(
+            option.noise
+            for name, options in forms.options.items()
+            for option in options
+            if option.bits == bits.get(name, FLOAT_BITS)
+        )
+        noise = now * max(most / rise, _LARGEST_STEP) * _PART
     return found
-
-
-def _measured(
-    evaluation: WeightOnlyEvaluation, plan: WeightOnlyPlan, weights: Mapping[str, BlockWeight], progress: Progress
-) -> dict[str, float]:
-    """Returns noise over signal of the worst output with one weight quantized at a time."""
-    noise = {}
-    with progress.task("measuring sensitivity", len(weights)) as advance:
-        for name, weight in weights.items():
-            sqnr_db = evaluation.sqnr_db(_only(plan, {name}), {name: weight})
-            noise[name] = 0.0 if sqnr_db == math.inf else 10.0 ** (-sqnr_db / 10.0)
-            advance(1)
-    return noise
-
-
-def _options(
-    by_bits: Mapping[int, Mapping[str, BlockWeight]], name: str, noise: float, bits: tuple[int, ...]
-) -> list[BitsOption]:
-    """Returns the forms of a weight; the noise of rounding falls fourfold with each bit."""
-    found = [
-        BitsOption(bits=count, size=by_bits[count][name].size, noise=noise * 4.0 ** (_MEASURED_BITS - count))
-        for count in bits
-    ]
-    floats = _FLOAT_BYTES * by_bits[_MEASURED_BITS][name].integers.size
-    return [*found, BitsOption(bits=FLOAT_BITS, size=floats, noise=0.0)]
-
-
-def _mixed(
-    plan: WeightOnlyPlan,
-    by_bits: Mapping[int, Mapping[str, BlockWeight]],
-    bits: Mapping[str, int],
-    noise: Mapping[str, float],
-) -> MixedBits:
-    integers = {name: count for name, count in bits.items() if count != FLOAT_BITS}
-    return MixedBits(
-        plan=_with_bits(plan, integers),
-        weights={name: by_bits[count][name] for name, count in integers.items()},
-        bits=bits,
-        noise=noise,
-    )
-
-
-def _with_bits(plan: WeightOnlyPlan, bits: Mapping[str, int]) -> WeightOnlyPlan:
-    """Returns the plan for the weights in ``bits`` alone, with so many bits each."""
-    kept = _only(plan, set(bits))
-    weights = {name: replace(item, grid=replace(item.grid, bits=bits[name])) for name, item in kept.weights.items()}
-    return replace(kept, weights=weights)
-
-
-def _only(plan: WeightOnlyPlan, names: set[str]) -> WeightOnlyPlan:
-    weights = {name: item for name, item in plan.weights.items() if name in names}
-    nodes = {node for item in weights.values() for node in item.nodes}
-    return replace(plan, weights=weights, layers={name: kind for name, kind in plan.layers.items() if name in nodes})

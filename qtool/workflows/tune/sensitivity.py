@@ -180,7 +180,7 @@ def _write_csv(report: SensitivityReport, path: Path) -> None:
 
 
 def _draw(report: SensitivityReport, path: Path, *, title: str, worst: int) -> None:
-    from qtool.reporting.bar_chart import Bar, draw_bars
+    from qtool.reporting.charts import Bar, draw_bars
 
     shown = report.layers[:worst]
     longest = max((layer.share for layer in shown), default=0.0) or 1.0

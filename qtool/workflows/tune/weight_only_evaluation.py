@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
+from qtool.graph.decoder_caches import cache_outputs
+from qtool.llm.perplexity import HeldBackText
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
+from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
-from qtool.search.block_rounding import guided_by_inputs
+from qtool.search.activation_noise import activation_noise
+from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
+from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.stored_blocks import StoredBlocks
+from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
+from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
+from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
 
 _EVALUATION_SAMPLES = 32
 _SEEN_BATCHES = 32
+# Batches on which rounded activations are compared with float ones, layer by layer.
+_NOISE_BATCHES = 4
 
 
 class WeightOnlyEvaluation:
@@ -33,10 +47,21 @@ class WeightOnlyEvaluation:
         model: ir.Model,
         scheme: WeightOnlyScheme,
         samples: CheckSamples,
+        folder: Path,
         *,
+        evaluation_samples: int = _EVALUATION_SAMPLES,
         threads: int = 0,
     ) -> None:
         """Runs the float model ``original`` on the evaluation samples; ``model`` is the same after ``prepare``.
+
+        Args:
+            original: the float model.
+            model: the same after ``prepare``.
+            scheme: which integers weights become.
+            samples: the data.
+            folder: where weights are kept until they are needed.
+            evaluation_samples: about how many samples models are compared on, at most half of all.
+            threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -45,38 +70,123 @@ class WeightOnlyEvaluation:
         self._original = original
         self._scheme = scheme
         self._threads = threads
-        self._split = TuningSplit(original, samples, evaluation_samples=_EVALUATION_SAMPLES)
-        self._evaluator = OutputEvaluator(original, self._split.evaluation, view=with_logits, threads=threads)
+        self._folder = folder
+        # More samples are held back than there is room for their outputs: perplexity needs none of these.
+        unlimited = replace(samples, memory=replace(samples.memory, output_bytes=0))
+        self._split = TuningSplit(original, unlimited, evaluation_samples=evaluation_samples)
+        feeds = _with_room(original, self._split.evaluation, samples.memory, threads)
+        self._evaluator = OutputEvaluator(
+            original, feeds, view=judged_outputs, execution=FrugalExecution(), threads=threads
+        )
+        self._text: HeldBackText | None = None
         self.model = model
 
-    def guided(self, plan: WeightOnlyPlan, progress: Progress) -> tuple[dict[str, BlockWeight], dict[str, BlockWeight]]:
-        """Returns the weights by MSE and by GPTQ, see ``guided_by_inputs``."""
-        return guided_by_inputs(
-            self.model, plan, lambda: self._split.some(_SEEN_BATCHES), progress, threads=self._threads
-        )
-
-    def rounded(self, plan: WeightOnlyPlan, progress: Progress) -> dict[str, BlockWeight]:
-        """Returns the weights by GPTQ."""
-        return self.guided(plan, progress)[1]
-
-    def graph(self, plan: WeightOnlyPlan, weights: Mapping[str, BlockWeight], level: int) -> ir.Model:
-        """Returns the quantized model, all of its products with one accuracy level."""
-        levels = dict.fromkeys(plan.layers, level)
-        return insert_blocks(self.model.clone(), plan, weights, form=self._scheme.form, levels=levels)
-
-    def sqnr_db(self, plan: WeightOnlyPlan, weights: Mapping[str, BlockWeight], level: int = 0) -> float:
-        """Returns the SQNR of the worst output, in dB."""
-        return self._evaluator.sqnr_db(self.graph(plan, weights, level))
-
-    def times(
+    def guided(
         self,
         plan: WeightOnlyPlan,
-        weights: Mapping[str, BlockWeight],
-        levels: tuple[int, ...],
-        sample: Feed,
         progress: Progress,
+        methods: Collection[BlockMethod],
+        *,
+        scales: Mapping[str, Floats] | None = None,
+    ) -> GuidedBlocks:
+        """Returns the weights by methods that use data, see ``guided_by_inputs``."""
+        return guided_by_inputs(
+            self.model,
+            plan,
+            lambda: self._split.some(_SEEN_BATCHES),
+            progress,
+            self._folder,
+            methods=methods,
+            scales=scales,
+            threads=self._threads,
+        )
+
+    def kept(self, weights: Mapping[str, BlockWeight]) -> Mapping[str, BlockWeight]:
+        """Returns the same weights, kept outside of memory."""
+        stored = StoredBlocks(self._folder)
+        for name, weight in weights.items():
+            stored.add(name, weight)
+        return stored
+
+    def graph(self, choice: WeightOnlyChoice, integer_layers: Collection[str]) -> ir.Model:
+        """Returns the quantized model, whose products in ``integer_layers`` have activations of 8 bits."""
+        levels = {name: INTEGER_LEVEL if name in integer_layers else EXACT_LEVEL for name in choice.plan.layers}
+        model = self.model if choice.model is None else choice.model
+        return insert_blocks(model.clone(), choice.plan, choice.weights, form=self._scheme.form, levels=levels)
+
+    def sqnr_db(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
+        """Returns the SQNR of the worst output, in dB."""
+        return self._evaluator.sqnr_db(self.graph(choice, integer_layers))
+
+    def perplexity_rise(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
+        """Returns how much higher the perplexity is than the float model's, as a share.
+
+        Raises:
+            InputError: the model has no logits, or the data no tokens.
+        """
+        if self._text is None:
+            with open_frugally(self._original, threads=self._threads) as session:
+                self._text = HeldBackText(session, self._split.evaluation)
+        with open_frugally(self.graph(choice, integer_layers), threads=self._threads) as session:
+            return self._text.rise(session).value
+
+    def activation_noise(self, choice: WeightOnlyChoice) -> dict[str, float]:
+        """Returns the noise of 8-bit activations in each product, relative to it, see ``activation_noise``."""
+        model = self.model if choice.model is None else choice.model
+        feeds = self._split.some(_NOISE_BATCHES)
+        return activation_noise(model, choice.plan, feeds, threads=self._threads)
+
+    def times(
+        self, choice: WeightOnlyChoice, forms: Sequence[Collection[str]], feed: Feed, progress: Progress
     ) -> tuple[Times, ...]:
-        """Returns the times of the float model, and of the quantized one with each accuracy level, in turns."""
-        models = [self._original, *(self.graph(plan, weights, level) for level in levels)]
+        """Returns the times of the float model, and of the quantized one with each form's integer layers, in turns.
+
+        A float model that is too large to be copied by onnxruntime is not timed; exact products stand for it.
+        """
+        floats = self.graph(choice, ()) if is_large(self._original) else self._original
+        models = [floats, *(self.graph(choice, layers) for layers in forms)]
         with progress.task("timing in turns", ROUNDS) as advance:
-            return times_in_turns(models, sample, advance, threads=self._threads)
+            return times_in_turns(models, feed, advance, threads=self._threads)
+
+    def run_float(self, feed: Feed) -> None:
+        """Runs the float model on one batch.
+
+        Raises:
+            RuntimeRefusedError: it does not run on that.
+        """
+        with open_frugally(self._original, threads=self._threads) as session:
+            session.run(feed)
+
+    def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
+        """Returns the seconds of each kernel in one run, by the node's name."""
+        return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
+
+
+def _with_room(original: ir.Model, feeds: Sequence[Feed], memory: ActivationMemory, threads: int) -> tuple[Feed, ...]:
+    """Returns some of ``feeds``, evenly spread, whose outputs fit into memory.
+
+    It takes a run to know how large they are: shapes behind operators of other domains are not known before.
+    """
+    with open_frugally(judged_outputs(original), threads=threads) as session:
+        made = sum(value.nbytes for value in session.run(feeds[0]).values())
+    rows = _rows(feeds[0])
+    samples = replace(memory, output_bytes=max(made // rows, 1)).evaluation_samples(sum(_rows(feed) for feed in feeds))
+    count = max(samples // rows, 1)
+    return tuple(feeds[number * len(feeds) // count] for number in range(min(count, len(feeds))))
+
+
+def _rows(feed: Feed) -> int:
+    first = next(iter(feed.values()))
+    return max(int(first.shape[0]) if first.ndim else 1, 1)
+
+
+def judged_outputs(model: ir.Model) -> ir.Model:
+    """Returns a copy of ``model`` with the outputs that models are judged by: logits, and no caches.
+
+    What a decoder's caches are off by shows in the logits of the tokens after them.
+    """
+    caches = cache_outputs(model)
+    judged = with_logits(model)
+    kept = [value for value in judged.graph.outputs if value.name not in caches]
+    judged.graph.outputs[:] = kept or list(judged.graph.outputs)
+    return judged
