@@ -8,7 +8,7 @@ each tensor are chosen from several families, by the noise that rounding both si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,11 @@ import onnx_ir as ir
 from qtool.calib.collect import Runner
 from qtool.calib.missing_values import places_without_nan
 from qtool.calib.specs import Feed
-from qtool.graph.constants import add_constant, constant_array, is_constant, is_transposed
+from qtool.graph.constants import add_constant, constant_array, is_transposed
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps
 from qtool.plan import Plan
+from qtool.weights.smoothing_folds import folded
 
 # Factors that bring channels down to so many times the median channel's range, and leave the others unchanged.
 _TOLERANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -89,6 +90,24 @@ def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
         for tensor, readers in found.items()
         if len({channels for _, channels in readers}) == 1
     )
+
+
+def smoothable_inputs(model: ir.Model, layers: Collection[str]) -> tuple[Smoothable, ...]:
+    """Finds the tensors that MatMul and Gemm nodes of ``layers`` read, each with a stored weight of its own.
+
+    All readers of a tensor among ``layers`` are scaled together; a tensor that one of them cannot follow is left out.
+    """
+    found: dict[str, list[tuple[str, int | None]]] = {}
+    for node in model.graph:
+        if node.name in layers and node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
+            found.setdefault(node.inputs[0].name or "", []).append((node.name or "", _input_channels(node)))
+    smoothable = []
+    for tensor, readers in found.items():
+        lengths = {channels for _, channels in readers}
+        if len(lengths) == 1 and (length := lengths.pop()) is not None:
+            names = tuple(name for name, _ in readers)
+            smoothable.append(Smoothable(tensor=tensor, layers=names, channels=length))
+    return tuple(smoothable)
 
 
 def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelSpread]:
@@ -187,7 +206,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
                 record_steps(made, weight, Scaled(factors=spread))
             node.replace_input_with(1, made)
             graph.initializers.pop(weight_name, None)
-        if not _into_normalization(graph, value, readers, scale, names):
+        if not folded(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
             product = ir.node("Mul", [value, inverse], name=names.for_node(f"{value.name}_smoothing_Mul"))
             output = product.outputs[0]
@@ -199,28 +218,6 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
                 graph.insert_after(producer, product)
             for node in readers:
                 node.replace_input_with(0, output)
-
-
-def _into_normalization(
-    graph: ir.Graph, value: ir.Value, readers: list[ir.Node], scale: npt.NDArray[np.float64], names: Names
-) -> bool:
-    """Divides the scale and bias of the LayerNormalization that produces ``value``, where nothing else reads it."""
-    producer = value.producer()
-    if producer is None or producer.op_type != "LayerNormalization" or value.is_graph_output():
-        return False
-    if {use.node for use in value.uses()} != set(readers) or len(producer.outputs) > 1:
-        return False
-    parts = producer.inputs[1:]
-    if not all(is_constant(part) and part is not None and part.shape == (len(scale),) for part in parts):
-        return False
-    for index, part in enumerate(parts, start=1):
-        array = constant_array(part)
-        if part is not None and array is not None:
-            divided = (array.astype(np.float64) / scale).astype(np.float32)
-            made = add_constant(graph, f"{part.name}_smoothed", divided, names=names)
-            record_steps(made, part, Scaled(factors=1.0 / scale, outputs=1.0 / scale))
-            producer.replace_input_with(index, made)
-    return True
 
 
 def _input_channels(node: ir.Node) -> int | None:
