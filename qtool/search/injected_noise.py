@@ -85,7 +85,7 @@ def open_injected_noise(
             graph.outputs.append(source)
         errors[layer] = _insert(graph, node, names)
     # A layer's output may be what another one reads: the sum has its name then.
-    with open_graph(changed, threads=threads) as session:
+    with open_graph(changed, threads=threads, prepacks=False) as session:
         yield InjectedNoise(session, outputs, reads, errors, feed)
 
 

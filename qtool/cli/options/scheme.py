@@ -32,10 +32,10 @@ class IntegerType(StrEnum):
 
 
 SchemeOption: TypeAlias = Annotated[
-    SchemeName,
+    SchemeName | None,
     typer.Option(
         "--scheme",
-        help="Static QDQ, dynamic, or weights alone.",
+        help="Static QDQ, dynamic, or weights alone. Default: static; dynamic for language models.",
         rich_help_panel=SCHEME,
     ),
 ]

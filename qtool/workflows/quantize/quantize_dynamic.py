@@ -13,6 +13,7 @@ from qtool.atomic import staged
 from qtool.backends.registry import backend_named
 from qtool.backends.execution_choice import execution_for
 from qtool.calib.datasets.base import Dataset
+from qtool.formats.onnx.onnx_file import release
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -66,7 +67,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
     output = request.destination
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()
-    original = request.source.load(progress, dataset=dataset)
+    original = request.source.load(progress, dataset=dataset, in_memory=False)
     common.NameFixPass()(original)
     if draws(original):
         progress.note(DRAWN_ALIKE)
@@ -140,19 +141,28 @@ def _quantized(
 ) -> _Quantized:
     """Quantizes a copy of ``original``, in the form that samples show to be best where there are some."""
     evaluation = None if samples is None else _Evaluation.of(original, request, samples)
-    model = prepare(original.clone(), integers_between_layers=False)
-    plan = build_dynamic_plan(model, request.scheme, request.selection)
-    choice = DynamicChoice(candidates=DynamicCandidates(model, plan, request.scheme))
-    if evaluation is not None:
+    _release(original)
+
+    def prepared() -> ir.Model:
+        model = prepare(original.clone(), integers_between_layers=False)
+        _release(original)
+        return model
+
+    if evaluation is None:
+        model = prepared()
+        plan = build_dynamic_plan(model, request.scheme, request.selection)
+        choice = DynamicChoice(candidates=DynamicCandidates(model, plan, request.scheme))
+    else:
         search = DynamicSearch(
             evaluation.evaluator,
             evaluation.samples,
             request.scheme,
+            request.selection,
             progress,
             time=evaluation.time,
             threads=request.threads,
         )
-        choice = search.search(model, plan)
+        choice = search.search(prepared)
     candidates, forms = choice.candidates, choice.forms
     model = candidates.model
     weights = candidates.quantize(model, forms)
@@ -165,6 +175,13 @@ def _quantized(
         attempts=choice.attempts,
         stopped=choice.stopped,
     )
+
+
+def _release(model: ir.Model) -> None:
+    """Lets go of the pages of weights that have been read from a file; they are read again when they are needed."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            release(value.const_value)
 
 
 @dataclass(frozen=True, slots=True)

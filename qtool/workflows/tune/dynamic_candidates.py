@@ -77,6 +77,11 @@ class DynamicCandidates:
         insert_dynamic(model, tensors, rounded)
         return rounded
 
+    def forget(self) -> None:
+        """Drops the integers of weights, which are made again when they are needed."""
+        self._rounded.clear()
+        self._blocks.clear()
+
     def tensor_plan(self, forms: Mapping[str, ActivationForm]) -> DynamicPlan:
         """Returns the plan of the layers with one scale a tensor, and of those that stay float."""
         layers = {

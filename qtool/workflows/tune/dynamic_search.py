@@ -7,8 +7,8 @@ layers, and a few choices of how many of them change are evaluated as quantized 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qtool.calib.specs import Array, Feed
 from qtool.errors import RuntimeRefusedError
 from qtool.graph.constants import constant_array, is_transposed
-from qtool.plan import DynamicPlan
+from qtool.planning import build_dynamic_plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
@@ -27,7 +27,15 @@ from qtool.search.float_fallback import PERFECT_DB
 from qtool.search.injected_noise import InjectedNoise, open_injected_noise
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
-from qtool.weights.smoothquant import channel_spreads, own_weights, smooth, smoothable_inputs, smoothing_factors
+from qtool.selection import NodeSelection
+from qtool.weights.smoothquant import (
+    ChannelSpread,
+    channel_spreads,
+    own_weights,
+    smooth,
+    smoothable_inputs,
+    smoothing_factors,
+)
 from qtool.workflows.tune.dynamic_candidates import DynamicCandidates
 from qtool.workflows.tune.search_time import SearchTime
 from qtool.workflows.tune.tuning_split import TuningSplit
@@ -84,6 +92,7 @@ class DynamicSearch:
         evaluator: OutputEvaluator,
         samples: TuningSplit,
         scheme: DynamicScheme,
+        selection: NodeSelection,
         progress: Progress,
         *,
         time: SearchTime,
@@ -93,25 +102,34 @@ class DynamicSearch:
         self._evaluator = evaluator
         self._samples = samples
         self._scheme = scheme
+        self._selection = selection
         self._progress = progress
         self._time = time
         self._threads = threads
         self._attempts: list[DynamicAttempt] = []
         self._smoothed: tuple[str, ...] = ()
 
-    def search(self, model: ir.Model, plan: DynamicPlan) -> DynamicChoice:
-        """Returns the best form of ``model``, a prepared float model, which is not modified.
+    def search(self, prepared: Callable[[], ir.Model]) -> DynamicChoice:
+        """Returns the best form of a model; one float copy of it is held at a time.
+
+        Args:
+            prepared: returns the prepared float model, a new one at each call.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
             InputError: a weight holds NaN or infinity.
         """
-        candidates = DynamicCandidates(model, plan, self._scheme)
+        candidates = self._candidates(prepared())
         forms: dict[str, ActivationForm] = {}
         with self._progress.task("evaluating one scale a tensor"):
             reached = self._evaluated(candidates, forms)
         if reached < PERFECT_DB and not self._time.is_over():
-            candidates, reached = self._with_smoothing(candidates, reached)
+            before = reached
+            candidates = self._smooth(candidates)
+            reached = self._evaluated(candidates, forms) if self._smoothed else before
+            if self._smoothed and reached < before + _LEAST_GAIN_DB:
+                self._smoothed, reached = (), before
+                candidates = self._candidates(prepared())
         if reached < PERFECT_DB and not self._time.is_over():
             forms, reached = self._with_slower_forms(candidates, reached)
         return DynamicChoice(
@@ -122,6 +140,9 @@ class DynamicSearch:
             stopped=self._time.stopped,
         )
 
+    def _candidates(self, model: ir.Model) -> DynamicCandidates:
+        return DynamicCandidates(model, build_dynamic_plan(model, self._scheme, self._selection), self._scheme)
+
     def _evaluated(self, candidates: DynamicCandidates, forms: Mapping[str, ActivationForm]) -> float:
         sqnr_db = self._evaluator.sqnr_db(candidates(forms))
         counts = {form: sum(found is form for found in forms.values()) for form in ActivationForm}
@@ -129,22 +150,15 @@ class DynamicSearch:
         self._attempts.append(DynamicAttempt(smoothed=bool(self._smoothed), layers=counts, sqnr_db=sqnr_db))
         return sqnr_db
 
-    def _with_smoothing(self, candidates: DynamicCandidates, before_db: float) -> tuple[DynamicCandidates, float]:
-        """Returns candidates of a model with smoothed channels where that is better, and the SQNR."""
-        changed = candidates.model.clone()
+    def _smooth(self, candidates: DynamicCandidates) -> DynamicCandidates:
+        """Smooths the channels of the candidates' own model, and returns candidates of what it is then."""
+        model, layers = candidates.model, tuple(candidates.plan.integer_nodes)
+        candidates.forget()
         with self._progress.task("looking for outlier channels"):
-            smoothed = smooth_layers(
-                changed, tuple(candidates.plan.integer_nodes), self._samples.some(_SMOOTHED_ON), threads=self._threads
+            self._smoothed = smooth_layers(
+                model, layers, self._samples.some(_SMOOTHED_ON), threads=self._threads
             )
-        if not smoothed:
-            return candidates, before_db
-        self._smoothed = smoothed
-        tried = DynamicCandidates(changed, _replanned(changed, candidates.plan), self._scheme)
-        reached = self._evaluated(tried, {})
-        if reached < before_db + _LEAST_GAIN_DB:
-            self._smoothed = ()
-            return candidates, before_db
-        return tried, reached
+        return self._candidates(model) if self._smoothed else candidates
 
     def _with_slower_forms(
         self, candidates: DynamicCandidates, reached: float
@@ -242,8 +256,7 @@ def smooth_layers(
     tensors = tuple(tensor for tensor in tensors if tensor.tensor not in inputs)
     if not tensors:
         return ()
-    with watching(model, [tensor.tensor for tensor in tensors]) as graph, open_graph(graph, threads=threads) as session:
-        spreads = channel_spreads(Watcher(session), feeds)
+    spreads = _spreads(model, [tensor.tensor for tensor in tensors], feeds, threads)
     factors = {}
     for tensor in tensors:
         seen = spreads.get(tensor.tensor)
@@ -254,6 +267,14 @@ def smooth_layers(
             factors[tensor.tensor] = found
     smooth(model, [tensor for tensor in tensors if tensor.tensor in factors], factors)
     return tuple(factors)
+
+
+def _spreads(
+    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], threads: int
+) -> dict[str, ChannelSpread]:
+    """Returns the statistics of channels; the session, with its memory, ends with this function."""
+    with watching(model, tensors) as graph, open_graph(graph, threads=threads, prepacks=False) as session:
+        return channel_spreads(Watcher(session), feeds)
 
 
 def _noises_of(
@@ -288,17 +309,6 @@ def _changing_together(candidates: DynamicCandidates) -> list[tuple[str, ...]]:
             reading.add_edges_from((node, value) for value in node.inputs[:2])
     parts = [sorted(order.keys() & part, key=order.__getitem__) for part in nx.connected_components(reading)]
     return [tuple(node.name or "" for node in part) for part in sorted(parts, key=lambda part: order[part[0]])]
-
-
-def _replanned(model: ir.Model, plan: DynamicPlan) -> DynamicPlan:
-    """Returns the plan of the same layers, whose weights have other names in ``model``."""
-    nodes = {node.name: node for node in model.graph}
-    weights = {}
-    for weight in plan.weights.values():
-        value = nodes[weight.nodes[0]].inputs[1]
-        name = "" if value is None else value.name or ""
-        weights[name] = replace(weight, tensor=name)
-    return replace(plan, weights=weights)
 
 
 def _works(model: ir.Model, layers: Sequence[str]) -> dict[str, float]:
