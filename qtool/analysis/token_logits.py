@@ -16,6 +16,7 @@ def predicts_tokens(graph: ir.Graph) -> bool:
     That is an output (samples, positions, tokens), beside a Gather of rows of a table (tokens, channels).
     """
     tables = [node.inputs[0] for node in graph if node.op_type.startswith("Gather") and reads_rows(node)]
-    rows = {table.shape[0] for table in tables if table is not None and table.shape is not None and len(table.shape) == 2}
+    shapes = [table.shape for table in tables if table is not None and table.shape is not None]
+    rows = {shape[0] for shape in shapes if len(shape) == 2}
     scored = {value.shape[-1] for value in graph.outputs if value.shape is not None and len(value.shape) == 3}
     return any(isinstance(count, int) and count >= _FEWEST_TOKENS for count in rows & scored)

@@ -35,6 +35,8 @@ _LARGEST_FACTOR = 1e4
 _WEIGHTS_PART = 0.25
 # A Mul that cannot be folded into a normalization costs time: it has to reduce the noise to less than this fraction.
 _WORTHWHILE = 0.8
+# Weights that are held in float64 at a time.
+_MOST_WIDENED_VALUES = 1 << 22
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 
 
@@ -149,16 +151,15 @@ def smoothing_factors(
     relative = np.maximum(reach / median, _LEAST_REACH)
     candidates = [np.clip(relative / tolerance, 1.0, _LARGEST_FACTOR) for tolerance in _TOLERANCES]
     candidates += [np.minimum(relative**power, _LARGEST_FACTOR) for power in _POWERS]
-    matrices = [weight.astype(np.float64) for weight in weights]
-    noises = [layer_noise(spread, matrices, factors) for factors in candidates]
+    noises = [layer_noise(spread, weights, factors) for factors in candidates]
     best = min(range(len(candidates)), key=lambda number: noises[number])
-    if noises[best] >= _WORTHWHILE * layer_noise(spread, matrices, np.ones_like(reach)):
+    if noises[best] >= _WORTHWHILE * layer_noise(spread, weights, np.ones_like(reach)):
         return None
     return candidates[best]
 
 
 def layer_noise(
-    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float64]], factors: npt.NDArray[np.float64]
+    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float32]], factors: npt.NDArray[np.float64]
 ) -> float:
     """Returns the noise power of 8-bit activations and weights per output position, summed over all layers.
 
@@ -175,9 +176,11 @@ def layer_noise(
     power = float((spread.mean_square / factors**2).sum())
     noise = 0.0
     for weight in weights:
-        scaled = np.abs(weight) * factors[:, None]
-        weight_noise = (scaled.max(axis=0, initial=0.0) / _WEIGHT_STEPS) ** 2 / 12.0
-        noise += activation_noise * float((scaled**2).sum()) + _WEIGHTS_PART * power * float(weight_noise.sum())
+        columns = max(_MOST_WIDENED_VALUES // max(len(factors), 1), 1)
+        for first in range(0, weight.shape[1], columns):
+            scaled = np.abs(weight[:, first : first + columns].astype(np.float64)) * factors[:, None]
+            weight_noise = (scaled.max(axis=0, initial=0.0) / _WEIGHT_STEPS) ** 2 / 12.0
+            noise += activation_noise * float((scaled**2).sum()) + _WEIGHTS_PART * power * float(weight_noise.sum())
     return noise
 
 

@@ -103,7 +103,7 @@ def test_data_finds_what_one_scale_a_tensor_loses(run: Any, decoder: Path, token
     before, after = _sqnr_db(decoder, Path("plain.onnx")), _sqnr_db(decoder, Path("found.onnx"))
     assert before < 22
     assert after > before + 8
-    assert found.json["smoothed"]
+    assert found.json["smoothed"], found.json
     forms = found.json["forms"]
     assert forms[0]["layers"] == {"per tensor": 3 * _BLOCKS + 1, "per block": 0, "float": 0}
     assert max(form["sqnr_db"] for form in forms) > forms[0]["sqnr_db"] + 8

@@ -49,7 +49,8 @@ def load_graph(
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data, whose shapes are used where ``input_shapes`` is None.
         trust: what the file may run.
-        in_memory: whether weights in external files are read now, as long as they fit into one message.
+        in_memory: whether all weights in external files are read now, as long as they fit into one message; otherwise
+            large ones stay there.
         progress: receives the steps.
 
     Raises:
@@ -75,10 +76,10 @@ def load_graph(
         progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
         return imported.model
     if found.holds == "graph":
-        from qtool.formats.onnx.onnx_file import load_weights
+        from qtool.formats.onnx.onnx_file import load_small_weights, load_weights
 
         graph = found.read(path)
-        return load_weights(graph) if in_memory else graph
+        return load_weights(graph) if in_memory else load_small_weights(graph)
     imported = import_weights(
         found.read(path, trust),
         path,

@@ -60,8 +60,8 @@ class ModelSource:
         Args:
             progress: receives the steps.
             dataset: calibration data, whose shapes are used where ``input_shapes`` is None.
-            in_memory: whether weights in external files are read now, unless they are too large for one message;
-                otherwise they stay there until they are used, and can be released.
+            in_memory: whether all weights in external files are read now, unless they are too large for one message;
+                otherwise large ones stay there until they are used, and can be released.
 
         Raises:
             FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.

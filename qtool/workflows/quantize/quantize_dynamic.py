@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.atomic import staged
-from qtool.backends.registry import backend_named
 from qtool.backends.execution_choice import execution_for
+from qtool.backends.registry import backend_named
 from qtool.calib.datasets.base import Dataset
-from qtool.formats.onnx.onnx_file import release
+from qtool.formats.onnx.onnx_file import load_weights, release
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import DynamicPlan
 from qtool.planning import build_dynamic_plan
 from qtool.progress import SILENT, Progress
+from qtool.runtime.free_memory import give_back_memory
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.search.activation_forms import ActivationForm
 from qtool.search.logits_view import with_logits
@@ -75,6 +77,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         floats = float_model(original, request.source, output, path, force=request.force)
         samples = None if dataset is None or request.data is None else _samples(original, dataset, request.data)
         made = _quantized(original, request, samples, progress)
+        _settle(original)
         tables = with_tables(made.model, request.selection)
         plan = replace(made.plan, skipped=tables.without_stored(made.plan.skipped))
         backend_named(request.scheme.backend).finish(tables.model, request.scheme)
@@ -141,11 +144,11 @@ def _quantized(
 ) -> _Quantized:
     """Quantizes a copy of ``original``, in the form that samples show to be best where there are some."""
     evaluation = None if samples is None else _Evaluation.of(original, request, samples)
-    _release(original)
+    _settle(original)
 
     def prepared() -> ir.Model:
         model = prepare(original.clone(), integers_between_layers=False)
-        _release(original)
+        _settle(original)
         return model
 
     if evaluation is None:
@@ -160,12 +163,14 @@ def _quantized(
             request.selection,
             progress,
             time=evaluation.time,
+            settle=partial(_settle, original),
             threads=request.threads,
         )
         choice = search.search(prepared)
     candidates, forms = choice.candidates, choice.forms
     model = candidates.model
     weights = candidates.quantize(model, forms)
+    load_weights(model)
     return _Quantized(
         model=model,
         plan=candidates.tensor_plan(forms),
@@ -177,11 +182,12 @@ def _quantized(
     )
 
 
-def _release(model: ir.Model) -> None:
-    """Lets go of the pages of weights that have been read from a file; they are read again when they are needed."""
+def _settle(model: ir.Model) -> None:
+    """Lets go of freed memory, and of weights that stay in the file of ``model``, which are read again when needed."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             release(value.const_value)
+    give_back_memory()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from qtool.errors import RuntimeRefusedError
 from qtool.graph.constants import constant_array, is_transposed
 from qtool.planning import build_dynamic_plan
 from qtool.progress import Progress
+from qtool.runtime.free_memory import give_back_memory
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import DynamicScheme
@@ -96,9 +97,11 @@ class DynamicSearch:
         progress: Progress,
         *,
         time: SearchTime,
+        settle: Callable[[], None] = give_back_memory,
         threads: int = 0,
     ) -> None:
-        """Takes what measures the outputs, and the samples to smooth on."""
+        """Takes what measures the outputs, the samples to smooth on, and what gives back memory between steps."""
+        self._settle = settle
         self._evaluator = evaluator
         self._samples = samples
         self._scheme = scheme
@@ -145,6 +148,7 @@ class DynamicSearch:
 
     def _evaluated(self, candidates: DynamicCandidates, forms: Mapping[str, ActivationForm]) -> float:
         sqnr_db = self._evaluator.sqnr_db(candidates(forms))
+        self._settle()
         counts = {form: sum(found is form for found in forms.values()) for form in ActivationForm}
         counts[ActivationForm.PER_TENSOR] = len(candidates.plan.integer_nodes) - sum(counts.values())
         self._attempts.append(DynamicAttempt(smoothed=bool(self._smoothed), layers=counts, sqnr_db=sqnr_db))
@@ -155,9 +159,8 @@ class DynamicSearch:
         model, layers = candidates.model, tuple(candidates.plan.integer_nodes)
         candidates.forget()
         with self._progress.task("looking for outlier channels"):
-            self._smoothed = smooth_layers(
-                model, layers, self._samples.some(_SMOOTHED_ON), threads=self._threads
-            )
+            self._smoothed = smooth_layers(model, layers, self._samples.some(_SMOOTHED_ON), threads=self._threads)
+        self._settle()
         return self._candidates(model) if self._smoothed else candidates
 
     def _with_slower_forms(
@@ -166,7 +169,10 @@ class DynamicSearch:
         """Returns the layers to round in blocks, or to keep float, and the SQNR."""
         groups = _changing_together(candidates)
         works = _works(candidates.model, [node for nodes in groups for node in nodes])
+        candidates.forget()
+        self._settle()
         noises = self._noises(candidates, groups)
+        self._settle()
         forms: dict[str, ActivationForm] = {}
         for form, limit in ((ActivationForm.PER_BLOCK, PERFECT_DB), (ActivationForm.FLOAT, _SOUND_DB)):
             if reached >= limit or self._time.is_over():
@@ -257,6 +263,7 @@ def smooth_layers(
     if not tensors:
         return ()
     spreads = _spreads(model, [tensor.tensor for tensor in tensors], feeds, threads)
+    give_back_memory()
     factors = {}
     for tensor in tensors:
         seen = spreads.get(tensor.tensor)
@@ -266,20 +273,17 @@ def smooth_layers(
         if found is not None:
             factors[tensor.tensor] = found
     smooth(model, [tensor for tensor in tensors if tensor.tensor in factors], factors)
+    give_back_memory()
     return tuple(factors)
 
 
-def _spreads(
-    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], threads: int
-) -> dict[str, ChannelSpread]:
+def _spreads(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], threads: int) -> dict[str, ChannelSpread]:
     """Returns the statistics of channels; the session, with its memory, ends with this function."""
     with watching(model, tensors) as graph, open_graph(graph, threads=threads, prepacks=False) as session:
         return channel_spreads(Watcher(session), feeds)
 
 
-def _noises_of(
-    injected: InjectedNoise, readers: Sequence[tuple[ir.Node, Array]]
-) -> dict[ActivationForm, float]:
+def _noises_of(injected: InjectedNoise, readers: Sequence[tuple[ir.Node, Array]]) -> dict[ActivationForm, float]:
     """Measures one scale a tensor at the outputs; blocks have as much less there as at the layers."""
     tensor, block = (
         {node.name or "": _error(node, values, form) for node, values in readers}
@@ -302,7 +306,7 @@ def _error(node: ir.Node, values: Array, form: ActivationForm) -> Array:
 def _changing_together(candidates: DynamicCandidates) -> list[tuple[str, ...]]:
     """Returns the layers in groups that read the same tensor or the same weight, in graph order."""
     reading = nx.Graph()
-    order = {}
+    order: dict[ir.Node, int] = {}
     for node in candidates.model.graph:
         if node.name in candidates.plan.integer_nodes:
             order[node] = len(order)

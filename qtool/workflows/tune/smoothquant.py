@@ -12,7 +12,14 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.weights.smoothquant import channel_spreads, own_weights, smooth, smoothable_tensors, smoothing_factors
+from qtool.weights.smoothquant import (
+    ChannelSpread,
+    channel_spreads,
+    own_weights,
+    smooth,
+    smoothable_tensors,
+    smoothing_factors,
+)
 
 
 def smooth_model(
