@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -27,8 +26,6 @@ LARGEST_MESSAGE_BYTES = 1_800_000_000
 _LARGEST_OPSET = 25_000
 # The checker's error for an operator that is not in the standard.
 _UNKNOWN_OPERATOR = re.compile(r"No Op registered for (\w+) with domain_version")
-# Smaller tensors are read into memory where larger ones stay in their file.
-_SMALLEST_LEFT_IN_FILE_BYTES = 1 << 20
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
@@ -177,18 +174,6 @@ def load_weights(model: ir.Model) -> ir.Model:
     """Reads external data into memory, unless it is too large for one message; returns ``model``."""
     if weights_nbytes(model) <= LARGEST_MESSAGE_BYTES:
         ir.external_data.load_to_model(model)
-    return model
-
-
-def load_small_weights(model: ir.Model) -> ir.Model:
-    """Reads external data into memory but for large float32 tensors, which stay in their file; returns ``model``."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                if tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _SMALLEST_LEFT_IN_FILE_BYTES:
-                    value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
-                tensor.release()
     return model
 
 

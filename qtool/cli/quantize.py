@@ -197,9 +197,7 @@ def quantize(
         scheme = usual_scheme(context, source, runs_dynamic_layers=runs_dynamic_layers, has_data=data is not None)
         if scheme is not SchemeName.STATIC:
             context.params["scheme"] = scheme
-            console.progress().note(
-                "a language model: ranges are found as it runs (--scheme static: in data)"
-            )
+            console.progress().note("a language model: ranges are found as it runs (--scheme static: in data)")
     integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target

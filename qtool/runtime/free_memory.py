@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system where the C library keeps it, as glibc does with what is freed in pieces.
+    """Ends graphs that nothing refers to, and returns freed memory to the system.
 
-    Tens of megabytes, such as a layer's weights and their temporary forms, stay with the process otherwise, and add up
-    from one step of a search to the next.
+    Nodes and values of a graph refer to each other, so that a copy of it keeps the weights that it shares until Python
+    looks for such circles. glibc keeps what is freed in pieces of less than tens of megabytes, as weights of layers are.
     """
+    gc.collect()
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

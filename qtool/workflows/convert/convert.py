@@ -76,7 +76,8 @@ def load_graph(
         progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
         return imported.model
     if found.holds == "graph":
-        from qtool.formats.onnx.onnx_file import load_small_weights, load_weights
+        from qtool.formats.onnx.onnx_file import load_weights
+        from qtool.formats.onnx.weights_in_files import load_small_weights
 
         graph = found.read(path)
         return load_weights(graph) if in_memory else load_small_weights(graph)
