@@ -11,7 +11,7 @@ def give_back_memory() -> None:
     """Ends graphs that nothing refers to, and returns freed memory to the system.
 
     Nodes and values of a graph refer to each other, so that a copy of it keeps the weights that it shares until Python
-    looks for such circles. glibc keeps what is freed in pieces of less than tens of megabytes, as weights of layers are.
+    looks for such circles. glibc keeps what is freed in pieces of up to tens of megabytes, as weights of layers are.
     """
     gc.collect()
     if sys.platform != "linux":
