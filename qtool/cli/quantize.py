@@ -35,7 +35,7 @@ from qtool.cli.options.scheme import (
     WeightsSymmetricOption,
     WeightTypeOption,
 )
-from qtool.cli.options.scheme_parameters import refuse_other_options
+from qtool.cli.options.scheme_parameters import refuse_other_options, usual_scheme
 from qtool.cli.options.search import (
     BiasCorrectionOption,
     CleOption,
@@ -107,7 +107,7 @@ def quantize(
     target: TargetOption = None,
     machine_profile: MachineProfileOption = None,
     smallest: SmallestOption = False,
-    scheme: SchemeOption = SchemeName.STATIC,
+    scheme: SchemeOption = None,
     per_channel: PerChannelOption = None,
     weights_symmetric: WeightsSymmetricOption = None,
     activations_symmetric: ActivationsSymmetricOption = None,
@@ -206,6 +206,12 @@ def quantize(
         weight_type=weight_type,
     )
     machine = target_named(target)
+    if scheme is None:
+        runs_dynamic_layers = backend_named(machine.scheme.backend).runs_dynamic_layers
+        scheme = usual_scheme(context, source, runs_dynamic_layers=runs_dynamic_layers, has_data=data is not None)
+        if scheme is not SchemeName.STATIC:
+            context.params["scheme"] = scheme
+            console.progress().note("a language model: ranges are found as it runs (--scheme static: in data)")
     integers = schemes.changed(machine.scheme, dynamic=scheme is SchemeName.DYNAMIC)
     # A run that is repeated elsewhere is for the same machine.
     context.params["target"] = machine.scheme.target

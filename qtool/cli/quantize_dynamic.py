@@ -18,6 +18,7 @@ from qtool.cli.output.quantize import (
     weight_rows,
 )
 from qtool.plan import DynamicPlan
+from qtool.search.activation_forms import BLOCK, ActivationForm
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.quantize_dynamic import plan_dynamic, quantize_dynamic
 
@@ -63,6 +64,7 @@ def _plan_as_json(plan: DynamicPlan, request: DynamicRequest) -> dict[str, objec
 def _show_report(console: Console, report: DynamicReport, request: DynamicRequest) -> None:
     show_coverage(console, report.coverage)
     show_skipped(console, report.plan.skipped, counted=True)
+    _show_forms(console, report)
     if report.compared_on_data:
         caption = f"{request.scheme.description}; compared on {report.compared_on}"
         show_fidelity(console, report.fidelity, caption, advice="try --scheme static, or --exclude some nodes")
@@ -76,10 +78,43 @@ def _show_report(console: Console, report: DynamicReport, request: DynamicReques
     show_written(console, report)
 
 
+def _show_forms(console: Console, report: DynamicReport) -> None:
+    """Shows the forms that were compared, where there was more than one, and what the result has."""
+    if len(report.attempts) > 1:
+        rows = [
+            (
+                "yes" if attempt.smoothed else "no",
+                *(str(attempt.layers[form]) for form in ActivationForm),
+                f"{attempt.sqnr_db:.2f}",
+            )
+            for attempt in report.attempts
+        ]
+        columns = ("outlier channels smoothed", *(f"layers {form}" for form in ActivationForm), "SQNR in dB")
+        console.table("Forms evaluated", columns, rows)
+    if report.smoothed:
+        console.say(f"outlier channels of {len(report.smoothed)} tensors moved into weights (SmoothQuant)")
+    if report.in_blocks:
+        console.say(
+            f"{len(report.in_blocks)} layers have a scale for each block of {BLOCK} activations of a row, where one "
+            "scale for all costs too much"
+        )
+
+
 def _report_as_json(report: DynamicReport, request: DynamicRequest) -> dict[str, object]:
     return {
         **shared_as_json(report, request.scheme),
         "dead_channels": {name: list(channels) for name, channels in report.dead_channels.items()},
         "dynamic_nodes": list(report.plan.integer_nodes),
+        "nodes_in_blocks": list(report.in_blocks),
+        "smoothed": list(report.smoothed),
+        "forms": [
+            {
+                "smoothed": attempt.smoothed,
+                "layers": {form.value: count for form, count in attempt.layers.items()},
+                "sqnr_db": attempt.sqnr_db,
+            }
+            for attempt in report.attempts
+        ],
+        "search_ended": report.search_ended,
         "float_nodes": [asdict(skip) for skip in report.plan.skipped],
     }

@@ -9,6 +9,9 @@ import numpy as np
 from qtool.calib.specs import Array
 from qtool.metrics.unlike_shapes import common_shape, laid_out
 
+# So many values are widened to float64 at once.
+_CHUNK_VALUES = 1 << 20
+
 
 class NoiseMeter:
     """Adds up signal and noise of every float output."""
@@ -30,11 +33,16 @@ class NoiseMeter:
             if reference.shape != other.shape:
                 shape = common_shape(reference, other)
                 reference, other = laid_out(reference, shape), laid_out(other, shape)
-            a, b = reference.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
-            finite = np.isfinite(a)
-            self._signal[name] = self._signal.get(name, 0.0) + float(np.square(a[finite]).sum())
-            noise = float(np.square(a[finite] - b[finite]).sum())
-            self._noise[name] = self._noise.get(name, 0.0) + noise
+            left, right = reference.reshape(-1), other.reshape(-1)
+            for first in range(0, left.size, _CHUNK_VALUES):
+                self._add(name, left[first : first + _CHUNK_VALUES], right[first : first + _CHUNK_VALUES])
+
+    def _add(self, name: str, expected: Array, got: Array) -> None:
+        a, b = expected.astype(np.float64), got.astype(np.float64)
+        finite = np.isfinite(a)
+        self._signal[name] = self._signal.get(name, 0.0) + float(np.square(a[finite]).sum())
+        noise = float(np.square(a[finite] - b[finite]).sum())
+        self._noise[name] = self._noise.get(name, 0.0) + noise
 
     def worst(self) -> float:
         """Returns noise over signal of the worst output; 10^(-SQNR/10) with the SQNR in dB."""

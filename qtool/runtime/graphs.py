@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qtool.calib.specs import Array
 from qtool.private_folder import private_folder
 from qtool.runtime.session import Level, Session
-from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place, ready
 from qtool.runtime.steady_draws import with_steady_draws
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
@@ -29,6 +29,7 @@ def open_graph(
     threads: int = 0,
     level: Level = "all",
     mapped: bool = False,
+    prepacks: bool = True,
     largest_message_bytes: int = _LARGEST_MESSAGE_BYTES,
 ) -> Iterator[Session]:
     """Yields a session on ``model``, which reads its weights without copying them.
@@ -41,6 +42,7 @@ def open_graph(
         threads: threads inside an operator; 0 lets onnxruntime take one per core.
         level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
         mapped: whether it always goes through a file, from which weights are memory-mapped while it runs.
+        prepacks: whether products get copies of their weights, with which they are faster.
         largest_message_bytes: the bytes of weights above which it goes through a file.
 
     Raises:
@@ -49,10 +51,12 @@ def open_graph(
     model = with_steady_draws(model)
     if not mapped and _weights_bytes(model) < largest_message_bytes:
         message, weights = _apart(model)
-        yield Session(message, threads=threads, level=level, weights=weights)
+        values = model.graph.initializers
+        in_place = [name for name in weights if read_in_place(values[name])]
+        yield Session(message, threads=threads, level=level, weights=weights, in_place=in_place, prepacks=prepacks)
         return
     with private_folder() as folder, saved(model, folder, 0) as source:
-        yield Session(source, threads=threads, level=level, mapped=mapped)
+        yield Session(source, threads=threads, level=level, mapped=mapped, prepacks=prepacks)
 
 
 @contextmanager

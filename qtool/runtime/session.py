@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +89,10 @@ class Session:
         profile_to: Path | None = None,
         mapped: bool = False,
         weights: Mapping[str, Array] = NO_WEIGHTS,
+        in_place: Collection[str] = (),
         reuses_memory: bool = True,
         fuses_signed: bool = False,
+        prepacks: bool = True,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -102,11 +104,14 @@ class Session:
             profile_to: prefix of the file to write the times of kernels to.
             mapped: whether weights in external files are memory-mapped, which takes little memory and more time; the
                 graph is not rewritten then.
-            weights: C-contiguous initializers that the model's bytes only name, as external data; they are not copied.
+            weights: C-contiguous initializers that the model's bytes only name, as external data.
+            in_place: those of them that kernels read where they are; others are copied. onnxruntime must not rewrite
+                them, as it does with constants that a Transpose passes.
             reuses_memory: whether memory of tensors is planned in advance, which takes time proportional to the square
                 of the number of nodes.
             fuses_signed: whether s8 activations are fused as they are, which is the default on ARM; on x86, Q and DQ
                 are first rewritten to u8, and where they cannot be, operators stay float.
+            prepacks: whether weights are copied into the form that kernels read fastest.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -123,7 +128,7 @@ class Session:
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
             options.enable_cpu_mem_arena = False
-            # Prepacking would copy the weights.
+        if mapped or not prepacks:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
@@ -131,9 +136,11 @@ class Session:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
         # They must outlive the session that reads them.
-        self._weights = [_ort_value(array) for array in weights.values()]
+        self._weights = {name: _ort_value(array) for name, array in weights.items()}
         if self._weights:
-            options.add_external_initializers(list(weights), self._weights)
+            options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        for name in in_place:
+            options.add_initializer(name, self._weights[name])
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]

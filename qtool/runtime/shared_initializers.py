@@ -20,6 +20,8 @@ _TYPES = frozenset(
         ir.DataType.UINT8,
     }
 )
+# The input of each operator that is a matrix of weights, or a table.
+_WEIGHT_INPUTS = {"Gather": 0, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "MatMulNBits": 1}
 # onnxruntime reads weights in steps of this size.
 _ALIGNMENT_BYTES = 16
 
@@ -27,6 +29,14 @@ _ALIGNMENT_BYTES = 16
 def may_be_handed_over(tensor: ir.TensorProtocol, *, smallest_bytes: int) -> bool:
     """Returns whether ``tensor`` has a type that can be shared, and is large enough to be worth it."""
     return tensor.nbytes >= smallest_bytes and tensor.dtype in _TYPES
+
+
+def read_in_place(value: ir.Value) -> bool:
+    """Returns whether only kernels read ``value`` that onnxruntime gives the weights of the graph as they are.
+
+    Its optimizer turns other constants, under their own names, to move Transposes past them.
+    """
+    return bool(value.uses()) and all(_WEIGHT_INPUTS.get(use.node.op_type) == use.idx for use in value.uses())
 
 
 def place_holder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:

@@ -36,6 +36,12 @@ _MOST_TIMED = 5
 _FEW_PARTS, _MANY_PARTS = 8, 64
 
 
+def weighted_db(sqnr_db: float) -> float:
+    """Returns an SQNR as far as it matters: less above where a model is usable, and nothing above that of float."""
+    reached = min(sqnr_db, PERFECT_DB)
+    return _USABLE_DB + _COMFORT * (reached - _USABLE_DB) if reached > _USABLE_DB else reached
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatFallback:
     """One choice of layers to keep float.
@@ -55,10 +61,7 @@ class FloatFallback:
     @property
     def merit(self) -> float:
         """Its merit in dB: weighted SQNR less the price of the latency."""
-        reached = min(self.sqnr_db, PERFECT_DB)
-        if reached > _USABLE_DB:
-            reached = _USABLE_DB + _COMFORT * (reached - _USABLE_DB)
-        return reached - 10.0 * self.price * max(self.share, 0.0)
+        return weighted_db(self.sqnr_db) - 10.0 * self.price * max(self.share, 0.0)
 
     def kept_float(self) -> dict[str, str]:
         """Returns the nodes to keep float, each with the reason."""

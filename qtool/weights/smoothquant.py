@@ -8,7 +8,7 @@ each tensor are chosen from several families, by the noise that rounding both si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,11 @@ import onnx_ir as ir
 from qtool.calib.collect import Runner
 from qtool.calib.missing_values import places_without_nan
 from qtool.calib.specs import Feed
-from qtool.graph.constants import add_constant, constant_array, is_constant, is_transposed
+from qtool.graph.constants import add_constant, constant_array, is_transposed
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps
 from qtool.plan import Plan
+from qtool.weights.smoothing_folds import folded
 
 # Factors that bring channels down to so many times the median channel's range, and leave the others unchanged.
 _TOLERANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -34,6 +35,8 @@ _LARGEST_FACTOR = 1e4
 _WEIGHTS_PART = 0.25
 # A Mul that cannot be folded into a normalization costs time: it has to reduce the noise to less than this fraction.
 _WORTHWHILE = 0.8
+# Weights that are held in float64 at a time.
+_MOST_WIDENED_VALUES = 1 << 22
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 
 
@@ -91,6 +94,24 @@ def smoothable_tensors(model: ir.Model, plan: Plan) -> tuple[Smoothable, ...]:
     )
 
 
+def smoothable_inputs(model: ir.Model, layers: Collection[str]) -> tuple[Smoothable, ...]:
+    """Finds the tensors that MatMul and Gemm nodes of ``layers`` read, each with a stored weight of its own.
+
+    All readers of a tensor among ``layers`` are scaled together; a tensor that one of them cannot follow is left out.
+    """
+    found: dict[str, list[tuple[str, int | None]]] = {}
+    for node in model.graph:
+        if node.name in layers and node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
+            found.setdefault(node.inputs[0].name or "", []).append((node.name or "", _input_channels(node)))
+    smoothable = []
+    for tensor, readers in found.items():
+        lengths = {channels for _, channels in readers}
+        if len(lengths) == 1 and (length := lengths.pop()) is not None:
+            names = tuple(name for name, _ in readers)
+            smoothable.append(Smoothable(tensor=tensor, layers=names, channels=length))
+    return tuple(smoothable)
+
+
 def channel_spreads(runner: Runner, feeds: Iterable[Feed]) -> dict[str, ChannelSpread]:
     """Returns channel statistics of every tensor that ``runner`` returns; tensors without values are left out."""
     found: dict[str, ChannelSpread] = {}
@@ -130,16 +151,15 @@ def smoothing_factors(
     relative = np.maximum(reach / median, _LEAST_REACH)
     candidates = [np.clip(relative / tolerance, 1.0, _LARGEST_FACTOR) for tolerance in _TOLERANCES]
     candidates += [np.minimum(relative**power, _LARGEST_FACTOR) for power in _POWERS]
-    matrices = [weight.astype(np.float64) for weight in weights]
-    noises = [layer_noise(spread, matrices, factors) for factors in candidates]
+    noises = [layer_noise(spread, weights, factors) for factors in candidates]
     best = min(range(len(candidates)), key=lambda number: noises[number])
-    if noises[best] >= _WORTHWHILE * layer_noise(spread, matrices, np.ones_like(reach)):
+    if noises[best] >= _WORTHWHILE * layer_noise(spread, weights, np.ones_like(reach)):
         return None
     return candidates[best]
 
 
 def layer_noise(
-    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float64]], factors: npt.NDArray[np.float64]
+    spread: ChannelSpread, weights: Sequence[npt.NDArray[np.float32]], factors: npt.NDArray[np.float64]
 ) -> float:
     """Returns the noise power of 8-bit activations and weights per output position, summed over all layers.
 
@@ -156,9 +176,11 @@ def layer_noise(
     power = float((spread.mean_square / factors**2).sum())
     noise = 0.0
     for weight in weights:
-        scaled = np.abs(weight) * factors[:, None]
-        weight_noise = (scaled.max(axis=0, initial=0.0) / _WEIGHT_STEPS) ** 2 / 12.0
-        noise += activation_noise * float((scaled**2).sum()) + _WEIGHTS_PART * power * float(weight_noise.sum())
+        columns = max(_MOST_WIDENED_VALUES // max(len(factors), 1), 1)
+        for first in range(0, weight.shape[1], columns):
+            scaled = np.abs(weight[:, first : first + columns].astype(np.float64)) * factors[:, None]
+            weight_noise = (scaled.max(axis=0, initial=0.0) / _WEIGHT_STEPS) ** 2 / 12.0
+            noise += activation_noise * float((scaled**2).sum()) + _WEIGHTS_PART * power * float(weight_noise.sum())
     return noise
 
 
@@ -187,7 +209,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
                 record_steps(made, weight, Scaled(factors=spread))
             node.replace_input_with(1, made)
             graph.initializers.pop(weight_name, None)
-        if not _into_normalization(graph, value, readers, scale, names):
+        if not folded(graph, value, readers, scale, names):
             inverse = add_constant(graph, f"{value.name}_smoothing", (1.0 / scale).astype(np.float32), names=names)
             product = ir.node("Mul", [value, inverse], name=names.for_node(f"{value.name}_smoothing_Mul"))
             output = product.outputs[0]
@@ -199,28 +221,6 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
                 graph.insert_after(producer, product)
             for node in readers:
                 node.replace_input_with(0, output)
-
-
-def _into_normalization(
-    graph: ir.Graph, value: ir.Value, readers: list[ir.Node], scale: npt.NDArray[np.float64], names: Names
-) -> bool:
-    """Divides the scale and bias of the LayerNormalization that produces ``value``, where nothing else reads it."""
-    producer = value.producer()
-    if producer is None or producer.op_type != "LayerNormalization" or value.is_graph_output():
-        return False
-    if {use.node for use in value.uses()} != set(readers) or len(producer.outputs) > 1:
-        return False
-    parts = producer.inputs[1:]
-    if not all(is_constant(part) and part is not None and part.shape == (len(scale),) for part in parts):
-        return False
-    for index, part in enumerate(parts, start=1):
-        array = constant_array(part)
-        if part is not None and array is not None:
-            divided = (array.astype(np.float64) / scale).astype(np.float32)
-            made = add_constant(graph, f"{part.name}_smoothed", divided, names=names)
-            record_steps(made, part, Scaled(factors=1.0 / scale, outputs=1.0 / scale))
-            producer.replace_input_with(index, made)
-    return True
 
 
 def _input_channels(node: ir.Node) -> int | None:

@@ -45,10 +45,10 @@ class ActivationType(StrEnum):
 
 
 SchemeOption: TypeAlias = Annotated[
-    SchemeName,
+    SchemeName | None,
     typer.Option(
         "--scheme",
-        help="Static QDQ, dynamic, or weights alone.",
+        help="Static QDQ, dynamic, or weights alone. Default: static; dynamic for language models.",
         rich_help_panel=SCHEME,
     ),
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import typer
 
 from qtool.cli.options.scheme import SchemeName
 from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.workflows.convert.model_source import ModelSource
 
 _EVERY = frozenset(
     {
@@ -50,6 +54,31 @@ def refuse_other_options(context: typer.Context, scheme: SchemeName) -> None:
             raise UsageError(
                 f"{option} has no effect with --scheme {scheme}", fix=f"drop {option}, or use --scheme {other}"
             )
+
+
+def usual_scheme(
+    context: typer.Context, source: ModelSource, *, runs_dynamic_layers: bool, has_data: bool
+) -> SchemeName:
+    """Returns the scheme where none is asked for: dynamic for language models, static for all others.
+
+    A static range has to suit every token, and few tokens have the largest values by far. Options that only the static
+    scheme has ask for it.
+    """
+    from qtool.analysis.token_logits import predicts_tokens
+    from qtool.errors import QtoolError
+    from qtool.formats.errors import FormatError
+    from qtool.formats.onnx.onnx_file import OnnxFile
+
+    others = [parameter.name or "" for parameter in context.command.params if parameter.name != "scheme"]
+    given = {name for name in others if _source(context, name) in {"COMMANDLINE", "DEFAULT_MAP"}}
+    if not (runs_dynamic_layers and has_data) or given - _UNDERSTOOD[SchemeName.DYNAMIC]:
+        return SchemeName.STATIC
+    try:
+        is_language_model = source.is_graph and predicts_tokens(OnnxFile().read_outline(source.path).graph)
+    except (FormatError, QtoolError):
+        # The workflow says it at the place where it belongs.
+        return SchemeName.STATIC
+    return SchemeName.DYNAMIC if is_language_model else SchemeName.STATIC
 
 
 def _source(context: typer.Context, name: str) -> str | None:

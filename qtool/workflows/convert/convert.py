@@ -38,11 +38,10 @@ def load_graph(
     input_dtypes: Mapping[str, np.dtype[Any]] | None = None,
     example: ExampleData | None = None,
     trust: Trust = NO_TRUST,
+    in_memory: bool = True,
     progress: Progress,
 ) -> ir.Model:
     """Reads a model of any format as a graph; weights are exported with their module and compared with torch.
-
-    Weights in external files are read into memory, as long as they fit into one message.
 
     Args:
         path: the model file.
@@ -51,6 +50,8 @@ def load_graph(
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data, whose shapes are used where ``input_shapes`` is None.
         trust: what the file may run.
+        in_memory: whether all weights in external files are read now, as long as they fit into one message; otherwise
+            large ones stay there.
         progress: receives the steps.
 
     Raises:
@@ -77,8 +78,10 @@ def load_graph(
         return imported.model
     if found.holds == "graph":
         from qtool.formats.onnx.onnx_file import load_weights
+        from qtool.formats.onnx.weights_in_files import load_small_weights
 
-        return load_weights(found.read(path))
+        graph = found.read(path)
+        return load_weights(graph) if in_memory else load_small_weights(graph)
     imported = import_weights(
         found.read(path, trust),
         path,

@@ -9,6 +9,7 @@ from qtool.backends.this_machine import scheme_here
 from qtool.plan import DynamicPlan
 from qtool.schemes import DynamicScheme, as_dynamic
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
+from qtool.workflows.tune.dynamic_search import DynamicAttempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,15 @@ class DynamicReport(SharedReport):
     Attributes:
         plan: the quantized nodes, and the others with reasons.
         dead_channels: by weight, the channels that are all zero.
+        in_blocks: layers whose activations have a scale for each block of a row.
+        smoothed: tensors whose outlier channels were moved into weights.
+        attempts: the forms that were evaluated, in order.
+        search_ended: why the search for the form ended early, in words; None where it did not.
     """
 
     plan: DynamicPlan
     dead_channels: Mapping[str, tuple[int, ...]]
+    in_blocks: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+    attempts: tuple[DynamicAttempt, ...] = ()
+    search_ended: str | None = None

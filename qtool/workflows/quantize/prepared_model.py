@@ -102,7 +102,7 @@ def load_prepared(
         model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FLOAT8)
     # Patterns that match nothing are refused before anything runs.
     plan = build_plan(model, scheme, selection, may_be_empty=may_be_empty)
-    calibration = None if dataset is None or data is None else _calibration(original, model, dataset, data)
+    calibration = None if dataset is None or data is None else calibration_data(original, model, dataset, data)
     return PreparedModel(original=original, model=model, plan=plan, calibration=calibration)
 
 
@@ -140,7 +140,12 @@ def single_sample(original: ir.Model, dataset: Dataset, data: DataRequest) -> Fe
     return next(single.feeds(dataset, *model_specs(original)))
 
 
-def _calibration(original: ir.Model, model: ir.Model, dataset: Dataset, data: DataRequest) -> CalibrationData:
+def calibration_data(original: ir.Model, model: ir.Model, dataset: Dataset, data: DataRequest) -> CalibrationData:
+    """Returns the samples with the batch size and memory that one of them needs in ``model``, a form of ``original``.
+
+    Raises:
+        CalibError: the data does not fit the model.
+    """
     sample = single_sample(original, dataset, data)
     memory = ActivationMemory.of(model, sample)
     sized = replace(data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,14 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.weights.smoothquant import channel_spreads, own_weights, smooth, smoothable_tensors, smoothing_factors
+from qtool.weights.smoothquant import (
+    ChannelSpread,
+    channel_spreads,
+    own_weights,
+    smooth,
+    smoothable_tensors,
+    smoothing_factors,
+)
 
 
 def smooth_model(
@@ -33,12 +40,8 @@ def smooth_model(
     tensors = smoothable_tensors(model, plan)
     if not tensors:
         return ()
-    with (
-        watching(model, [tensor.tensor for tensor in tensors]) as graph,
-        open_graph(graph, threads=threads) as session,
-        progress.task("looking for outlier channels"),
-    ):
-        spreads = channel_spreads(Watcher(session), feeds)
+    with progress.task("looking for outlier channels"):
+        spreads = _spreads(model, [tensor.tensor for tensor in tensors], feeds, threads)
     fitting, factors = [], {}
     for tensor in tensors:
         seen = spreads.get(tensor.tensor)
@@ -51,3 +54,9 @@ def smooth_model(
             factors[tensor.tensor] = found
     smooth(model, fitting, factors)
     return tuple(tensor.tensor for tensor in fitting)
+
+
+def _spreads(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], threads: int) -> dict[str, ChannelSpread]:
+    """Returns the statistics of channels; the session, with its memory, ends with this function."""
+    with watching(model, tensors) as graph, open_graph(graph, threads=threads, prepacks=False) as session:
+        return channel_spreads(Watcher(session), feeds)
