@@ -136,13 +136,16 @@ def _show(console: Console, report: FinetuneReport) -> None:
     rows = [
         (
             str(check.step),
-            "" if check.loss is None else f"{check.loss:.3g}",
+            "" if check.training_loss is None else f"{check.training_loss:.3g}",
+            f"{check.loss:.3g}",
             f"{check.sqnr_db:.2f}",
             "kept" if check == report.best else "",
         )
         for check in report.checks
     ]
-    console.table("Training", ("step", "loss", "SQNR in dB", ""), rows, f"on {report.device}; {report.ended}")
+    console.table(
+        "Training", ("step", "training loss", "loss", "SQNR in dB", ""), rows, f"on {report.device}; {report.ended}"
+    )
     pairs = zip(report.before, report.fidelity, strict=True)
     figures = [(now.name, _decibels(before.sqnr_db), _decibels(now.sqnr_db)) for before, now in pairs]
     caption = f"compared on {report.compared_on}"

@@ -1,8 +1,8 @@
 """Distillation: trains a quantized graph, end to end, to give the outputs of the float model.
 
-Fake quantization in the forward pass, gradients straight through the rounding (B. Jacob et al., Quantization and Training
-of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018); labels are not needed. Ranges are
-observed before, batch normalizations are folded, and the rate falls to zero along half a cosine.
+Fake quantization in the forward pass, gradients straight through the rounding (B. Jacob et al., Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018); labels are not needed. Ranges
+are observed before, batch normalizations are folded, and the rate falls to zero along half a cosine.
 """
 
 from __future__ import annotations
@@ -47,12 +47,22 @@ class Checked:
 
     Attributes:
         step: how many batches were learned from.
-        loss: mean over the batches since the last evaluation; None before the first.
+        training_loss: mean over the batches since the last evaluation; None before the first.
+        loss: on the evaluation samples.
         sqnr_db: of the worst output on the evaluation samples, in dB.
     """
 
     step: int
-    loss: float | None
+    training_loss: float | None
+    loss: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a graph is worth on the evaluation samples, see ``Checked``."""
+
+    loss: float
     sqnr_db: float
 
 
@@ -107,7 +117,7 @@ class Distillation:
         self,
         batches: Callable[[], Iterator[Feed]],
         teacher: Callable[[Feed], Feed],
-        judge: Callable[[ir.Model], float],
+        judge: Callable[[ir.Model], Judgement],
         schedule: Schedule,
         progress: Progress,
     ) -> Distilled:
@@ -116,12 +126,13 @@ class Distillation:
         Args:
             batches: yields the tuning batches, in the same order each time.
             teacher: returns the outputs of the float model.
-            judge: returns the SQNR of a graph on samples that are not trained on, in dB.
+            judge: evaluates a graph on samples that are not trained on.
             schedule: how long.
             progress: receives the steps.
         """
-        first = Checked(step=0, loss=None, sqnr_db=judge(self._model))
-        checks, best, model = [first], first, self._model
+        found = judge(self._model)
+        best = Checked(step=0, training_loss=None, loss=found.loss, sqnr_db=found.sqnr_db)
+        checks, model = [best], self._model
         optimizer = torch.optim.Adam(self.learned.groups(schedule.rates))
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
         start, losses, ended = time.monotonic(), list[float](), "all steps are done"
@@ -137,11 +148,18 @@ class Distillation:
                     if step % schedule.check_every and step != schedule.steps and not late:
                         continue
                     candidate = self.stored()
-                    found = Checked(step=step, loss=float(np.mean(losses)), sqnr_db=judge(candidate))
-                    checks.append(found)
+                    found = judge(candidate)
+                    checks.append(
+                        Checked(
+                            step=step,
+                            training_loss=float(np.mean(losses)),
+                            loss=found.loss,
+                            sqnr_db=found.sqnr_db,
+                        )
+                    )
                     losses.clear()
-                    if found.sqnr_db > best.sqnr_db:
-                        best, model = found, candidate
+                    if found.loss < best.loss:
+                        best, model = checks[-1], candidate
                     if late:
                         ended = "the time is up"
                         break

@@ -31,7 +31,7 @@ class ForeignNode:
             RuntimeRefusedError: onnxruntime does not run the node.
         """
         arrays = [None if value is None else self._array(index, value) for index, value in enumerate(inputs)]
-        kinds = tuple("" if array is None else array.dtype.name for array in arrays)
+        kinds = tuple("" if array is None else f"{array.dtype.name} {_lengths(array)}" for array in arrays)
         if kinds not in self._sessions:
             self._sessions[kinds] = self._open.enter_context(open_graph(self._graph(arrays)))
         feed = {f"i{index}": array for index, array in enumerate(arrays) if array is not None}
@@ -47,10 +47,9 @@ class ForeignNode:
     def _array(self, index: int, value: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         array = value.detach().cpu().numpy()
         declared = self._node.inputs[index]
+        dtype = None if declared is None else declared.dtype
         # Integers of a quantized tensor are held as floats.
-        if declared is not None and declared.dtype is not None and declared.dtype.is_integer() and array.dtype.kind == "f":
-            array = array.astype(declared.dtype.numpy())
-        return array
+        return array.astype(dtype.numpy()) if dtype is not None and dtype.is_integer() else array
 
     def _graph(self, arrays: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None]) -> ir.Model:
         given = [
@@ -61,13 +60,13 @@ class ForeignNode:
         ]
         for value, array in zip(given, arrays, strict=True):
             if value is not None and array is not None:
-                value.shape = ir.Shape([None] * array.ndim)
+                value.shape = ir.Shape(_lengths(array))
         outputs = [ir.Value(name=f"o{index}" if own.name else "") for index, own in enumerate(self._node.outputs)]
         node = ir.Node(
             self._node.domain,
             self._node.op_type,
             given,
-            [attribute for attribute in self._node.attributes.values()],
+            list(self._node.attributes.values()),
             outputs=outputs,
             name="node",
         )
@@ -75,3 +74,8 @@ class ForeignNode:
         named = [value for value in outputs if value.name]
         graph = ir.Graph(inputs, named, nodes=[node], opset_imports=self._opset_imports, name="node")
         return ir.Model(graph, ir_version=self._ir_version)
+
+
+def _lengths(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> list[int | None]:
+    """Returns the dimensions to declare: of shapes and indices as they are, for what is inferred of them."""
+    return list(array.shape) if array.dtype.kind == "i" else [None] * array.ndim

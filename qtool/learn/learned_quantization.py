@@ -6,7 +6,7 @@ scale is learned as the logarithm of its change, a bias and a float weight as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,9 +200,8 @@ def _store_bias(dequantized: ir.Value, learned: torch.Tensor) -> None:
 def _product_scale(bias: ir.Value) -> np.ndarray[Any, Any] | None:
     """Returns the scale of the input times that of the weight, of the layer that adds the bias."""
     for use in bias.uses():
-        scales = [_scale_of(value) for value in use.node.inputs[:2]]
-        if use.node.op_type in _LAYERS and all(scale is not None for scale in scales):
-            first, second = scales
+        first, second = (_scale_of(value) for value in use.node.inputs[:2])
+        if use.node.op_type in _LAYERS and first is not None and second is not None:
             return np.asarray(first * second, np.float32)
     return None
 

@@ -40,7 +40,7 @@ def losses_for(original: ir.Model, view: ir.Model, chosen: Loss | None) -> dict[
     """Returns the loss of every float output of ``view``, the float model with logits as outputs.
 
     That is the one that is chosen, else the divergence for class scores, and the relative error for everything else.
-    Scores are what a Softmax turns into an output of ``original``, and two-dimensional products with more than a column.
+    Scores are what a Softmax turns into an output of ``original``, and two-dimensional products of several columns.
     """
     pairs = zip(original.graph.outputs, view.graph.outputs, strict=True)
     return {

@@ -14,7 +14,9 @@ def _batch(call: Call, inputs: Inputs) -> torch.Tensor:
     if call.integer("training_mode", 0):
         raise LookupError("statistics of a batch are not computed")
     value, scale, bias, mean, variance = (given(inputs, index) for index in range(5))
-    return functional.batch_norm(value, mean, variance, scale, bias, eps=call.number("epsilon", 1e-5))
+    shape = (-1, *[1] * (value.ndim - 2))
+    factor = scale * torch.rsqrt(variance + call.number("epsilon", 1e-5))
+    return value * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
 
 def _layer(call: Call, inputs: Inputs) -> torch.Tensor:
@@ -49,7 +51,7 @@ def _group(call: Call, inputs: Inputs) -> torch.Tensor:
 
 def _lp(call: Call, inputs: Inputs) -> torch.Tensor:
     value = given(inputs, 0)
-    return value / value.norm(p=call.integer("p", 2), dim=call.integer("axis", -1), keepdim=True)
+    return functional.normalize(value, p=call.integer("p", 2), dim=call.integer("axis", -1), eps=1e-30)
 
 
 def _skip_root_mean_square(call: Call, inputs: Inputs) -> tuple[torch.Tensor | None, ...]:

@@ -72,7 +72,7 @@ def _conv_transpose(call: Call, inputs: Inputs) -> torch.Tensor:
         wanted = [length * stride for length, stride in zip(value.shape[2:], strides, strict=True)]
     if wanted is not None:
         cut = [have - want for have, want in zip(full.shape[2:], wanted[-rank:], strict=True)]
-        first = [width - width // 2 if mode == "SAME_UPPER" else width // 2 for width in cut]
+        first = [width // 2 if mode == "SAME_UPPER" else width - width // 2 for width in cut]
         pads = [*first, *(width - begin for width, begin in zip(cut, first, strict=True))]
     # Negative widths cut.
     flat = [-width for pair in reversed(list(zip(pads[:rank], pads[rank:], strict=True))) for width in pair]

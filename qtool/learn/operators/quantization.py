@@ -1,7 +1,7 @@
 """Quantization with the straight-through estimator: integers are held as floats, and rounding has the gradient one.
 
-With ``DequantizeLinear`` behind ``QuantizeLinear`` the gradient of a scale is that of LSQ (S. Esser et al., Learned Step
-Size Quantization, ICLR 2020): the rounding error inside of the range, the nearest bound outside.
+With ``DequantizeLinear`` behind ``QuantizeLinear`` the gradient of a scale is that of LSQ (S. Esser et al., Learned
+Step Size Quantization, ICLR 2020): the rounding error inside of the range, the nearest bound outside.
 """
 
 from __future__ import annotations

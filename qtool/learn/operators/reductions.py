@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
 from qtool.learn.operators.calls import Call, Inputs, Operator, axes_of, given
 
-_Reduce = Callable[[torch.Tensor, Sequence[int], bool], torch.Tensor]
+_Reduce = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
 
 
 def _reduction(reduce: _Reduce) -> Operator:
@@ -23,7 +23,7 @@ def _reduction(reduce: _Reduce) -> Operator:
     return operator
 
 
-def _product(value: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
+def _product(value: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
     for axis in sorted((axis % value.ndim for axis in axes), reverse=True):
         value = value.prod(axis, keepdim=keep)
     return value
@@ -40,15 +40,10 @@ def _chosen(largest: bool) -> Operator:
 
 
 def _top_k(call: Call, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-    count = int(given(inputs, 1).reshape(()).item())
-    values, places = torch.topk(
-        given(inputs, 0),
-        count,
-        dim=call.integer("axis", -1),
-        largest=bool(call.integer("largest", 1)),
-        sorted=bool(call.integer("sorted", 1)),
-    )
-    return values, places
+    count, axis = int(given(inputs, 1).reshape(()).item()), call.integer("axis", -1)
+    # Of equal values the first counts, which torch.topk does not promise.
+    values, places = given(inputs, 0).sort(dim=axis, descending=bool(call.integer("largest", 1)), stable=True)
+    return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
 def _running_sum(call: Call, inputs: Inputs) -> torch.Tensor:

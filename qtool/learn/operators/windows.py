@@ -78,11 +78,15 @@ def _resize(call: Call, inputs: Inputs) -> torch.Tensor:
     value = given(inputs, 0)
     rank = value.ndim - 2
     sizes, scales = listed(inputs, 3), optional(inputs, 2)
-    if call.integers("axes") is not None or call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+    unusual = call.integers("axes") is not None or call.integer("antialias", 0)
+    if unusual or call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise LookupError("this form of Resize is not computed")
-    if sizes is None:
+    if not sizes:
         factors = [] if scales is None else scales.reshape(-1).tolist()
-        sizes = [math.floor(length * factor) for length, factor in zip(value.shape, factors, strict=True)]
+        exact_sizes = [length * factor for length, factor in zip(value.shape, factors, strict=True)]
+        sizes = [math.floor(size) for size in exact_sizes]
+        if sizes != exact_sizes:
+            raise LookupError("places between values follow the scale, not the sizes")
     if list(value.shape[:2]) != sizes[:2]:
         raise LookupError("channels are not resized")
     exact = all(new % old == 0 for new, old in zip(sizes[2:], value.shape[2:], strict=True))
@@ -91,7 +95,9 @@ def _resize(call: Call, inputs: Inputs) -> torch.Tensor:
     if mode == "nearest" and exact:
         rounding = call.text("nearest_mode", "round_prefer_floor")
         # Each of these repeats every value where the size is a multiple.
-        if (place == "asymmetric" and rounding == "floor") or place in {"half_pixel", "pytorch_half_pixel"}:
+        if (place == "asymmetric" and rounding == "floor") or (
+            place in {"half_pixel", "pytorch_half_pixel"} and rounding in {"round_prefer_floor", "round_prefer_ceil"}
+        ):
             return functional.interpolate(value, size=sizes[2:], mode="nearest")
     if mode == "linear" and rank in {1, 2} and place in {"half_pixel", "pytorch_half_pixel", "align_corners"}:
         name = ("linear", "bilinear")[rank - 1]
@@ -111,6 +117,8 @@ def _depth_to_space(call: Call, inputs: Inputs) -> torch.Tensor:
 
 
 def _space_to_depth(call: Call, inputs: Inputs) -> torch.Tensor:
+    if call.text("mode", "DCR") != "DCR":
+        raise LookupError("the other order of channels is not computed")
     value, block = given(inputs, 0), call.integer("blocksize", 1)
     batch, channels, height, width = value.shape
     parts = value.reshape(batch, channels, height // block, block, width // block, block)

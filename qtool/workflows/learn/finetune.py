@@ -25,7 +25,6 @@ from qtool.progress import SILENT, Progress
 from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph
 from qtool.search.logits_view import with_logits
-from qtool.search.output_evaluator import OutputEvaluator
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.diagnose.file_records import data_records, model_record
 from qtool.workflows.diagnose.verify import onnx_path
@@ -106,24 +105,22 @@ def _trained(
     from qtool.learn.devices import device_named
     from qtool.learn.distillation import Distillation
     from qtool.learn.losses import losses_for
+    from qtool.workflows.learn.judge import Judge
 
     device = device_named(request.device)
     split = TuningSplit(original, samples, evaluation_samples=_EVALUATION_SAMPLES)
-    evaluator = OutputEvaluator(
-        original, split.evaluation, view=with_logits, execution=execution, threads=request.threads
-    )
     view = with_logits(original)
+    losses = losses_for(original, view, _loss(request.loss))
     distillation = Distillation(
         quantized,
-        losses_for(original, view, _loss(request.loss)),
+        losses,
         view=with_logits(quantized),
         device=device,
         bounded=limit_of_pairs(quantized),
     )
     with open_graph(view, threads=request.threads) as session:
-        found = distillation.train(
-            split.all_tuning, session.run, evaluator.sqnr_db, schedule=request.schedule, progress=progress
-        )
+        judge = Judge(split.evaluation, session.run, losses, execution, threads=request.threads)
+        found = distillation.train(split.all_tuning, session.run, judge, schedule=request.schedule, progress=progress)
     if found.foreign:
         kinds = ", ".join(sorted(set(found.foreign.values())))
         progress.note(f"{kinds}: without gradients, what stands before them learns through other ways or not at all")
