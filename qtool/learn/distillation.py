@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.calib.specs import Array, Feed
+from qtool.calib.specs import Feed
 from qtool.learn.differentiable_graph import DifferentiableGraph
 from qtool.learn.learned_quantization import LearnedQuantization, Rates
 from qtool.learn.losses import Loss
+from qtool.learn.tensors import tensor_of
 from qtool.progress import Progress
 
 
@@ -194,12 +195,6 @@ class Distillation:
         total.backward()
         optimizer.step()
         return float(total.detach())
-
-
-def tensor_of(array: Array, device: torch.device) -> torch.Tensor:
-    """Returns an array as a tensor: floats on ``device``, shapes and indices on the processor."""
-    tensor = torch.from_numpy(np.array(array, order="C"))
-    return tensor.to(device) if tensor.dtype.is_floating_point else tensor
 
 
 def _endless(batches: Callable[[], Iterator[Feed]]) -> Iterator[Feed]:

@@ -6,7 +6,7 @@ scale is learned as the logarithm of its change, a bias and a float weight as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.calib.specs import Array
 from qtool.graph.constants import constant_array
 from qtool.learn.operators.quantization import straight_through
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
@@ -55,6 +56,7 @@ class _Stored:
     tensor: QuantizedTensor
     low: int
     high: int
+    start: torch.Tensor
     steps: torch.nn.Parameter
 
 
@@ -82,13 +84,24 @@ class _Kinds:
 class LearnedQuantization:
     """Holds what is learned of one QDQ graph, and writes it back."""
 
-    def __init__(self, model: ir.Model, *, device: torch.device | None = None) -> None:
-        """Reads the graph, which is not modified; names of its values stay what they are."""
+    def __init__(
+        self, model: ir.Model, *, nodes: Iterable[ir.Node] | None = None, device: torch.device | None = None
+    ) -> None:
+        """Reads the graph, which is not modified; names of its values stay what they are.
+
+        Args:
+            model: a QDQ graph.
+            nodes: learn only what these read; everything by default.
+            device: where to hold it.
+        """
         self._device = device or torch.device("cpu")
         self._kinds = _Kinds()
+        readers = list(model.graph if nodes is None else nodes)
+        own = set(readers)
         for tensor in quantized_tensors(model).values():
-            self._read(tensor)
-        for node in model.graph:
+            if tensor.dequantized.producer() in own:
+                self._read(tensor)
+        for node in readers:
             if node.op_type == "QuantizeLinear":
                 self._learn_scale(node.inputs[1])
             elif node.op_type in _LAYERS | _NORMALIZATIONS:
@@ -109,6 +122,32 @@ class LearnedQuantization:
         """Yields everything that is learned."""
         for group in self.groups(Rates()):
             yield from group["params"]
+
+    @property
+    def learns_integers(self) -> bool:
+        """Whether there are stored integers."""
+        return bool(self._kinds.steps)
+
+    def state(self) -> list[torch.Tensor]:
+        """Returns a copy of what is learned so far."""
+        return [parameter.detach().clone() for parameter in self.parameters()]
+
+    @torch.no_grad()
+    def restore(self, state: Sequence[torch.Tensor]) -> None:
+        """Goes back to what ``state`` returned."""
+        for parameter, value in zip(self.parameters(), state, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def limit(self, reach: float) -> None:
+        """Keeps every integer within ``reach`` steps of where it started."""
+        for item in self._kinds.steps.values():
+            item.steps.clamp_(item.start - reach, item.start + reach)
+
+    @torch.no_grad()
+    def biases(self) -> dict[str, Array]:
+        """Returns the learned biases, float32, by the name of what their layer reads."""
+        return {name: item.value().cpu().numpy() for name, item in self._kinds.biases.items()}
 
     def values(self) -> dict[str, torch.Tensor]:
         """Returns what stands in the place of the graph's own values, by name, with gradients."""
@@ -144,8 +183,8 @@ class LearnedQuantization:
         low, high = int(limits.min), int(limits.max)
         if low < 0 and integers.min() > low:
             low = -high  # a symmetric grid has one integer less
-        steps = torch.nn.Parameter(torch.from_numpy(integers.astype(np.float32)).to(self._device))
-        self._kinds.steps[name] = _Stored(tensor, low, high, steps)
+        start = torch.from_numpy(integers.astype(np.float32)).to(self._device)
+        self._kinds.steps[name] = _Stored(tensor, low, high, start, torch.nn.Parameter(start.clone()))
         producer = tensor.dequantized.producer()
         self._learn_scale(None if producer is None else producer.inputs[1])
 

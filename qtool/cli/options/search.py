@@ -65,6 +65,14 @@ WeightClippingOption: TypeAlias = Annotated[
         rich_help_panel=CORRECTIONS,
     ),
 ]
+LearnedRoundingOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--learned-rounding/--no-learned-rounding",
+        help="Learn integers by gradients, block by block (AdaRound, BRECQ). Default: only with --effort best.",
+        rich_help_panel=CORRECTIONS,
+    ),
+]
 ReconstructionOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(

@@ -10,8 +10,9 @@ import torch
 
 from qtool.backends.execution import Execution
 from qtool.calib.specs import Feed
-from qtool.learn.distillation import Judgement, tensor_of
+from qtool.learn.distillation import Judgement
 from qtool.learn.losses import Loss
+from qtool.learn.tensors import tensor_of
 from qtool.metrics.fidelity import FidelityMeter
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import worst_sqnr_db
