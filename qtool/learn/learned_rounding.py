@@ -107,10 +107,7 @@ def learn_rounding(
         for block in blocks:
             if stop():
                 break
-            inputs = given.held
-            targets.advance()
-            made = {output.name for node in block for output in node.outputs}
-            wanted = [{name: array for name, array in batch.items() if name in made} for batch in targets.held]
+            inputs, wanted = given.held, _wanted(targets, block, is_last=block is blocks[-1])
             trainer = _BlockTrainer(quantized, block, training, device or torch.device("cpu"))
             learned |= trainer.train(inputs, wanted)
             given.advance()
@@ -138,6 +135,16 @@ def block_cuts(model: ir.Model, plan: Plan) -> list[str]:
             layers = 0
         layers += 1
     return cuts
+
+
+def _wanted(targets: SegmentedRunner, block: Sequence[ir.Node], *, is_last: bool) -> list[Feed]:
+    """Returns what the float model has behind a block, by batch, and goes there."""
+    if is_last:
+        with targets.rest() as session:
+            return [session.run({spec.name: batch[spec.name] for spec in session.inputs}) for batch in targets.held]
+    targets.advance()
+    made = {output.name for node in block for output in node.outputs}
+    return [{name: array for name, array in batch.items() if name in made} for batch in targets.held]
 
 
 def _blocks(model: ir.Model, cuts: Sequence[str]) -> list[list[ir.Node]]:
@@ -190,6 +197,8 @@ class _BlockTrainer:
         draws = np.random.default_rng(_SEED)
         for step in range(1, self._training.steps + 1):
             total = loss(seen[int(draws.integers(len(seen)))])
+            if not total.requires_grad:
+                break  # nothing that is learned reaches the tensors behind the block
             optimizer.zero_grad()
             total.backward()
             optimizer.step()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
@@ -29,14 +28,6 @@ def quantized(run: Run, network: Network, tmp_path: Path) -> Path:
     return path
 
 
-def _sqnr(network: Network, path: Path) -> float:
-    """Signal over noise of the scores on all data, computed by onnxruntime and numpy alone."""
-    with np.load(network.data) as file:
-        feed = {"image": file["image"]}
-    wanted, given = (ort.InferenceSession(str(model)).run(None, feed)[0] for model in (network.model, path))
-    return float(10 * np.log10(np.square(wanted).sum() / np.square(given - wanted).sum()))
-
-
 def _kinds(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
@@ -48,7 +39,7 @@ def test_training_brings_a_coarse_model_nearer_to_float(
     command = ("finetune", quantized, "--calib-data", network.data, "--steps", "100", "--loss", "mse", "-o", path)
     found = run(*command, "--json")
     assert found.code == 0, found.err
-    assert _sqnr(network, path) > _sqnr(network, quantized) + 3
+    assert network.sqnr_db(path) > network.sqnr_db(quantized) + 3
     assert _kinds(path) == _kinds(quantized)
     assert found.json["integer_nodes"] == found.json["quantizable_nodes"] > 0
     losses = [check["loss"] for check in found.json["checks"]]
