@@ -6,7 +6,7 @@ scale is learned as the logarithm of its change, a bias and a float weight as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,22 @@ class Rates:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatWeight:
+    """A float weight to learn, whose nearest integers are stored.
+
+    Attributes:
+        array: its values.
+        low: the lowest integer in use.
+        high: the highest integer in use.
+    """
+
+    array: Array
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Stored:
     """A constant of integers behind DequantizeLinear."""
 
@@ -57,7 +72,14 @@ class _Stored:
     low: int
     high: int
     start: torch.Tensor
-    steps: torch.nn.Parameter
+    learned: torch.nn.Parameter
+    scale: str | None
+
+    def steps(self, scales: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the integers before they are rounded; a float weight is learned where it has a scale here."""
+        if self.scale is None:
+            return self.learned
+        return self.learned / _wide(scales[self.scale], self.tensor.axis, self.learned.ndim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +107,23 @@ class LearnedQuantization:
     """Holds what is learned of one QDQ graph, and writes it back."""
 
     def __init__(
-        self, model: ir.Model, *, nodes: Iterable[ir.Node] | None = None, device: torch.device | None = None
+        self,
+        model: ir.Model,
+        *,
+        nodes: Iterable[ir.Node] | None = None,
+        weights: Mapping[str, FloatWeight] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Reads the graph, which is not modified; names of its values stay what they are.
 
         Args:
             model: a QDQ graph.
             nodes: learn only what these read; everything by default.
+            weights: floats to learn in place of integers, by the weight's name in the float model; their scales begin
+                at those of the graph.
             device: where to hold it.
         """
+        self._weights = weights or {}
         self._device = device or torch.device("cpu")
         self._kinds = _Kinds()
         readers = list(model.graph if nodes is None else nodes)
@@ -112,7 +142,7 @@ class LearnedQuantization:
         """Returns the groups of parameters, as an optimizer takes them."""
         kinds = self._kinds
         return [
-            {"params": [stored.steps for stored in kinds.steps.values()], "lr": rates.steps},
+            {"params": [stored.learned for stored in kinds.steps.values()], "lr": rates.steps},
             {"params": [scale.change for scale in kinds.scales.values()], "lr": rates.scales},
             {"params": [bias.change for bias in kinds.biases.values()], "lr": rates.biases},
             {"params": [value.change for value in kinds.floats.values()], "lr": rates.floats},
@@ -142,7 +172,7 @@ class LearnedQuantization:
     def limit(self, reach: float) -> None:
         """Keeps every integer within ``reach`` steps of where it started."""
         for item in self._kinds.steps.values():
-            item.steps.clamp_(item.start - reach, item.start + reach)
+            item.learned.clamp_(item.start - reach, item.start + reach)
 
     @torch.no_grad()
     def biases(self) -> dict[str, Array]:
@@ -152,8 +182,10 @@ class LearnedQuantization:
     def values(self) -> dict[str, torch.Tensor]:
         """Returns what stands in the place of the graph's own values, by name, with gradients."""
         kinds = self._kinds
-        found = {name: straight_through(item.steps).clamp(item.low, item.high) for name, item in kinds.steps.items()}
-        found |= {name: item.start * torch.exp(item.change) for name, item in kinds.scales.items()}
+        found = {name: item.start * torch.exp(item.change) for name, item in kinds.scales.items()}
+        found |= {
+            name: straight_through(item.steps(found)).clamp(item.low, item.high) for name, item in kinds.steps.items()
+        }
         found |= {name: item.value() for name, item in kinds.biases.items()}
         return found | {name: item.value() for name, item in kinds.floats.items()}
 
@@ -161,10 +193,11 @@ class LearnedQuantization:
     def store(self, model: ir.Model) -> None:
         """Writes everything into ``model``, a clone of the graph that was read; biases follow the new scales."""
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+        scales = {name: scale.start * torch.exp(scale.change) for name, scale in self._kinds.scales.items()}
+        for name, learned in scales.items():
+            _store(values[name], learned)
         for name, item in self._kinds.steps.items():
-            _store(values[name], torch.round(item.steps).clamp(item.low, item.high))
-        for name, scale in self._kinds.scales.items():
-            _store(values[name], scale.start * torch.exp(scale.change))
+            _store(values[name], torch.round(item.steps(scales)).clamp(item.low, item.high))
         for name, value in self._kinds.floats.items():
             _store(values[name], value.value())
         for name, bias in self._kinds.biases.items():
@@ -183,10 +216,21 @@ class LearnedQuantization:
         low, high = int(limits.min), int(limits.max)
         if low < 0 and integers.min() > low:
             low = -high  # a symmetric grid has one integer less
-        start = torch.from_numpy(integers.astype(np.float32)).to(self._device)
-        self._kinds.steps[name] = _Stored(tensor, low, high, start, torch.nn.Parameter(start.clone()))
         producer = tensor.dequantized.producer()
-        self._learn_scale(None if producer is None else producer.inputs[1])
+        scale = None if producer is None else producer.inputs[1]
+        self._learn_scale(scale)
+        weight = self._weights.get(tensor.tensor)
+        if weight is not None:
+            low, high = weight.low, weight.high
+        start = torch.from_numpy(np.array(integers if weight is None else weight.array, np.float32)).to(self._device)
+        self._kinds.steps[name] = _Stored(
+            tensor=tensor,
+            low=low,
+            high=high,
+            start=start,
+            learned=torch.nn.Parameter(start.clone()),
+            scale=None if weight is None or scale is None else scale.name,
+        )
 
     def _learn_scale(self, value: ir.Value | None) -> None:
         array = constant_array(value)
@@ -206,6 +250,14 @@ class LearnedQuantization:
         start = torch.from_numpy(np.array(array, np.float32)).to(self._device)
         unit = start.square().mean().sqrt().clamp(min=1e-6)
         return _Changed(start, unit, torch.nn.Parameter(torch.zeros_like(start)), tensor)
+
+
+def _wide(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:
+    if scale.numel() == 1 or axis is None:
+        return scale.reshape(())
+    shape = [1] * rank
+    shape[axis] = -1
+    return scale.reshape(shape)
 
 
 def _store(value: ir.Value, learned: torch.Tensor) -> None:

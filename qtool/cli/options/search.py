@@ -119,7 +119,7 @@ def search_remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"u8 weights, whose sums have 32 bits, in {layers}")
     if rounding.fitted or report.corrections.biases:
         remarks.append(
-            f"layer reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
+            f"reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
         )
     return remarks
 
