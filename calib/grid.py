@@ -11,8 +11,15 @@ from qtool.calib.errors import CalibError
 if TYPE_CHECKING:
     import numpy as np
 
-# By width and sign.
-_DTYPES = {(8, False): "uint8", (8, True): "int8", (16, False): "uint16", (16, True): "int16", (32, True): "int32"}
+# By width and sign; 4 bits lie in 8, which simulates hardware that has them.
+_DTYPES = {
+    (4, True): "int8",
+    (8, False): "uint8",
+    (8, True): "int8",
+    (16, False): "uint16",
+    (16, True): "int16",
+    (32, True): "int32",
+}
 
 
 class Float8(StrEnum):
@@ -35,7 +42,7 @@ class Grid:
     symmetric unsigned grid has its zero point in the middle.
 
     Attributes:
-        bits: width of the stored integer: 8, 16, or 32 (signed and symmetric only, for biases).
+        bits: width of the integer: 4 (signed, stored in 8), 8, 16, or 32 (signed and symmetric only, for biases).
         signed: whether the stored integer is signed.
         symmetric: whether the zero point is fixed to the middle of the grid.
         float8: the 8-bit float that the values are of, signed and symmetric only; None for integers.

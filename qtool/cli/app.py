@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "convert": CONVERT,
     "calibrate": QUANTIZE,
     "quantize": QUANTIZE,
+    "finetune": QUANTIZE,
     "sensitivity": QUANTIZE,
     "dequantize": QUANTIZE,
     "merge_lora": ADAPTERS,

@@ -17,6 +17,7 @@ TARGET = "Target"
 CALIBRATION = "Calibration"
 CORRECTIONS = "Corrections"
 ACCURACY_GOAL = "Accuracy goal"
+TRAINING = "Training"
 MEASUREMENTS = "Measurements"
 GATES = "Gates"
 COMPARISON = "Comparison"
@@ -40,6 +41,7 @@ OPTION_GROUPS = (
         CALIBRATION,
         CORRECTIONS,
         ACCURACY_GOAL,
+        TRAINING,
     ),
     *(MEASUREMENTS, GATES, COMPARISON, SPEED, MODEL, TENSORFLOW, OUTPUT, GENERAL),
 )

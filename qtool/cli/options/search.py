@@ -65,6 +65,14 @@ WeightClippingOption: TypeAlias = Annotated[
         rich_help_panel=CORRECTIONS,
     ),
 ]
+LearnedRoundingOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--learned-rounding/--no-learned-rounding",
+        help="Learn integers by gradients, block by block (AdaRound, BRECQ). Default: only with --effort best.",
+        rich_help_panel=CORRECTIONS,
+    ),
+]
 ReconstructionOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
@@ -111,7 +119,7 @@ def search_remarks(report: QuantizeReport) -> list[str]:
         remarks.append(f"u8 weights, whose sums have 32 bits, in {layers}")
     if rounding.fitted or report.corrections.biases:
         remarks.append(
-            f"layer reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
+            f"reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
         )
     return remarks
 

@@ -130,11 +130,50 @@ class CorrectionSearch:
         return WeightRounding(layers, hessians)
 
     def fit(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns ``candidates`` after layer reconstruction, once it is known which layers stay float.
+        """Returns ``candidates`` after reconstruction of layers and blocks, once it is known what stays float.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the model.
         """
+        return self._learned(self._fit_layers(candidates, kept_float), kept_float)
+
+    def _learned(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
+        """Returns ``candidates`` with integers and biases that gradients improved."""
+        use = self._wanted.learned_rounding
+        plan = candidates.plan(kept_float)
+        if use is Policy.NEVER or not plan.weights or (use is Policy.IF_BETTER and self._stop()):
+            return candidates
+        from qtool.learn.learned_rounding import learn_rounding
+
+        def learned() -> QuantizedCandidates:
+            activations, weights = quantities(
+                candidates.model, plan, candidates.statistics, candidates.method, candidates.corrections
+            )
+            count = self._samples.held(self._wanted.fitted_samples, graphs=2)
+            found = learn_rounding(
+                candidates.model,
+                plan,
+                candidates.scheme,
+                activations,
+                weights,
+                self._samples.spread(count),
+                self._progress,
+                threads=self._threads,
+                stop=self._stop,
+            )
+            known = candidates.corrections
+            fitted = {**{name: weights[name] for name in known.rounding.fitted}, **found.weights}
+            changed = replace(
+                known, rounding=known.rounding.with_fitted(fitted), biases={**known.biases, **found.biases}
+            )
+            return replace(candidates, corrections=changed)
+
+        if self._ablation is None:
+            return learned()
+        attempts = {"learned rounding": learned}
+        return self._ablation.first_of(candidates, attempts, kept_float, always=use is Policy.ALWAYS)
+
+    def _fit_layers(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
         use = self._wanted.layer_reconstruction
         plan = candidates.plan(kept_float)
         if use is Policy.NEVER or not plan.integer_nodes or (use is Policy.IF_BETTER and self._stop()):

@@ -62,6 +62,7 @@ class SearchConfig:
     gptq: Policy
     other_algorithms: Policy
     layer_reconstruction: Policy
+    learned_rounding: Policy
     fits_weights: bool
     most_float: float | None
     most_slower: float
@@ -82,6 +83,7 @@ class SearchConfig:
             self.bias_correction,
             *map(self.policy_of, WEIGHT_ALGORITHMS),
             self.layer_reconstruction,
+            self.learned_rounding,
         )
         return self.keeps_float or Policy.IF_BETTER in uses
 
@@ -105,6 +107,7 @@ def searches(
     weight_clipping: bool | None = None,
     gptq: bool | None = None,
     layer_reconstruction: bool | None = None,
+    learned_rounding: bool | None = None,
     most_float: float | None = None,
 ) -> SearchConfig:
     """Returns the configuration of an effort; arguments that are None follow from the effort."""
@@ -126,6 +129,7 @@ def searches(
         gptq=use(gptq, usual=True),
         other_algorithms=use(None, usual=not fast),
         layer_reconstruction=use(layer_reconstruction, usual=not fast),
+        learned_rounding=use(learned_rounding, usual=best),
         fits_weights=best,
         most_float=most_float,
         most_slower=0.0 if fast else 0.04,

@@ -65,6 +65,10 @@ class TuningSplit:
         batches = max(wanted, -(-least // rows))
         return self.some(max(self.held(batches * rows) // rows, 1))
 
+    def all_tuning(self) -> Iterator[Feed]:
+        """Yields every tuning batch, in order."""
+        return self._others()
+
     def spread(self, count: int) -> tuple[Feed, ...]:
         """Returns tuning batches with about ``count`` samples in all, held in memory."""
         return spread_batches(self._others(), samples=count, available=self._available).feeds

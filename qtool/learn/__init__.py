@@ -1,0 +1,1 @@
+"""Learns by gradients what rounding lost."""

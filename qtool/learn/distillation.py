@@ -1,0 +1,202 @@
+"""Distillation: trains a quantized graph, end to end, to give the outputs of the float model.
+
+Fake quantization in the forward pass, gradients straight through the rounding (B. Jacob et al., Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018); labels are not needed. Ranges
+are observed before, batch normalizations are folded, and the rate falls to zero along half a cosine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.calib.specs import Feed
+from qtool.learn.differentiable_graph import DifferentiableGraph
+from qtool.learn.learned_quantization import LearnedQuantization, Rates
+from qtool.learn.losses import Loss
+from qtool.learn.tensors import tensor_of
+from qtool.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long a training goes on.
+
+    Attributes:
+        steps: batches to learn from.
+        check_every: steps between two evaluations.
+        patience: evaluations without a gain after which it ends.
+        budget_s: seconds after which it ends; None for no limit.
+        rates: of the first step.
+    """
+
+    steps: int = 400
+    check_every: int = 25
+    patience: int = 6
+    budget_s: float | None = None
+    rates: Rates = field(default_factory=Rates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """One evaluation.
+
+    Attributes:
+        step: how many batches were learned from.
+        training_loss: mean over the batches since the last evaluation; None before the first.
+        loss: on the evaluation samples.
+        sqnr_db: of the worst output on the evaluation samples, in dB.
+    """
+
+    step: int
+    training_loss: float | None
+    loss: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a graph is worth on the evaluation samples, see ``Checked``."""
+
+    loss: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled:
+    """What a training came to.
+
+    Attributes:
+        model: the best graph that was evaluated, the first one included.
+        checks: every evaluation, the first one before any step.
+        best: the evaluation of ``model``.
+        ended: why it ended, in words.
+        foreign: operator type by name of the nodes that have no gradient.
+    """
+
+    model: ir.Model
+    checks: tuple[Checked, ...]
+    best: Checked
+    ended: str
+    foreign: Mapping[str, str]
+
+
+class Distillation:
+    """Trains one quantized graph."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        losses: Mapping[str, Loss],
+        *,
+        view: ir.Model | None = None,
+        device: torch.device | None = None,
+        bounded: Callable[[ir.Model], None] | None = None,
+    ) -> None:
+        """Reads the graph.
+
+        Args:
+            model: a QDQ graph whose nodes and values have names; it is not modified.
+            losses: by output of ``view``.
+            view: the same graph with other outputs; itself where it is None.
+            device: where to compute.
+            bounded: keeps what was learned within what the kernels of the target can add up, in place.
+        """
+        self._model = model
+        self._losses = losses
+        self._device = device or torch.device("cpu")
+        self._bounded = bounded
+        self.learned = LearnedQuantization(model, device=self._device)
+        self._graph = DifferentiableGraph(view or model, device=self._device)
+
+    def train(
+        self,
+        batches: Callable[[], Iterator[Feed]],
+        teacher: Callable[[Feed], Feed],
+        judge: Callable[[ir.Model], Judgement],
+        schedule: Schedule,
+        progress: Progress,
+    ) -> Distilled:
+        """Returns the best graph; an interrupt ends the training and keeps it.
+
+        Args:
+            batches: yields the tuning batches, in the same order each time.
+            teacher: returns the outputs of the float model.
+            judge: evaluates a graph on samples that are not trained on.
+            schedule: how long.
+            progress: receives the steps.
+        """
+        found = judge(self._model)
+        best = Checked(step=0, training_loss=None, loss=found.loss, sqnr_db=found.sqnr_db)
+        checks, model = [best], self._model
+        optimizer = torch.optim.Adam(self.learned.groups(schedule.rates))
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
+        start, losses, ended = time.monotonic(), list[float](), "all steps are done"
+        feeds = _endless(batches)
+        with progress.task("training", schedule.steps) as advance:
+            try:
+                for step in range(1, schedule.steps + 1):
+                    feed = next(feeds)
+                    losses.append(self._step(feed, teacher(feed), optimizer))
+                    falling.step()
+                    advance(1)
+                    late = schedule.budget_s is not None and time.monotonic() - start > schedule.budget_s
+                    if step % schedule.check_every and step != schedule.steps and not late:
+                        continue
+                    candidate = self.stored()
+                    found = judge(candidate)
+                    checks.append(
+                        Checked(
+                            step=step,
+                            training_loss=float(np.mean(losses)),
+                            loss=found.loss,
+                            sqnr_db=found.sqnr_db,
+                        )
+                    )
+                    losses.clear()
+                    if found.loss < best.loss:
+                        best, model = checks[-1], candidate
+                    if late:
+                        ended = "the time is up"
+                        break
+                    if step - best.step >= schedule.patience * schedule.check_every:
+                        ended = "the evaluation samples gain nothing more"
+                        break
+            except KeyboardInterrupt:
+                ended = "interrupted"
+        foreign = dict(self._graph.foreign)
+        self._graph.close()
+        return Distilled(model=model, checks=tuple(checks), best=best, ended=ended, foreign=foreign)
+
+    def stored(self) -> ir.Model:
+        """Returns the graph with what is learned so far."""
+        model = self._model.clone()
+        self.learned.store(model)
+        if self._bounded is not None:
+            self._bounded(model)
+        return model
+
+    def _step(
+        self,
+        feed: Feed,
+        wanted: Feed,
+        optimizer: torch.optim.Optimizer,
+    ) -> float:
+        given = {name: tensor_of(array, self._device) for name, array in feed.items()}
+        outputs = self._graph.run(given, list(self._losses), self.learned.values())
+        parts = [loss(outputs[name], tensor_of(wanted[name], self._device)) for name, loss in self._losses.items()]
+        total = torch.stack(parts).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return float(total.detach())
+
+
+def _endless(batches: Callable[[], Iterator[Feed]]) -> Iterator[Feed]:
+    while True:
+        yield from batches()

@@ -1,0 +1,1 @@
+"""What operators of ONNX compute, in torch, with gradients."""
