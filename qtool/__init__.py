@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qtool.schemes import Scheme as Scheme
     from qtool.schemes import WeightOnlyScheme as WeightOnlyScheme
     from qtool.selection import NodeSelection as NodeSelection
-    from qtool.weights.block_grid import BlockGrid as BlockGrid
+    from qtool.weights.blocks.grid import BlockGrid as BlockGrid
     from qtool.workflows.convert.convert import convert as convert
     from qtool.workflows.convert.model_source import ModelSource as ModelSource
     from qtool.workflows.convert.request import ConvertReport as ConvertReport
@@ -73,7 +73,7 @@ _HOMES: Mapping[str, str] = {
     "AdapterSource": "qtool.workflows.lora.request",
     "Architecture": "qtool.formats.torch.architecture",
     "BitsGoal": "qtool.workflows.quantize.weight_only_request",
-    "BlockGrid": "qtool.weights.block_grid",
+    "BlockGrid": "qtool.weights.blocks.grid",
     "ConvertReport": "qtool.workflows.convert.request",
     "ConvertRequest": "qtool.workflows.convert.request",
     "DataRequest": "qtool.workflows.quantize.data_request",

@@ -11,7 +11,7 @@ from qtool.calib.granularity import Granularity
 from qtool.calib.grid import Grid
 
 if TYPE_CHECKING:
-    from qtool.weights.block_grid import BlockGrid
+    from qtool.weights.blocks.grid import BlockGrid
     from qtool.weights.saturation import KernelOrder
 
 NOTHING_UNFIT: Mapping[str, str] = MappingProxyType({})

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from qtool.calib.grid import Grid
-from qtool.weights.block_choices import WeightFormat
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.choices import WeightFormat
+from qtool.weights.blocks.grid import BlockGrid
 
 U8 = Grid(bits=8, signed=False, symmetric=False)
 U8_SYMMETRIC = Grid(bits=8, signed=False, symmetric=True)

@@ -14,7 +14,7 @@ from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.grid import BlockGrid
 
 Place: TypeAlias = Callable[[ir.Graph, Scheme, NodeSelection, Mapping[str, str], Mapping[str, str]], Plan]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool.backends.execution import TARGET_KEY
 from qtool.plan import DynamicPlan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.grid import BlockGrid
 
 
 class StaticBackend:

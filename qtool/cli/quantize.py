@@ -85,7 +85,7 @@ from qtool.cli.options.weight_only import (
     weight_only_scheme,
 )
 from qtool.errors import UsageError
-from qtool.weights.block_choices import WeightFormat
+from qtool.weights.blocks.choices import WeightFormat
 from qtool.workflows.tune.efforts import Effort
 
 
@@ -225,7 +225,7 @@ def quantize(
     if integers.float8:
         refuse_with_float8(context)
     if scheme is SchemeName.WEIGHTS:
-        from qtool.cli.quantize_weights import run_weights
+        from qtool.cli.schemes.weights import run_weights
         from qtool.workflows.quantize.weight_only_request import WeightOnlyRequest
 
         alone = weight_only_scheme(
@@ -254,7 +254,7 @@ def quantize(
         run_weights(console, wanted, json=json, dry_run=dry_run)
         return
     if scheme is SchemeName.DYNAMIC:
-        from qtool.cli.quantize_dynamic import run_dynamic
+        from qtool.cli.schemes.dynamic import run_dynamic
         from qtool.workflows.quantize.dynamic_request import DynamicRequest
 
         asked = DynamicRequest(

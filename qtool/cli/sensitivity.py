@@ -33,7 +33,7 @@ from qtool.cli.options.shared import (
 from qtool.cli.options.text import TokenizerOption, TokensOption, check_text
 from qtool.cli.options.weight_only import BlockSizeOption, weight_only_scheme
 from qtool.errors import UsageError
-from qtool.weights.block_choices import WeightFormat
+from qtool.weights.blocks.choices import WeightFormat
 
 
 def sensitivity(
@@ -90,9 +90,9 @@ def sensitivity(
     from qtool.llm.text_for_model import graph_of, text_options
     from qtool.selection import NodeSelection
     from qtool.workflows.quantize.data_request import data_request
-    from qtool.workflows.tune.bits_sensitivity import BitsSensitivityRequest
     from qtool.workflows.tune.sensitivity import SensitivityRequest, in_decibels
     from qtool.workflows.tune.sensitivity import sensitivity as run
+    from qtool.workflows.tune.weight_only.bits_sensitivity import BitsSensitivityRequest
 
     console = Console(json=json, quiet=quiet, debug=debug)
     path = graph_of(model_path(model))

@@ -12,9 +12,9 @@ from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
 from qtool.qdq.packed_blocks import packed, packed_weight
-from qtool.weights.block_choices import WeightFormat
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.choices import WeightFormat
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight
 
 DOMAIN = "com.microsoft"
 # MatMulNBits has no weights without blocks: one scale an output is repeated for blocks that every version computes.

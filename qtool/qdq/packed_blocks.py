@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, Integers
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight, Integers
 
 
 def packed(integers: Integers, bits: int) -> Integers:

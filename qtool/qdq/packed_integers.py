@@ -13,7 +13,7 @@ from qtool.graph.weight_records import WeightRecord, record_of
 from qtool.qdq.packed_blocks import packed, packed_weight
 from qtool.qdq.remove_blocks import block_weight, packed_source, table_weight
 from qtool.qdq.stored_integers import StoredIntegers
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.quantization import BlockWeight
 
 PACKED_LAYERS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 _DOMAIN = "com.microsoft"

@@ -10,8 +10,8 @@ from qtool.graph.constants import add_constant, constant_array, integer_attribut
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.qdq.packed_blocks import unpacked, unpacked_weight
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, Integers, Matrix
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight, Integers, Matrix
 
 _DOMAIN = "com.microsoft"
 

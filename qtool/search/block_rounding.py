@@ -19,10 +19,10 @@ from qtool.runtime.session import Watcher
 from qtool.search.frugal_execution import is_large, open_frugally
 from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
-from qtool.weights.block_choices import BlockMethod
-from qtool.weights.block_gptq import gptq_blocks
-from qtool.weights.block_quantization import BlockWeight, Matrix, rescaled_outputs, round_blocks
-from qtool.weights.block_ranges import least_squares_blocks
+from qtool.weights.blocks.choices import BlockMethod
+from qtool.weights.blocks.gptq import gptq_blocks
+from qtool.weights.blocks.quantization import BlockWeight, Matrix, rescaled_outputs, round_blocks
+from qtool.weights.blocks.ranges import least_squares_blocks
 from qtool.weights.channel_scaling import Floats
 from qtool.weights.gptq_layer import curvature_of
 from qtool.weights.input_hessian import LayerInput, gather_hessians, hessian_tensors, layer_inputs

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from qtool.qdq.packed_blocks import packed, unpacked
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight
 
 
 class StoredBlocks(Mapping[str, BlockWeight]):

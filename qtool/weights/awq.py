@@ -18,8 +18,8 @@ import onnx_ir as ir
 from qtool.graph.constants import add_constant, constant_array, is_constant, is_transposed, sole_consumer
 from qtool.graph.names import Names
 from qtool.graph.weight_records import Scaled, record_steps
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import Matrix, round_blocks
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import Matrix, round_blocks
 from qtool.weights.channel_scaling import Floats, scale_channels
 from qtool.weights.scaling_regions import ScalingRegion, is_layer, scaling_regions, stored_weight
 

@@ -22,14 +22,14 @@ from qtool.runtime.graphs import open_graph
 from qtool.search.activation_noise import activation_noise
 from qtool.search.block_rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
-from qtool.weights.block_choices import BlockMethod, WeightFormat
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import round_blocks
+from qtool.weights.blocks.choices import BlockMethod, WeightFormat
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import round_blocks
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.weight_only_request import Attempt
 from qtool.workflows.tune import weight_only_search
-from qtool.workflows.tune.level_search import choose_integer_layers, one_position
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.level_search import choose_integer_layers, one_position
 
 _GRID = BlockGrid(bits=8, block=32, symmetric=True)
 _LAYERS = 40

@@ -13,8 +13,8 @@ from onnx import numpy_helper, parser
 
 from qtool.runtime.graphs import open_graph
 from qtool.weights.awq import awq_scales, fold_scales, scalable_inputs, scaled_hessian
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import round_blocks
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import round_blocks
 
 _GRID = BlockGrid(bits=4, block=32, symmetric=False)
 _WIDTH, _INNER = 64, 96

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from qtool.errors import InputError
 from qtool.qdq.packed_blocks import packed, packed_weight, unpacked, unpacked_weight
-from qtool.weights.block_gptq import gptq_blocks, product_noise
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, round_blocks
-from qtool.weights.block_ranges import least_squares_blocks
+from qtool.weights.blocks.gptq import gptq_blocks, product_noise
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight, round_blocks
+from qtool.weights.blocks.ranges import least_squares_blocks
 from qtool.weights.gptq_layer import curvature_of
 
 _GRIDS = [

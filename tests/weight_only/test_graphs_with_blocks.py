@@ -17,9 +17,9 @@ from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.runtime.graphs import open_graph
 from qtool.search.block_rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
-from qtool.weights.block_choices import WeightFormat
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.choices import WeightFormat
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight
 from qtool.workflows.quantize.prepare import prepare
 
 _NETWORK = """

@@ -24,7 +24,7 @@ from qtool.backends.violations import Violation
 from qtool.plan import DynamicPlan, Plan, WeightOnlyPlan
 from qtool.schemes import AnyScheme, DynamicScheme, Scheme, WeightOnlyScheme
 from qtool.selection import NodeSelection
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.grid import BlockGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool.backends.qdq_placement.layers import product_reason
 from qtool.graph.constants import has_rows_of_outputs, is_constant, is_transposed, reads_rows
 from qtool.plan import BlockPlan, Skipped, WeightOnlyPlan
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.grid import BlockGrid
 
 # Smaller tables are not worth it.
 _SMALLEST_TABLE_BYTES = 1 << 16

@@ -118,9 +118,7 @@ def search_remarks(report: QuantizeReport) -> list[str]:
         layers = f"{len(report.unsigned)} layers: {_some(report.unsigned)}"
         remarks.append(f"u8 weights, whose sums have 32 bits, in {layers}")
     if rounding.fitted or report.corrections.biases:
-        remarks.append(
-            f"reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases"
-        )
+        remarks.append(f"reconstruction of {len(rounding.fitted)} weights and {len(report.corrections.biases)} biases")
     return remarks
 
 

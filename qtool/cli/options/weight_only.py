@@ -11,7 +11,7 @@ import typer
 from qtool.cli.options.goal import share_of
 from qtool.cli.options.groups import WEIGHT_ONLY
 from qtool.errors import UsageError
-from qtool.weights.block_choices import BlockMethod, WeightFormat
+from qtool.weights.blocks.choices import BlockMethod, WeightFormat
 
 if TYPE_CHECKING:
     from qtool.schemes import Scheme, WeightOnlyScheme
@@ -82,7 +82,7 @@ def weight_only_scheme(
     """
     from qtool.backends.registry import backend_named
     from qtool.schemes import WeightOnlyScheme
-    from qtool.weights.block_grid import BlockGrid
+    from qtool.weights.blocks.grid import BlockGrid
 
     if not backend_named(target.backend).runs_weight_only:
         raise UsageError(

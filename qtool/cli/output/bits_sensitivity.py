@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qtool.cli.console import Console
 from qtool.search.mixed_bits import FLOAT_BITS
-from qtool.workflows.tune.bits_sensitivity import BITS, BitsSensitivityRequest, CurvePoint, bits_sensitivity
 from qtool.workflows.tune.sensitivity import in_decibels
+from qtool.workflows.tune.weight_only.bits_sensitivity import BITS, BitsSensitivityRequest, CurvePoint, bits_sensitivity
 
 
 def run_bits(console: Console, request: BitsSensitivityRequest, *, worst: int, json: bool) -> None:

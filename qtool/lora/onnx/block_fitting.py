@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.stored_integers import StoredIntegers
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, in_blocks, with_scales
-from qtool.weights.block_ranges import least_squares_blocks
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight, in_blocks, with_scales
+from qtool.weights.blocks.ranges import least_squares_blocks
 
 Array = npt.NDArray[Any]
 

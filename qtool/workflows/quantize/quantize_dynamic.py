@@ -29,8 +29,8 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.checked_result import write_and_check
-from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.dynamic_request import DynamicReport, DynamicRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_versions

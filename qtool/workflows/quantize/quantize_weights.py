@@ -23,7 +23,7 @@ from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.search.block_rounding import matrix_of, rounding_bytes
 from qtool.search.frugal_execution import FrugalExecution
-from qtool.weights.block_choices import EXACT_LEVEL, BlockMethod, WeightFormat
+from qtool.weights.blocks.choices import EXACT_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -37,9 +37,9 @@ from qtool.workflows.quantize.quantize_files import check_destination, float_mod
 from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
 from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
 from qtool.workflows.tune.activation_memory import ActivationMemory
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
-from qtool.workflows.tune.weight_only_search import choose_bits, choose_weights, without_data
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.search import choose_bits, choose_weights, without_data
 
 
 def plan_weights(request: WeightOnlyRequest, progress: Progress) -> WeightOnlyPlan:

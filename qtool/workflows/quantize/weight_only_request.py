@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from qtool.backends.this_machine import scheme_here
 from qtool.plan import WeightOnlyPlan
 from qtool.schemes import WeightOnlyScheme
-from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.grid import BlockGrid
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 
 

@@ -23,7 +23,7 @@ from qtool.schemes import WeightOnlyScheme
 from qtool.search.block_rounding import matrix_of
 from qtool.search.mixed_bits import FLOAT_BITS
 from qtool.selection import NodeSelection
-from qtool.weights.block_choices import BlockMethod
+from qtool.weights.blocks.choices import BlockMethod
 from qtool.workflows.convert.model_source import ModelSource
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
@@ -31,10 +31,10 @@ from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
-from qtool.workflows.tune.bits_forms import BitsForms, measured_forms
-from qtool.workflows.tune.bits_search import bits_for_sqnr
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.bits_forms import BitsForms, measured_forms
+from qtool.workflows.tune.weight_only.bits_search import bits_for_sqnr
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
 
 BITS = (2, 4, 8)
 # What the curve marks, in dB.

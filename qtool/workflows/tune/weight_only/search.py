@@ -10,12 +10,12 @@ from qtool.calib.specs import Feed
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.search.block_rounding import least_squares, rounded_to_nearest
-from qtool.weights.block_choices import BlockMethod
+from qtool.weights.blocks.choices import BlockMethod
 from qtool.workflows.quantize.weight_only_request import Attempt, BitsGoal
-from qtool.workflows.tune.bits_search import find_bits
-from qtool.workflows.tune.level_search import choose_integer_layers, timed_feeds
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.bits_search import find_bits
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.level_search import choose_integer_layers, timed_feeds
 
 _GUIDED = (BlockMethod.MSE, BlockMethod.GPTQ, BlockMethod.AWQ, BlockMethod.AWQ_GPTQ)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import (
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import (
     BlockWeight,
     Floats,
     Matrix,

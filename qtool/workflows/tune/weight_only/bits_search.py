@@ -7,9 +7,9 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.search.mixed_bits import FLOAT_BITS, bits_for_noise, bits_for_size
 from qtool.workflows.quantize.weight_only_request import BitsGoal
-from qtool.workflows.tune.bits_forms import BitsForms, measured_forms
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.bits_forms import BitsForms, measured_forms
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
 
 # Noise that adds up a little differently than predicted is corrected in so many rounds, with this margin.
 _ROUNDS, _MARGIN_DB = 5, 0.1

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from qtool.plan import WeightOnlyPlan
-from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.quantization import BlockWeight
 from qtool.workflows.quantize.weight_only_request import Attempt
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qtool.errors import InputError
-from qtool.weights.block_grid import BlockGrid
+from qtool.weights.blocks.grid import BlockGrid
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[np.float32]

@@ -23,14 +23,14 @@ from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugal
 from qtool.search.logits_view import with_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.stored_blocks import StoredBlocks
-from qtool.weights.block_choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
-from qtool.weights.block_quantization import BlockWeight
+from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
 
 _EVALUATION_SAMPLES = 32
 _SEEN_BATCHES = 32

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from qtool.weights.block_quantization import BlockWeight, Matrix, per_input, row_parts
+from qtool.weights.blocks.quantization import BlockWeight, Matrix, per_input, row_parts
 from qtool.weights.gptq import Curvature, gptq
 
 

@@ -18,8 +18,8 @@ from qtool.errors import RuntimeRefusedError
 from qtool.metrics.latency import Times, paired_ratio
 from qtool.progress import Progress
 from qtool.workflows.quantize.weight_only_request import Attempt
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
 
 # Integer products may cost so much, in dB.
 _MOST_LOSS_DB = 0.5

@@ -12,10 +12,10 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.search.block_rounding import GuidedBlocks
 from qtool.search.mixed_bits import FLOAT_BITS, BitsOption
-from qtool.weights.block_choices import BlockMethod
-from qtool.weights.block_quantization import BlockWeight
-from qtool.workflows.tune.weight_only_choice import WeightOnlyChoice
-from qtool.workflows.tune.weight_only_evaluation import WeightOnlyEvaluation
+from qtool.weights.blocks.choices import BlockMethod
+from qtool.weights.blocks.quantization import BlockWeight
+from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
+from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
 
 _MEASURED_BITS = 4
 # Kernels multiply with 2 bits many times slower than with 4; tables are only looked up.

@@ -1,0 +1,1 @@
+"""Searches of weight-only quantization: methods, levels of products, bits."""
