@@ -21,7 +21,7 @@ from qtool.graph.weight_records import WeightRecord, record_of
 from qtool.lora.merge.ties import EMBEDDINGS
 from qtool.lora.onnx.channel_scales import channel_scale
 from qtool.lora.onnx.layer_biases import bias_input, layers_of
-from qtool.lora.onnx.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place
+from qtool.lora.onnx.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place, resembles
 from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
 from qtool.qdq.stored_integers import INTEGER_LAYERS, StoredIntegers, stored_integers
 
@@ -241,6 +241,8 @@ class GraphSearch:
                     found.append(Place(stored=value, dequantize=nodes[0]))
                 continue
             for transposed in (False, True) if weight.ndim == 2 else (False,):
+                if is_packed(nodes[0]) and not resembles(stored, record, weight.T if transposed else weight):
+                    continue
                 place = integer_place(nodes, stored, record, weight, name, transposed=transposed)
                 if place is not None:
                     found.append(place)

@@ -28,6 +28,9 @@ _INTEGER_TOLERANCE = 0.15
 _FOUR_BIT_TOLERANCE = 0.4
 # Rounding to four values leaves about half of a weight; unrelated weights differ by more than the norm of one.
 _TWO_BIT_TOLERANCE = 0.8
+# Rows within the tolerance of two bits have a cosine of 0.6 and more.
+_LEAST_COSINE = 0.5
+_COMPARED_ROWS = 4
 _TOLERANCES = {2: _TWO_BIT_TOLERANCE, 4: _FOUR_BIT_TOLERANCE}
 # Operators into whose weights no exporter folds anything.
 NEVER_SCALED = frozenset({"MatMul", "MatMulInteger", "Gather", "Add", "LayerNormalization", "Identity"})
@@ -121,6 +124,24 @@ def _scaled_before(value: ir.Value, record: WeightRecord, array: Array, weight: 
     before = record.undo(array) if weight.ndim > 1 else None
     scale = None if before is None else channel_scale(before, weight, FLOAT_TOLERANCE)
     return None if scale is None else Place(stored=value, channel_scale=scale, record=record)
+
+
+def resembles(stored: StoredIntegers, record: WeightRecord | None, part: Array) -> bool:
+    """Returns whether a few rows of packed integers point where those of ``part`` do, which costs little to find out.
+
+    Weights whose inputs were scaled are not looked at.
+    """
+    if record is not None and record.steps and not record.is_transposed_only:
+        return True
+    turned = record is not None and len(record.steps) % 2 == 1
+    rows = part.T if turned else part
+    if rows.shape != stored.integers.shape:
+        return False
+    few = slice(_COMPARED_ROWS)
+    seen = replace(stored, integers=stored.integers[few], scale=stored.scale[few], zero=stored.zero[few]).floats()
+    expected = rows[few].astype(np.float64)
+    norms = np.linalg.norm(seen, axis=1) * np.linalg.norm(expected, axis=1)
+    return bool((np.einsum("ij,ij->i", seen, expected) >= _LEAST_COSINE * norms).all())
 
 
 def integer_place(
