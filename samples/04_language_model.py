@@ -3,8 +3,8 @@
 Run: python samples/04_language_model.py [FOLDER]
 
 Trains both first: a Llama that counts upwards in words, and an adapter that makes it count downwards. Writes into
-FOLDER (default: demo-output/language-model), and shows every command before what it prints. Needs the extra ``llm``, and
-PEFT.
+FOLDER (default: demo-output/language-model), and shows every command before what it prints. Needs PEFT and the extra
+``llm``.
 """
 
 from __future__ import annotations
