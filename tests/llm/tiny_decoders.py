@@ -61,6 +61,8 @@ def save_decoder(folder: Path, kind: str, **options: Any) -> Path:
             is_scale = parameter.ndim == 1 and "norm" in key.lower() and key.endswith("weight")
             spread = 0.3 if parameter.ndim > 1 else 0.1
             parameter.copy_(torch.randn_like(parameter) * spread + float(is_scale))
+        # A logit of zero is never the largest, so that no answer ends early.
+        model.get_output_embeddings().weight[_SHAPE["eos_token_id"]] = 0.0
     model.save_pretrained(folder, **options)
     save_tokenizer(folder)
     return folder

@@ -96,3 +96,20 @@ sys.path.insert(0, "samples")
 from mnist_cnn import build
 build().load_state_dict(torch.load("made/mnist_cnn.pth", weights_only=True))
 """
+
+
+@pytest.mark.slow
+def test_an_adapter_turns_a_language_model_around_and_four_bits_keep_that(clone: Path, python: Python) -> None:
+    for package in ("peft", "transformers", "onnxruntime_genai"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    result = python("samples/04_language_model.py")
+    assert result.returncode == 0, result.stderr
+    commands = [line.split()[2] for line in result.stdout.splitlines() if line.startswith("$ qtool ")]
+    assert commands == ["merge-lora", "convert", "quantize", "report"]
+    # What the prompt "nine eight seven" is followed by, in float and in four bits.
+    assert result.stdout.count("six five four three two one") == 2
+    made = clone / "demo-output" / "language-model"
+    small, floating = (
+        made / name for name in ("counting-down-4-bits/model.onnx", "counting-down-onnx/model.onnx.data")
+    )
+    assert small.stat().st_size < 0.4 * floating.stat().st_size
