@@ -47,14 +47,14 @@ BlockSizeOption: TypeAlias = Annotated[
 ]
 WeightMethodOption: TypeAlias = Annotated[
     str,
-    typer.Option("--weight-method", metavar="NAME", help=f"{', '.join(_METHODS)}.", rich_help_panel=WEIGHT_ONLY),
+    typer.Option("--weight-method", metavar="NAME", help=f"{', '.join(BlockMethod)}.", rich_help_panel=WEIGHT_ONLY),
 ]
 AccuracyLevelOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--accuracy-level",
         metavar="|".join(_LEVELS),
-        help="Float products (0), or 8-bit ones (4).",
+        help="Float (0) or 8-bit (4) products.",
         rich_help_panel=WEIGHT_ONLY,
     ),
 ]
