@@ -36,7 +36,7 @@ MaxSizeOption: TypeAlias = Annotated[
 MaxPerplexityRiseOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--max-perplexity-rise", metavar="SHARE", help="Mixed bits: 2% of a decoder's.", rich_help_panel=WEIGHT_ONLY
+        "--max-perplexity-rise", metavar="2%", help="Mixed bits, for language models.", rich_help_panel=WEIGHT_ONLY
     ),
 ]
 BlockSizeOption: TypeAlias = Annotated[
@@ -47,16 +47,14 @@ BlockSizeOption: TypeAlias = Annotated[
 ]
 WeightMethodOption: TypeAlias = Annotated[
     str,
-    typer.Option(
-        "--weight-method", metavar="|".join(_METHODS), help="What chooses integers.", rich_help_panel=WEIGHT_ONLY
-    ),
+    typer.Option("--weight-method", metavar="NAME", help=f"{', '.join(BlockMethod)}.", rich_help_panel=WEIGHT_ONLY),
 ]
 AccuracyLevelOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--accuracy-level",
         metavar="|".join(_LEVELS),
-        help="Float products (0), or 8-bit ones (4).",
+        help="Float (0) or 8-bit (4) products.",
         rich_help_panel=WEIGHT_ONLY,
     ),
 ]
