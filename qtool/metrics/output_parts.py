@@ -75,7 +75,7 @@ class PartsMeter:
         self._axes = {axis: seen for axis, seen in self._axes.items() if seen.count == expected.shape[axis]}
         if not self._axes:
             return
-        for a, b in _chunks(expected, got):
+        for a, b in _chunks(expected, got, whole_rows=expected.ndim - 1 in self._axes):
             finite = np.isfinite(a) & np.isfinite(b)
             if not finite.all():
                 a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
@@ -139,9 +139,14 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if 1 < shape[axis] <= _MOST_CHANNELS)
 
 
-def _chunks(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Yields both arrays in float64, some samples at a time."""
+def _chunks(
+    expected: Array, got: Array, *, whole_rows: bool
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Yields both arrays in float64, some samples at a time, and unless ``whole_rows`` some of the last axis."""
     step = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
+    length = max(expected.shape[-1], 1)
+    columns = length if whole_rows else max(_CHUNK_VALUES * length // max(expected[0].size, 1), 1)
     for first in range(0, len(expected), step):
-        chunk = slice(first, first + step)
-        yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)
+        for column in range(0, length, columns):
+            chunk = (slice(first, first + step), ..., slice(column, column + columns))
+            yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)
