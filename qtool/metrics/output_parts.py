@@ -75,13 +75,13 @@ class PartsMeter:
         self._axes = {axis: seen for axis, seen in self._axes.items() if seen.count == expected.shape[axis]}
         if not self._axes:
             return
-        for a, b in _chunks(expected, got, whole_rows=expected.ndim - 1 in self._axes):
+        for a, b, columns in _chunks(expected, got):
             finite = np.isfinite(a) & np.isfinite(b)
             if not finite.all():
                 a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
             magnitude, noise = np.abs(a), np.square(a - b)
             for axis, seen in self._axes.items():
-                seen.add(magnitude, noise, axis)
+                seen.add(magnitude, noise, axis, columns if axis == expected.ndim - 1 else slice(None))
 
     def parts(self) -> tuple[OutputPart, ...]:
         """Returns the parts of different magnitude, along the first axis that has them; none where there are none."""
@@ -99,11 +99,12 @@ class _Channels:
         self.count = count
         self._signal, self._noise, self._peak = np.zeros(count), np.zeros(count), np.zeros(count)
 
-    def add(self, magnitude: npt.NDArray[np.float64], noise: npt.NDArray[np.float64], axis: int) -> None:
-        others = tuple(place for place in range(magnitude.ndim) if place != axis)
-        self._signal += np.square(magnitude).sum(axis=others)
-        self._noise += noise.sum(axis=others)
-        self._peak = np.maximum(self._peak, magnitude.max(axis=others, initial=0.0))
+    def add(self, magnitude: npt.NDArray[np.float64], noise: npt.NDArray[np.float64], axis: int, place: slice) -> None:
+        """Adds values whose channels along ``axis`` are those at ``place``."""
+        others = tuple(other for other in range(magnitude.ndim) if other != axis)
+        self._signal[place] += np.square(magnitude).sum(axis=others)
+        self._noise[place] += noise.sum(axis=others)
+        self._peak[place] = np.maximum(self._peak[place], magnitude.max(axis=others, initial=0.0))
 
     def parts(self, axis: int, unlike: float) -> Iterator[OutputPart]:
         strong = np.flatnonzero(self._signal)
@@ -139,14 +140,13 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if 1 < shape[axis] <= _MOST_CHANNELS)
 
 
-def _chunks(
-    expected: Array, got: Array, *, whole_rows: bool
-) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Yields both arrays in float64, some samples at a time, and unless ``whole_rows`` some of the last axis."""
+def _chunks(expected: Array, got: Array) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], slice]]:
+    """Yields both arrays in float64, some samples and some of the last axis at a time, and which of that axis."""
     step = max(_CHUNK_VALUES // max(expected[0].size, 1), 1)
     length = max(expected.shape[-1], 1)
-    columns = length if whole_rows else max(_CHUNK_VALUES * length // max(expected[0].size, 1), 1)
+    width = max(_CHUNK_VALUES * length // max(expected[0].size, 1), 1)
     for first in range(0, len(expected), step):
-        for column in range(0, length, columns):
-            chunk = (slice(first, first + step), ..., slice(column, column + columns))
-            yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64)
+        for column in range(0, length, width):
+            columns = slice(column, min(column + width, length))
+            chunk = (slice(first, first + step), ..., columns)
+            yield expected[chunk].astype(np.float64), got[chunk].astype(np.float64), columns
