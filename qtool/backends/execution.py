@@ -120,12 +120,12 @@ class OnnxruntimeExecution:
             yield session
 
     def open_float(self, model: ir.Model, *, threads: int = 0) -> AbstractContextManager[Session]:
-        """Opens a float graph as it is.
+        """Opens a float graph as it is, without further copies of its weights.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.
         """
-        return open_graph(model, threads=threads)
+        return open_graph(model, threads=threads, prepacks=False)
 
 
 AS_IT_IS = OnnxruntimeExecution()

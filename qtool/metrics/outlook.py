@@ -25,6 +25,8 @@ _DECIDED_SHARE = 0.9
 # Fewer undecided samples than this, in number and as a share, tell nothing about others.
 _FEW, _FEW_SHARE = 3, 0.05
 _WIDE_DB = 6.0
+# So many values are widened to float64 at once.
+_CHUNK_VALUES = 1 << 20
 _MOST_CLASSES = 1 << 14
 
 Floats = npt.NDArray[np.float64]
@@ -74,12 +76,21 @@ class OutlookMeter:
         if expected.dtype.kind != "f" or expected.shape != got.shape or not expected.size:
             return
         count = samples if expected.ndim and expected.shape[0] == samples else 1
-        a, b = (x.reshape(count, -1).astype(np.float64) for x in (expected, got))
-        finite = np.isfinite(a) & np.isfinite(b)
-        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-        self._signal.append(np.square(a).sum(axis=1))
-        self._noise.append(np.square(a - b).sum(axis=1))
-        if self._gate is not None and not (before is not None and self._add_gate(a, before)):
+        left, right = expected.reshape(count, -1), got.reshape(count, -1)
+        signal, noise = np.zeros(count), np.zeros(count)
+        columns = max(_CHUNK_VALUES // count, 1)
+        for first in range(0, left.shape[1], columns):
+            a, b = (x[:, first : first + columns].astype(np.float64) for x in (left, right))
+            finite = np.isfinite(a) & np.isfinite(b)
+            a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+            signal += np.square(a).sum(axis=1)
+            noise += np.square(a - b).sum(axis=1)
+        self._signal.append(signal)
+        self._noise.append(noise)
+        if self._gate is None:
+            return
+        whole = np.where(np.isfinite(left) & np.isfinite(right), left, 0.0).astype(np.float64)
+        if before is None or not self._add_gate(whole, before):
             self._gate = None
 
     def result(self) -> Outlook | None:

@@ -111,7 +111,8 @@ class Session:
                 of the number of nodes.
             fuses_signed: whether s8 activations are fused as they are, which is the default on ARM; on x86, Q and DQ
                 are first rewritten to u8, and where they cannot be, operators stay float.
-            prepacks: whether weights are copied into the form that kernels read fastest.
+            prepacks: whether weights are copied into the form that kernels read fastest; otherwise memory of tensors is
+                not kept either.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -127,8 +128,9 @@ class Session:
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
-            options.enable_cpu_mem_arena = False
         if mapped or not prepacks:
+            # The arena grows in powers of two.
+            options.enable_cpu_mem_arena = False
             options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)

@@ -203,7 +203,7 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
             weight = node.inputs[1]
             weight_name = (weight.name if weight is not None else None) or ""
             spread = scale.reshape(1, -1) if is_transposed(node) else scale.reshape(-1, 1)
-            scaled = (_stored(node).astype(np.float64) * spread).astype(np.float32)
+            scaled = _scaled(_stored(node), spread)
             made = add_constant(graph, f"{weight_name}_smoothed", scaled, names=names)
             if weight is not None:
                 record_steps(made, weight, Scaled(factors=spread))
@@ -221,6 +221,16 @@ def smooth(model: ir.Model, tensors: Iterable[Smoothable], factors: Mapping[str,
                 graph.insert_after(producer, product)
             for node in readers:
                 node.replace_input_with(0, output)
+
+
+def _scaled(weight: npt.NDArray[np.float32], factors: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Returns the product in float32, computed in float64 some rows at a time."""
+    product = np.empty(weight.shape, np.float32)
+    rows = max(_MOST_WIDENED_VALUES // max(weight.shape[1], 1), 1)
+    for first in range(0, len(weight), rows):
+        part = slice(first, first + rows)
+        product[part] = weight[part].astype(np.float64) * (factors if len(factors) == 1 else factors[part])
+    return product
 
 
 def _input_channels(node: ir.Node) -> int | None:

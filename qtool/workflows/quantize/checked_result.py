@@ -15,6 +15,7 @@ from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.plan import Skipped
 from qtool.progress import Progress
+from qtool.runtime.free_memory import give_back_memory
 from qtool.schemes import AnyScheme
 from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ
 from qtool.workflows.convert.model_source import save_graph
@@ -69,6 +70,7 @@ def write_and_check(
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}")
     with progress.task("comparing with float"):
         coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
+        give_back_memory()
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
     if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:
         progress.warn(floats_differ(comparison.runtimes_db, runtime_named(execution.runtime).title))

@@ -21,7 +21,7 @@ from qtool.metrics.size import model_bytes
 from qtool.plan import DynamicPlan
 from qtool.planning import build_dynamic_plan
 from qtool.progress import SILENT, Progress
-from qtool.runtime.free_memory import give_back_memory
+from qtool.runtime.free_memory import give_back_memory, return_large_pieces
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.search.activation_forms import ActivationForm
 from qtool.search.logits_view import with_logits
@@ -67,6 +67,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
+    return_large_pieces()
     output = request.destination
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from qtool.backends.registry import backend_named
@@ -15,14 +16,16 @@ from qtool.qdq.insert_dynamic import insert_dynamic
 from qtool.schemes import DynamicScheme
 from qtool.search.activation_forms import BLOCK, ActivationForm
 from qtool.search.block_rounding import matrix_of
-from qtool.weights.blocks.choices import WeightFormat
-from qtool.weights.blocks.grid import BlockGrid
-from qtool.weights.blocks.quantization import BlockWeight, round_blocks
+from qtool.weights.block_choices import WeightFormat
+from qtool.weights.block_grid import BlockGrid
+from qtool.weights.block_quantization import BlockWeight, Matrix, round_blocks
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 
 _ROUND_TO_NEAREST = WeightRounding()
 _GRID = BlockGrid(bits=8, block=BLOCK, symmetric=True)
+# Weights that are widened at once.
+_MOST_WIDENED_VALUES = 1 << 22
 # Products whose activations are rounded to 8 bits inside of the kernel.
 _INTEGER_LEVEL = 4
 
@@ -71,7 +74,7 @@ class DynamicCandidates:
         if blocks.layers:
             for name in blocks.weights:
                 if name not in self._blocks:
-                    self._blocks[name] = round_blocks(name, matrix_of(model, name), _GRID)
+                    self._blocks[name] = _rounded(name, matrix_of(model, name))
             levels = dict.fromkeys(blocks.layers, _INTEGER_LEVEL)
             insert_blocks(model, blocks, self._blocks, form=WeightFormat.NBITS, levels=levels)
         insert_dynamic(model, tensors, rounded)
@@ -113,3 +116,19 @@ class DynamicCandidates:
             return None if node.name in wanted else "it is not to have blocks"
 
         return backend_named(self._scheme.backend).place_weights(model.graph, _GRID, reason_to_skip)
+
+
+def _rounded(name: str, matrix: Matrix) -> BlockWeight:
+    """Rounds the rows of a weight, (outputs, inputs), some at a time: rounding widens them to float64.
+
+    Raises:
+        InputError: the weight holds NaN or infinity.
+    """
+    rows = max(_MOST_WIDENED_VALUES // max(matrix.shape[1], 1), 1)
+    parts = [round_blocks(name, matrix[first : first + rows], _GRID) for first in range(0, len(matrix), rows)]
+    return BlockWeight(
+        integers=np.concatenate([part.integers for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zero_points=np.concatenate([part.zero_points for part in parts]),
+        grid=_GRID,
+    )
