@@ -16,9 +16,9 @@ from qtool.qdq.insert_dynamic import insert_dynamic
 from qtool.schemes import DynamicScheme
 from qtool.search.activation_forms import BLOCK, ActivationForm
 from qtool.search.block_rounding import matrix_of
-from qtool.weights.block_choices import WeightFormat
-from qtool.weights.block_grid import BlockGrid
-from qtool.weights.block_quantization import BlockWeight, Matrix, round_blocks
+from qtool.weights.blocks.choices import WeightFormat
+from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.quantization import BlockWeight, Matrix, round_blocks
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.rounding import WeightRounding
 
