@@ -113,3 +113,10 @@ def test_an_adapter_turns_a_language_model_around_and_four_bits_keep_that(clone:
         made / name for name in ("counting-down-4-bits/model.onnx", "counting-down-onnx/model.onnx.data")
     )
     assert small.stat().st_size < 0.4 * floating.stat().st_size
+
+
+@pytest.mark.slow
+def test_training_takes_back_what_weights_of_4_bits_lose(clone: Path, python: Python) -> None:
+    result = python("samples/05_qat.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (clone / "demo-output" / "digits.qat.onnx").is_file()

@@ -1,6 +1,6 @@
 """Trains the digit classifier for weights of 4 bits in a training loop of its own (QAT), and writes the integers.
 
-Run: python samples/04_qat.py [FOLDER]
+Run: python samples/05_qat.py [FOLDER]
 
 Writes into FOLDER (default: demo-output). Weights have one scale a tensor, which costs the most; hardware with 4 bits
 is simulated, as the integers lie in 8. The loop is plain torch; what it aims at are the float model's scores, and
