@@ -31,13 +31,23 @@ def quantize_dynamically(
         if array is None:
             raise AssertionError(f"the plan takes {name} for a weight")
         weights[name] = rounding(array, weight, bias=None)
+    insert_dynamic(model, plan, weights)
+    quantize_recurrent(model, plan, rounding)
+    return weights
+
+
+def quantize_recurrent(model: ir.Model, plan: DynamicPlan, rounding: WeightRounding = ROUND_TO_NEAREST) -> None:
+    """Quantizes the LSTM of ``plan`` in place.
+
+    Raises:
+        InputError: a weight holds NaN or infinity.
+    """
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     recurrent = {}
     for name, layer in plan.recurrent.items():
         parts = [(part, constant_array(values[part.tensor])) for part in (layer.inputs, layer.states)]
         recurrent[name] = [_recurrent(array, part, rounding) for part, array in parts if array is not None]
-    insert_dynamic(model, plan, weights)
     insert_recurrent(model, recurrent)
-    return weights
 
 
 def _recurrent(array: npt.NDArray[np.float32], plan: WeightPlan, rounding: WeightRounding) -> RecurrentWeight:

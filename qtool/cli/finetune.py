@@ -79,10 +79,10 @@ def finetune(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Trains a quantized model to give the float model's outputs (QAT by distillation).
+    """Trains a quantized model by distillation (QAT).
 
-    Needs no labels. Scales, integers and biases are learned with fake quantization; what runs on integers stays the
-    same. Ctrl-C ends it with the best so far.
+    It learns to give the float model's outputs, and needs no labels. Scales, integers and biases are learned with fake
+    quantization; what runs on integers stays the same. Ctrl-C ends it with the best so far.
     """
     from qtool.learn.distillation import Schedule
     from qtool.learn.learned_quantization import Rates

@@ -6,9 +6,13 @@ import ctypes
 import gc
 import sys
 
+import onnx_ir as ir
+
 # glibc's malloc.h: the size from which memory is a mapping of its own, which ends when it is freed.
 _M_MMAP_THRESHOLD = -3
 _PIECE_BYTES = 1 << 20
+# Weights of fewer bytes are not worth the time: Python looks at every object that there is.
+_FEWEST_BYTES = 64 << 20
 
 
 def return_large_pieces() -> None:
@@ -21,12 +25,15 @@ def return_large_pieces() -> None:
         set_option(_M_MMAP_THRESHOLD, _PIECE_BYTES)
 
 
-def give_back_memory() -> None:
-    """Ends graphs that nothing refers to, and returns freed memory to the system.
+def give_back_memory(model: ir.Model) -> None:
+    """Ends copies of ``model`` that nothing refers to, and returns freed memory to the system; not for small models.
 
     Nodes and values of a graph refer to each other, so that a copy of it keeps the weights that it shares until Python
     looks for such circles. glibc keeps some of what is freed in smaller pieces.
     """
+    constants = (value.const_value for value in model.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in constants if tensor is not None) < _FEWEST_BYTES:
+        return
     gc.collect()
     if sys.platform != "linux":
         return

@@ -27,7 +27,7 @@ from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import round_blocks
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.weight_only_request import Attempt
-from qtool.workflows.tune import weight_only_search
+from qtool.workflows.tune.weight_only import search as weight_only_search
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
 from qtool.workflows.tune.weight_only.level_search import choose_integer_layers, one_position
 

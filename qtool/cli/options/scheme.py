@@ -80,15 +80,13 @@ ActivationTypeOption: TypeAlias = Annotated[
     ActivationType | None,
     typer.Option(
         "--activation-type",
-        help="Integers of activations, 16 bits for NPUs; or fp8 for TensorRT. Default: the target's.",
+        help="Integers, or fp8. Default: the target's.",
         rich_help_panel=SCHEME,
     ),
 ]
 WeightTypeOption: TypeAlias = Annotated[
     WeightType | None,
-    typer.Option(
-        "--weight-type", help="Integers of weights, or fp8 for TensorRT. Default: the target's.", rich_help_panel=SCHEME
-    ),
+    typer.Option("--weight-type", help="Integers, or fp8. Default: the target's.", rich_help_panel=SCHEME),
 ]
 IncludeOption: TypeAlias = Annotated[
     list[str] | None,

@@ -69,7 +69,7 @@ LearnedRoundingOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--learned-rounding/--no-learned-rounding",
-        help="Learn integers by gradients, block by block (AdaRound, BRECQ). Default: only with --effort best.",
+        help="Learn to round. Default: auto with --effort best.",
         rich_help_panel=CORRECTIONS,
     ),
 ]
@@ -86,7 +86,7 @@ MaxFloatOption: TypeAlias = Annotated[
     typer.Option(
         "--max-float",
         metavar="SHARE",
-        help="Share of the gain that float layers may cost: 10% or 0. Default: by effort.",
+        help="Gain that accuracy may cost: 10%. Default: auto.",
         rich_help_panel=ACCURACY_GOAL,
     ),
 ]

@@ -16,7 +16,7 @@ TokenizerOption: TypeAlias = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="PATH",
-        help="For text: tokenizer.json, or its folder. Default: that beside the model.",
+        help="tokenizer.json of text. Default: the model's.",
         rich_help_panel=DATA,
     ),
 ]

@@ -60,7 +60,7 @@ AccuracyLevelOption: TypeAlias = Annotated[
 ]
 FormatOption: TypeAlias = Annotated[
     WeightFormat,
-    typer.Option("--format", help="MatMulNBits, or DequantizeLinear.", rich_help_panel=WEIGHT_ONLY),
+    typer.Option("--format", help="MatMulNBits or QDQ.", rich_help_panel=WEIGHT_ONLY),
 ]
 
 

@@ -70,7 +70,7 @@ def write_and_check(
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}")
     with progress.task("comparing with float"):
         coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
-        give_back_memory()
+        give_back_memory(original)
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
     if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:
         progress.warn(floats_differ(comparison.runtimes_db, runtime_named(execution.runtime).title))

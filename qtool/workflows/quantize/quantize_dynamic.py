@@ -190,7 +190,7 @@ def _settle(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             release(value.const_value)
-    give_back_memory()
+    give_back_memory(model)
 
 
 @dataclass(frozen=True, slots=True)

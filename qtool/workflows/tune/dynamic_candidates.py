@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.backends.registry import backend_named
+from qtool.dynamic_quantizer import quantize_recurrent
 from qtool.graph.constants import constant_array
 from qtool.plan import DynamicPlan, Skipped, WeightOnlyPlan
 from qtool.qdq.insert_blocks import insert_blocks
@@ -78,6 +79,7 @@ class DynamicCandidates:
             levels = dict.fromkeys(blocks.layers, _INTEGER_LEVEL)
             insert_blocks(model, blocks, self._blocks, form=WeightFormat.NBITS, levels=levels)
         insert_dynamic(model, tensors, rounded)
+        quantize_recurrent(model, tensors)
         return rounded
 
     def forget(self) -> None:
@@ -106,7 +108,10 @@ class DynamicCandidates:
             for name, operator in self.plan.integer_nodes.items()
             if forms.get(name) is ActivationForm.FLOAT
         )
-        return DynamicPlan(weights=weights, integer_nodes=layers, skipped=(*self.plan.skipped, *floats))
+        recurrent = {name: layer for name, layer in self.plan.recurrent.items() if name in layers}
+        return DynamicPlan(
+            weights=weights, integer_nodes=layers, skipped=(*self.plan.skipped, *floats), recurrent=recurrent
+        )
 
     def block_plan(self, model: ir.Model, forms: Mapping[str, ActivationForm]) -> WeightOnlyPlan:
         """Returns the plan of the layers whose activations are rounded in blocks."""

@@ -97,7 +97,7 @@ class DynamicSearch:
         progress: Progress,
         *,
         time: SearchTime,
-        settle: Callable[[], None] = give_back_memory,
+        settle: Callable[[], None],
         threads: int = 0,
     ) -> None:
         """Takes what measures the outputs, the samples to smooth on, and what gives back memory between steps."""
@@ -168,6 +168,8 @@ class DynamicSearch:
     ) -> tuple[dict[str, ActivationForm], float]:
         """Returns the layers to round in blocks, or to keep float, and the SQNR."""
         groups = _changing_together(candidates)
+        if not groups:
+            return {}, reached
         works = _works(candidates.model, [node for nodes in groups for node in nodes])
         candidates.forget()
         self._settle()
@@ -263,7 +265,7 @@ def smooth_layers(
     if not tensors:
         return ()
     spreads = _spreads(model, [tensor.tensor for tensor in tensors], feeds, threads)
-    give_back_memory()
+    give_back_memory(model)
     factors = {}
     for tensor in tensors:
         seen = spreads.get(tensor.tensor)
@@ -273,7 +275,7 @@ def smooth_layers(
         if found is not None:
             factors[tensor.tensor] = found
     smooth(model, [tensor for tensor in tensors if tensor.tensor in factors], factors)
-    give_back_memory()
+    give_back_memory(model)
     return tuple(factors)
 
 
@@ -304,11 +306,11 @@ def _error(node: ir.Node, values: Array, form: ActivationForm) -> Array:
 
 
 def _changing_together(candidates: DynamicCandidates) -> list[tuple[str, ...]]:
-    """Returns the layers in groups that read the same tensor or the same weight, in graph order."""
+    """Returns the products in groups that read the same tensor or the same weight, in graph order."""
     reading = nx.Graph()
     order: dict[ir.Node, int] = {}
     for node in candidates.model.graph:
-        if node.name in candidates.plan.integer_nodes:
+        if node.name in candidates.plan.integer_nodes and node.name not in candidates.plan.recurrent:
             order[node] = len(order)
             reading.add_edges_from((node, value) for value in node.inputs[:2])
     parts = [sorted(order.keys() & part, key=order.__getitem__) for part in nx.connected_components(reading)]
