@@ -23,6 +23,7 @@ _STEPS = {"Ceil", "Floor", "Range", "Round", "Sign", "Mod", "TopK"}
 # Others of their inputs are settings.
 _ONE_LEARNED = {"Pad", "Resize"}
 _ASIDE = 0.0371
+_MANY = 200
 
 
 @pytest.mark.parametrize("case", node_cases(), ids=lambda case: case.name)
@@ -86,7 +87,9 @@ def test_gradients_are_those_of_finite_differences(case: NodeCase) -> None:
         run(*values)
     if graph.foreign:
         pytest.skip("runs in onnxruntime in this form")
-    assert torch.autograd.gradcheck(run, values, eps=1e-6, atol=1e-4, rtol=1e-3)
+    # Of many numbers, random directions are measured.
+    many = sum(value.numel() for value in values) > _MANY
+    assert torch.autograd.gradcheck(run, values, eps=1e-6, atol=1e-4, rtol=1e-3, fast_mode=many)
 
 
 def test_most_operators_have_cases() -> None:

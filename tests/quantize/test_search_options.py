@@ -199,7 +199,7 @@ def test_speed_is_measured_with_data_alone(run: Callable[..., Any], model: Path,
     assert (result.code, result.json["speedup"], result.json["gains"]) == (0, None, [])
 
 
-@pytest.mark.parametrize("effort", ["balanced", "best"])
+@pytest.mark.parametrize("effort", ["balanced", pytest.param("best", marks=pytest.mark.slow)])
 def test_a_second_run_writes_the_same_bytes(run: Callable[..., Any], model: Path, data: Path, effort: str) -> None:
     reports = [_quantize(run, model, data, name, "--effort", effort) for name in ("a.onnx", "b.onnx")]
     assert model.with_name("a.onnx").read_bytes() == model.with_name("b.onnx").read_bytes()

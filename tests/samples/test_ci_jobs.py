@@ -89,6 +89,7 @@ def test_both_jobs_install_the_clone_that_they_are_in(ci_guide: str) -> None:
         assert "constraints.txt" in install
 
 
+@pytest.mark.slow
 def test_the_hook_stops_models_that_run_in_float(ci_guide: str, clone: Path, job: Job) -> None:
     (hook,) = _jobs(ci_guide)[".pre-commit-config.yaml"]["repos"][0]["hooks"]
     text = "net (float[n,6] x) => (float[n,4] y) { y = MatMul (x, w) }"

@@ -118,6 +118,7 @@ def test_the_guide_names_all_and_shows_the_sample(root: Path) -> None:
     assert not {name for name in _typed(root) if f"`{name}`" not in page and f"qtool.{name}" not in page}
 
 
+@pytest.mark.slow
 def test_the_sample_reaches_its_gates(clone: Path, python: Callable[..., CompletedProcess[str]]) -> None:
     result = python("samples/03_python_api.py", "made")
     assert result.returncode == 0, result.stderr

@@ -98,7 +98,9 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["old", "dynamo"])
+@pytest.mark.parametrize(
+    "dynamo", [pytest.param(False, id="old"), pytest.param(True, id="dynamo", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("bits", "form", "symmetry"), FORMS)
 def test_merging_into_blocks_is_as_good_as_quantizing_afterwards(
     tmp_path: Path, bits: int, form: str, symmetry: str, dynamo: bool
