@@ -231,7 +231,7 @@ class DynamicSearch:
 
         Groups that time does not suffice for count as without noise.
         """
-        feed = self._samples.evaluation[0]
+        feed = _first_sample(candidates.model, self._samples.evaluation[0])
         nodes = {node.name: node for node in candidates.model.graph}
         layers = [node for group in groups for node in group]
         found = {group: dict.fromkeys(ActivationForm, 0.0) for group in groups}
@@ -283,6 +283,15 @@ def _spreads(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], thr
     """Returns the statistics of channels; the session, with its memory, ends with this function."""
     with watching(model, tensors) as graph, open_graph(graph, threads=threads, prepacks=False) as session:
         return channel_spreads(Watcher(session), feeds)
+
+
+def _first_sample(model: ir.Model, feed: Feed) -> Feed:
+    """Returns the first sample of a batch, which tells enough of each layer; the batch where its size is fixed."""
+    firsts = {array.shape[0] if array.ndim else None for array in feed.values()}
+    fixed = any(
+        value.shape is None or not value.shape or isinstance(value.shape[0], int) for value in model.graph.inputs
+    )
+    return feed if fixed or len(firsts) != 1 or None in firsts else {name: array[:1] for name, array in feed.items()}
 
 
 def _noises_of(injected: InjectedNoise, readers: Sequence[tuple[ir.Node, Array]]) -> dict[ActivationForm, float]:
