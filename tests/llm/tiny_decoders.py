@@ -33,7 +33,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**_HEADS, "sliding_window": None}),
     "mistral with a window": ("MistralConfig", _WINDOWS),
     "gemma": ("GemmaConfig", _HEADS),
-    "gemma2": ("Gemma2Config", {**_WINDOWS, "query_pre_attn_scalar": 16}),
+    # A head of its own: a tied one says the same token again and again.
+    "gemma2": ("Gemma2Config", {**_WINDOWS, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}),
     "gemma3": ("Gemma3TextConfig", {**_WINDOWS, "query_pre_attn_scalar": 16, "num_hidden_layers": 6}),
     "phi3": ("Phi3Config", {**_SHAPE, "original_max_position_embeddings": 256}),
     "gpt2": (
