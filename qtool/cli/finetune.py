@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.locking import recorded_arguments
 from qtool.cli.options.groups import DATA, SPEED, TRAINING
 from qtool.cli.options.shared import (
     BatchSizeOption,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def finetune(
+    context: typer.Context,
     model: ModelArgument,
     calib_data: CalibDataListOption = None,
     float_model: Annotated[
@@ -104,6 +106,7 @@ def finetune(
             schedule=Schedule(steps=steps, budget_s=time_budget, rates=Rates().times(learning_rate)),
             threads=threads,
             force=force,
+            arguments=recorded_arguments(context),
         ),
         console.progress(),
     )

@@ -56,10 +56,6 @@ class DifferentiableGraph:
         for node in self._nodes:
             self._read(node)
 
-    def constant(self, name: str) -> torch.Tensor:
-        """Returns the stored constant called ``name``."""
-        return self._constants[name]
-
     def run(
         self, feed: Mapping[str, torch.Tensor], wanted: Sequence[str], replaced: Mapping[str, torch.Tensor]
     ) -> Values:
@@ -127,8 +123,7 @@ class DifferentiableGraph:
 
     def _read(self, node: ir.Node) -> None:
         attributes = {name: _plain(attribute) for name, attribute in node.attributes.items()}
-        version = self._versions.get(node.domain, 1)
-        self._calls[node] = Call(attributes=attributes, version=version, outputs=len(node.outputs))
+        self._calls[node] = Call(attributes=attributes, outputs=len(node.outputs))
         if node.op_type == "Constant":
             self._constants[node.outputs[0].name or ""] = self._tensor(_constant_of(attributes))
         elif _kind(node) not in OPERATORS and node.op_type != "If":

@@ -89,7 +89,6 @@ class _Changed:
     start: torch.Tensor
     unit: torch.Tensor
     change: torch.nn.Parameter
-    tensor: QuantizedTensor | None = None
 
     def value(self) -> torch.Tensor:
         return self.start + self.unit * self.change
@@ -210,7 +209,7 @@ class LearnedQuantization:
         if tensor.role == "bias" or integers.dtype == np.int32:
             floats = tensor.floats()
             if floats is not None and tensor.dequantized.name is not None:
-                self._kinds.biases[tensor.dequantized.name] = self._changed(floats, tensor)
+                self._kinds.biases[tensor.dequantized.name] = self._changed(floats)
             return
         limits = np.iinfo(integers.dtype)
         low, high = int(limits.min), int(limits.max)
@@ -244,12 +243,12 @@ class LearnedQuantization:
         array = constant_array(value)
         if value is None or value.name is None or array is None or array.dtype != np.float32 or not array.ndim:
             return
-        self._kinds.floats[value.name] = self._changed(array, None)
+        self._kinds.floats[value.name] = self._changed(array)
 
-    def _changed(self, array: np.ndarray[Any, Any], tensor: QuantizedTensor | None) -> _Changed:
+    def _changed(self, array: np.ndarray[Any, Any]) -> _Changed:
         start = torch.from_numpy(np.array(array, np.float32)).to(self._device)
         unit = start.square().mean().sqrt().clamp(min=1e-6)
-        return _Changed(start, unit, torch.nn.Parameter(torch.zeros_like(start)), tensor)
+        return _Changed(start, unit, torch.nn.Parameter(torch.zeros_like(start)))
 
 
 def _wide(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:

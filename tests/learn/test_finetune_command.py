@@ -156,3 +156,5 @@ def test_what_exists_is_not_overwritten(run: Run, network: Network, quantized: P
     manifest = json.loads((tmp_path / "network.tuned.manifest.json").read_text())
     assert manifest["command"] == "finetune"
     assert manifest["options"]["steps"] == 1
+    given = manifest["lock"]["arguments"]
+    assert given[given.index("--steps") + 1] == "1"

@@ -17,12 +17,10 @@ class Call:
 
     Attributes:
         attributes: plain values by name: numbers, texts, lists of them, arrays.
-        version: the opset version of the operator's domain.
         outputs: how many outputs the node names, empty ones included.
     """
 
     attributes: Mapping[str, Any]
-    version: int
     outputs: int
 
     def integer(self, name: str, default: int) -> int:
