@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from qtool.graph.unpacked_product import UNPACKED_DOMAIN
+
 Shape: TypeAlias = tuple[int, ...]
 # Tells the shape of a value; None where it is unknown.
 ShapeOf: TypeAlias = Callable[[ir.Value | None], Shape | None]
@@ -157,6 +159,7 @@ _COUNTS: Mapping[tuple[str, str], _Count] = {
             ("Attention", _attention),
         ],
     ),
+    **_table(UNPACKED_DOMAIN, [("MatMulNBits", _packed_product)]),
     **_table(
         "com.microsoft",
         [

@@ -9,14 +9,20 @@ import onnx_ir as ir
 
 from qtool.graph.constants import add_constant, constant_array, has_rows_of_outputs, reads_rows
 from qtool.graph.names import Names
+from qtool.graph.unpacked_product import (
+    PACKED_DOMAIN,
+    UNPACKED_BITS,
+    UNPACKED_DOMAIN,
+    add_unpacked_product,
+    is_unpacked_product,
+)
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
 from qtool.qdq.packed_blocks import packed, packed_weight
-from qtool.weights.blocks.choices import WeightFormat
+from qtool.weights.blocks.choices import EXACT_LEVEL, WeightFormat
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight
 
-DOMAIN = "com.microsoft"
 # MatMulNBits has no weights without blocks: one scale an output is repeated for blocks that every version computes.
 _BLOCK_OF_CHANNELS = 128
 _STORED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
@@ -32,6 +38,7 @@ def insert_blocks(
     *,
     form: WeightFormat,
     levels: Mapping[str, int],
+    unpacks: bool = True,
 ) -> ir.Model:
     """Replaces the weights of every MatMul and Gemm of ``plan`` in place, and returns ``model``.
 
@@ -41,10 +48,12 @@ def insert_blocks(
         weights: integers by the name of every weight in the plan.
         form: what is written.
         levels: the accuracy level of MatMulNBits, by node; 0 where it is missing.
+        unpacks: whether float products with weights of 8 bits have these unpacked as the model loads, which is fast
+            and takes the memory of float weights; see ``qtool.graph.unpacked_product``.
     """
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     nodes = {node.name: node for node in model.graph}
-    writer = _Writer(model.graph)
+    writer = _Writer(model.graph, unpacks=unpacks)
     for tensor, item in plan.weights.items():
         readers = [nodes[name] for name in item.nodes]
         if form is WeightFormat.NBITS:
@@ -52,15 +61,18 @@ def insert_blocks(
         else:
             writer.dequantized(readers, values[tensor], weights[tensor])
     if form is WeightFormat.NBITS:
-        model.opset_imports.setdefault(DOMAIN, 1)
+        model.opset_imports.setdefault(PACKED_DOMAIN, 1)
+        if any(is_unpacked_product(node) for node in model.graph):
+            add_unpacked_product(model)
     return model
 
 
 class _Writer:
     """Replaces layers of one graph; new values get names that are free in it."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, unpacks: bool) -> None:
         self._graph = graph
+        self._unpacks = unpacks
         self._names = Names(graph)
         self._order = {node: position for position, node in enumerate(graph)}
 
@@ -85,23 +97,38 @@ class _Writer:
             blocks = self._constant(value, "blocks", packed_weight(weight)) if not whole else None
             stored = blocks or self._in_blocks(stored, outputs, scales)
         for node in [node for node in readers if node not in tables]:
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            given = [node.inputs[0], stored, scales, zeros, None, bias]
-            while given[-1] is None:
-                given.pop()
+            level = levels.get(node.name or "", EXACT_LEVEL)
+            unpacked = self._unpacks and grid.bits == UNPACKED_BITS and level == EXACT_LEVEL
+            if unpacked and zeros is None:
+                # A function has no input that may be left out; one number stands for all.
+                zeros = self._constant(value, "zero_points", np.array([[grid.middle]], np.uint8))
             attributes = {
                 "K": inputs,
                 "N": outputs,
                 "bits": grid.bits,
                 "block_size": grid.length(inputs),
-                "accuracy_level": levels.get(node.name or "", 0),
+                "accuracy_level": level,
             }
-            product = ir.node("MatMulNBits", given, attributes, domain=DOMAIN, name=node.name)
-            product.metadata_props.update(node.metadata_props)
-            ir.convenience.replace_nodes_and_values(
-                self._graph, node, [node], [product], list(node.outputs), product.outputs
-            )
+            given = [stored, scales, zeros]
+            self._multiply(node, given, attributes, UNPACKED_DOMAIN if unpacked else PACKED_DOMAIN)
         self._drop(value)
+
+    def _multiply(
+        self, node: ir.Node, packed_inputs: Sequence[ir.Value | None], attributes: Mapping[str, int], domain: str
+    ) -> None:
+        """Replaces a product by MatMulNBits of a domain; a bias is added behind the function, which has none."""
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        within = domain == PACKED_DOMAIN
+        given = [node.inputs[0], *packed_inputs, None, bias if within else None]
+        while given[-1] is None:
+            given.pop()
+        product = ir.node("MatMulNBits", given, dict(attributes), domain=domain, name=node.name)
+        product.metadata_props.update(node.metadata_props)
+        new = [product]
+        if bias is not None and not within:
+            product.outputs[0].name = self._names.free(f"{node.outputs[0].name}_without_bias")
+            new.append(ir.node("Add", [product.outputs[0], bias], name=self._names.for_node(f"{node.name}_bias")))
+        ir.convenience.replace_nodes_and_values(self._graph, node, [node], new, list(node.outputs), new[-1].outputs)
 
     def _table(
         self,
@@ -120,7 +147,7 @@ class _Writer:
             "gather_axis": 0,
             "quantize_axis": 1,
         }
-        rows = ir.node("GatherBlockQuantized", given, attributes, domain=DOMAIN, name=node.name)
+        rows = ir.node("GatherBlockQuantized", given, attributes, domain=PACKED_DOMAIN, name=node.name)
         rows.metadata_props.update(node.metadata_props)
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], [rows], list(node.outputs), rows.outputs)
 

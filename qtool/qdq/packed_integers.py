@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.graph.constants import add_constant, constant_array
+from qtool.graph.unpacked_product import PACKED_DOMAINS
 from qtool.graph.weight_records import WeightRecord, record_of
 from qtool.qdq.packed_blocks import packed, packed_weight
 from qtool.qdq.remove_blocks import block_weight, packed_source, table_weight
@@ -16,12 +17,11 @@ from qtool.qdq.stored_integers import StoredIntegers
 from qtool.weights.blocks.quantization import BlockWeight
 
 PACKED_LAYERS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
-_DOMAIN = "com.microsoft"
 
 
 def is_packed(node: ir.Node) -> bool:
     """Returns whether a node computes with packed integers in blocks."""
-    return node.domain == _DOMAIN and node.op_type in PACKED_LAYERS
+    return node.domain in PACKED_DOMAINS and node.op_type in PACKED_LAYERS
 
 
 def packed_integers(node: ir.Node) -> StoredIntegers | None:

@@ -8,12 +8,11 @@ from onnx_ir.passes import common
 
 from qtool.graph.constants import add_constant, constant_array, integer_attribute
 from qtool.graph.names import Names
+from qtool.graph.unpacked_product import PACKED_DOMAIN, PACKED_DOMAINS, drop_unused_product, is_unpacked_product
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.qdq.packed_blocks import unpacked, unpacked_weight
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight, Integers, Matrix
-
-_DOMAIN = "com.microsoft"
 
 
 class RemoveBlocks(ir.passes.InPlacePass):
@@ -28,12 +27,13 @@ class RemoveBlocks(ir.passes.InPlacePass):
         remover = _Remover(model.graph)
         modified = False
         for node in list(model.graph):
-            if node.domain == _DOMAIN and node.op_type == "GatherBlockQuantized":
+            if node.domain == PACKED_DOMAIN and node.op_type == "GatherBlockQuantized":
                 modified = remover.table(node) or modified
-            elif node.domain == _DOMAIN and node.op_type == "MatMulNBits":
+            elif node.domain in PACKED_DOMAINS and node.op_type == "MatMulNBits":
                 modified = remover.product(node) or modified
         if modified:
             common.RemoveUnusedNodesPass()(model)
+            drop_unused_product(model)
         return ir.passes.PassResult(model, modified)
 
 
@@ -106,7 +106,10 @@ def block_weight(node: ir.Node) -> BlockWeight | None:
         return None
     inputs, outputs = integer_attribute(node, "K", 0), integer_attribute(node, "N", 0)
     length = integer_attribute(node, "block_size", 0)
-    grid = BlockGrid(bits=integer_attribute(node, "bits", 4), block=length, symmetric=zeros is None)
+    bits = integer_attribute(node, "bits", 4)
+    if zeros is not None and is_unpacked_product(node) and zeros.size == 1 and zeros.item() == 1 << (bits - 1):
+        zeros = None
+    grid = BlockGrid(bits=bits, block=length, symmetric=zeros is None)
     blocks = -(-inputs // length)
     return BlockWeight(
         integers=unpacked_weight(stored.reshape(outputs, blocks, -1), grid, inputs),

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import Array
+from qtool.graph.unpacked_product import is_unpacked_product
 
 # The types that onnxruntime accepts from numpy's memory.
 _TYPES = frozenset(
@@ -36,7 +37,9 @@ def read_in_place(value: ir.Value) -> bool:
 
     Its optimizer turns other constants, under their own names, to move Transposes past them.
     """
-    return bool(value.uses()) and all(_WEIGHT_INPUTS.get(use.node.op_type) == use.idx for use in value.uses())
+    return bool(value.uses()) and all(
+        _WEIGHT_INPUTS.get(use.node.op_type) == use.idx and not is_unpacked_product(use.node) for use in value.uses()
+    )
 
 
 def place_holder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:

@@ -70,6 +70,11 @@ def is_large(model: ir.Model) -> bool:
     return weights_nbytes(model) >= _LARGE_BYTES
 
 
+def unpacks(original: ir.Model) -> bool:
+    """Returns whether a quantized form of ``original`` may take a float model's memory: large ones stay packed."""
+    return not is_large(original)
+
+
 def give_memory_back() -> None:
     """Returns freed memory to the system where its C library keeps it, as glibc does with what lies between other."""
     if sys.platform == "linux":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qtool.graph.decoder_caches import cache_outputs
 from qtool.graph.names import Names
 
 _GATES = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh")
@@ -30,6 +31,18 @@ def with_logits(model: ir.Model) -> ir.Model:
         if gate is not None and (before := gate.inputs[0]) is not None and not before.is_graph_input():
             graph.outputs[position] = _copied(before, output, names, graph)
     return changed
+
+
+def judged_outputs(model: ir.Model) -> ir.Model:
+    """Returns a copy of ``model`` with the outputs that models are judged by: logits, and no caches.
+
+    What a decoder's caches are off by shows in the logits of the tokens after them.
+    """
+    caches = cache_outputs(model)
+    judged = with_logits(model)
+    kept = [value for value in judged.graph.outputs if value.name not in caches]
+    judged.graph.outputs[:] = kept or list(judged.graph.outputs)
+    return judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

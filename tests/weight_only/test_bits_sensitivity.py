@@ -82,8 +82,8 @@ def test_the_curve_gives_what_quantize_does(run: Any, report: dict[str, Any], mo
         assert result.code == 0, result.err
         point = points[f"{bits} bits"]
         assert point["weights"] == {str(bits): 3}
-        # Names and attributes of a file this small weigh more than they would.
-        assert result.json["quantized_bytes"] == pytest.approx(point["file_bytes"], abs=1500)
+        # Names, attributes and the function that unpacks weigh more in a file this small than they would.
+        assert result.json["quantized_bytes"] == pytest.approx(point["file_bytes"], abs=3000)
         assert result.json["attempts"][0]["sqnr_db"] == pytest.approx(point["sqnr_db"], abs=1.5)
 
 

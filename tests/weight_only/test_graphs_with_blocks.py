@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from qtool.backends.onnxruntime_cpu.coverage import integer_coverage, optimized_nodes
 from qtool.backends.onnxruntime_cpu.weight_only_placement import place_weights
 from qtool.graph.constants import has_rows_of_outputs
 from qtool.plan import WeightOnlyPlan
@@ -123,6 +124,26 @@ def test_removing_blocks_gives_the_float_graph_back(tied: bool) -> None:
         found = _run(quantized)
         for name, value in _run(expected).items():
             np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_eight_bits_are_unpacked_as_the_model_loads(symmetric: bool) -> None:
+    grid = BlockGrid(bits=8, block=32, symmetric=symmetric)
+    levels = {"node_3": 4}
+    quantized, _ = _quantized(_network(tied=False, columns=96), grid, levels=levels)
+    products = {node.name: node.domain for node in quantized.graph if node.op_type == "MatMulNBits"}
+    assert products == {"node_1": "qtool", "node_3": "com.microsoft", "node_5": "qtool"}
+    with optimized_nodes(quantized) as kept:
+        operators = sorted(node.op_type for node in kept.values())
+    assert operators.count("MatMulNBits") == 1
+    # onnxruntime has folded what unpacks them.
+    assert not {"Cast", "Sub", "Slice", "Mul"} & set(operators)
+    assert [entry.kernel for entry in integer_coverage(quantized).nodes].count("MatMul on unpacked weights") == 2
+    removed = RemoveBlocks()(quantized).model
+    assert (list(removed.functions), "qtool" in removed.opset_imports) == ([], False)
+    packed, _ = _quantized(_network(tied=False, columns=96), grid, levels=levels, unpacks=False)
+    assert {node.domain for node in packed.graph if node.op_type == "MatMulNBits"} == {"com.microsoft"}
+    assert not packed.functions
 
 
 def test_a_table_and_its_head_are_one_tensor_where_rows_are_whole_blocks() -> None:

@@ -114,8 +114,8 @@ def test_bits_are_mixed_for_a_size(run: Any, model: Path, data: Path) -> None:
     for share in (0.22, 0.3, 0.6):
         result = run("quantize", model, *options, "--max-size", f"{share:.0%}", "-o", f"{share}.onnx")
         assert result.code == 0, result.err
-        # The names and attributes of a file this small weigh more than they would.
-        assert result.json["quantized_bytes"] <= share * float_bytes + 1500
+        # Names, attributes and the function that unpacks weigh more in a file this small than they would.
+        assert result.json["quantized_bytes"] <= share * float_bytes + 3000
         found.append(result.json["attempts"][0]["sqnr_db"])
     assert found[0] < found[1] < found[2]
     result = run("quantize", model, *options, "--max-size", "0.01MB", "-o", "none.onnx")

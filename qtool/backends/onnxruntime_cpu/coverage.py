@@ -15,6 +15,7 @@ from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import integer_attribute, is_constant
+from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
@@ -30,8 +31,10 @@ _KERNELS = (
 # Its weights are integers, and where its accuracy level says so its products. onnxruntime makes it of any product with
 # dequantized weights, also where a pair of Q and DQ was forgotten in front of it.
 _PACKED = "MatMulNBits"
+# As float products of MatMulNBits, it counts for its integer weights.
+_UNPACKED = "MatMul on unpacked weights"
 _CONVERSIONS = ("DynamicQuantizeLinear",)
-_DOMAINS = ("", "com.microsoft")
+_DOMAINS = ("", *PACKED_DOMAINS)
 _QGEMM_OUTPUT_SCALE = 7
 _WITH_BIAS = "/MatMulAddFusion"
 
@@ -123,6 +126,8 @@ def _node_coverage(node: ir.Node, kept: Mapping[str, ir.Node]) -> NodeCoverage:
 
 def _kernel(node: ir.Node, kept: Mapping[str, ir.Node]) -> str | None:
     found = kept.get(node.name or "")
+    if is_unpacked_product(node):
+        return _UNPACKED
     if _computes_integers(node):
         # Alone or as part of a larger kernel; a node disappears only where it duplicates another one.
         return "removed" if found is None else found.op_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qtool.graph.unpacked_product import is_of_the_model
 from qtool.passes.normalization.remove_identities import RemoveIdentities
 
 
@@ -13,7 +14,7 @@ class InlineFunctions(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Inlines every function."""
-        return ir.passes.Sequential(common.InlinePass(), common.RemoveUnusedOpsetsPass())(model)
+        return ir.passes.Sequential(common.InlinePass(is_of_the_model), common.RemoveUnusedOpsetsPass())(model)
 
 
 class ConstantsToInitializers(ir.passes.InPlacePass):

@@ -17,6 +17,7 @@ from qtool.errors import UsageError
 from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.constants import integer_attribute
+from qtool.graph.unpacked_product import is_of_the_model
 from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.remove_blocks import packed_source
 from qtool.workflows.diagnose.model_facts import MultiplyAdds, Quantization, TensorFacts
@@ -103,8 +104,7 @@ def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, .
             shape = given.get(value.name or "", tuple(value.shape))
             value.shape = ir.Shape([_bound(value, axis, dim, shape, lengths) for axis, dim in enumerate(value.shape)])
     with quiet_libraries():
-        if model.functions:
-            common.InlinePass()(model)
+        common.InlinePass(is_of_the_model)(model)
         infer_shapes(model)
     return lengths
 

@@ -24,7 +24,7 @@ from qtool.progress import SILENT, Progress
 from qtool.runtime.free_memory import give_back_memory, return_large_pieces
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.search.activation_forms import ActivationForm
-from qtool.search.logits_view import with_logits
+from qtool.search.logits_view import judged_outputs
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -206,13 +206,9 @@ class _Evaluation:
         """Runs the float model on the evaluation samples; time counts from here."""
         time = SearchTime()
         split = TuningSplit(original, samples, evaluation_samples=_EVALUATION_SAMPLES)
-        evaluator = OutputEvaluator(
-            original,
-            split.evaluation,
-            view=with_logits,
-            execution=execution_for(request.scheme),
-            threads=request.threads,
-        )
+        execution = execution_for(request.scheme)
+        feeds = split.with_room(judged_outputs(original), execution, threads=request.threads)
+        evaluator = OutputEvaluator(original, feeds, view=judged_outputs, execution=execution, threads=request.threads)
         count = samples.data.available(samples.dataset) or evaluator.samples
         time.limit(evaluator.seconds * count / max(evaluator.samples, 1))
         return _Evaluation(evaluator, split, time)

@@ -22,7 +22,7 @@ from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.search.block_rounding import matrix_of, rounding_bytes
-from qtool.search.frugal_execution import FrugalExecution
+from qtool.search.frugal_execution import FrugalExecution, unpacks
 from qtool.weights.blocks.choices import EXACT_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
@@ -82,7 +82,8 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         floats = float_model(original, request.source, output, path, force=request.force)
         found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), folder, progress)
         plan, model = found.plan, model if found.model is None else found.model
-        insert_blocks(model, plan, found.weights, form=request.scheme.form, levels=found.levels)
+        form, unpacked = request.scheme.form, unpacks(original)
+        insert_blocks(model, plan, found.weights, form=form, levels=found.levels, unpacks=unpacked)
         backend_named(request.scheme.backend).finish(model, request.scheme)
         checked = write_and_check(
             model,

@@ -7,9 +7,11 @@ reached 40.7 dB on the samples its weights were fitted on, and 36.3 dB on others
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 
+from qtool.backends.execution import Execution
 from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -43,6 +45,23 @@ class TuningSplit:
         self.evaluation: tuple[Feed, ...] = chosen.feeds
         self._evaluation = frozenset(chosen.batches)
         self._available = None if available is None else max(available - len(chosen.rows), 1)
+
+    def with_room(self, original: ir.Model, execution: Execution, *, threads: int = 0) -> tuple[Feed, ...]:
+        """Returns some of the evaluation batches, evenly spread, for which outputs of ``original`` fit into memory.
+
+        It takes a run to know how large they are: shapes behind operators of other domains are not known before.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run the model.
+        """
+        feeds = self.evaluation
+        rows = samples_of(feeds[0])
+        with execution.open_float(original, threads=threads) as session:
+            made = sum(value.nbytes for value in session.run(feeds[0]).values())
+        memory = replace(self._samples.memory, output_bytes=max(made // rows, 1))
+        most = memory.evaluation_samples(sum(samples_of(feed) for feed in feeds))
+        count = min(max(most // rows, 1), len(feeds))
+        return tuple(feeds[number * len(feeds) // count] for number in range(count))
 
     def held(self, wanted: int, *, graphs: int = 1) -> int:
         """Returns for how many samples the tensors at a cut may be held, see ``ActivationMemory.held_samples``."""
@@ -91,3 +110,9 @@ class TuningSplit:
                 yield feed
         if not found:
             yield from self.evaluation
+
+
+def samples_of(feed: Feed) -> int:
+    """Returns how many samples a batch has, at least one."""
+    first = next(iter(feed.values()))
+    return max(int(first.shape[0]) if first.ndim else 1, 1)

@@ -9,7 +9,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
-from qtool.graph.decoder_caches import cache_outputs
 from qtool.llm.perplexity import HeldBackText
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
@@ -19,15 +18,14 @@ from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
 from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
-from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally
-from qtool.search.logits_view import with_logits
+from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally, unpacks
+from qtool.search.logits_view import judged_outputs
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
-from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
@@ -74,12 +72,12 @@ class WeightOnlyEvaluation:
         # More samples are held back than there is room for their outputs: perplexity needs none of these.
         unlimited = replace(samples, memory=replace(samples.memory, output_bytes=0))
         self._split = TuningSplit(original, unlimited, evaluation_samples=evaluation_samples)
-        feeds = _with_room(original, self._split.evaluation, samples.memory, threads)
-        self._evaluator = OutputEvaluator(
-            original, feeds, view=judged_outputs, execution=FrugalExecution(), threads=threads
-        )
+        execution = FrugalExecution()
+        feeds = self._split.with_room(judged_outputs(original), execution, threads=threads)
+        self._evaluator = OutputEvaluator(original, feeds, view=judged_outputs, execution=execution, threads=threads)
         self._text: HeldBackText | None = None
         self.model = model
+        self._unpacks = unpacks(original)
 
     def guided(
         self,
@@ -111,8 +109,9 @@ class WeightOnlyEvaluation:
     def graph(self, choice: WeightOnlyChoice, integer_layers: Collection[str]) -> ir.Model:
         """Returns the quantized model, whose products in ``integer_layers`` have activations of 8 bits."""
         levels = {name: INTEGER_LEVEL if name in integer_layers else EXACT_LEVEL for name in choice.plan.layers}
-        model = self.model if choice.model is None else choice.model
-        return insert_blocks(model.clone(), choice.plan, choice.weights, form=self._scheme.form, levels=levels)
+        model = (self.model if choice.model is None else choice.model).clone()
+        form, unpacked = self._scheme.form, self._unpacks
+        return insert_blocks(model, choice.plan, choice.weights, form=form, levels=levels, unpacks=unpacked)
 
     def sqnr_db(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
         """Returns the SQNR of the worst output, in dB."""
@@ -158,35 +157,11 @@ class WeightOnlyEvaluation:
             session.run(feed)
 
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
-        """Returns the seconds of each kernel in one run, by the node's name."""
-        return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
+        """Returns the seconds of each kernel in one run, by the node's name.
 
-
-def _with_room(original: ir.Model, feeds: Sequence[Feed], memory: ActivationMemory, threads: int) -> tuple[Feed, ...]:
-    """Returns some of ``feeds``, evenly spread, whose outputs fit into memory.
-
-    It takes a run to know how large they are: shapes behind operators of other domains are not known before.
-    """
-    with open_frugally(judged_outputs(original), threads=threads) as session:
-        made = sum(value.nbytes for value in session.run(feeds[0]).values())
-    rows = _rows(feeds[0])
-    samples = replace(memory, output_bytes=max(made // rows, 1)).evaluation_samples(sum(_rows(feed) for feed in feeds))
-    count = max(samples // rows, 1)
-    return tuple(feeds[number * len(feeds) // count] for number in range(min(count, len(feeds))))
-
-
-def _rows(feed: Feed) -> int:
-    first = next(iter(feed.values()))
-    return max(int(first.shape[0]) if first.ndim else 1, 1)
-
-
-def judged_outputs(model: ir.Model) -> ir.Model:
-    """Returns a copy of ``model`` with the outputs that models are judged by: logits, and no caches.
-
-    What a decoder's caches are off by shows in the logits of the tokens after them.
-    """
-    caches = cache_outputs(model)
-    judged = with_logits(model)
-    kept = [value for value in judged.graph.outputs if value.name not in caches]
-    judged.graph.outputs[:] = kept or list(judged.graph.outputs)
-    return judged
+        Products with unpacked weights take as long as in the float model, where alone they have their names.
+        """
+        found = kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
+        if self._unpacks and choice.products - found.keys():
+            found = kernel_seconds(self.model, feed, threads=self._threads) | found
+        return found

@@ -22,6 +22,8 @@ from qtool.workflows.tune.weight_only.evaluation import WeightOnlyEvaluation
 
 # Integer products may cost so much, in dB.
 _MOST_LOSS_DB = 0.5
+# Times of runs that are alike differ by so much.
+_AS_FAST = 0.95
 # Down to here more of them are taken where float products would be slower than the float model.
 _SOUND_DB = 25.0
 
@@ -72,7 +74,7 @@ def choose_integer_layers(
     with progress.task("choosing 8-bit activations"):
         taken = _most(len(order), lambda count: sqnr_db(count) >= max(exact_db - _MOST_LOSS_DB, least))
         speed = _speed_of(evaluation, choice, order[:taken], feeds, progress, exact_speed, integer_speed)
-        if speed.high < 1.0 and taken < len(order):
+        if speed.high < _AS_FAST and taken < len(order):
             more = _most(len(order), lambda count: sqnr_db(count) >= max(_SOUND_DB, least))
             if more > taken:
                 taken = _fewest_fast(taken, more, len(order), speed, integer_speed)

@@ -1,0 +1,69 @@
+"""MatMulNBits whose weights are unpacked once, as the model loads, and multiplied in float.
+
+onnxruntime's own kernel for weights of 8 bits and float activations unpacks them in every run: on a processor with
+AVX-512 a token of a language model took eight times as long as with float weights. This one is a function of the model,
+named alike in a domain of its own and with the same inputs and attributes; onnxruntime inlines it and folds what reads
+constants alone, so that a float MatMul is left. The file stays small, and the memory of a run is the float model's.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+PACKED_DOMAIN = "com.microsoft"
+UNPACKED_DOMAIN = "qtool"
+# Both multiply by packed weights of the same form.
+PACKED_DOMAINS = (PACKED_DOMAIN, UNPACKED_DOMAIN)
+UNPACKED_BITS = 8
+_PRODUCT = "MatMulNBits"
+_ATTRIBUTES = ("K", "N", "bits", "block_size", "accuracy_level")
+_INPUTS = ("input", "stored", "scales", "zero_points")
+
+
+def add_unpacked_product(model: ir.Model) -> None:
+    """Adds the function to a model, where it is missing."""
+    function = _function(model.opset_imports[""])
+    model.functions.setdefault(function.identifier(), function)
+    model.opset_imports.setdefault(UNPACKED_DOMAIN, 1)
+
+
+def drop_unused_product(model: ir.Model) -> None:
+    """Takes the function out of a model none of whose nodes calls it."""
+    if not any(is_unpacked_product(node) for node in model.graph.all_nodes()):
+        for identifier in [key for key, function in model.functions.items() if not is_of_the_model(function)]:
+            del model.functions[identifier]
+        model.opset_imports.pop(UNPACKED_DOMAIN, None)
+
+
+def _function(opset: int) -> ir.Function:
+    """Returns (stored - zero_points) * scales over the blocks of each output, cut to K inputs, times the input."""
+    given = [ir.Value(name=name) for name in _INPUTS]
+    tape = ir.tape.Tape()
+
+    def integers(*numbers: int) -> ir.Value:
+        return tape.op("Constant", [], {"value_ints": numbers})
+
+    per_block = integers(0, 0, 1)
+    whole, zeros = (tape.op("Cast", [value], {"to": ir.DataType.FLOAT}) for value in (given[1], given[3]))
+    zeros, scales = (tape.op("Reshape", [value, per_block]) for value in (zeros, given[2]))
+    blocks = tape.op("Mul", [tape.op("Sub", [whole, zeros]), scales])
+    inputs = ir.Node("", "Constant", [], [ir.RefAttr("value_int", "K", ir.AttributeType.INT)])
+    cut = [integers(0), tape.op("Reshape", [inputs.outputs[0], integers(1)]), integers(1)]
+    rows = tape.op("Slice", [tape.op("Reshape", [blocks, integers(0, -1)]), *cut])
+    product = tape.op("MatMul", [given[0], tape.op("Transpose", [rows], {"perm": (1, 0)})])
+    nodes = [inputs, *tape.nodes]
+    for number, node in enumerate(nodes):
+        node.outputs[0].name = f"value_{number}"
+    graph = ir.Graph(given, [product], nodes=nodes, opset_imports={"": opset}, name=_PRODUCT)
+    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in _ATTRIBUTES]
+    return ir.Function(UNPACKED_DOMAIN, _PRODUCT, graph=graph, attributes=attributes)
+
+
+def is_of_the_model(function: ir.Function) -> bool:
+    """Returns whether a function is one that a model's author wrote, which says nothing of how weights are stored."""
+    return function.domain != UNPACKED_DOMAIN
+
+
+def is_unpacked_product(node: ir.Node) -> bool:
+    """Returns whether a node multiplies by packed weights that are unpacked as the model loads."""
+    return node.domain == UNPACKED_DOMAIN and node.op_type == _PRODUCT
