@@ -36,25 +36,22 @@ def drop_unused_product(model: ir.Model) -> None:
 
 
 def _function(opset: int) -> ir.Function:
-    """Returns (stored - zero_points) * scales over the blocks of each output, cut to K inputs, times the input."""
+    """Returns the product with (integers - zero points) * scales, (outputs, inputs), of whole blocks.
+
+    onnxruntime holds what every step makes until all are folded, so that there are as few as can be.
+    """
     given = [ir.Value(name=name) for name in _INPUTS]
     tape = ir.tape.Tape()
-
-    def integers(*numbers: int) -> ir.Value:
-        return tape.op("Constant", [], {"value_ints": numbers})
-
-    per_block = integers(0, 0, 1)
+    per_block, rows = (tape.op("Constant", [], {"value_ints": shape}) for shape in ((0, 0, 1), (0, -1)))
     whole, zeros = (tape.op("Cast", [value], {"to": ir.DataType.FLOAT}) for value in (given[1], given[3]))
     zeros, scales = (tape.op("Reshape", [value, per_block]) for value in (zeros, given[2]))
     blocks = tape.op("Mul", [tape.op("Sub", [whole, zeros]), scales])
-    inputs = ir.Node("", "Constant", [], [ir.RefAttr("value_int", "K", ir.AttributeType.INT)])
-    cut = [integers(0), tape.op("Reshape", [inputs.outputs[0], integers(1)]), integers(1)]
-    rows = tape.op("Slice", [tape.op("Reshape", [blocks, integers(0, -1)]), *cut])
-    product = tape.op("MatMul", [given[0], tape.op("Transpose", [rows], {"perm": (1, 0)})])
-    nodes = [inputs, *tape.nodes]
-    for number, node in enumerate(nodes):
+    weight = tape.op("Reshape", [blocks, rows])
+    product = tape.op("FusedMatMul", [given[0], weight], {"transB": 1}, domain=PACKED_DOMAIN)
+    for number, node in enumerate(tape.nodes):
         node.outputs[0].name = f"value_{number}"
-    graph = ir.Graph(given, [product], nodes=nodes, opset_imports={"": opset}, name=_PRODUCT)
+    imports = {"": opset, PACKED_DOMAIN: 1}
+    graph = ir.Graph(given, [product], nodes=tape.nodes, opset_imports=imports, name=_PRODUCT)
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in _ATTRIBUTES]
     return ir.Function(UNPACKED_DOMAIN, _PRODUCT, graph=graph, attributes=attributes)
 

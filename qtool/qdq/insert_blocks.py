@@ -24,7 +24,7 @@ from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight
 
 # MatMulNBits has no weights without blocks: one scale an output is repeated for blocks that every version computes.
-_BLOCK_OF_CHANNELS = 128
+_BLOCKS_OF_CHANNELS = (128, 64, 32)
 _STORED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _STORED_SYMMETRIC = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 # The first opset whose DequantizeLinear has blocks and 4 bits.
@@ -98,7 +98,7 @@ class _Writer:
             stored = blocks or self._in_blocks(stored, outputs, scales)
         for node in [node for node in readers if node not in tables]:
             level = levels.get(node.name or "", EXACT_LEVEL)
-            unpacked = self._unpacks and grid.bits == UNPACKED_BITS and level == EXACT_LEVEL
+            unpacked = self._unpacks and level == EXACT_LEVEL and _fills_blocks_of_bytes(grid, inputs)
             if unpacked and zeros is None:
                 # A function has no input that may be left out; one number stands for all.
                 zeros = self._constant(value, "zero_points", np.array([[grid.middle]], np.uint8))
@@ -213,11 +213,19 @@ def _with_blocks(weight: BlockWeight) -> BlockWeight:
     """Returns a weight with one scale an output as one with blocks, which repeat it."""
     if weight.grid.block is not None:
         return weight
-    grid = BlockGrid(bits=weight.grid.bits, block=_BLOCK_OF_CHANNELS, symmetric=weight.grid.symmetric)
-    blocks = -(-weight.integers.shape[1] // _BLOCK_OF_CHANNELS)
+    inputs = weight.integers.shape[1]
+    # Whole blocks need not be filled up.
+    length = next((block for block in _BLOCKS_OF_CHANNELS if inputs % block == 0), _BLOCKS_OF_CHANNELS[0])
+    grid = BlockGrid(bits=weight.grid.bits, block=length, symmetric=weight.grid.symmetric)
+    blocks = -(-inputs // length)
     return BlockWeight(
         integers=weight.integers,
         scales=np.repeat(weight.scales, blocks, axis=1),
         zero_points=np.repeat(weight.zero_points, blocks, axis=1),
         grid=grid,
     )
+
+
+def _fills_blocks_of_bytes(grid: BlockGrid, inputs: int) -> bool:
+    """Returns whether a weight has the form that ``qtool.graph.unpacked_product`` unpacks."""
+    return grid.bits == UNPACKED_BITS and inputs % grid.length(inputs) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -22,11 +24,15 @@ class RemoveBlocks(ir.passes.InPlacePass):
     do not follow each other in rows are left.
     """
 
+    def __init__(self, only: Callable[[ir.Node], bool] | None = None) -> None:
+        """Takes which nodes to replace; None for all."""
+        self._only = only
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replaces every node of that form."""
         remover = _Remover(model.graph)
         modified = False
-        for node in list(model.graph):
+        for node in [node for node in model.graph if self._only is None or self._only(node)]:
             if node.domain == PACKED_DOMAIN and node.op_type == "GatherBlockQuantized":
                 modified = remover.table(node) or modified
             elif node.domain in PACKED_DOMAINS and node.op_type == "MatMulNBits":

@@ -9,11 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
+from qtool.graph.unpacked_product import is_unpacked_product
 from qtool.llm.perplexity import HeldBackText
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
+from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
@@ -111,7 +113,9 @@ class WeightOnlyEvaluation:
         levels = {name: INTEGER_LEVEL if name in integer_layers else EXACT_LEVEL for name in choice.plan.layers}
         model = (self.model if choice.model is None else choice.model).clone()
         form, unpacked = self._scheme.form, self._unpacks
-        return insert_blocks(model, choice.plan, choice.weights, form=form, levels=levels, unpacks=unpacked)
+        insert_blocks(model, choice.plan, choice.weights, form=form, levels=levels, unpacks=unpacked)
+        # What onnxruntime would unpack, each time and in more memory.
+        return RemoveBlocks(is_unpacked_product)(model).model
 
     def sqnr_db(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
         """Returns the SQNR of the worst output, in dB."""
@@ -157,11 +161,5 @@ class WeightOnlyEvaluation:
             session.run(feed)
 
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
-        """Returns the seconds of each kernel in one run, by the node's name.
-
-        Products with unpacked weights take as long as in the float model, where alone they have their names.
-        """
-        found = kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
-        if self._unpacks and choice.products - found.keys():
-            found = kernel_seconds(self.model, feed, threads=self._threads) | found
-        return found
+        """Returns the seconds of each kernel in one run, by the node's name."""
+        return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
