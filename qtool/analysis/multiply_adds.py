@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qtool.graph.unpacked_product import UNPACKED_DOMAIN
+from qtool.graph.unpacked_product import PACKED_DOMAIN, PACKED_DOMAINS
 
 Shape: TypeAlias = tuple[int, ...]
 # Tells the shape of a value; None where it is unknown.
@@ -159,9 +159,9 @@ _COUNTS: Mapping[tuple[str, str], _Count] = {
             ("Attention", _attention),
         ],
     ),
-    **_table(UNPACKED_DOMAIN, [("MatMulNBits", _packed_product)]),
+    **{(domain, "MatMulNBits"): _packed_product for domain in PACKED_DOMAINS},
     **_table(
-        "com.microsoft",
+        PACKED_DOMAIN,
         [
             ("FusedConv", _convolution(1)),
             ("FusedGemm", _product),
@@ -170,7 +170,6 @@ _COUNTS: Mapping[tuple[str, str], _Count] = {
             ("QLinearConv", _convolution(3)),
             ("MatMulIntegerToFloat", _product),
             ("DynamicQuantizeMatMul", _product),
-            ("MatMulNBits", _packed_product),
             ("Attention", _attention_with_weights),
             ("MultiHeadAttention", _multi_head_attention),
         ],

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from qtool.graph.constants import add_constant, constant_array, has_rows_of_outputs, reads_rows
 from qtool.graph.names import Names
 from qtool.graph.unpacked_product import (
+    CUT_DOMAIN,
     PACKED_DOMAIN,
     UNPACKED_BITS,
     UNPACKED_DOMAIN,
-    add_unpacked_product,
-    is_unpacked_product,
+    settle_unpacked_products,
 )
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
@@ -24,7 +24,7 @@ from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight
 
 # MatMulNBits has no weights without blocks: one scale an output is repeated for blocks that every version computes.
-_BLOCKS_OF_CHANNELS = (128, 64, 32)
+_BLOCK_OF_CHANNELS = 128
 _STORED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _STORED_SYMMETRIC = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 # The first opset whose DequantizeLinear has blocks and 4 bits.
@@ -62,8 +62,7 @@ def insert_blocks(
             writer.dequantized(readers, values[tensor], weights[tensor])
     if form is WeightFormat.NBITS:
         model.opset_imports.setdefault(PACKED_DOMAIN, 1)
-        if any(is_unpacked_product(node) for node in model.graph):
-            add_unpacked_product(model)
+        settle_unpacked_products(model)
     return model
 
 
@@ -98,7 +97,9 @@ class _Writer:
             stored = blocks or self._in_blocks(stored, outputs, scales)
         for node in [node for node in readers if node not in tables]:
             level = levels.get(node.name or "", EXACT_LEVEL)
-            unpacked = self._unpacks and level == EXACT_LEVEL and _fills_blocks_of_bytes(grid, inputs)
+            unpacked = self._unpacks and level == EXACT_LEVEL and grid.bits == UNPACKED_BITS
+            whole = inputs % grid.length(inputs) == 0
+            domain = (UNPACKED_DOMAIN if whole else CUT_DOMAIN) if unpacked else PACKED_DOMAIN
             if unpacked and zeros is None:
                 # A function has no input that may be left out; one number stands for all.
                 zeros = self._constant(value, "zero_points", np.array([[grid.middle]], np.uint8))
@@ -110,7 +111,7 @@ class _Writer:
                 "accuracy_level": level,
             }
             given = [stored, scales, zeros]
-            self._multiply(node, given, attributes, UNPACKED_DOMAIN if unpacked else PACKED_DOMAIN)
+            self._multiply(node, given, attributes, domain)
         self._drop(value)
 
     def _multiply(
@@ -213,19 +214,11 @@ def _with_blocks(weight: BlockWeight) -> BlockWeight:
     """Returns a weight with one scale an output as one with blocks, which repeat it."""
     if weight.grid.block is not None:
         return weight
-    inputs = weight.integers.shape[1]
-    # Whole blocks need not be filled up.
-    length = next((block for block in _BLOCKS_OF_CHANNELS if inputs % block == 0), _BLOCKS_OF_CHANNELS[0])
-    grid = BlockGrid(bits=weight.grid.bits, block=length, symmetric=weight.grid.symmetric)
-    blocks = -(-inputs // length)
+    grid = BlockGrid(bits=weight.grid.bits, block=_BLOCK_OF_CHANNELS, symmetric=weight.grid.symmetric)
+    blocks = -(-weight.integers.shape[1] // _BLOCK_OF_CHANNELS)
     return BlockWeight(
         integers=weight.integers,
         scales=np.repeat(weight.scales, blocks, axis=1),
         zero_points=np.repeat(weight.zero_points, blocks, axis=1),
         grid=grid,
     )
-
-
-def _fills_blocks_of_bytes(grid: BlockGrid, inputs: int) -> bool:
-    """Returns whether a weight has the form that ``qtool.graph.unpacked_product`` unpacks."""
-    return grid.bits == UNPACKED_BITS and inputs % grid.length(inputs) == 0

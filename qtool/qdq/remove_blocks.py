@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from qtool.graph.constants import add_constant, constant_array, integer_attribute
 from qtool.graph.names import Names
-from qtool.graph.unpacked_product import PACKED_DOMAIN, PACKED_DOMAINS, drop_unused_product, is_unpacked_product
+from qtool.graph.unpacked_product import PACKED_DOMAIN, PACKED_DOMAINS, is_unpacked_product, settle_unpacked_products
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.qdq.packed_blocks import unpacked, unpacked_weight
 from qtool.weights.blocks.grid import BlockGrid
@@ -39,7 +39,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
                 modified = remover.product(node) or modified
         if modified:
             common.RemoveUnusedNodesPass()(model)
-            drop_unused_product(model)
+            settle_unpacked_products(model)
         return ir.passes.PassResult(model, modified)
 
 
