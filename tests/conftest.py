@@ -5,9 +5,11 @@ And the command line, run in a folder of the test's own, and parts of the suite 
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from hypothesis import settings
 from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
+from qtool.backends.machine_profile import MachineProfile
+from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.cli.app import app
+from qtool.progress import SILENT, Progress
 from tests.arm.emulated_runtime import EmulatedRuntime
 from tests.arm.machines import NEW
 
@@ -32,6 +37,12 @@ settings.load_profile("steady")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", type=_part, metavar="I/N", help="run every Nth test, from the Ith on: 1/4 is a quarter")
     parser.addoption("--arm64", action="store_true", help="open patterns in onnxruntime for 64-bit ARM: make test-arm")
+
+
+def pytest_collection_finish() -> None:
+    """Spares garbage collections what lives as long as the session: libraries, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
@@ -73,6 +84,21 @@ class Outcome:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def _one_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures this machine once in a process, not in every quantization."""
+    monkeypatch.setattr("qtool.workflows.tune.time_plan.measure_profile", _measured_profile)
+
+
+def _measured_profile(_: Progress, *, threads: int = 0) -> MachineProfile:
+    return _profile_of(threads)
+
+
+@cache
+def _profile_of(threads: int) -> MachineProfile:
+    return measure_profile(SILENT, threads=threads)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from torch.export import Dim, export, register_dataclass
 from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.torch.example_inputs import InputSpec, Length, allowed_sizes, first_sizes
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 
 

@@ -8,6 +8,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import torch
 

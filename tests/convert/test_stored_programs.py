@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from qtool.cli.app import app
 from qtool.formats.library_noise import quiet_libraries
 
+pytestmark = pytest.mark.slow
+
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
 

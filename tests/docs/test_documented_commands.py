@@ -18,11 +18,9 @@ def _commands(path: Path) -> list[tuple[str, int]]:
 
 
 def _cases() -> list[Any]:
-    """The pages with commands; those of the guides take long together."""
+    """The pages with commands; together they take long."""
     return [
-        pytest.param(
-            path, id=path.relative_to(ROOT).as_posix(), marks=(pytest.mark.slow,) * (path.parent.name == "guides")
-        )
+        pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=(pytest.mark.slow,) * (path.stem != "README"))
         for path in _TAUGHT
         if _commands(path)
     ]

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _CONV = "Conv<pads=[1,1,1,1]>"
 _NET = f"a = {_CONV}(x, w1, b1) r = Relu(a) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm<transB=1>(f, wg, bg)"
 _FAST = ("--calib-data", "data.npz", "--target", "openvino", "--effort", "fast")

@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 from qtool.cli.app import app
 from qtool.manifest import FileRecord, Manifest, manifest_path, write_manifest
+from qtool.metrics.memory import measure_memory
 from qtool.reporting.figures import FIGURES
 
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 Run = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("without_memory")
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def test_json_figures_match_numpy(pair: Pair, run: Run) -> None:
     assert (document["samples"], document["batch_size"], document["labels"]) == (len(pair.x), 5, "_label")
 
 
-def test_latency_and_memory_are_measured(run: Run) -> None:
+def test_latency_and_memory_are_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qtool.workflows.report.report_times.measure_memory", measure_memory)
     figures = figures_of(run("--json", "--rounds", 7, "--threads", 1))
     assert figures["latency_ms"] > 0
     assert figures["latency_p95_ms"] >= figures["latency_ms"]

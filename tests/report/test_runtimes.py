@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 _NET = "g (float[n,12] x) => (float[n,6] y) { y = MatMul (x, w) }"
 
 

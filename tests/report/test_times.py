@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from qtool.cli.app import app
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 Pair = Any  # the dataclass in conftest.py, which tests cannot import
 
 

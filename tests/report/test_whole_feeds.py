@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from qtool.cli.app import app
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 FUNCTION = """
 import numpy as np
 

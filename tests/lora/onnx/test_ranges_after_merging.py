@@ -18,6 +18,8 @@ from torch import nn
 from tests.lora.conftest import invoke
 from tests.lora.graphs import export, merged_module, scales_of
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -16,6 +16,8 @@ from torch import nn
 from tests.lora.conftest import invoke, randomize
 from tests.lora.graphs import export, run
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(3))
 IDS = torch.tensor([[1, 5, 7, 3]])
 

@@ -15,6 +15,8 @@ from transformers import BertConfig, BertModel
 
 from tests.lora.graphs import export, merged_module, run
 
+pytestmark = pytest.mark.slow
+
 NEAR = 1e-5
 IDS = torch.arange(8)[None] * 3
 
