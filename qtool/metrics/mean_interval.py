@@ -1,14 +1,16 @@
-"""Means over parts of a text, with confidence intervals."""
+"""Means over parts of data, such as samples or pieces of a text, with confidence intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from qtool.llm.token_scores import Values
+Values: TypeAlias = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.99
 _RESAMPLES = 2000
@@ -21,10 +23,10 @@ _DRAWN_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure of a text.
+    """A figure of data.
 
     Attributes:
-        value: on this text.
+        value: on this data.
         low: lower end of its 99 % confidence interval.
         high: upper end of it.
     """
