@@ -15,7 +15,7 @@ from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.prepared_model import PreparedModel
 from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.quantize.static_search import SearchResult, StaticSearch
-from qtool.workflows.tune.correction_search import Correction
+from qtool.workflows.tune.correction_search import Fit
 from qtool.workflows.tune.efforts import SearchConfig
 from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
 
@@ -67,8 +67,8 @@ def improved(
     try:
         other = searching.run(wanted, held_back=held_back, before=result)
         improving.try_result(other)
-        for name, change in other.search.fits(improving.result.kept.nodes).items():
-            improving.try_change(name, change)
+        for fit in other.search.fits(improving.result.kept.nodes):
+            improving.try_fit(fit)
     except KeyboardInterrupt:
         stopped = "the search for further improvements was interrupted"
     return Improved(result=improving.result, evidence=tuple(improving.evidence), stopped=stopped)
@@ -91,9 +91,10 @@ class _Improving:
         self._judge = judge
         self._noise = self._measured(result)
 
-    def try_change(self, name: str, change: Correction) -> None:
-        """Takes the result of a change where the evidence speaks for it."""
-        self._try(name, replace(self.result, candidates=change(self.result.candidates)), None)
+    def try_fit(self, fit: Fit) -> None:
+        """Takes the result of a fit where the evidence speaks for it, or it is required."""
+        fitted = replace(self.result, candidates=fit.apply(self.result.candidates))
+        self._try(fit.name, fitted, True if fit.is_required else None)
 
     def try_result(self, other: SearchResult) -> None:
         """Takes the result of another search where the evidence speaks for it; where there is a goal, it decides."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -34,6 +34,21 @@ LAYER_RECONSTRUCTION, LEARNED_ROUNDING = "layer reconstruction", "learned roundi
 _FEWEST_VALUES = 4096
 # The least number of samples for the same.
 _FEWEST_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A fit of integers to samples.
+
+    Attributes:
+        name: its name.
+        apply: returns candidates with it.
+        is_required: whether it is requested by name.
+    """
+
+    name: str
+    apply: Correction
+    is_required: bool
 
 
 def choose_among_methods(
@@ -144,26 +159,26 @@ class CorrectionSearch:
         if use is Policy.ALWAYS or (use is Policy.IF_BETTER and not self._stop()):
             # Biases alone cannot overfit a few samples.
             feeds = self._samples.spread(count)
-            fitted = partial(self._reconstructed, candidates, kept_float, feeds, rounding=False)
+            fitted = partial(self._fitted, candidates, kept_float, feeds, rounding=False)
             candidates = self._kept_if_better(candidates, "layer reconstruction, biases", fitted, kept_float, use)
         if self._wanted.learned_rounding is Policy.ALWAYS:
-            learned = partial(self._learned, candidates, kept_float, self._samples.spread(count))
+            learned = partial(self._rounded, candidates, kept_float, self._samples.spread(count))
             candidates = self._kept_if_better(candidates, LEARNED_ROUNDING, learned, kept_float, Policy.ALWAYS)
         return candidates
 
-    def changes(self, kept_float: Mapping[str, str]) -> dict[str, Correction]:
-        """Returns what fits integers, by name, each to be evaluated on samples of which this search knows none."""
+    def fits(self, kept_float: Mapping[str, str]) -> tuple[Fit, ...]:
+        """Returns what fits integers, each to be evaluated on samples of which this search knows none."""
         count = self._samples.held(self._wanted.fitted_samples, graphs=2)
-        found: dict[str, Correction] = {}
+        found = []
         if self._wanted.layer_reconstruction is not Policy.NEVER:
-            found[LAYER_RECONSTRUCTION] = lambda candidates: self._reconstructed(
-                candidates, kept_float, self._samples.spread_over_all(count), rounding=True
-            )
+            asked = self._wanted.layer_reconstruction is Policy.ALWAYS
+            reconstructed = partial(self._reconstructed, kept_float=kept_float, count=count)
+            found.append(Fit(name=LAYER_RECONSTRUCTION, apply=reconstructed, is_required=asked))
+        # Where it is required, the search has done it.
         if self._wanted.learned_rounding is Policy.IF_BETTER:
-            found[LEARNED_ROUNDING] = lambda candidates: self._learned(
-                candidates, kept_float, self._samples.spread_over_all(count)
-            )
-        return found
+            learned = partial(self._learned, kept_float=kept_float, count=count)
+            found.append(Fit(name=LEARNED_ROUNDING, apply=learned, is_required=False))
+        return tuple(found)
 
     def _kept_if_better(
         self,
@@ -180,6 +195,16 @@ class CorrectionSearch:
         return self._ablation.first_of(candidates, {name: change}, kept_float, always=use is Policy.ALWAYS)
 
     def _reconstructed(
+        self, candidates: QuantizedCandidates, *, kept_float: Mapping[str, str], count: int
+    ) -> QuantizedCandidates:
+        return self._fitted(candidates, kept_float, self._samples.spread_over_all(count), rounding=True)
+
+    def _learned(
+        self, candidates: QuantizedCandidates, *, kept_float: Mapping[str, str], count: int
+    ) -> QuantizedCandidates:
+        return self._rounded(candidates, kept_float, self._samples.spread_over_all(count))
+
+    def _fitted(
         self,
         candidates: QuantizedCandidates,
         kept_float: Mapping[str, str],
@@ -206,7 +231,7 @@ class CorrectionSearch:
         changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
         return replace(candidates, corrections=changed)
 
-    def _learned(
+    def _rounded(
         self, candidates: QuantizedCandidates, kept_float: Mapping[str, str], feeds: Sequence[Feed]
     ) -> QuantizedCandidates:
         """Returns ``candidates`` with integers and biases that gradients improved on ``feeds``."""

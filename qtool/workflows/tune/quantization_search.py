@@ -20,7 +20,7 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune.correction_search import Correction, CorrectionSearch
+from qtool.workflows.tune.correction_search import CorrectionSearch, Fit
 from qtool.workflows.tune.efforts import Policy, SearchConfig
 from qtool.workflows.tune.float_fallback_search import FloatFallbackSearch, KeptFloat
 from qtool.workflows.tune.rewriting import CROSS_LAYER_EQUALIZATION, SMOOTHQUANT, Rewriter, Rewritten
@@ -155,9 +155,9 @@ class QuantizationSearch:
             candidates if self._samples is None else self._correction_search(self._samples).fit(candidates, kept_float)
         )
 
-    def fits(self, kept_float: Mapping[str, str]) -> Mapping[str, Correction]:
-        """Returns what fits integers to this search's samples, by name; see ``CorrectionSearch.changes``."""
-        return {} if self._samples is None else self._correction_search(self._samples).changes(kept_float)
+    def fits(self, kept_float: Mapping[str, str]) -> Sequence[Fit]:
+        """Returns what fits integers to this search's samples; see ``CorrectionSearch.fits``."""
+        return () if self._samples is None else self._correction_search(self._samples).fits(kept_float)
 
     def _correction_search(self, samples: TuningSplit) -> CorrectionSearch:
         return CorrectionSearch(
