@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from qtool.llm.language_figures import TokenTimes
+from qtool.llm.mean_interval import Estimate
 from qtool.llm.perplexity import LanguageScore
 from qtool.metrics.latency import Interval
-from qtool.metrics.mean_interval import Estimate
 from qtool.reporting.figure_readers import Read, Side, measured
 from qtool.reporting.model import Measured, ModelComparison
 

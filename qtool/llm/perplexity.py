@@ -14,8 +14,8 @@ import numpy as np
 
 from qtool.calib.specs import Array, Feed, TensorSpec
 from qtool.errors import InputError
+from qtool.llm.mean_interval import Estimate, mean_interval
 from qtool.llm.token_scores import Values, logits_name, scored_tokens, token_losses, tokens_of
-from qtool.metrics.mean_interval import Estimate, mean_interval
 from qtool.runtime.running_model import RunningModel
 
 # Rows are what intervals draw; fewer of them are drawn in parts.

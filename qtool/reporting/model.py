@@ -8,13 +8,13 @@ from typing import Literal, TypeAlias
 
 from qtool.llm.generation import Answer
 from qtool.llm.language_figures import TokenTimes
+from qtool.llm.mean_interval import Estimate
 from qtool.llm.perplexity import LanguageScore
 from qtool.metrics.accuracy import Accuracy, ClassChange
 from qtool.metrics.changed_samples import ChangedSample
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.latency import Interval, Latency
 from qtool.metrics.layers import LayerFidelity, TensorHistogram
-from qtool.metrics.mean_interval import Estimate
 from qtool.metrics.memory import Memory
 from qtool.metrics.size_by_kind import SizePart
 from qtool.runtime.profile import OperatorTime

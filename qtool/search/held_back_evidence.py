@@ -17,8 +17,8 @@ import onnx_ir as ir
 from qtool.backends.execution import Execution
 from qtool.calib.specs import Array, Feed, samples_in
 from qtool.graph.decoder_caches import cache_outputs
+from qtool.llm.mean_interval import mean_interval
 from qtool.metrics.fidelity import FidelityMeter
-from qtool.metrics.mean_interval import mean_interval
 from qtool.search.logits_view import with_logits_of_outputs
 from qtool.search.output_evaluator import worst_sqnr_db
 

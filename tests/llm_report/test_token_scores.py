@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from qtool.errors import InputError
+from qtool.llm.mean_interval import mean_interval
 from qtool.llm.perplexity import HeldBackText, LanguageMeter
 from qtool.llm.token_scores import scored_tokens, token_losses
 from qtool.metrics.fidelity import FidelityMeter
-from qtool.metrics.mean_interval import mean_interval
 from qtool.runtime.session import Session
 from tests.llm_report.tiny_llama import VOCABULARY, decoder, random_weights, rounded
 
@@ -82,7 +82,7 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
 
 @pytest.mark.parametrize("parts", [2, 4, 8, 40])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtool.metrics.mean_interval._RESAMPLES", 600)
+    monkeypatch.setattr("qtool.llm.mean_interval._RESAMPLES", 600)
     random = np.random.default_rng(2)
     held = 0
     for _ in range(300):

@@ -14,12 +14,12 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.quantizer import Findings, quantize_graph
 from qtool.search.held_back_evidence import Evidence
-from qtool.workflows.quantize.further_search import improved
 from qtool.workflows.quantize.prepared_model import PreparedModel
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.quantize.static_search import SearchResult, StaticSearch
 from qtool.workflows.tune.embedding_tables import Tables, with_tables
+from qtool.workflows.tune.further_search import improved
 from qtool.workflows.tune.time_plan import is_slower
 
 

@@ -12,12 +12,12 @@ from qtool.calib.datasets.batching import fixed_batch_size
 from qtool.calib.errors import WholeFeedError
 from qtool.calib.specs import Array, Feed, TensorSpec, samples_in
 from qtool.errors import InputError
+from qtool.llm.mean_interval import Estimate
 from qtool.llm.perplexity import LanguageScore
 from qtool.metrics.accuracy import Accuracy, AccuracyMeter, ClassChange
 from qtool.metrics.changed_samples import ChangedSample, SampleMeter
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.judged_batch import Batch
-from qtool.metrics.mean_interval import Estimate
 from qtool.metrics.session_group import SessionGroup
 from qtool.metrics.task import Metric
 from qtool.progress import Progress

@@ -1,16 +1,14 @@
-"""Means over parts of data, such as samples or pieces of a text, with confidence intervals."""
+"""Means over parts of a text, with confidence intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Values: TypeAlias = npt.NDArray[np.float64]
+from qtool.llm.token_scores import Values
 
 CONFIDENCE = 0.99
 _RESAMPLES = 2000
@@ -23,10 +21,10 @@ _DRAWN_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure of data.
+    """A figure of a text.
 
     Attributes:
-        value: on this data.
+        value: on this text.
         low: lower end of its 99 % confidence interval.
         high: upper end of it.
     """
