@@ -15,7 +15,7 @@ from qtool.progress import Progress
 from qtool.schemes import Scheme
 from qtool.search.correction_ablation import CorrectionAblation, Gain
 from qtool.search.float_fallback import PERFECT_DB, Affordable
-from qtool.search.logits_view import with_logits
+from qtool.search.logits_view import viewed_by_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -96,7 +96,7 @@ class QuantizationSearch:
             feeds = self._samples.evaluation
             run = execution_for(scheme)
             # After a Softmax or Sigmoid most samples are saturated, and a single one that flips would decide.
-            self._evaluator = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
+            self._evaluator = OutputEvaluator(original, feeds, view=viewed_by_logits, execution=run, threads=threads)
             if wanted.limited and samples is not None:
                 count = samples.data.available(samples.dataset) or self._evaluator.samples
                 self._time.limit(self._evaluator.seconds * count / max(self._evaluator.samples, 1))
