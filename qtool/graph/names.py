@@ -16,13 +16,19 @@ class Names:
     def __init__(self, graph: ir.Graph) -> None:
         """Collects every name; names added later without this object are not known."""
         self._counts: dict[str, int] = {}
-        self._values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        self._values: set[str | None] = set()
         self._nodes: set[str | None] = set()
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        self._collect(graph)
+
+    def _collect(self, graph: ir.Graph) -> None:
+        self._values.update(value.name for value in (*graph.inputs, *graph.initializers.values()))
+        for node in graph:
             self._nodes.add(node.name)
-            self._values.update(value.name for value in node.outputs)
-            for inner in graphs_in(node):
-                self._values.update(value.name for value in (*inner.inputs, *inner.initializers.values()))
+            for value in node.outputs:
+                self._values.add(value.name)
+            if node.attributes:
+                for inner in graphs_in(node):
+                    self._collect(inner)
 
     def free(self, wish: str) -> str:
         """Returns ``wish``, or where a value has that, ``wish`` with a number, and takes it for a value."""

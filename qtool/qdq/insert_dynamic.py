@@ -28,6 +28,8 @@ def insert_dynamic(model: ir.Model, plan: DynamicPlan, weights: Mapping[str, Qua
         plan: what to quantize.
         weights: integers by the name of every weight in the plan.
     """
+    if not plan.weights:
+        return model
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     nodes = {node.name: node for node in model.graph}
     writer = _Writer(model.graph)

@@ -80,6 +80,8 @@ def insert_recurrent(model: ir.Model, layers: Mapping[str, Sequence[RecurrentWei
         model: the float model.
         layers: the two weights by the node's name.
     """
+    if not layers:
+        return
     names = Names(model.graph)
     nodes = {node.name or "": node for node in model.graph}
     for name, weights in layers.items():
@@ -96,8 +98,7 @@ def insert_recurrent(model: ir.Model, layers: Mapping[str, Sequence[RecurrentWei
             parameters.append(add_constant(model.graph, f"{value.name}_scale", weight.scale, names=names))
             parameters.append(add_constant(model.graph, f"{value.name}_zero_point", weight.zero_point, names=names))
         _replace(model.graph, node, OPERATOR, DOMAIN, [*inputs, *parameters], [node.inputs[index] for index in WEIGHTS])
-    if layers:
-        model.opset_imports.setdefault(DOMAIN, 1)
+    model.opset_imports.setdefault(DOMAIN, 1)
 
 
 class RemoveRecurrent(ir.passes.InPlacePass):

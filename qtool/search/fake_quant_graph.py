@@ -6,9 +6,11 @@ quantizes and dequantizes it with a scale and zero point that are inputs of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +30,14 @@ from qtool.search.segmented_runner import SegmentedRunner
 # The graph is cut into at most this many segments, with at least so many tensors in each.
 _PLACES = 5
 _FEWEST_SOURCES = 6
+
+
+class NoiseAlone(Protocol):
+    """Measures one tensor's parameters."""
+
+    def __call__(self, params: AffineParams, enough: float = math.inf) -> float:
+        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``."""
+        ...
 
 
 class FakeQuantGraph:
@@ -61,7 +71,7 @@ class FakeQuantGraph:
         """
         return self._whole.noise(self._settings(params))
 
-    def one_by_one(self, sources: Sequence[str]) -> Iterator[tuple[str, Callable[[AffineParams], float]]]:
+    def one_by_one(self, sources: Sequence[str]) -> Iterator[tuple[str, NoiseAlone]]:
         """Yields each of ``sources`` with a function that returns its noise when it alone is quantized.
 
         Everything before a tensor stays the same, so the graph is run from a few cuts on, and the tensors that cross
@@ -86,8 +96,10 @@ class FakeQuantGraph:
                 for source in part:
                     yield source, partial(self._alone, measurement, source)
 
-    def _alone(self, measurement: _NoiseMeasurement, source: str, params: AffineParams) -> float:
-        return measurement.noise(self._settings({source: params}))
+    def _alone(
+        self, measurement: _NoiseMeasurement, source: str, params: AffineParams, enough: float = math.inf
+    ) -> float:
+        return measurement.noise(self._settings({source: params}), enough)
 
     def _settings(self, params: Mapping[str, AffineParams]) -> dict[str, Array]:
         settings: dict[str, Array] = {}
@@ -110,12 +122,19 @@ class _NoiseMeasurement:
         caches = {filled_by(spec.name, names) for spec in session.inputs}
         self._outputs = [name for name in names if name not in caches]
         self._expected = [session.run(feed, self._outputs) for feed in self._feeds]
+        whole = NoiseMeter()
+        for expected in self._expected:
+            whole.add(expected, expected)
+        self._signals = whole.signals
 
-    def noise(self, settings: Mapping[str, Array]) -> float:
+    def noise(self, settings: Mapping[str, Array], enough: float = math.inf) -> float:
+        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``."""
         wanted = {name: value for name, value in settings.items() if name in self._wanted}
         meter = NoiseMeter()
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             meter.add(expected, self._session.run({**feed, **wanted}, self._outputs))
+            if meter.least(self._signals) > enough:
+                return math.inf
         return meter.worst()
 
 

@@ -27,8 +27,8 @@ def with_logits(model: ir.Model) -> ir.Model:
     graph = changed.graph
     names = Names(graph)
     for position, output in enumerate(graph.outputs):
-        gate = _gate(output)
-        if gate is not None and (before := gate.inputs[0]) is not None and not before.is_graph_input():
+        before = _opens(output)
+        if before is not None:
             graph.outputs[position] = _copied(before, output, names, graph)
     return changed
 
@@ -43,6 +43,18 @@ def judged_outputs(model: ir.Model) -> ir.Model:
     kept = [value for value in judged.graph.outputs if value.name not in caches]
     judged.graph.outputs[:] = kept or list(judged.graph.outputs)
     return judged
+
+
+def viewed_by_logits(model: ir.Model) -> ir.Model:
+    """Returns the same for a graph that is only run: ``model`` itself where none of its outputs hides logits."""
+    return with_logits(model) if any(_opens(output) for output in model.graph.outputs) else model
+
+
+def _opens(output: ir.Value) -> ir.Value | None:
+    """Returns the logits of an output, where the graph computes them."""
+    gate = _gate(output)
+    before = None if gate is None else gate.inputs[0]
+    return None if before is None or before.is_graph_input() else before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

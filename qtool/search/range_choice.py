@@ -134,7 +134,7 @@ class _Search:
             first, *others = self._proposals[source]
             noises = {first: alone[source]}
             for name in others:
-                noises[name] = noise(self._proposals[source][name])
+                noises[name] = noise(self._proposals[source][name], enough=min(noises.values()))
             self._chosen[source] = min(noises, key=lambda name: noises[name])
             advance(1)
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from qtool.calib.affine import dequantize
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, sole_consumer
+from qtool.graph.names import Names
 from qtool.plan import Plan
 from qtool.weights.round_to_nearest import QuantizedWeight
 
@@ -37,6 +38,7 @@ def correct_biases(
         By node name, the largest correction of an output channel's mean.
     """
     nodes = {node.name: node for node in model.graph}
+    names = Names(model.graph)
     corrected = {}
     for tensor, weight_plan in plan.weights.items():
         for name in weight_plan.nodes:
@@ -53,7 +55,8 @@ def correct_biases(
             stored = reader.inputs[index]
             if stored is not None and stored.name in plan.weights:
                 continue  # its Add runs on integers that are rounded already
-            value = add_constant(model.graph, f"{node.name}_corrected_bias", (bias - change).astype(np.float32))
+            new = (bias - change).astype(np.float32)
+            value = add_constant(model.graph, f"{node.name}_corrected_bias", new, names=names)
             reader.replace_input_with(index, value)
             corrected[name] = float(np.abs(change).max())
     return corrected
@@ -61,12 +64,16 @@ def correct_biases(
 
 def set_biases(model: ir.Model, biases: Mapping[str, npt.NDArray[np.float32]]) -> None:
     """Sets new biases, (output channels,), of the named layers of a float model, in place."""
+    if not biases:
+        return
+    names = Names(model.graph)
     for node in list(model.graph):
         bias = biases.get(node.name or "")
         place = None if bias is None else bias_place(node, bias.size)
         if bias is not None and place is not None:
             reader, index, _ = place
-            reader.replace_input_with(index, add_constant(model.graph, f"{node.name}_fitted_bias", bias))
+            value = add_constant(model.graph, f"{node.name}_fitted_bias", bias, names=names)
+            reader.replace_input_with(index, value)
 
 
 def _mean_change(

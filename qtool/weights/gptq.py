@@ -60,8 +60,25 @@ class Curvature:
         """Computes it from E[x x^T] with damping, (groups, inputs, inputs)."""
         order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
         every = np.arange(len(hessian))[:, np.newaxis, np.newaxis]
-        ordered = hessian[every, order[:, :, np.newaxis], order[:, np.newaxis, :]]
-        return Curvature(order=order, factor=np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1))
+        # With H = R R^T and R upper triangular, U is the inverse of R: R is the factor of H backwards, backwards.
+        back = order[:, ::-1]
+        backwards = hessian[every, back[:, :, np.newaxis], back[:, np.newaxis, :]]
+        upper = np.asarray(np.linalg.cholesky(backwards)[:, ::-1, ::-1], np.float64)
+        return Curvature(order=order, factor=_inverse_of_upper(upper))
+
+
+def _inverse_of_upper(matrices: Floats) -> Floats:
+    """Returns the inverses of upper triangular matrices, (groups, inputs, inputs), block by block."""
+    count = matrices.shape[1]
+    if count <= _BLOCK:
+        return np.asarray(np.linalg.inv(matrices), np.float64)
+    half = count // 2
+    first = _inverse_of_upper(matrices[:, :half, :half])
+    last = _inverse_of_upper(matrices[:, half:, half:])
+    inverses = np.zeros_like(matrices, order="C")
+    inverses[:, :half, :half], inverses[:, half:, half:] = first, last
+    inverses[:, :half, half:] = -(first @ matrices[:, :half, half:]) @ last
+    return inverses
 
 
 def gptq(

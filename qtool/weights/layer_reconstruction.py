@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,26 @@ class LayerReconstruction:
     Attributes:
         weight: its new integers; None where the old ones stay.
         bias_change: the change of its bias, float64, (output channels,); None where it stays.
-        noise_before: noise over signal of its output, before its activation function, on held-out positions.
+        noise_before: noise over signal of its output, before its activation function, on held-out positions; None where
+        integers were not to change, which takes no moments of the inputs.
         noise_after: the same after the fit.
     """
 
     weight: QuantizedWeight | None
     bias_change: npt.NDArray[np.float64] | None
-    noise_before: float
-    noise_after: float
+    noise_before: float | None = None
+    noise_after: float | None = None
 
 
 def reconstruct_layer(task: LayerTask, *, rounding: bool) -> LayerReconstruction:
     """Returns new integers where they reduce the noise on held-out positions, and the matching bias."""
     problem = _Problem(task)
+    if not rounding:
+        return LayerReconstruction(
+            weight=None, bias_change=problem.mean_error(task.rounded) if task.moves_bias else None
+        )
     before = problem.noise(task.rounded, np.zeros(problem.outputs))
-    weight = problem.better_rounding() if rounding and task.given.shape[2] >= _BLOCKS else None
+    weight = problem.better_rounding() if task.given.shape[2] >= _BLOCKS else None
     final = task.rounded if weight is None else weight
     change = problem.mean_error(final) if task.moves_bias else None
     after = before if weight is None and change is None else problem.noise(final, change)
@@ -100,23 +106,39 @@ class _Problem:
         self._original = self._matrix(task.weight)
         self.outputs = self._original.shape[0] * self._original.shape[1]
         count = task.given.shape[2]
-        blocks = np.arange(count) * _BLOCKS // max(count, 1)
-        weights = _position_weights(self._original @ task.wanted, spatial=bool(task.layer.kernel))
+        self._blocks = np.arange(count) * _BLOCKS // max(count, 1)
+        spatial = bool(task.layer.kernel)
+        # Positions of a map are equal.
+        self._weights = None if spatial else _position_weights(self._original @ task.wanted)
+        self._given_means = _block_means(task.given, self._blocks, self._weights)
+        self._error_means = _block_means(task.given - task.wanted, self._blocks, self._weights)
+
+    @cached_property
+    def _parts(self) -> tuple[Samples, Samples]:
+        """The inputs and their errors, weighted, (groups, inputs, positions)."""
+        task = self._task
         given, error = task.given, task.given - task.wanted
-        self._given_means = _block_means(given, blocks, weights)
-        self._error_means = _block_means(error, blocks, weights)
         if task.moves_bias:  # the bias corrects any mean error, so the weights need not
             given = given - self._given_means.mean(axis=2, keepdims=True)
             error -= self._error_means.mean(axis=2, keepdims=True)
-        given, error = given * np.sqrt(weights), error * np.sqrt(weights)
-        aside = blocks % _HOLDOUT_PERIOD == _HOLDOUT_PERIOD - 1
-        self._aside_share = float(aside.mean())
-        self._holdout = PairedMoments.of(self._original, given[:, :, aside], error[:, :, aside])
-        self._others = (given[:, :, ~aside], error[:, :, ~aside])
+        if self._weights is None:
+            return given, error
+        return given * np.sqrt(self._weights), error * np.sqrt(self._weights)
+
+    @cached_property
+    def _aside(self) -> npt.NDArray[np.bool_]:
+        """Which positions are held out, (positions,)."""
+        return np.asarray(self._blocks % _HOLDOUT_PERIOD == _HOLDOUT_PERIOD - 1)
+
+    @cached_property
+    def _holdout(self) -> PairedMoments:
+        given, error = self._parts
+        return PairedMoments.of(self._original, given[:, :, self._aside], error[:, :, self._aside])
 
     def better_rounding(self) -> QuantizedWeight | None:
         """Returns new integers, or None where they do no better on held-out positions."""
-        seen = PairedMoments.of(self._original, *self._others)
+        given, error = self._parts
+        seen = PairedMoments.of(self._original, given[:, :, ~self._aside], error[:, :, ~self._aside])
         shrinkage = best_fit(seen, self._holdout)
         fitted = self._holdout.input_noise if shrinkage is None else self._holdout.noise(fitted_change(seen, shrinkage))
         now = self._centred_noise(self._task.rounded)
@@ -124,7 +146,7 @@ class _Problem:
             return None
         if self._centred_noise(self._rounded(seen, shrinkage)) >= now * (1.0 - _LEAST_GAIN):
             return None
-        return self._rounded(seen.joined(self._holdout, share=self._aside_share), shrinkage)
+        return self._rounded(seen.joined(self._holdout, share=float(self._aside.mean())), shrinkage)
 
     def mean_error(self, weight: QuantizedWeight) -> Floats:
         """Returns the mean error of the outputs, (output channels,), shrunk by its uncertainty.
@@ -193,25 +215,28 @@ class _Problem:
         return np.broadcast_to(values.reshape(-1).astype(np.float64), (self.outputs,)).reshape(groups, -1, 1)
 
 
-def _position_weights(outputs: Samples, *, spatial: bool) -> Samples:
-    """Returns the weight of each position, float32, (positions,), 1 on average.
+def _position_weights(outputs: Samples) -> Samples:
+    """Returns the weight of each step of sequences, float32, (positions,), 1 on average.
 
     A few steps of a sequence may be far larger than all others, and their errors with them; the normalization that
-    follows makes them equal, so errors are weighted relative to the step's own signal. Positions of a map are equal.
+    follows makes them equal, so errors are weighted relative to the step's own signal.
     """
     count = outputs.shape[2]
     power = np.square(outputs).sum(axis=(0, 1))
     median = np.median(power) if count else 0.0
-    if spatial or median == 0.0:
+    if median == 0.0:
         return np.ones(count, np.float32)
     weights = np.minimum(median / np.maximum(power, np.finfo(np.float32).tiny), 1.0)
     normalized: Samples = (weights / weights.mean()).astype(np.float32)
     return normalized
 
 
-def _block_means(samples: Samples, blocks: npt.NDArray[np.int64], weights: Samples) -> Samples:
-    """Returns the mean of each block of positions, (groups, inputs, blocks)."""
+def _block_means(samples: Samples, blocks: npt.NDArray[np.int64], weights: Samples | None) -> Samples:
+    """Returns the mean of each block of positions, (groups, inputs, blocks); without ``weights``, all count alike."""
     starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-    sums = np.add.reduceat(samples * weights, starts, axis=2)
-    means: Samples = (sums / np.add.reduceat(weights, starts)).astype(np.float32)
+    if weights is None:
+        sums, total = np.add.reduceat(samples, starts, axis=2), np.diff(starts, append=len(blocks)).astype(np.float32)
+    else:
+        sums, total = np.add.reduceat(samples * weights, starts, axis=2), np.add.reduceat(weights, starts)
+    means: Samples = (sums / total).astype(np.float32)
     return means

@@ -67,13 +67,18 @@ class WeightRounding:
         """Returns the same rounding with these algorithms; each form is one object, which caches its results."""
         key = frozenset(algorithms)
         if key not in self._forms:
-            self._forms[key] = WeightRounding(tuple(self._layers.values()), self._hessians, algorithms=key)
+            form = WeightRounding(tuple(self._layers.values()), self._hessians, algorithms=key)
+            form._curvatures = self._curvatures
+            self._forms[key] = form
         return self._forms[key]
 
     def with_fitted(self, fitted: Mapping[str, QuantizedWeight]) -> WeightRounding:
         """Returns the same with integers that were found otherwise."""
         layers = tuple(self._layers.values())
-        return WeightRounding(layers, self._hessians, algorithms=self.algorithms, fitted=fitted)
+        form = WeightRounding(layers, self._hessians, algorithms=self.algorithms, fitted=fitted)
+        # What inputs alone choose stays the same.
+        form._known, form._curvatures = self._known, self._curvatures
+        return form
 
     def __call__(
         self,

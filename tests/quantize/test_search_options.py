@@ -110,10 +110,8 @@ def test_one_correction_alone_is_made_and_told(run: Callable[..., Any], model: P
 
 
 def test_what_is_in_doubt_is_judged_and_what_is_a_must_is_not(run: Callable[..., Any], model: Path, data: Path) -> None:
-    doubted = _gains(_quantize(run, model, data, "a.onnx", *_PLAIN, "--effort", "best"))
-    # Fitting weights as well comes first, and biases alone only where that does harm.
-    assert set(_SWITCHES.values()) - {"layer reconstruction, biases"} <= set(doubted)
-    assert doubted["layer reconstruction"]["kept"] or "layer reconstruction, biases" in doubted
+    doubted = _gains(_quantize(run, model, data, "a.onnx", *_PLAIN))
+    assert set(_SWITCHES.values()) - {"weight clipping"} <= set(doubted)
     for gain in doubted.values():
         if gain["correction"] != "cross-layer equalization" and not gain["correction"].startswith(
             "layer reconstruction"
@@ -168,7 +166,7 @@ def test_integers_that_are_fitted_without_any_other_rounding_are_written(
     run: Callable[..., Any], model: Path, data: Path
 ) -> None:
     options = (*_PLAIN, *(option for option in _OFF if option != "--no-reconstruction"), "--effort", "best")
-    report = _quantize(run, model, data, "q.onnx", *options, "--reconstruction")
+    report = _quantize(run, model, data, "q.onnx", *options, "--reconstruction", "--no-learned-rounding")
     _quantize(run, model, data, "plain.onnx", *_PLAIN, *_OFF)
     before, after = _constants(model.with_name("plain.onnx")), _constants(model.with_name("q.onnx"))
     names = [name for name in before if name.startswith("w") and name.endswith("_quantized")]
@@ -188,8 +186,9 @@ def test_effort_says_what_is_looked_for(run: Callable[..., Any], model: Path, da
     balanced = _gains(_quantize(run, model, data, "balanced.onnx"))
     assert {"cross-layer equalization", "chosen ranges", "GPTQ", "bias correction"} <= set(balanced)
     assert not {"weight clipping", "layer reconstruction"} & set(balanced)
-    best = _gains(_quantize(run, model, data, "best.onnx", "--effort", "best"))
-    assert {"weight clipping", "layer reconstruction"} <= set(best)
+    best = _quantize(run, model, data, "best.onnx", "--effort", "best")
+    changes = [found["change"] for found in best["held_back_evidence"]]
+    assert changes == ["other corrections and float layers", "layer reconstruction", "learned rounding"]
 
 
 def test_speed_is_measured_with_data_alone(run: Callable[..., Any], model: Path, data: Path) -> None:

@@ -113,9 +113,13 @@ def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None
     plan = build_plan(model, PRESETS["x86"], NodeSelection())
     params = params_from_range(Range(-2.5, 2.5), plan.activations["x"].grid)
     with open_fake_quant_graph(model, plan, _feeds()) as runner:
-        found = {source: noise(params) for source, noise in runner.one_by_one(runner.sources)}
+        found = {}
+        for source, noise in runner.one_by_one(runner.sources):
+            found[source] = noise(params)
+            assert noise(params, enough=found[source]) == found[source]
+            assert noise(params, enough=0.5 * found[source]) == np.inf
         assert tuple(found) == runner.sources
         assert len(found) >= layers
-        for source, noise in found.items():
-            assert noise == pytest.approx(runner.noise({source: params}), rel=1e-3)
-            assert noise > 0
+        for source, alone in found.items():
+            assert alone == pytest.approx(runner.noise({source: params}), rel=1e-3)
+            assert alone > 0

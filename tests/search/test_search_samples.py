@@ -10,9 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from qtool.calib.specs import Feed
+from qtool.graph.specs import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
+from qtool.workflows.tune.sample_selection import spread_batches
 from qtool.workflows.tune.tuning_split import TuningSplit
 
 _MODEL = """
@@ -23,12 +25,15 @@ passing (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }
 
 def _search_samples(folder: Path, count: int, *, evaluation_samples: int) -> TuningSplit:
     """Returns samples whose values are their numbers."""
-    numbers = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
-    np.savez(folder / "numbers.npz", x=numbers)
-    data = DataRequest(source=str(folder / "numbers.npz"))
+    data = DataRequest(source=str(_numbered(folder, count)))
     holdout = HoldoutSplit.of(count)
     samples = CheckSamples(dataset=data.open(), data=data, holdout=holdout)
     return TuningSplit(ir.from_onnx_text(_MODEL), samples, evaluation_samples=evaluation_samples)
+
+
+def _numbered(folder: Path, count: int) -> Path:
+    np.savez(folder / "numbers.npz", x=np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1))
+    return folder / "numbers.npz"
 
 
 def _numbers(feeds: Iterable[Feed]) -> list[int]:
@@ -49,6 +54,19 @@ def test_samples_that_were_held_back_stay_so(tmp_path: Path) -> None:
     samples = _search_samples(tmp_path, 80, evaluation_samples=32)
     given = {*_numbers(samples.evaluation), *_numbers(samples.spread(80)), *_numbers(samples.some(80))}
     assert given == set(range(80)) - set(range(9, 80, 10))
+
+
+def test_samples_that_other_evidence_needs_are_not_given(tmp_path: Path) -> None:
+    data = DataRequest(source=str(_numbered(tmp_path, 40)))
+    samples = CheckSamples(dataset=data.open(), data=data, holdout=HoldoutSplit.of(40))
+    model = ir.from_onnx_text(_MODEL)
+    feeds = samples.holdout.used(data.feeds(samples.dataset, *model_specs(model)))
+    held_back = spread_batches(feeds, samples=18, available=36)
+    left = TuningSplit(model, samples, evaluation_samples=8, held_back=held_back)
+    given = {*_numbers(left.evaluation), *_numbers(left.spread(40)), *_numbers(left.some(40))}
+    assert len(held_back.rows) == 18
+    assert given == set(range(40)) - set(range(9, 40, 10)) - set(_numbers(held_back.feeds))
+    assert set(_numbers(left.spread_over_all(40))) == given
 
 
 def test_both_kinds_come_from_all_over_the_data(tmp_path: Path) -> None:

@@ -25,13 +25,16 @@ class KeepFloatLayers(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Inserts one Sum after each such layer."""
-        modified = False
-        names = Names(model.graph)
-        for node in list(model.graph):
-            if node.domain == "" and (_would_be_quantized(node) or _would_pool_integers(node)):
+        found = [
+            node
+            for node in model.graph
+            if node.domain == "" and (_would_be_quantized(node) or _would_pool_integers(node))
+        ]
+        if found:
+            names = Names(model.graph)
+            for node in found:
                 _separate(model.graph, node, names)
-                modified = True
-        return ir.passes.PassResult(model, modified)
+        return ir.passes.PassResult(model, bool(found))
 
 
 def without_separators(model: ir.Model) -> None:

@@ -133,6 +133,22 @@ def show_search(console: Console, report: QuantizeReport) -> None:
                 for gain in report.gains
             ],
         )
+    if report.evidence:
+        console.table(
+            f"Changes tried on top, on {report.evidence[0].samples} samples held back from them",
+            ("change", "less noise, dB", "99 % interval", "SQNR in dB before", "after", "kept"),
+            [
+                (
+                    found.change,
+                    f"{found.gain_db:+.2f}",
+                    f"{found.low_db:+.2f} to {found.high_db:+.2f}",
+                    _decibels(found.before_db),
+                    _decibels(found.after_db),
+                    "yes" if found.kept else "no",
+                )
+                for found in report.evidence
+            ],
+        )
     kept = report.kept_float
     if kept is not None and kept.choice.layers:
         layers = _some([layer.group.layer for layer in kept.choice.layers])
@@ -159,6 +175,7 @@ def search_as_json(report: QuantizeReport) -> dict[str, object]:
         "fitted_weights": list(report.corrections.rounding.fitted),
         "fitted_biases": list(report.corrections.biases),
         "gains": [asdict(gain) for gain in report.gains],
+        "held_back_evidence": [asdict(found) for found in report.evidence],
         "kept_float": None
         if kept is None
         else {

@@ -16,19 +16,14 @@ from qtool.progress import SILENT, Progress
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.workflows.quantize.checked_result import CheckedResult, write_and_check
 from qtool.workflows.quantize.decoder_output import bring_decoder_files
-from qtool.workflows.quantize.find_quantization import (
-    FoundQuantization,
-    check_plan,
-    check_samples,
-    find_quantization,
-    may_be_empty,
-)
+from qtool.workflows.quantize.find_quantization import FoundQuantization, find_quantization
 from qtool.workflows.quantize.lock import check_reproduced
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import load_prepared
 from qtool.workflows.quantize.quantize_files import FloatModel, check_destination, float_model
 from qtool.workflows.quantize.quantize_record import manifest_of
 from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
+from qtool.workflows.quantize.static_search import check_plan, check_samples, may_be_empty
 
 
 def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
@@ -83,8 +78,8 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
             threads=request.threads,
             progress=progress,
         )
-        if found.search.stopped is not None:
-            progress.note(f"{found.search.stopped}: continuing with the best so far")
+        if found.stopped is not None:
+            progress.note(f"{found.stopped}: continuing with the best so far")
         report = _report(found, checked, floats, path, request, progress)
         manifest = manifest_of(request, report, float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
@@ -101,7 +96,8 @@ def _report(
     request: QuantizeRequest,
     progress: Progress,
 ) -> QuantizeReport:
-    candidates, quantized, kept = found.candidates, found.quantized, found.kept
+    result, quantized = found.result, found.quantized
+    candidates, kept = result.candidates, result.kept
     mixed = None
     if kept.target is not None and kept.found is not None:
         mixed = kept.target.conclude(kept.found, quantized.model, candidates, progress)
@@ -113,22 +109,23 @@ def _report(
         coverage=checked.coverage,
         findings=quantized.findings,
         tables=quantized.tables.stored,
-        rewritten=found.start.rewritten,
+        rewritten=result.start.rewritten,
         corrections=candidates.corrections,
-        gains=found.search.gains,
+        gains=result.search.gains,
+        evidence=found.evidence,
         kept_float=kept.fallback,
         fidelity=checked.comparison.fidelity,
         outlooks=checked.comparison.outlooks,
         compared_on=checked.comparison.samples,
         compared_on_data=checked.comparison.on_data,
-        samples=found.start.samples,
+        samples=result.start.samples,
         float_bytes=model_bytes(floats.file),
         quantized_bytes=model_bytes(path),
         mixed=mixed,
         speedup=found.speedup,
-        timing=None if found.times is None else found.times.timing,
+        timing=None if result.times is None else result.times.timing,
         slow=tuple(candidates.slow),
-        search_ended=found.search.stopped,
+        search_ended=found.stopped,
         judged_in=backend_named(request.scheme.backend).judged_in,
         unsigned=tuple(sorted(candidates.scheme.unsigned_layers & quantized.plan.integer_nodes.keys())),
     )

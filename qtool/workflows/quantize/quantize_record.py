@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtool.backends.registry import backend_named
 from qtool.backends.runtimes import runtime_named
+from qtool.json_values import json_value
 from qtool.manifest import FileRecord, Manifest
 from qtool.reporting.surroundings import versions
 from qtool.workflows.diagnose.file_records import data_records, file_record, model_record
@@ -70,6 +71,7 @@ def _quantized(report: QuantizeReport) -> dict[str, Any]:
         "activations": len(report.plan.activations),
         "weights": len(report.plan.weights) + len(report.plan.dynamic.stored),
         "dynamic_nodes": len(report.plan.dynamic.integer_nodes),
+        "held_back_evidence": [json_value(asdict(evidence)) for evidence in report.evidence],
         **nodes_record(report, report.plan.skipped),
     }
 

@@ -15,6 +15,7 @@ from qtool.quantizer import Findings
 from qtool.schemes import Scheme
 from qtool.search.accuracy_goal import Goal
 from qtool.search.correction_ablation import Gain
+from qtool.search.held_back_evidence import Evidence
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 from qtool.workflows.tune.accuracy_target import MixedPrecision
 from qtool.workflows.tune.efforts import BALANCED, SearchConfig
@@ -63,6 +64,7 @@ class QuantizeReport(SharedReport):
         rewritten: the changes of the float model before it was calibrated.
         corrections: the results of the search.
         gains: the effect of every correction that was tried on the outputs.
+        evidence: what samples that were held back say about every change that was tried on top of the search.
         kept_float: layers that stay float because quantizing them costs much accuracy and saves little time; None
         without a search.
         samples: how many samples the ranges come from.
@@ -82,6 +84,7 @@ class QuantizeReport(SharedReport):
     gains: tuple[Gain, ...]
     kept_float: KeptFloat | None
     samples: int
+    evidence: tuple[Evidence, ...] = ()
     mixed: MixedPrecision | None = None
     speedup: Interval | None = None
     timing: Timing | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -28,10 +28,27 @@ from qtool.workflows.tune.tuning_split import TuningSplit
 
 Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
+LAYER_RECONSTRUCTION, LEARNED_ROUNDING = "layer reconstruction", "learned rounding"
+
 # The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
 # The least number of samples for the same.
 _FEWEST_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A fit of integers to samples.
+
+    Attributes:
+        name: its name.
+        apply: returns candidates with it.
+        is_required: whether it is requested by name.
+    """
+
+    name: str
+    apply: Correction
+    is_required: bool
 
 
 def choose_among_methods(
@@ -130,89 +147,113 @@ class CorrectionSearch:
         return WeightRounding(layers, hessians)
 
     def fit(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns ``candidates`` after reconstruction of layers and blocks, once it is known what stays float.
+        """Returns ``candidates`` with fitted biases where they help, once it is known what stays float.
+
+        Integers are learned as well where that is required.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the model.
         """
-        return self._learned(self._fit_layers(candidates, kept_float), kept_float)
+        use = self._wanted.layer_reconstruction
+        count = self._samples.held(self._wanted.fitted_samples, graphs=2)
+        if use is Policy.ALWAYS or (use is Policy.IF_BETTER and not self._stop()):
+            # Biases alone cannot overfit a few samples.
+            feeds = self._samples.spread(count)
+            fitted = partial(self._fitted, candidates, kept_float, feeds, rounding=False)
+            candidates = self._kept_if_better(candidates, "layer reconstruction, biases", fitted, kept_float, use)
+        if self._wanted.learned_rounding is Policy.ALWAYS:
+            learned = partial(self._rounded, candidates, kept_float, self._samples.spread(count))
+            candidates = self._kept_if_better(candidates, LEARNED_ROUNDING, learned, kept_float, Policy.ALWAYS)
+        return candidates
 
-    def _learned(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        """Returns ``candidates`` with integers and biases that gradients improved."""
-        use = self._wanted.learned_rounding
-        plan = candidates.plan(kept_float)
-        if use is Policy.NEVER or not plan.weights or (use is Policy.IF_BETTER and self._stop()):
+    def fits(self, kept_float: Mapping[str, str]) -> tuple[Fit, ...]:
+        """Returns what fits integers, each to be evaluated on samples of which this search knows none."""
+        count = self._samples.held(self._wanted.fitted_samples, graphs=2)
+        found = []
+        if self._wanted.layer_reconstruction is not Policy.NEVER:
+            asked = self._wanted.layer_reconstruction is Policy.ALWAYS
+            reconstructed = partial(self._reconstructed, kept_float=kept_float, count=count)
+            found.append(Fit(name=LAYER_RECONSTRUCTION, apply=reconstructed, is_required=asked))
+        # Where it is required, the search has done it.
+        if self._wanted.learned_rounding is Policy.IF_BETTER:
+            learned = partial(self._learned, kept_float=kept_float, count=count)
+            found.append(Fit(name=LEARNED_ROUNDING, apply=learned, is_required=False))
+        return tuple(found)
+
+    def _kept_if_better(
+        self,
+        candidates: QuantizedCandidates,
+        name: str,
+        change: Callable[[], QuantizedCandidates],
+        kept_float: Mapping[str, str],
+        use: Policy,
+    ) -> QuantizedCandidates:
+        if not candidates.plan(kept_float).integer_nodes:
             return candidates
+        if self._ablation is None:
+            return change()
+        return self._ablation.first_of(candidates, {name: change}, kept_float, always=use is Policy.ALWAYS)
+
+    def _reconstructed(
+        self, candidates: QuantizedCandidates, *, kept_float: Mapping[str, str], count: int
+    ) -> QuantizedCandidates:
+        return self._fitted(candidates, kept_float, self._samples.spread_over_all(count), rounding=True)
+
+    def _learned(
+        self, candidates: QuantizedCandidates, *, kept_float: Mapping[str, str], count: int
+    ) -> QuantizedCandidates:
+        return self._rounded(candidates, kept_float, self._samples.spread_over_all(count))
+
+    def _fitted(
+        self,
+        candidates: QuantizedCandidates,
+        kept_float: Mapping[str, str],
+        feeds: Sequence[Feed],
+        *,
+        rounding: bool,
+    ) -> QuantizedCandidates:
+        """Returns ``candidates`` with biases, and with ``rounding`` integers, fitted to ``feeds`` layer by layer."""
+        plan = candidates.plan(kept_float)
+        known = candidates.corrections
+        activations, weights = quantities(candidates.model, plan, candidates.statistics, candidates.method, known)
+        found = reconstruct(
+            candidates.model,
+            plan,
+            candidates.scheme,
+            activations,
+            weights,
+            feeds,
+            self._progress,
+            rounding=rounding,
+            threads=self._threads,
+            stop=self._stop,
+        )
+        changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
+        return replace(candidates, corrections=changed)
+
+    def _rounded(
+        self, candidates: QuantizedCandidates, kept_float: Mapping[str, str], feeds: Sequence[Feed]
+    ) -> QuantizedCandidates:
+        """Returns ``candidates`` with integers and biases that gradients improved on ``feeds``."""
         from qtool.learn.learned_rounding import learn_rounding
 
-        def learned() -> QuantizedCandidates:
-            activations, weights = quantities(
-                candidates.model, plan, candidates.statistics, candidates.method, candidates.corrections
-            )
-            count = self._samples.held(self._wanted.fitted_samples, graphs=2)
-            found = learn_rounding(
-                candidates.model,
-                plan,
-                candidates.scheme,
-                activations,
-                weights,
-                self._samples.spread(count),
-                self._progress,
-                threads=self._threads,
-                stop=self._stop,
-            )
-            known = candidates.corrections
-            fitted = {**{name: weights[name] for name in known.rounding.fitted}, **found.weights}
-            changed = replace(
-                known, rounding=known.rounding.with_fitted(fitted), biases={**known.biases, **found.biases}
-            )
-            return replace(candidates, corrections=changed)
-
-        if self._ablation is None:
-            return learned()
-        attempts = {"learned rounding": learned}
-        return self._ablation.first_of(candidates, attempts, kept_float, always=use is Policy.ALWAYS)
-
-    def _fit_layers(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
-        use = self._wanted.layer_reconstruction
         plan = candidates.plan(kept_float)
-        if use is Policy.NEVER or not plan.integer_nodes or (use is Policy.IF_BETTER and self._stop()):
-            return candidates
-        activations, weights = quantities(
-            candidates.model, plan, candidates.statistics, candidates.method, candidates.corrections
+        known = candidates.corrections
+        activations, weights = quantities(candidates.model, plan, candidates.statistics, candidates.method, known)
+        found = learn_rounding(
+            candidates.model,
+            plan,
+            candidates.scheme,
+            activations,
+            weights,
+            feeds,
+            self._progress,
+            threads=self._threads,
+            stop=self._stop,
         )
-
-        def fitted(feeds: Sequence[Feed], *, rounding: bool) -> QuantizedCandidates:
-            found = reconstruct(
-                candidates.model,
-                plan,
-                candidates.scheme,
-                activations,
-                weights,
-                feeds,
-                self._progress,
-                rounding=rounding,
-                threads=self._threads,
-                stop=self._stop,
-            )
-            known = candidates.corrections
-            changed = replace(known, rounding=known.rounding.with_fitted(found.weights), biases=found.biases)
-            return replace(candidates, corrections=changed)
-
-        # The float model and the quantized one run side by side.
-        count = self._samples.held(self._wanted.fitted_samples, graphs=2)
-        feeds = self._samples.spread(count)
-        # Biases alone cannot overfit a few samples.
-        attempts = {"layer reconstruction, biases": partial(fitted, feeds, rounding=False)}
-        if self._wanted.fits_weights:
-            attempts = {"layer reconstruction": partial(fitted, feeds, rounding=True), **attempts}
-        if self._ablation is None:
-            return next(iter(attempts.values()))()
-        found = self._ablation.first_of(candidates, attempts, kept_float, always=use is Policy.ALWAYS)
-        if not found.corrections.rounding.fitted:
-            return found
-        # It does not overfit: now the evaluation samples may be used for fitting, too.
-        return fitted(self._samples.spread_over_all(count), rounding=True)
+        fitted = {**{name: weights[name] for name in known.rounding.fitted}, **found.weights}
+        changed = replace(known, rounding=known.rounding.with_fitted(fitted), biases={**known.biases, **found.biases})
+        return replace(candidates, corrections=changed)
 
 
 def _with_ranges(chosen: Corrections, candidates: QuantizedCandidates) -> QuantizedCandidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qtool.weights.registry import CLIPPING, GPTQ, WEIGHT_ALGORITHMS
@@ -38,8 +38,9 @@ class SearchConfig:
         weight_clipping: narrower scales of weights where that reduces the error of products.
         gptq: rounding that minimizes the error of products instead of that of weights.
         other_algorithms: the other entries of ``WEIGHT_ALGORITHMS``.
-        layer_reconstruction: fitting the quantized layers in order to the outputs of the float ones.
-        fits_weights: whether that may change integers as well as biases.
+        layer_reconstruction: fitting the quantized layers in order to the outputs of the float ones: their biases, and
+        in ``further`` searches integers as well.
+        learned_rounding: learning integers and biases by gradients, block after block.
         most_float: the largest fraction of the integers' savings to give up for accuracy, 0 to 1; None for what slows
         a run down by ``most_slower``.
         most_slower: the largest relative slowdown, 0 to 1.
@@ -50,6 +51,8 @@ class SearchConfig:
         evaluation_samples: how many samples corrections are evaluated on.
         fitted_samples: how many samples layers are fitted on.
         limited: whether the search time is limited in proportion to the float model's run time.
+        further: what is tried on top of the result, and kept where samples held back from it show it to be better;
+        None for nothing.
     """
 
     ranges: bool
@@ -63,7 +66,6 @@ class SearchConfig:
     other_algorithms: Policy
     layer_reconstruction: Policy
     learned_rounding: Policy
-    fits_weights: bool
     most_float: float | None
     most_slower: float
     float_price: float
@@ -73,6 +75,7 @@ class SearchConfig:
     evaluation_samples: int
     fitted_samples: int
     limited: bool
+    further: SearchConfig | None = None
 
     @property
     def need_evaluator(self) -> bool:
@@ -110,7 +113,10 @@ def searches(
     learned_rounding: bool | None = None,
     most_float: float | None = None,
 ) -> SearchConfig:
-    """Returns the configuration of an effort; arguments that are None follow from the effort."""
+    """Returns the configuration of an effort; arguments that are None follow from the effort.
+
+    The best effort is the balanced one, with further searches on top.
+    """
     fast, best = effort is Effort.FAST, effort is Effort.BEST
 
     def use(asked: bool | None, *, usual: bool) -> Policy:
@@ -118,7 +124,7 @@ def searches(
             return Policy.IF_BETTER if usual else Policy.NEVER
         return Policy.ALWAYS if asked else Policy.NEVER
 
-    return SearchConfig(
+    config = SearchConfig(
         ranges=ranges,
         each_range=not fast,
         cross_layer_equalization=use(cross_layer_equalization, usual=True),
@@ -130,7 +136,6 @@ def searches(
         other_algorithms=use(None, usual=not fast),
         layer_reconstruction=use(layer_reconstruction, usual=not fast),
         learned_rounding=use(learned_rounding, usual=best),
-        fits_weights=best,
         most_float=most_float,
         most_slower=0.0 if fast else 0.04,
         float_price=0.02 if best else 0.04,
@@ -141,6 +146,21 @@ def searches(
         fitted_samples=64 if best else 32,
         limited=not best,
     )
+    if not best:
+        return config
+    balanced = searches(
+        Effort.BALANCED,
+        ranges=ranges,
+        cross_layer_equalization=cross_layer_equalization,
+        smoothquant=smoothquant,
+        bias_correction=bias_correction,
+        weight_clipping=weight_clipping,
+        gptq=gptq,
+        layer_reconstruction=layer_reconstruction,
+        learned_rounding=learned_rounding,
+        most_float=most_float,
+    )
+    return replace(balanced, further=config)
 
 
 BALANCED = searches(Effort.BALANCED)

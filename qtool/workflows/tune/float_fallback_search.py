@@ -17,7 +17,7 @@ from qtool.schemes import as_dynamic
 from qtool.search.dynamic_choice import better_dynamic
 from qtool.search.float_cost import FloatCost
 from qtool.search.float_fallback import Affordable, FloatFallback, best_fallback, could_gain
-from qtool.search.logits_view import with_logits
+from qtool.search.logits_view import viewed_by_logits
 from qtool.search.node_groups import NodeGroup, node_groups
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
@@ -132,7 +132,7 @@ class FloatFallbackSearch:
         ranking = OutputEvaluator(
             self._original,
             feeds,
-            view=with_logits,
+            view=viewed_by_logits,
             execution=execution_for(self.candidates.scheme),
             threads=self._threads,
         )

@@ -15,15 +15,16 @@ from qtool.progress import Progress
 from qtool.schemes import Scheme
 from qtool.search.correction_ablation import CorrectionAblation, Gain
 from qtool.search.float_fallback import PERFECT_DB, Affordable
-from qtool.search.logits_view import with_logits
+from qtool.search.logits_view import viewed_by_logits
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune.correction_search import CorrectionSearch
+from qtool.workflows.tune.correction_search import CorrectionSearch, Fit
 from qtool.workflows.tune.efforts import Policy, SearchConfig
 from qtool.workflows.tune.float_fallback_search import FloatFallbackSearch, KeptFloat
 from qtool.workflows.tune.rewriting import CROSS_LAYER_EQUALIZATION, SMOOTHQUANT, Rewriter, Rewritten
+from qtool.workflows.tune.sample_selection import NOTHING_CHOSEN, ChosenSamples
 from qtool.workflows.tune.search_time import SearchTime
 from qtool.workflows.tune.speed import speedups
 from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
@@ -63,12 +64,13 @@ class QuantizationSearch:
         samples: CheckSamples | None,
         progress: Progress,
         *,
+        held_back: ChosenSamples = NOTHING_CHOSEN,
         timed_on: Feed | None = None,
         threads: int = 0,
     ) -> None:
         """Runs the float model on the evaluation samples, where any decision depends on them.
 
-        Models are timed on ``timed_on``, one sample; None where nothing is timed.
+        Models are timed on ``timed_on``, one sample; None where nothing is timed. No decision depends on ``held_back``.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -84,7 +86,9 @@ class QuantizationSearch:
         self._time = SearchTime()
         evaluation_samples = wanted.evaluation_samples if wanted.need_evaluator else 0
         self._samples = (
-            None if samples is None else TuningSplit(original, samples, evaluation_samples=evaluation_samples)
+            None
+            if samples is None
+            else TuningSplit(original, samples, evaluation_samples=evaluation_samples, held_back=held_back)
         )
         self._evaluator: OutputEvaluator | None = None
         self._ablation: CorrectionAblation | None = None
@@ -92,7 +96,7 @@ class QuantizationSearch:
             feeds = self._samples.evaluation
             run = execution_for(scheme)
             # After a Softmax or Sigmoid most samples are saturated, and a single one that flips would decide.
-            self._evaluator = OutputEvaluator(original, feeds, view=with_logits, execution=run, threads=threads)
+            self._evaluator = OutputEvaluator(original, feeds, view=viewed_by_logits, execution=run, threads=threads)
             if wanted.limited and samples is not None:
                 count = samples.data.available(samples.dataset) or self._evaluator.samples
                 self._time.limit(self._evaluator.seconds * count / max(self._evaluator.samples, 1))
@@ -150,6 +154,10 @@ class QuantizationSearch:
         return (
             candidates if self._samples is None else self._correction_search(self._samples).fit(candidates, kept_float)
         )
+
+    def fits(self, kept_float: Mapping[str, str]) -> Sequence[Fit]:
+        """Returns what fits integers to this search's samples; see ``CorrectionSearch.fits``."""
+        return () if self._samples is None else self._correction_search(self._samples).fits(kept_float)
 
     def _correction_search(self, samples: TuningSplit) -> CorrectionSearch:
         return CorrectionSearch(

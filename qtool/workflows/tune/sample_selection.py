@@ -26,6 +26,9 @@ class ChosenSamples:
     batches: tuple[int, ...]
 
 
+NOTHING_CHOSEN = ChosenSamples((), (), ())
+
+
 def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None) -> ChosenSamples:
     """Returns batches with about ``samples`` samples in all, at least one batch.
 

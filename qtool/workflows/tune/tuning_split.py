@@ -15,7 +15,7 @@ from qtool.backends.execution import Execution
 from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
-from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
+from qtool.workflows.tune.sample_selection import NOTHING_CHOSEN, ChosenSamples, spread_batches
 
 
 class TuningSplit:
@@ -25,26 +25,38 @@ class TuningSplit:
         evaluation: the batches that results are compared on, held in memory; empty where none are compared.
     """
 
-    def __init__(self, original: ir.Model, samples: CheckSamples, *, evaluation_samples: int = 0) -> None:
+    def __init__(
+        self,
+        original: ir.Model,
+        samples: CheckSamples,
+        *,
+        evaluation_samples: int = 0,
+        held_back: ChosenSamples = NOTHING_CHOSEN,
+    ) -> None:
         """Takes the inputs and outputs of ``original``, which every form of the model shares.
 
         Args:
             original: the float model.
             samples: the data.
             evaluation_samples: how many samples to evaluate on; at most half of all, so that there are others.
+            held_back: samples that are used for neither.
         """
         self._samples = samples
+        self._held_back = frozenset(held_back.batches)
         self._inputs, self._outputs = model_specs(original)
-        available = samples.data.available(samples.dataset)
-        self._batches = samples.data.batches(samples.dataset, self._inputs, self._outputs)
+        available = _less(samples.data.available(samples.dataset), len(held_back.rows))
+        self._batches = _less(
+            samples.data.batches(samples.dataset, self._inputs, self._outputs), len(held_back.batches)
+        )
         evaluation_samples = samples.memory.evaluation_samples(evaluation_samples) if evaluation_samples else 0
         most = evaluation_samples if available is None else min(evaluation_samples, max(available // 2, 1))
-        chosen = ChosenSamples((), (), ())
+        chosen = NOTHING_CHOSEN
         if evaluation_samples:
             chosen = spread_batches(self._every(), samples=most, available=available)
         self.evaluation: tuple[Feed, ...] = chosen.feeds
         self._evaluation = frozenset(chosen.batches)
-        self._available = None if available is None else max(available - len(chosen.rows), 1)
+        self._total = available
+        self._available = _less(available, len(chosen.rows))
 
     def with_room(self, original: ir.Model, execution: Execution, *, threads: int = 0) -> tuple[Feed, ...]:
         """Returns some of the evaluation batches, evenly spread, for which outputs of ``original`` fit into memory.
@@ -94,12 +106,12 @@ class TuningSplit:
 
     def spread_over_all(self, count: int) -> tuple[Feed, ...]:
         """Returns batches with about ``count`` samples in all, evaluation batches included, held in memory."""
-        available = self._samples.data.available(self._samples.dataset)
-        return spread_batches(self._every(), samples=count, available=available).feeds
+        return spread_batches(self._every(), samples=count, available=self._total).feeds
 
     def _every(self) -> Iterator[Feed]:
         samples = self._samples
-        return samples.holdout.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
+        used = samples.holdout.used(samples.data.feeds(samples.dataset, self._inputs, self._outputs))
+        return (feed for number, feed in enumerate(used) if number not in self._held_back)
 
     def _others(self) -> Iterator[Feed]:
         """Yields the tuning batches; the evaluation batches where there are no others."""
@@ -116,3 +128,8 @@ def samples_of(feed: Feed) -> int:
     """Returns how many samples a batch has, at least one."""
     first = next(iter(feed.values()))
     return max(int(first.shape[0]) if first.ndim else 1, 1)
+
+
+def _less(count: int | None, taken: int) -> int | None:
+    """Returns what is left of a count that may be unknown, at least 1."""
+    return None if count is None else max(count - taken, 1)
