@@ -142,7 +142,9 @@ def _difference(part: _Part, model: _Part) -> str:
         if key != SEEN and one != other:
             if key in _OF_ANOTHER:
                 return f"is {_OF_ANOTHER[key]} than"
-            return f"was made with {key} {one or 'not given'}, not {other or 'not given'} as"
+            if one is None or other is None:
+                return f"was made with{'out' if one is None else ''} {key}{f' {one}' if one else ''}, other than"
+            return f"was made with {key} {one}, not {other} as"
     if part.shard.count != model.shard.count:
         return f"is shard {part.shard}, one of {part.shard.count} and not of {model.shard.count} as"
     return "is of other tensors than"
