@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ class StoredStatistics:
 
 def write_statistics(path: Path, collected: Collected, origin: Mapping[str, str], shard: Shard | None = None) -> None:
     """Writes ``collected`` to ``path``, which should end in ``.npz``; ``shard`` is None for all of the data."""
+    path.write_bytes(statistics_bytes(collected, origin, shard))
+
+
+def statistics_bytes(collected: Collected, origin: Mapping[str, str], shard: Shard | None = None) -> bytes:
+    """Returns the content of a statistics file."""
     tensors, bins, counts, digits = [], [], [], []
     for name, seen in collected.statistics.items():
         occupied = np.flatnonzero(seen.counts)
@@ -82,14 +88,15 @@ def write_statistics(path: Path, collected: Collected, origin: Mapping[str, str]
         "tensors": tensors,
     }
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
-    with path.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            header=text,
-            bins=np.concatenate([np.zeros(0, np.uint32), *bins]),
-            counts=np.concatenate([np.zeros(0, np.int64), *counts]),
-            digits=np.concatenate([np.zeros(0, np.int32), *digits]),
-        )
+    stream = BytesIO()
+    np.savez_compressed(
+        stream,
+        header=text,
+        bins=np.concatenate([np.zeros(0, np.uint32), *bins]),
+        counts=np.concatenate([np.zeros(0, np.int64), *counts]),
+        digits=np.concatenate([np.zeros(0, np.int32), *digits]),
+    )
+    return stream.getvalue()
 
 
 def read_statistics(path: Path) -> StoredStatistics:
@@ -100,8 +107,21 @@ def read_statistics(path: Path) -> StoredStatistics:
     """
     if not path.is_file():
         raise CalibError(f"the statistics file {path} does not exist", fix="make it with `qtool calibrate`")
+    return _read(path, str(path))
+
+
+def statistics_from(content: bytes, name: str) -> StoredStatistics:
+    """Reads the content of a statistics file, which errors call ``name``.
+
+    Raises:
+        CalibError: it is damaged, or has an unsupported version.
+    """
+    return _read(BytesIO(content), name)
+
+
+def _read(source: Path | BytesIO, path: str) -> StoredStatistics:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(source, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             bins, counts, digits = archive["bins"], archive["counts"], archive["digits"]
         if header["format"] != _FORMAT:
@@ -161,5 +181,5 @@ def _collected(
     return Collected(statistics=statistics, samples=int(header["samples"]), batches=int(header["batches"]))
 
 
-def _damaged(path: Path) -> CalibError:
+def _damaged(path: str) -> CalibError:
     return CalibError(f"{path} is not a complete statistics file", fix="make it with `qtool calibrate`")

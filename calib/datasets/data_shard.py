@@ -54,6 +54,14 @@ class Seen:
         """Adds the batches of ``other``, none of which is in this one."""
         self._put(other._value)
 
+    def without(self, other: Seen) -> Seen:
+        """Returns the hash of the batches that are not in ``other``, all of which are in this one."""
+        return Seen((self._value - other._value) % (1 << _HASH_BITS))
+
+    def copy(self) -> Seen:
+        """Returns the hash as it is now."""
+        return Seen(self._value)
+
     def _put(self, value: int) -> None:
         self._value = (self._value + value) % (1 << _HASH_BITS)
 

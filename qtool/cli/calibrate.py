@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.cluster import ClusterOption, chosen_workers
 from qtool.cli.options.groups import CALIBRATION
 from qtool.cli.options.model import model_path, model_source, trust
 from qtool.cli.options.scheme import ActivationsSymmetricOption
@@ -75,6 +77,7 @@ def calibrate(
         bool,
         typer.Option("--merge", help="Join the statistics of all shards into one.", rich_help_panel=CALIBRATION),
     ] = False,
+    cluster: ClusterOption = None,
     factory: FactoryOption = None,
     model_kwargs: FactoryKwargsOption = None,
     input_shape: InputShapeOption = None,
@@ -97,12 +100,14 @@ def calibrate(
         return
     if files:
         raise UsageError(f"{files[0]} is one file too many", fix="give one model, or --merge to join statistics")
+    from qtool.atomic import check_output
     from qtool.backends.this_machine import target_named
     from qtool.calib.shard import Shard
     from qtool.llm.text_for_model import graph_of, text_options
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
     from qtool.workflows.quantize.data_request import data_request
+    from qtool.workflows.shards.gather_in_tasks import gather_in_tasks
 
     path = graph_of(model_path(model))
     if not calib_data:
@@ -111,21 +116,23 @@ def calibrate(
     text = text_options((path,), tokenizer, tokens)
     machine = target_named(target)
     console.progress().note(machine.description)
-    report = run(
-        CalibrateRequest(
-            source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
-            output=output,
-            output_dir=output_dir,
-            scheme=machine.scheme,
-            activations_symmetric=activations_symmetric,
-            exact=exact,
-            shard=None if shard is None else Shard.parse(shard),
-            threads=threads,
-            force=force,
-        ),
-        console.progress(),
+    request = CalibrateRequest(
+        source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
+        data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
+        output=output,
+        output_dir=output_dir,
+        scheme=machine.scheme,
+        activations_symmetric=activations_symmetric,
+        exact=exact,
+        shard=None if shard is None else Shard.parse(shard),
+        threads=threads,
+        force=force,
     )
+    check_output(request.destination, force=force)
+    with chosen_workers(cluster, console.progress(), threads=threads) as workers:
+        report = run(
+            request, console.progress(), gathers=None if workers is None else partial(gather_in_tasks, workers)
+        )
     if shard is None:
         _warn_of_unreached(report, console)
     _show(report, console, json=json)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -113,10 +114,11 @@ class CalibrateReport:
     unreached: tuple[str, ...]
 
 
-def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
+def calibrate(request: CalibrateRequest, progress: Progress, gathers: Gather | None = None) -> CalibrateReport:
     """Runs the model over the data once and writes one statistics file that every range method can use.
 
-    The files of all shards of the data become that of one pass in ``merge_statistics``.
+    The files of all shards of the data become that of one pass in ``merge_statistics``. ``gathers`` does what
+    ``gather`` does, elsewhere.
 
     Raises:
         QtoolError: the model, the data or the output cannot be used; see the subclasses.
@@ -132,7 +134,7 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
     watched = Watched.by(prepared.plan)
     samples = prepared.samples
     shard = DataShard(samples.dataset, request.shard or EVERYTHING)
-    collected = gather(
+    collected = (gathers or gather)(
         prepared.model,
         watched,
         samples.dataset,
@@ -187,6 +189,25 @@ class Watched:
         return Watched(tensors=plan.observed, channel_axes=plan.channel_axes)
 
 
+class Gather(Protocol):
+    """What ``gather`` is."""
+
+    def __call__(
+        self,
+        model: ir.Model,
+        watched: Watched,
+        dataset: Dataset,
+        data: DataRequest,
+        progress: Progress,
+        *,
+        shard: DataShard | None = None,
+        exact: bool = False,
+        threads: int = 0,
+    ) -> Collected:
+        """Runs a prepared model over the data once; see ``gather``."""
+        ...
+
+
 def gather(
     model: ir.Model,
     watched: Watched,
@@ -227,11 +248,16 @@ def gather(
                 numbers=holdout.numbers() if shard is None else shard.numbers,
                 may_be_empty=is_part,
             )
-    if is_part and not collected.samples:
-        progress.note("no batch falls to this shard: its statistics are empty")
-    elif collected.samples < _FEW_SAMPLES and not is_part:
-        progress.note(f"only {collected.samples} samples: ranges need a few dozen representative samples")
+    tell_of_few(collected.samples, progress, is_part=is_part)
     return collected
+
+
+def tell_of_few(samples: int, progress: Progress, *, is_part: bool) -> None:
+    """Remarks that there are few samples, or that none of them falls to a part of the data."""
+    if is_part and not samples:
+        progress.note("no batch falls to this shard: its statistics are empty")
+    elif samples < _FEW_SAMPLES and not is_part:
+        progress.note(f"only {samples} samples: ranges need a few dozen representative samples")
 
 
 def float_outputs(model: ir.Model) -> tuple[str, ...]:
