@@ -82,6 +82,18 @@ class TensorStatistics:
     # Untouched pages of a fresh zeros() take no memory, so a tensor takes memory only for the magnitudes it has.
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: the occupied bins instead of all."""
+        occupied = np.flatnonzero(self.counts)
+        return {**self.__dict__, "counts": (occupied, self.counts[occupied])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what ``__getstate__`` returns."""
+        self.__dict__.update(state)
+        occupied, counts = state["counts"]
+        self.counts = np.zeros(BINS, np.int64)
+        self.counts[occupied] = counts
+
     def add(
         self,
         batch: npt.NDArray[np.floating[Any]],
