@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,8 @@ LOCAL = "local"
 _MOST_DEATHS = 5
 # Each worker finds the next task waiting when it is done with one.
 _TASKS_PER_WORKER = 2
+_LONGEST_REASON = 200
+_LONGEST_CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -30,8 +35,8 @@ def ray_workers(place: str, *, threads: int = 0) -> Iterator[Workers]:
     """Yields the workers of a cluster.
 
     Args:
-        place: ``local`` or ``local:N`` for N processes of this machine, by default one a core; or the address of a
-            cluster that runs, as ``ray.init`` takes it.
+        place: ``local`` or ``local:N`` for N processes of this machine, by default one a core; or ``HOST:PORT`` of the
+            head of a cluster that runs, of which this machine is a part.
         threads: threads of each task; 0 for its share of this machine, and for one in a cluster that runs.
 
     Raises:
@@ -45,6 +50,39 @@ def ray_workers(place: str, *, threads: int = 0) -> Iterator[Workers]:
     except ImportError as error:
         raise UsageError("Ray is not installed here, which --cluster needs", fix=INSTALL) from error
     count = local_count(place)
+    if count is None:
+        _check_address(place)
+    # Ray prints what happens to machines and workers; standard output is for results alone.
+    with redirect_stdout(sys.stderr):
+        _start(place, count)
+        try:
+            if count is None:
+                cpus = max(threads, 1)
+                available = int(ray.cluster_resources().get("CPU", 1))
+                yield RayWorkers(count=max(available // cpus, 1), threads=cpus, cpus=cpus)
+            else:
+                yield RayWorkers(count=count, threads=threads or max((os.cpu_count() or 1) // count, 1), cpus=1)
+        finally:
+            ray.shutdown()
+
+
+def _check_address(place: str) -> None:
+    """Finds in seconds what Ray would try for minutes."""
+    host, _, port = place.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or "/" in host:
+        raise UsageError(f"--cluster {place} is no place", fix="write local, local:N, or HOST:PORT of a cluster's head")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_LONGEST_CONNECT_SECONDS):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"nothing answers at {place}: {error}", fix="see `ray status` for the address, or use --cluster local"
+        ) from error
+
+
+def _start(place: str, count: int | None) -> None:
+    import ray
+
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if count is None:
@@ -53,17 +91,9 @@ def ray_workers(place: str, *, threads: int = 0) -> Iterator[Workers]:
             ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises what its parts raise, bare exceptions included
         raise InputError(
-            f"the cluster {place} does not answer: {' '.join(str(error).split())[:200]}",
+            f"the cluster {place} does not answer: {' '.join(str(error).split())[:_LONGEST_REASON]}",
             fix="check the address and that `ray status` shows it, or use --cluster local",
         ) from error
-    try:
-        if count is None:
-            size = max(threads, 1)
-            yield RayWorkers(count=max(int(ray.cluster_resources().get("CPU", 1)) // size, 1), threads=size, cpus=size)
-        else:
-            yield RayWorkers(count=count, threads=threads or max((os.cpu_count() or 1) // count, 1), cpus=1)
-    finally:
-        ray.shutdown()
 
 
 def local_count(place: str) -> int | None:
@@ -151,7 +181,7 @@ def _run(shared: _Shared, task: Any) -> bytes:
         others = ", ".join(f"{name} {number}" for name, number in own)
         here = ", ".join(f"{name} {number}" for name, number in shared.versions)
         raise InputError(
-            f"the worker on {os.uname().nodename} has {others}, and the run {here}",
+            f"the worker on {platform.node()} has {others}, and the run {here}",
             fix="install the same versions on all machines of the cluster",
         )
     return _opened(shared).run(task)

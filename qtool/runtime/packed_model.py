@@ -31,7 +31,7 @@ class PackedModel:
 
     def unpacked(self) -> ir.Model:
         """Returns a new graph, whose weights are those of this object."""
-        model = ir.from_proto(onnx.ModelProto.FromString(self.message))
+        model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(self.message))
         for name, array in self.weights.items():
             model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
         return model
