@@ -50,7 +50,7 @@ class ResultFolder:
     """A folder with one file a result."""
 
     def __init__(self, folder: Path) -> None:
-        """Uses ``folder``, which exists."""
+        """Uses ``folder``, which is made when it is needed."""
         self._folder = folder
 
     def read(self, key: str) -> bytes | None:
@@ -65,6 +65,8 @@ class ResultFolder:
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
         """
+        # The same command, given twice at a time, may have ended elsewhere.
+        self._folder.mkdir(parents=True, exist_ok=True)
         with staged(self._path(key)) as path:
             path.write_bytes(result)
 
@@ -84,7 +86,6 @@ def results_kept(key: str, parent: Path | None = None) -> Iterator[KeptResults]:
     """
     parent = _cache() if parent is None else parent
     folder = parent / hashlib.sha256(key.encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     _drop_old(parent, folder)
     yield ResultFolder(folder)
     shutil.rmtree(folder, ignore_errors=True)
