@@ -59,8 +59,10 @@ def write_statistics(path: Path, collected: Collected, origin: Mapping[str, str]
     path.write_bytes(statistics_bytes(collected, origin, shard))
 
 
-def statistics_bytes(collected: Collected, origin: Mapping[str, str], shard: Shard | None = None) -> bytes:
-    """Returns the content of a statistics file."""
+def statistics_bytes(
+    collected: Collected, origin: Mapping[str, str], shard: Shard | None = None, *, compressed: bool = True
+) -> bytes:
+    """Returns the content of a statistics file; ``compressed`` is a third as large and takes several times as long."""
     tensors, bins, counts, digits = [], [], [], []
     for name, seen in collected.statistics.items():
         occupied = np.flatnonzero(seen.counts)
@@ -89,7 +91,8 @@ def statistics_bytes(collected: Collected, origin: Mapping[str, str], shard: Sha
     }
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     stream = BytesIO()
-    np.savez_compressed(
+    save = np.savez_compressed if compressed else np.savez
+    save(
         stream,
         header=text,
         bins=np.concatenate([np.zeros(0, np.uint32), *bins]),

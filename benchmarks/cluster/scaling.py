@@ -197,7 +197,7 @@ def main() -> None:
     print(f"One batch of {costs.samples_per_batch}: {costs.run_batch * 1e3:.1f} ms in a worker, of one thread; reading")
     print(f"and sending it {costs.read * 1e3:.1f} ms. A task: {costs.run_task * 1e3:.1f} ms more in the worker, and")
     print(f"{costs.join * 1e3:.1f} ms to join its statistics.\n")
-    print("| workers | start, s | until the first result, s | samples/s from then on |\n|---:|---:|---:|---:|")
+    rows = []
     for count in map(int, options.workers.split(",")):
         with started(count) as (workers, seconds):
             timing = Timed(workers)
@@ -205,7 +205,9 @@ def main() -> None:
             calibrate(prepared, timing)
             samples = (len(timing.came) - count) * costs.samples_per_batch
             speed = samples / (timing.came[-1] - timing.came[count - 1])
-            print(f"| {count} | {seconds:.1f} | {timing.came[0] - begin:.1f} | {speed:.1f} |")
+            rows.append(f"| {count} | {seconds:.1f} | {timing.came[0] - begin:.1f} | {speed:.1f} |")
+    print("| workers | start, s | until the first result, s | samples/s from then on |\n|---:|---:|---:|---:|")
+    print(*rows, sep="\n")
     tasks, batches = costs.task(options.samples)
     print(f"\nSimulated, {options.samples} samples in {tasks} tasks of {batches} batches:\n")
     print("| workers | samples/s | of one worker's | the reading process is busy |\n|---:|---:|---:|---:|")

@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A small residual network, and 40 images for it as data.npz."""
+    """A small residual network."""
     generator = np.random.default_rng(3)
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_NETWORK}')
     for name, shape in {"w": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "b": (8,), "w3": (4, 8)}.items():
@@ -51,8 +51,15 @@ def model(tmp_path: Path) -> Path:
     for node in proto.graph.node:
         node.name = f"/{node.output[0]}"
     onnx.save(proto, tmp_path / "net.onnx")
-    np.savez(tmp_path / "data.npz", image=generator.normal(0, 1, (40, 3, 8, 8)).astype(np.float32))
     return tmp_path / "net.onnx"
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path) -> Path:
+    """Forty images for the network, as data.npz."""
+    images = np.random.default_rng(4).normal(0, 1, (40, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=images)
+    return tmp_path / "data.npz"
 
 
 @pytest.fixture(scope="session")

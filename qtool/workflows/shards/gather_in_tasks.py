@@ -88,7 +88,7 @@ class CalibrationWork:
             outputs=self.compared,
             numbers=batches.numbers,
         )
-        return statistics_bytes(collected, {SEEN: str(batches.seen)})
+        return statistics_bytes(collected, {SEEN: str(batches.seen)}, compressed=False)
 
 
 def gather_in_tasks(
