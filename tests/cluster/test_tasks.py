@@ -67,17 +67,18 @@ def test_every_task_has_its_result() -> None:
 
 
 def test_what_is_kept_is_not_done_again_and_goes_with_a_run_that_ends(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), results_kept("squares", tmp_path) as kept:
+    place = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt), results_kept("squares", place) as kept:
         for _ in results(_Faltering(2), _Squares(), _keyed(1, 2, 3, 4), kept=kept):
             pass
-    (folder,) = tmp_path.iterdir()
+    (folder,) = place.iterdir()
     assert len(list(folder.iterdir())) == 2
     work = _Squares()
-    with results_kept("squares", tmp_path) as kept:
+    with results_kept("squares", place) as kept:
         found = dict(results(IN_THIS_PROCESS, work, _keyed(1, 2, 3, 4), kept=kept))
     assert found == {"1": b"1", "2": b"4", "3": b"9", "4": b"16"}
     assert work.done == [1, 2]
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())
 
 
 def test_other_work_finds_nothing_kept(tmp_path: Path) -> None:
