@@ -6,6 +6,7 @@
 # make test-oldest  the tests of what onnxruntime runs on integers, with the oldest versions supported, in .venv-oldest
 # make test-tensorflow  the tests that need TensorFlow, which it installs first
 # make test-openvino  the tests that run models in OpenVINO, which it installs first
+# make test-distributed  the tests with workers of a cluster, for which it installs Ray first
 # make support-table  measures what becomes of every kind of operator, and writes the table in docs/reference/operators.md
 # make docs    writes the pages of the commands, and builds the site in build/site; a warning is an error
 # make lint    style, formatting and types
@@ -35,7 +36,7 @@ PATTERNS := tests/placement/test_fusion_by_version.py tests/placement/test_fusio
 EMULATOR := qemu-x86_64
 EMULATED := --dist load --tx '2*popen//python=$(EMULATOR) -cpu Haswell $(BIN)/python'
 
-.PHONY: demo test test-slow test-avx2 test-arm test-oldest oldest test-tensorflow test-openvino support-table docs lint bench clean
+.PHONY: demo test test-slow test-avx2 test-arm test-oldest oldest test-tensorflow test-openvino test-distributed support-table docs lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python samples/01_main_job.py
@@ -80,6 +81,10 @@ test-tensorflow: $(STAMP)
 test-openvino: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openvino]'
 	$(BIN)/python -m pytest -m openvino
+
+test-distributed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]'
+	$(BIN)/python -m pytest -m distributed
 
 support-table: $(STAMP)
 	$(BIN)/python -m tests.operators.support_table

@@ -58,6 +58,7 @@ def collect(
     advance: Callable[[int], None] | None = None,
     outputs: Sequence[str] | None = None,
     numbers: Iterable[int] | None = None,
+    may_be_empty: bool = False,
 ) -> Collected:
     """Runs every batch once and collects the statistics of ``tensors``.
 
@@ -67,10 +68,10 @@ def collect(
 
     With ``outputs``, which the runner returns as well, NaN that reaches none of them comes from padding or a branch not
     taken, and is ignored; without them any NaN is an error. ``numbers`` are the batches' numbers in the data, where
-    some batches are left out.
+    some batches are left out. ``may_be_empty`` says whether there may be none.
 
     Raises:
-        CalibError: there was no data, or a tensor holds NaN.
+        CalibError: there was no data and has to be some, or a tensor holds NaN.
     """
     axes = channel_axes or {}
     statistics = {name: TensorStatistics(channel_axis=axes.get(name)) for name in tensors}
@@ -94,7 +95,7 @@ def collect(
         batches += 1
         if advance is not None:
             advance(size)
-    if batches == 0:
+    if batches == 0 and not may_be_empty:
         raise CalibError("the data has no samples", fix="give at least a few dozen representative samples")
     return Collected(statistics=statistics, samples=samples, batches=batches)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class CalibError(Exception):
     """An error in data, statistics or a range, with its fix.
@@ -16,6 +18,10 @@ class CalibError(Exception):
         super().__init__(f"{problem} ({fix})")
         self.problem = problem
         self.fix = fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Lets an error of another process arrive with both lines."""
+        return partial(type(self), fix=self.fix), (self.problem,)
 
 
 class WholeFeedError(CalibError):

@@ -2,18 +2,20 @@
 
 The histogram's bins do not depend on the data: a float32's sign, exponent and eight leading mantissa bits are its bin,
 so a bin is never wider than 1/256 of the values in it. Nothing has to be re-binned while data arrives, and two
-histograms merge by adding their counts, for any order or split of the batches.
+histograms merge by adding their counts. Sums over batches are exact. So statistics are the same to the last bit for any
+order of the batches, and for any split of them into parts that are merged.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from qtool.calib.exact_sums import ExactSums
 
 MANTISSA_BITS = 8
 _SHIFT = 23 - MANTISSA_BITS
@@ -60,12 +62,9 @@ class TensorStatistics:
         infinite: how many values were infinite; nothing else includes them.
         extremes: how many smallest and largest values were summed: one per sample where the first axis holds the
             samples, otherwise one per batch.
-        minimum_sum: sum of the smallest values.
-        maximum_sum: sum of the largest values.
-        minimum_square_sum: sum of their squares.
-        maximum_square_sum: sum of their squares.
+        extreme_sums: (4,): the sums of the smallest values, of the largest, and of the squares of both.
         channel_axis: the axis whose channels are summed, from the front or, negative, from the end; None for none.
-        channel_sums: float64, (channels,): sum of each channel's values; empty until a batch came.
+        channel_sums: (channels,): sum of each channel's values; of no channels until a batch came.
         channel_values: how many values of each channel were summed.
         counts: int64, (BINS,): counted values by bin.
     """
@@ -76,15 +75,24 @@ class TensorStatistics:
     values: int = 0
     infinite: int = 0
     extremes: int = 0
-    minimum_sum: float = 0.0
-    maximum_sum: float = 0.0
-    minimum_square_sum: float = 0.0
-    maximum_square_sum: float = 0.0
+    extreme_sums: ExactSums = field(default_factory=lambda: ExactSums(4))
     channel_axis: int | None = None
-    channel_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    channel_sums: ExactSums = field(default_factory=lambda: ExactSums(0))
     channel_values: int = 0
     # Untouched pages of a fresh zeros() take no memory, so a tensor takes memory only for the magnitudes it has.
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: the occupied bins instead of all."""
+        occupied = np.flatnonzero(self.counts)
+        return {**self.__dict__, "counts": (occupied, self.counts[occupied])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what ``__getstate__`` returns."""
+        self.__dict__.update(state)
+        occupied, counts = state["counts"]
+        self.counts = np.zeros(BINS, np.int64)
+        self.counts[occupied] = counts
 
     def add(
         self,
@@ -102,25 +110,20 @@ class TensorStatistics:
         """
         if batch.size == 0:
             return True
-        if samples == 1:
-            lows, highs = [float(batch.min())], [float(batch.max())]
-        else:
-            rows = batch.reshape(samples, -1)
-            lows, highs = rows.min(axis=1).tolist(), rows.max(axis=1).tolist()
-        if any(map(math.isnan, lows)):
-            return False
-        if not all(map(math.isfinite, lows + highs)):
+        rows = batch.reshape(samples, -1)
+        ends = np.stack([rows.min(axis=1), rows.max(axis=1)]).astype(np.float64)
+        if not np.isfinite(ends).all():
+            if np.isnan(ends).any():
+                return False
             finite = batch[np.isfinite(batch)]
             self.infinite += batch.size - finite.size
             return self.add(finite, counted[np.isfinite(counted)])
         self.values += batch.size
         self.batches += 1
-        self.minimum, self.maximum = min(self.minimum, *lows), max(self.maximum, *highs)
+        self.minimum = min(self.minimum, float(ends[0].min()))
+        self.maximum = max(self.maximum, float(ends[1].max()))
         self.extremes += samples
-        self.minimum_sum += sum(lows)
-        self.maximum_sum += sum(highs)
-        self.minimum_square_sum += sum(low * low for low in lows)
-        self.maximum_square_sum += sum(high * high for high in highs)
+        self.extreme_sums.add(np.concatenate([ends, ends * ends]).T)
         bits = np.ascontiguousarray(counted, dtype=np.float32).reshape(-1).view(np.uint32)
         np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
         return True
@@ -128,48 +131,81 @@ class TensorStatistics:
     def add_channels(self, batch: npt.NDArray[np.floating[Any]]) -> bool:
         """Adds up each channel of a batch with the tensor's own axes.
 
-        Where the number of channels changes between batches there is no mean: then no sums are kept, as for a tensor
-        without such an axis.
+        Where the number of channels changes between batches, or a sum leaves float32, there is no mean: then no sums
+        are kept, as for a tensor without such an axis.
 
         Returns:
             Whether ``channel_axis`` still has channels.
         """
         axis = self.channel_axis
         if axis is None or not -batch.ndim <= axis < batch.ndim:
-            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+            self._drop_channels()
             return False
         sums = _channel_sums(batch, axis % batch.ndim)
-        if self.channel_values and sums.shape != self.channel_sums.shape:
-            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+        if self.channel_values == 0:
+            self.channel_sums = ExactSums(sums.size)
+        if sums.size != self.channel_sums.size or not np.isfinite(sums).all():
+            self._drop_channels()
             return False
-        self.channel_sums = sums if self.channel_values == 0 else self.channel_sums + sums
+        self.channel_sums.add(sums[np.newaxis])
         self.channel_values += batch.size // max(sums.size, 1)
         return True
 
     @property
     def channel_means(self) -> npt.NDArray[np.float64] | None:
         """The mean of each channel, float64, (channels,); None where channels were not summed."""
-        return None if self.channel_values == 0 else self.channel_sums / self.channel_values
+        return None if self.channel_values == 0 else self.channel_sums.rounded() / self.channel_values
+
+    @property
+    def minimum_sum(self) -> float:
+        """The sum of the smallest values."""
+        return float(self.extreme_sums.rounded()[0])
+
+    @property
+    def maximum_sum(self) -> float:
+        """The sum of the largest values."""
+        return float(self.extreme_sums.rounded()[1])
+
+    @property
+    def minimum_square_sum(self) -> float:
+        """The sum of the squares of the smallest values."""
+        return float(self.extreme_sums.rounded()[2])
+
+    @property
+    def maximum_square_sum(self) -> float:
+        """The sum of the squares of the largest values."""
+        return float(self.extreme_sums.rounded()[3])
 
     def merge(self, other: TensorStatistics) -> None:
-        """Merges the statistics of another pass over the same tensor."""
+        """Merges the statistics of another pass over the same tensor, as if both had been one."""
+        self._merge_channels(other)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.batches += other.batches
         self.values += other.values
         self.infinite += other.infinite
         self.extremes += other.extremes
-        self.minimum_sum += other.minimum_sum
-        self.maximum_sum += other.maximum_sum
-        self.minimum_square_sum += other.minimum_square_sum
-        self.maximum_square_sum += other.maximum_square_sum
-        self.counts += other.counts
-        if self.channel_axis == other.channel_axis and self.channel_values == 0:
+        self.extreme_sums.merge(other.extreme_sums)
+        occupied = np.flatnonzero(other.counts)
+        self.counts[occupied] += other.counts[occupied]
+
+    def _merge_channels(self, other: TensorStatistics) -> None:
+        if self.channel_axis != other.channel_axis:
+            # The one that has none had batches whose channels do not fit together.
+            if other.values and self.values:
+                self._drop_channels()
+            elif other.values:
+                self.channel_axis, self.channel_values = other.channel_axis, other.channel_values
+                self.channel_sums = other.channel_sums.copy()
+        elif self.channel_values == 0:
             self.channel_sums, self.channel_values = other.channel_sums.copy(), other.channel_values
-        elif self.channel_axis == other.channel_axis and self.channel_sums.shape == other.channel_sums.shape:
-            self.channel_sums = self.channel_sums + other.channel_sums
+        elif other.channel_values and self.channel_sums.size != other.channel_sums.size:
+            self._drop_channels()
+        elif other.channel_values:
+            self.channel_sums.merge(other.channel_sums)
             self.channel_values += other.channel_values
-        elif other.values:
-            self.channel_axis, self.channel_sums, self.channel_values = None, np.zeros(0), 0
+
+    def _drop_channels(self) -> None:
+        self.channel_axis, self.channel_sums, self.channel_values = None, ExactSums(0), 0
 
     def above(self, low: float) -> TensorStatistics:
         """Returns the statistics with every value below ``low`` raised to ``low``; without channel means."""
@@ -190,11 +226,13 @@ class TensorStatistics:
             self,
             minimum=low,
             maximum=max(self.maximum, low),
-            minimum_sum=mean * self.extremes,
-            minimum_square_sum=mean * mean * self.extremes,
+            extreme_sums=ExactSums.of(
+                np.array([mean, 0.0, mean * mean, 0.0]) * self.extremes
+                + np.array([0.0, self.maximum_sum, 0.0, self.maximum_square_sum])
+            ),
             counts=counts,
             channel_axis=None,
-            channel_sums=np.zeros(0),
+            channel_sums=ExactSums(0),
             channel_values=0,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class FormatError(Exception):
     """An error of a file, with its fix.
@@ -16,3 +18,7 @@ class FormatError(Exception):
         self.problem = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in problem)
         super().__init__(f"{self.problem} ({fix})")
         self.fix = fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Lets an error of another process arrive with both lines."""
+        return partial(type(self), fix=self.fix), (self.problem,)

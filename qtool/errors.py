@@ -15,6 +15,8 @@ line's boundary treats them like a ``QtoolError``.
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class QtoolError(Exception):
     """An error, with its fix.
@@ -32,6 +34,10 @@ class QtoolError(Exception):
         super().__init__(f"{problem} ({fix})")
         self.problem = problem
         self.fix = fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Lets an error of another process arrive with both lines."""
+        return partial(type(self), fix=self.fix), (self.problem,)
 
 
 class UsageError(QtoolError):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import Console
+from qtool.cli.options.cluster import ClusterOption, chosen_workers
 from qtool.cli.options.groups import DATA, OUTPUT, WEIGHT_ONLY
 from qtool.cli.options.model import model_path, model_source, trust
 from qtool.cli.options.ranges import AUTO, MethodOption, chosen_range_method
@@ -75,6 +76,7 @@ def sensitivity(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
+    cluster: ClusterOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -103,6 +105,8 @@ def sensitivity(
     machine = target_named(target)
     console.progress().note(machine.description)
     if bits:
+        if cluster is not None:
+            raise UsageError("--cluster has no effect with --bits", fix="drop one of them")
         if method != "minmax":
             raise UsageError("--method has no effect with --bits", fix="drop one of them")
         run_bits(
@@ -131,23 +135,22 @@ def sensitivity(
         return
     if block_size is not None:
         raise UsageError("--block-size has no effect without --bits", fix="add --bits, or drop it")
-    report = run(
-        SensitivityRequest(
-            source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
-            data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
-            scheme=machine.scheme,
-            method=chosen_range_method(method, {}),
-            chosen_ranges=method == AUTO,
-            selection=NodeSelection(include=tuple(include or ()), exclude=tuple(exclude or ())),
-            samples=samples,
-            output=output,
-            plot=plot,
-            worst=worst,
-            threads=threads,
-            force=force,
-        ),
-        console.progress(),
+    request = SensitivityRequest(
+        source=model_source(path, factory, model_kwargs, input_shape, trust(trust_pickle, allow_global)),
+        data=data_request(calib_data, preprocess=preprocess, batch_size=batch_size, limit=limit, text=text),
+        scheme=machine.scheme,
+        method=chosen_range_method(method, {}),
+        chosen_ranges=method == AUTO,
+        selection=NodeSelection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+        samples=samples,
+        output=output,
+        plot=plot,
+        worst=worst,
+        threads=threads,
+        force=force,
     )
+    with chosen_workers(cluster, console.progress(), threads=threads) as workers:
+        report = run(request, console.progress(), workers)
     if json:
         console.json(report.as_json())
         return

@@ -50,7 +50,7 @@ def open_graph(
     """
     model = with_steady_draws(model)
     if not mapped and _weights_bytes(model) < largest_message_bytes:
-        message, weights = _apart(model)
+        message, weights = apart(model)
         values = model.graph.initializers
         in_place = [name for name in weights if read_in_place(values[name])]
         yield Session(message, threads=threads, level=level, weights=weights, in_place=in_place, prepacks=prepacks)
@@ -75,7 +75,7 @@ def _weights_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in constants if tensor is not None)
 
 
-def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
+def apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
     """Returns ``model``, which is not modified, as bytes without its large weights, and these by name."""
     large = {
         name: (value, value.const_value)

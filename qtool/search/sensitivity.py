@@ -8,9 +8,12 @@ they were not ranked on, where those ranked alone brought it to 22 dB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from qtool.cluster.kept_results import NOTHING_KEPT, KeptResults
+from qtool.cluster.work import IN_THIS_PROCESS, Workers, results
 from qtool.progress import Advance
 from qtool.search.node_groups import NodeGroup
 from qtool.search.output_evaluator import OutputEvaluator
@@ -36,6 +39,30 @@ class LayerNoise:
     share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNoiseWork:
+    """Measures layers alone; a task is the number of a layer.
+
+    Attributes:
+        quantize: makes the candidates.
+        groups: all layers.
+        evaluator: measures the outputs.
+    """
+
+    quantize: Quantize
+    groups: Sequence[NodeGroup]
+    evaluator: OutputEvaluator
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int], bytes]]:
+        """Yields what returns the SQNR of a layer as text."""
+        yield self._sqnr_db
+
+    def _sqnr_db(self, number: int) -> bytes:
+        others = {name: _ALONE for place, other in enumerate(self.groups) if place != number for name in other.nodes}
+        return repr(float(self.evaluator.sqnr_db(self.quantize(others).model))).encode()
+
+
 def rank_layers(
     quantize: Quantize,
     groups: Sequence[NodeGroup],
@@ -43,6 +70,8 @@ def rank_layers(
     *,
     advance: Advance,
     stop: Callable[[], bool] = lambda: False,
+    workers: Workers = IN_THIS_PROCESS,
+    kept: KeptResults = NOTHING_KEPT,
 ) -> tuple[LayerNoise, ...]:
     """Measures every layer alone, and returns them with the noisiest first.
 
@@ -52,13 +81,20 @@ def rank_layers(
         evaluator: measures the outputs.
         advance: called with 1 after every layer.
         stop: called before every layer; when it returns True, the remaining layers are left out.
+        workers: who measures.
+        kept: what an earlier run with the same arguments measured.
     """
+
+    def tasks() -> Iterator[tuple[str, int]]:
+        for number in range(len(groups)):
+            if stop():
+                return
+            yield str(number), number
+
     measured: dict[str, float] = {}
-    for group in groups:
-        if stop():
-            break
-        others = {name: _ALONE for other in groups if other is not group for name in other.nodes}
-        measured[group.layer] = evaluator.sqnr_db(quantize(others).model)
+    work = LayerNoiseWork(quantize=quantize, groups=groups, evaluator=evaluator)
+    for key, result in results(workers, work, tasks(), kept=kept, accepts=_is_number):
+        measured[groups[int(key)].layer] = float(result)
         advance(1)
     shares = _shares(measured)
     found = [
@@ -67,6 +103,14 @@ def rank_layers(
         if group.layer in measured
     ]
     return tuple(sorted(found, key=lambda layer: layer.sqnr_db))
+
+
+def _is_number(result: bytes) -> bool:
+    try:
+        float(result)
+    except ValueError:
+        return False
+    return True
 
 
 def _shares(measured: Mapping[str, float]) -> dict[str, float]:

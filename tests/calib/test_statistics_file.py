@@ -100,7 +100,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
 def test_an_altered_file_is_an_error(stored: Path, tmp_path: Path) -> None:
     with np.load(stored) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    for name in ("bins", "counts", "channels"):
+    for name in ("bins", "counts", "digits"):
         path = tmp_path / "altered.npz"
         np.savez(path, **{**arrays, name: arrays[name][:-1]})
         with pytest.raises(CalibError, match="not a complete statistics file"):
@@ -110,10 +110,10 @@ def test_an_altered_file_is_an_error(stored: Path, tmp_path: Path) -> None:
 def test_a_later_version_is_an_error_that_says_so(stored: Path, tmp_path: Path) -> None:
     with np.load(stored) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    header = arrays["header"].tobytes().replace(b'"version": 1', b'"version": 2')
+    header = arrays["header"].tobytes().replace(b'"version": 2', b'"version": 3')
     path = tmp_path / "later.npz"
     np.savez(path, **{**arrays, "header": np.frombuffer(header, np.uint8)})
-    with pytest.raises(CalibError, match="version 2"):
+    with pytest.raises(CalibError, match="version 3"):
         read_statistics(path)
 
 

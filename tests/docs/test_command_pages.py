@@ -76,7 +76,9 @@ def test_a_page_names_no_option_that_is_not_there(page: Page, command: str) -> N
 
 @pytest.mark.parametrize("path", ["README.md", *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/g*/*"))])
 def test_guides_name_no_option_that_is_not_there(page: Page, path: str) -> None:
-    others = set(re.findall(r"--extra-index-url|--volume", page(path)))
+    # Those of pip, docker, sbatch and ray.
+    foreign = r"--extra-index-url|--volume|--parsable|--dependency|--wrap|--head|--address"
+    others = set(re.findall(foreign, page(path)))
     assert not _named_in(page(path)) - set().union(*map(_options, COMMANDS.values())) - _SHARED - others
 
 

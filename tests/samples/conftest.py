@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+
+Job: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +49,28 @@ def python(clone: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, *arguments],
             cwd=clone,
             env=surroundings,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def job(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Runs a command line of a CI job in a clone, where `qtool` is this interpreter's."""
+    programs = tmp_path_factory.mktemp("bin")
+    qtool = programs / "qtool"
+    qtool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qtool "$@"\n')
+    qtool.chmod(0o755)
+
+    def run(line: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["sh", "-c", line],
+            cwd=clone,
+            env={**os.environ, "PATH": path, "PYTHONUTF8": "1", **surroundings},
             capture_output=True,
             encoding="utf-8",
             check=False,

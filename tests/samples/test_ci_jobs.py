@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,6 @@ from onnx import numpy_helper, parser
 pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="the scripts are for sh")
 
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def job(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Runs a command line of a CI job in a clone, where `qtool` is this interpreter's."""
-    programs = tmp_path_factory.mktemp("bin")
-    qtool = programs / "qtool"
-    qtool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qtool "$@"\n')
-    qtool.chmod(0o755)
-
-    def run(line: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
-        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            ["sh", "-c", line],
-            cwd=clone,
-            env={**os.environ, "PATH": path, "PYTHONUTF8": "1", **surroundings},
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-
-    return run
 
 
 def _jobs(ci_guide: str) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
 from qtool.calib.collect import Collected, collect
 from qtool.calib.datasets.base import Dataset
+from qtool.calib.datasets.data_shard import DataShard
+from qtool.calib.datasets.text_file import USUAL_TOKENS
+from qtool.calib.shard import EVERYTHING, Shard
 from qtool.calib.statistics_file import write_statistics
-from qtool.fingerprint import data_sha256, graph_fingerprint
+from qtool.fingerprint import data_sha256, file_sha256, graph_fingerprint
 from qtool.graph.specs import specs_of
 from qtool.plan import Plan
 from qtool.progress import Progress
+from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.schemes import Scheme
@@ -44,6 +50,7 @@ class CalibrateRequest:
         activations_symmetric: whether they are for symmetric activations, which cannot absorb ReLUs; None for the
         preset's choice.
         exact: whether histograms count every value.
+        shard: the part of the data to run on; None for all of it.
         threads: threads inside an operator; 0 is one per core.
         force: whether an existing output may be replaced.
     """
@@ -55,8 +62,16 @@ class CalibrateRequest:
     output_dir: Path | None = None
     activations_symmetric: bool | None = None
     exact: bool = False
+    shard: Shard | None = None
     threads: int = 0
     force: bool = False
+
+    @property
+    def destination(self) -> Path:
+        """The statistics file to write."""
+        part = "" if self.shard is None else f".{self.shard.number}-of-{self.shard.count}"
+        folder = self.output_dir or self.source.path.parent
+        return self.output or folder / f"{self.source.stem}{part}{STATISTICS_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,33 +114,44 @@ class CalibrateReport:
     unreached: tuple[str, ...]
 
 
-def calibrate(request: CalibrateRequest, progress: Progress) -> CalibrateReport:
+def calibrate(request: CalibrateRequest, progress: Progress, gathers: Gather | None = None) -> CalibrateReport:
     """Runs the model over the data once and writes one statistics file that every range method can use.
+
+    The files of all shards of the data become that of one pass in ``merge_statistics``. ``gathers`` does what
+    ``gather`` does, elsewhere.
 
     Raises:
         QtoolError: the model, the data or the output cannot be used; see the subclasses.
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
-    folder = request.output_dir or request.source.path.parent
-    output = request.output or folder / f"{request.source.stem}{STATISTICS_SUFFIX}"
+    output = request.destination
     check_output(output, force=request.force)
     scheme = request.scheme
     if request.activations_symmetric is not None:
         scheme = replace(scheme, activations=replace(scheme.activations, symmetric=request.activations_symmetric))
     prepared = load_prepared(request.source, request.data, scheme, NodeSelection(), progress)
-    collected = gather(
+    watched = Watched.by(prepared.plan)
+    samples = prepared.samples
+    shard = DataShard(samples.dataset, request.shard or EVERYTHING)
+    collected = (gathers or gather)(
         prepared.model,
-        Watched.by(prepared.plan),
-        prepared.samples.dataset,
-        prepared.samples.data,
+        watched,
+        samples.dataset,
+        samples.data,
         progress,
+        shard=shard,
         exact=request.exact,
         threads=request.threads,
     )
-    origin = statistics_origin(prepared.model, request.data.sources)
+    origin = statistics_origin(prepared.model, watched, request, shard)
     with staged(output) as path:
-        write_statistics(path, collected, origin)
+        write_statistics(path, collected, origin, request.shard)
+    return report_of(output, collected)
+
+
+def report_of(output: Path, collected: Collected) -> CalibrateReport:
+    """Returns the report on statistics that are written to ``output``."""
     return CalibrateReport(
         output=output,
         samples=collected.samples,
@@ -163,6 +189,25 @@ class Watched:
         return Watched(tensors=plan.observed, channel_axes=plan.channel_axes)
 
 
+class Gather(Protocol):
+    """What ``gather`` is."""
+
+    def __call__(
+        self,
+        model: ir.Model,
+        watched: Watched,
+        dataset: Dataset,
+        data: DataRequest,
+        progress: Progress,
+        *,
+        shard: DataShard | None = None,
+        exact: bool = False,
+        threads: int = 0,
+    ) -> Collected:
+        """Runs a prepared model over the data once; see ``gather``."""
+        ...
+
+
 def gather(
     model: ir.Model,
     watched: Watched,
@@ -171,22 +216,26 @@ def gather(
     progress: Progress,
     *,
     holdout: HoldoutSplit = NO_HOLDOUT,
+    shard: DataShard | None = None,
     exact: bool = False,
     threads: int = 0,
 ) -> Collected:
     """Runs a prepared model over the data once, without the holdout; does not run where nothing is observed.
+
+    With ``shard``, which is of ``dataset``, it runs over that, which may have no sample.
 
     Raises:
         CalibError: the data does not fit the model, or NaN reaches an output.
     """
     if not watched.tensors:
         return Collected(statistics={}, samples=0, batches=0)
-    total = data.available(dataset)
     outputs = specs_of(model.graph.outputs)
     compared = float_outputs(model)
+    is_part = shard is not None and not shard.is_everything
     seen = tuple(dict.fromkeys((*watched.tensors, *compared)))
     with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
-        feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
+        feeds = data.feeds(shard or dataset, session.inputs, outputs, remark=progress.note)
+        total = data.available(dataset) if shard is None else shard.samples
         with progress.task("calibrating", total) as advance:
             collected = collect(
                 Watcher(session),
@@ -196,11 +245,19 @@ def gather(
                 exact=exact,
                 advance=advance,
                 outputs=compared,
-                numbers=holdout.numbers(),
+                numbers=holdout.numbers() if shard is None else shard.numbers,
+                may_be_empty=is_part,
             )
-    if collected.samples < _FEW_SAMPLES:
-        progress.note(f"only {collected.samples} samples: ranges need a few dozen representative samples")
+    tell_of_few(collected.samples, progress, is_part=is_part)
     return collected
+
+
+def tell_of_few(samples: int, progress: Progress, *, is_part: bool) -> None:
+    """Remarks that there are few samples, or that none of them falls to a part of the data."""
+    if is_part and not samples:
+        progress.note("no batch falls to this shard: its statistics are empty")
+    elif samples < _FEW_SAMPLES and not is_part:
+        progress.note(f"only {samples} samples: ranges need a few dozen representative samples")
 
 
 def float_outputs(model: ir.Model) -> tuple[str, ...]:
@@ -212,8 +269,25 @@ def float_outputs(model: ir.Model) -> tuple[str, ...]:
     )
 
 
-def statistics_origin(model: ir.Model, data: Sequence[str]) -> dict[str, str]:
-    """Returns the fingerprints of the model and the data of statistics."""
-    digests = [digest for source in data if (digest := data_sha256(source)) is not None]
-    known = {"data": " ".join(digests)} if len(digests) == len(data) else {}
-    return {"model": graph_fingerprint(model), **known}
+def statistics_origin(model: ir.Model, watched: Watched, request: CalibrateRequest, shard: DataShard) -> dict[str, str]:
+    """Returns what the statistics are of; all but ``seen``, which tells the samples, is the same for every shard."""
+    data = request.data
+    digests = [data_sha256(source) for source in data.sources]
+    tokenizer = data.tokenizer
+    tensors = "\x1f".join(f"{name} {watched.channel_axes.get(name)}" for name in watched.tensors)
+    known = {
+        "data": None if None in digests else " ".join(map(str, digests)),
+        "limit": None if data.limit is None else str(data.limit),
+        "preprocess": data.preprocess,
+        "tokenizer": None if tokenizer is None else file_sha256(tokenizer),
+        "tokens": None if tokenizer is None or data.text is None else str(data.text.tokens or USUAL_TOKENS),
+    }
+    return {
+        "model": graph_fingerprint(model),
+        "tensors": hashlib.sha256(tensors.encode()).hexdigest(),
+        "batch size": str(shard.batch_size),
+        "histograms": "exact" if request.exact else "sampled",
+        "onnxruntime": versions()["onnxruntime"],
+        "seen": str(shard.seen),
+        **{key: value for key, value in known.items() if value is not None},
+    }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import onnx_ir as ir
 
@@ -15,6 +16,7 @@ from qtool.corrections import Corrections
 from qtool.plan import NOTHING_KEPT, Plan
 from qtool.planning import build_plan
 from qtool.quantizer import NO_CORRECTIONS, quantize_graph
+from qtool.runtime.packed_model import PackedModel
 from qtool.schemes import Scheme
 from qtool.search.quantized_candidate import QuantizedCandidate
 from qtool.selection import NodeSelection
@@ -48,6 +50,11 @@ class QuantizedCandidates:
     dynamic: tuple[str, ...] = ()
     slow: Mapping[str, str] = field(default_factory=dict)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles the model as well."""
+        others = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "model"}
+        return _unpacked, (PackedModel.of(self.model), others)
+
     def __call__(self, kept_float: Mapping[str, str]) -> QuantizedCandidate:
         """Returns a new candidate in which the named nodes stay float, each for the reason given.
 
@@ -76,3 +83,7 @@ class QuantizedCandidates:
         selection = replace(self.selection, dynamic=(*self.selection.dynamic, *exact))
         kept = {**self.slow, **kept_float}
         return build_plan(model, self.scheme, selection, unfit=self.unfit, kept_float=kept, may_be_empty=True)
+
+
+def _unpacked(model: PackedModel, others: Mapping[str, Any]) -> QuantizedCandidates:
+    return QuantizedCandidates(model=model.unpacked(), **others)

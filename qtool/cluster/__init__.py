@@ -1,0 +1,1 @@
+"""Runs independent tasks in this process, or in those of a cluster."""
