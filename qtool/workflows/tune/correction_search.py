@@ -158,13 +158,17 @@ class CorrectionSearch:
                 weights,
                 self._samples.spread(count),
                 self._progress,
+                ranges=True,
                 threads=self._threads,
                 stop=self._stop,
             )
             known = candidates.corrections
             fitted = {**{name: weights[name] for name in known.rounding.fitted}, **found.weights}
             changed = replace(
-                known, rounding=known.rounding.with_fitted(fitted), biases={**known.biases, **found.biases}
+                known,
+                ranges={**known.ranges, **found.ranges},
+                rounding=known.rounding.with_fitted(fitted),
+                biases={**known.biases, **found.biases},
             )
             return replace(candidates, corrections=changed)
 
