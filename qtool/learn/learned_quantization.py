@@ -239,12 +239,12 @@ class LearnedQuantization:
         begin, origin = start.clone(), self._origins.get(tensor.tensor)
         if origin is not None and origin.array.shape == integers.shape:
             low, high = origin.low, origin.high
-            floats = torch.from_numpy(np.array(origin.array, np.float32)).to(self._device)
-            spread = [
-                _wide(torch.from_numpy(np.array(part, np.float32)).to(self._device), tensor.axis, floats.ndim)
-                for part in (tensor.scale, tensor.zero_point)
-            ]
-            begin = torch.clamp(floats / spread[0] + spread[1], start - _SIDE, start + _SIDE)
+            array, step, point = (
+                torch.from_numpy(np.array(part, np.float32)).to(self._device)
+                for part in (origin.array, tensor.scale, tensor.zero_point)
+            )
+            steps = array / _wide(step, tensor.axis, array.ndim) + _wide(point, tensor.axis, array.ndim)
+            begin = torch.clamp(steps, start - _SIDE, start + _SIDE)
         self._kinds.steps[name] = _Stored(
             tensor=tensor,
             low=low,

@@ -6,7 +6,7 @@ Step Size Quantization, ICLR 2020): the rounding error inside of the range, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -64,8 +64,8 @@ def _quantize(call: Call, inputs: Inputs) -> torch.Tensor:
     value, scale, zero = given(inputs, 0), given(inputs, 1), optional(inputs, 2)
     low, high = LIMITS[torch.uint8 if zero is None else zero.dtype]
     point = None if zero is None else _spread(zero, call, value.ndim).to(value.dtype)
-    steps: torch.Tensor = _Quantized.apply(value, _spread(scale, call, value.ndim), point, low, high)
-    return steps
+    apply: Callable[..., torch.Tensor] = _Quantized.apply
+    return apply(value, _spread(scale, call, value.ndim), point, low, high)
 
 
 def _dequantize(call: Call, inputs: Inputs) -> torch.Tensor:

@@ -147,7 +147,7 @@ def _checkpoint(request: FinetuneRequest, float_path: Path) -> Checkpoint:
     """Returns where the training keeps its state, with a key of everything that the result depends on."""
     from qtool.learn.checkpoint import SUFFIX, Checkpoint
 
-    paths = (request.model, float_path, *request.data.sources)
+    paths: tuple[Path | str, ...] = (request.model, float_path, *request.data.sources)
     schedule = asdict(request.schedule)
     del schedule["budget_s"]
     own_loss = None if request.loss is None else data_sha256(request.loss.partition(":")[0])
