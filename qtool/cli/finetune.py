@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import Console
-from qtool.cli.locking import recorded_arguments
-from qtool.cli.options.groups import DATA, SPEED, TRAINING
+from qtool.cli.locking import lock_of, recorded_arguments, run_locked
+from qtool.cli.options.groups import DATA, OUTPUT, SPEED, TRAINING
 from qtool.cli.options.shared import (
     BatchSizeOption,
     CalibDataListOption,
@@ -18,7 +18,6 @@ from qtool.cli.options.shared import (
     ForceOption,
     JsonOption,
     LimitOption,
-    ModelArgument,
     OutputOption,
     PreprocessOption,
     QuietOption,
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 
 def finetune(
     context: typer.Context,
-    model: ModelArgument,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Quantized ONNX model, as `qtool quantize` wrote it.")
+    ] = None,
     calib_data: CalibDataListOption = None,
     float_model: Annotated[
         Path | None,
@@ -76,6 +77,15 @@ def finetune(
     limit: LimitOption = None,
     threads: ThreadsOption = 0,
     output: OutputOption = None,
+    locked: Annotated[
+        Path | None,
+        typer.Option(
+            "--locked",
+            metavar="MANIFEST",
+            help="Repeat this run, byte for byte.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -84,8 +94,12 @@ def finetune(
     """Trains a quantized model by distillation (QAT).
 
     It learns to give the float model's outputs, and needs no labels. Scales, integers and biases are learned with fake
-    quantization; what runs on integers stays the same. Ctrl-C ends it with the best so far.
+    quantization; what runs on integers stays the same. Ctrl-C ends it with the best so far. A run that is killed goes
+    on where it was when it is started again.
     """
+    if locked is not None:
+        run_locked(finetune, context, locked)
+        return
     from qtool.learn.distillation import Schedule
     from qtool.learn.learned_quantization import Rates
     from qtool.workflows.learn.finetune import finetune as run
@@ -93,6 +107,8 @@ def finetune(
     from qtool.workflows.quantize.data_request import data_request
 
     console = Console(json=json, quiet=quiet, debug=debug)
+    if model is None:
+        raise UsageError("no model is given", fix="name a quantized model, or pass --locked MANIFEST")
     if not calib_data:
         raise UsageError("no calibration data is given", fix="pass --calib-data DATA, or set calib_data in qtool.toml")
     report = run(
@@ -106,6 +122,7 @@ def finetune(
             schedule=Schedule(steps=steps, budget_s=time_budget, rates=Rates().times(learning_rate)),
             threads=threads,
             force=force,
+            locked=lock_of(context),
             arguments=recorded_arguments(context),
         ),
         console.progress(),
@@ -125,6 +142,7 @@ def _as_json(report: FinetuneReport) -> dict[str, object]:
         "checks": [asdict(check) for check in report.checks],
         "step": report.best.step,
         "ended": report.ended,
+        "gained": report.gained,
         "without_gradient": dict(report.foreign),
         "integer_nodes": report.coverage.integer,
         "quantizable_nodes": report.coverage.total,
@@ -153,6 +171,8 @@ def _show(console: Console, report: FinetuneReport) -> None:
     figures = [(now.name, _decibels(before.sqnr_db), _decibels(now.sqnr_db)) for before, now in pairs]
     caption = f"compared on {report.compared_on}"
     console.table("Closeness to float", ("output", "SQNR before, in dB", "after"), figures, caption)
+    if not report.gained:
+        console.say("held-back samples gain nothing: the model was written as it was")
     console.say(f"on integers: {report.coverage.integer} of {report.coverage.total} nodes, as before")
     console.say(f"wrote {report.output}: {report.bytes:,} bytes")
 

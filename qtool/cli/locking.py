@@ -1,4 +1,4 @@
-"""``qtool quantize --locked``: repeats a run with the options that its manifest recorded."""
+"""``--locked``: repeats a run with the options that its manifest recorded."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
     from qtool.workflows.quantize.lock import check_lock
 
     manifest = read_manifest(path)
+    if manifest.command != context.info_name:
+        raise UsageError(
+            f"{path} is the manifest of `qtool {manifest.command}`",
+            fix=f"run `qtool {manifest.command} --locked {path}`",
+        )
     arguments = [str(argument) for argument in manifest.lock.get("arguments", ())]
     # Settings of the working folder are left aside: the manifest has those that counted.
     again = context.command.make_context(context.info_name, arguments, parent=context.parent, default_map={})
@@ -71,22 +76,22 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
     recorded = {name: value for name, value in again.params.items() if name not in _OF_THE_LOG}
     parameters = {**recorded, **kept, "locked": None}
     for name in ("model", "calib_stats"):
-        if not _given(context, name):
+        if name in parameters and not _given(context, name):
             record = manifest.inputs.get(name)
             parameters[name] = None if record is None else record.path
     if not _given(context, "calib_data"):
         roles = data_roles(len(manifest.inputs))
         parameters["calib_data"] = [str(manifest.inputs[role].path) for role in roles if role in manifest.inputs]
-    if parameters["output"] is None and parameters["output_dir"] is None:
+    if parameters["output"] is None and parameters.get("output_dir") is None:
         parameters["output"] = manifest.quantized_model.path
     source = model_source(
         parameters["model"],
-        parameters["factory"],
-        parameters["model_kwargs"],
-        parameters["input_shape"],
-        trust(parameters["trust_pickle"], parameters["allow_global"]),
+        parameters.get("factory"),
+        parameters.get("model_kwargs"),
+        parameters.get("input_shape"),
+        trust(parameters.get("trust_pickle", False), parameters.get("allow_global")),
     )
-    check_lock(manifest, source, parameters["calib_data"] or (), parameters["calib_stats"])
+    check_lock(manifest, source, parameters["calib_data"] or (), parameters.get("calib_stats"))
     again.meta[_LOCK_KEY] = manifest
     command(again, **parameters)
 
@@ -99,7 +104,7 @@ def _refuse_other_options(context: typer.Context, recorded: dict[str, Any]) -> N
         was = recorded.get(name)
         raise UsageError(
             f"{parameter.opts[0]} is {_shown(context.params[name])} here, and {_shown(was)} in the manifest",
-            fix=f"drop {parameter.opts[0]}, or quantize anew without --locked",
+            fix=f"drop {parameter.opts[0]}, or run anew without --locked",
         )
 
 

@@ -8,14 +8,15 @@ are observed before, batch normalizations are folded, and the rate falls to zero
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from qtool.calib.specs import Feed
+from qtool.learn.checkpoint import Checkpoint
 from qtool.learn.differentiable_graph import DifferentiableGraph
 from qtool.learn.learned_quantization import LearnedQuantization, Rates
 from qtool.learn.losses import Loss
@@ -121,6 +122,8 @@ class Distillation:
         judge: Callable[[ir.Model], Judgement],
         schedule: Schedule,
         progress: Progress,
+        *,
+        checkpoint: Checkpoint | None = None,
     ) -> Distilled:
         """Returns the best graph; an interrupt ends the training and keeps it.
 
@@ -130,17 +133,33 @@ class Distillation:
             judge: evaluates a graph on samples that are not trained on.
             schedule: how long.
             progress: receives the steps.
+            checkpoint: where the state is kept at each evaluation, and where to go on from, with the same result.
+
+        Raises:
+            OutputError: the checkpoint is of another training, or cannot be written.
+            InputError: the checkpoint cannot be read.
         """
-        found = judge(self._model)
-        best = Checked(step=0, training_loss=None, loss=found.loss, sqnr_db=found.sqnr_db)
-        checks, model = [best], self._model
         optimizer = torch.optim.Adam(self.learned.groups(schedule.rates))
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
-        start, losses, ended = time.monotonic(), list[float](), "all steps are done"
-        feeds = _endless(batches)
+        done, spent, feeds, losses = 0, 0.0, _Endless(batches), list[float]()
+        saved = None if checkpoint is None else checkpoint.load()
+        if saved is None:
+            found = judge(self._model)
+            checks = [Checked(step=0, training_loss=None, loss=found.loss, sqnr_db=found.sqnr_db)]
+            kept = self.learned.state()
+        else:
+            done, spent, kept = saved["step"], saved["seconds"], saved["kept"]
+            checks = [Checked(**check) for check in saved["checks"]]
+            self.learned.restore(saved["learned"])
+            optimizer.load_state_dict(saved["optimizer"])
+            falling.load_state_dict(saved["falling"])
+            feeds.skip(saved["batch"])
+            progress.note(f"goes on after step {done} of a training that did not end")
+        best, start, ended = _least(checks), time.monotonic() - spent, "all steps are done"
         with progress.task("training", schedule.steps) as advance:
+            advance(done)
             try:
-                for step in range(1, schedule.steps + 1):
+                for step in range(done + 1, schedule.steps + 1):
                     feed = next(feeds)
                     losses.append(self._step(feed, teacher(feed), optimizer))
                     falling.step()
@@ -148,29 +167,35 @@ class Distillation:
                     late = schedule.budget_s is not None and time.monotonic() - start > schedule.budget_s
                     if step % schedule.check_every and step != schedule.steps and not late:
                         continue
-                    candidate = self.stored()
-                    found = judge(candidate)
-                    checks.append(
-                        Checked(
-                            step=step,
-                            training_loss=float(np.mean(losses)),
-                            loss=found.loss,
-                            sqnr_db=found.sqnr_db,
-                        )
-                    )
+                    found, mean = judge(self.stored()), float(np.mean(losses))
+                    checks.append(Checked(step=step, training_loss=mean, loss=found.loss, sqnr_db=found.sqnr_db))
                     losses.clear()
                     if found.loss < best.loss:
-                        best, model = checks[-1], candidate
+                        best, kept = checks[-1], self.learned.state()
                     if late:
                         ended = "the time is up"
                         break
                     if step - best.step >= schedule.patience * schedule.check_every:
                         ended = "the evaluation samples gain nothing more"
                         break
+                    if checkpoint is not None and step != schedule.steps:
+                        state = {
+                            "step": step,
+                            "batch": feeds.given,
+                            "seconds": time.monotonic() - start,
+                            "learned": self.learned.state(),
+                            "kept": kept,
+                            "checks": [asdict(check) for check in checks],
+                            "optimizer": optimizer.state_dict(),
+                            "falling": falling.state_dict(),
+                        }
+                        checkpoint.save(state)
             except KeyboardInterrupt:
                 ended = "interrupted"
         foreign = dict(self._graph.foreign)
         self._graph.close()
+        self.learned.restore(kept)
+        model = self.stored() if best.step else self._model
         return Distilled(model=model, checks=tuple(checks), best=best, ended=ended, foreign=foreign)
 
     def stored(self) -> ir.Model:
@@ -197,6 +222,31 @@ class Distillation:
         return float(total.detach())
 
 
-def _endless(batches: Callable[[], Iterator[Feed]]) -> Iterator[Feed]:
-    while True:
-        yield from batches()
+class _Endless:
+    """Yields the batches over and over.
+
+    Attributes:
+        given: how many since the last begin.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Feed]]) -> None:
+        self._batches = batches
+        self._now = batches()
+        self.given = 0
+
+    def __next__(self) -> Feed:
+        feed = next(self._now, None)
+        if feed is None:
+            self._now, self.given = self._batches(), 0
+            feed = next(self._now)
+        self.given += 1
+        return feed
+
+    def skip(self, count: int) -> None:
+        """Passes over the next batches."""
+        for _ in range(count):
+            next(self)
+
+
+def _least(checks: Sequence[Checked]) -> Checked:
+    return min(checks, key=lambda check: check.loss)

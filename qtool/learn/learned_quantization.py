@@ -6,7 +6,7 @@ scale is learned as the logarithm of its change, a bias and a float weight as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 _NORMALIZATIONS = frozenset({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"})
+# Within this distance of an integer, a float is still rounded to it.
+_SIDE = 0.49
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ class _Kinds:
     steps: dict[str, _Stored] = field(default_factory=dict)
     scales: dict[str, _Changed] = field(default_factory=dict)
     biases: dict[str, _Changed] = field(default_factory=dict)
+    offsets: dict[str, _Changed] = field(default_factory=dict)
     floats: dict[str, _Changed] = field(default_factory=dict)
 
 
@@ -111,6 +114,8 @@ class LearnedQuantization:
         *,
         nodes: Iterable[ir.Node] | None = None,
         weights: Mapping[str, FloatWeight] | None = None,
+        origins: Mapping[str, FloatWeight] | None = None,
+        scales: Container[str] | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Reads the graph, which is not modified; names of its values stay what they are.
@@ -120,9 +125,14 @@ class LearnedQuantization:
             nodes: learn only what these read; everything by default.
             weights: floats to learn in place of integers, by the weight's name in the float model; their scales begin
                 at those of the graph.
+            origins: floats that the integers were rounded from, by the same name: integers are learned that begin as
+                near to the next one as these are.
+            scales: learn only the scales of these names; all by default.
             device: where to hold it.
         """
         self._weights = weights or {}
+        self._origins = origins or {}
+        self._scales = scales
         self._device = device or torch.device("cpu")
         self._kinds = _Kinds()
         readers = list(model.graph if nodes is None else nodes)
@@ -135,7 +145,10 @@ class LearnedQuantization:
                 self._learn_scale(node.inputs[1])
             elif node.op_type in _LAYERS | _NORMALIZATIONS:
                 for value in node.inputs[1:]:
-                    self._learn_floats(value)
+                    self._learn_floats(value, self._kinds.floats)
+            elif node.op_type == "Add" and any(_is_product(value) for value in node.inputs):
+                for value in node.inputs:
+                    self._learn_floats(value, self._kinds.offsets)
 
     def groups(self, rates: Rates) -> list[dict[str, Any]]:
         """Returns the groups of parameters, as an optimizer takes them."""
@@ -143,7 +156,7 @@ class LearnedQuantization:
         return [
             {"params": [stored.learned for stored in kinds.steps.values()], "lr": rates.steps},
             {"params": [scale.change for scale in kinds.scales.values()], "lr": rates.scales},
-            {"params": [bias.change for bias in kinds.biases.values()], "lr": rates.biases},
+            {"params": [bias.change for bias in (kinds.biases | kinds.offsets).values()], "lr": rates.biases},
             {"params": [value.change for value in kinds.floats.values()], "lr": rates.floats},
         ]
 
@@ -175,8 +188,9 @@ class LearnedQuantization:
 
     @torch.no_grad()
     def biases(self) -> dict[str, Array]:
-        """Returns the learned biases, float32, by the name of what their layer reads."""
-        return {name: item.value().cpu().numpy() for name, item in self._kinds.biases.items()}
+        """Returns the learned biases, float32, by the name of what their layer, or the Add behind it, reads."""
+        kinds = self._kinds
+        return {name: item.value().cpu().numpy() for name, item in (kinds.biases | kinds.offsets).items()}
 
     def values(self) -> dict[str, torch.Tensor]:
         """Returns what stands in the place of the graph's own values, by name, with gradients."""
@@ -185,8 +199,8 @@ class LearnedQuantization:
         found |= {
             name: straight_through(item.steps(found)).clamp(item.low, item.high) for name, item in kinds.steps.items()
         }
-        found |= {name: item.value() for name, item in kinds.biases.items()}
-        return found | {name: item.value() for name, item in kinds.floats.items()}
+        rest = kinds.biases | kinds.offsets | kinds.floats
+        return found | {name: item.value() for name, item in rest.items()}
 
     @torch.no_grad()
     def store(self, model: ir.Model) -> None:
@@ -197,7 +211,7 @@ class LearnedQuantization:
             _store(values[name], learned)
         for name, item in self._kinds.steps.items():
             _store(values[name], torch.round(item.steps(scales)).clamp(item.low, item.high))
-        for name, value in self._kinds.floats.items():
+        for name, value in (self._kinds.offsets | self._kinds.floats).items():
             _store(values[name], value.value())
         for name, bias in self._kinds.biases.items():
             _store_bias(values[name], bias.value())
@@ -222,12 +236,21 @@ class LearnedQuantization:
         if weight is not None:
             low, high = weight.low, weight.high
         start = torch.from_numpy(np.array(integers if weight is None else weight.array, np.float32)).to(self._device)
+        begin, origin = start.clone(), self._origins.get(tensor.tensor)
+        if origin is not None and origin.array.shape == integers.shape:
+            low, high = origin.low, origin.high
+            array, step, point = (
+                torch.from_numpy(np.array(part, np.float32)).to(self._device)
+                for part in (origin.array, tensor.scale, tensor.zero_point)
+            )
+            steps = array / _wide(step, tensor.axis, array.ndim) + _wide(point, tensor.axis, array.ndim)
+            begin = torch.clamp(steps, start - _SIDE, start + _SIDE)
         self._kinds.steps[name] = _Stored(
             tensor=tensor,
             low=low,
             high=high,
             start=start,
-            learned=torch.nn.Parameter(start.clone()),
+            learned=torch.nn.Parameter(begin),
             scale=None if weight is None or scale is None else scale.name,
         )
 
@@ -235,20 +258,28 @@ class LearnedQuantization:
         array = constant_array(value)
         if value is None or value.name is None or array is None or value.name in self._kinds.scales:
             return
+        if self._scales is not None and value.name not in self._scales:
+            return
         start = torch.from_numpy(np.array(array, np.float32)).to(self._device)
         change = torch.nn.Parameter(torch.zeros_like(start))
         self._kinds.scales[value.name] = _Changed(start, torch.ones_like(start), change)
 
-    def _learn_floats(self, value: ir.Value | None) -> None:
+    def _learn_floats(self, value: ir.Value | None, kind: dict[str, _Changed]) -> None:
         array = constant_array(value)
         if value is None or value.name is None or array is None or array.dtype != np.float32 or not array.ndim:
             return
-        self._kinds.floats[value.name] = self._changed(array)
+        if kind is not self._kinds.offsets or array.size == array.shape[-1]:
+            kind[value.name] = self._changed(array)
 
     def _changed(self, array: np.ndarray[Any, Any]) -> _Changed:
         start = torch.from_numpy(np.array(array, np.float32)).to(self._device)
         unit = start.square().mean().sqrt().clamp(min=1e-6)
         return _Changed(start, unit, torch.nn.Parameter(torch.zeros_like(start)))
+
+
+def _is_product(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "MatMul"
 
 
 def _wide(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:

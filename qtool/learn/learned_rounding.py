@@ -1,16 +1,18 @@
-"""Learned rounding, block by block: integers and biases that reproduce the float model's tensors behind each block.
+"""Learned rounding, block by block: integers, biases and ranges that reproduce the float model's tensors behind each.
 
-Every block reads what the blocks before it make, which are quantized already. Its integers start as they are and may
-move by one step; gradients pass straight through the rounding, and samples that are held back decide what is kept.
+Every block reads what the blocks before it make, which are quantized already. Its integers start as they are, those
+whose floats lie near to the next integer close to it, and may move by one step; gradients pass straight through the
+rounding, and samples that are held back decide what is kept.
 Sources: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization (ICML 2020), for learning which
 way to round; I. Hubara et al., Accurate Post Training Quantization With Small Calibration Sets (AdaQuant, ICML 2021),
-for the straight-through gradient; Y. Li et al., BRECQ (ICLR 2021), for blocks as what is reproduced.
+for the straight-through gradient; Y. Li et al., BRECQ (ICLR 2021), for blocks as what is reproduced; S. Esser et al.,
+Learned Step Size Quantization (ICLR 2020), for the scales of activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +21,9 @@ import torch
 from qtool.backends.registry import backend_named
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Array, Feed
-from qtool.graph.constants import is_constant
-from qtool.learn.differentiable_graph import DifferentiableGraph
-from qtool.learn.learned_quantization import LearnedQuantization, Rates
-from qtool.learn.losses import relative_error
-from qtool.learn.tensors import tensor_of
+from qtool.graph.constants import constant_array, is_constant
+from qtool.learn.block_trainer import BlockTrainer, BlockTraining
+from qtool.learn.learned_quantization import FloatWeight
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.qdq.insert_qdq import insert_qdq
@@ -36,27 +36,7 @@ from qtool.weights.saturation import limited
 
 # A block ends where a single tensor leads on, and after so many layers in any case.
 _MOST_LAYERS = 6
-_SEED = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockTraining:
-    """How long each block is trained.
-
-    Attributes:
-        steps: batches to learn from.
-        check_every: steps between two evaluations.
-        patience: evaluations without a gain after which it ends.
-        reach: by how many steps an integer may move.
-        rates: of the first step.
-    """
-
-    steps: int = 160
-    check_every: int = 20
-    patience: int = 3
-    reach: float = 1.0
-    rates: Rates = field(default_factory=lambda: Rates(steps=0.02, scales=0.0, biases=1e-3, floats=0.0))
-
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 USUAL = BlockTraining()
 
@@ -71,11 +51,12 @@ def learn_rounding(
     progress: Progress,
     *,
     training: BlockTraining = USUAL,
+    ranges: bool = False,
     device: torch.device | None = None,
     threads: int = 0,
     stop: Callable[[], bool] = never,
 ) -> Reconstruction:
-    """Learns the integers and biases of ``model``, block after block; the arguments are not modified.
+    """Learns the integers and biases of ``model``, and ranges, block after block; the arguments are not modified.
 
     Holds the tensors that cross one cut of the graph, for all of ``feeds``, float and quantized.
 
@@ -88,6 +69,7 @@ def learn_rounding(
         feeds: some dozens of samples, in batches; every fourth is held back.
         progress: receives the steps.
         training: how long each block is trained.
+        ranges: whether scales of activations that one block alone reads are learned, too.
         device: where to compute.
         threads: threads inside an operator; 0 is one per core.
         stop: called before each block; True ends with the blocks done so far.
@@ -102,17 +84,20 @@ def learn_rounding(
     targets = SegmentedRunner(model, cuts, feeds, threads=threads)
     given = SegmentedRunner(quantized, cuts, feeds, threads=threads, level="basic")
     blocks = _blocks(quantized, cuts)
+    origins = dict(_origins(model, plan))
     learned: dict[str, Array] = {}
     with progress.task("learning to round", len(blocks)) as advance:
         for block in blocks:
             if stop():
                 break
             inputs, wanted = given.held, _wanted(targets, block, is_last=block is blocks[-1])
-            trainer = _BlockTrainer(quantized, block, training, device or torch.device("cpu"))
+            trainer = BlockTrainer(
+                quantized, block, training, device or torch.device("cpu"), origins=origins, ranges=ranges
+            )
             learned |= trainer.train(inputs, wanted)
             given.advance()
             advance(1)
-    return _reconstruction(quantized, plan, weights, learned)
+    return _reconstruction(quantized, plan, weights, activations, learned)
 
 
 def block_cuts(model: ir.Model, plan: Plan) -> list[str]:
@@ -157,87 +142,42 @@ def _blocks(model: ir.Model, cuts: Sequence[str]) -> list[list[ir.Node]]:
     return blocks
 
 
-class _BlockTrainer:
-    """Trains the constants that one block reads."""
-
-    def __init__(
-        self, model: ir.Model, block: Sequence[ir.Node], training: BlockTraining, device: torch.device
-    ) -> None:
-        self._training = training
-        self._device = device
-        self._model = model
-        self._nodes = [*_constants_of(block), *block]
-        self._learned = LearnedQuantization(model, nodes=self._nodes, device=device)
-
-    def train(self, inputs: Sequence[Feed], wanted: Sequence[Feed]) -> dict[str, Array]:
-        """Stores what is learned in the graph where it helps, and returns the biases, float, by their name there."""
-        names = [name for name, array in wanted[0].items() if array.dtype.kind == "f"] if wanted else []
-        if not names or not self._learned.learns_integers or len(inputs) < 2:
-            return {}
-        graph = DifferentiableGraph(self._model, nodes=self._nodes, device=self._device)
-        every = 4 if len(inputs) >= 4 else len(inputs)
-        seen = [number for number in range(len(inputs)) if number % every != every - 1]
-        aside = [number for number in range(len(inputs)) if number % every == every - 1]
-
-        def loss(number: int) -> torch.Tensor:
-            feed = {name: tensor_of(array, self._device) for name, array in inputs[number].items()}
-            found = graph.run(feed, names, self._learned.values())
-            return torch.stack(
-                [relative_error(found[name], tensor_of(wanted[number][name], self._device)) for name in names]
-            ).sum()
-
-        @torch.no_grad()
-        def judged() -> float:
-            return float(torch.stack([loss(number) for number in aside]).mean())
-
-        start = best = judged()
-        kept, at = self._learned.state(), 0
-        optimizer = torch.optim.Adam(self._learned.groups(self._training.rates))
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._training.steps)
-        draws = np.random.default_rng(_SEED)
-        for step in range(1, self._training.steps + 1):
-            total = loss(seen[int(draws.integers(len(seen)))])
-            if not total.requires_grad:
-                break  # nothing that is learned reaches the tensors behind the block
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            falling.step()
-            self._learned.limit(self._training.reach)
-            if step % self._training.check_every:
-                continue
-            found = judged()
-            if found < best:
-                best, kept, at = found, self._learned.state(), step
-            elif step - at >= self._training.patience * self._training.check_every:
-                break
-        graph.close()
-        if not best < start:
-            return {}
-        self._learned.restore(kept)
-        self._learned.store(self._model)
-        return self._learned.biases()
+def _origins(model: ir.Model, plan: Plan) -> Iterator[tuple[str, FloatWeight]]:
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    for name, weight in plan.weights.items():
+        array = constant_array(values[name])
+        if array is not None:
+            yield name, FloatWeight(array=np.asarray(array, np.float32), low=weight.grid.low, high=weight.grid.high)
 
 
-def _constants_of(block: Sequence[ir.Node]) -> list[ir.Node]:
-    """Returns the nodes outside of a block that make constants which it reads."""
-    own, found = set(block), dict[ir.Node, None]()
-    for node in block:
-        for value in node.inputs:
-            producer = None if value is None else value.producer()
-            if producer is not None and producer not in own and _makes_constant(producer):
-                found[producer] = None
-    return list(found)
+def _offsets(layer: ir.Node) -> list[ir.Value | None]:
+    """Returns what an Add reads beside the products of ``layer``."""
+    uses = list(layer.outputs[0].uses())
+    adds = [use for use in uses if use.node.op_type == "Add"] if len(uses) == 1 else []
+    return [use.node.inputs[1 - use.idx] for use in adds]
 
 
-def _makes_constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" or (
-        node.op_type == "DequantizeLinear" and all(is_constant(value) for value in node.inputs)
-    )
+def _ranges(quantized: ir.Model, plan: Plan, given: Mapping[str, AffineParams]) -> dict[str, AffineParams]:
+    """Returns the parameters of activations whose scale was learned, by source."""
+    found = {}
+    for node in quantized.graph:
+        value = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        planned = None if value is None else plan.activations.get(value.name or "")
+        scale = constant_array(node.inputs[1]) if planned is not None else None
+        if planned is None or scale is None:
+            continue
+        params = given[planned.source]
+        if scale.size == 1 and float(scale) != float(params.scale):
+            found[planned.source] = replace(params, scale=scale.astype(np.float32).reshape(params.scale.shape))
+    return found
 
 
 def _reconstruction(
-    quantized: ir.Model, plan: Plan, given: Mapping[str, QuantizedWeight], biases: Mapping[str, Array]
+    quantized: ir.Model,
+    plan: Plan,
+    given: Mapping[str, QuantizedWeight],
+    activations: Mapping[str, AffineParams],
+    biases: Mapping[str, Array],
 ) -> Reconstruction:
     """Reads off the graph what was learned."""
     stored = quantized_tensors(quantized)
@@ -251,11 +191,13 @@ def _reconstruction(
         if planned.largest_pair is not None and planned.orders:
             changed = limited(changed, planned.orders, planned.largest_pair)
         weights[name] = changed
-    nodes = {node.name: node for node in quantized.graph}
     by_layer = {}
-    for layer in plan.biases:
-        value = nodes[layer].inputs[2] if layer in nodes else None
-        learned = None if value is None else biases.get(value.name or "")
-        if learned is not None:
-            by_layer[layer] = learned.reshape(-1).astype(np.float32)
-    return Reconstruction(weights=weights, biases=by_layer, fits={})
+    for node in quantized.graph:
+        if node.name not in plan.integer_nodes or node.op_type not in _LAYERS:
+            continue
+        places = [value for value in (*node.inputs[2:], *_offsets(node)) if value is not None]
+        for value in places:
+            learned = biases.get(value.name or "")
+            if learned is not None:
+                by_layer[node.name or ""] = learned.reshape(-1).astype(np.float32)
+    return Reconstruction(weights=weights, biases=by_layer, fits={}, ranges=_ranges(quantized, plan, activations))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
 
+from qtool.learn.distillation import Distillation, Judgement
+from qtool.workflows.learn.judge import Judge
 from tests.conftest import Outcome
 from tests.learn.conftest import Network
 
@@ -48,6 +53,89 @@ def test_training_brings_a_coarse_model_nearer_to_float(
     again = tmp_path / "again.onnx"
     assert run(*command[:-1], again).code == 0
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_killed_run_goes_on_and_writes_the_same_bytes(
+    run: Run, network: Network, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        """Nothing in qtool catches it."""
+
+    path, whole = tmp_path / "tuned.onnx", tmp_path / "whole.onnx"
+    checkpoint = tmp_path / "tuned.onnx.checkpoint"
+    options = ("--calib-data", network.data, "--steps", "80", "--loss", "mse")
+    assert run("finetune", quantized, *options, "-o", whole).code == 0
+    step, taken = Distillation._step, list[int]()
+
+    def counted(self: Distillation, *arguments: Any) -> float:
+        taken.append(1)
+        if len(taken) == 60:
+            raise KilledError
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Distillation, "_step", counted)
+    with pytest.raises(KilledError):
+        run("finetune", quantized, *options, "-o", path)
+    monkeypatch.setattr(Distillation, "_step", step)
+    assert checkpoint.exists()
+    assert not path.exists()
+    other = run("finetune", quantized, *options, "--learning-rate", "2", "-o", path)
+    assert other.code == 2
+    assert "of another training" in other.err
+    found = run("finetune", quantized, *options, "-o", path, "--json")
+    assert found.code == 0
+    assert [check["step"] for check in found.json["checks"]] == [0, 25, 50, 75, 80]
+    assert path.read_bytes() == whole.read_bytes()
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_that_is_damaged_is_refused(run: Run, network: Network, quantized: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tuned.onnx.checkpoint"
+    checkpoint.write_bytes(b"PK but not really")
+    command = ("finetune", quantized, "--calib-data", network.data, "--steps", "1", "-o", tmp_path / "tuned.onnx")
+    found = run(*command)
+    assert found.code == 2
+    assert "cannot be read" in found.err
+    assert checkpoint.read_bytes() == b"PK but not really"
+    assert run(*command, "--force").code == 0
+    assert not checkpoint.exists()
+
+
+def test_a_locked_run_repeats_a_training(run: Run, network: Network, quantized: Path, tmp_path: Path) -> None:
+    path, again = tmp_path / "tuned.onnx", tmp_path / "again.onnx"
+    assert run("finetune", quantized, "--calib-data", network.data, "--steps", "20", "-o", path).code == 0
+    manifest = tmp_path / "tuned.manifest.json"
+    assert run("finetune", "--locked", manifest, "-o", again).code == 0
+    assert again.read_bytes() == path.read_bytes()
+    refused = run("finetune", "--locked", manifest, "--steps", "30", "--force")
+    assert refused.code == 2
+    assert "--steps is 30 here, and 20 in the manifest" in refused.err
+    wrong = run("quantize", "--locked", manifest, "--force")
+    assert wrong.code == 2
+    assert "qtool finetune" in wrong.err
+
+
+def test_what_other_samples_do_not_confirm_is_not_written(
+    run: Run, network: Network, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, held = Judge.__call__, list[float]()
+
+    def unlucky(self: Judge, model: ir.Model) -> Judgement:
+        """Says of the samples held back, 2 batches of the 24, that they are better before the training."""
+        found = judged(self, model)
+        if len(self._feeds) == 2:
+            held.append(-len(held))
+            return replace(found, loss=held[-1])
+        return found
+
+    monkeypatch.setattr(Judge, "__call__", unlucky)
+    path = tmp_path / "tuned.onnx"
+    options = ("--steps", "25", "--loss", "mse", "-o", path, "--json")
+    found = run("finetune", quantized, "--calib-data", network.data, *options)
+    assert found.json["step"] == 25
+    assert not found.json["gained"]
+    assert len(held) == 2
+    assert network.sqnr_db(path) == network.sqnr_db(quantized)
 
 
 def test_biases_stay_on_the_scale_of_their_products(

@@ -48,3 +48,48 @@ def test_blocks_begin_where_a_single_tensor_leads_on(network: Network) -> None:
     model = ir.load(network.model)
     plan = build_plan(model, Scheme(activations=U8, weights=S8_SYMMETRIC), NodeSelection())
     assert block_cuts(model, plan) == ["n_c", "n_scores"]
+
+
+def _scales_of_activations(path: Path) -> dict[str, float]:
+    graph = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return {node.input[0]: float(stored[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"}
+
+
+def test_ranges_that_clip_too_much_are_widened(run: Run, network: Network, tmp_path: Path) -> None:
+    clipping = ("--effort", "fast", "--method", "percentile", "--percentile", "97", *_PLAIN[4:])
+    scales, sqnr = {}, {}
+    for name, options in {"plain": (), "learned": ("--learned-rounding",)}.items():
+        path = tmp_path / f"{name}.onnx"
+        found = run("quantize", network.model, "--calib-data", network.data, *clipping, *options, "-o", path)
+        assert found.code == 0, found.err
+        scales[name], sqnr[name] = _scales_of_activations(path), network.sqnr_db(path)
+    plain, learned = scales["plain"], scales["learned"]
+    assert plain.keys() == learned.keys()
+    assert max(learned[name] / plain[name] for name in plain) > 1.02
+    assert sqnr["learned"] > sqnr["plain"] + 2
+
+
+def test_a_bias_behind_a_product_is_learned(run: Run, save: Callable[..., Path], tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    weights = {
+        "w": (draw.normal(size=(24, 16)) * 0.3).astype(np.float32),
+        "b": (draw.normal(size=16) * 0.5).astype(np.float32),
+        "v": (draw.normal(size=(16, 8)) * 0.3).astype(np.float32),
+    }
+    text = """encoder (float[batch, 5, 24] x) => (float[batch, 5, 8] y) {
+        m = MatMul (x, w)
+        a = Add (m, b)
+        g = Tanh (a)
+        y = MatMul (g, v)
+    }"""
+    model = save("encoder.onnx", text, **weights)
+    data, path = tmp_path / "x.npz", tmp_path / "learned.onnx"
+    np.savez(data, x=(draw.normal(size=(48, 5, 24)) + 0.7).astype(np.float32))
+    found = run("quantize", model, "--calib-data", data, *_PLAIN, "--learned-rounding", "-o", path)
+    assert found.code == 0, found.err
+    graph = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    (bias,) = [stored[name] for node in graph.node if node.op_type == "Add" for name in node.input if name in stored]
+    change = np.abs(bias - weights["b"])
+    assert 1e-5 < change.max() < 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.calib.datasets.python_function import imported
 from qtool.errors import InputError, QtoolError, UsageError
+from qtool.fingerprint import data_sha256
+from qtool.formats.companions import companion_files
 from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, read_manifest, write_manifest
@@ -30,14 +34,15 @@ from qtool.workflows.diagnose.file_records import data_records, model_record
 from qtool.workflows.diagnose.verify import onnx_path
 from qtool.workflows.learn.pair_limits import limit_of_pairs
 from qtool.workflows.learn.request import FinetuneReport, FinetuneRequest
-from qtool.workflows.quantize.check_result import CheckSamples, compare_with_float
+from qtool.workflows.quantize.check_result import CheckSamples, compare_with_float, held_samples
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
-from qtool.workflows.quantize.lock import lock_record
+from qtool.workflows.quantize.lock import check_reproduced, lock_record
 from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.tuning_split import TuningSplit
 
 if TYPE_CHECKING:
+    from qtool.learn.checkpoint import Checkpoint
     from qtool.learn.distillation import Distilled
     from qtool.learn.losses import Loss
 
@@ -67,9 +72,10 @@ def finetune(request: FinetuneRequest, progress: Progress = SILENT) -> FinetuneR
     execution = execution_of(quantized.metadata_props.get(TARGET_KEY))
     with progress.task("reading what runs on integers"):
         covered = _coverage(quantized)
-    found, device = _trained(request, quantized, original, samples, execution, progress)
+    checkpoint = _checkpoint(request, float_path)
+    found, gained, device = _trained(request, quantized, original, samples, execution, checkpoint, progress)
     with staged(output) as path:
-        save_graph(found.model, path)
+        save_graph(found.model if gained else quantized, path)
         coverage = _coverage(_graph(path))
         _check_coverage(covered, coverage)
         progress.note("comparing with float on held-back samples")
@@ -82,6 +88,7 @@ def finetune(request: FinetuneRequest, progress: Progress = SILENT) -> FinetuneR
             checks=found.checks,
             best=found.best,
             ended=found.ended,
+            gained=gained,
             foreign=found.foreign,
             coverage=coverage,
             before=before.fidelity,
@@ -90,7 +97,10 @@ def finetune(request: FinetuneRequest, progress: Progress = SILENT) -> FinetuneR
             device=device,
             bytes=model_bytes(path),
         )
-        write_manifest(manifest_path(path), _manifest(request, report, path), home=output.parent)
+        manifest = _manifest(request, report, path)
+        check_reproduced(request.locked, manifest)
+        write_manifest(manifest_path(path), manifest, home=output.parent)
+    checkpoint.remove()
     return report
 
 
@@ -100,8 +110,9 @@ def _trained(
     original: ir.Model,
     samples: CheckSamples,
     execution: Execution,
+    checkpoint: Checkpoint,
     progress: Progress,
-) -> tuple[Distilled, str]:
+) -> tuple[Distilled, bool, str]:
     from qtool.learn.devices import device_named
     from qtool.learn.distillation import Distillation
     from qtool.learn.losses import losses_for
@@ -120,11 +131,37 @@ def _trained(
     )
     with open_graph(view, threads=request.threads) as session:
         judge = Judge(split.evaluation, session.run, losses, execution, threads=request.threads)
-        found = distillation.train(split.all_tuning, session.run, judge, schedule=request.schedule, progress=progress)
+        found = distillation.train(
+            split.all_tuning, session.run, judge, request.schedule, progress, checkpoint=checkpoint
+        )
+        # The best of many evaluations is the best by chance, too: other samples have to confirm it.
+        held = Judge(held_samples(original, samples), session.run, losses, execution, threads=request.threads)
+        gained = found.best.step > 0 and held(found.model).loss <= held(quantized).loss
     if found.foreign:
         kinds = ", ".join(sorted(set(found.foreign.values())))
         progress.note(f"{kinds}: without gradients, what stands before them learns through other ways or not at all")
-    return found, str(device)
+    return found, gained, str(device)
+
+
+def _checkpoint(request: FinetuneRequest, float_path: Path) -> Checkpoint:
+    """Returns where the training keeps its state, with a key of everything that the result depends on."""
+    from qtool.learn.checkpoint import SUFFIX, Checkpoint
+
+    paths: tuple[Path | str, ...] = (request.model, float_path, *request.data.sources)
+    schedule = asdict(request.schedule)
+    del schedule["budget_s"]
+    own_loss = None if request.loss is None else data_sha256(request.loss.partition(":")[0])
+    parts = [*map(_hashes, paths), request.loss, own_loss, request.device, request.threads, schedule]
+    parts += [request.data.preprocess, request.data.batch_size, request.data.limit, versions(["torch"])]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    path = request.destination
+    return Checkpoint(path.with_name(path.name + SUFFIX), key, force=request.force)
+
+
+def _hashes(source: Path | str) -> list[str | None]:
+    path = Path(source)
+    weights = companion_files(path) if path.suffix == ".onnx" and path.is_file() else ()
+    return [data_sha256(str(source)), *(data_sha256(str(path.parent / name)) for name in weights)]
 
 
 def _loss(name: str | None) -> Loss | None:
@@ -175,6 +212,10 @@ def _samples(request: FinetuneRequest, original: ir.Model) -> CheckSamples:
     return CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
 
 
+def _ended_by_chance(ended: str) -> str | None:
+    return f"the search ended early: {ended}" if ended in {"the time is up", "interrupted"} else None
+
+
 def _coverage(model: ir.Model) -> Coverage:
     found = backend_named(FALLBACK_BACKEND).coverage(model)
     if found is None:
@@ -201,5 +242,5 @@ def _manifest(request: FinetuneRequest, report: FinetuneReport, file: Path) -> M
         versions=versions([runtime_named(report.coverage.runtime).package, "torch"]),
         quantized={"integer_nodes": report.coverage.integer, "quantizable_nodes": report.coverage.total},
         figures={"sqnr_db": report.best.sqnr_db, "start_sqnr_db": report.checks[0].sqnr_db},
-        lock=lock_record(request.arguments),
+        lock={**lock_record(request.arguments), "search_ended": _ended_by_chance(report.ended)},
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qtool.backends.coverage import Coverage
 from qtool.learn.distillation import Checked, Schedule
+from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.workflows.quantize.data_request import DataRequest
 
@@ -27,7 +28,8 @@ class FinetuneRequest:
         device: ``cpu``, ``cuda``, or ``auto`` for what is here.
         schedule: how long to train.
         threads: threads inside an operator; 0 is one per core.
-        force: whether an existing output may be replaced.
+        force: whether an existing output may be replaced, and a checkpoint beside it dropped.
+        locked: the manifest of the run to repeat.
         arguments: the options as given, for the manifest.
     """
 
@@ -40,6 +42,7 @@ class FinetuneRequest:
     schedule: Schedule = field(default_factory=Schedule)
     threads: int = 0
     force: bool = False
+    locked: Manifest | None = None
     arguments: tuple[str, ...] = ()
 
     @property
@@ -60,6 +63,7 @@ class FinetuneReport:
         checks: every evaluation, the first one before any step.
         best: the evaluation of what was written.
         ended: why the training ended, in words.
+        gained: whether held-back samples confirm it; where not, the model is written as it was.
         foreign: operator type by name of the nodes that have no gradient.
         coverage: the nodes that run on integers, as many as before.
         before: how close each output was to the float model's before.
@@ -75,6 +79,7 @@ class FinetuneReport:
     checks: tuple[Checked, ...]
     best: Checked
     ended: str
+    gained: bool
     foreign: Mapping[str, str]
     coverage: Coverage
     before: tuple[OutputFidelity, ...]

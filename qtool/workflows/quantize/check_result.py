@@ -17,6 +17,7 @@ from qtool.errors import InputError
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
 from qtool.graph.decoder_caches import cache_outputs
+from qtool.graph.specs import model_specs
 from qtool.llm.random_prompt import random_prompt
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
@@ -131,6 +132,11 @@ def compare_with_float(
         outlooks={name: outlook for name, outlook in found.items() if outlook is not None},
         runtimes_db=worst_sqnr_db(between.results()) if differs else None,
     )
+
+
+def held_samples(original: ir.Model, samples: CheckSamples) -> tuple[Feed, ...]:
+    """Returns the batches that ``compare_with_float`` runs, held in memory."""
+    return tuple(_feeds(*model_specs(original), samples))
 
 
 def _saturating(gate: Gate | None) -> str | None:

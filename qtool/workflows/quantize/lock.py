@@ -56,7 +56,7 @@ def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], sta
         raise InputError("the manifest is of a qtool that recorded no options", fix="run `qtool quantize` again")
     differences = []
     installed = locked_versions(source) if source.path.exists() else versions()
-    packages = {runtime_named(name).package for name in RUNTIMES}
+    packages = {"torch", *(runtime_named(name).package for name in RUNTIMES)}
     installed |= versions([name for name in manifest.versions if name in packages])
     for name, wanted in manifest.versions.items():
         here = installed.get(name, wanted)
@@ -81,7 +81,7 @@ def check_lock(manifest: Manifest, source: ModelSource, data: Sequence[str], sta
     if differences:
         raise InputError(
             f"this is not the run of the manifest: {'; '.join(differences)}",
-            fix="restore what differs, or quantize again without --locked",
+            fix="restore what differs, or run again without --locked",
         )
 
 
@@ -141,5 +141,5 @@ def check_reproduced(locked: Manifest | None, made: Manifest) -> None:
     told = "; ".join(reasons) or "no cause is known"
     raise InputError(
         f"the result has the hash {_form(made.quantized_model)}, not {_form(locked.quantized_model)}: {told}",
-        fix="nothing was written; use the machine of the manifest, or quantize again without --locked",
+        fix="nothing was written; use the machine of the manifest, or run again without --locked",
     )
