@@ -79,16 +79,7 @@ def _content(stream: IO[bytes], field: protobuf.Field) -> bytes:
 
 def _encoded(stream: IO[bytes], field: protobuf.Field) -> bytes:
     """Returns the field including its tag and length prefix."""
-    head = _varint(field.number << 3 | field.wire_type)
+    nbytes = field.end - field.start
     if field.wire_type == protobuf.BYTES:
-        head += _varint(field.end - field.start)
-    return head + _content(stream, field)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+        return protobuf.prefix(field.number, nbytes) + _content(stream, field)
+    return protobuf.varint(field.number << 3 | field.wire_type) + _content(stream, field)

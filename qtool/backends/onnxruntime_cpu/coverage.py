@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -17,7 +17,9 @@ from qtool.formats.onnx.map_types import load_model
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
-from qtool.runtime.session import Session
+from qtool.runtime.hollow_graphs import hollow
+from qtool.runtime.parts import needs_parts
+from qtool.runtime.session import NO_WEIGHTS, Session
 
 _KERNELS = (
     "QLinear",
@@ -59,10 +61,20 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    with private_folder() as folder, saved(model, folder) as path:
+    with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
+        is_large = needs_parts(model)
+        message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
         # At a higher level layouts change too, and with them the names of nodes.
-        Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
+        Session(
+            message,
+            level="extended",
+            optimized_to=optimized_path,
+            fuses_signed=fuses_signed(model),
+            weights=weights,
+            in_place=weights,
+            prepacks=not is_large,
+        )
         nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
         # A MatMul that took in the bias behind it has a longer name.
         yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes

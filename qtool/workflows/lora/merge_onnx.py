@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qtool.atomic import check_output, staged
 from qtool.backends.targets import preset
 from qtool.errors import InputError, UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.lora.merge.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.merge.base_weights import open_base
 from qtool.lora.merge.tensor_merge import WeightedChange, total_delta
@@ -72,7 +72,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         return _make_exchangeable(request, progress)
     output = None if request.dry_run else _output(request)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    model = load_weights(OnnxFile().read(request.base))
+    model = OnnxFile().read(request.base)
     checkpoint = _checkpoint(request, model)
     planned = _planned(request, adapters, checkpoint, model)
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
@@ -121,7 +121,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     output = _output(request)
     files = adapter_files(request, output)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    model = load_weights(OnnxFile().read(request.base))
+    model = OnnxFile().read(request.base)
     checkpoint = _checkpoint(request, model)
     changes = {
         file: _planned(single, [adapter], checkpoint, model).changes
