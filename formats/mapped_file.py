@@ -40,6 +40,17 @@ class MappedFile:
         return found
 
 
+def release_pages(array: npt.NDArray[Any]) -> None:
+    """Releases the pages of an array of a mapped file that is still in use; does nothing to other arrays."""
+    source: Any = array
+    while isinstance(source, np.ndarray):
+        source = source.base
+    mapped = source.obj if isinstance(source, memoryview) else source
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise") and array.nbytes and array.flags.c_contiguous:
+        start = np.frombuffer(mapped, np.uint8).ctypes.data
+        _release(mapped, array.ctypes.data - start, array.nbytes)
+
+
 def _release(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
     start = offset // mmap.PAGESIZE * mmap.PAGESIZE
     mapped.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from qtool.formats import protobuf
+from qtool.formats.mapped_file import release_pages
 
 # Smaller weights are part of the message that is built in memory.
 _SMALLEST_STREAMED_BYTES = 1 << 20
@@ -43,7 +46,21 @@ def write_inline(model: ir.Model, path: Path) -> None:
         file.write(protobuf.prefix(_MODEL_GRAPH, nbytes) + graph)
         for head, tensor in zip(heads, streamed, strict=True):
             file.write(head)
-            large[tensor.name].tofile(file)
+            _write(large[tensor.name], file)
+
+
+def _write(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    if hasattr(tensor, "tofile"):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+    release_tensor(tensor)
+
+
+def release_tensor(tensor: ir.TensorProtocol) -> None:
+    """Releases the pages of a tensor in a mapped file."""
+    if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+        release_pages(tensor.raw)
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

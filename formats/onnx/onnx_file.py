@@ -16,7 +16,7 @@ from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.onnx.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from qtool.formats.onnx.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
 from qtool.formats.onnx.inline_tensors import check_inline
-from qtool.formats.onnx.inline_weights import without_weights, write_inline
+from qtool.formats.onnx.inline_weights import release_tensor, without_weights, write_inline
 from qtool.formats.onnx.map_types import without_map_types, write_map_types
 from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.formats.onnx.stored_tensor import leave_in_files
@@ -72,6 +72,7 @@ class OnnxFile:
                     external_data=f"{path.name}.data",
                     max_shard_size_bytes=storage.max_shard_bytes,
                     max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES,
+                    callback=_Releasing(),
                 )
             return
         write_inline(model, path)
@@ -160,6 +161,18 @@ def _parsed(path: Path) -> onnx.ModelProto:
         return onnx.load(path, format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's errors differ between its implementations
         raise _damaged(path, "") from error
+
+
+class _Releasing:
+    """Releases the pages of each tensor in a mapped file when the next one is about to be written."""
+
+    def __init__(self) -> None:
+        self._last: ir.TensorProtocol | None = None
+
+    def __call__(self, tensor: ir.TensorProtocol, _: object) -> None:
+        if self._last is not None:
+            release_tensor(self._last)
+        self._last = tensor
 
 
 def _outline(path: Path) -> onnx.ModelProto:

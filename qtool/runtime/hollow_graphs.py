@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import Array
+from qtool.formats.onnx.map_types import load_model
+from qtool.runtime.parts import needs_parts
+from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place
 
 _SMALLEST_LEFT_OUT_BYTES = 1 << 20
+
+
+def check_loads(path: Path) -> None:
+    """Passes when onnxruntime loads the model in ``path``; a large one without its weights.
+
+    Raises:
+        RuntimeRefusedError: it does not.
+    """
+    model = load_model(path)
+    if not needs_parts(model):
+        Session(path)
+        return
+    message, weights = hollow(model)
+    Session(message, weights=weights, in_place=weights, prepacks=False)
 
 
 def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
@@ -20,7 +38,7 @@ def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
     """
     clone = model.clone()
     graph = clone.graph
-    zeros = {}
+    large: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_LEFT_OUT_BYTES):
@@ -32,6 +50,12 @@ def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
             if value not in graph.inputs:
                 graph.inputs.append(value)
         elif value.uses():
-            zeros[name] = np.zeros(tensor.shape.numpy(), tensor.dtype.numpy())
+            large[name] = tensor
             value.const_value = place_holder(tensor, name)
+    # All of them are the same bytes.
+    nothing = np.zeros(max((tensor.nbytes for tensor in large.values()), default=0), np.uint8)
+    zeros = {
+        name: nothing[: tensor.nbytes].view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        for name, tensor in large.items()
+    }
     return ir.to_proto(clone).SerializeToString(), zeros

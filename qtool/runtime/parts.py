@@ -22,6 +22,7 @@ _LARGEST_PART_BYTES = 384 << 20
 # Smaller ones are stored in the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
 _FLOAT_BYTES = 4
+_CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
 
 
 def needs_parts(model: ir.Model) -> bool:
@@ -170,12 +171,11 @@ def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
 
 
 def _nbytes(value: ir.Value) -> int:
-    """Returns the bytes that a weight takes while it is in use: half precision is converted to float32 in addition."""
+    """Returns the bytes that a weight takes while it is in use: most kernels convert others to float32 in addition."""
     tensor = value.const_value
     if tensor is None:
         return 0
-    is_half = tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return tensor.nbytes + (tensor.size * _FLOAT_BYTES if is_half else 0)
+    return tensor.nbytes + (tensor.size * _FLOAT_BYTES if tensor.dtype in _CONVERTED else 0)
 
 
 def _array(tensor: ir.TensorProtocol | None) -> Array:

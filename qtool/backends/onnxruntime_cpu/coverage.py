@@ -14,11 +14,11 @@ from qtool.backends.onnxruntime_cpu.fusion_reasons import reads_foreign_types, r
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
+from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
-from qtool.runtime.parts import needs_parts
 from qtool.runtime.session import NO_WEIGHTS, Session
 
 _KERNELS = (
@@ -36,6 +36,8 @@ _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", "com.microsoft")
 _QGEMM_OUTPUT_SCALE = 7
 _WITH_BIAS = "/MatMulAddFusion"
+# Larger graphs are optimized without their weights, which is faster and takes little memory.
+_LARGEST_WITH_WEIGHTS_BYTES = 256 << 20
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -63,7 +65,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     """
     with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
-        is_large = needs_parts(model)
+        is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
         # At a higher level layouts change too, and with them the names of nodes.
         Session(

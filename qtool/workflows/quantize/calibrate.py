@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from qtool.graph.specs import specs_of
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.runtime.graphs import open_graph, watching
-from qtool.runtime.session import Watcher
+from qtool.runtime.parts import Parts, needs_parts, parts_of
+from qtool.runtime.session import Session, Watcher
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
@@ -185,11 +187,11 @@ def gather(
     outputs = specs_of(model.graph.outputs)
     compared = float_outputs(model)
     seen = tuple(dict.fromkeys((*watched.tensors, *compared)))
-    with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
+    with watching(model, seen) as graph, _opened(graph, threads) as session:
         feeds = data.feeds(dataset, session.inputs, outputs, remark=progress.note)
         with progress.task("calibrating", total) as advance:
             collected = collect(
-                Watcher(session),
+                session if isinstance(session, Parts) else Watcher(session),
                 holdout.used(feeds),
                 watched.tensors,
                 channel_axes=watched.channel_axes,
@@ -201,6 +203,16 @@ def gather(
     if collected.samples < _FEW_SAMPLES:
         progress.note(f"only {collected.samples} samples: ranges need a few dozen representative samples")
     return collected
+
+
+@contextmanager
+def _opened(model: ir.Model, threads: int) -> Iterator[Session | Parts]:
+    """Yields a session, or parts of a graph that is too large to be held in memory."""
+    if needs_parts(model):
+        yield parts_of(model)
+        return
+    with open_graph(model, threads=threads) as session:
+        yield session
 
 
 def float_outputs(model: ir.Model) -> tuple[str, ...]:
