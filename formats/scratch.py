@@ -53,14 +53,15 @@ class Scratch:
             file.seek(place)
             step = max(_PIECE_BYTES // flat.itemsize, 1)
             for start in range(0, flat.size, step):
-                file.write(flat[start : start + step].view(np.uint8))
+                file.write(flat[start : start + step].view(np.uint8).data)
+            file.flush()
         return mapped.array(place, flat.dtype, flat.size).reshape(array.shape)
 
     def _begin(self, nbytes: int) -> None:
         if self._file is not None:
             self._file.close()
         self._end, self._place = max(nbytes, self._segment_bytes), 0
-        self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - the next segment closes it
+        self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the next segment closes it
         self._file.truncate(self._end)
         self._mapped = MappedFile(self._file)
 

@@ -89,7 +89,9 @@ def _apart(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
     }
     try:
         for name, tensor in large.items():
-            holder = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+            holder = ir.ExternalTensor(
+                "", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
             holder.doc_string = tensor.doc_string
             holder.metadata_props.update(tensor.metadata_props)
             model.graph.initializers[name].const_value = holder
@@ -103,5 +105,5 @@ def _head(tensor: onnx.TensorProto, nbytes: int) -> bytes:
     """Returns what is in front of the bytes of a tensor, the last field of its message."""
     tensor.ClearField("data_location")
     del tensor.external_data[:]
-    rest = tensor.SerializeToString(deterministic=True) + protobuf.prefix(_TENSOR_RAW_DATA, nbytes)
+    rest: bytes = tensor.SerializeToString(deterministic=True) + protobuf.prefix(_TENSOR_RAW_DATA, nbytes)
     return protobuf.prefix(_GRAPH_INITIALIZER, len(rest) + nbytes) + rest
