@@ -1,14 +1,17 @@
-"""Measures what `qtool convert` and `qtool inspect` take of memory for a model of several gigabytes.
+"""Measures what commands take of memory and time for a model of several gigabytes, and how time grows with a model.
 
 The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which
-the system drops when it needs them for something else. Linux only, which tells them in /proc.
+the system drops when it needs them for something else. Private memory is limited to 2 GB and the largest tensor. Linux
+only, which tells them in /proc.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,11 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
 
 _WIDTH = 8192
 _LAYER_BYTES = _WIDTH * _WIDTH * 4
 _POLL_SECONDS = 0.02
+_LIMIT_BYTES = 2 * 10**9 + _LAYER_BYTES
+# Steps of growth, each twice the one before.
+_STEPS = 4
 
 
 def write_model(folder: Path, layers: int) -> Path:
@@ -31,7 +38,7 @@ def write_model(folder: Path, layers: int) -> Path:
     weights, nodes, last = [], [], "x"
     with (folder / "large.onnx.data").open("wb") as stream:
         for layer in range(layers):
-            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[_WIDTH, _WIDTH])
+            weight = TensorProto(name=f"onnx::MatMul_{layer}", data_type=TensorProto.FLOAT, dims=[_WIDTH, _WIDTH])
             weight.data_location = TensorProto.EXTERNAL
             place = {"location": "large.onnx.data", "offset": layer * _LAYER_BYTES, "length": _LAYER_BYTES}
             for key, value in place.items():
@@ -40,7 +47,9 @@ def write_model(folder: Path, layers: int) -> Path:
             for _ in range(8):
                 part = random.standard_normal((_WIDTH // 8, _WIDTH), dtype=np.float32)
                 stream.write((part / np.float32(np.sqrt(_WIDTH))).tobytes())
-            nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"m{layer}"], name=f"matmul{layer}"))
+            nodes.append(
+                helper.make_node("MatMul", [last, f"onnx::MatMul_{layer}"], [f"m{layer}"], name=f"/layer{layer}/MatMul")
+            )
             nodes.append(helper.make_node("Tanh", [f"m{layer}"], [f"y{layer}"], name=f"tanh{layer}"))
             last = f"y{layer}"
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", _WIDTH]) for name in ("x", last)]
@@ -85,10 +94,16 @@ class Taken:
     seconds: float
 
 
-def measure(command: list[str]) -> Taken:
-    """Runs ``qtool`` and watches its memory."""
+def measure(command: list[str], *, limited: bool = True) -> Taken:
+    """Runs ``qtool`` and watches its memory, with a limit on what is private to it."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (_LIMIT_BYTES, _LIMIT_BYTES))
+
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "qtool", *command, "--quiet"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtool", *command, "--quiet"], preexec_fn=limit if limited else None
+    )
     peaks = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
     while process.poll() is None:
         try:
@@ -105,18 +120,97 @@ def measure(command: list[str]) -> Taken:
     return Taken(private_mb=private, mapped_mb=mapped, resident_mb=resident, seconds=seconds)
 
 
+def write_adapter(folder: Path, layers: int) -> Path:
+    """Writes a LoRA of rank 4 for every layer."""
+    adapter, random = folder / "adapter", np.random.default_rng(1)
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    pairs = {
+        f"base_model.model.layer{layer}.lora_{side}.weight": random.standard_normal(shape).astype(np.float32) * 0.01
+        for layer in range(layers)
+        for side, shape in (("A", (4, _WIDTH)), ("B", (_WIDTH, 4)))
+    }
+    save_file(pairs, adapter / "adapter_model.safetensors")
+    return adapter
+
+
+def print_growth(folder: Path) -> None:
+    """Prints times for models and data of twice the size, and the exponent: 1 is linear, 2 is square."""
+    print(f"{'what grows':28} {'from':>9} {'to':>9} {'exponent':>9}  seconds")
+    for what, first, command_of in (
+        ("bytes, weights of 8 bits", 2, _bytes_command),
+        ("nodes, dynamic", 6_250, _nodes_command),
+        ("samples, calibration", 256, _samples_command),
+    ):
+        sizes = [first << step for step in range(_STEPS)]
+        seconds = [measure(command_of(folder, size), limited=False).seconds for size in (first // 2, *sizes)]
+        # What every run takes, such as its start, is left out by differences.
+        growth = math.log2((seconds[-1] - seconds[-2]) / (seconds[-2] - seconds[-3]))
+        told = " ".join(f"{one:.1f}" for one in seconds[1:])
+        print(f"{what:28} {sizes[0]:9} {sizes[-1]:9} {growth:9.2f}  {told}")
+
+
+def _bytes_command(folder: Path, layers: int) -> list[str]:
+    model = write_model(folder, layers)
+    return ["quantize", str(model), "--scheme", "weights", "--bits", "8", "-o", str(folder / "grown.onnx"), "--force"]
+
+
+def _nodes_command(folder: Path, nodes: int) -> list[str]:
+    model = _write_chain(folder, nodes)
+    return ["quantize", str(model), "--scheme", "dynamic", "--effort", "fast", "-o", str(folder / "c.onnx"), "--force"]
+
+
+def _samples_command(folder: Path, samples: int) -> list[str]:
+    model, data = _write_chain(folder, 400), folder / "samples.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((samples, 16), np.float32))
+    return ["calibrate", str(model), "--calib-data", str(data), "-o", str(folder / "stats.npz"), "--force"]
+
+
+def _write_chain(folder: Path, nodes: int) -> Path:
+    """Writes a residual network of small layers, of four nodes each."""
+    random, weights, made, last = np.random.default_rng(0), [], [], "x"
+    for layer in range(nodes // 4):
+        weights.append(numpy_helper.from_array(random.standard_normal((16, 16), np.float32) / 40, f"w{layer}"))
+        weights.append(numpy_helper.from_array(np.zeros(16, np.float32), f"b{layer}"))
+        for operator, inputs, output in (
+            ("MatMul", (last, f"w{layer}"), f"m{layer}"),
+            ("Add", (f"m{layer}", f"b{layer}"), f"a{layer}"),
+            ("Relu", (f"a{layer}",), f"r{layer}"),
+            ("Add", (last, f"r{layer}"), f"s{layer}"),
+        ):
+            made.append(helper.make_node(operator, list(inputs), [output], name=output))
+        last = f"s{layer}"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 16]) for name in ("x", last)]
+    graph = helper.make_graph(made, "chain", ends[:1], ends[1:], weights)
+    path = folder / "chain.onnx"
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="layers of 268 MB each; default 12, which are 3.2 GB")
+    parser.add_argument(
+        "--growth", action="store_true", help="show how time grows with bytes, nodes and samples instead"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if arguments.growth:
+            print_growth(folder)
+            return
         model = write_model(folder, arguments.layers)
+        np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((1, _WIDTH), np.float32))
         weights, torch_file = write_weights(model, arguments.layers), str(folder / "result.pth")
+        adapter, stats = str(write_adapter(folder, arguments.layers)), str(folder / "stats.npz")
         result = ["-o", str(folder / "result.onnx"), "--force"]
+        quantize = ["quantize", str(model), *result]
         commands = {
             "inspect": ["inspect", str(model)],
             "inspect weights": ["inspect", str(weights)],
+            "verify": ["verify", str(model)],
             "to opset 18": ["convert", str(model), "--opset", "18", *result],
             "to shards": ["convert", str(model), "--external-data", "--max-shard-mb", "600", *result],
             "to float16": ["convert", str(model), "--fp16", *result],
@@ -124,8 +218,20 @@ def main() -> None:
             "to .pth": ["convert", str(weights), "--to", "pth", "-o", torch_file],
             "inspect .pth": ["inspect", torch_file],
             "from .pth": ["convert", torch_file, "--to", "safetensors", "-o", str(folder / "again.safetensors")],
+            "merge-lora": ["merge-lora", str(model), adapter, *result],
+            "calibrate": ["calibrate", str(model), "--calib-data", str(folder / "x.npz"), "-o", stats],
+            "static": [*quantize, "--calib-stats", stats],
+            "dynamic": [*quantize, "--scheme", "dynamic"],
+            "verify dynamic": ["verify", str(folder / "result.onnx")],
+            "8-bit weights": [*quantize, "--scheme", "weights", "--bits", "8"],
+            "4-bit weights": [*quantize, "--scheme", "weights", "--bits", "4"],
         }
-        print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB")
+        begun = time.perf_counter()
+        shutil.copyfile(f"{model}.data", folder / "copy")
+        (folder / "copy").unlink()
+        print(
+            f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB; copied in {time.perf_counter() - begun:.1f} s"
+        )
         for what, command in commands.items():
             taken = measure(command)
             parts = f"at most {taken.private_mb:.0f} MB private, {taken.mapped_mb:.0f} MB of files"

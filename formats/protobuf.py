@@ -78,6 +78,21 @@ def fields(stream: IO[bytes], start: int, end: int) -> Iterator[Field]:
         yield Field(number=number, wire_type=wire_type, value=value, start=content, end=position)
 
 
+def prefix(number: int, nbytes: int) -> bytes:
+    """Returns the tag and the length in front of ``nbytes`` bytes of a ``BYTES`` field."""
+    return varint(number << 3 | BYTES) + varint(nbytes)
+
+
+def varint(value: int) -> bytes:
+    """Returns a number of variable length."""
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
 def _varint(stream: IO[bytes], position: int, end: int) -> tuple[int, int]:
     """Returns a number and the position after it."""
     value = 0

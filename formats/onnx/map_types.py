@@ -11,16 +11,19 @@ import onnx
 import onnx_ir as ir
 
 from qtool.formats.errors import FormatError
+from qtool.formats.onnx.onnx_outline import read_outline
+from qtool.formats.onnx.stored_tensor import leave_in_files
 
 _ML_DOMAIN = "ai.onnx.ml"
 
 
 def load_model(path: Path) -> ir.Model:
-    """Reads a graph like ``onnx_ir.load``, with support for maps; for files that have been checked before."""
-    proto = onnx.load(path, load_external_data=False)
+    """Reads a graph whose file has been checked before, as ``OnnxFile`` does; its weights stay in the file."""
+    proto = read_outline(path)
     without_map_types(proto.graph, path)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
+    leave_in_files(model)
     return model
 
 

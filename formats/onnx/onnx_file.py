@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -17,8 +16,10 @@ from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.onnx.external_data import OutsideError, Storage, check_claim, claim_from_entries
 from qtool.formats.onnx.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
 from qtool.formats.onnx.inline_tensors import check_inline
+from qtool.formats.onnx.inline_weights import release_tensor, without_weights, write_inline
 from qtool.formats.onnx.map_types import without_map_types, write_map_types
 from qtool.formats.onnx.onnx_outline import read_outline
+from qtool.formats.onnx.stored_tensor import leave_in_files
 
 # A protobuf message holds at most 2 GiB; some room is left for everything that is not weights.
 LARGEST_MESSAGE_BYTES = 1_800_000_000
@@ -38,29 +39,17 @@ class OnnxFile:
         self._largest_message_bytes = largest_message_bytes
 
     def read(self, path: Path) -> ir.Model:
-        """Reads the model; weights in external files stay there until they are used.
+        """Reads the model; large weights, in it or in files beside it, stay there until they are used.
 
         Raises:
             FormatError: the file is damaged, or the location of its weights is invalid.
         """
-        proto = _parsed(path)
+        proto = _outline(path)
         if any(graph.sparse_initializer for graph in _graphs(proto)):
             raise FormatError(
                 f"{path} keeps weights as sparse tensors, which are not read", fix="store them as dense ones"
             )
         return _checked(proto, path)
-
-    def read_outline(self, path: Path) -> ir.Model:
-        """Reads the model without the values of its large tensors, wherever they are stored.
-
-        Raises:
-            FormatError: as ``read``.
-        """
-        try:
-            model = read_outline(path)
-        except Exception as error:  # as in read
-            raise _damaged(path, "") from error
-        return _checked(model, path)
 
     def write(self, model: ir.Model, path: Path, storage: Storage | None = None) -> None:
         """Writes the model; with more than about 1.8 GB of weights, these go to ``<name>.data`` beside it.
@@ -83,10 +72,10 @@ class OnnxFile:
                     external_data=f"{path.name}.data",
                     max_shard_size_bytes=storage.max_shard_bytes,
                     max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES,
+                    callback=_Releasing(),
                 )
             return
-        with _in_memory(model):
-            ir.save(model, path)
+        write_inline(model, path)
 
     def check(self, path: Path, origin: Path | None = None) -> None:
         """Runs the checker of the onnx package over a file.
@@ -105,7 +94,7 @@ class OnnxFile:
     def problem(self, path: Path) -> str | None:
         """Returns what the checker of the onnx package finds in a file; None where it finds nothing."""
         try:
-            onnx.checker.check_model(str(path))
+            onnx.checker.check_model(without_weights(_outline(path)))
         except (onnx.checker.ValidationError, ValueError) as error:
             # The standard has no form for a value of unknown rank, which every runtime takes nevertheless.
             if "Field 'shape' of 'type' is required" in str(error):
@@ -146,10 +135,7 @@ def external_files(path: Path) -> tuple[str, ...]:
     Raises:
         FormatError: the model is damaged, or such a file is missing, too short, or outside of its folder.
     """
-    try:
-        proto = read_outline(path)
-    except Exception as error:  # as in _parsed
-        raise _damaged(path, "") from error
+    proto = _outline(path)
     locations = set()
     for tensor in _external_tensors(proto):
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -170,41 +156,29 @@ def weights_nbytes(model: ir.Model) -> int:
     )
 
 
-def load_weights(model: ir.Model) -> ir.Model:
-    """Reads external data into memory, unless it is too large for one message; returns ``model``."""
-    if weights_nbytes(model) <= LARGEST_MESSAGE_BYTES:
-        ir.external_data.load_to_model(model)
-    return model
-
-
-def release(tensor: ir.TensorProtocol) -> None:
-    """Releases the file that a tensor's values are mapped from, unless they are still in use."""
-    if isinstance(tensor, ir.ExternalTensor):
-        with suppress(BufferError):
-            tensor.release()
-
-
-@contextmanager
-def _in_memory(model: ir.Model) -> Iterator[None]:
-    """Holds copies instead of external tensors until the block ends."""
-    external = [
-        (value, value.const_value)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    ]
-    try:
-        ir.external_data.load_to_model(model)
-        yield
-    finally:
-        for value, tensor in external:
-            value.const_value = tensor
-
-
 def _parsed(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's errors differ between its implementations
+        raise _damaged(path, "") from error
+
+
+class _Releasing:
+    """Releases the pages of each tensor in a mapped file when the next one is about to be written."""
+
+    def __init__(self) -> None:
+        self._last: ir.TensorProtocol | None = None
+
+    def __call__(self, tensor: ir.TensorProtocol, _: object) -> None:
+        if self._last is not None:
+            release_tensor(self._last)
+        self._last = tensor
+
+
+def _outline(path: Path) -> onnx.ModelProto:
+    try:
+        return read_outline(path)
+    except Exception as error:  # as in _parsed
         raise _damaged(path, "") from error
 
 
@@ -225,6 +199,7 @@ def _checked(proto: onnx.ModelProto, path: Path) -> ir.Model:
     if problem is not None:
         raise _damaged(path, f": {problem}")
     ir.external_data.set_base_dir(model.graph, folder)
+    leave_in_files(model)
     return model
 
 

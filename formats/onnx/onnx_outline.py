@@ -41,14 +41,18 @@ def read_outline(path: Path) -> onnx.ModelProto:
 
 
 def _read_graph(graph: onnx.GraphProto, stream: IO[bytes], whole: protobuf.Field, location: str) -> None:
-    rest = bytearray()
+    # Fields behind each other are read at once: a graph may have a hundred thousand nodes.
+    rest, position, begun = bytearray(), whole.start, whole.start
     for field in list(protobuf.fields(stream, whole.start, whole.end)):
-        if field.number == _GRAPH_INITIALIZER and field.end - field.start >= _SMALLEST_LEFT_OUT_BYTES:
-            _read_tensor(graph.initializer.add(), stream, field, location)
-        elif field.number == _GRAPH_INITIALIZER:
-            graph.initializer.add().ParseFromString(_content(stream, field))
-        else:
-            rest += _encoded(stream, field)
+        if field.number == _GRAPH_INITIALIZER:
+            rest += _bytes(stream, begun, position)
+            begun = field.end
+            if field.end - field.start >= _SMALLEST_LEFT_OUT_BYTES:
+                _read_tensor(graph.initializer.add(), stream, field, location)
+            else:
+                graph.initializer.add().ParseFromString(_bytes(stream, field.start, field.end))
+        position = field.end
+    rest += _bytes(stream, begun, position)
     graph.MergeFromString(bytes(rest))
 
 
@@ -72,23 +76,15 @@ def _read_tensor(tensor: onnx.TensorProto, stream: IO[bytes], whole: protobuf.Fi
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _content(stream: IO[bytes], field: protobuf.Field) -> bytes:
-    stream.seek(field.start)
-    return stream.read(field.end - field.start)
+def _bytes(stream: IO[bytes], start: int, end: int) -> bytes:
+    stream.seek(start)
+    return stream.read(end - start)
 
 
 def _encoded(stream: IO[bytes], field: protobuf.Field) -> bytes:
     """Returns the field including its tag and length prefix."""
-    head = _varint(field.number << 3 | field.wire_type)
+    nbytes = field.end - field.start
+    content = _bytes(stream, field.start, field.end)
     if field.wire_type == protobuf.BYTES:
-        head += _varint(field.end - field.start)
-    return head + _content(stream, field)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+        return protobuf.prefix(field.number, nbytes) + content
+    return protobuf.varint(field.number << 3 | field.wire_type) + content

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qtool.formats.scratch import kept_aside
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight, Integers
 
@@ -16,12 +17,14 @@ from qtool.weights.blocks.quantization import BlockWeight, Integers
 def packed(integers: Integers, bits: int) -> Integers:
     """Packs the last axis, whose length fills whole bytes, or is filled up with zeros."""
     per_byte = 8 // bits
+    if per_byte == 1:
+        return integers
     missing = -integers.shape[-1] % per_byte
-    filled = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, missing)])
-    grouped = filled.reshape(*filled.shape[:-1], -1, per_byte)
-    shifts = np.arange(per_byte, dtype=np.uint8) * bits
-    stored: Integers = np.bitwise_or.reduce(grouped << shifts, axis=-1, dtype=np.uint8)
-    return stored
+    filled = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, missing)]) if missing else integers
+    stored: Integers = filled[..., ::per_byte].copy()
+    for place in range(1, per_byte):
+        stored |= filled[..., place::per_byte] << np.uint8(place * bits)
+    return kept_aside(stored)
 
 
 def unpacked(stored: Integers, bits: int, count: int) -> Integers:
@@ -36,7 +39,9 @@ def packed_weight(weight: BlockWeight) -> Integers:
     """Returns the integers as MatMulNBits reads them, uint8, (outputs, blocks, bytes of a block)."""
     outputs, inputs = weight.integers.shape
     length = weight.grid.length(inputs)
-    filled = np.pad(weight.integers, [(0, 0), (0, -inputs % length)], constant_values=weight.grid.middle)
+    filled = weight.integers
+    if inputs % length:
+        filled = kept_aside(np.pad(filled, [(0, 0), (0, -inputs % length)], constant_values=weight.grid.middle))
     return packed(filled.reshape(outputs, -1, length), weight.grid.bits)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qtool.formats.scratch import kept_aside
 from qtool.graph.constants import add_constant, constant_array, integer_attribute, is_constant
 from qtool.graph.names import Names
 from qtool.selection import NodeSelection
@@ -61,7 +62,7 @@ def store_tables(model: ir.Model, selection: NodeSelection) -> tuple[StoredTable
         table = constant_array(value) if readers else None
         if table is None:
             continue
-        sizes = np.abs(table).max(axis=0)
+        sizes = np.maximum(table.max(axis=0), -table.min(axis=0))
         sizes = np.where(sizes > 0.0, sizes, 1.0).astype(np.float32)
         noise_db = _noise_db(table, sizes)
         if math.isnan(noise_db) or noise_db < _LEAST_DB:
@@ -108,7 +109,7 @@ def _integers(table: npt.NDArray[np.float32], sizes: npt.NDArray[np.float32]) ->
     for start in range(0, table.shape[0], _ROWS):
         rows = table[start : start + _ROWS] * (_HIGHEST / sizes.astype(np.float64))
         integers[start : start + _ROWS] = np.rint(rows)
-    return integers
+    return kept_aside(integers)
 
 
 def _noise_db(table: npt.NDArray[np.float32], sizes: npt.NDArray[np.float32]) -> float:

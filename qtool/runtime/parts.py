@@ -9,16 +9,30 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import Array, TensorSpec
-from qtool.formats.onnx.onnx_file import release
+from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.node_reads import read_by
 from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
+from qtool.runtime.steady_draws import with_steady_draws
 
+# Weights of models that run as a whole.
+_LARGEST_WHOLE_BYTES = 1 << 30
 # Weights that one part uses; a larger tensor is a part of its own.
 _LARGEST_PART_BYTES = 384 << 20
 # Smaller ones are stored in the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
 _FLOAT_BYTES = 4
+_CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
+
+
+def needs_parts(model: ir.Model) -> bool:
+    """Returns whether the weights of a graph are too large to be held in memory as a whole."""
+    return weights_nbytes(model) > _LARGEST_WHOLE_BYTES
+
+
+def parts_of(model: ir.Model) -> Parts:
+    """Returns the parts of a graph, whose nodes that draw random numbers draw the same ones in every run."""
+    return Parts(with_steady_draws(model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +117,6 @@ class Parts:
             handed_over.clear()
             for value in part.weights:
                 value.const_value = self._weights[value]
-                release(self._weights[value])
 
     def _of(self, part: _Part) -> ir.Model:
         whole = self._model
@@ -158,12 +171,11 @@ def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
 
 
 def _nbytes(value: ir.Value) -> int:
-    """Returns the bytes that a weight takes while it is in use: half precision is converted to float32 in addition."""
+    """Returns the bytes that a weight takes while it is in use: most kernels convert others to float32 in addition."""
     tensor = value.const_value
     if tensor is None:
         return 0
-    is_half = tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return tensor.nbytes + (tensor.size * _FLOAT_BYTES if is_half else 0)
+    return tensor.nbytes + (tensor.size * _FLOAT_BYTES if tensor.dtype in _CONVERTED else 0)
 
 
 def _array(tensor: ir.TensorProtocol | None) -> Array:

@@ -134,6 +134,10 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
+            if weights:
+                # They may not fit into the message.
+                data = f"{optimized_to.name}.data"
+                options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)

@@ -78,7 +78,7 @@ def rounded_to_nearest(model: ir.Model, plan: WeightOnlyPlan) -> dict[str, Block
     Raises:
         InputError: a weight holds NaN or infinity.
     """
-    return {name: round_blocks(name, matrix_of(model, name), item.grid) for name, item in plan.weights.items()}
+    return {name: round_blocks(name, _matrix(model, name), item.grid) for name, item in plan.weights.items()}
 
 
 def least_squares(model: ir.Model, plan: WeightOnlyPlan, progress: Progress) -> dict[str, BlockWeight]:
@@ -90,7 +90,7 @@ def least_squares(model: ir.Model, plan: WeightOnlyPlan, progress: Progress) -> 
     found = {}
     with progress.task("fitting scales", len(plan.weights)) as advance:
         for name, item in plan.weights.items():
-            found[name] = least_squares_blocks(name, matrix_of(model, name), item.grid)
+            found[name] = least_squares_blocks(name, _matrix(model, name), item.grid)
             advance(1)
     return found
 
@@ -219,13 +219,18 @@ class _Rounder:
 
 
 def matrix_of(model: ir.Model, name: str) -> Matrix:
-    """Returns a weight of layers, or an embedding table, float32, (outputs, inputs) or (rows, columns)."""
+    """Returns a weight of layers, or an embedding table, float32, (outputs, inputs) or (rows, columns), contiguous."""
+    return np.ascontiguousarray(_matrix(model, name))
+
+
+def _matrix(model: ir.Model, name: str) -> Matrix:
+    """Returns the same as it is stored, which may be transposed."""
     value = model.graph.initializers[name]
     array = constant_array(value)
     if array is None:
         raise AssertionError(f"the plan takes {name} for a weight")
     turned = any(has_rows_of_outputs(use.node) for use in value.uses())
-    return np.ascontiguousarray(array if turned else array.T)
+    return array if turned else array.T
 
 
 def _stored(model: ir.Model, name: str) -> ir.TensorProtocol | None:

@@ -12,11 +12,14 @@ from qtool.calib.affine import SMALLEST_SCALE, AffineParams, params_from_ranges,
 from qtool.calib.granularity import Granularity, PerChannel
 from qtool.calib.grid import Grid
 from qtool.errors import InputError
+from qtool.formats.scratch import kept_aside
 
 # A bias of at most 2^30 leaves half of an int32 accumulator to the products.
 LARGEST_BIAS = 2.0**30
 # A channel of zero weights outputs its bias alone: 24 bits are as precise as float32.
 _DEAD_CHANNEL_BIAS = 2.0**24
+# Weights that are rounded at once, few enough to stay in the processor's cache.
+_VALUES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +102,22 @@ def round_to_nearest(
         scale = np.maximum(np.maximum(scale, needed), SMALLEST_SCALE)
         params = replace(params, scale=scale.astype(np.float32))
     return QuantizedWeight(
-        integers=quantize(weight, params), params=params, dead_channels=dead, widened_channels=widened
+        integers=_quantized(weight, params), params=params, dead_channels=dead, widened_channels=widened
     )
+
+
+def _quantized(weight: npt.NDArray[np.floating[Any]], params: AffineParams) -> npt.NDArray[Any]:
+    """Returns the integers of ``weight``, which are made of some of its rows at a time: steps take several floats."""
+    rows = max(_VALUES_AT_ONCE * len(weight) // weight.size, 1) if weight.ndim and weight.size else 1
+    if weight.ndim == 0 or rows >= len(weight):
+        return quantize(weight, params)
+    integers = np.empty(weight.shape, params.grid.dtype)
+    per_row = isinstance(params.granularity, PerChannel) and params.granularity.axis == 0
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        own = replace(params, scale=params.scale[part], zero_point=params.zero_point[part]) if per_row else params
+        integers[part] = quantize(weight[part], own)
+    return kept_aside(integers)
 
 
 def quantize_bias(

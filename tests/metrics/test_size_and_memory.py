@@ -57,7 +57,7 @@ def test_a_lost_file_of_weights_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_model_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("some text, and not a model")
-    with pytest.raises(InputError, match="is not an ONNX model"):
+    with pytest.raises(InputError, match="damaged ONNX model"):
         model_bytes(tmp_path / "m.onnx")
     with pytest.raises(InputError, match="there is no model"):
         model_bytes(tmp_path / "none.onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -14,11 +14,13 @@ from qtool.backends.onnxruntime_cpu.fusion_reasons import reads_foreign_types, r
 from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
+from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
-from qtool.runtime.session import Session
+from qtool.runtime.hollow_graphs import hollow
+from qtool.runtime.session import NO_WEIGHTS, Session
 
 _KERNELS = (
     "QLinear",
@@ -37,6 +39,8 @@ _CONVERSIONS = ("DynamicQuantizeLinear",)
 _DOMAINS = ("", *PACKED_DOMAINS)
 _QGEMM_OUTPUT_SCALE = 7
 _WITH_BIAS = "/MatMulAddFusion"
+# Larger graphs are optimized without their weights, which is faster and takes little memory.
+_LARGEST_WITH_WEIGHTS_BYTES = 256 << 20
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -62,10 +66,20 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    with private_folder() as folder, saved(model, folder) as path:
+    with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
+        is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
+        message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
         # At a higher level layouts change too, and with them the names of nodes.
-        Session(path, level="extended", optimized_to=optimized_path, fuses_signed=fuses_signed(model))
+        Session(
+            message,
+            level="extended",
+            optimized_to=optimized_path,
+            fuses_signed=fuses_signed(model),
+            weights=weights,
+            in_place=weights,
+            prepacks=False,
+        )
         nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
         # A MatMul that took in the bias behind it has a longer name.
         yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes

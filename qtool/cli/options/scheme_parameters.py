@@ -74,7 +74,7 @@ def usual_scheme(
     if not (runs_dynamic_layers and has_data) or given - _UNDERSTOOD[SchemeName.DYNAMIC]:
         return SchemeName.STATIC
     try:
-        is_language_model = source.is_graph and predicts_tokens(OnnxFile().read_outline(source.path).graph)
+        is_language_model = source.is_graph and predicts_tokens(OnnxFile().read(source.path).graph)
     except (FormatError, QtoolError):
         # The workflow says it at the place where it belongs.
         return SchemeName.STATIC

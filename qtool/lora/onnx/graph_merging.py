@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputError
+from qtool.formats.scratch import kept_aside
 from qtool.graph.constants import add_constant, constant_array
+from qtool.lora.merge.tensor_merge import TensorMerge, WeightedChange
 from qtool.lora.onnx.layer_biases import bias_input, layers_of
 from qtool.lora.onnx.places import Place
 from qtool.lora.onnx.requantizing import ChangedFloats, Requantized, add_to_integers, integers_of
 from qtool.qdq.stored_integers import IntegerRules
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[Any]
 
@@ -102,6 +107,41 @@ def add_to_graph(
     )
 
 
+def holds_alone(place: Place, weight: torch.Tensor) -> bool:
+    """Returns whether a place holds nothing but ``weight``, of its type, as it is or transposed."""
+    tensor = place.stored.const_value
+    steps = () if place.record is None else place.record.steps
+    plain = place.dequantize is None and place.offset is None and place.channel_scale is None and not steps
+    return plain and weight.ndim > 1 and tensor is not None and str(weight.dtype) == f"torch.{tensor.dtype.numpy()}"
+
+
+def merge_rows(place: Place, weight: torch.Tensor, changes: Sequence[WeightedChange], name: str) -> GraphChange:
+    """Stores ``weight`` with its changes, which are added to some of its rows at a time, in a place that it has alone.
+
+    Args:
+        place: where the tensor is.
+        weight: its values in the graph, in the shape of the checkpoint's tensor.
+        changes: what to add.
+        name: the tensor, for errors.
+
+    Raises:
+        InputError: the sum does not fit the stored type.
+    """
+    merge, merged, row = TensorMerge(name, weight, changes), np.empty(weight.shape, _array(place.stored).dtype), 0
+    for part in merge.rows():
+        merged[row : row + len(part)] = part.numpy()
+        row += len(part)
+    form, stored = place.form, place.stored.name or ""
+    _store(place, merged.T if place.transposed else merged)
+    return GraphChange(
+        stored=stored,
+        form=form,
+        relative_change=merge.relative_change,
+        rounding_error=merge.rounding_error,
+        growth=merge.growth,
+    )
+
+
 def round_again(place: Place, weight: Array, rules: IntegerRules) -> bool:
     """Rounds integers again, each to the nearest, for ``weight`` in the form of ``place``.
 
@@ -176,7 +216,7 @@ def _requantized(place: Place, changed: ChangedFloats, delta: Array) -> GraphCha
 
 def _store(place: Place, array: Array) -> None:
     """Stores new values in an initializer, or in a copy where other nodes read the old ones."""
-    value = place.stored
+    value, array = place.stored, kept_aside(array)
     readers = [use.node for use in value.uses()]
     chosen = list(place.nodes or readers)
     if all(reader in chosen for reader in readers):

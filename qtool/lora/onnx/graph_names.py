@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qtool.graph.constants import constant_array, is_constant
+from qtool.formats.scratch import kept_aside
+from qtool.graph.constants import is_constant
 from qtool.graph.weight_records import WeightRecord, record_of
 from qtool.lora.onnx.layer_biases import layers_of
 from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
@@ -18,31 +19,55 @@ from qtool.qdq.stored_integers import stored_integers
 
 # The metadata in which torch.onnx records the inputs of folded constants.
 _PRODUCTS = ("MatMul", "MatMulNBits")
-_Stored: TypeAlias = tuple[ir.Value, npt.NDArray[Any], WeightRecord | None]
+_Stored: TypeAlias = tuple[ir.Value, ir.TensorProtocol, WeightRecord | None]
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 
-def weights_by_name(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
+class NamedWeights(Mapping[str, npt.NDArray[Any]]):
+    """Weights by their torch names, which are read from the graph as it was each time that they are asked for."""
+
+    def __init__(self, sources: Mapping[str, tuple[ir.TensorProtocol, bool]]) -> None:
+        """Takes each tensor, and whether it is to be transposed."""
+        self._sources = sources
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Returns the values of one weight."""
+        tensor, is_turned = self._sources[name]
+        return tensor.numpy().T if is_turned else tensor.numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names."""
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        """Counts the weights."""
+        return len(self._sources)
+
+
+def weights_by_name(model: ir.Model) -> NamedWeights:
     """Returns the float tensors, and weights in blocks, with known torch names, with outputs first as in torch."""
-    found: dict[str, npt.NDArray[Any]] = {}
+    found: dict[str, tuple[ir.TensorProtocol, bool]] = {}
     for value, stored, record in (*_floats(model), *_blocks(model)):
-        array = record.undo(stored) if record is not None and record.steps else stored
-        if array is None or value.name is None:
+        undone = record is not None and record.steps
+        array = record.undo(stored.numpy()) if record is not None and undone else None
+        if (undone and array is None) or value.name is None:
             continue
+        tensor = stored if array is None else ir.tensor(kept_aside(array))
         first_name = value.name if record is None else record.name
         name = _folded_name(value) or _name_by_path(value, first_name)
-        if name is not None and array.ndim == 2:
-            found[name] = array.T
+        if name is not None and len(tensor.shape) == 2:
+            found[name] = (tensor, True)
         elif "::" not in first_name and "." in first_name:
-            found[first_name] = array
-    return found
+            found[first_name] = (tensor, False)
+    return NamedWeights(found)
 
 
 def _floats(model: ir.Model) -> Iterator[_Stored]:
     for value in model.graph.initializers.values():
-        array = constant_array(value) if is_constant(value) else None
-        if array is not None and array.dtype in (np.float16, np.float32, np.float64):
-            yield value, array, record_of(value)
+        tensor = value.const_value if is_constant(value) else None
+        if tensor is not None and tensor.dtype in _FLOATS:
+            yield value, tensor, record_of(value)
 
 
 def _blocks(model: ir.Model) -> Iterator[_Stored]:
@@ -57,7 +82,7 @@ def _blocks(model: ir.Model) -> Iterator[_Stored]:
             record = None if stored is None or not stored.block else record_of(stored.value)
         if stored is not None and record is not None and stored.value not in seen:
             seen.add(stored.value)
-            yield stored.value, stored.floats().astype(np.float32), record
+            yield stored.value, ir.tensor(kept_aside(stored.floats().astype(np.float32))), record
 
 
 def _folded_name(value: ir.Value) -> str | None:

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from qtool.formats.onnx.onnx_file import release
 from qtool.graph.names import Names
 
 HalfName = Literal["float16", "bfloat16"]
@@ -243,9 +242,7 @@ def _half_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir
     def rounded() -> ir.TensorProtocol:
         # Values out of range become zero or infinite; the plan excludes them.
         with np.errstate(over="ignore", under="ignore"):
-            half = ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
-        release(tensor)
-        return half
+            return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
 
     return ir.LazyTensor(rounded, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 

@@ -15,14 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from qtool.errors import InputError
+from qtool.formats.scratch import kept_aside
 from qtool.weights.blocks.grid import BlockGrid
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.uint8]
 
-# Weights of which float64 copies are held at once.
-_MOST_VALUES = 1 << 21
+# Weights that are rounded at once, few enough to stay in the processor's cache.
+_MOST_VALUES = 1 << 17
+# Neighbours in the memory of a transposed weight that are rounded together.
+_OUTPUTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +63,13 @@ def per_input(values: npt.NDArray[Any], grid: BlockGrid, inputs: int) -> npt.NDA
     return np.repeat(values, grid.length(inputs), axis=1)[:, :inputs]
 
 
-def in_blocks(matrix: npt.NDArray[Any], grid: BlockGrid, fill: float = 0.0) -> Floats:
-    """Returns ``matrix``, (outputs, inputs), as float64, (outputs, blocks, length), the last block filled up."""
+def in_blocks(matrix: npt.NDArray[Any], grid: BlockGrid, fill: float = 0.0) -> Matrix:
+    """Returns ``matrix``, (outputs, inputs), as float32, (outputs, blocks, length), the last block filled up."""
     outputs, inputs = matrix.shape
     length = grid.length(inputs)
-    blocks = -(-inputs // length)
-    padded = np.full((outputs, blocks * length), fill)
-    padded[:, :inputs] = matrix
-    return padded.reshape(outputs, blocks, length)
+    if inputs % length:
+        matrix = np.pad(matrix, [(0, 0), (0, -inputs % length)], constant_values=fill)
+    return matrix.reshape(outputs, -1, length).astype(np.float32, copy=False)
 
 
 def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
@@ -86,19 +88,19 @@ def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
             f"the weight '{name}' holds NaN or infinity", fix="repair the model, or keep its node float with --exclude"
         )
     blocks = -(-matrix.shape[1] // grid.length(matrix.shape[1]))
-    low, high = np.empty((len(matrix), blocks)), np.empty((len(matrix), blocks))
-    for rows in row_parts(matrix):
-        part = in_blocks(matrix[rows], grid)
-        low[rows], high[rows] = np.minimum(part.min(axis=2), 0.0), np.maximum(part.max(axis=2), 0.0)
-    return with_ranges(matrix, grid, low, high)
+    low, high = np.empty((len(matrix), blocks), np.float32), np.empty((len(matrix), blocks), np.float32)
+    for rows, columns, inputs in _tiles(matrix, grid):
+        part = in_blocks(matrix[rows, inputs], grid)
+        low[rows, columns], high[rows, columns] = part.min(axis=2), part.max(axis=2)
+    return with_ranges(matrix, grid, np.minimum(low, 0.0), np.maximum(high, 0.0))
 
 
-def with_ranges(matrix: Matrix, grid: BlockGrid, low: Floats, high: Floats) -> BlockWeight:
+def with_ranges(matrix: Matrix, grid: BlockGrid, low: Matrix, high: Matrix) -> BlockWeight:
     """Rounds to nearest on grids that reach from ``low``, at most 0, to ``high``, at least 0, (outputs, blocks)."""
     return with_scales(matrix, grid, *grid_of(grid, low, high))
 
 
-def grid_of(grid: BlockGrid, low: Floats, high: Floats) -> tuple[Matrix, Integers]:
+def grid_of(grid: BlockGrid, low: Matrix, high: Matrix) -> tuple[Matrix, Integers]:
     """Returns the scales and zero points, (outputs, blocks), of grids that reach from ``low`` to ``high``."""
     if grid.symmetric:
         # The lowest integer is ``middle`` steps from zero, the highest one step less: the larger side gets more.
@@ -117,15 +119,33 @@ def grid_of(grid: BlockGrid, low: Floats, high: Floats) -> tuple[Matrix, Integer
 def with_scales(matrix: Matrix, grid: BlockGrid, scales: Matrix, zero_points: Integers) -> BlockWeight:
     """Rounds to nearest on given grids, (outputs, blocks) each."""
     integers = np.empty(matrix.shape, np.uint8)
-    for rows in row_parts(matrix):
-        steps = in_blocks(matrix[rows], grid) / scales[rows, :, np.newaxis].astype(np.float64)
-        rounded = np.clip(np.rint(steps + zero_points[rows, :, np.newaxis]), 0, grid.highest)
-        integers[rows] = rounded.reshape(len(steps), -1)[:, : matrix.shape[1]]
-    return BlockWeight(integers=integers, scales=scales, zero_points=zero_points, grid=grid)
+    for rows, columns, inputs in _tiles(matrix, grid):
+        steps = in_blocks(matrix[rows, inputs], grid) / scales[rows, columns, np.newaxis]
+        steps += zero_points[rows, columns, np.newaxis].astype(np.float32)
+        np.clip(np.rint(steps, out=steps), 0, grid.highest, out=steps)
+        part = integers[rows, inputs]
+        part[...] = steps.astype(np.uint8).reshape(len(steps), -1)[:, : part.shape[1]]
+    return BlockWeight(
+        integers=kept_aside(integers), scales=kept_aside(scales), zero_points=kept_aside(zero_points), grid=grid
+    )
+
+
+def _tiles(matrix: Matrix, grid: BlockGrid) -> Iterator[tuple[slice, slice, slice]]:
+    """Yields the outputs, blocks and inputs of parts of a matrix that stay in the cache, in the order of its memory."""
+    inputs = matrix.shape[1]
+    length = grid.length(inputs)
+    blocks = -(-inputs // length)
+    turned = matrix.flags.f_contiguous and not matrix.flags.c_contiguous
+    wide = min(max(_MOST_VALUES // (_OUTPUTS_AT_ONCE * length), 1), blocks) if turned else blocks
+    for first in range(0, blocks, wide):
+        columns = slice(first, first + wide)
+        part = slice(first * length, min((first + wide) * length, inputs))
+        for rows in row_parts(matrix[:, part]):
+            yield rows, columns, part
 
 
 def row_parts(matrix: Matrix, *, values: int = _MOST_VALUES) -> Iterator[slice]:
-    """Yields parts of the outputs with about so many ``values``, of which float64 copies take little memory."""
+    """Yields parts of the outputs with about so many ``values``."""
     rows = max(values // max(matrix.shape[1], 1), 1)
     for start in range(0, len(matrix), rows):
         yield slice(start, start + rows)

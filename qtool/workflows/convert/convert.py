@@ -38,7 +38,6 @@ def load_graph(
     input_dtypes: Mapping[str, np.dtype[Any]] | None = None,
     example: ExampleData | None = None,
     trust: Trust = NO_TRUST,
-    in_memory: bool = True,
     progress: Progress,
 ) -> ir.Model:
     """Reads a model of any format as a graph; weights are exported with their module and compared with torch.
@@ -50,8 +49,6 @@ def load_graph(
         input_dtypes: element types of inputs, where ``example`` does not tell; float32 otherwise.
         example: real data, whose shapes are used where ``input_shapes`` is None.
         trust: what the file may run.
-        in_memory: whether all weights in external files are read now, as long as they fit into one message; otherwise
-            large ones stay there.
         progress: receives the steps.
 
     Raises:
@@ -77,11 +74,7 @@ def load_graph(
         progress.note(f"converted {path.name}; it differs from TensorFlow by at most {worst:.1e} of the largest output")
         return imported.model
     if found.holds == "graph":
-        from qtool.formats.onnx.onnx_file import load_weights
-        from qtool.formats.onnx.weights_in_files import load_small_weights
-
-        graph = found.read(path)
-        return load_weights(graph) if in_memory else load_small_weights(graph)
+        return found.read(path)
     imported = import_weights(
         found.read(path, trust),
         path,

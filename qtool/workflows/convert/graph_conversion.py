@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qtool.errors import RuntimeRefusedError
 from qtool.formats.onnx.ir_versions import lowest_ir_version
-from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
 from qtool.progress import Progress
 from qtool.workflows.convert.conversion_result import real_feed
 from qtool.workflows.convert.half_precision import input_specs
@@ -91,7 +91,7 @@ def _original(path: Path, stack: ExitStack, *, is_large: bool) -> Parts | Sessio
         if is_large:
             raise
         with suppress(RuntimeRefusedError):
-            return stack.enter_context(AS_IT_IS.open(load_weights(_readable(path))))
+            return stack.enter_context(AS_IT_IS.open(_readable(path)))
         try:
             return OnnxReference(path)
         except RuntimeRefusedError:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, RuntimeRefusedError
 from qtool.formats.onnx.ir_versions import lowest_ir_version
-from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, load_weights, release, weights_nbytes
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, weights_nbytes
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.formats.torch.example_inputs import InputSpec
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
@@ -148,8 +148,6 @@ def _prepared(model: ir.Model, precision: Precision, *, keep_opset: bool) -> ir.
     from qtool.formats.library_noise import quiet_libraries
     from qtool.passes.normalization.normalize import ConstantsToInitializers, InlineFunctions
 
-    # A model passed to onnxruntime as bytes must not refer to external files.
-    load_weights(model)
     # Before IR version 4 every weight was also an input, and weights in half precision cannot be.
     model.ir_version = max(lowest_ir_version(model), _FREE_INITIALIZERS_VERSION)
     if precision.name == "bfloat16" and not keep_opset and model.opset_imports.get("", 0) < _BFLOAT16_OPSET:
@@ -191,8 +189,6 @@ def _out_of_range(model: ir.Model, name: HalfName, feeds: Feed, *, is_large: boo
             reason = f"its constant {value.name} reaches {largest:.4g}, {limit}"
         elif array.size == 1 and largest > 0 and float(array.astype(HALF_DTYPES[name].numpy()).reshape(-1)[0]) == 0:
             reason = f"its constant {value.name} is {largest:.4g}, which is zero in {name}"
-        del array
-        release(value.const_value)
         if reason is not None:
             yield from ((node, reason) for node, _ in value.uses())
     if name == "bfloat16":

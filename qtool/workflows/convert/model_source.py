@@ -54,14 +54,12 @@ class ModelSource:
         """The file's name without its last suffix, for naming results."""
         return weights_stem(self.path)
 
-    def load(self, progress: Progress, *, dataset: Dataset | None = None, in_memory: bool = True) -> ir.Model:
+    def load(self, progress: Progress, *, dataset: Dataset | None = None) -> ir.Model:
         """Reads the model as a graph; weights are exported and checked against torch.
 
         Args:
             progress: receives the steps.
             dataset: calibration data, whose shapes are used where ``input_shapes`` is None.
-            in_memory: whether all weights in external files are read now, unless they are too large for one message;
-                otherwise large ones stay there until they are used, and can be released.
 
         Raises:
             FormatError: the file cannot be read, or the code, the weights and the inputs do not fit together.
@@ -81,7 +79,6 @@ class ModelSource:
             input_dtypes=self.input_dtypes,
             example=example,
             trust=self.trust,
-            in_memory=in_memory,
             progress=progress,
         )
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.fingerprint import graph_fingerprint
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.progress import Progress
 from qtool.qdq.packed_integers import is_packed
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
@@ -78,7 +78,7 @@ class _Side:
 
     @staticmethod
     def of(path: Path) -> _Side:
-        model = load_weights(OnnxFile().read(onnx_path(path)))
+        model = OnnxFile().read(onnx_path(path))
         fingerprint = graph_fingerprint(model)
         common.NameFixPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -15,7 +15,7 @@ from qtool.backends.onnxruntime_cpu.coverage import optimized_nodes
 from qtool.backends.onnxruntime_cpu.node_fate import fate_of
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.fingerprint import file_sha256
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.manifest import Manifest, manifest_path, read_manifest
 from qtool.metrics.tensor_error import weight_error
 from qtool.progress import Progress
@@ -85,7 +85,7 @@ def explain(request: ExplainRequest, progress: Progress) -> Explanation:
     """
     path = onnx_path(request.model)
     with progress.task("reading the model"):
-        model = load_weights(OnnxFile().read(path))
+        model = OnnxFile().read(path)
     common.NameFixPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     tensors = quantized_tensors(model)

@@ -6,7 +6,6 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -76,12 +75,6 @@ def operators(model: ir.Model) -> dict[str, int]:
 def tensors(model: ir.Model) -> list[TensorFacts]:
     """Describes every stored tensor: initializers, and constants that are nodes."""
     return [_facts(name, tensor) for name, tensor in _stored(model)]
-
-
-def data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Returns the external data files of ``path``, links resolved."""
-    places = {Path(tensor.path).resolve() for _, tensor in _stored(model) if isinstance(tensor, ir.ExternalTensor)}
-    return tuple(sorted(places - {path.resolve()}))
 
 
 def fix_free_dims(model: ir.Model, input_shapes: Mapping[str, tuple[int | str, ...]] | None) -> dict[str, int]:

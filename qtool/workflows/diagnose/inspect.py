@@ -135,15 +135,15 @@ def _inspect_weights(
 def _inspect_onnx(
     path: Path, detection: Detection, input_shapes: Mapping[str, tuple[int | str, ...]] | None, largest: int
 ) -> InspectReport:
-    from qtool.formats.onnx.onnx_file import OnnxFile
+    from qtool.formats.onnx.onnx_file import OnnxFile, external_files
     from qtool.image_layout import image_layouts
     from qtool.workflows.diagnose import graph_facts
 
-    model = OnnxFile().read_outline(path)
+    model = OnnxFile().read(path)
     inputs, outputs = graph_facts.inputs(model), graph_facts.outputs(model)
     operators = graph_facts.operators(model)
     tensors = graph_facts.tensors(model)
-    data_files = graph_facts.data_files(model, path)
+    data_files = tuple((path.parent / location).resolve() for location in external_files(path))
     assumed = graph_facts.fix_free_dims(model, input_shapes)
     return _report(
         path,

@@ -16,7 +16,7 @@ from qtool.backends.onnxruntime_cpu.coverage import optimized_nodes
 from qtool.backends.onnxruntime_cpu.integer_regions import Partition, partition_of
 from qtool.calib.specs import Feed
 from qtool.errors import InputError, UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.constants import constant_array
 from qtool.graph.specs import model_specs
 from qtool.graph.tensor_sizes import TensorSize
@@ -145,7 +145,7 @@ def _values(request: AnalysisRequest, model: ir.Model, value: ir.Value, progress
 
 def _partition(model: ir.Model, sizes: Mapping[str, TensorSize], lengths: Mapping[str, int], work: Work) -> Partition:
     multiply_adds = {node.node: node.multiply_adds or 0 for node in work.nodes}
-    with optimized_nodes(load_weights(model)) as kept:
+    with optimized_nodes(model) as kept:
         graph = next((node.graph for node in kept.values()), None)
         if not isinstance(graph, ir.Graph):
             raise UsageError("onnxruntime leaves nothing of this graph to run", fix="look at it with `qtool inspect`")

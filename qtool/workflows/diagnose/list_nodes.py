@@ -14,7 +14,7 @@ from qtool.backends.node_kernel import NodeKernel
 from qtool.backends.registry import backend_named
 from qtool.calib.image_layout import Layout
 from qtool.errors import UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.constants import is_constant
 from qtool.graph.specs import dtype_name
@@ -99,7 +99,7 @@ def list_nodes(
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     with progress.task("reading the model"):
-        model = load_weights(OnnxFile().read(onnx_path(path)))
+        model = OnnxFile().read(onnx_path(path))
     common.NameFixPass()(model)
     kernels: Mapping[str, NodeKernel] = {}
     if target is not None:

@@ -15,7 +15,7 @@ from qtool.backends.onnxruntime_cpu.saturation_proof import LayerProof, is_integ
 from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.backends.targets import preset
 from qtool.formats.detect import detect
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.progress import Progress
 
 OVERFLOW_FIX = (
@@ -73,7 +73,7 @@ def overflowing_layers_in(path: Path) -> tuple[str, ...]:
     """
     if not sums_saturate() or detect(path).format != "onnx":
         return ()
-    return overflowing_layers(load_weights(OnnxFile().read(path)))
+    return overflowing_layers(OnnxFile().read(path))
 
 
 def warn_of_overflow(path: Path, name: str, progress: Progress, runtime: str = DEFAULT_RUNTIME) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def warn_of_overflow(path: Path, name: str, progress: Progress, runtime: str = D
         layers = overflowing_layers_in(path)
     else:
         saturates = runtime_named(runtime).sums_saturate()
-        layers = layers_beyond_16_bits(load_weights(OnnxFile().read(path))) if saturates else ()
+        layers = layers_beyond_16_bits(OnnxFile().read(path)) if saturates else ()
     if layers:
         progress.warn(f"{overflow_told(name, layers)}\n  {OVERFLOW_FIX}")
     return layers

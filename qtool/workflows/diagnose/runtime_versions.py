@@ -18,7 +18,7 @@ from qtool.backends.onnxruntime_cpu.coverage import coverage_in, fuses_signed
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import GateError, InputError, RuntimeRefusedError
 from qtool.formats.onnx.map_types import load_model
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.formats.torch.example_inputs import first_sizes, make_feeds
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.latency import Interval, interleaved_turns, paired_ratio, run_milliseconds
@@ -203,7 +203,7 @@ class _Trial:
 
 def _named(path: Path, folder: Path) -> tuple[ir.Model, Path]:
     """Returns the graph, and a file of it in which all nodes have names and draw the same random numbers."""
-    graph = load_weights(OnnxFile().read(path))
+    graph = OnnxFile().read(path)
     lacks_names = common.NameFixPass()(graph).modified
     steady = with_steady_draws(graph)
     if not lacks_names and steady is graph:

@@ -15,7 +15,7 @@ from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.errors import GateError, InputError
 from qtool.formats.detect import detect
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.constants import integer_attribute
 from qtool.progress import Progress
 from qtool.reporting.surroundings import versions
@@ -56,7 +56,7 @@ def verify(model: Path, progress: Progress, scheme: Scheme | None = None) -> Ver
     """
     path = onnx_path(model)
     with progress.task("reading the model"):
-        graph = load_weights(OnnxFile().read(path))
+        graph = OnnxFile().read(path)
     runs = None if scheme is None else timing_of(scheme)
     runtime = runtime_named(DEFAULT_RUNTIME if runs is None else runs.runtime)
     with progress.task(f"opening it in {runtime.title}"):

@@ -21,7 +21,7 @@ from qtool.calib.datasets.python_function import imported
 from qtool.errors import InputError, QtoolError, UsageError
 from qtool.fingerprint import data_sha256
 from qtool.formats.companions import companion_files
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from qtool.metrics.size import model_bytes
@@ -178,7 +178,7 @@ def _loss(name: str | None) -> Loss | None:
 
 
 def _graph(path: Path) -> ir.Model:
-    model = load_weights(OnnxFile().read(onnx_path(path)))
+    model = OnnxFile().read(onnx_path(path))
     common.NameFixPass()(model)
     return model
 

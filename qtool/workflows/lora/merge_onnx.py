@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 from qtool.atomic import check_output, staged
 from qtool.backends.targets import preset
 from qtool.errors import InputError, UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.mapped_tensors import DecodedTensors
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.lora.merge.added_tokens import added_rows, refuse_added_rows
 from qtool.lora.merge.base_weights import open_base
 from qtool.lora.merge.tensor_merge import WeightedChange, total_delta
-from qtool.lora.onnx.graph_merging import Array, GraphChange, add_to_graph, round_again, worst
+from qtool.lora.onnx.graph_merging import (
+    Array,
+    GraphChange,
+    add_to_graph,
+    holds_alone,
+    merge_rows,
+    round_again,
+    worst,
+)
 from qtool.lora.onnx.graph_names import weights_by_name
 from qtool.lora.onnx.graph_search import GraphSearch
 from qtool.lora.onnx.layer_biases import layers_of
@@ -24,7 +33,7 @@ from qtool.progress import Progress
 from qtool.qdq.scale_policy import ScalePolicy
 from qtool.qdq.stored_integers import IntegerRules, stored_integers
 from qtool.runtime.adapter_file import write_adapter
-from qtool.runtime.session import Session
+from qtool.runtime.hollow_graphs import check_loads
 from qtool.workflows.convert.model_source import save_graph
 from qtool.workflows.diagnose.overflow import bounds_pairs, layers_beyond_16_bits
 from qtool.workflows.lora.exchangeable import adapter_files, exchange_facts, make_exchangeable, single_requests
@@ -45,11 +54,13 @@ class _Checkpoint:
 
     Attributes:
         tensors: its tensors by name.
+        arrays: those of them that hold floats, as the graph may store them.
         tied: for each name of a tied tensor but the first, the first one.
         path: the file.
     """
 
     tensors: Mapping[str, torch.Tensor]
+    arrays: Mapping[str, Array]
     tied: Mapping[str, str]
     path: Path
 
@@ -72,7 +83,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
         return _make_exchangeable(request, progress)
     output = None if request.dry_run else _output(request)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    model = load_weights(OnnxFile().read(request.base))
+    model = OnnxFile().read(request.base)
     checkpoint = _checkpoint(request, model)
     planned = _planned(request, adapters, checkpoint, model)
     changes, checkpoint = planned.changes, checkpoint.without_ties(planned.untied)
@@ -91,7 +102,7 @@ def merge_into_graph(request: MergeRequest, progress: Progress) -> MergeReport:
     if output is not None:
         with staged(output) as path, progress.task(f"writing {output.name}"):
             save_graph(model, path)
-            Session(path)
+            check_loads(path)
             nbytes = sum(file.stat().st_size for file in path.parent.iterdir())
     return MergeReport(
         base=request.base,
@@ -121,7 +132,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     output = _output(request)
     files = adapter_files(request, output)
     adapters = [read_adapter(source.path) for source in request.adapters]
-    model = load_weights(OnnxFile().read(request.base))
+    model = OnnxFile().read(request.base)
     checkpoint = _checkpoint(request, model)
     changes = {
         file: _planned(single, [adapter], checkpoint, model).changes
@@ -137,7 +148,7 @@ def _make_exchangeable(request: MergeRequest, progress: Progress) -> MergeReport
     if not request.dry_run:
         with staged(output) as path, progress.task(f"writing {output.name}"):
             save_graph(model, path)
-            Session(path)
+            check_loads(path)
             for file, arrays in made.arrays.items():
                 write_adapter(path.with_name(file.name), arrays)
     written = () if request.dry_run else (output, *files)
@@ -166,16 +177,17 @@ def _output(request: MergeRequest) -> Path:
 def _checkpoint(request: MergeRequest, model: ir.Model) -> _Checkpoint:
     if request.base_weights is not None:
         base = open_base(request.base_weights, request.trust)
-        return _Checkpoint(tensors=base.weights.tensors, tied=base.tied, path=base.path)
-    import torch
-
-    named = {name: torch.from_numpy(array.copy()) for name, array in weights_by_name(model).items()}
+        tensors = base.weights.tensors
+        arrays = {name: _as_array(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+        return _Checkpoint(tensors=tensors, arrays=arrays, tied=base.tied, path=base.path)
+    named = weights_by_name(model)
     if not named:
         raise InputError(
             f"{request.base} does not record the names of its weights",
             fix="give the checkpoint that it was exported from with --base-weights",
         )
-    return _Checkpoint(tensors=named, tied={}, path=request.base)
+    copies = DecodedTensors(tuple(named), lambda name: _as_tensor(named[name]))
+    return _Checkpoint(tensors=copies, arrays=named, tied={}, path=request.base)
 
 
 def _planned(
@@ -221,9 +233,13 @@ def _merge(
     targets = []
     with progress.task("merging", total=len(firsts)) as advance:
         for name in firsts:
-            delta = total_delta(checkpoint.tensors[name], changes[name]).numpy()
-            weight = checkpoint.tensors[name].double().numpy() + delta
-            found = [add_to_graph(place, delta, name, rules, weight=weight) for place in places[name]]
+            tensor = checkpoint.tensors[name]
+            if checkpoint.path == request.base and all(holds_alone(place, tensor) for place in places[name]):
+                found = [merge_rows(place, tensor, changes[name], name) for place in places[name]]
+            else:
+                delta = total_delta(tensor, changes[name]).numpy()
+                weight = tensor.double().numpy() + delta
+                found = [add_to_graph(place, delta, name, rules, weight=weight) for place in places[name]]
             targets.append(_facts(name, changes[name], found))
             if request.unmerge:
                 targets[-1].check_unmerged()
@@ -260,8 +276,7 @@ def _round_again(
 
 
 def _search(model: ir.Model, checkpoint: _Checkpoint, request: MergeRequest) -> GraphSearch:
-    arrays = {name: _as_array(tensor) for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
-    return GraphSearch(model, arrays, checkpoint.tied, named=request.base_weights is not None)
+    return GraphSearch(model, checkpoint.arrays, checkpoint.tied, named=request.base_weights is not None)
 
 
 def _check_told(places: Mapping[str, Sequence[Place]]) -> None:
@@ -284,6 +299,12 @@ def _readers(place: Place) -> list[ir.Node]:
     if place.dequantize is not None:
         return list(layers_of(place.stored, place.nodes))
     return [use.node for use in place.stored.uses()]
+
+
+def _as_tensor(array: Array) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(array.copy())
 
 
 def _as_array(tensor: torch.Tensor) -> Array:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qtool.atomic import check_output, staged
 from qtool.calib.image_layout import Layout
 from qtool.errors import InputError, RuntimeRefusedError, UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.metrics.size import model_bytes
 from qtool.passes.layout.graph_borders import Turned, turn_borders
@@ -110,7 +110,7 @@ def optimize(request: OptimizeRequest, progress: Progress) -> OptimizeReport:
     """
     output = None if request.dry_run else _output(request)
     names = chosen_passes(request.passes, request.skip, request.target)
-    model = load_weights(OnnxFile().read(onnx_path(request.model)))
+    model = OnnxFile().read(onnx_path(request.model))
     before = node_counts(model)
     tolerance = _tolerance(model) if request.tolerance is None else request.tolerance
     compared = output is not None and request.check
@@ -174,7 +174,7 @@ def _culprit(
     """Returns the first pass without which the outputs stay the same; None where it is no single one."""
     with private_folder() as folder:
         for suspect in dict.fromkeys(step.name for step in steps):
-            model = load_weights(OnnxFile().read(request.model))
+            model = OnnxFile().read(request.model)
             others = tuple(name for name in names if name != suspect)
             run_passes(model, others, operators_for(request.target), Silent())
             path = folder / f"{suspect}.onnx"

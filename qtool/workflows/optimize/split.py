@@ -19,7 +19,7 @@ from qtool.backends.onnxruntime_cpu.coverage import coverage_in, optimized_nodes
 from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError, OutputError, RuntimeRefusedError, UsageError
 from qtool.fingerprint import file_sha256
-from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, load_weights, weights_nbytes
+from qtool.formats.onnx.onnx_file import LARGEST_MESSAGE_BYTES, OnnxFile, weights_nbytes
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.formats.torch.example_inputs import first_sizes, make_feeds
 from qtool.graph.specs import model_specs
@@ -161,7 +161,7 @@ def _groups(model: ir.Model, request: SplitRequest) -> tuple[Group, ...]:
     if not request.at_borders:
         cuts = tuple(tuple(_tensor(model, name) for name in cut) for cut in request.cuts)
         return groups_at_tensors(model.graph, cuts)
-    with optimized_nodes(load_weights(model.clone())) as kept:
+    with optimized_nodes(model.clone()) as kept:
         integer = {row.node for row in coverage_in(model, kept).nodes if row.kernel is not None}
     groups = groups_at_borders(model.graph, integer)
     if len(groups) < 2:

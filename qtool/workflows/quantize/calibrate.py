@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,8 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph, watching
-from qtool.runtime.session import Watcher
+from qtool.runtime.parts import Parts, needs_parts, parts_of
+from qtool.runtime.session import Session, Watcher
 from qtool.schemes import Scheme
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
@@ -233,12 +235,12 @@ def gather(
     compared = float_outputs(model)
     is_part = shard is not None and not shard.is_everything
     seen = tuple(dict.fromkeys((*watched.tensors, *compared)))
-    with watching(model, seen) as graph, open_graph(graph, threads=threads) as session:
+    with watching(model, seen) as graph, _opened(graph, threads) as session:
         feeds = data.feeds(shard or dataset, session.inputs, outputs, remark=progress.note)
         total = data.available(dataset) if shard is None else shard.samples
         with progress.task("calibrating", total) as advance:
             collected = collect(
-                Watcher(session),
+                session if isinstance(session, Parts) else Watcher(session),
                 holdout.used(feeds),
                 watched.tensors,
                 channel_axes=watched.channel_axes,
@@ -258,6 +260,16 @@ def tell_of_few(samples: int, progress: Progress, *, is_part: bool) -> None:
         progress.note("no batch falls to this shard: its statistics are empty")
     elif samples < _FEW_SAMPLES and not is_part:
         progress.note(f"only {samples} samples: ranges need a few dozen representative samples")
+
+
+@contextmanager
+def _opened(model: ir.Model, threads: int) -> Iterator[Session | Parts]:
+    """Yields a session, or parts of a graph that is too large to be held in memory."""
+    if needs_parts(model):
+        yield parts_of(model)
+        return
+    with open_graph(model, threads=threads) as session:
+        yield session
 
 
 def float_outputs(model: ir.Model) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from qtool.graph.specs import model_specs
 from qtool.llm.random_prompt import random_prompt
 from qtool.metrics.fidelity import FidelityMeter, OutputFidelity
 from qtool.metrics.outlook import SATURATING, Outlook, OutlookMeter
+from qtool.runtime.parts import needs_parts, parts_of
+from qtool.runtime.running_model import RunningModel
 from qtool.search.logits_view import Gate, with_logits_of_outputs
 from qtool.search.output_evaluator import worst_sqnr_db
 from qtool.workflows.convert.random_inputs import on_random_inputs
@@ -92,8 +94,13 @@ def compare_with_float(
     names = [value.name or "" for value in original.graph.outputs if value.name not in caches]
     outlooks = {name: OutlookMeter(_saturating(gates.get(name))) for name in names}
     with ExitStack() as stack:
-        float_session = stack.enter_context(execution.open_float(opened if gates else original, threads=threads))
-        if gates:
+        quantized_session: RunningModel
+        in_parts = compares_in_parts(original, execution)
+        float_session = _float_session(opened if gates else original, execution, threads, stack, in_parts=in_parts)
+        if in_parts:
+            graph = load_model(quantized)
+            quantized_session = parts_of(with_logits_of_outputs(graph)[0] if gates else graph)
+        elif gates:
             quantized_graph = with_logits_of_outputs(load_model(quantized))[0]
             quantized_session = stack.enter_context(execution.open(quantized_graph, threads=threads))
         else:
@@ -137,6 +144,17 @@ def compare_with_float(
 def held_samples(original: ir.Model, samples: CheckSamples) -> tuple[Feed, ...]:
     """Returns the batches that ``compare_with_float`` runs, held in memory."""
     return tuple(_feeds(*model_specs(original), samples))
+
+
+def compares_in_parts(original: ir.Model, execution: Execution) -> bool:
+    """Returns whether a float model is too large to be held in memory: a part of it runs at a time then."""
+    return execution.runtime == AS_IT_IS.runtime and needs_parts(original)
+
+
+def _float_session(
+    model: ir.Model, execution: Execution, threads: int, stack: ExitStack, *, in_parts: bool
+) -> RunningModel:
+    return parts_of(model) if in_parts else stack.enter_context(execution.open_float(model, threads=threads))
 
 
 def _saturating(gate: Gate | None) -> str | None:

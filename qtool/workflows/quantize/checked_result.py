@@ -19,7 +19,12 @@ from qtool.runtime.free_memory import give_back_memory
 from qtool.schemes import AnyScheme
 from qtool.search.output_evaluator import FLOATS_ALIKE_DB, floats_differ
 from qtool.workflows.convert.model_source import save_graph
-from qtool.workflows.quantize.check_result import CheckSamples, ResultComparison, compare_with_float
+from qtool.workflows.quantize.check_result import (
+    CheckSamples,
+    ResultComparison,
+    compare_with_float,
+    compares_in_parts,
+)
 from qtool.workflows.quantize.planned_float import as_planned
 
 
@@ -67,7 +72,8 @@ def write_and_check(
     """
     save_graph(model, path)
     execution = execution_for(scheme) if execution is None else execution
-    progress.note(f"checking the result in {runtime_named(execution.runtime).title}")
+    part = ", a part of the model at a time, without its fusions" if compares_in_parts(original, execution) else ""
+    progress.note(f"checking the result in {runtime_named(execution.runtime).title}{part}")
     with progress.task("comparing with float"):
         coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
         give_back_memory(original)

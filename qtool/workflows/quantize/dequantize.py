@@ -12,7 +12,7 @@ from qtool.backends.execution import OnnxruntimeExecution, as_it_is
 from qtool.backends.onnxruntime_cpu.exact_sums import with_exact_sums
 from qtool.backends.onnxruntime_cpu.integer_sums import sums_saturate
 from qtool.errors import InputError, UsageError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.metrics.fidelity import OutputFidelity
 from qtool.metrics.size import model_bytes
 from qtool.progress import SILENT, Progress
@@ -85,7 +85,7 @@ def dequantize(request: DequantizeRequest, progress: Progress = SILENT) -> Dequa
     if output.resolve() == request.model.resolve():
         raise UsageError("the output is the input", fix="name another file with -o")
     check_output(output, force=request.force)
-    model = load_weights(OnnxFile().read(onnx_path(request.model)))
+    model = OnnxFile().read(onnx_path(request.model))
     before = [*_conversions(model), *_integer_operators(model)]
     RemoveBlocks()(model)
     RemoveDynamic()(model)

@@ -14,7 +14,6 @@ from qtool.atomic import staged
 from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import backend_named
 from qtool.calib.datasets.base import Dataset
-from qtool.formats.onnx.onnx_file import load_weights, release
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -71,7 +70,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
     output = request.destination
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()
-    original = request.source.load(progress, dataset=dataset, in_memory=False)
+    original = request.source.load(progress, dataset=dataset)
     common.NameFixPass()(original)
     if draws(original):
         progress.note(DRAWN_ALIKE)
@@ -79,7 +78,7 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
         floats = float_model(original, request.source, output, path, force=request.force)
         samples = None if dataset is None or request.data is None else _samples(original, dataset, request.data)
         made = _quantized(original, request, samples, progress)
-        _settle(original)
+        give_back_memory(original)
         tables = with_tables(made.model, request.selection)
         plan = replace(made.plan, skipped=tables.without_stored(made.plan.skipped))
         backend_named(request.scheme.backend).finish(tables.model, request.scheme)
@@ -147,11 +146,11 @@ def _quantized(
 ) -> _Quantized:
     """Quantizes a copy of ``original``, in the form that samples show to be best where there are some."""
     evaluation = None if samples is None else _Evaluation.of(original, request, samples)
-    _settle(original)
+    give_back_memory(original)
 
     def prepared() -> ir.Model:
         model = prepare(original.clone(), integers_between_layers=False)
-        _settle(original)
+        give_back_memory(original)
         return model
 
     if evaluation is None:
@@ -166,14 +165,13 @@ def _quantized(
             request.selection,
             progress,
             time=evaluation.time,
-            settle=partial(_settle, original),
+            settle=partial(give_back_memory, original),
             threads=request.threads,
         )
         choice = search.search(prepared)
     candidates, forms = choice.candidates, choice.forms
     model = candidates.model
     weights = candidates.quantize(model, forms)
-    load_weights(model)
     return _Quantized(
         model=model,
         plan=candidates.tensor_plan(forms),
@@ -183,14 +181,6 @@ def _quantized(
         attempts=choice.attempts,
         stopped=choice.stopped,
     )
-
-
-def _settle(model: ir.Model) -> None:
-    """Lets go of freed memory, and of weights that stay in the file of ``model``, which are read again when needed."""
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            release(value.const_value)
-    give_back_memory(model)
 
 
 @dataclass(frozen=True, slots=True)

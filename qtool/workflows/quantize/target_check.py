@@ -12,7 +12,7 @@ from qtool.backends.onnxruntime_cpu.saturation_proof import SaturationProof, pro
 from qtool.backends.registry import backend_named
 from qtool.backends.violations import Violation
 from qtool.errors import GateError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.constants import constant_array
 from qtool.schemes import Scheme
 from qtool.workflows.diagnose.verify import onnx_path
@@ -59,7 +59,7 @@ def check_target(path: Path, scheme: Scheme) -> TargetReport:
         FormatError: the file cannot be read.
         InputError: the file is not an ONNX graph.
     """
-    model = load_weights(OnnxFile().read(onnx_path(path)))
+    model = OnnxFile().read(onnx_path(path))
     common.NameFixPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     # Where zero points are free, kernels for the other sign exist as well, though slower ones.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from qtool.errors import InputError
-from qtool.formats.onnx.onnx_file import OnnxFile, load_weights
+from qtool.formats.onnx.onnx_file import OnnxFile
 
 # What starts the line with the reason, among the messages of libraries.
 REASON = "qtool-reason "
@@ -44,7 +44,7 @@ def _convert(graph: Path, path: Path) -> None:
     from qtool.workflows.convert.targets.tflite.graph_program import GraphProgram, sample_feeds
     from qtool.workflows.convert.targets.tflite.tables import dequantize_before_gather
 
-    model = load_weights(OnnxFile().read(graph))
+    model = OnnxFile().read(graph)
     dequantize_before_gather(model)
     program = GraphProgram(model).eval()
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph)

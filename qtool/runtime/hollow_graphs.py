@@ -1,0 +1,61 @@
+"""Gives large graphs to onnxruntime without their weights, to see what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.calib.specs import Array
+from qtool.formats.onnx.map_types import load_model
+from qtool.runtime.parts import needs_parts
+from qtool.runtime.session import Session
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place
+
+_SMALLEST_LEFT_OUT_BYTES = 1 << 20
+
+
+def check_loads(path: Path) -> None:
+    """Passes when onnxruntime loads the model in ``path``; a large one without its weights.
+
+    Raises:
+        RuntimeRefusedError: it does not.
+    """
+    model = load_model(path)
+    if not needs_parts(model):
+        Session(path)
+        return
+    message, weights = hollow(model)
+    Session(message, weights=weights, in_place=weights, prepacks=False)
+
+
+def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
+    """Returns ``model`` as bytes, and zeros for large weights that it only names; ``model`` is not modified.
+
+    Zeros that are only read take no memory. Float weights of products and tables become inputs.
+    """
+    clone = model.clone()
+    graph = clone.graph
+    large: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_LEFT_OUT_BYTES):
+            continue
+        if tensor.dtype == ir.DataType.FLOAT and read_in_place(value) and not value.is_graph_output():
+            del graph.initializers[name]
+            value.const_value, value.shape = None, ir.Shape(tensor.shape.numpy())
+            value.type = ir.TensorType(tensor.dtype)
+            if value not in graph.inputs:
+                graph.inputs.append(value)
+        elif value.uses():
+            large[name] = tensor
+            value.const_value = place_holder(tensor, name)
+    # All of them are the same bytes.
+    nothing = np.zeros(max((tensor.nbytes for tensor in large.values()), default=0), np.uint8)
+    zeros = {
+        name: nothing[: tensor.nbytes].view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        for name, tensor in large.items()
+    }
+    return ir.to_proto(clone).SerializeToString(), zeros
