@@ -1,4 +1,4 @@
-"""Trains the integers, biases and ranges of one block to give what the float model has behind it."""
+"""Trains the integers and biases of one block to give what the float model has behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from qtool.calib.specs import Array, Feed
 from qtool.graph.constants import is_constant
 from qtool.learn.differentiable_graph import DifferentiableGraph
-from qtool.learn.learned_quantization import FloatWeight, LearnedQuantization, Rates
+from qtool.learn.learned_quantization import LearnedQuantization, Rates
 from qtool.learn.losses import relative_error
 from qtool.learn.tensors import tensor_of
 
@@ -35,7 +35,7 @@ class BlockTraining:
     check_every: int = 20
     patience: int = 3
     reach: float = 1.0
-    rates: Rates = field(default_factory=lambda: Rates(steps=0.02, scales=2e-3, biases=1e-3, floats=0.0))
+    rates: Rates = field(default_factory=lambda: Rates(steps=0.02, scales=0.0, biases=1e-3, floats=0.0))
 
 
 class BlockTrainer:
@@ -48,8 +48,7 @@ class BlockTrainer:
         training: BlockTraining,
         device: torch.device,
         *,
-        origins: Mapping[str, FloatWeight],
-        ranges: bool,
+        grids: Mapping[str, tuple[int, int]],
     ) -> None:
         """Reads the constants.
 
@@ -58,15 +57,13 @@ class BlockTrainer:
             block: its nodes, in order.
             training: how long.
             device: where to compute.
-            origins: the floats that weights were rounded from, by name.
-            ranges: whether scales of activations are learned.
+            grids: the lowest and the highest integer of weights, by name.
         """
         self._training = training
         self._device = device
         self._model = model
         self._nodes = [*_constants_of(block), *block]
-        scales = _own_scales(self._nodes) if ranges else frozenset[str]()
-        self._learned = LearnedQuantization(model, nodes=self._nodes, origins=origins, scales=scales, device=device)
+        self._learned = LearnedQuantization(model, nodes=self._nodes, grids=grids, device=device)
 
     def train(self, inputs: Sequence[Feed], wanted: Sequence[Feed]) -> dict[str, Array]:
         """Stores what is learned in the graph where it helps, and returns the biases, float, by their name there."""
@@ -117,15 +114,6 @@ class BlockTrainer:
         self._learned.restore(kept)
         self._learned.store(self._model)
         return self._learned.biases()
-
-
-def _own_scales(nodes: Sequence[ir.Node]) -> frozenset[str]:
-    """Returns the names of the scales of activations that nothing outside of ``nodes`` reads."""
-    own = set(nodes)
-    scales = [node.inputs[1] for node in nodes if node.op_type == "QuantizeLinear"]
-    return frozenset(
-        scale.name for scale in scales if scale is not None and scale.name and own.issuperset(scale.consumers())
-    )
 
 
 def _dequantized(nodes: Sequence[ir.Node], names: Sequence[str]) -> dict[str, str]:

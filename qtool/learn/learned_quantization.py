@@ -6,7 +6,7 @@ scale is learned as the logarithm of its change, a bias and a float weight as a 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,6 @@ from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 _NORMALIZATIONS = frozenset({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"})
-# Within this distance of an integer, a float is still rounded to it.
-_SIDE = 0.49
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +112,7 @@ class LearnedQuantization:
         *,
         nodes: Iterable[ir.Node] | None = None,
         weights: Mapping[str, FloatWeight] | None = None,
-        origins: Mapping[str, FloatWeight] | None = None,
-        scales: Container[str] | None = None,
+        grids: Mapping[str, tuple[int, int]] | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Reads the graph, which is not modified; names of its values stay what they are.
@@ -125,14 +122,11 @@ class LearnedQuantization:
             nodes: learn only what these read; everything by default.
             weights: floats to learn in place of integers, by the weight's name in the float model; their scales begin
                 at those of the graph.
-            origins: floats that the integers were rounded from, by the same name: integers are learned that begin as
-                near to the next one as these are.
-            scales: learn only the scales of these names; all by default.
+            grids: the lowest and the highest integer of weights, by the same name; those of their type by default.
             device: where to hold it.
         """
         self._weights = weights or {}
-        self._origins = origins or {}
-        self._scales = scales
+        self._grids = grids or {}
         self._device = device or torch.device("cpu")
         self._kinds = _Kinds()
         readers = list(model.graph if nodes is None else nodes)
@@ -236,29 +230,19 @@ class LearnedQuantization:
         if weight is not None:
             low, high = weight.low, weight.high
         start = torch.from_numpy(np.array(integers if weight is None else weight.array, np.float32)).to(self._device)
-        begin, origin = start.clone(), self._origins.get(tensor.tensor)
-        if origin is not None and origin.array.shape == integers.shape:
-            low, high = origin.low, origin.high
-            array, step, point = (
-                torch.from_numpy(np.array(part, np.float32)).to(self._device)
-                for part in (origin.array, tensor.scale, tensor.zero_point)
-            )
-            steps = array / _wide(step, tensor.axis, array.ndim) + _wide(point, tensor.axis, array.ndim)
-            begin = torch.clamp(steps, start - _SIDE, start + _SIDE)
+        low, high = self._grids.get(tensor.tensor, (low, high))
         self._kinds.steps[name] = _Stored(
             tensor=tensor,
             low=low,
             high=high,
             start=start,
-            learned=torch.nn.Parameter(begin),
+            learned=torch.nn.Parameter(start.clone()),
             scale=None if weight is None or scale is None else scale.name,
         )
 
     def _learn_scale(self, value: ir.Value | None) -> None:
         array = constant_array(value)
         if value is None or value.name is None or array is None or value.name in self._kinds.scales:
-            return
-        if self._scales is not None and value.name not in self._scales:
             return
         start = torch.from_numpy(np.array(array, np.float32)).to(self._device)
         change = torch.nn.Parameter(torch.zeros_like(start))

@@ -1,17 +1,15 @@
-"""Learned rounding, block by block: integers, biases and ranges that reproduce the float model's tensors behind each.
+"""Learned rounding, block by block: integers and biases that reproduce the float model's tensors behind each.
 
-Every block reads what the blocks before it make, which are quantized already. Its integers start as they are, those
-whose floats lie near to the next integer close to it, and may move by one step; gradients pass straight through the
-rounding, and samples that are held back decide what is kept.
+Every block reads what the blocks before it make, which are quantized already. Its integers start as they are and may
+move by one step; gradients pass straight through the rounding, and samples that are held back decide what is kept.
 Sources: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization (ICML 2020), for learning which
 way to round; I. Hubara et al., Accurate Post Training Quantization With Small Calibration Sets (AdaQuant, ICML 2021),
-for the straight-through gradient; Y. Li et al., BRECQ (ICLR 2021), for blocks as what is reproduced; S. Esser et al.,
-Learned Step Size Quantization (ICLR 2020), for the scales of activations.
+for the straight-through gradient; Y. Li et al., BRECQ (ICLR 2021), for blocks as what is reproduced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +19,8 @@ import torch
 from qtool.backends.registry import backend_named
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Array, Feed
-from qtool.graph.constants import constant_array, is_constant
+from qtool.graph.constants import is_constant
 from qtool.learn.block_trainer import BlockTrainer, BlockTraining
-from qtool.learn.learned_quantization import FloatWeight
 from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.qdq.insert_qdq import insert_qdq
@@ -51,12 +48,11 @@ def learn_rounding(
     progress: Progress,
     *,
     training: BlockTraining = USUAL,
-    ranges: bool = False,
     device: torch.device | None = None,
     threads: int = 0,
     stop: Callable[[], bool] = never,
 ) -> Reconstruction:
-    """Learns the integers and biases of ``model``, and ranges, block after block; the arguments are not modified.
+    """Learns the integers and biases of ``model`` block after block; the arguments are not modified.
 
     Holds the tensors that cross one cut of the graph, for all of ``feeds``, float and quantized.
 
@@ -69,7 +65,6 @@ def learn_rounding(
         feeds: some dozens of samples, in batches; every fourth is held back.
         progress: receives the steps.
         training: how long each block is trained.
-        ranges: whether scales of activations that one block alone reads are learned, too.
         device: where to compute.
         threads: threads inside an operator; 0 is one per core.
         stop: called before each block; True ends with the blocks done so far.
@@ -84,20 +79,18 @@ def learn_rounding(
     targets = SegmentedRunner(model, cuts, feeds, threads=threads)
     given = SegmentedRunner(quantized, cuts, feeds, threads=threads, level="basic")
     blocks = _blocks(quantized, cuts)
-    origins = dict(_origins(model, plan))
+    grids = {name: (weight.grid.low, weight.grid.high) for name, weight in plan.weights.items()}
     learned: dict[str, Array] = {}
     with progress.task("learning to round", len(blocks)) as advance:
         for block in blocks:
             if stop():
                 break
             inputs, wanted = given.held, _wanted(targets, block, is_last=block is blocks[-1])
-            trainer = BlockTrainer(
-                quantized, block, training, device or torch.device("cpu"), origins=origins, ranges=ranges
-            )
+            trainer = BlockTrainer(quantized, block, training, device or torch.device("cpu"), grids=grids)
             learned |= trainer.train(inputs, wanted)
             given.advance()
             advance(1)
-    return _reconstruction(quantized, plan, weights, activations, learned)
+    return _reconstruction(quantized, plan, weights, learned)
 
 
 def block_cuts(model: ir.Model, plan: Plan) -> list[str]:
@@ -142,14 +135,6 @@ def _blocks(model: ir.Model, cuts: Sequence[str]) -> list[list[ir.Node]]:
     return blocks
 
 
-def _origins(model: ir.Model, plan: Plan) -> Iterator[tuple[str, FloatWeight]]:
-    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    for name, weight in plan.weights.items():
-        array = constant_array(values[name])
-        if array is not None:
-            yield name, FloatWeight(array=np.asarray(array, np.float32), low=weight.grid.low, high=weight.grid.high)
-
-
 def _offsets(layer: ir.Node) -> list[ir.Value | None]:
     """Returns what an Add reads beside the products of ``layer``."""
     uses = list(layer.outputs[0].uses())
@@ -157,26 +142,10 @@ def _offsets(layer: ir.Node) -> list[ir.Value | None]:
     return [use.node.inputs[1 - use.idx] for use in adds]
 
 
-def _ranges(quantized: ir.Model, plan: Plan, given: Mapping[str, AffineParams]) -> dict[str, AffineParams]:
-    """Returns the parameters of activations whose scale was learned, by source."""
-    found = {}
-    for node in quantized.graph:
-        value = node.inputs[0] if node.op_type == "QuantizeLinear" else None
-        planned = None if value is None else plan.activations.get(value.name or "")
-        scale = constant_array(node.inputs[1]) if planned is not None else None
-        if planned is None or scale is None:
-            continue
-        params = given[planned.source]
-        if scale.size == 1 and float(scale) != float(params.scale):
-            found[planned.source] = replace(params, scale=scale.astype(np.float32).reshape(params.scale.shape))
-    return found
-
-
 def _reconstruction(
     quantized: ir.Model,
     plan: Plan,
     given: Mapping[str, QuantizedWeight],
-    activations: Mapping[str, AffineParams],
     biases: Mapping[str, Array],
 ) -> Reconstruction:
     """Reads off the graph what was learned."""
@@ -200,4 +169,4 @@ def _reconstruction(
             learned = biases.get(value.name or "")
             if learned is not None:
                 by_layer[node.name or ""] = learned.reshape(-1).astype(np.float32)
-    return Reconstruction(weights=weights, biases=by_layer, fits={}, ranges=_ranges(quantized, plan, activations))
+    return Reconstruction(weights=weights, biases=by_layer, fits={})

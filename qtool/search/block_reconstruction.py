@@ -11,7 +11,7 @@ Equalization and Bias Correction (ICCV 2019), section 4.2 and appendix D.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,11 @@ class Reconstruction:
         weights: new integers, by weight.
         biases: new biases, float32, (output channels,), by layer.
         fits: the result for each layer that was visited, by layer.
-        ranges: new parameters of activations, by source.
     """
 
     weights: Mapping[str, QuantizedWeight]
     biases: Mapping[str, npt.NDArray[np.float32]]
     fits: Mapping[str, LayerReconstruction]
-    ranges: Mapping[str, AffineParams] = field(default_factory=dict)
 
 
 def never() -> bool:

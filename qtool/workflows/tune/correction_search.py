@@ -248,14 +248,12 @@ class CorrectionSearch:
             weights,
             feeds,
             self._progress,
-            ranges=True,
             threads=self._threads,
             stop=self._stop,
         )
         fitted = {**{name: weights[name] for name in known.rounding.fitted}, **found.weights}
         changed = replace(
             known,
-            ranges={**known.ranges, **found.ranges},
             rounding=known.rounding.with_fitted(fitted),
             biases={**known.biases, **found.biases},
         )
