@@ -1,4 +1,4 @@
-"""The memory that rounding weights takes, of a decoder of 3 GB whose weights lie beside the graph."""
+"""The memory that rounding weights takes, also of a decoder of 3 GB, which is a quarter of an hour of work."""
 
 from __future__ import annotations
 
