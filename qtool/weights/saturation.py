@@ -105,7 +105,8 @@ def without_saturation(
     """Changes a weight where, and only where, pairs could saturate.
 
     Each such scale is widened by the factor that loses least, between keeping it and moving each pair that is too large
-    towards zero, and widening it until no pair is too large.
+    towards zero, and widening it until no pair is too large. Twice the scale is tried as well: that is one bit less,
+    which is never lost against.
 
     Args:
         weight: the integers and their parameters.
@@ -120,8 +121,9 @@ def without_saturation(
     if not reduced.size:
         return weight
     best, least = weight, np.full(excess.shape, np.inf)
-    for step in np.linspace(0.0, 1.0, _CANDIDATES):
-        candidate = limited(rescaled(weight, original, 1.0 + (excess - 1.0) * step), orders, largest_pair)
+    factors = [1.0 + (excess - 1.0) * step for step in np.linspace(0.0, 1.0, _CANDIDATES)]
+    for widened in (*factors, np.where(excess > 1.0, 2.0, 1.0)):
+        candidate = limited(rescaled(weight, original, widened), orders, largest_pair)
         loss = _loss(candidate, original)
         best = merged(best, candidate, loss < least)
         least = np.minimum(loss, least)
