@@ -13,6 +13,8 @@ from qtool.backends.execution_choice import target_of_file
 from qtool.backends.runtimes import runtime_named
 from qtool.calib.specs import Array, Dim, TensorSpec
 from qtool.errors import InputError
+from qtool.formats.onnx.map_types import load_model
+from qtool.runtime.parts import parts_of
 from qtool.runtime.running_model import RunningModel
 from qtool.runtime.steady_draws import file_draws
 
@@ -116,29 +118,39 @@ class SessionGroup:
 
 
 @contextmanager
-def open_group(models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[SessionGroup]:
-    """Opens a float model and the others after it, each as it is in its runtime.
+def open_group(models: Sequence[JudgedModel], *, threads: int = 0, in_parts: bool = False) -> Iterator[SessionGroup]:
+    """Opens a float model and the others after it, each as it is in its runtime, or all in onnxruntime in parts.
 
     Raises:
         RuntimeRefusedError: a runtime does not load one of them.
         InputError: they do not belong together.
     """
+    names = [model.name for model in models]
+    if in_parts:
+        yield SessionGroup([parts_of(load_model(model.path)) for model in models], names)
+        return
     with ExitStack() as stack:
         sessions = [
             stack.enter_context(runtime_named(model.runtime).open_file(model.path, threads=threads)) for model in models
         ]
-        yield SessionGroup(sessions, [model.name for model in models])
+        yield SessionGroup(sessions, names)
 
 
 @contextmanager
-def evaluation_group(group: SessionGroup, models: Sequence[JudgedModel], *, threads: int = 0) -> Iterator[SessionGroup]:
+def evaluation_group(
+    group: SessionGroup, models: Sequence[JudgedModel], *, threads: int = 0, in_parts: bool = False
+) -> Iterator[SessionGroup]:
     """Yields what compares outputs in place of ``group``, which opened the same models as they are.
 
-    Models for machines that a runtime does not stand for run node by node, and all models draw the same random numbers.
+    Models for machines that a runtime does not stand for run node by node, and all models draw the same random numbers;
+    a group that runs in parts does both.
 
     Raises:
         RuntimeRefusedError: a runtime does not load one of them.
     """
+    if in_parts:
+        yield group
+        return
     runtimes = [runtime_named(model.runtime) for model in models]
     executions = [runtime.judging(target_of_file(model.path)) for runtime, model in zip(runtimes, models, strict=True)]
     as_they_are = all(

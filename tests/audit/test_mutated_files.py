@@ -113,6 +113,7 @@ def spoil(tmp_path: Path, count: int, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_changed_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
     tally = run(spoil(tmp_path, 40, 1), 120)
     assert tally["refused"] > 200

@@ -134,6 +134,7 @@ def test_a_full_disk_leaves_what_was_there(
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 @linux_only
 def test_a_killed_run_leaves_no_half_model(tmp_path: Path) -> None:
     write_model(tmp_path, layers=24, width=1024)

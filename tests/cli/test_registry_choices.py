@@ -138,6 +138,7 @@ def test_an_unknown_range_method_in_the_settings_is_refused_there(
     assert "settings file" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_new_range_method_needs_its_file_and_its_entries_alone(save: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "wide_method.py").write_text(_WIDE_METHOD, encoding="utf-8")
     (tmp_path / "run.py").write_text(_RUN_WITH_WIDE, encoding="utf-8")

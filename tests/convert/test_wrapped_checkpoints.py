@@ -85,6 +85,7 @@ def test_wrappers_of_torch_around_a_module_are_looked_through(
     np.testing.assert_allclose(y, net(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("part", [False, True])
 def test_names_of_compiled_modules_fit_the_module(run: Any, folder: Path, suffix: str, part: bool) -> None:

@@ -117,6 +117,7 @@ def test_a_range_method_is_a_choice_of_the_command(model: Path, tmp_path: Path) 
     assert json.loads(result.stdout)["method"] == "octav"
 
 
+@pytest.mark.slow
 def test_the_contract_of_range_methods_runs_over_the_new_one(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     (path, text), (_, entry) = blocks_of("A range method")

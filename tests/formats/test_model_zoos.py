@@ -45,6 +45,7 @@ def test_a_folder_with_a_config_builds_its_model(bert: Path) -> None:
         assert len(module.encoder.layer) == 3
 
 
+@pytest.mark.slow
 @needs_transformers
 def test_a_language_model_becomes_a_graph_with_named_outputs(bert: Path) -> None:
     with building(Architecture(f"transformers:{bert}")) as module:

@@ -70,6 +70,7 @@ def measured(path: Path, feeds: dict[str, np.ndarray]) -> Memory:
     return memory
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_the_model_needs_and_not_with_this_process(tmp_path: Path) -> None:
     x = {"x": np.ones(MEBI, np.float32)}
     onnx.save(scaling(np.ones((1, MEBI), np.float32)), tmp_path / "small.onnx")

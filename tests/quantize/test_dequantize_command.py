@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 
 from qtool.runtime.session import Session
@@ -46,6 +47,7 @@ def test_what_kept_a_layer_float_goes_too(run: Any, model: Path, data: Path) -> 
     assert "Sum" not in [node.op_type for node in onnx.load("net.float.onnx").graph.node]
 
 
+@pytest.mark.slow
 def test_it_can_be_quantized_again(run: Any, model: Path, data: Path) -> None:
     assert run("quantize", model, "--calib-data", data).code == 0
     assert run("dequantize", "net.int8.onnx").code == 0

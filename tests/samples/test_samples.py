@@ -15,6 +15,7 @@ Python = Callable[..., CompletedProcess[str]]
 LARGEST_BYTES = 1_000_000
 
 
+@pytest.mark.slow
 def test_the_main_job_makes_a_smaller_model_that_is_as_accurate(clone: Path, python: Python, quickstart: str) -> None:
     (clone / "demo-output").mkdir()
     (clone / "demo-output" / "mnist_cnn.onnx").write_text("of an older run")

@@ -33,6 +33,7 @@ def files(clone: Path) -> None:
     np.savez(clone / "d.npz", x=generator.normal(0, 1, (16, 6)).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("files")
 def test_the_script_joins_what_its_shards_found(run: Any, clone: Path, job: Job) -> None:
     result = job(_SCRIPT)

@@ -82,6 +82,7 @@ def test_no_time_gives_the_plain_result(run: Callable[..., Any], model: Path, da
     assert model.with_name("q.onnx").read_bytes() == model.with_name("plain.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupt_gives_the_best_so_far(
     run: Callable[..., Any], model: Path, data: Path, bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

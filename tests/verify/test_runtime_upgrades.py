@@ -205,6 +205,7 @@ def test_what_a_version_changes_is_said_and_fails_the_gate(
     assert verify(model, "--onnxruntime", version).code == 0
 
 
+@pytest.mark.slow
 def test_the_gate_on_coverage_holds_in_every_version(verify: Any, model: Path) -> None:
     assert verify(model, "--onnxruntime", "1.90.0", "--min-coverage", "1.0").code == 0
     outcome = verify(model, "--onnxruntime", "1.90.0,1.93.0", "--min-coverage", "50%")
@@ -230,6 +231,7 @@ def test_values_are_compared_on_the_data_that_is_given(verify: Any, model: Path,
     assert found["max_abs_error"] == pytest.approx(float(np.abs(expected).max()) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_environments_go_at_the_end_unless_they_are_kept(
     verify: Any, model: Path, tmp_path: Path, environments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

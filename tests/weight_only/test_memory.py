@@ -88,6 +88,7 @@ def _told_bytes(text: str) -> float:
     return float(found[1]) * _GB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_the_memory_is_told_before(tmp_path: Path) -> None:
     _write_decoder(tmp_path, layers=1, width=256, inner=768, vocabulary=4096)

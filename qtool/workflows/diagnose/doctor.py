@@ -16,13 +16,13 @@ from qtool.processor import IntegerFeatures, integer_features
 from qtool.progress import Progress
 from qtool.reporting.model import Machine
 from qtool.reporting.surroundings import machine, versions
+from qtool.runtime.available_memory import available_bytes
 from qtool.runtime.session import providers
 
 _PACKAGES = ("onnx", "onnxscript", "torch", "typer", "rich")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_MEMORY = Path("/proc/meminfo")
 _LITTLE_MEMORY_BYTES = 2_000_000_000
 # Below this speedup of a product, conversions around layers take the time that integers save.
 _LITTLE_SPEEDUP = 1.3
@@ -55,7 +55,7 @@ class Diagnosis:
         usable_cores: how many cores this process may use at a time; fewer than there are in containers.
         load: programs that wanted to run in the last minute, on average; None where the system does not tell.
         thread_variables: those that are set and change how many threads libraries take.
-        free_memory_bytes: None where the system does not tell.
+        free_memory_bytes: as ``available_bytes`` tells it.
         providers: execution providers of the installed onnxruntime.
         profile: what kernels cost here, with a thread a core.
         remarks: what is slow or noisy about all that.
@@ -86,7 +86,7 @@ def diagnose(progress: Progress, *, threads: int = 0) -> Diagnosis:
         RuntimeRefusedError: onnxruntime does not run at all.
     """
     here, features, saturates = machine(), integer_features(), sums_saturate()
-    usable, load, memory = usable_cores(here.cores), _load(), _free_memory()
+    usable, load, memory = usable_cores(here.cores), _load(), available_bytes()
     variables = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
     profile = measure_profile(progress, threads=threads)
     remarks = (
@@ -191,13 +191,6 @@ def usable_cores(cores: int, limit: str | None = None) -> float:
 
 def _load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _free_memory() -> int | None:
-    for line in (_text(_MEMORY) or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _text(path: Path) -> str | None:

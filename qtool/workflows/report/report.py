@@ -40,7 +40,7 @@ from qtool.workflows.report.report_text import (
     run_over_text,
     times_of_tokens,
 )
-from qtool.workflows.report.report_times import Measurements, TimingOptions, measure
+from qtool.workflows.report.report_times import Measurements, TimingOptions, measure, within_memory
 
 # The condition that is added to the gates where sums can overflow.
 SUMS_HOLD = "integer sums hold"
@@ -146,10 +146,10 @@ def _judged_sums(report: Report) -> tuple[Verdict, ...]:
 
 def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence[Path], progress: Progress) -> Report:
     """Compares the graphs in ``paths``, those of the models of ``request``."""
-    asked = request.times
     names = display_names(request.models)
     judged = judged_models(paths, names, request.runtimes)
     sizes = [model_size(path) for path in paths]
+    asked, in_parts = within_memory(request.times, sizes, request.runtimes, progress)
     # The float model may itself be quantized, by another tool.
     overflowing = [warn_of_overflow(model.path, model.name, progress, model.runtime) for model in judged]
     if any(map(file_draws, paths)):
@@ -160,12 +160,12 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     seen = []
     prompts = asked_prompts(request.prompts, request.text, request.new_tokens, request.models)
     references = [model.reference for model in judged]
-    with open_group(judged, threads=asked.threads) as group:
+    with open_group(judged, threads=asked.threads, in_parts=in_parts) as group:
         opened = [replace(entry, data=ZeroStates(entry.data, group.outputs)) for entry in opened]
         for entry in opened:
             _check_gates(request, entry, group, rounds)
         batch_size = request.batch_size or usual_batch_size(group.inputs, [entry.data for entry in opened])
-        with evaluation_group(group, judged, threads=asked.threads) as evaluated:
+        with evaluation_group(group, judged, threads=asked.threads, in_parts=in_parts) as evaluated:
             said = answers_of(evaluated, references, prompts, progress)
             for entry in opened:
                 if entry.tokenizer is not None:
@@ -195,9 +195,9 @@ def _compare(request: ReportRequest, opened: Sequence[OpenData], paths: Sequence
     inside = looked_inside(
         paths,
         opened[0],
-        inside=request.inside,
+        inside="no" if in_parts else request.inside,
         limit=request.limit,
-        histograms=request.histograms,
+        histograms=() if in_parts else request.histograms,
         threads=asked.threads,
         progress=progress,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtool.backends.runtimes import runtime_named
+from qtool.backends.runtimes import DEFAULT_RUNTIME, runtime_named
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.specs import Feed, samples_in
 from qtool.errors import UsageError
@@ -13,13 +13,17 @@ from qtool.metrics.cold_start import STARTS, cold_starts
 from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio, run_milliseconds
 from qtool.metrics.memory import Memory, measure_memory
 from qtool.metrics.session_group import JudgedModel, SessionGroup, open_group
+from qtool.metrics.size_by_kind import ModelSize
 from qtool.progress import Progress
 from qtool.reporting.model import GridPoint
+from qtool.runtime.available_memory import available_bytes
 from qtool.runtime.profile import OperatorTime
 from qtool.workflows.report.report_outputs import Seen
 
 # Batches take long and vary little, so that fewer rounds are enough.
 _MOST_BATCH_ROUNDS = 10
+# onnxruntime copies weights into the order of its kernels while it still has them as they are in the file.
+_MEMORY_OF_A_BYTE = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,7 @@ class TimingOptions:
         threads: threads inside an operator; 0 is one per core.
         rounds: rounds of the latency measurement; throughput takes 10 of them at most.
         latency: whether to measure it.
+        memory: whether to measure its peak in fresh processes.
         cold_start: whether to measure the time to the first result in fresh processes.
         profile: whether to profile operators.
         batch_sizes: further batch sizes to time; without any, 1 where there are numbers of threads.
@@ -39,6 +44,7 @@ class TimingOptions:
     threads: int = 0
     rounds: int = 25
     latency: bool = True
+    memory: bool = True
     cold_start: bool = False
     profile: bool = False
     batch_sizes: tuple[int, ...] = ()
@@ -66,6 +72,27 @@ class Measurements:
     grid: tuple[tuple[GridPoint, ...], ...]
 
 
+def within_memory(
+    asked: TimingOptions, sizes: Sequence[ModelSize], runtimes: Sequence[str], progress: Progress
+) -> tuple[TimingOptions, bool]:
+    """Returns what can be measured, and whether models are so large that a part of each has to run at a time.
+
+    Args:
+        asked: what is to be measured.
+        sizes: of the models, which run side by side.
+        runtimes: what runs them; only onnxruntime runs parts.
+        progress: is told what is left out.
+    """
+    needed, free = sum(size.bytes for size in sizes) * _MEMORY_OF_A_BYTE, available_bytes()
+    if free is None or needed <= free or set(runtimes) != {DEFAULT_RUNTIME}:
+        return asked, False
+    progress.note(
+        f"side by side the models take about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: their "
+        "outputs are compared a part at a time; times, memory and inner tensors are left out"
+    )
+    return TimingOptions(threads=asked.threads, latency=False, memory=False), True
+
+
 def measure(
     group: SessionGroup,
     models: Sequence[JudgedModel],
@@ -88,7 +115,7 @@ def measure(
     return Measurements(
         sample=sample,
         batch=batch,
-        memory=_memories(models, seen.whole, asked.threads, progress),
+        memory=_memories(models, seen.whole, asked.threads, progress) if asked.memory else (Memory(),) * len(models),
         cold_start=_cold_starts(models, seen.whole, asked, progress),
         operators=_profiles(models, seen.sample, asked, progress),
         grid=_grid(models, data, asked, progress),
