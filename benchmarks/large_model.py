@@ -1,8 +1,9 @@
 """Measures what commands take of memory and time for a model of several gigabytes, and how time grows with a model.
 
 The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which
-the system drops when it needs them for something else. Private memory is limited to 2 GB and the largest tensor. Linux
-only, which tells them in /proc.
+the system drops when it needs them for something else. Private memory is limited to 2 GB and the largest tensor, unless
+a control group, such as that of ``systemd-run -p MemoryMax=2268M``, limits both together. Linux only, which tells them
+in /proc.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+
+from qtool.runtime.available_memory import available_bytes
 
 _WIDTH = 8192
 _LAYER_BYTES = _WIDTH * _WIDTH * 4
@@ -96,13 +99,15 @@ class Taken:
 
 def measure(command: list[str], *, limited: bool = True) -> Taken:
     """Runs ``qtool`` and watches its memory, with a limit on what is private to it."""
+    free = available_bytes()
+    grouped = free is not None and free <= _LIMIT_BYTES
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_LIMIT_BYTES, _LIMIT_BYTES))
 
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "qtool", *command, "--quiet"], preexec_fn=limit if limited else None
+        [sys.executable, "-m", "qtool", *command, "--quiet"], preexec_fn=limit if limited and not grouped else None
     )
     peaks = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
     while process.poll() is None:
@@ -203,39 +208,56 @@ def main() -> None:
             return
         model = write_model(folder, arguments.layers)
         np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((1, _WIDTH), np.float32))
-        weights, torch_file = write_weights(model, arguments.layers), str(folder / "result.pth")
-        adapter, stats = str(write_adapter(folder, arguments.layers)), str(folder / "stats.npz")
-        result = ["-o", str(folder / "result.onnx"), "--force"]
-        quantize = ["quantize", str(model), *result]
-        commands = {
-            "inspect": ["inspect", str(model)],
-            "inspect weights": ["inspect", str(weights)],
-            "verify": ["verify", str(model)],
-            "to opset 18": ["convert", str(model), "--opset", "18", *result],
-            "to shards": ["convert", str(model), "--external-data", "--max-shard-mb", "600", *result],
-            "to float16": ["convert", str(model), "--fp16", *result],
-            "to bfloat16": ["convert", str(model), "--bf16", *result],
-            "to .pth": ["convert", str(weights), "--to", "pth", "-o", torch_file],
-            "inspect .pth": ["inspect", torch_file],
-            "from .pth": ["convert", torch_file, "--to", "safetensors", "-o", str(folder / "again.safetensors")],
-            "merge-lora": ["merge-lora", str(model), adapter, *result],
-            "calibrate": ["calibrate", str(model), "--calib-data", str(folder / "x.npz"), "-o", stats],
-            "static": [*quantize, "--calib-stats", stats],
-            "dynamic": [*quantize, "--scheme", "dynamic"],
-            "verify dynamic": ["verify", str(folder / "result.onnx")],
-            "8-bit weights": [*quantize, "--scheme", "weights", "--bits", "8"],
-            "4-bit weights": [*quantize, "--scheme", "weights", "--bits", "4"],
-        }
         begun = time.perf_counter()
         shutil.copyfile(f"{model}.data", folder / "copy")
         (folder / "copy").unlink()
-        print(
-            f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB; copied in {time.perf_counter() - begun:.1f} s"
-        )
-        for what, command in commands.items():
+        copied_s = time.perf_counter() - begun
+        print(f"{arguments.layers} weights of {_LAYER_BYTES / 1e6:.0f} MB; copied in {copied_s:.1f} s", flush=True)
+        commands = _commands(folder, model, arguments.layers)
+        for place, (what, command) in enumerate(commands):
             taken = measure(command)
             parts = f"at most {taken.private_mb:.0f} MB private, {taken.mapped_mb:.0f} MB of files"
-            print(f"{what:15} {taken.resident_mb:6.0f} MB resident; {parts}; {taken.seconds:5.1f} s")
+            print(f"{what:15} {taken.resident_mb:6.0f} MB resident; {parts}; {taken.seconds:5.1f} s", flush=True)
+            _remove_unneeded(folder, [argument for _, later in commands[place + 1 :] for argument in later])
+
+
+def _commands(folder: Path, model: Path, layers: int) -> list[tuple[str, list[str]]]:
+    """Returns the commands in order, each with what the table calls it; results are named after what made them."""
+
+    def result(name: str) -> list[str]:
+        return ["-o", str(folder / name)]
+
+    weights, adapter = str(write_weights(model, layers)), str(write_adapter(folder, layers))
+    graph, data, stats = str(model), str(folder / "x.npz"), str(folder / "statistics.npz")
+    torch_file, dynamic, eight = str(folder / "torch.pth"), str(folder / "dynamic.onnx"), str(folder / "eight.onnx")
+    return [
+        ("inspect", ["inspect", graph]),
+        ("inspect weights", ["inspect", weights]),
+        ("to .pth", ["convert", weights, "--to", "pth", "-o", torch_file]),
+        ("inspect .pth", ["inspect", torch_file]),
+        ("from .pth", ["convert", torch_file, "--to", "safetensors", *result("again.safetensors")]),
+        ("verify", ["verify", graph]),
+        ("to opset 18", ["convert", graph, "--opset", "18", *result("opset.onnx")]),
+        ("to shards", ["convert", graph, "--external-data", "--max-shard-mb", "600", *result("shards.onnx")]),
+        ("to float16", ["convert", graph, "--fp16", *result("half.onnx")]),
+        ("to bfloat16", ["convert", graph, "--bf16", *result("brain.onnx")]),
+        ("merge-lora", ["merge-lora", graph, adapter, *result("merged.onnx")]),
+        ("calibrate", ["calibrate", graph, "--calib-data", data, "-o", stats]),
+        ("static", ["quantize", graph, "--calib-stats", stats, *result("static.onnx")]),
+        ("dynamic", ["quantize", graph, "--scheme", "dynamic", "-o", dynamic]),
+        ("verify dynamic", ["verify", dynamic]),
+        ("8-bit weights", ["quantize", graph, "--scheme", "weights", "--bits", "8", "-o", eight]),
+        ("report", ["report", graph, eight, "--data", data]),
+        ("4-bit weights", ["quantize", graph, "--scheme", "weights", "--bits", "4", *result("four.onnx")]),
+    ]
+
+
+def _remove_unneeded(folder: Path, later: list[str]) -> None:
+    """Removes the files that no later command names, whether whole or as a part of several: disks are small, too."""
+    for path in folder.iterdir():
+        own = path.name.split(".")[0]
+        if path.is_file() and not any(Path(argument).name.split(".")[0] == own for argument in later):
+            path.unlink()
 
 
 if __name__ == "__main__":

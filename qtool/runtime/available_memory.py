@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 _SYSTEM = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_OWN_MEMORY = Path("/proc/self/status")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -14,14 +16,14 @@ def available_bytes(*, groups: Path = _GROUPS, own_groups: Path = _OWN_GROUPS, s
     """Returns the bytes that this process may still take; None where the system does not tell.
 
     Pages of files count as available: the system drops them when it needs their memory. Control groups of both versions
-    may leave less than the system has (https://docs.kernel.org/admin-guide/cgroup-v2.html#memory).
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html#memory) and the limits of ``ulimit`` may leave less than it has.
 
     Args:
         groups: where control groups are mounted.
         own_groups: the file that names those of this process.
         system: the file with the memory of the whole machine.
     """
-    found = [_bytes_in(system, "MemAvailable:")]
+    found = [_bytes_in(system, "MemAvailable:"), *_within_limits()]
     for folder in _folders(groups, _text(own_groups)):
         found += [
             _left(folder, limit="memory.max", used="memory.current", inactive=("active_file", "inactive_file")),
@@ -33,6 +35,19 @@ def available_bytes(*, groups: Path = _GROUPS, own_groups: Path = _OWN_GROUPS, s
             ),
         ]
     return min((entry for entry in found if entry is not None), default=None)
+
+
+def _within_limits() -> Iterator[int]:
+    """Yields what the limits on memory leave to this process, where there are any."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for limit, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        most, _ = resource.getrlimit(limit)
+        taken = _bytes_in(_OWN_MEMORY, name)
+        if most != resource.RLIM_INFINITY and taken is not None:
+            yield max(most - taken, 0)
 
 
 def _folders(groups: Path, own: str) -> Iterator[Path]:

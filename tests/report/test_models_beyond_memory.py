@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,11 @@ def test_the_least_of_system_and_groups_is_available(
 
 def test_a_system_that_does_not_tell_has_no_figure(tmp_path: Path) -> None:
     assert available_bytes(groups=tmp_path, own_groups=tmp_path / "own", system=tmp_path / "meminfo") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells in /proc what a process takes")
+def test_a_limit_of_the_shell_counts() -> None:
+    told = "import resource, sys; from qtool.runtime.available_memory import available_bytes\n"
+    told += "resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); print(available_bytes())"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert 500_000_000 < int(done.stdout) < 1 << 30
