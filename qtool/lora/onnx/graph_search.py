@@ -6,7 +6,6 @@ into one, and fold normalization into convolutions. Weights are found by their v
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from qtool.graph.constants import constant_array, is_constant
 from qtool.graph.weight_records import WeightRecord, record_of
 from qtool.lora.merge.ties import EMBEDDINGS
 from qtool.lora.onnx.channel_scales import channel_scale
+from qtool.lora.onnx.equal_arrays import EqualArrays
 from qtool.lora.onnx.layer_biases import bias_input, layers_of
 from qtool.lora.onnx.places import FLOAT_TOLERANCE, Place, first_numbers, integer_place, recorded_place, resembles
 from qtool.qdq.packed_integers import is_packed, packed_integers, packed_record
@@ -49,9 +49,8 @@ class GraphSearch:
             named: whether the user named the checkpoint, so that errors do not suggest it.
         """
         self._base = base
-        self._tied = tied
         self._named = named
-        self._exact: dict[str, list[ir.Value]] = {}
+        self._exact: EqualArrays[ir.Value] = EqualArrays(_stored_array)
         self._floats: list[ir.Value] = []
         self._recorded: list[tuple[ir.Value, WeightRecord, Array | None]] = []
         self._integers: list[tuple[tuple[ir.Node, ...], StoredIntegers, WeightRecord | None]] = []
@@ -65,13 +64,16 @@ class GraphSearch:
                     self._recorded.append((value, record, first_numbers(value, record)))
                 else:
                     self._floats.append(value)
-                    self._exact.setdefault(_digest(value.const_value.numpy()), []).append(value)
+                    self._exact.add(value, _stored_array(value))
         for node in model.graph.all_nodes():
             stored = stored_integers(node) if node.op_type in INTEGER_LAYERS else None
             if stored is not None:
                 self._integers.append(((node,), stored, record_of(stored.value)))
         self._find_packed(model)
-        self._twins = self._names_by_values()
+        self._names: EqualArrays[str] = EqualArrays(base.__getitem__)
+        for name, array in base.items():
+            if name not in tied:
+                self._names.add(name, array)
 
     def _find_packed(self, model: ir.Model) -> None:
         """Finds packed integers in blocks, each with all of its readers."""
@@ -88,13 +90,6 @@ class GraphSearch:
             readers.setdefault(stored.value, []).append(node)
         for value, stored in found.items():
             self._integers.append((tuple(readers[value]), stored, packed_record(stored)))
-
-    def _names_by_values(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name, array in self._base.items():
-            if name not in self._tied:
-                found.setdefault(_digest(array), []).append(name)
-        return found
 
     def places(self, name: str) -> list[Place]:
         """Returns every place of the tensor ``name``.
@@ -190,12 +185,12 @@ class GraphSearch:
     def _alone(self, weight: Array) -> list[Place]:
         found: dict[str, Place] = {}
         for dtype in (np.float32, np.float16, np.float64):
-            cast = weight.astype(dtype)
-            for value in self._exact.get(_digest(cast), ()):
-                found[value.name or ""] = Place(stored=value)
-            if weight.ndim == 2:
-                for value in self._exact.get(_digest(cast.T), ()):
-                    found.setdefault(value.name or "", Place(stored=value, transposed=True))
+            for transposed in (False, True) if weight.ndim == 2 else (False,):
+                if not self._exact.has_form(dtype, weight.shape[::-1] if transposed else weight.shape):
+                    continue
+                cast = weight.astype(dtype, copy=False)
+                for value in self._exact.equal_to(cast.T if transposed else cast):
+                    found.setdefault(value.name or "", Place(stored=value, transposed=transposed))
         return list(found.values())
 
     def _joined(self, weight: Array) -> list[Place]:
@@ -256,7 +251,7 @@ class GraphSearch:
 
     def _own(self, name: str, places: Sequence[Place]) -> list[Place]:
         """Keeps the places that belong to ``name``, where other tensors of the checkpoint hold the same values."""
-        twins = [other for other in self._twins[_digest(self._base[name])] if other != name]
+        twins = self._names.others_like(name)
         if not twins:
             return list(places)
         own = []
@@ -323,8 +318,7 @@ def _dotted(text: str) -> str:
     return text
 
 
-def _digest(array: Array) -> str:
-    plain = np.ascontiguousarray(array)
-    mark = hashlib.blake2b(f"{plain.dtype}{plain.shape}".encode(), digest_size=16)
-    mark.update(plain.data if plain.size else b"")
-    return mark.hexdigest()
+def _stored_array(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    array: Array = value.const_value.numpy()
+    return array
