@@ -34,11 +34,13 @@ def check_loads(path: Path) -> None:
 def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
     """Returns ``model`` as bytes, and zeros for large weights that it only names; ``model`` is not modified.
 
-    Zeros that are only read take no memory. Float weights of products and tables become inputs.
+    Zeros that are only read take no memory. Float weights of products and tables become inputs. Others of one type and
+    shape become one weight, since onnxruntime copies each.
     """
     clone = model.clone()
     graph = clone.graph
     large: dict[str, ir.TensorProtocol] = {}
+    kinds: dict[tuple[ir.DataType, tuple[int, ...]], ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_LEFT_OUT_BYTES):
@@ -50,6 +52,11 @@ def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
             if value not in graph.inputs:
                 graph.inputs.append(value)
         elif value.uses():
+            alike = kinds.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), value)
+            if alike is not value and not value.is_graph_output() and not value.is_graph_input():
+                value.replace_all_uses_with(alike)
+                del graph.initializers[name]
+                continue
             large[name] = tensor
             value.const_value = place_holder(tensor, name)
     # All of them are the same bytes.
