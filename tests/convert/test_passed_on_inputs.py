@@ -102,7 +102,7 @@ def feeds(*names: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("factory", ["Passing", "Places", "Words", "twice"])
-@pytest.mark.parametrize("way", ["shapes", "data"])
+@pytest.mark.parametrize("way", ["shapes", pytest.param("data", marks=pytest.mark.slow)])
 def test_the_inner_module_says_what_the_inputs_are(run: Any, folder: Path, code: Any, factory: str, way: str) -> None:
     module = code[factory]().eval()
     torch.save(module.state_dict(), "w.pth")

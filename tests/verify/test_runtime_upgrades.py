@@ -253,7 +253,10 @@ def test_environments_go_at_the_end_unless_they_are_kept(
     ("versions", "problem", "fix"),
     [
         ("1.99.9", "there is no onnxruntime 1.99.9", "take one of 1.92.0, 1.93.0, 1.94.0, 1.95.0"),
-        ("1.96.0", "onnxruntime 1.96.0 has no wheel for this Python", "--python python3.10"),
+        pytest.param(
+            *("1.96.0", "onnxruntime 1.96.0 has no wheel for this Python", "--python python3.10"),
+            marks=pytest.mark.slow,
+        ),
         ("newest", "'newest' is not a version", "1.22.1,1.27.0"),
         (",", "no version of onnxruntime is given", "1.22.1,1.27.0"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 from PIL import Image
+from typer.testing import CliRunner
+
+from qtool.cli.app import app
 
 _NETWORK = """
 net (float[n,64] x) => (float[n,48] y)
@@ -26,9 +30,8 @@ net (float[n,64] x) => (float[n,48] y)
 _SHAPES = {"w1": (64, 128), "w2": (128, 64), "w3": (64, 48)}
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """Three products, as net.onnx; and samples, as data.npz."""
+def _write_model(folder: Path) -> Path:
+    """Writes three products, as net.onnx; and samples, as data.npz."""
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_NETWORK}')
     generator = np.random.default_rng(0)
     for name, shape in _SHAPES.items():
@@ -36,19 +39,36 @@ def model(tmp_path: Path) -> Path:
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     for node in proto.graph.node:
         node.name = f"/{node.output[0]}"
-    onnx.save(proto, tmp_path / "net.onnx")
-    np.savez(tmp_path / "data.npz", x=generator.normal(0, 1, (160, 64)).astype(np.float32))
-    return tmp_path / "net.onnx"
+    onnx.save(proto, folder / "net.onnx")
+    np.savez(folder / "data.npz", x=generator.normal(0, 1, (160, 64)).astype(np.float32))
+    return folder / "net.onnx"
 
 
 @pytest.fixture
-def report(run: Any, model: Path) -> dict[str, Any]:
-    result = run(
-        *("sensitivity", model, "--calib-data", "data.npz", "--bits", "--samples", 64, "--json"),
-        *("-o", "weights.csv", "--plot", "curve.png"),
-    )
-    assert result.code == 0, result.err
-    found: dict[str, Any] = result.json
+def model(tmp_path: Path) -> Path:
+    """A model and its samples."""
+    return _write_model(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The files that the command writes for the model, and its JSON."""
+    folder = tmp_path_factory.mktemp("measured")
+    path = _write_model(folder)
+    options = ["--calib-data", folder / "data.npz", "--bits", "--samples", 64, "--json"]
+    files = ["-o", folder / "weights.csv", "--plot", folder / "curve.png"]
+    result = CliRunner().invoke(app, ["sensitivity", str(path), *map(str, options), *map(str, files)])
+    assert result.exit_code == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+@pytest.fixture
+def report(measured: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The JSON; the files that belong to it are in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    folder, found = measured
+    for name in ("weights.csv", "curve.png"):
+        shutil.copy(folder / name, tmp_path / name)
     return found
 
 
