@@ -1,4 +1,4 @@
-"""The memory that rounding weights takes, also of a decoder of 3 GB, which is a quarter of an hour of work."""
+"""The memory that rounding weights takes, also of a decoder of 3 GB, which takes some five minutes."""
 
 from __future__ import annotations
 
