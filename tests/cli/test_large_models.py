@@ -173,6 +173,7 @@ def test_three_gigabytes_fit_into_less(tmp_path: Path) -> None:
         ("quantize", "net.onnx", "--scheme", "dynamic", "-o", "dynamic.onnx"),
         ("verify", "dynamic.onnx"),
         ("quantize", "net.onnx", *_WEIGHTS_ALONE, "-o", "eight.onnx"),
+        ("report", "net.onnx", "eight.onnx", "--data", "ids.npz"),
         ("merge-lora", "net.onnx", "adapter", "-o", "merged.onnx"),
     ):
         assert peak_of(tmp_path, *arguments, limit=limit) < limit, arguments
