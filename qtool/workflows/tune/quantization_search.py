@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -35,6 +36,8 @@ from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
 _TABLES_DB = 0.5
 # The cost of a rewriting before ranges are chosen predicts little about its gain afterwards.
 _DOUBT_DB = 1.0
+# Choosing ranges may take this part of a limited search: what follows gains more than the last ranges.
+_PART_FOR_RANGES = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +170,7 @@ class QuantizationSearch:
             ablation=self._ablation,
             threads=self._threads,
             stop=self._time.is_over,
+            stop_ranges=partial(self._time.is_over, part=_PART_FOR_RANGES),
         )
 
     def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
