@@ -46,8 +46,8 @@ from qtool.weights.bias_correction import set_biases
 from qtool.workflows.quantize.prepare import prepare
 
 DIGITS = Path(__file__).resolve().parents[2] / "samples" / "digits_eval.npz"
-BATCH, FLOAT_STEPS, QAT_STEPS, SEEN = 32, 1000, 300, 256
-LENGTH, FEATURES, KINDS = 24, 16, 8
+BATCH, FLOAT_STEPS, QAT_STEPS, SEEN = 32, 1500, 300, 256
+LENGTH, FEATURES, KINDS, NOISE, WIDTH = 48, 16, 8, 0.4, 32
 RECONSTRUCTION = BlockTraining(steps=200)
 
 
@@ -103,11 +103,11 @@ class SmallEncoder(nn.Module):
     def __init__(self) -> None:
         """Makes the layers."""
         super().__init__()
-        self.embed, self.place = nn.Linear(FEATURES, 48), nn.Parameter(torch.randn(1, LENGTH, 48) * 0.1)
+        self.embed, self.place = nn.Linear(FEATURES, WIDTH), nn.Parameter(torch.randn(1, LENGTH, WIDTH) * 0.1)
         self.blocks, self.norm, self.head = (
-            nn.Sequential(Block(48, 4), Block(48, 4)),
-            nn.LayerNorm(48),
-            nn.Linear(48, KINDS),
+            nn.Sequential(Block(WIDTH, 4), Block(WIDTH, 4)),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, KINDS),
         )
 
     def forward(self, sequence: torch.Tensor) -> torch.Tensor:
@@ -148,16 +148,16 @@ def digits(path: Path) -> Task:
 
 
 def majorities() -> Task:
-    """Sequences of noisy vectors of a few kinds; the class is the kind that occurs most often."""
+    """Sequences of noisy vectors of a few kinds; the class is the kind that occurs once more than any other."""
     fixed = torch.Generator().manual_seed(0)
     kinds = torch.randn(KINDS, FEATURES, generator=fixed)
 
     def drawn(count: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.randint(0, KINDS, (8 * count, LENGTH), generator=draw)
         often = nn.functional.one_hot(tokens, KINDS).sum(1).topk(2)
-        clear = (often.values[:, 0] > often.values[:, 1]).nonzero().flatten()[:count]
-        noise = torch.randn(len(clear), LENGTH, FEATURES, generator=draw)
-        return kinds[tokens[clear]] + 0.4 * noise, often.indices[clear, 0]
+        close = (often.values[:, 0] == often.values[:, 1] + 1).nonzero().flatten()[:count]
+        noise = torch.randn(len(close), LENGTH, FEATURES, generator=draw)
+        return kinds[tokens[close]] + NOISE * noise, often.indices[close, 0]
 
     counted, wanted = drawn(2000, fixed)
     return Task(drawn(SEEN, fixed)[0], counted, wanted, lambda draw: drawn(BATCH, draw))
@@ -190,7 +190,7 @@ def exported(module: nn.Module, example: torch.Tensor) -> ir.Model:
 
 
 def rounded_and_reconstructed(module: nn.Module, task: Task, scheme: Scheme) -> Mapping[str, ir.Model]:
-    """Returns the graph with rounded weights, and the one with weights, biases and ranges that were reconstructed."""
+    """Returns the graph with rounded weights, and the one with weights and biases that were reconstructed."""
     model = exported(module, task.seen[:2])
     plan = build_plan(model, scheme, NodeSelection())
     name = model.graph.inputs[0].name or ""
@@ -202,7 +202,7 @@ def rounded_and_reconstructed(module: nn.Module, task: Task, scheme: Scheme) -> 
     graphs = {}
     for title, ranges, integers, biases in (
         ("PTQ", activations, weights, {}),
-        ("reconstruction", {**activations, **found.ranges}, {**weights, **found.weights}, found.biases),
+        ("reconstruction", activations, {**weights, **found.weights}, found.biases),
     ):
         graphs[title] = model.clone()
         set_biases(graphs[title], biases)

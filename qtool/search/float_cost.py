@@ -90,9 +90,7 @@ class FloatCost:
 
     def beside(self, base: Collection[str]) -> FloatCost:
         """Returns the costs beside a model in which the layers of ``base`` are float."""
-        return FloatCost(
-            self._times, self._borders, base=base, unsigned=self._unsigned, products=self._products
-        )
+        return FloatCost(self._times, self._borders, base=base, unsigned=self._unsigned, products=self._products)
 
     def trusted(self, factor: float) -> FloatCost:
         """Returns the same with savings ``factor`` times as large, and losses as much smaller."""
@@ -100,9 +98,7 @@ class FloatCost:
         for layer, time in self._times.items():
             saved = time.saved * factor if time.saved > 0.0 else time.saved / factor
             times[layer] = replace(time, floats=time.integers + saved)
-        return FloatCost(
-            times, self._borders, base=self.base, unsigned=self._unsigned, products=self._products
-        )
+        return FloatCost(times, self._borders, base=self.base, unsigned=self._unsigned, products=self._products)
 
     def nanoseconds(self, layers: Collection[str]) -> float:
         """Returns how much longer a run takes with ``layers`` in float as well; below 0 where it is shorter."""

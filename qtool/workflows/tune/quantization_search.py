@@ -215,9 +215,7 @@ class QuantizationSearch:
         most, most_products = self._wanted.most_float, 1.0
         if most is None:
             most, most_products = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0), _MOST_PRODUCTS
-        found = fallback_search.search(
-            most=most, most_products=most_products, every_short=self._wanted.every_short
-        )
+        found = fallback_search.search(most=most, most_products=most_products, every_short=self._wanted.every_short)
         self._time.is_over()
         return fallback_search.candidates, found
 
