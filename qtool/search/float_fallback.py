@@ -2,8 +2,8 @@
 
 Layers are sorted by the noise they cause per latency they add in float, given those before them, and prefixes of
 growing length are tried. The prefix with the highest merit is kept. What it gains on a few samples is half chance, so
-that the noise its layers cause alone counts as much: with its first 8 layers in float, the PP-OCR detector lost 0.3 dB on
-15 samples and gained 1.3 dB on others, where the noise of these layers said 1.5 dB.
+that the noise its layers cause alone counts as much: with its first 8 layers in float, the PP-OCR detector lost 0.3 dB
+on 15 samples and gained 1.3 dB on others, where the noise of these layers said 1.5 dB.
 
 Where that leaves a model unusable, longer ones are tried, those in graph order first: errors of early layers pass
 through all later ones, and a choice that needs no per-layer measurement generalizes to other data. The PP-OCR detector

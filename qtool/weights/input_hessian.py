@@ -1,7 +1,7 @@
 """Collects the input Hessian of every layer for GPTQ: the sum of x x^T over its calibration inputs x.
 
-Padding is left out. On the MiniLM sentence encoder, 40 % of whose calibration tokens are padding, GPTQ gained 0.5 dB with
-it, and 2 dB on sequences without any.
+Padding is left out. On the MiniLM sentence encoder, 40 % of whose calibration tokens are padding, GPTQ gained 0.5 dB
+with it, and 1.4 dB without.
 """
 
 from __future__ import annotations

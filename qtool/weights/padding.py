@@ -24,7 +24,10 @@ def mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
 
 
 def without_padding(value: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
-    """Returns the rows of ``value`` that ``mask`` keeps, where their shapes match; there may be more padding than text."""
+    """Returns the rows of ``value`` that ``mask`` keeps, where their shapes match.
+
+    There may be more padding than text.
+    """
     if mask is None or value.ndim < 2:
         return value
     if value.ndim == 3 and value.shape[:2] == mask.shape:
