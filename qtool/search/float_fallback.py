@@ -42,6 +42,8 @@ _LEAST_SHARE = 0.005
 _SHORT = 12
 # At most so many choices are timed before the fully quantized model is taken.
 _MOST_TIMED = 5
+# After a choice that was too slow, only those with at most so many of its layers are timed.
+_FEWER = 0.5
 # Lengths that differ by less than this fraction of the best one are not told apart.
 _FEW_PARTS, _MANY_PARTS = 8, 64
 
@@ -149,9 +151,15 @@ def _best_affordable(
 ) -> FloatFallback:
     """Returns the one with the highest merit among those that are affordable; the shortest one always is."""
     by_merit = sorted(sorted(found, key=lambda fallback: len(fallback.layers)), key=lambda fallback: -fallback.merit)
-    for fallback in by_merit[:_MOST_TIMED]:
+    timed, most = 0, math.inf
+    for fallback in by_merit:
+        if len(fallback.layers) > most:
+            continue
         if not fallback.layers or affordable is None or affordable(fallback, share):
             return fallback
+        timed, most = timed + 1, _FEWER * len(fallback.layers)
+        if timed == _MOST_TIMED:
+            break
     return min(found, key=lambda fallback: len(fallback.layers))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -59,6 +60,7 @@ def _best(
     noise: float = 1e-6,
     most_products: float = 1.0,
     cost: _Cost | None = None,
+    affordable: Callable[[FloatFallback, float | None], bool] | None = None,
 ) -> tuple[str, FloatFallback]:
     layers = {
         name: LayerNoise(
@@ -80,6 +82,7 @@ def _best(
         every_short=every_short,
         advance=lambda units: None,
         stop=lambda: False,
+        affordable=affordable,
     )
     return "".join(sorted(layer.group.layer for layer in found.layers)), found
 
@@ -97,6 +100,21 @@ def test_decibels_that_cost_too_much_are_not_bought() -> None:
 
 def test_at_a_lower_price_more_decibels_are_bought() -> None:
     assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh", price=0.1)[0] == "abcde"
+
+
+def test_after_a_choice_that_is_too_slow_clearly_smaller_ones_are_timed() -> None:
+    timed = []
+
+    def affordable(fallback: FloatFallback, share: float | None) -> bool:
+        timed.append(len(fallback.layers))
+        return len(fallback.layers) <= 2
+
+    names, _ = _best(
+        lambda kept: 22.0 + 0.5 * len(kept), _MANY[:32], layer_names=_MANY[:32], each=0.001, affordable=affordable
+    )
+    assert 1 <= len(names) <= 2
+    assert timed[0] == 31
+    assert all(after <= 0.5 * before for before, after in pairwise(timed))
 
 
 def test_noise_that_layers_cause_alone_outweighs_a_few_samples() -> None:
