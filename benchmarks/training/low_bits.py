@@ -2,10 +2,10 @@
 
 Run: python benchmarks/training/low_bits.py [DIGITS.npz] [--seeds N]
 
-Trains a small CNN and a small encoder on handwritten digits, from several seeds, and quantizes each of them: weights of
-4 bits with one scale a tensor or a channel, activations of 8 bits. Hardware with 4 bits is simulated: the integers lie
-in 8. DIGITS.npz holds 'image' (samples, 1, 28, 28), float32, and '_label'; the last fifth of it is what is counted.
-Reconstruction and training see images alone, no labels.
+Trains a small CNN on handwritten digits and a small encoder on sequences that are drawn as it learns, from several
+seeds, and quantizes each of them: weights of 4 bits with one scale a tensor or a channel, activations of 8 bits.
+Hardware with 4 bits is simulated: the integers lie in 8. DIGITS.npz holds 'image' (samples, 1, 28, 28), float32, and
+'_label'; the last fifth of it is what is counted. Reconstruction and training see inputs alone, no labels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,8 @@ from qtool.weights.bias_correction import set_biases
 from qtool.workflows.quantize.prepare import prepare
 
 DIGITS = Path(__file__).resolve().parents[2] / "samples" / "digits_eval.npz"
-BATCH, FLOAT_STEPS, QAT_STEPS, SEEN = 32, 500, 300, 256
+BATCH, FLOAT_STEPS, QAT_STEPS, SEEN = 32, 1500, 300, 256
+LENGTH, FEATURES, KINDS, NOISE, WIDTH = 48, 16, 8, 0.4, 32
 RECONSTRUCTION = BlockTraining(steps=200)
 
 
@@ -97,56 +98,77 @@ class Block(nn.Module):
 
 
 class SmallEncoder(nn.Module):
-    """Reads an image as 28 rows."""
+    """Reads a sequence of vectors."""
 
     def __init__(self) -> None:
         """Makes the layers."""
         super().__init__()
-        self.embed, self.place = nn.Linear(28, 48), nn.Parameter(torch.randn(1, 28, 48) * 0.1)
+        self.embed, self.place = nn.Linear(FEATURES, WIDTH), nn.Parameter(torch.randn(1, LENGTH, WIDTH) * 0.1)
         self.blocks, self.norm, self.head = (
-            nn.Sequential(Block(48, 4), Block(48, 4)),
-            nn.LayerNorm(48),
-            nn.Linear(48, 10),
+            nn.Sequential(Block(WIDTH, 4), Block(WIDTH, 4)),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, KINDS),
         )
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Returns scores, (batch, 10)."""
-        tokens = self.embed(image.squeeze(1)) + self.place
+    def forward(self, sequence: torch.Tensor) -> torch.Tensor:
+        """Returns scores, (batch, kinds), for vectors, (batch, length, features)."""
+        tokens = self.embed(sequence) + self.place
         return self.head(self.norm(self.blocks(tokens)).mean(1))
 
 
 @dataclass(frozen=True)
-class Digits:
-    """What is trained on, and what is counted."""
+class Task:
+    """What a network learns.
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    counted: np.ndarray
-    wanted: np.ndarray
+    Attributes:
+        seen: inputs that reconstruction and the observers see.
+        counted: inputs on which its accuracy is counted.
+        wanted: their classes.
+        batch: draws inputs and their classes.
+    """
 
-    @staticmethod
-    def of(path: Path) -> Digits:
-        """Reads the file and splits it."""
-        with np.load(path) as file:
-            images, labels = file["image"], file["_label"]
-        first = len(images) * 4 // 5
-        return Digits(
-            torch.from_numpy(images[:first]), torch.from_numpy(labels[:first]), images[first:], labels[first:]
-        )
+    seen: torch.Tensor
+    counted: torch.Tensor
+    wanted: torch.Tensor
+    batch: Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
-    def batch(self, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns some images, shifted by up to two pixels, and their labels."""
-        chosen = torch.randint(0, len(self.images), (BATCH,), generator=draw)
+
+def digits(path: Path) -> Task:
+    """Reads the file and splits it; images are drawn shifted by up to two pixels."""
+    with np.load(path) as file:
+        images, labels = torch.from_numpy(file["image"]), torch.from_numpy(file["_label"])
+    first = len(images) * 4 // 5
+
+    def batch(draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(0, first, (BATCH,), generator=draw)
         shifts = torch.randint(-2, 3, (2,), generator=draw).tolist()
-        return torch.roll(self.images[chosen], shifts, dims=(2, 3)), self.labels[chosen]
+        return torch.roll(images[chosen], shifts, dims=(2, 3)), labels[chosen]
+
+    return Task(images[:SEEN], images[first:], labels[first:], batch)
 
 
-def train_in_float(module: nn.Module, digits: Digits, draw: torch.Generator) -> None:
+def majorities() -> Task:
+    """Sequences of noisy vectors of a few kinds; the class is the kind that occurs once more than any other."""
+    fixed = torch.Generator().manual_seed(0)
+    kinds = torch.randn(KINDS, FEATURES, generator=fixed)
+
+    def drawn(count: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = torch.randint(0, KINDS, (8 * count, LENGTH), generator=draw)
+        often = nn.functional.one_hot(tokens, KINDS).sum(1).topk(2)
+        close = (often.values[:, 0] == often.values[:, 1] + 1).nonzero().flatten()[:count]
+        noise = torch.randn(len(close), LENGTH, FEATURES, generator=draw)
+        return kinds[tokens[close]] + NOISE * noise, often.indices[close, 0]
+
+    counted, wanted = drawn(2000, fixed)
+    return Task(drawn(SEEN, fixed)[0], counted, wanted, lambda draw: drawn(BATCH, draw))
+
+
+def train_in_float(module: nn.Module, task: Task, draw: torch.Generator) -> None:
     """Trains on labels."""
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FLOAT_STEPS)
     for _ in range(FLOAT_STEPS):
-        images, labels = digits.batch(draw)
+        images, labels = task.batch(draw)
         loss = nn.functional.cross_entropy(module(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -155,10 +177,9 @@ def train_in_float(module: nn.Module, digits: Digits, draw: torch.Generator) -> 
     module.eval()
 
 
-def exported(module: nn.Module) -> ir.Model:
+def exported(module: nn.Module, example: torch.Tensor) -> ir.Model:
     """Returns the float graph, prepared to be quantized."""
     file = io.BytesIO()
-    example = torch.zeros(2, 1, 28, 28)
     program = torch.onnx.export(
         module, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
     )
@@ -168,12 +189,12 @@ def exported(module: nn.Module) -> ir.Model:
     return prepare(model)
 
 
-def rounded_and_reconstructed(module: nn.Module, digits: Digits, scheme: Scheme) -> Mapping[str, ir.Model]:
-    """Returns the graph with rounded weights, and the one with weights, biases and ranges that were reconstructed."""
-    model = exported(module)
+def rounded_and_reconstructed(module: nn.Module, task: Task, scheme: Scheme) -> Mapping[str, ir.Model]:
+    """Returns the graph with rounded weights, and the one with weights and biases that were reconstructed."""
+    model = exported(module, task.seen[:2])
     plan = build_plan(model, scheme, NodeSelection())
     name = model.graph.inputs[0].name or ""
-    feeds = [{name: batch.numpy()} for batch in digits.images[:SEEN].split(BATCH)]
+    feeds = [{name: batch.numpy()} for batch in task.seen.split(BATCH)]
     with watching(model, plan.observed) as graph, open_graph(graph) as session:
         statistics = collect(Watcher(session), feeds, plan.observed).statistics
     activations, weights = quantities(model, plan, statistics, MinMax())
@@ -181,7 +202,7 @@ def rounded_and_reconstructed(module: nn.Module, digits: Digits, scheme: Scheme)
     graphs = {}
     for title, ranges, integers, biases in (
         ("PTQ", activations, weights, {}),
-        ("reconstruction", {**activations, **found.ranges}, {**weights, **found.weights}, found.biases),
+        ("reconstruction", activations, {**weights, **found.weights}, found.biases),
     ):
         graphs[title] = model.clone()
         set_biases(graphs[title], biases)
@@ -190,13 +211,13 @@ def rounded_and_reconstructed(module: nn.Module, digits: Digits, scheme: Scheme)
     return graphs
 
 
-def trained(module: nn.Module, digits: Digits, scheme: Scheme, draw: torch.Generator) -> qat.FakeQuantizedModule:
+def trained(module: nn.Module, task: Task, scheme: Scheme, draw: torch.Generator) -> qat.FakeQuantizedModule:
     """Distils: the float module's scores are the aim."""
-    learner = qat.prepare(module, digits.images[:SEEN], scheme)
+    learner = qat.prepare(module, task.seen, scheme)
     optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, QAT_STEPS)
     for _ in range(QAT_STEPS):
-        images, _ = digits.batch(draw)
+        images, _ = task.batch(draw)
         with torch.no_grad():
             aim = torch.log_softmax(module(images), -1)
         given = torch.log_softmax(learner(images), -1)
@@ -208,14 +229,14 @@ def trained(module: nn.Module, digits: Digits, scheme: Scheme, draw: torch.Gener
     return learner
 
 
-def accuracy(model: ir.Model, digits: Digits) -> float:
+def accuracy(model: ir.Model, task: Task) -> float:
     """Returns the share of the counted digits that onnxruntime tells right, in percent."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path)
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    scores = session.run(None, {session.get_inputs()[0].name: digits.counted})[0]
-    return float((scores.argmax(-1) == digits.wanted).mean()) * 100
+    scores = session.run(None, {session.get_inputs()[0].name: task.counted.numpy()})[0]
+    return float((scores.argmax(-1) == task.wanted.numpy()).mean()) * 100
 
 
 def main() -> None:
@@ -228,23 +249,22 @@ def main() -> None:
     torch.set_num_threads(1)  # the networks are too small to share
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
-    digits = Digits.of(given.digits)
     columns = ("float", "PTQ", "reconstruction", "QAT")
     print(f"{'':32}" + "".join(f"{column:>16}" for column in columns))
-    for build in (SmallCnn, SmallEncoder):
+    for build, task in ((SmallCnn, digits(given.digits)), (SmallEncoder, majorities())):
         found: dict[bool, list[list[float]]] = {False: [], True: []}
         for seed in range(given.seeds):
             torch.manual_seed(seed)
             draw = torch.Generator().manual_seed(seed)
             module = build()
-            train_in_float(module, digits, draw)
-            plain = accuracy(exported(module), digits)
+            train_in_float(module, task, draw)
+            plain = accuracy(exported(module, task.seen[:2]), task)
             for per_channel in (False, True):
                 scheme = replace(preset("x86"), weights=Grid(bits=4), per_channel=per_channel)
-                graphs = rounded_and_reconstructed(module, digits, scheme)
-                learner = trained(module, digits, scheme, draw)
+                graphs = rounded_and_reconstructed(module, task, scheme)
+                learner = trained(module, task, scheme, draw)
                 rows = found[per_channel]
-                rows.append([plain, *(accuracy(graph, digits) for graph in (*graphs.values(), learner.graph()))])
+                rows.append([plain, *(accuracy(graph, task) for graph in (*graphs.values(), learner.graph()))])
                 print(line(build, f"seed {seed}", rows[-1], per_channel=per_channel), flush=True)
         for per_channel, rows in found.items():
             means = [float(mean) for mean in np.mean(rows, 0)]

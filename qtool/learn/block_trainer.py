@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
@@ -65,8 +66,16 @@ class BlockTrainer:
         self._nodes = [*_constants_of(block), *block]
         self._learned = LearnedQuantization(model, nodes=self._nodes, grids=grids, device=device)
 
-    def train(self, inputs: Sequence[Feed], wanted: Sequence[Feed]) -> dict[str, Array]:
-        """Stores what is learned in the graph where it helps, and returns the biases, float, by their name there."""
+    def train(
+        self, inputs: Sequence[Feed], wanted: Sequence[Feed], masks: Sequence[npt.NDArray[np.bool_] | None]
+    ) -> dict[str, Array]:
+        """Stores what is learned in the graph where it helps, and returns the biases, float, by their name there.
+
+        Args:
+            inputs: what the block reads, by batch.
+            wanted: what the float model has behind it.
+            masks: which tokens are no padding, (samples, steps); None where there is none.
+        """
         names = [name for name, array in wanted[0].items() if array.dtype.kind == "f"] if wanted else []
         read = _dequantized(self._nodes, names)
         if not names or not self._learned.learns_integers or len(inputs) < 2:
@@ -80,7 +89,13 @@ class BlockTrainer:
             feed = {name: tensor_of(array, self._device) for name, array in inputs[number].items()}
             found = graph.run(feed, list(read.values()), self._learned.values())
             return torch.stack(
-                [relative_error(found[read[name]], tensor_of(wanted[number][name], self._device)) for name in names]
+                [
+                    relative_error(
+                        _tokens(found[read[name]], masks[number]),
+                        _tokens(tensor_of(wanted[number][name], self._device), masks[number]),
+                    )
+                    for name in names
+                ]
             ).sum()
 
         @torch.no_grad()
@@ -114,6 +129,13 @@ class BlockTrainer:
         self._learned.restore(kept)
         self._learned.store(self._model)
         return self._learned.biases()
+
+
+def _tokens(tensor: torch.Tensor, mask: npt.NDArray[np.bool_] | None) -> torch.Tensor:
+    """Returns the tokens of ``tensor``, (samples, steps, ...), that ``mask`` keeps; all of any other tensor."""
+    if mask is None or tensor.shape[:2] != mask.shape:
+        return tensor
+    return tensor[torch.from_numpy(mask).to(tensor.device)]
 
 
 def _dequantized(nodes: Sequence[ir.Node], names: Sequence[str]) -> dict[str, str]:

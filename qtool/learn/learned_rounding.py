@@ -28,6 +28,7 @@ from qtool.qdq.quantized_tensors import quantized_tensors
 from qtool.schemes import Scheme
 from qtool.search.block_reconstruction import Reconstruction, never
 from qtool.search.segmented_runner import SegmentedRunner
+from qtool.weights.padding import mask_of
 from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.weights.saturation import limited
 
@@ -80,6 +81,7 @@ def learn_rounding(
     given = SegmentedRunner(quantized, cuts, feeds, threads=threads, level="basic")
     blocks = _blocks(quantized, cuts)
     grids = {name: (weight.grid.low, weight.grid.high) for name, weight in plan.weights.items()}
+    masks = [mask_of(feed) for feed in feeds]
     learned: dict[str, Array] = {}
     with progress.task("learning to round", len(blocks)) as advance:
         for block in blocks:
@@ -87,7 +89,7 @@ def learn_rounding(
                 break
             inputs, wanted = given.held, _wanted(targets, block, is_last=block is blocks[-1])
             trainer = BlockTrainer(quantized, block, training, device or torch.device("cpu"), grids=grids)
-            learned |= trainer.train(inputs, wanted)
+            learned |= trainer.train(inputs, wanted, masks)
             given.advance()
             advance(1)
     return _reconstruction(quantized, plan, weights, learned)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.session import Session
 
-_RUNS = 8
+# Worker threads of the model before keep spinning for a while: the first run of a turn is not the fastest.
+_TURNS, _RUNS_A_TURN = 3, 3
+_RUNS = _TURNS * _RUNS_A_TURN
 _KERNEL = "_kernel_time"
 # What onnxruntime adds to the name of a node, or of the output it is named after, when it rewrites it.
 _REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*|/QuickGeluFusion/?)$")
@@ -44,22 +48,27 @@ class _Kernel:
     seconds: float
 
 
-def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str, float]:
-    """Returns the shortest time of several runs of every kernel, in seconds, by name.
+def kernel_seconds(models: Sequence[ir.Model], feed: Feed, *, threads: int = 0) -> tuple[dict[str, float], ...]:
+    """Returns for each model the shortest time of several runs of every kernel, in seconds, by name.
 
     The name is a node's or, where onnxruntime changed the layout, that of an output; a kernel of several fused nodes
-    has the name of one of them.
+    has the name of one of them. Models run in turns, so that changing load on the machine affects all of them alike.
 
     Args:
-        model: the graph, which is not modified.
-        feed: what to run it on.
+        models: the graphs, which are not modified.
+        feed: what to run them on.
         threads: threads inside an operator; 0 is one per core.
 
     Raises:
-        RuntimeRefusedError: onnxruntime does not load or run the model.
+        RuntimeRefusedError: onnxruntime does not load or run a model.
     """
-    with private_folder() as folder, saved(model, folder) as source:
-        kernels = _profiled(source, feed, folder, threads)
+    with ExitStack() as stack:
+        folders = [stack.enter_context(private_folder()) for _ in models]
+        sources = [stack.enter_context(saved(*given)) for given in zip(models, folders, strict=True)]
+        return tuple(map(_shortest, _profiled(sources, feed, folders, threads)))
+
+
+def _shortest(kernels: Sequence[_Kernel]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {}
     for kernel in kernels:
         seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
@@ -79,7 +88,7 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     with private_folder() as folder:
-        kernels = _profiled(model, feed, folder, threads)
+        (kernels,) = _profiled([model], feed, [folder], threads)
     runs: dict[tuple[str, str], list[float]] = {}
     for kernel in kernels:
         runs.setdefault((kernel.operator, kernel.name), []).append(kernel.seconds)
@@ -92,11 +101,22 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
     return tuple(sorted(found, key=lambda time: (-time.seconds, time.operator)))
 
 
-def _profiled(source: Path | bytes, feed: Feed, folder: Path, threads: int) -> list[_Kernel]:
-    session = Session(source, threads=threads, profile_to=folder / "profile")
-    for _ in range(_RUNS):
-        session.run(feed)
-    events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+def _profiled(
+    sources: Sequence[Path | bytes], feed: Feed, folders: Sequence[Path], threads: int
+) -> list[list[_Kernel]]:
+    sessions = [
+        Session(source, threads=threads, profile_to=folder / "profile")
+        for source, folder in zip(sources, folders, strict=True)
+    ]
+    for _ in range(_TURNS):
+        for session in sessions:
+            for _ in range(_RUNS_A_TURN):
+                session.run(feed)
+    return [_kernels(session.end_profile()) for session in sessions]
+
+
+def _kernels(profile: Path) -> list[_Kernel]:
+    events = json.loads(profile.read_text(encoding="utf-8"))
     return [
         _Kernel(
             name=event["name"].removesuffix(_KERNEL),

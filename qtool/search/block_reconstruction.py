@@ -30,6 +30,7 @@ from qtool.search.segmented_runner import SegmentedRunner
 from qtool.weights.bias_correction import bias_place
 from qtool.weights.input_hessian import LayerInput, layer_inputs
 from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, reconstruct_layer
+from qtool.weights.padding import mask_of, without_padding
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 
 # Limits on the sampled positions of each layer over all batches, and on the numbers they hold; more cost time and
@@ -123,7 +124,7 @@ class _LayerByLayer:
         self._plan = plan
         self._activations = activations
         self._given = weights
-        self._masks = [_mask_of(feed) for feed in feeds]
+        self._masks = [mask_of(feed) for feed in feeds]
         self._graph = quantized.graph
         self._float_nodes = {node.name: node for node in model.graph}
         self._nodes = {node.name: node for node in quantized.graph}
@@ -173,7 +174,7 @@ class _LayerByLayer:
     def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """Returns the inputs of the weights, (groups, inputs, positions), the same positions of every batch."""
         masks = [None] * len(values) if layer.kernel else self._masks
-        columns = [layer.columns(_filled(value, mask)) for value, mask in zip(values, masks, strict=True)]
+        columns = [layer.columns(without_padding(value, mask)) for value, mask in zip(values, masks, strict=True)]
         positions = sum(part.shape[2] for part in columns)
         every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
         return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
@@ -225,30 +226,3 @@ def _store(value: ir.Value | None, array: npt.NDArray[Any]) -> None:
         raise AssertionError("what DequantizeLinear reads of a constant is stored")
     shape = value.const_value.shape.numpy()
     value.const_value = ir.tensor(np.asarray(array, order="C").reshape(shape), name=value.name)
-
-
-def _mask_of(feed: Feed) -> npt.NDArray[np.bool_] | None:
-    """Returns the attention mask of a batch, bool, (samples, steps), or None where it has none.
-
-    A mask is an input of integers or booleans with these two axes, with ones and zeros and nothing else.
-    """
-    for array in feed.values():
-        if array.ndim == 2 and array.dtype.kind in "iub":
-            filled = np.asarray(array == 1)
-            if filled.any() and not filled.all() and np.array_equal(array, filled):
-                return filled
-    return None
-
-
-def _filled(value: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
-    """Returns the rows of ``value`` that ``mask`` keeps, where their shapes match.
-
-    Padding reaches no output, and there may be more padding than text.
-    """
-    if mask is None or value.ndim < 2:
-        return value
-    if value.ndim == 3 and value.shape[:2] == mask.shape:
-        return value[mask]
-    if value.ndim == 2 and value.shape[0] == mask.size:
-        return value[mask.reshape(-1)]
-    return value

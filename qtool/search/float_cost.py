@@ -21,7 +21,7 @@ from qtool.calib.specs import Feed
 from qtool.graph.constants import is_constant
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
-from qtool.search.layer_times import LayerTime, predicted_times, unsigned_nanoseconds
+from qtool.search.layer_times import LayerTime, Shapes, multiply_adds, predicted_times, unsigned_nanoseconds
 from qtool.search.node_groups import NodeGroup
 
 # Float operators that onnxruntime runs on blocks of channels, next to a Conv
@@ -68,10 +68,20 @@ class FloatCost:
         *,
         base: Collection[str] = frozenset(),
         unsigned: Mapping[str, float] = NOT_KNOWN,
+        products: Mapping[str, float] = NOT_KNOWN,
     ) -> None:
-        """Takes the times of all layers, the borders, and how much longer layers with u8 weights take."""
+        """Takes what is known of all layers.
+
+        Args:
+            times: how long they take.
+            borders: the activations between them.
+            base: layers that are float in any case.
+            unsigned: how much longer they take with u8 weights, in nanoseconds.
+            products: their shares of the model's multiply-adds, 0 to 1.
+        """
         self._times = times
         self._unsigned = unsigned
+        self._products = products
         self._borders = borders
         self.base = frozenset(base)
         self._usual = self._nanoseconds(self.base)
@@ -80,7 +90,7 @@ class FloatCost:
 
     def beside(self, base: Collection[str]) -> FloatCost:
         """Returns the costs beside a model in which the layers of ``base`` are float."""
-        return FloatCost(self._times, self._borders, base=base, unsigned=self._unsigned)
+        return FloatCost(self._times, self._borders, base=base, unsigned=self._unsigned, products=self._products)
 
     def trusted(self, factor: float) -> FloatCost:
         """Returns the same with savings ``factor`` times as large, and losses as much smaller."""
@@ -88,7 +98,7 @@ class FloatCost:
         for layer, time in self._times.items():
             saved = time.saved * factor if time.saved > 0.0 else time.saved / factor
             times[layer] = replace(time, floats=time.integers + saved)
-        return FloatCost(times, self._borders, base=self.base, unsigned=self._unsigned)
+        return FloatCost(times, self._borders, base=self.base, unsigned=self._unsigned, products=self._products)
 
     def nanoseconds(self, layers: Collection[str]) -> float:
         """Returns how much longer a run takes with ``layers`` in float as well; below 0 where it is shorter."""
@@ -97,6 +107,10 @@ class FloatCost:
     def share(self, layers: Collection[str]) -> float:
         """Returns the fraction of the integers' savings lost with ``layers`` in float; below 0 where it is faster."""
         return self.nanoseconds(layers) / self._total
+
+    def products(self, layers: Collection[str]) -> float:
+        """Returns the share of the model's multiply-adds in ``layers``, 0 to 1."""
+        return sum(self._products.get(layer, 0.0) for layer in layers)
 
     def slowdown_of_unsigned(self, layers: Collection[str]) -> float:
         """Returns the relative slowdown of a run when the weights of ``layers`` are u8."""
@@ -191,7 +205,23 @@ def float_cost(
     times = predicted_times(model, groups, shapes, profile) if measured is None else measured
     borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
     known = {group.layer: times[group.layer] for group in groups}
-    return FloatCost(known, borders, unsigned=unsigned_nanoseconds(model, groups, shapes, profile))
+    return FloatCost(
+        known,
+        borders,
+        unsigned=unsigned_nanoseconds(model, groups, shapes, profile),
+        products=_product_shares(model, groups, {name: value.shape for name, value in sizes.items()} | shapes),
+    )
+
+
+def _product_shares(model: ir.Model, groups: Sequence[NodeGroup], shapes: Shapes) -> dict[str, float]:
+    """Returns by layer its share of the multiply-adds of all layers, the ones that are float in any case included."""
+    products = {
+        node.name or "": multiply_adds(node, shapes)
+        for node in model.graph
+        if node.domain == "" and node.op_type in OPERATORS and OPERATORS[node.op_type].kind is Kind.LAYER
+    }
+    total = max(sum(products.values()), 1)
+    return {group.layer: products[group.layer] / total for group in groups}
 
 
 def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:

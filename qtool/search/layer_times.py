@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -13,7 +16,7 @@ from qtool.backends.machine_profile import LayerKind, MachineProfile
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute, sole_consumer
-from qtool.metrics.latency import interleaved_times
+from qtool.metrics.latency import interleaved_times, paired_ratio
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.profile import kernel_seconds
 from qtool.search.node_groups import NodeGroup
@@ -23,7 +26,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _PAIR = ("_QuantizeLinear", "_DequantizeLinear")
 _FEW_CHANNELS = 8
 _SMALL_KERNEL = 9
-_ROUNDS = 5
+_ROUNDS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def measured_times(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
     """
-    floats, integers = (_own_seconds(graph, feed, threads) for graph in (model, quantized))
+    floats, integers = _own_seconds((model, quantized), feed, threads)
     nodes = {node.name: node for node in model.graph}
     times = {}
     for group in groups:
@@ -73,15 +76,30 @@ def measured_times(
     return times
 
 
-def _own_seconds(model: ir.Model, feed: Feed, threads: int) -> dict[str, float]:
-    """Returns the time of each kernel without the profiler's overhead, by name.
+def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> list[dict[str, float]]:
+    """Returns for each model the time of each kernel in a run without the profiler, by name.
 
-    The overhead is the difference between the sum of all kernels and a run without the profiler.
+    How long such runs take is compared in turns: under changing load, kernels of one model may have been lucky.
     """
-    kernels = kernel_seconds(model, feed, threads=threads)
-    with open_graph(model, threads=threads) as session:
-        (times,) = interleaved_times([lambda: session.run(feed)], rounds=_ROUNDS)
-    added = max(sum(kernels.values()) - float(times.min()), 0.0) / max(len(kernels), 1)
+    profiles = kernel_seconds(models, feed, threads=threads)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
+        first, *others = interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS)
+    shortest = float(first.min())
+    runs = [shortest, *(shortest / paired_ratio(first, times).median for times in others)]
+    return [_within(run_s, kernels) for run_s, kernels in zip(runs, profiles, strict=True)]
+
+
+def _within(run_s: float, kernels: Mapping[str, float]) -> dict[str, float]:
+    """Returns the seconds of ``kernels`` in a run of ``run_s`` seconds.
+
+    What they take longer in all is the profiler's overhead, the same for each; when they take less, each was measured
+    in a quieter moment.
+    """
+    total = sum(kernels.values())
+    if total < run_s:
+        return {name: seconds * run_s / max(total, sys.float_info.min) for name, seconds in kernels.items()}
+    added = (total - run_s) / max(len(kernels), 1)
     return {name: max(seconds - added, 0.0) for name, seconds in kernels.items()}
 
 

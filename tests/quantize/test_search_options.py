@@ -187,7 +187,8 @@ def test_effort_says_what_is_looked_for(run: Callable[..., Any], model: Path, da
     assert {"cross-layer equalization", "chosen ranges", "GPTQ", "bias correction"} <= set(balanced)
     assert not {"weight clipping", "layer reconstruction"} & set(balanced)
     best = _quantize(run, model, data, "best.onnx", "--effort", "best")
-    changes = [found["change"] for found in best["held_back_evidence"]]
+    # Which layers save time, and whether others stay float, depends on the machine.
+    changes = [found["change"] for found in best["held_back_evidence"] if found["change"] != "other float layers"]
     assert changes == ["other corrections and float layers", "layer reconstruction", "learned rounding"]
 
 

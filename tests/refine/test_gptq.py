@@ -74,6 +74,17 @@ def test_inputs_that_were_never_seen_leave_rounding_to_nearest() -> None:
     np.testing.assert_array_equal(guided.integers, nearest.integers)
 
 
+def test_padding_is_left_out() -> None:
+    weight = np.random.default_rng(1).normal(0, 1, (8, 5)).astype(np.float32)
+    _, layer = _layer("g (float[n,3,8] x) => (float[n,3,5] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
+    tokens = np.random.default_rng(2).normal(0, 1, (2, 3, 8)).astype(np.float32)
+    types, mask = np.array([[0, 1, 1], [0, 0, 1]]), np.array([[1, 1, 0], [1, 0, 0]])
+    feed = {layer.tensor: tokens, "token_type_ids": types, "attention_mask": mask}
+    hessian = gather_hessians(_Given(), [feed], [layer])[layer.node]
+    real = tokens[mask == 1].astype(np.float64)
+    np.testing.assert_allclose(hessian[0], real.T @ real, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("shape", "attributes", "options"),
     [

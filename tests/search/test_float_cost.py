@@ -16,7 +16,7 @@ from qtool.backends.machine_profile import LayerKind, LayerSpeed, MachineProfile
 from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.search.float_cost import Border, FloatCost, float_cost
-from qtool.search.layer_times import LayerTime, layer_kind, multiply_adds
+from qtool.search.layer_times import LayerTime, layer_kind, measured_times, multiply_adds
 from qtool.search.node_groups import node_groups
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
@@ -183,3 +183,14 @@ def test_trust_changes_savings_and_losses() -> None:
     assert (cost.nanoseconds("a"), cost.nanoseconds("b")) == (20.0, -20.0)
     assert (trusted.nanoseconds("a"), trusted.nanoseconds("b")) == (40.0, -10.0)
     assert asdict(times["a"]) == {"floats": 30.0, "integers": 10.0}
+
+
+def test_kernels_that_were_timed_in_a_quiet_moment_are_no_faster_than_whole_runs_say(
+    model: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = node_groups(model, build_plan(model, PRESETS["x86"], NodeSelection()))
+    profiles = tuple({group.layer: seconds for group in groups} for seconds in (1e-9, 1e-3))
+    monkeypatch.setattr("qtool.search.layer_times.kernel_seconds", lambda *_, **__: profiles)
+    feed = {"x": np.random.default_rng(0).normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
+    times = measured_times(model, model, groups, feed, threads=1).values()
+    assert sum(time.floats for time in times) == pytest.approx(sum(time.integers for time in times), rel=0.9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -43,6 +44,9 @@ class _Cost:
     def share(self, layers: Collection[str]) -> float:
         return self._each * len(layers)
 
+    def products(self, layers: Collection[str]) -> float:
+        return 0.01 * len(layers)
+
 
 def _best(
     merit: Callable[[frozenset[str]], float],
@@ -53,12 +57,16 @@ def _best(
     layer_names: str = _NAMES,
     every_short: bool = False,
     price: float = 0.4,
+    noise: float = 1e-6,
+    most_products: float = 1.0,
+    cost: _Cost | None = None,
+    affordable: Callable[[FloatFallback, float | None], bool] | None = None,
 ) -> tuple[str, FloatFallback]:
     layers = {
         name: LayerNoise(
             group=NodeGroup(layer=name, operator="Conv", nodes=(name,)),
             sqnr_db=30.0,
-            share=1.0 / (1 + noisiest.index(name)) if name in noisiest else 0.001,
+            share=noise / (1 + noisiest.index(name)) if name in noisiest else 0.001 * noise,
         )
         for name in layer_names
     }
@@ -68,11 +76,13 @@ def _best(
         FloatFallback(layers=(), sqnr_db=merit(frozenset()), share=0.0, price=price),
         sorted(layers.values(), key=lambda layer: -layer.share),
         [layers[name] for name in layer_names],
-        cast(FloatCost, _Cost(each)),
+        cast(FloatCost, cost or _Cost(each)),
         most=most,
+        most_products=most_products,
         every_short=every_short,
         advance=lambda units: None,
         stop=lambda: False,
+        affordable=affordable,
     )
     return "".join(sorted(layer.group.layer for layer in found.layers)), found
 
@@ -89,7 +99,43 @@ def test_decibels_that_cost_too_much_are_not_bought() -> None:
 
 
 def test_at_a_lower_price_more_decibels_are_bought() -> None:
-    assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh", price=0.2)[0] == "abcde"
+    assert _best(lambda kept: 22.0 + 0.1 * len(kept), "abcdefgh", price=0.1)[0] == "abcde"
+
+
+def test_after_a_choice_that_is_too_slow_clearly_smaller_ones_are_timed() -> None:
+    timed = []
+
+    def affordable(fallback: FloatFallback, share: float | None) -> bool:
+        timed.append(len(fallback.layers))
+        return len(fallback.layers) <= 2
+
+    names, _ = _best(
+        lambda kept: 22.0 + 0.5 * len(kept), _MANY[:32], layer_names=_MANY[:32], each=0.001, affordable=affordable
+    )
+    assert 1 <= len(names) <= 2
+    assert timed[0] == 31
+    assert all(after <= 0.5 * before for before, after in pairwise(timed))
+
+
+def test_noise_that_layers_cause_alone_outweighs_a_few_samples() -> None:
+    # The first layer causes half of all noise: 3 dB, whatever a few samples say.
+    names, found = _best(lambda kept: 22.0 - 0.5 * len(kept), "c", noise=0.5)
+    assert (names, found.sqnr_db) == ("c", 21.5)
+    assert found.added_up_db == pytest.approx(22.0 + 3.01, abs=0.01)
+
+
+def test_noise_does_not_add_up_where_little_else_is_left() -> None:
+    assert _best(lambda kept: 12.0 - 0.5 * len(kept), "c", noise=0.5)[0] == ""
+
+
+def test_a_layer_with_too_many_multiply_adds_is_passed_over() -> None:
+    class _Heavy(_Cost):
+        def products(self, layers: Collection[str]) -> float:
+            return sum(0.5 if layer == "d" else 0.01 for layer in layers)
+
+    names, _ = _best(lambda kept: 22.0 + 2.0 * len(kept), "dba", most_products=0.05, cost=_Heavy(0.02))
+    assert names[:2] == "ab"
+    assert "d" not in names
 
 
 def test_no_more_is_given_up_than_allowed() -> None:

@@ -145,8 +145,7 @@ def _float_name(floats: ir.Model, tensor: QuantizedTensor) -> str:
 
 
 def _times(model: ir.Model, floats: ir.Model, feed: Feed, *, threads: int) -> dict[str, NodeTime]:
-    quantized = kernel_seconds(model, feed, threads=threads)
-    plain = kernel_seconds(floats, feed, threads=threads)
+    quantized, plain = kernel_seconds((model, floats), feed, threads=threads)
     total = sum(quantized.values())
     return {
         name: NodeTime(seconds=seconds, share=seconds / total if total else 0.0, float_seconds=plain.get(name))

@@ -137,7 +137,7 @@ def searches(
         layer_reconstruction=use(layer_reconstruction, usual=not fast),
         learned_rounding=use(learned_rounding, usual=best),
         most_float=most_float,
-        most_slower=0.0 if fast else 0.04,
+        most_slower=0.0 if fast else 0.08 if best else 0.04,
         float_price=0.02 if best else 0.04,
         every_short=best,
         evaluation_batches=4 if best else 2,

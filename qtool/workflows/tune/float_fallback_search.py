@@ -104,16 +104,17 @@ class FloatFallbackSearch:
         self.best = FloatFallback(layers=(), sqnr_db=self._plain_db, share=0.0, price=price)
         self.stopped: str | None = None
 
-    def search(self, *, most: float, every_short: bool = False) -> KeptFloat:
+    def search(self, *, most: float, most_products: float = 1.0, every_short: bool = False) -> KeptFloat:
         """Searches for layers that are better dynamic, and then for those to keep float.
 
         Args:
             most: the largest fraction of the integers' savings to give up once the model is usable, 0 to 1.
+            most_products: the largest fraction of the multiply-adds in float then, 0 to 1.
             every_short: see ``best_fallback``.
         """
         if could_gain(self._plain_db) and self._groups:
             try:
-                self._run(most, every_short=every_short)
+                self._run(most, most_products, every_short=every_short)
                 if self._is_over():
                     self.stopped = f"the time budget of {self._budget_s:.4g} s was used up"
             except KeyboardInterrupt:
@@ -127,7 +128,7 @@ class FloatFallbackSearch:
             stopped=self.stopped,
         )
 
-    def _run(self, most: float, *, every_short: bool) -> None:
+    def _run(self, most: float, most_products: float, *, every_short: bool) -> None:
         feeds = self._samples.spread(_RANKING_SAMPLES)
         ranking = OutputEvaluator(
             self._original,
@@ -150,6 +151,7 @@ class FloatFallbackSearch:
                 in_order,
                 self._cost,
                 most=most,
+                most_products=most_products,
                 every_short=every_short,
                 advance=advance,
                 stop=self._is_over,

@@ -19,7 +19,7 @@ from qtool.workflows.tune.correction_search import Fit
 from qtool.workflows.tune.efforts import SearchConfig
 from qtool.workflows.tune.sample_selection import ChosenSamples, spread_batches
 
-OTHER_CHOICES = "other corrections and float layers"
+OTHER_CHOICES, OTHER_FLOAT_LAYERS = "other corrections and float layers", "other float layers"
 _MOST_HELD_BACK = 256
 # Fewer say nothing about others.
 _FEWEST_SAMPLES = 4
@@ -67,6 +67,7 @@ def improved(
     try:
         other = searching.run(wanted, held_back=held_back, before=result)
         improving.try_result(other)
+        improving.try_float_layers(other)
         for fit in other.search.fits(improving.result.kept.nodes):
             improving.try_fit(fit)
     except KeyboardInterrupt:
@@ -99,6 +100,13 @@ class _Improving:
     def try_result(self, other: SearchResult) -> None:
         """Takes the result of another search where the evidence speaks for it; where there is a goal, it decides."""
         self._try(OTHER_CHOICES, other, self._nearer_goal(other))
+
+    def try_float_layers(self, other: SearchResult) -> None:
+        """Takes the float layers of another search alone where the evidence speaks for them and there is no goal."""
+        mine, its = self.result.kept, other.kept
+        if self.result is other or its.found is not None or mine.nodes.keys() == its.nodes.keys():
+            return
+        self._try(OTHER_FLOAT_LAYERS, replace(self.result, kept=its), None)
 
     def _try(self, name: str, other: SearchResult, decided: bool | None) -> None:
         noise = self._measured(other)

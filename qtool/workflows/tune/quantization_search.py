@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -35,6 +36,11 @@ from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
 _TABLES_DB = 0.5
 # The cost of a rewriting before ranges are chosen predicts little about its gain afterwards.
 _DOUBT_DB = 1.0
+# Where nothing else is asked for, layers with more of the multiply-adds do not stay float for accuracy: other machines
+# are not as fast at them as this one may be.
+_MOST_PRODUCTS = 0.05
+# Choosing ranges may take this part of a limited search: what follows gains more than the last ranges.
+_PART_FOR_RANGES = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +173,7 @@ class QuantizationSearch:
             ablation=self._ablation,
             threads=self._threads,
             stop=self._time.is_over,
+            stop_ranges=partial(self._time.is_over, part=_PART_FOR_RANGES),
         )
 
     def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
@@ -205,10 +212,10 @@ class QuantizationSearch:
             budget_s=None if math.isinf(left_s) else left_s,
             threads=self._threads,
         )
-        most = self._wanted.most_float
+        most, most_products = self._wanted.most_float, 1.0
         if most is None:
-            most = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0)
-        found = fallback_search.search(most=most, every_short=self._wanted.every_short)
+            most, most_products = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0), _MOST_PRODUCTS
+        found = fallback_search.search(most=most, most_products=most_products, every_short=self._wanted.every_short)
         self._time.is_over()
         return fallback_search.candidates, found
 

@@ -162,4 +162,5 @@ class WeightOnlyEvaluation:
 
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
         """Returns the seconds of each kernel in one run, by the node's name."""
-        return kernel_seconds(self.graph(choice, integer_layers), feed, threads=self._threads)
+        (seconds,) = kernel_seconds([self.graph(choice, integer_layers)], feed, threads=self._threads)
+        return seconds
