@@ -169,9 +169,11 @@ def _samples_command(folder: Path, samples: int) -> list[str]:
 
 def _write_chain(folder: Path, nodes: int) -> Path:
     """Writes a residual network of small layers, of four nodes each."""
-    random, weights, made, last = np.random.default_rng(0), [], [], "x"
-    for layer in range(nodes // 4):
-        weights.append(numpy_helper.from_array(random.standard_normal((16, 16), np.float32) / 40, f"w{layer}"))
+    random, weights, made, last, layers = np.random.default_rng(0), [], [], "x", nodes // 4
+    for layer in range(layers):
+        # Values stay of one magnitude however many layers there are.
+        weight = random.standard_normal((16, 16), np.float32) / np.float32(layers)
+        weights.append(numpy_helper.from_array(weight, f"w{layer}"))
         weights.append(numpy_helper.from_array(np.zeros(16, np.float32), f"b{layer}"))
         for operator, inputs, output in (
             ("MatMul", (last, f"w{layer}"), f"m{layer}"),

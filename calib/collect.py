@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from qtool.calib.statistics import TensorStatistics
 # So many values per tensor and sample go into the histogram; the extremes always include all of them. Over the usual
 # hundred samples that is about 400,000 values per tensor, in a fraction of the time of counting every value.
 COUNTED_VALUES = 4096
+# A batch of this many bytes is held while the next one runs: less takes no time, and more is not to be held twice.
+_LEAST_BESIDE_BYTES, _MOST_BESIDE_BYTES = 1 << 20, 512 << 20
 
 
 class Runner(Protocol):
@@ -62,7 +65,8 @@ def collect(
 ) -> Collected:
     """Runs every batch once and collects the statistics of ``tensors``.
 
-    Holds one batch at a time. The histogram counts about ``COUNTED_VALUES`` values per sample of each tensor, evenly
+    Holds one batch, and while its values are added another one that the runner works on, unless they are large. The
+    histogram counts about ``COUNTED_VALUES`` values per sample of each tensor, evenly
     spaced, or with ``exact`` every value. Tensors named in ``channel_axes`` also get the sum of each channel along
     that axis.
 
@@ -76,28 +80,66 @@ def collect(
     axes = channel_axes or {}
     statistics = {name: TensorStatistics(channel_axis=axes.get(name)) for name in tensors}
     samples = batches = 0
-    for feed, number in zip(feeds, count() if numbers is None else numbers, strict=False):
-        size = _batch_size(feed)
-        values = runner.run(feed)
-        spoilt = outputs is None or any(_is_spoilt(values[name]) for name in outputs)
-        for name, value in values.items():
-            if name not in statistics or _add(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact):
-                continue
-            if spoilt:
-                raise CalibError(
-                    f"the tensor '{name}' is NaN for batch {number} of the data",
-                    fix="run the float model on this batch and repair it, or remove the batch from the data",
-                )
-            _add_rest(statistics[name], np.asarray(value, dtype=np.float32), size, exact=exact)
-        # Releases the memory, so that the runtime can use it for the next batch.
-        del values, value
-        samples += size
-        batches += 1
-        if advance is not None:
-            advance(size)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        last: Future[None] | None = None
+        for feed, number in zip(feeds, count() if numbers is None else numbers, strict=False):
+            size = _batch_size(feed)
+            try:
+                values = dict(runner.run(feed))
+            finally:
+                # Its errors come first.
+                if last is not None:
+                    last.result()
+            take = partial(_take, statistics, values, size, number, exact=exact, outputs=outputs)
+            last = None
+            if _LEAST_BESIDE_BYTES <= sum(value.nbytes for value in values.values()) <= _MOST_BESIDE_BYTES:
+                _keep_inputs(values, feed)
+                last = beside.submit(take)  # while the runtime runs the next batch
+            else:
+                take()
+            del values, take
+            samples += size
+            batches += 1
+            if advance is not None:
+                advance(size)
+        if last is not None:
+            last.result()
     if batches == 0 and not may_be_empty:
         raise CalibError("the data has no samples", fix="give at least a few dozen representative samples")
     return Collected(statistics=statistics, samples=samples, batches=batches)
+
+
+def _keep_inputs(values: dict[str, Array], feed: Feed) -> None:
+    """Copies the observed tensors that are inputs as they are, whose memory may hold the next batch before long."""
+    for name, value in values.items():
+        if any(np.may_share_memory(value, given) for given in feed.values()):
+            values[name] = value.copy()
+
+
+def _take(
+    statistics: Mapping[str, TensorStatistics],
+    values: dict[str, Array],
+    samples: int,
+    number: int,
+    *,
+    exact: bool,
+    outputs: Sequence[str] | None,
+) -> None:
+    """Adds one batch to the statistics, and removes its tensors from ``values`` one by one."""
+    spoilt = outputs is None or any(_is_spoilt(values[name]) for name in outputs)
+    for name in list(values):
+        # Releases the memory, so that the runtime can use it for the next batch.
+        value = values.pop(name)
+        if name not in statistics or _add(
+            statistics[name], np.asarray(value, dtype=np.float32), samples, exact=exact
+        ):
+            continue
+        if spoilt:
+            raise CalibError(
+                f"the tensor '{name}' is NaN for batch {number} of the data",
+                fix="run the float model on this batch and repair it, or remove the batch from the data",
+            )
+        _add_rest(statistics[name], np.asarray(value, dtype=np.float32), samples, exact=exact)
 
 
 def _add(seen: TensorStatistics, array: Array, samples: int, *, exact: bool) -> bool:

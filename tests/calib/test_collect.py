@@ -204,3 +204,43 @@ def test_memory_does_not_grow_with_the_number_of_samples() -> None:
 
     peak(2)
     assert peak(40) <= 1.1 * peak(4)
+
+
+class _Watched:
+    """A model whose input is observed as it is, in the memory that the next batch goes into."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {"x": feeds["x"]}
+
+
+def test_batches_counted_beside_the_next_run_may_share_memory_with_it() -> None:
+    # Large enough for another thread, and for extremes block by block.
+    samples = np.random.default_rng(5).normal(0.0, 1.0, (6, 3, 60_000)).astype(np.float32)
+    held = np.empty((1, 3, 60_000), np.float32)
+
+    def feeds() -> Iterator[Feed]:
+        for sample in samples:
+            held[0] = sample
+            yield {"x": held}
+
+    seen = collect(_Watched(), feeds(), ["x"], exact=True).statistics["x"]
+    assert (seen.minimum, seen.maximum) == (samples.min(), samples.max())
+    assert seen.minimum_sum == sum(float(sample.min()) for sample in samples)
+    assert seen.histogram().total == samples.size
+
+
+def test_the_first_batch_with_nan_is_named_whatever_runs_beside_it() -> None:
+    samples = np.zeros((3, 1, 300_000), np.float32)
+    samples[1:, 0, 7] = np.nan
+
+    class Broken(_Watched):
+        def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+            if np.isnan(feeds["x"]).any() and self.seen:
+                raise AssertionError("the run after that of the broken batch failed as well")
+            self.seen = bool(np.isnan(feeds["x"]).any())
+            return super().run(feeds)
+
+        seen = False
+
+    with pytest.raises(CalibError, match="NaN for batch 1"):
+        collect(Broken(), _batches(samples, 1), ["x"])
