@@ -87,4 +87,5 @@ class BinCounts:
         fresh = np.unique(stretches[places < 0])
         self._shifts[fresh] = self._rows.size - fresh * _ROW + np.arange(len(fresh)) * _ROW
         self._rows = np.concatenate([self._rows, np.zeros(len(fresh) * _ROW, np.int64)])
-        return self._shifts[stretches] + bins
+        moved: npt.NDArray[np.int64] = self._shifts.take(stretches) + bins
+        return moved

@@ -130,9 +130,7 @@ def _take(
     for name in list(values):
         # Releases the memory, so that the runtime can use it for the next batch.
         value = values.pop(name)
-        if name not in statistics or _add(
-            statistics[name], np.asarray(value, dtype=np.float32), samples, exact=exact
-        ):
+        if name not in statistics or _add(statistics[name], np.asarray(value, dtype=np.float32), samples, exact=exact):
             continue
         if spoilt:
             raise CalibError(

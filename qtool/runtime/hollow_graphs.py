@@ -15,6 +15,8 @@ from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place
 
 _SMALLEST_LEFT_OUT_BYTES = 1 << 20
+# A product with weights in blocks, which no pass rewrites.
+_PACKED = "MatMulNBits"
 
 
 def check_loads(path: Path) -> None:
@@ -34,7 +36,8 @@ def check_loads(path: Path) -> None:
 def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
     """Returns ``model`` as bytes, and zeros for large weights that it only names; ``model`` is not modified.
 
-    Zeros that are only read take no memory. Float weights of products and tables become inputs.
+    Zeros that are only read take no memory. Weights of products and float tables become inputs
+    where no pass looks at them.
     """
     clone = model.clone()
     graph = clone.graph
@@ -43,7 +46,8 @@ def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
         tensor = value.const_value
         if tensor is None or not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_LEFT_OUT_BYTES):
             continue
-        if tensor.dtype == ir.DataType.FLOAT and read_in_place(value) and not value.is_graph_output():
+        stays_as_it_is = tensor.dtype == ir.DataType.FLOAT or all(use.node.op_type == _PACKED for use in value.uses())
+        if stays_as_it_is and read_in_place(value) and not value.is_graph_output():
             del graph.initializers[name]
             value.const_value, value.shape = None, ir.Shape(tensor.shape.numpy())
             value.type = ir.TensorType(tensor.dtype)

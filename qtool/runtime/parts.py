@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from qtool.calib.specs import Array, TensorSpec
 from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.node_reads import read_by
 from qtool.runtime.session import Session
-from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place, ready
 from qtool.runtime.steady_draws import with_steady_draws
 
 # Weights of models that run as a whole.
@@ -21,6 +21,8 @@ _LARGEST_WHOLE_BYTES = 1 << 30
 _LARGEST_PART_BYTES = 384 << 20
 # Smaller ones are stored in the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
+# Those of the others that products read are inputs of their part.
+_FED = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 _FLOAT_BYTES = 4
 _CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
 
@@ -103,28 +105,37 @@ class Parts:
             value.dtype = ir.DataType.from_numpy(feeds[value.name or ""].dtype)
             value.shape = None
         handed_over: dict[str, Array] = {}
+        fed: list[ir.Value] = []
         for value in part.weights:
             tensor = self._weights[value]
-            if may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
+            if not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+            elif tensor.dtype in _FED and read_in_place(value):
+                # Weights that are handed over are copied; inputs are read where they are.
+                feeds[value.name or ""] = ready(tensor)
+                fed.append(value)
+                value.const_value, value.type = None, ir.TensorType(tensor.dtype)
+                value.shape = ir.Shape(tensor.shape.numpy())
+            else:
                 handed_over[value.name or ""] = ready(tensor)
                 value.const_value = place_holder(tensor, value.name or "")
-            else:
-                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
         try:
-            message = ir.to_proto(self._of(part)).SerializeToString()
+            message = ir.to_proto(self._of(part, fed)).SerializeToString()
             return Session(message, mapped=True, weights=handed_over).run(feeds)
         finally:
             handed_over.clear()
+            feeds.clear()
             for value in part.weights:
                 value.const_value = self._weights[value]
 
-    def _of(self, part: _Part) -> ir.Model:
+    def _of(self, part: _Part, fed: Sequence[ir.Value]) -> ir.Model:
+        """Returns the graph of a part, to which the weights ``fed`` are inputs."""
         whole = self._model
         view = ir.GraphView(
-            part.taken,
+            (*part.taken, *fed),
             part.given,
             nodes=part.nodes,
-            initializers=part.weights,
+            initializers=[value for value in part.weights if value not in fed],
             opset_imports=whole.graph.opset_imports,
             name="part",
         )

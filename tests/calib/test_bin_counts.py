@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import chain
 
 import numpy as np
 from hypothesis import given
@@ -19,7 +20,7 @@ def test_counts_equal_those_of_numpy_and_travel(batches: list[list[int]]) -> Non
     counts = BinCounts(_SIZE)
     for batch in batches:
         counts.count(np.array(batch, np.int64))
-    expected = np.bincount(np.array(sum(batches, []), np.int64), minlength=_SIZE)
+    expected = np.bincount(np.array([*chain(*batches)], np.int64), minlength=_SIZE)
     assert np.array_equal(counts.dense(), expected)
     occupied = counts.occupied()
     assert np.array_equal(occupied.bins, np.flatnonzero(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -20,7 +21,7 @@ from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
-from qtool.runtime.session import NO_WEIGHTS, Session
+from qtool.runtime.session import NO_WEIGHTS, Session, data_of
 
 _KERNELS = (
     "QLinear",
@@ -70,6 +71,9 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         optimized_path = folder / "optimized.onnx"
         is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
+        if is_large and os.name == "posix":
+            # It would be filled with zeros that nobody reads.
+            data_of(optimized_path).symlink_to(os.devnull)
         # At a higher level layouts change too, and with them the names of nodes.
         Session(
             message,
