@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,7 +13,9 @@ import onnx_ir as ir
 from qtool.calib.specs import Feed
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
+from qtool.runtime.long_graphs import is_long
 from qtool.runtime.session import Session
+from qtool.runtime.session_chain import SessionChain
 
 _RUNS = 8
 _KERNEL = "_kernel_time"
@@ -58,8 +61,12 @@ def kernel_seconds(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    with private_folder() as folder, saved(model, folder) as source:
-        kernels = _profiled(source, feed, folder, threads)
+    with private_folder() as folder:
+        if is_long(model):
+            kernels = _profiled_chain(model, feed, folder, threads)
+        else:
+            with saved(model, folder) as source:
+                kernels = _profiled(source, feed, folder, threads)
     seconds: dict[str, list[float]] = {}
     for kernel in kernels:
         seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
@@ -96,7 +103,26 @@ def _profiled(source: Path | bytes, feed: Feed, folder: Path, threads: int) -> l
     session = Session(source, threads=threads, profile_to=folder / "profile")
     for _ in range(_RUNS):
         session.run(feed)
-    events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+    return _kernels_in(session.end_profile())
+
+
+def _profiled_chain(model: ir.Model, feed: Feed, folder: Path, threads: int) -> list[_Kernel]:
+    places = count()
+
+    def opens(part: ir.Model) -> Session:
+        own = folder / f"part{next(places)}"
+        own.mkdir()
+        with saved(part, own) as source:
+            return Session(source, threads=threads, profile_to=own / "profile")
+
+    chain = SessionChain(model, opens)
+    for _ in range(_RUNS):
+        chain.run(feed)
+    return [kernel for profile in chain.end_profiles() for kernel in _kernels_in(profile)]
+
+
+def _kernels_in(profile: Path) -> list[_Kernel]:
+    events = json.loads(profile.read_text(encoding="utf-8"))
     return [
         _Kernel(
             name=event["name"].removesuffix(_KERNEL),

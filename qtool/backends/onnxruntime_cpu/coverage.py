@@ -19,8 +19,10 @@ from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
+from qtool.runtime.divided_graph import part_of
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
+from qtool.runtime.long_graphs import is_long, short_parts
 from qtool.runtime.session import NO_WEIGHTS, Session, data_of
 
 _KERNELS = (
@@ -67,6 +69,17 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
+    parts = [part_of(model, part) for part in short_parts(model)] if is_long(model) else [model]
+    found: dict[str, ir.Node] = {}
+    with ExitStack() as stack:
+        for part in parts:
+            found |= stack.enter_context(_optimized_part(part))
+        # A MatMul that took in the bias behind it has a longer name.
+        yield {name.removesuffix(_WITH_BIAS): node for name, node in found.items()} | found
+
+
+@contextmanager
+def _optimized_part(model: ir.Model) -> Iterator[dict[str, ir.Node]]:
     with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
         is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
@@ -84,9 +97,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
             in_place=weights,
             prepacks=False,
         )
-        nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
-        # A MatMul that took in the bias behind it has a longer name.
-        yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes
+        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
 
 
 def fuses_signed(model: ir.Model) -> bool:
