@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.formats.onnx.onnx_outline import read_outline
+from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.node_reads import read_by
-from qtool.runtime.divided_graph import Part, divided
+from qtool.runtime.divided_graph import Part, divided, part_of
 
 # Graphs up to this are opened as a whole.
 _MOST_NODES = 12_000
@@ -40,6 +41,20 @@ def short_parts(model: ir.Model) -> list[Part]:
     """Returns parts of a graph, of at most 2000 nodes each; nodes that nothing needs may be in none."""
     nodes = list(model.graph)
     return [part for part in divided(model, list(_groups(nodes, _passing(nodes)))) if part.given]
+
+
+def typed_parts(model: ir.Model) -> list[ir.Model]:
+    """Returns parts of a graph as models whose inputs have types; ``model`` alone where they cannot be inferred."""
+    parts = short_parts(model)
+    if not _have_types(parts):
+        model = model.clone()
+        infer_shapes(model)
+        parts = short_parts(model)
+    return [part_of(model, part) for part in parts] if _have_types(parts) else [model]
+
+
+def _have_types(parts: Sequence[Part]) -> bool:
+    return all(value.type is not None for part in parts for value in part.taken)
 
 
 def _groups(nodes: Sequence[ir.Node], passing: Sequence[int]) -> Iterator[Sequence[ir.Node]]:

@@ -88,6 +88,13 @@ def test_a_graph_is_divided_where_fewest_tensors_pass(model: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
+def test_parts_have_types_where_the_graph_has_none(model: Path) -> None:
+    parts = long_graphs.typed_parts(OnnxFile().read(model))
+    assert len(parts) > 3
+    assert all(value.dtype is not None and value.shape is not None for part in parts for value in part.graph.inputs)
+
+
+@pytest.mark.usefixtures("short")
 def test_every_kernel_of_a_chain_is_timed(model: Path) -> None:
     seconds = kernel_seconds(OnnxFile().read(model), {"x": X})
     assert {f"s{layer}" for layer in range(_LAYERS)} <= seconds.keys()

@@ -19,10 +19,9 @@ from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
-from qtool.runtime.divided_graph import part_of
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
-from qtool.runtime.long_graphs import is_long, short_parts
+from qtool.runtime.long_graphs import is_long, typed_parts
 from qtool.runtime.session import NO_WEIGHTS, Session, data_of
 
 _KERNELS = (
@@ -69,10 +68,9 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
-    parts = [part_of(model, part) for part in short_parts(model)] if is_long(model) else [model]
     found: dict[str, ir.Node] = {}
     with ExitStack() as stack:
-        for part in parts:
+        for part in typed_parts(model) if is_long(model) else [model]:
             found |= stack.enter_context(_optimized_part(part))
         # A MatMul that took in the bias behind it has a longer name.
         yield {name.removesuffix(_WITH_BIAS): node for name, node in found.items()} | found
