@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qtool.calib.specs import Array
 from qtool.errors import RuntimeRefusedError
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.specs import model_specs
 from qtool.runtime.divided_graph import part_of
 from qtool.runtime.long_graphs import short_parts
@@ -27,8 +28,9 @@ class SessionChain(Session):
 
     def __init__(self, model: ir.Model, opens: OpensPart) -> None:
         """Divides ``model``, which is not modified and may change afterwards; ``opens`` opens a part."""
-        parts = short_parts(model)
-        self._models = [part_of(model, part) for part in parts]
+        with collection_paused(model):
+            parts = short_parts(model)
+            self._models = [part_of(model, part) for part in parts]
         self._spent = [part.spent for part in parts]
         self._opens = opens
         self._sessions: list[Session] = []

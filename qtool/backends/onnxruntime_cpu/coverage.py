@@ -16,6 +16,7 @@ from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.onnx.onnx_file import weights_nbytes
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
@@ -69,7 +70,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     found: dict[str, ir.Node] = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, collection_paused(model):
         for part in typed_parts(model) if is_long(model) else [model]:
             found |= stack.enter_context(_optimized_part(part))
         # A MatMul that took in the bias behind it has a longer name.
