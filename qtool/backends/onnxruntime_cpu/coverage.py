@@ -44,6 +44,8 @@ _QGEMM_OUTPUT_SCALE = 7
 _WITH_BIAS = "/MatMulAddFusion"
 # Larger graphs are optimized without their weights, which is faster and takes little memory.
 _LARGEST_WITH_WEIGHTS_BYTES = 256 << 20
+# What the optimizer makes of each byte of weights that are unpacked as a model loads.
+_FLOAT_BYTES = 4
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -81,7 +83,8 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
 def _optimized_part(model: ir.Model) -> Iterator[dict[str, ir.Node]]:
     with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
-        is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
+        unpacked_bytes = _FLOAT_BYTES if any(map(is_unpacked_product, model.graph)) else 1
+        is_large = weights_nbytes(model) * unpacked_bytes > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
         if is_large and os.name == "posix":
             # It would be filled with zeros that nobody reads.
