@@ -23,10 +23,8 @@ def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Mode
         InputError: the model's opset cannot be raised.
     """
     maps = take_maps_aside(model)
-    with (
-        collection_paused(model),
-        quiet_loggers(("onnx_ir", "onnxscript")),
-    ):  # they report parts that they could not optimize
+    # They report parts that they could not optimize.
+    with collection_paused(model), quiet_loggers(("onnx_ir", "onnxscript")):
         for key, location in PREPARE_PASSES.items():
             if key in FOR_INTEGERS_BETWEEN_LAYERS and not integers_between_layers:
                 continue
