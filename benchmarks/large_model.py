@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import resource
 import shutil
@@ -141,19 +140,28 @@ def write_adapter(folder: Path, layers: int) -> Path:
 
 
 def print_growth(folder: Path) -> None:
-    """Prints times for models and data of twice the size, and the exponent: 1 is linear, 2 is square."""
+    """Prints times for models and data of twice the size, and the exponent: 1 is linear, 2 is square.
+
+    The exponent is the slope of the seconds over the sizes, both as logarithms, without what the smallest run takes.
+    """
     print(f"{'what grows':28} {'from':>9} {'to':>9} {'exponent':>9}  seconds")
     for what, first, command_of in (
         ("bytes, weights of 8 bits", 2, _bytes_command),
         ("nodes, dynamic", 6_250, _nodes_command),
+        ("nodes, weights of 8 bits", 6_250, _blocks_command),
+        ("nodes, inspect", 6_250, _inspect_command),
+        ("nodes, verify", 6_250, _verify_command),
+        ("nodes, diff", 6_250, _diff_command),
         ("samples, calibration", 256, _samples_command),
     ):
         sizes = [first << step for step in range(_STEPS)]
-        seconds = [measure(command_of(folder, size), limited=False).seconds for size in (first // 2, *sizes)]
-        # What every run takes, such as its start, is left out by differences.
-        growth = math.log2((seconds[-1] - seconds[-2]) / (seconds[-2] - seconds[-3]))
-        told = " ".join(f"{one:.1f}" for one in seconds[1:])
-        print(f"{what:28} {sizes[0]:9} {sizes[-1]:9} {growth:9.2f}  {told}")
+        start = measure(command_of(folder, max(first // 64, 1)), limited=False).seconds
+        seconds = [measure(command_of(folder, size), limited=False).seconds for size in sizes]
+        if first < 64:
+            start -= (seconds[1] - start) / (sizes[1] - 1)  # even the smallest run has bytes
+        growth = np.polyfit(np.log(sizes), np.log([one - start for one in seconds]), 1)[0]
+        told = " ".join(f"{one:.1f}" for one in seconds)
+        print(f"{what:28} {sizes[0]:9} {sizes[-1]:9} {growth:9.2f}  {told}", flush=True)
 
 
 def _bytes_command(folder: Path, layers: int) -> list[str]:
@@ -163,7 +171,25 @@ def _bytes_command(folder: Path, layers: int) -> list[str]:
 
 def _nodes_command(folder: Path, nodes: int) -> list[str]:
     model = _write_chain(folder, nodes)
-    return ["quantize", str(model), "--scheme", "dynamic", "--effort", "fast", "-o", str(folder / "c.onnx"), "--force"]
+    return ["quantize", str(model), "--scheme", "dynamic", "-o", str(folder / "c.onnx"), "--force"]
+
+
+def _blocks_command(folder: Path, nodes: int) -> list[str]:
+    model = _write_chain(folder, nodes)
+    return ["quantize", str(model), "--scheme", "weights", "--bits", "8", "-o", str(folder / "c.onnx"), "--force"]
+
+
+def _inspect_command(folder: Path, nodes: int) -> list[str]:
+    return ["inspect", str(_write_chain(folder, nodes))]
+
+
+def _verify_command(folder: Path, nodes: int) -> list[str]:
+    return ["verify", str(_write_chain(folder, nodes))]
+
+
+def _diff_command(folder: Path, nodes: int) -> list[str]:
+    model = _write_chain(folder, nodes)
+    return ["diff", str(model), str(model)]
 
 
 def _samples_command(folder: Path, samples: int) -> list[str]:
@@ -174,9 +200,11 @@ def _samples_command(folder: Path, samples: int) -> list[str]:
 
 def _write_chain(folder: Path, nodes: int) -> Path:
     """Writes a residual network of small layers, of four nodes each."""
-    random, weights, made, last = np.random.default_rng(0), [], [], "x"
-    for layer in range(nodes // 4):
-        weights.append(numpy_helper.from_array(random.standard_normal((16, 16), np.float32) / 40, f"w{layer}"))
+    random, weights, made, last, layers = np.random.default_rng(0), [], [], "x", nodes // 4
+    for layer in range(layers):
+        # Values stay of one magnitude however many layers there are.
+        weight = random.standard_normal((16, 16), np.float32) / np.float32(layers)
+        weights.append(numpy_helper.from_array(weight, f"w{layer}"))
         weights.append(numpy_helper.from_array(np.zeros(16, np.float32), f"b{layer}"))
         for operator, inputs, output in (
             ("MatMul", (last, f"w{layer}"), f"m{layer}"),

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qtool.calib.bin_counts import BinCounts, Occupied
 from qtool.calib.exact_sums import ExactSums
 
 MANTISSA_BITS = 8
 _SHIFT = 23 - MANTISSA_BITS
 # So many values per channel and sample are enough for a mean, since adjacent pixels are similar.
 _RUN_VALUES = 512
+_BLOCK_VALUES = 1 << 16
 _BINS_PER_SIGN = 1 << (31 - _SHIFT)
 BINS = 2 * _BINS_PER_SIGN
 
@@ -66,7 +68,7 @@ class TensorStatistics:
         channel_axis: the axis whose channels are summed, from the front or, negative, from the end; None for none.
         channel_sums: (channels,): sum of each channel's values; of no channels until a batch came.
         channel_values: how many values of each channel were summed.
-        counts: int64, (BINS,): counted values by bin.
+        bins: counted values by bin.
     """
 
     minimum: float = np.inf
@@ -79,20 +81,12 @@ class TensorStatistics:
     channel_axis: int | None = None
     channel_sums: ExactSums = field(default_factory=lambda: ExactSums(0))
     channel_values: int = 0
-    # Untouched pages of a fresh zeros() take no memory, so a tensor takes memory only for the magnitudes it has.
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    bins: BinCounts = field(default_factory=lambda: BinCounts(BINS))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what is pickled: the occupied bins instead of all."""
-        occupied = np.flatnonzero(self.counts)
-        return {**self.__dict__, "counts": (occupied, self.counts[occupied])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes what ``__getstate__`` returns."""
-        self.__dict__.update(state)
-        occupied, counts = state["counts"]
-        self.counts = np.zeros(BINS, np.int64)
-        self.counts[occupied] = counts
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The counted values of every bin, int64, (BINS,)."""
+        return self.bins.dense()
 
     def add(
         self,
@@ -111,7 +105,8 @@ class TensorStatistics:
         if batch.size == 0:
             return True
         rows = batch.reshape(samples, -1)
-        ends = np.stack([rows.min(axis=1), rows.max(axis=1)]).astype(np.float64)
+        # The sum turns a negative zero, which no order of the values decides about, into zero.
+        ends = _ends(rows).astype(np.float64) + 0.0
         if not np.isfinite(ends).all():
             if np.isnan(ends).any():
                 return False
@@ -125,7 +120,7 @@ class TensorStatistics:
         self.extremes += samples
         self.extreme_sums.add(np.concatenate([ends, ends * ends]).T)
         bits = np.ascontiguousarray(counted, dtype=np.float32).reshape(-1).view(np.uint32)
-        np.add.at(self.counts, (bits >> np.uint32(_SHIFT)).astype(np.int64), 1)
+        self.bins.count((bits >> np.uint32(_SHIFT)).astype(np.int64))
         return True
 
     def add_channels(self, batch: npt.NDArray[np.floating[Any]]) -> bool:
@@ -185,8 +180,7 @@ class TensorStatistics:
         self.infinite += other.infinite
         self.extremes += other.extremes
         self.extreme_sums.merge(other.extreme_sums)
-        occupied = np.flatnonzero(other.counts)
-        self.counts[occupied] += other.counts[occupied]
+        self.bins.put(other.bins.occupied())
 
     def _merge_channels(self, other: TensorStatistics) -> None:
         if self.channel_axis != other.channel_axis:
@@ -211,16 +205,12 @@ class TensorStatistics:
         """Returns the statistics with every value below ``low`` raised to ``low``; without channel means."""
         if self.minimum >= low:
             return self
-        histogram = self.histogram()
-        counts = self.counts.copy()
-        keys = np.concatenate(
-            [np.flatnonzero(counts[_BINS_PER_SIGN:])[::-1] + _BINS_PER_SIGN, np.flatnonzero(counts[:_BINS_PER_SIGN])]
-        )
-        moved = keys[histogram.high <= low]
+        histogram, ordered = self.histogram(), self._by_value()
+        stays = histogram.high > low
         target = int(np.float32(low).reshape(1).view(np.uint32)[0] >> np.uint32(_SHIFT))
-        total = int(counts[moved].sum())
-        counts[moved] = 0
-        counts[target] += total
+        bins = BinCounts(BINS)
+        bins.put(Occupied(ordered.bins[stays], ordered.counts[stays]))
+        bins.put(Occupied(np.array([target]), ordered.counts[~stays].sum(keepdims=True)))
         mean = max(self.minimum_sum / max(self.extremes, 1), low)
         return replace(
             self,
@@ -230,7 +220,7 @@ class TensorStatistics:
                 np.array([mean, 0.0, mean * mean, 0.0]) * self.extremes
                 + np.array([0.0, self.maximum_sum, 0.0, self.maximum_square_sum])
             ),
-            counts=counts,
+            bins=bins,
             channel_axis=None,
             channel_sums=ExactSums(0),
             channel_values=0,
@@ -238,15 +228,35 @@ class TensorStatistics:
 
     def histogram(self) -> Histogram:
         """Returns the occupied bins in order of value; the outermost ones end at the exact extremes."""
-        keys = np.flatnonzero(self.counts)
-        negative, positive = keys[keys >= _BINS_PER_SIGN][::-1], keys[keys < _BINS_PER_SIGN]
-        inner_negative, outer_negative = _edges(negative - _BINS_PER_SIGN)
-        inner_positive, outer_positive = _edges(positive)
-        low = np.concatenate([-outer_negative, inner_positive])
-        high = np.concatenate([-inner_negative, outer_positive])
-        counts = self.counts[np.concatenate([negative, positive])]
+        ordered = self._by_value()
+        negative = ordered.bins >= _BINS_PER_SIGN
+        inner, outer = _edges(np.where(negative, ordered.bins - _BINS_PER_SIGN, ordered.bins))
+        low, high = np.where(negative, -outer, inner), np.where(negative, -inner, outer)
         low, high = np.clip(low, self.minimum, self.maximum), np.clip(high, self.minimum, self.maximum)
-        return Histogram(low, high, counts)
+        return Histogram(low, high, ordered.counts)
+
+    def _by_value(self) -> Occupied:
+        """Returns the occupied bins in order of value: the negative ones from the largest magnitude on come first."""
+        occupied = self.bins.occupied()
+        first_negative = int(np.searchsorted(occupied.bins, _BINS_PER_SIGN))
+        bins, counts = (
+            np.concatenate([part[first_negative:][::-1], part[:first_negative]])
+            for part in (occupied.bins, occupied.counts)
+        )
+        return Occupied(bins, counts)
+
+
+def _ends(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Returns the smallest and the largest value of each row, (2, rows); NaN where it holds one.
+
+    Long rows are passed in blocks that stay in the processor's cache from one pass to the other.
+    """
+    if rows.shape[1] <= _BLOCK_VALUES:
+        return np.stack([rows.min(axis=1), rows.max(axis=1)])
+    starts = range(0, rows.shape[1], _BLOCK_VALUES)
+    blocks = [(block.min(), block.max()) for row in rows for block in (row[at : at + _BLOCK_VALUES] for at in starts)]
+    by_row = np.array(blocks, rows.dtype).reshape(len(rows), len(starts), 2)
+    return np.stack([by_row[:, :, 0].min(axis=1), by_row[:, :, 1].max(axis=1)])
 
 
 def _channel_sums(batch: npt.NDArray[np.floating[Any]], axis: int) -> npt.NDArray[np.float64]:

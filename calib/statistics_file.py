@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qtool.calib.bin_counts import Occupied
 from qtool.calib.collect import Collected
 from qtool.calib.errors import CalibError
 from qtool.calib.exact_sums import Digits, ExactSums
@@ -65,16 +66,16 @@ def statistics_bytes(
     """Returns the content of a statistics file; ``compressed`` is a third as large and takes several times as long."""
     tensors, bins, counts, digits = [], [], [], []
     for name, seen in collected.statistics.items():
-        occupied = np.flatnonzero(seen.counts)
-        bins.append(occupied.astype(np.uint32))
-        counts.append(seen.counts[occupied])
+        occupied = seen.bins.occupied()
+        bins.append(occupied.bins.astype(np.uint32))
+        counts.append(occupied.counts)
         sums = {field: getattr(seen, field).digits() for field in _SUMS}
         digits += [part.values.reshape(-1) for part in sums.values()]
         numbers = {field: getattr(seen, field) for field in _NUMBERS if seen.batches or field == "infinite"}
         tensors.append(
             {
                 "name": name,
-                "bins": len(occupied),
+                "bins": len(occupied.bins),
                 "channel_axis": seen.channel_axis,
                 **{field: (part.lowest, *part.values.shape) for field, part in sums.items()},
                 **numbers,
@@ -170,7 +171,7 @@ def _collected(
         keys = bins[bin_at:bin_end]
         if bin_end > len(bins) or len(bins) != len(counts) or (keys >= BINS).any():
             raise ValueError("the tensors need more bins than the arrays hold")
-        seen.counts[keys] = counts[bin_at:bin_end]
+        seen.bins.put(Occupied(keys.astype(np.int64), counts[bin_at:bin_end]))
         for field in _SUMS:
             lowest, places, sums = map(int, entry[field])
             digit_end = digit_at + places * sums

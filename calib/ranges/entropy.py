@@ -59,12 +59,12 @@ class Entropy:
         for _ in range(_ROUNDS):
             # From the widest to the narrowest, so that the one that clips least wins a tie.
             thresholds = np.linspace(widest, narrowest, _CANDIDATES)
-            for threshold in thresholds:
-                first = int(np.searchsorted(edges, max(low, -threshold), side="right")) - 1
-                last = int(np.searchsorted(edges, min(high, threshold), side="left"))
-                divergence = _divergence(counts, first, last, levels)
-                if divergence < best[0]:
-                    best, center = (divergence, first, last), threshold
+            first = np.searchsorted(edges, np.maximum(low, -thresholds), side="right") - 1
+            last = np.searchsorted(edges, np.minimum(high, thresholds), side="left")
+            divergences = _divergences(counts, first, last, levels)
+            least = int(divergences.argmin())
+            if divergences[least] < best[0]:
+                best, center = (float(divergences[least]), int(first[least]), int(last[least])), thresholds[least]
             spacing = thresholds[0] - thresholds[1]
             narrowest, widest = max(center - spacing, narrowest), min(center + spacing, widest)
         return Range(float(edges[best[1]]), float(edges[best[2]]))
@@ -98,20 +98,30 @@ def _spread_evenly(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.
     return np.diff(cumulative)
 
 
-def _divergence(counts: npt.NDArray[np.float64], first: int, last: int, levels: int) -> float:
-    """Returns KL(P || Q): P is the data with outliers moved to the ends, Q without them on ``levels`` levels."""
-    inside = counts[first:last]
+def _divergences(
+    counts: npt.NDArray[np.float64], first: npt.NDArray[np.intp], last: npt.NDArray[np.intp], levels: int
+) -> npt.NDArray[np.float64]:
+    """Returns KL(P || Q) of several clippings to the bins from ``first`` up to, but without, ``last``, (clippings,).
+
+    P is the data with outliers moved to the ends, Q without them on ``levels`` levels.
+    """
+    clippings, bins = np.arange(len(first)), np.arange(len(counts))
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    inside = np.where((bins >= first[:, np.newaxis]) & (bins < last[:, np.newaxis]), counts, 0.0)
     reference = inside.copy()
-    reference[0] += counts[:first].sum()
-    reference[-1] += counts[last:].sum()
-    group = (np.arange(len(inside)) * min(levels, len(inside))) // len(inside)
+    reference[clippings, first] += below[first]
+    reference[clippings, last - 1] += below[-1] - below[last]
+    widths = (last - first)[:, np.newaxis]
+    groups = (bins - first[:, np.newaxis]) * np.minimum(levels, widths) // widths
     occupied = reference > 0
-    sums = np.bincount(group, weights=inside)
-    widths = np.bincount(group, weights=occupied)
-    quantized = np.where(occupied, (sums / np.maximum(widths, 1))[group], 0.0)
-    if quantized.sum() == 0.0:
-        return float(np.inf)
-    p, q = reference / reference.sum(), quantized / quantized.sum()
+    # Bins outside are not occupied, whatever group they are counted to.
+    group = np.clip(groups, 0, levels - 1) + clippings[:, np.newaxis] * levels
+    sums = np.bincount(group.reshape(-1), weights=inside.reshape(-1), minlength=len(first) * levels)
+    sharing = np.bincount(group[occupied], minlength=len(first) * levels)
+    quantized = np.where(occupied, (sums / np.maximum(sharing, 1))[group], 0.0)
+    mass = quantized.sum(axis=1, keepdims=True)
+    p, q = reference / reference.sum(axis=1, keepdims=True), quantized / np.where(mass > 0.0, mass, 1.0)
     # An occupied bin that is empty in Q would have infinite divergence; a small floor keeps it finite.
-    used = p > 0
-    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-9))))
+    terms = np.zeros_like(p)
+    terms[occupied] = p[occupied] * np.log(p[occupied] / np.maximum(q[occupied], 1e-9))
+    return np.where(mass[:, 0] > 0.0, terms.sum(axis=1), np.inf)

@@ -92,5 +92,6 @@ class _Error:
         clipped_high = q - 2 * highs * s + highs**2 * n
         inside = np.maximum(self.count[above] - self.count[below] - self.zeros, 0.0)
         total = np.where(steps > 0, clipped_low + clipped_high + inside * steps**2 / 12.0, np.inf)
-        index = int(np.lexsort((lows - highs, total))[0])
+        least = np.flatnonzero(total == total.min())
+        index = int(least[(lows - highs)[least].argmin()])
         return float(lows[index]), float(highs[index])

@@ -65,15 +65,46 @@ def claim_from_entries(tensor: str, entries: Mapping[str, str], nbytes: int) -> 
     return Claim(tensor=tensor, location=entries.get("location", ""), offset=offset, length=length, nbytes=nbytes)
 
 
-def check_claim(claim: Claim, model: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that may hold weights.
+
+    Attributes:
+        path: where the model says it is.
+        real: the same, links resolved.
+        size: its bytes.
+    """
+
+    path: Path
+    real: Path
+    size: int
+
+
+def check_claim(claim: Claim, model: Path, known: dict[str, DataFile] | None = None) -> Path:
     """Returns the data file, links resolved, if it is in the model's folder or below.
 
     A link may lead elsewhere only into the folder where the model's own link leads, as in the cache of Hugging Face.
+    ``known`` keeps the files by location, of which every tensor names one.
 
     Raises:
         FormatError: there is no such file, or it is too short.
         OutsideError: the location leads elsewhere, to no file, or to one that has other names too.
     """
+    known = {} if known is None else known
+    file = known.get(claim.location) or _data_file(claim, model)
+    known[claim.location] = file
+    if claim.length is not None and claim.length != claim.nbytes:
+        raise _refused(claim.tensor, f"claims {claim.length:,} bytes where its shape needs {claim.nbytes:,}")
+    if claim.offset < 0 or claim.offset + claim.nbytes > file.size:
+        raise FormatError(
+            f"the data file {file.path} has {file.size:,} bytes, but tensor '{claim.tensor}' of {model} ends at byte "
+            f"{claim.offset + claim.nbytes:,}",
+            fix="it was truncated, or belongs to another model: copy it again",
+        )
+    return file.real
+
+
+def _data_file(claim: Claim, model: Path) -> DataFile:
     location = claim.location
     if not location:
         raise _refused(claim.tensor, "does not say in which file its data is")
@@ -100,16 +131,7 @@ def check_claim(claim: Claim, model: Path) -> Path:
             f"tensor '{claim.tensor}' points at a file with several hard links, maybe from outside: {location!r}",
             fix=f"where you trust it, replace it by a copy: cp {location} copy && mv copy {location}",
         )
-    if claim.length is not None and claim.length != claim.nbytes:
-        raise _refused(claim.tensor, f"claims {claim.length:,} bytes where its shape needs {claim.nbytes:,}")
-    size = path.stat().st_size
-    if claim.offset < 0 or claim.offset + claim.nbytes > size:
-        raise FormatError(
-            f"the data file {path} has {size:,} bytes, but tensor '{claim.tensor}' of {model} ends at byte "
-            f"{claim.offset + claim.nbytes:,}",
-            fix="it was truncated, or belongs to another model: copy it again",
-        )
-    return real
+    return DataFile(path, real, path.stat().st_size)
 
 
 def _resolved(path: Path, claim: Claim) -> Path:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qtool.formats.errors import FormatError
 from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.library_noise import quiet_libraries
-from qtool.formats.onnx.external_data import OutsideError, Storage, check_claim, claim_from_entries
+from qtool.formats.onnx.external_data import DataFile, OutsideError, Storage, check_claim, claim_from_entries
 from qtool.formats.onnx.graph_check import ONNXRUNTIME_OPERATORS, broken_graph, broken_names, circular_functions
 from qtool.formats.onnx.inline_tensors import check_inline
 from qtool.formats.onnx.inline_weights import release_tensor, without_weights, write_inline
@@ -136,12 +136,13 @@ def external_files(path: Path) -> tuple[str, ...]:
         FormatError: the model is damaged, or such a file is missing, too short, or outside of its folder.
     """
     proto = _outline(path)
+    known: dict[str, DataFile] = {}
     locations = set()
     for tensor in _external_tensors(proto):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         claim = claim_from_entries(tensor.name, entries, _nbytes(tensor))
         if claim.location != path.name:  # that is where the outline leaves what the model itself holds
-            check_claim(claim, path)
+            check_claim(claim, path, known)
             locations.add(claim.location)
     return tuple(sorted(locations))
 
@@ -232,9 +233,10 @@ def _resolve_external(proto: onnx.ModelProto, path: Path) -> Path:
         check_inline(tensor, _nbytes(tensor))
     external = _external_tensors(proto)
     real = []
+    known: dict[str, DataFile] = {}
     for tensor in external:
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        real.append(check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path))
+        real.append(check_claim(claim_from_entries(tensor.name, entries, _nbytes(tensor)), path, known))
     folder = path.parent.resolve()
     if all(file.is_relative_to(folder) for file in real):
         return path.parent

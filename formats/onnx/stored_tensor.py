@@ -81,14 +81,17 @@ def leave_in_files(model: ir.Model) -> None:
     Raises:
         OSError: a file cannot be read.
     """
-    files: dict[Path, WeightFile] = {}
+    files: dict[str, WeightFile] = {}
+    real: dict[Path, WeightFile] = {}
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor):
                 continue
-            path = Path(tensor.path).resolve()
-            stored = StoredTensor(files.setdefault(path, WeightFile(path)), tensor)
+            if (named := str(tensor.path)) not in files:
+                path = Path(named).resolve()
+                files[named] = real.setdefault(path, WeightFile(path))
+            stored = StoredTensor(files[named], tensor)
             value.const_value = stored if stored.nbytes >= _SMALLEST_LEFT_IN_FILE_BYTES else _read(stored)
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from qtool.formats.onnx.map_types import load_model
 from qtool.runtime.graphs import open_graph
+from qtool.runtime.long_graphs import may_be_long
 from qtool.runtime.running_model import RunningModel
 from qtool.runtime.session import Level, Session
 from qtool.runtime.steady_draws import file_draws
@@ -113,7 +114,7 @@ class OnnxruntimeExecution:
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.
         """
-        if self.form is as_it_is and not file_draws(path):
+        if self.form is as_it_is and not file_draws(path) and not may_be_long(path):
             yield Session(path, threads=threads, level=self.level)
             return
         with self.open(load_model(path), threads=threads) as session:

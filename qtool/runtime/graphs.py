@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.calib.specs import Array
 from qtool.private_folder import private_folder
+from qtool.runtime.long_graphs import is_long
 from qtool.runtime.session import Level, Session
+from qtool.runtime.session_chain import SessionChain
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place, ready
 from qtool.runtime.steady_draws import with_steady_draws
 
@@ -34,7 +36,8 @@ def open_graph(
 ) -> Iterator[Session]:
     """Yields a session on ``model``, which reads its weights without copying them.
 
-    It goes through a temporary file where the model is too large for one message. Nodes that draw random numbers draw
+    It goes through a temporary file where the model is too large for one message, and is a chain of sessions where it
+    has very many nodes. Nodes that draw random numbers draw
     the same ones in every session and run.
 
     Args:
@@ -49,6 +52,13 @@ def open_graph(
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     model = with_steady_draws(model)
+    if not mapped and is_long(model):
+        with ExitStack() as stack:
+            yield SessionChain(
+                model,
+                lambda part: stack.enter_context(open_graph(part, threads=threads, level=level, prepacks=prepacks)),
+            )
+        return
     if not mapped and _weights_bytes(model) < largest_message_bytes:
         message, weights = apart(model)
         values = model.graph.initializers

@@ -10,11 +10,14 @@ import onnx_ir as ir
 
 from qtool.calib.specs import Array
 from qtool.formats.onnx.map_types import load_model
+from qtool.graph.unpacked_product import is_unpacked_product
 from qtool.runtime.parts import needs_parts
 from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place
 
 _SMALLEST_LEFT_OUT_BYTES = 1 << 20
+# A product with weights in blocks, which no pass rewrites.
+_PACKED = "MatMulNBits"
 
 
 def check_loads(path: Path) -> None:
@@ -31,11 +34,20 @@ def check_loads(path: Path) -> None:
     Session(message, weights=weights, in_place=weights, prepacks=False)
 
 
+def _may_be_an_input(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    """Returns whether no pass looks at a weight, or only one that unpacks it, which takes long and changes no node."""
+    readers = [use.node for use in value.uses()]
+    if readers and all(is_unpacked_product(node) for node in readers):
+        return True
+    is_known = tensor.dtype == ir.DataType.FLOAT or all(node.op_type == _PACKED for node in readers)
+    return is_known and read_in_place(value)
+
+
 def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
     """Returns ``model`` as bytes, and zeros for large weights that it only names; ``model`` is not modified.
 
-    Zeros that are only read take no memory. Float weights of products and tables become inputs. Others of one type and
-    shape become one weight, since onnxruntime copies each.
+    Zeros that are only read take no memory. Weights of products and float tables become inputs where no pass looks at
+    them. Others of one type and shape become one weight, since onnxruntime copies each.
     """
     clone = model.clone()
     graph = clone.graph
@@ -45,7 +57,7 @@ def hollow(model: ir.Model) -> tuple[bytes, Mapping[str, Array]]:
         tensor = value.const_value
         if tensor is None or not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_LEFT_OUT_BYTES):
             continue
-        if tensor.dtype == ir.DataType.FLOAT and read_in_place(value) and not value.is_graph_output():
+        if _may_be_an_input(value, tensor) and not value.is_graph_output():
             del graph.initializers[name]
             value.const_value, value.shape = None, ir.Shape(tensor.shape.numpy())
             value.type = ir.TensorType(tensor.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -11,8 +10,9 @@ import onnx_ir as ir
 from qtool.calib.specs import Array, TensorSpec
 from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.node_reads import read_by
+from qtool.runtime.divided_graph import Part, divided, part_of
 from qtool.runtime.session import Session
-from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, ready
+from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place, ready
 from qtool.runtime.steady_draws import with_steady_draws
 
 # Weights of models that run as a whole.
@@ -21,6 +21,8 @@ _LARGEST_WHOLE_BYTES = 1 << 30
 _LARGEST_PART_BYTES = 384 << 20
 # Smaller ones are stored in the message.
 _SMALLEST_HANDED_OVER_BYTES = 1 << 16
+# Those of the others that products read are inputs of their part.
+_FED = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 _FLOAT_BYTES = 4
 _CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
 
@@ -33,25 +35,6 @@ def needs_parts(model: ir.Model) -> bool:
 def parts_of(model: ir.Model) -> Parts:
     """Returns the parts of a graph, whose nodes that draw random numbers draw the same ones in every run."""
     return Parts(with_steady_draws(model))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A range of nodes.
-
-    Attributes:
-        nodes: the nodes, in order.
-        weights: the initializers that they read.
-        taken: their inputs from the graph's inputs and from earlier parts.
-        given: their outputs that later parts or the graph's outputs need.
-        spent: tensors that no later part reads.
-    """
-
-    nodes: tuple[ir.Node, ...]
-    weights: tuple[ir.Value, ...]
-    taken: tuple[ir.Value, ...]
-    given: tuple[ir.Value, ...]
-    spent: tuple[str, ...]
 
 
 class Parts:
@@ -80,7 +63,7 @@ class Parts:
         graph = self._model.graph
         self.inputs = tuple(_spec(value) for value in graph.inputs if value.name not in graph.initializers)
         self.outputs = tuple(_spec(value) for value in graph.outputs)
-        self._parts = _divided(self._model, largest_part_bytes)
+        self._parts = divided(self._model, list(_groups(self._model, largest_part_bytes)))
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Returns the named outputs (default: all) for one batch of inputs.
@@ -97,77 +80,51 @@ class Parts:
         initializers = self._model.graph.initializers
         return {name: values[name] if name in values else _array(initializers[name].const_value) for name in names}
 
-    def _run_part(self, part: _Part, values: Mapping[str, Array]) -> dict[str, Array]:
+    def _run_part(self, part: Part, values: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {value.name or "": values[value.name or ""] for value in part.taken}
         for value in part.taken:
             value.dtype = ir.DataType.from_numpy(feeds[value.name or ""].dtype)
             value.shape = None
         handed_over: dict[str, Array] = {}
+        fed: list[ir.Value] = []
         for value in part.weights:
             tensor = self._weights[value]
-            if may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
+            if not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+            elif tensor.dtype in _FED and read_in_place(value):
+                # Weights that are handed over are copied; inputs are read where they are.
+                feeds[value.name or ""] = ready(tensor)
+                fed.append(value)
+                value.const_value, value.type = None, ir.TensorType(tensor.dtype)
+                value.shape = ir.Shape(tensor.shape.numpy())
+            else:
                 handed_over[value.name or ""] = ready(tensor)
                 value.const_value = place_holder(tensor, value.name or "")
-            else:
-                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
         try:
-            message = ir.to_proto(self._of(part)).SerializeToString()
+            message = ir.to_proto(part_of(self._model, part, fed)).SerializeToString()
             return Session(message, mapped=True, weights=handed_over).run(feeds)
         finally:
             handed_over.clear()
+            feeds.clear()
             for value in part.weights:
                 value.const_value = self._weights[value]
-
-    def _of(self, part: _Part) -> ir.Model:
-        whole = self._model
-        view = ir.GraphView(
-            part.taken,
-            part.given,
-            nodes=part.nodes,
-            initializers=part.weights,
-            opset_imports=whole.graph.opset_imports,
-            name="part",
-        )
-        return ir.Model(view.clone(), ir_version=whole.ir_version, functions=tuple(whole.functions.values()))
-
-
-def _divided(model: ir.Model, largest_part_bytes: int) -> list[_Part]:
-    groups = list(_groups(model, largest_part_bytes))
-    reads = [{value for node in group for value in read_by(node)} for group in groups]
-    makes = [{value for node in group for value in node.outputs} for group in groups]
-    last_use = {value: place for place, values in enumerate(reads) for value in values}
-    ends = set(model.graph.outputs)
-    weights = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
-    return [
-        _Part(
-            nodes=tuple(group),
-            weights=_ordered(reads[place] & weights),
-            taken=_ordered(reads[place] - makes[place] - weights),
-            given=_ordered(value for value in makes[place] if value in ends or last_use.get(value, place) > place),
-            spent=tuple(
-                value.name or "" for value in reads[place] - ends - weights if value.name and last_use[value] == place
-            ),
-        )
-        for place, group in enumerate(groups)
-    ]
 
 
 def _groups(model: ir.Model, largest_part_bytes: int) -> Iterator[list[ir.Node]]:
     group: list[ir.Node] = []
     held: set[ir.Value] = set()
+    held_bytes = 0
     for node in model.graph:
-        new = {value for value in read_by(node) if value.is_initializer()} - held
-        if group and sum(map(_nbytes, held | new)) > largest_part_bytes:
+        reads = {value for value in read_by(node) if value.is_initializer()}
+        new = reads - held
+        if group and held_bytes + sum(map(_nbytes, new)) > largest_part_bytes:
             yield group
-            group, held = [], set()
+            group, held, held_bytes, new = [], set(), 0, reads
         group.append(node)
         held |= new
+        held_bytes += sum(map(_nbytes, new))
     if group:
         yield group
-
-
-def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
-    return tuple(sorted(values, key=lambda value: value.name or ""))
 
 
 def _nbytes(value: ir.Value) -> int:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,7 +15,9 @@ import onnx_ir as ir
 from qtool.calib.specs import Feed
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
+from qtool.runtime.long_graphs import is_long
 from qtool.runtime.session import Session
+from qtool.runtime.session_chain import SessionChain
 
 # Worker threads of the model before keep spinning for a while: the first run of a turn is not the fastest.
 _TURNS, _RUNS_A_TURN = 3, 3
@@ -64,8 +67,8 @@ def kernel_seconds(models: Sequence[ir.Model], feed: Feed, *, threads: int = 0) 
     """
     with ExitStack() as stack:
         folders = [stack.enter_context(private_folder()) for _ in models]
-        sources = [stack.enter_context(saved(*given)) for given in zip(models, folders, strict=True)]
-        return tuple(map(_shortest, _profiled(sources, feed, folders, threads)))
+        opened = [_opened(model, folder, threads, stack) for model, folder in zip(models, folders, strict=True)]
+        return tuple(map(_shortest, _profiled(opened, feed)))
 
 
 def _shortest(kernels: Sequence[_Kernel]) -> dict[str, float]:
@@ -88,7 +91,7 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     with private_folder() as folder:
-        (kernels,) = _profiled([model], feed, [folder], threads)
+        (kernels,) = _profiled([_opened_file(model, folder, threads)], feed)
     runs: dict[tuple[str, str], list[float]] = {}
     for kernel in kernels:
         runs.setdefault((kernel.operator, kernel.name), []).append(kernel.seconds)
@@ -101,18 +104,30 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
     return tuple(sorted(found, key=lambda time: (-time.seconds, time.operator)))
 
 
-def _profiled(
-    sources: Sequence[Path | bytes], feed: Feed, folders: Sequence[Path], threads: int
-) -> list[list[_Kernel]]:
-    sessions = [
-        Session(source, threads=threads, profile_to=folder / "profile")
-        for source, folder in zip(sources, folders, strict=True)
-    ]
+def _opened(model: ir.Model, folder: Path, threads: int, stack: ExitStack) -> Session:
+    if not is_long(model):
+        return _opened_file(stack.enter_context(saved(model, folder)), folder, threads)
+    places = count()
+
+    def opens(part: ir.Model) -> Session:
+        own = folder / f"part{next(places)}"
+        own.mkdir()
+        with saved(part, own) as source:
+            return _opened_file(source, own, threads)
+
+    return SessionChain(model, opens)
+
+
+def _opened_file(source: Path | bytes, folder: Path, threads: int) -> Session:
+    return Session(source, threads=threads, profile_to=folder / "profile")
+
+
+def _profiled(sessions: Sequence[Session], feed: Feed) -> list[list[_Kernel]]:
     for _ in range(_TURNS):
         for session in sessions:
             for _ in range(_RUNS_A_TURN):
                 session.run(feed)
-    return [_kernels(session.end_profile()) for session in sessions]
+    return [[kernel for profile in session.end_profiles() for kernel in _kernels(profile)] for session in sessions]
 
 
 def _kernels(profile: Path) -> list[_Kernel]:

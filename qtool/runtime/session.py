@@ -136,7 +136,7 @@ class Session:
             options.optimized_model_filepath = str(optimized_to)
             if weights:
                 # They may not fit into the message.
-                data = f"{optimized_to.name}.data"
+                data = data_of(optimized_to).name
                 options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
         if profile_to is not None:
             options.enable_profiling = True
@@ -174,9 +174,9 @@ class Session:
             values = self._session.run(names, dict(feeds))
         return {name: plain(value) for name, value in zip(names, values, strict=True)}
 
-    def end_profile(self) -> Path:
-        """Returns the file with the times of every kernel so far; only for a session with ``profile_to``."""
-        return Path(self._session.end_profiling())
+    def end_profiles(self) -> list[Path]:
+        """Returns the files with the times of every kernel so far; only for a session with ``profile_to``."""
+        return [Path(self._session.end_profiling())]
 
     def run_uncopied(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Returns the named outputs as read-only views of onnxruntime's own memory, where it has them as numbers.
@@ -192,6 +192,11 @@ class Session:
             }
             values = self._session.run_with_ort_values(list(outputs), bound)
             return [_view(value) for value in values]
+
+
+def data_of(optimized: Path) -> Path:
+    """Returns the file that large weights of an optimized graph go to, where a session gets ``weights``."""
+    return optimized.with_name(f"{optimized.name}.data")
 
 
 class Watcher:

@@ -8,7 +8,7 @@ Correction (ICCV 2019), section 4.1; here sums join the tensors they add into on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def scaling_regions(model: ir.Model) -> tuple[ScalingRegion, ...]:
     found = []
     for node in model.graph:
         if is_layer(node) and node.outputs[0] not in seen:
-            search = _Search(order)
+            search = _Search(order, seen)
             try:
                 search.spread(node)
                 found.append(search.region())
@@ -113,8 +113,10 @@ def offset_shape(value: ir.Value, axis: int, channels: int) -> tuple[int, ...] |
 class _Search:
     """Grows a region from a layer to everything that must be scaled with its output."""
 
-    def __init__(self, order: Mapping[ir.Node, int]) -> None:
+    def __init__(self, order: Mapping[ir.Node, int], seen: Collection[ir.Value]) -> None:
+        """Takes the position of each node, and the values that earlier searches came to."""
         self._order = order
+        self._seen = seen
         self.axes: dict[ir.Value, int] = {}
         self._makers: dict[ir.Node, int] = {}
         self._readers: dict[ir.Node, int] = {}
@@ -186,6 +188,8 @@ class _Search:
         return self._between[producer]
 
     def _reach(self, value: ir.Value, axis: int) -> None:
+        if value in self._seen:
+            raise _CannotScaleError  # values lead to each other both ways, so the search that came here had failed
         if value not in self.axes:
             self.axes[value] = axis
             self._waiting.append(value)

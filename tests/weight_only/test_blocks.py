@@ -52,6 +52,16 @@ def test_each_weight_is_at_most_half_a_step_from_its_integer(grid: BlockGrid) ->
         assert (np.abs((integers - zero) * scale - block) <= np.abs(scale) * (1.0 if grid.symmetric else 0.51)).all()
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(1100, 300), (40, 2000), (3, 17)])
+@pytest.mark.parametrize("block", [16, 128, None])
+def test_a_transposed_weight_gets_the_same_integers(outputs: int, inputs: int, block: int | None) -> None:
+    grid = BlockGrid(bits=8, block=block, symmetric=False)
+    weights = _weights(outputs, inputs)
+    found, turned = round_blocks("w", weights, grid), round_blocks("w", np.asfortranarray(weights), grid)
+    for field in ("integers", "scales", "zero_points"):
+        np.testing.assert_array_equal(getattr(turned, field), getattr(found, field), err_msg=field)
+
+
 def test_zero_stays_zero(grid: BlockGrid) -> None:
     weights = _weights()
     weights[:, ::3] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -15,12 +16,14 @@ from qtool.backends.onnxruntime_cpu.targets import FUSE_SIGNED
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.onnx.onnx_file import weights_nbytes
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.constants import integer_attribute, is_constant
 from qtool.graph.unpacked_product import PACKED_DOMAINS, is_unpacked_product
 from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
-from qtool.runtime.session import NO_WEIGHTS, Session
+from qtool.runtime.long_graphs import is_long, typed_parts
+from qtool.runtime.session import NO_WEIGHTS, Session, data_of
 
 _KERNELS = (
     "QLinear",
@@ -41,6 +44,8 @@ _QGEMM_OUTPUT_SCALE = 7
 _WITH_BIAS = "/MatMulAddFusion"
 # Larger graphs are optimized without their weights, which is faster and takes little memory.
 _LARGEST_WITH_WEIGHTS_BYTES = 256 << 20
+# What the optimizer makes of each byte of weights that are unpacked as a model loads.
+_FLOAT_BYTES = 4
 
 
 def integer_coverage(model: ir.Model) -> Coverage:
@@ -66,10 +71,24 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
+    found: dict[str, ir.Node] = {}
+    with ExitStack() as stack, collection_paused(model):
+        for part in typed_parts(model) if is_long(model) else [model]:
+            found |= stack.enter_context(_optimized_part(part))
+        # A MatMul that took in the bias behind it has a longer name.
+        yield {name.removesuffix(_WITH_BIAS): node for name, node in found.items()} | found
+
+
+@contextmanager
+def _optimized_part(model: ir.Model) -> Iterator[dict[str, ir.Node]]:
     with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
-        is_large = weights_nbytes(model) > _LARGEST_WITH_WEIGHTS_BYTES
+        unpacked_bytes = _FLOAT_BYTES if any(map(is_unpacked_product, model.graph)) else 1
+        is_large = weights_nbytes(model) * unpacked_bytes > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
+        if is_large and os.name == "posix":
+            # It would be filled with zeros that nobody reads.
+            data_of(optimized_path).symlink_to(os.devnull)
         # At a higher level layouts change too, and with them the names of nodes.
         Session(
             message,
@@ -80,9 +99,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
             in_place=weights,
             prepacks=False,
         )
-        nodes = {node.name: node for node in load_model(optimized_path).graph if node.name}
-        # A MatMul that took in the bias behind it has a longer name.
-        yield {name.removesuffix(_WITH_BIAS): node for name, node in nodes.items()} | nodes
+        yield {node.name: node for node in load_model(optimized_path).graph if node.name}
 
 
 def fuses_signed(model: ir.Model) -> bool:

@@ -49,7 +49,8 @@ def place_weights(graph: ir.Graph, grid: BlockGrid, reason_to_skip: Callable[[ir
         )
         for weight, sharing in readers.items()
     }
-    chosen = {node.name or "": node.op_type for node in graph if node.name in _names(plans)}
+    names = {name for plan in plans.values() for name in plan.nodes}
+    chosen = {node.name or "": node.op_type for node in graph if node.name in names}
     return WeightOnlyPlan(weights=plans, layers=chosen, skipped=tuple(skipped))
 
 
@@ -69,10 +70,6 @@ def _tables(
             continue
         if all(node.graph is graph and reason_to_skip(node) is None for node in gathers):
             yield value, gathers
-
-
-def _names(plans: dict[str, BlockPlan]) -> set[str]:
-    return {name for plan in plans.values() for name in plan.nodes}
 
 
 def _reason_by_form(node: ir.Node, readers: dict[ir.Value, list[ir.Node]]) -> str | None:

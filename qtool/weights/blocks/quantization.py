@@ -24,8 +24,9 @@ Integers: TypeAlias = npt.NDArray[np.uint8]
 
 # Weights that are rounded at once, few enough to stay in the processor's cache.
 _MOST_VALUES = 1 << 17
-# Neighbours in the memory of a transposed weight that are rounded together.
-_OUTPUTS_AT_ONCE = 512
+# Neighbours in the memory of a transposed weight that are rounded together, and so many that are turned.
+_OUTPUTS_AT_ONCE = 1024
+_TURNED_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +84,20 @@ def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
     Raises:
         InputError: the weight holds NaN or infinity.
     """
-    if not np.isfinite(matrix).all():
-        raise InputError(
-            f"the weight '{name}' holds NaN or infinity", fix="repair the model, or keep its node float with --exclude"
-        )
-    blocks = -(-matrix.shape[1] // grid.length(matrix.shape[1]))
-    low, high = np.empty((len(matrix), blocks), np.float32), np.empty((len(matrix), blocks), np.float32)
-    for rows, columns, inputs in _tiles(matrix, grid):
-        part = in_blocks(matrix[rows, inputs], grid)
-        low[rows, columns], high[rows, columns] = part.min(axis=2), part.max(axis=2)
-    return with_ranges(matrix, grid, np.minimum(low, 0.0), np.maximum(high, 0.0))
-
-
-def with_ranges(matrix: Matrix, grid: BlockGrid, low: Matrix, high: Matrix) -> BlockWeight:
-    """Rounds to nearest on grids that reach from ``low``, at most 0, to ``high``, at least 0, (outputs, blocks)."""
-    return with_scales(matrix, grid, *grid_of(grid, low, high))
+    grids = _Grids.empty(matrix.shape, grid)
+    for tile in _tiles(matrix, grid):
+        parts = [tile.part(matrix, piece) for piece in tile.pieces]
+        low = np.minimum.reduce([part.min(axis=tile.inner) for part in parts])
+        high = np.maximum.reduce([part.max(axis=tile.inner) for part in parts])
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InputError(
+                f"the weight '{name}' holds NaN or infinity",
+                fix="repair the model, or keep its node float with --exclude",
+            )
+        grids.put(tile, *grid_of(grid, np.minimum(low, 0.0), np.maximum(high, 0.0)))
+        for piece, part in zip(tile.pieces, parts, strict=True):
+            grids.round(tile, piece, part)
+    return grids.weight()
 
 
 def grid_of(grid: BlockGrid, low: Matrix, high: Matrix) -> tuple[Matrix, Integers]:
@@ -118,30 +118,115 @@ def grid_of(grid: BlockGrid, low: Matrix, high: Matrix) -> tuple[Matrix, Integer
 
 def with_scales(matrix: Matrix, grid: BlockGrid, scales: Matrix, zero_points: Integers) -> BlockWeight:
     """Rounds to nearest on given grids, (outputs, blocks) each."""
-    integers = np.empty(matrix.shape, np.uint8)
-    for rows, columns, inputs in _tiles(matrix, grid):
-        steps = in_blocks(matrix[rows, inputs], grid) / scales[rows, columns, np.newaxis]
-        steps += zero_points[rows, columns, np.newaxis].astype(np.float32)
-        np.clip(np.rint(steps, out=steps), 0, grid.highest, out=steps)
-        part = integers[rows, inputs]
-        part[...] = steps.astype(np.uint8).reshape(len(steps), -1)[:, : part.shape[1]]
-    return BlockWeight(
-        integers=kept_aside(integers), scales=kept_aside(scales), zero_points=kept_aside(zero_points), grid=grid
-    )
+    grids = _Grids(grid, np.empty(matrix.shape, np.uint8), scales, zero_points)
+    for tile in _tiles(matrix, grid):
+        for piece in tile.pieces:
+            grids.round(tile, piece, tile.part(matrix, piece))
+    return grids.weight()
 
 
-def _tiles(matrix: Matrix, grid: BlockGrid) -> Iterator[tuple[slice, slice, slice]]:
-    """Yields the outputs, blocks and inputs of parts of a matrix that stay in the cache, in the order of its memory."""
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Outputs and blocks of a matrix, seen in the order of its memory.
+
+    Attributes:
+        rows: the outputs.
+        columns: the blocks.
+        pieces: their inputs, in parts that stay in the cache; more than one only of a single block.
+        turned: whether outputs are neighbours in memory; otherwise inputs are.
+        length: the inputs of a block.
+    """
+
+    rows: slice
+    columns: slice
+    pieces: tuple[slice, ...]
+    turned: bool
+    length: int
+
+    @property
+    def inner(self) -> int:
+        """The axis of the inputs of a block."""
+        return 1 if self.turned else 2
+
+    def part(self, matrix: npt.NDArray[Any], inputs: slice) -> Matrix:
+        """Returns float32, (blocks, inputs, outputs) where turned, and else (outputs, blocks, inputs)."""
+        part = matrix[self.rows, inputs]
+        part = part.T if self.turned else part
+        if len(self.pieces) > 1:
+            return np.asarray(part[np.newaxis] if self.turned else part[:, np.newaxis], np.float32)
+        missing = -part.shape[0 if self.turned else 1] % self.length
+        if missing:
+            part = np.pad(part, [(0, missing), (0, 0)] if self.turned else [(0, 0), (0, missing)])
+        shape = (-1, self.length, part.shape[1]) if self.turned else (len(part), -1, self.length)
+        return np.asarray(part.reshape(shape), np.float32)
+
+    def per_part(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns the values of its blocks, of all (outputs, blocks), so that they go with a part."""
+        own = values[self.rows, self.columns]
+        return np.ascontiguousarray(own.T)[:, np.newaxis] if self.turned else own[:, :, np.newaxis]
+
+
+@dataclass(frozen=True, slots=True)
+class _Grids:
+    """A weight that is being rounded, see ``BlockWeight``."""
+
+    grid: BlockGrid
+    integers: Integers
+    scales: Matrix
+    zero_points: Integers
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], grid: BlockGrid) -> _Grids:
+        """Returns what is to be filled for a matrix of ``shape``, (outputs, inputs)."""
+        blocks = (shape[0], -(-shape[1] // grid.length(shape[1])))
+        return _Grids(grid, np.empty(shape, np.uint8), np.empty(blocks, np.float32), np.empty(blocks, np.uint8))
+
+    def put(self, tile: _Tile, scales: Matrix, zero_points: Integers) -> None:
+        """Sets the grids of a tile, (blocks, outputs) where turned, and else (outputs, blocks)."""
+        own = (scales.T, zero_points.T) if tile.turned else (scales, zero_points)
+        self.scales[tile.rows, tile.columns], self.zero_points[tile.rows, tile.columns] = own
+
+    def round(self, tile: _Tile, inputs: slice, part: Matrix) -> None:
+        """Rounds a part of a tile on the tile's grids."""
+        steps = part / tile.per_part(self.scales)
+        steps += tile.per_part(self.zero_points).astype(np.float32)
+        np.clip(np.rint(steps, out=steps), 0, self.grid.highest, out=steps)
+        integers, found = self.integers[tile.rows, inputs], steps.astype(np.uint8)
+        if not tile.turned:
+            integers[...] = found.reshape(len(found), -1)[:, : integers.shape[1]]
+            return
+        found = found.reshape(-1, found.shape[2])[: integers.shape[1]]
+        for first in range(0, found.shape[1], _TURNED_AT_ONCE):
+            integers[first : first + _TURNED_AT_ONCE] = found[:, first : first + _TURNED_AT_ONCE].T
+
+    def weight(self) -> BlockWeight:
+        """Returns the weight, its arrays kept aside."""
+        return BlockWeight(
+            integers=kept_aside(self.integers),
+            scales=kept_aside(self.scales),
+            zero_points=kept_aside(self.zero_points),
+            grid=self.grid,
+        )
+
+
+def _tiles(matrix: Matrix, grid: BlockGrid) -> Iterator[_Tile]:
+    """Yields parts of a matrix that stay in the cache, in the order of its memory."""
     inputs = matrix.shape[1]
     length = grid.length(inputs)
     blocks = -(-inputs // length)
-    turned = matrix.flags.f_contiguous and not matrix.flags.c_contiguous
-    wide = min(max(_MOST_VALUES // (_OUTPUTS_AT_ONCE * length), 1), blocks) if turned else blocks
+    if not matrix.flags.f_contiguous or matrix.flags.c_contiguous:
+        for rows in row_parts(matrix):
+            yield _Tile(rows, slice(0, blocks), (slice(0, inputs),), turned=False, length=length)
+        return
+    at_once = _MOST_VALUES // _OUTPUTS_AT_ONCE
+    wide = max(at_once // length, 1)
     for first in range(0, blocks, wide):
-        columns = slice(first, first + wide)
-        part = slice(first * length, min((first + wide) * length, inputs))
-        for rows in row_parts(matrix[:, part]):
-            yield rows, columns, part
+        end = min((first + wide) * length, inputs)
+        starts = range(first * length, end, at_once if length > at_once else end)
+        pieces = tuple(slice(start, min(start + starts.step, end)) for start in starts)
+        for start in range(0, len(matrix), _OUTPUTS_AT_ONCE):
+            rows = slice(start, start + _OUTPUTS_AT_ONCE)
+            yield _Tile(rows, slice(first, first + wide), pieces, turned=True, length=length)
 
 
 def row_parts(matrix: Matrix, *, values: int = _MOST_VALUES) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from importlib import import_module
 import onnx_ir as ir
 
 from qtool.formats.library_noise import quiet_loggers
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.maps_aside import put_maps_back, take_maps_aside
 from qtool.passes import FOR_INTEGERS_BETWEEN_LAYERS, PREPARE_PASSES
 
@@ -22,7 +23,8 @@ def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Mode
         InputError: the model's opset cannot be raised.
     """
     maps = take_maps_aside(model)
-    with quiet_loggers(("onnx_ir", "onnxscript")):  # they report parts that they could not optimize
+    # They report parts that they could not optimize.
+    with collection_paused(model), quiet_loggers(("onnx_ir", "onnxscript")):
         for key, location in PREPARE_PASSES.items():
             if key in FOR_INTEGERS_BETWEEN_LAYERS and not integers_between_layers:
                 continue

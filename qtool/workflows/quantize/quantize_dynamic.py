@@ -36,7 +36,13 @@ from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import calibration_data
 from qtool.workflows.quantize.quantize_files import check_destination, float_model
-from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
+from qtool.workflows.quantize.quantize_record import (
+    figures_record,
+    float_record,
+    inputs_record,
+    nodes_record,
+    options_record,
+)
 from qtool.workflows.tune.dynamic_candidates import DynamicCandidates
 from qtool.workflows.tune.dynamic_search import DynamicAttempt, DynamicChoice, DynamicSearch
 from qtool.workflows.tune.embedding_tables import with_tables
@@ -206,11 +212,12 @@ class _Evaluation:
 
 def _manifest(request: DynamicRequest, report: DynamicReport, *, float_file: Path, quantized_file: Path) -> Manifest:
     """Returns the manifest of one run; the two files are the staged models."""
+    inputs = inputs_record(request)
     return Manifest(
         command="quantize",
-        float_model=model_record(report.float_model, float_file),
+        float_model=float_record(report, float_file, inputs),
         quantized_model=model_record(report.output, quantized_file),
-        inputs=inputs_record(request),
+        inputs=inputs,
         options=options_record(request),
         versions=locked_versions(request.source),
         quantized={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def manifest_of(
         inputs["calib_stats"] = file_record(request.statistics, request.statistics)
     return Manifest(
         command="quantize",
-        float_model=model_record(report.float_model, float_file),
+        float_model=float_record(report, float_file, inputs),
         quantized_model=model_record(report.output, quantized_file),
         inputs=inputs,
         options=_options(request),
@@ -84,6 +84,14 @@ def inputs_record(request: SharedRequest) -> dict[str, FileRecord]:
     if request.data.tokenizer is not None:
         inputs["tokenizer"] = file_record(request.data.tokenizer, request.data.tokenizer)
     return inputs | data_records(request.data.sources)
+
+
+def float_record(report: SharedReport, float_file: Path, inputs: Mapping[str, FileRecord]) -> FileRecord:
+    """Returns the record of the float model in ``float_file``, which is one of ``inputs`` unless it was converted."""
+    given = inputs["model"]
+    if given.path == report.float_model == float_file:
+        return given
+    return model_record(report.float_model, float_file)
 
 
 def options_record(request: DynamicRequest | QuantizeRequest | WeightOnlyRequest) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from qtool.atomic import staged
 from qtool.backends.registry import backend_named
 from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
-from qtool.manifest import Manifest, manifest_path, write_manifest
+from qtool.manifest import FileRecord, Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import WeightOnlyPlan
 from qtool.planning import build_weight_only_plan
@@ -34,7 +36,13 @@ from qtool.workflows.quantize.lock import check_reproduced, lock_record, locked_
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.quantize.quantize_files import check_destination, float_model
-from qtool.workflows.quantize.quantize_record import figures_record, inputs_record, nodes_record, options_record
+from qtool.workflows.quantize.quantize_record import (
+    figures_record,
+    float_record,
+    inputs_record,
+    nodes_record,
+    options_record,
+)
 from qtool.workflows.quantize.weight_only_request import WeightOnlyReport, WeightOnlyRequest
 from qtool.workflows.tune.activation_memory import ActivationMemory
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
@@ -78,7 +86,8 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         batches = request.data.batches(dataset, *model_specs(original))
         progress.note(f"rounding takes about {rounding_bytes(model, plan) / 1e9:.1f} GB of memory")
         samples = CheckSamples(dataset=dataset, data=request.data, holdout=HoldoutSplit.of(batches), memory=memory)
-    with staged(output) as path, private_folder() as folder:
+    with staged(output) as path, private_folder() as folder, ThreadPoolExecutor(max_workers=1) as beside:
+        inputs = beside.submit(inputs_record, request)  # hashes gigabytes, while their weights are rounded
         floats = float_model(original, request.source, output, path, force=request.force)
         found = _chosen(request, original, model, plan, samples, sample, model_bytes(floats.file), folder, progress)
         plan, model = found.plan, model if found.model is None else found.model
@@ -115,7 +124,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             quantized_bytes=model_bytes(path),
         )
         bring_decoder_files(request.source.path, path, output)
-        manifest = _manifest(request, report, float_file=floats.file, quantized_file=path)
+        manifest = _manifest(request, report, inputs.result(), float_file=floats.file, quantized_file=path)
         check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
@@ -166,14 +175,19 @@ def _chosen(
 
 
 def _manifest(
-    request: WeightOnlyRequest, report: WeightOnlyReport, *, float_file: Path, quantized_file: Path
+    request: WeightOnlyRequest,
+    report: WeightOnlyReport,
+    inputs: Mapping[str, FileRecord],
+    *,
+    float_file: Path,
+    quantized_file: Path,
 ) -> Manifest:
     """Returns the manifest of one run; the two files are the staged models."""
     return Manifest(
         command="quantize",
-        float_model=model_record(report.float_model, float_file),
+        float_model=float_record(report, float_file, inputs),
         quantized_model=model_record(report.output, quantized_file),
-        inputs=inputs_record(request),
+        inputs=inputs,
         options=options_record(request),
         versions=locked_versions(request.source),
         quantized={"weights": len(report.plan.weights), **nodes_record(report, report.plan.skipped)},

@@ -1,0 +1,131 @@
+"""Graphs of very many nodes run as a chain of sessions, and give what one session gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qtool.formats.onnx.onnx_file import OnnxFile
+from qtool.runtime import long_graphs
+from qtool.runtime.divided_graph import part_of
+from qtool.runtime.graphs import open_graph
+from qtool.runtime.profile import kernel_seconds
+from qtool.runtime.session_chain import SessionChain
+from qtool.weights.scaling_regions import scaling_regions
+
+_LAYERS, _WIDTH = 12, 8
+X = np.random.default_rng(1).standard_normal((12, _WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A residual network whose first tensor the last node reads, with a default input and a weight as an output."""
+    random, weights, nodes, last = np.random.default_rng(0), [], [], "x"
+    for layer in range(_LAYERS):
+        weight = random.standard_normal((_WIDTH, _WIDTH)) / 8
+        weights.append(numpy_helper.from_array(weight.astype(np.float32), f"w{layer}"))
+        nodes += [
+            helper.make_node("MatMul", [last, f"w{layer}"], [f"m{layer}"], name=f"m{layer}"),
+            helper.make_node("Add", [f"m{layer}", "bias"], [f"a{layer}"], name=f"a{layer}"),
+            helper.make_node("Relu", [f"a{layer}"], [f"r{layer}"], name=f"r{layer}"),
+            helper.make_node("Add", [last, f"r{layer}"], [f"s{layer}"], name=f"s{layer}"),
+        ]
+        last = f"s{layer}"
+    nodes.append(helper.make_node("Sub", [last, "x"], ["y"], name="y"))
+    weights.append(numpy_helper.from_array(np.full(_WIDTH, 0.1, np.float32), "bias"))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", _WIDTH]),
+        helper.make_tensor_value_info("bias", TensorProto.FLOAT, [_WIDTH]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", _WIDTH]),
+        helper.make_tensor_value_info("w0", TensorProto.FLOAT, [_WIDTH, _WIDTH]),
+    ]
+    graph = helper.make_graph(nodes, "chain", inputs, outputs, weights)
+    path = tmp_path / "long.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a graph of more than 20 nodes a long one."""
+    for name, nodes in (("_MOST_NODES", 20), ("_PART_NODES", 11), ("_LEAST_PART_NODES", 5)):
+        monkeypatch.setattr(long_graphs, name, nodes)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_chain_computes_what_one_session_does(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = OnnxFile().read(model)
+    with open_graph(graph) as session:
+        assert isinstance(session, SessionChain)
+        found = [session.run({"x": X}), session.run({"x": X[:3], "bias": np.zeros(_WIDTH, np.float32)})]
+        assert [spec.name for spec in session.inputs] == ["x"]
+        assert list(session.run({"x": X}, ["w0"])) == ["w0"]
+    monkeypatch.setattr(long_graphs, "_MOST_NODES", 1000)
+    with open_graph(graph) as session:
+        assert not isinstance(session, SessionChain)
+        expected = [session.run({"x": X}), session.run({"x": X[:3], "bias": np.zeros(_WIDTH, np.float32)})]
+    for one, other in zip(found, expected, strict=True):
+        assert list(one) == list(other) == ["y", "w0"]
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_graph_is_divided_where_fewest_tensors_pass(model: Path) -> None:
+    graph = OnnxFile().read(model)
+    parts = [part_of(graph, part) for part in long_graphs.short_parts(graph)]
+    assert [node.name for part in parts for node in part.graph] == [node.name for node in graph.graph]
+    assert all(len(part.graph) <= 11 for part in parts)
+    # Behind a sum there are that and the input that the last node reads; anywhere else there is one more.
+    assert all(part.graph[-1].op_type == "Add" and (part.graph[-1].name or "").startswith("s") for part in parts[:-1])
+
+
+@pytest.mark.usefixtures("short")
+def test_parts_have_types_where_the_graph_has_none(model: Path) -> None:
+    parts = long_graphs.typed_parts(OnnxFile().read(model))
+    assert len(parts) > 3
+    assert all(value.dtype is not None and value.shape is not None for part in parts for value in part.graph.inputs)
+
+
+@pytest.mark.usefixtures("short")
+def test_every_kernel_of_a_chain_is_timed(model: Path) -> None:
+    seconds = kernel_seconds(OnnxFile().read(model), {"x": X})
+    assert {f"s{layer}" for layer in range(_LAYERS)} <= seconds.keys()
+    assert all(time > 0 for time in seconds.values())
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_quantization_gives_the_same_model_either_way(
+    run: Any, model: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    np.savez("x.npz", x=X)
+    proto = onnx.load(model)
+    del proto.graph.output[1], proto.graph.input[1]
+    onnx.save(proto, model)
+    given = ["--calib-data", "x.npz", "--effort", "fast"] if scheme == "static" else []
+    arguments = ["quantize", model, "--scheme", scheme, "--target", "x86", *given, "--json"]
+    whole = run(*arguments, "-o", "whole.onnx")
+    assert whole.code == 0, whole.err
+    for name, nodes in (("_MOST_NODES", 30), ("_PART_NODES", 25), ("_LEAST_PART_NODES", 12)):
+        monkeypatch.setattr(long_graphs, name, nodes)
+    parts = run(*arguments, "-o", "parts.onnx")
+    assert parts.code == 0, parts.err
+    assert parts.json["coverage"] == whole.json["coverage"]
+    assert Path("parts.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_regions_that_nothing_can_scale_are_searched_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qtool.weights import scaling_regions as searched
+
+    visited = []
+    follow = searched._scaled_inputs
+    monkeypatch.setattr(searched, "_scaled_inputs", lambda node: (visited.append(node), follow(node))[1])
+    assert scaling_regions(OnnxFile().read(model)) == ()
+    assert len(visited) <= 4 * _LAYERS + 1
