@@ -96,7 +96,7 @@ def test_parts_have_types_where_the_graph_has_none(model: Path) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_every_kernel_of_a_chain_is_timed(model: Path) -> None:
-    seconds = kernel_seconds(OnnxFile().read(model), {"x": X})
+    (seconds,) = kernel_seconds([OnnxFile().read(model)], {"x": X})
     assert {f"s{layer}" for layer in range(_LAYERS)} <= seconds.keys()
     assert all(time > 0 for time in seconds.values())
 
