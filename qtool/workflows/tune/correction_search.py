@@ -88,12 +88,10 @@ class CorrectionSearch:
         ablation: CorrectionAblation | None,
         threads: int = 0,
         stop: Callable[[], bool] = never,
-        stop_ranges: Callable[[], bool] = never,
     ) -> None:
         """Takes the samples; without ``ablation`` nothing is evaluated, and all wanted corrections are applied.
 
-        Once ``stop`` returns True, searches end and corrections that were not requested by name are left out; once
-        ``stop_ranges`` does, ranges are taken as far as they are chosen.
+        Once ``stop`` returns True, searches end and corrections that were not requested by name are left out.
         """
         self._samples = samples
         self._wanted = wanted
@@ -101,7 +99,6 @@ class CorrectionSearch:
         self._ablation = ablation
         self._threads = threads
         self._stop = stop
-        self._stop_ranges = stop_ranges
 
     def correct(self, candidates: QuantizedCandidates) -> QuantizedCandidates:
         """Returns ``candidates``, which have plain ranges and rounding, with the corrections that help.
@@ -127,7 +124,7 @@ class CorrectionSearch:
         corrections: dict[str, tuple[Policy, Correction]] = {}
         if wanted.ranges:
             chosen = choose_among_methods(
-                candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop_ranges
+                candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
         layers = layer_inputs(candidates.model, candidates.plan().integer_nodes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import onnx_ir as ir
 
@@ -39,8 +38,6 @@ _DOUBT_DB = 1.0
 # Where nothing else is asked for, layers with more of the multiply-adds do not stay float for accuracy: other machines
 # are not as fast at them as this one may be.
 _MOST_PRODUCTS = 0.05
-# Choosing ranges may take this part of a limited search: what follows gains more than the last ranges.
-_PART_FOR_RANGES = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +170,6 @@ class QuantizationSearch:
             ablation=self._ablation,
             threads=self._threads,
             stop=self._time.is_over,
-            stop_ranges=partial(self._time.is_over, part=_PART_FOR_RANGES),
         )
 
     def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:

@@ -22,19 +22,16 @@ class SearchTime:
         """
         self._clocks = [(clock, clock()) for clock in clocks]
         self._end = math.inf
-        self._ended, self._ended_at = False, 0.0
+        self._ended = False
 
     def limit(self, plain_s: float) -> None:
         """Sets the end for a float model that takes ``plain_s`` seconds for all samples."""
         self._end = _TIMES_PLAIN * plain_s + _FIXED_S
 
-    def is_over(self, *, part: float = 1.0) -> bool:
-        """Returns whether the search, or the steps that may take ``part`` of it, have to end with the best so far."""
-        end = part * self._end
-        over = self._spent() >= end
-        if over:
-            self._ended = True
-            self._ended_at = max(self._ended_at, end)
+    def is_over(self) -> bool:
+        """Returns whether the search has to end with the best so far."""
+        over = self._spent() >= self._end
+        self._ended = self._ended or over
         return over
 
     @property
@@ -47,8 +44,7 @@ class SearchTime:
         """Why the search ended early, in words; None where it did not."""
         if not self._ended:
             return None
-        what = "the search was" if self._ended_at >= self._end else "parts of the search were"
-        return f"{what} ended after {self._ended_at:.0f} s"
+        return f"the search was ended after {self._end:.0f} s"
 
     def _spent(self) -> float:
         return min(clock() - start for clock, start in self._clocks)
