@@ -94,7 +94,7 @@ def test_blocks_stay_and_logits_are_torchs(run: Any, tmp_path: Path, tokenizer: 
     # Every quantized tensor is in the graph as it was in the file: nothing of it as floats.
     stored = sum(len(raw) for kind, _, raw in _tensors(fields["llama.vocab_size"], mixed=mixed).values() if kind != 0)
     floats = Session(folder.model)
-    assert folder.model.stat().st_size < stored + 60_000 < 4 * stored
+    assert folder.model.stat().st_size < stored + 64_000 < 4 * stored
     said = continuation(floats, DecoderInputs.of(floats.inputs, floats.outputs), _PROMPT, count=20)
     genai = pytest.importorskip("onnxruntime_genai")
     model = genai.Model(str(folder.folder))
