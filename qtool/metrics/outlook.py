@@ -103,6 +103,10 @@ class OutlookMeter:
         # The same samples are drawn in every run.
         draws = np.random.default_rng(0).integers(0, len(signal), (_RESAMPLES, len(signal)))
         ratios = _decibels(signal[draws].sum(axis=1), noise[draws].sum(axis=1))
+        # Draws of samples without signal, such as pages without text, say nothing.
+        ratios = ratios[np.isfinite(ratios)]
+        if not ratios.size:
+            return None
         low, high = (float(end) for end in np.percentile(ratios, _ENDS))
         if self._gate is not None and (lost := float(np.concatenate(self._undecided_noise).sum())) > 0.0:
             kept = float(np.concatenate(self._undecided_signal).sum())
@@ -153,5 +157,5 @@ class OutlookMeter:
 
 
 def _decibels(signal: Floats, noise: Floats) -> Floats:
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(10.0 * (np.log10(signal) - np.log10(noise)))

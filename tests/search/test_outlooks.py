@@ -157,3 +157,14 @@ def test_the_search_does_not_stop_at_a_gate_that_hides_the_noise(run: Any, class
     outcome = run("quantize", classifier, *given, "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["kept_float"]["integers_everywhere_sqnr_db"] < outcome.json["outputs"][0]["sqnr_db"] - 6
+
+
+def test_samples_without_signal_say_nothing() -> None:
+    random = np.random.default_rng(3)
+    pages = [random.normal(0, 1, (1, 50)), np.zeros((1, 50)), random.normal(0, 1, (1, 50))]
+    meter = OutlookMeter()
+    for page in pages:
+        meter.add(page, page * 1.01, 1)
+    found = meter.result()
+    assert found is not None
+    assert (found.low_db, found.high_db) == (pytest.approx(40.0), pytest.approx(40.0))
