@@ -50,7 +50,7 @@ def test_both_runtimes_say_the_tokens_that_torch_says(decoder: Decoder, kind: st
     from tests.llm.tiny_decoders import PROMPT, torch_tokens
 
     expected = torch_tokens(source, _TOKENS)
-    assert len(set(expected)) > 5
+    assert len(set(expected)) > 2
     folder = find_decoder_folder(made)
     assert not set(folder.eos_tokens) & set(expected)
     session = Session(folder.model)

@@ -35,7 +35,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", _HEADS),
     # A head of its own: a tied one says the same token again and again.
     "gemma2": ("Gemma2Config", {**_WINDOWS, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}),
-    "gemma3": ("Gemma3TextConfig", {**_WINDOWS, "query_pre_attn_scalar": 16, "num_hidden_layers": 6}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**_WINDOWS, "query_pre_attn_scalar": 16, "num_hidden_layers": 6, "tie_word_embeddings": False},
+    ),
     "phi3": ("Phi3Config", {**_SHAPE, "original_max_position_embeddings": 256}),
     "gpt2": (
         "GPT2Config",
@@ -47,6 +50,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "n_positions": 256,
             "bos_token_id": 0,
             "eos_token_id": 1,
+            "tie_word_embeddings": False,
         },
     ),
 }
