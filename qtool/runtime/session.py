@@ -136,7 +136,7 @@ class Session:
             options.optimized_model_filepath = str(optimized_to)
             if weights:
                 # They may not fit into the message.
-                data = data_of(optimized_to).name
+                data = f"{optimized_to.name}.data"
                 options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
         if profile_to is not None:
             options.enable_profiling = True
@@ -192,11 +192,6 @@ class Session:
             }
             values = self._session.run_with_ort_values(list(outputs), bound)
             return [_view(value) for value in values]
-
-
-def data_of(optimized: Path) -> Path:
-    """Returns the file that large weights of an optimized graph go to, where a session gets ``weights``."""
-    return optimized.with_name(f"{optimized.name}.data")
 
 
 class Watcher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -23,7 +22,7 @@ from qtool.private_folder import private_folder
 from qtool.runtime.graphs import saved
 from qtool.runtime.hollow_graphs import hollow
 from qtool.runtime.long_graphs import is_long, typed_parts
-from qtool.runtime.session import NO_WEIGHTS, Session, data_of
+from qtool.runtime.session import NO_WEIGHTS, Session
 
 _KERNELS = (
     "QLinear",
@@ -86,9 +85,6 @@ def _optimized_part(model: ir.Model) -> Iterator[dict[str, ir.Node]]:
         unpacked_bytes = _FLOAT_BYTES if any(map(is_unpacked_product, model.graph)) else 1
         is_large = weights_nbytes(model) * unpacked_bytes > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
-        if is_large and os.name == "posix":
-            # It would be filled with zeros that nobody reads.
-            data_of(optimized_path).symlink_to(os.devnull)
         # At a higher level layouts change too, and with them the names of nodes.
         Session(
             message,
