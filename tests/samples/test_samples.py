@@ -108,7 +108,7 @@ def test_an_adapter_turns_a_language_model_around_and_four_bits_keep_that(clone:
     commands = [line.split()[2] for line in result.stdout.splitlines() if line.startswith("$ qtool ")]
     assert commands == ["merge-lora", "convert", "quantize", "report"]
     # What the prompt "nine eight seven" is followed by, in float and in four bits.
-    assert result.stdout.count("six five four three two one") == 2
+    assert sum("six five four three two one" in line for line in result.stdout.splitlines()) == 2
     made = clone / "demo-output" / "language-model"
     small, floating = (
         made / name for name in ("counting-down-4-bits/model.onnx", "counting-down-onnx/model.onnx.data")
