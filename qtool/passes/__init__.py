@@ -15,6 +15,7 @@ PREPARE_PASSES: Mapping[str, str] = {
     "constants-to-initializers": "qtool.passes.normalization.normalize:ConstantsToInitializers",
     "half-to-float": "qtool.passes.half.half_to_float:HalfToFloat",
     "fold-constants": "qtool.passes.quantization.fold_constants:FoldConstants",
+    "separate-constant-outputs": "qtool.passes.normalization.separate_outputs:SeparateConstantOutputs",
     "einsum-to-matmul": "qtool.passes.quantization.einsum_to_matmul:EinsumToMatMul",
     "fold-weight-transposes": "qtool.passes.quantization.fold_weight_transposes:FoldWeightTransposes",
     "untie-tables": "qtool.passes.quantization.untie_tables:UntieTables",
