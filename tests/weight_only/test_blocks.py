@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,6 +62,20 @@ def test_a_transposed_weight_gets_the_same_integers(outputs: int, inputs: int, b
     found, turned = round_blocks("w", weights, grid), round_blocks("w", np.asfortranarray(weights), grid)
     for field in ("integers", "scales", "zero_points"):
         np.testing.assert_array_equal(getattr(turned, field), getattr(found, field), err_msg=field)
+
+
+@pytest.mark.parametrize("rounds", [round_blocks, least_squares_blocks])
+def test_parts_that_are_rounded_at_the_same_time_come_together(rounds: Callable[..., BlockWeight]) -> None:
+    grid = BlockGrid(bits=4, block=32, symmetric=False)
+    weights = _weights(300, 1000)  # several parts
+    whole = rounds("w", weights, grid)
+    for row in (0, 131, 299):
+        alone = rounds("w", weights[row : row + 1], grid)
+        for field in ("integers", "scales", "zero_points"):
+            np.testing.assert_array_equal(getattr(whole, field)[row], getattr(alone, field)[0], err_msg=field)
+    weights[299, 999] = np.nan
+    with pytest.raises(InputError, match="'w' holds NaN or infinity"):
+        rounds("w", weights, grid)
 
 
 def test_zero_stays_zero(grid: BlockGrid) -> None:

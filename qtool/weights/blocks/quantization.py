@@ -17,6 +17,7 @@ import numpy.typing as npt
 from qtool.errors import InputError
 from qtool.formats.scratch import kept_aside
 from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.in_threads import in_threads
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[np.float32]
@@ -85,7 +86,8 @@ def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
         InputError: the weight holds NaN or infinity.
     """
     grids = _Grids.empty(matrix.shape, grid)
-    for tile in _tiles(matrix, grid):
+
+    def rounded(tile: _Tile) -> None:
         parts = [tile.part(matrix, piece) for piece in tile.pieces]
         low = np.minimum.reduce([part.min(axis=tile.inner) for part in parts])
         high = np.maximum.reduce([part.max(axis=tile.inner) for part in parts])
@@ -97,6 +99,8 @@ def round_blocks(name: str, matrix: Matrix, grid: BlockGrid) -> BlockWeight:
         grids.put(tile, *grid_of(grid, np.minimum(low, 0.0), np.maximum(high, 0.0)))
         for piece, part in zip(tile.pieces, parts, strict=True):
             grids.round(tile, piece, part)
+
+    in_threads(rounded, _tiles(matrix, grid))
     return grids.weight()
 
 
@@ -119,9 +123,12 @@ def grid_of(grid: BlockGrid, low: Matrix, high: Matrix) -> tuple[Matrix, Integer
 def with_scales(matrix: Matrix, grid: BlockGrid, scales: Matrix, zero_points: Integers) -> BlockWeight:
     """Rounds to nearest on given grids, (outputs, blocks) each."""
     grids = _Grids(grid, np.empty(matrix.shape, np.uint8), scales, zero_points)
-    for tile in _tiles(matrix, grid):
+
+    def rounded(tile: _Tile) -> None:
         for piece in tile.pieces:
             grids.round(tile, piece, tile.part(matrix, piece))
+
+    in_threads(rounded, _tiles(matrix, grid))
     return grids.weight()
 
 

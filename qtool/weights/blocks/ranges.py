@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qtool.weights.blocks.grid import BlockGrid
+from qtool.weights.blocks.in_threads import in_threads
 from qtool.weights.blocks.quantization import (
     BlockWeight,
     Matrix,
@@ -47,16 +48,21 @@ def least_squares_blocks(
     found = round_blocks(name, matrix, grid)
     if grid.bits == _BITS_WITHOUT_CLIPPING and importance is None:
         return found
-    # Inputs that were always zero in the data still count a little.
-    weights = np.ones(matrix.shape[1]) if importance is None else importance + 1e-4 * importance.mean() + 1e-30
-    spread = in_blocks(weights[np.newaxis], grid)
+    spread = None
+    if importance is not None:
+        # Inputs that were always zero in the data still count a little.
+        weights = importance + 1e-4 * importance.mean() + 1e-30
+        spread = in_blocks(weights[np.newaxis], grid)
     scales, zero_points = found.scales.copy(), found.zero_points.copy()
-    for rows in row_parts(matrix, values=_VALUES):
+
+    def fitted(rows: slice) -> None:
         scales[rows], zero_points[rows] = _fitted(in_blocks(matrix[rows], grid), spread, grid)
+
+    in_threads(fitted, row_parts(matrix, values=_VALUES))
     return with_scales(matrix, grid, scales, zero_points)
 
 
-def _fitted(blocks: Matrix, importance: Matrix, grid: BlockGrid) -> tuple[Matrix, npt.NDArray[np.uint8]]:
+def _fitted(blocks: Matrix, importance: Matrix | None, grid: BlockGrid) -> tuple[Matrix, npt.NDArray[np.uint8]]:
     low, high = np.minimum(blocks.min(axis=2), 0.0), np.maximum(blocks.max(axis=2), 0.0)
     best_error = np.full(low.shape, np.inf, np.float32)
     best_scales, best_zeros = grid_of(grid, low, high)
@@ -69,21 +75,33 @@ def _fitted(blocks: Matrix, importance: Matrix, grid: BlockGrid) -> tuple[Matrix
         for share in _SHARES:
             scales, zeros = grid_of(grid, lows * share, highs * share)
             steps = _steps(blocks, scales, zeros, grid)
-            power = (importance * np.square(steps)).sum(axis=2)
-            product = (importance * blocks * steps).sum(axis=2)
+            weighted = steps if importance is None else importance * steps
+            power, product = _sums(weighted, steps), _sums(weighted, blocks)
             with np.errstate(divide="ignore", invalid="ignore"):
                 refined = np.where(power > 0.0, product / power, scales)
             refined = np.where(np.abs(refined) < np.finfo(np.float32).tiny, scales, refined).astype(np.float32)
-            rounded = _steps(blocks, refined, zeros, grid)
-            error = (importance * np.square(blocks - rounded * refined[:, :, np.newaxis])).sum(axis=2)
+            lost = _steps(blocks, refined, zeros, grid)
+            lost *= refined[:, :, np.newaxis]
+            np.subtract(blocks, lost, out=lost)
+            error = _sums(lost if importance is None else importance * lost, lost)
             better = error < best_error
             best_error = np.where(better, error, best_error)
             best_scales, best_zeros = np.where(better, refined, best_scales), np.where(better, zeros, best_zeros)
     return best_scales, best_zeros
 
 
+def _sums(first: Matrix, second: Matrix) -> Matrix:
+    """Returns the sum of the products in each block, (outputs, blocks)."""
+    sums: Matrix = np.einsum("obi,obi->ob", first, second)
+    return sums
+
+
 def _steps(blocks: Matrix, scales: Matrix, zeros: npt.NDArray[np.uint8], grid: BlockGrid) -> Matrix:
     """Returns the whole steps from zero, within the grid."""
-    low = -zeros[:, :, np.newaxis].astype(np.float32)
+    # Bounds that are the same everywhere take numpy an eighth of the time.
+    zero = zeros[:, :, np.newaxis].astype(np.float32)
     steps = blocks / scales[:, :, np.newaxis]
-    return np.clip(np.rint(steps, out=steps), low, low + grid.highest, out=steps)
+    steps += zero
+    np.clip(np.rint(steps, out=steps), 0, grid.highest, out=steps)
+    steps -= zero
+    return steps
