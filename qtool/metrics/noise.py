@@ -21,6 +21,12 @@ class NoiseMeter:
         self._signal: dict[str, float] = {}
         self._noise: dict[str, float] = {}
 
+    def copy(self) -> NoiseMeter:
+        """Returns one that has seen the same, and goes on by itself."""
+        meter = NoiseMeter()
+        meter._signal, meter._noise = dict(self._signal), dict(self._noise)
+        return meter
+
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Adds the outputs for one batch; non-float outputs are skipped.
 

@@ -7,9 +7,8 @@ quantizes and dequantizes it with a scale and zero point that are inputs of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +38,10 @@ class NoiseAlone(Protocol):
         """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``."""
         ...
 
+    def on_first_batch(self, params: AffineParams) -> float:
+        """Returns the same of the first batch alone, which is not run again with these parameters."""
+        ...
+
 
 class FakeQuantGraph:
     """Runs a float model with fake quantization of any subset of its activations.
@@ -51,7 +54,7 @@ class FakeQuantGraph:
         self,
         model: ir.Model,
         session: Session,
-        quantizers: Mapping[str, _QuantizerInputs],
+        quantizers: Mapping[str, _Quantizer],
         feeds: Sequence[Feed],
         threads: int,
     ) -> None:
@@ -60,6 +63,8 @@ class FakeQuantGraph:
         self._quantizers = quantizers
         self._threads = threads
         self.sources = tuple(quantizers)
+        # By tensor and parameters, what the first batch gave.
+        self._begun: dict[tuple[str, float, int], NoiseMeter] = {}
         off = self._settings({})
         self._feeds = tuple({**feed, **off} for feed in feeds)
         self._whole = _NoiseMeasurement(session, self._feeds)
@@ -75,7 +80,8 @@ class FakeQuantGraph:
         """Yields each of ``sources`` with a function that returns its noise when it alone is quantized.
 
         Everything before a tensor stays the same, so the graph is run from a few cuts on, and the tensors that cross
-        them are held.
+        them are held. Between two cuts only the tensors there go through their quantizers: an If copies its tensor, and
+        keeps onnxruntime from fusing what is on both sides of it.
 
         Args:
             sources: tensors that have a quantizer, in graph order.
@@ -85,21 +91,24 @@ class FakeQuantGraph:
         """
         count = min(_PLACES, len(sources) // _FEWEST_SOURCES) or 1
         parts = [sources[len(sources) * part // count : len(sources) * (part + 1) // count] for part in range(count)]
-        for source in parts[0]:
-            yield source, partial(self._alone, self._whole, source)
+        self._pass_through(())
         cuts = [self._quantizers[part[0]].node for part in parts[1:]]
         segments = SegmentedRunner(self._model, cuts, self._feeds, threads=self._threads)
-        for part in parts[1:]:
-            segments.advance()
+        for number, part in enumerate(parts):
+            if number:
+                self._pass_through(())
+                segments.advance()
+            self._pass_through(part)
             with segments.rest() as session:
                 measurement = _NoiseMeasurement(session, segments.held)
                 for source in part:
-                    yield source, partial(self._alone, measurement, source)
+                    yield source, _NoiseOfOne(source, measurement, self._settings, self._begun)
 
-    def _alone(
-        self, measurement: _NoiseMeasurement, source: str, params: AffineParams, enough: float = math.inf
-    ) -> float:
-        return measurement.noise(self._settings({source: params}), enough)
+    def _pass_through(self, sources: Collection[str]) -> None:
+        """Lets the readers of ``sources`` read what comes out of their quantizers, and those of others their tensor."""
+        for source, quantizer in self._quantizers.items():
+            for node, index in quantizer.readers:
+                node.replace_input_with(index, quantizer.chosen if source in sources else quantizer.value)
 
     def _settings(self, params: Mapping[str, AffineParams]) -> dict[str, Array]:
         settings: dict[str, Array] = {}
@@ -127,26 +136,76 @@ class _NoiseMeasurement:
             whole.add(expected, expected)
         self._signals = whole.signals
 
-    def noise(self, settings: Mapping[str, Array], enough: float = math.inf) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``."""
-        wanted = {name: value for name, value in settings.items() if name in self._wanted}
-        meter = NoiseMeter()
-        for feed, expected in zip(self._feeds, self._expected, strict=True):
-            meter.add(expected, self._session.run({**feed, **wanted}, self._outputs))
+    def noise(
+        self, settings: Mapping[str, Array], enough: float = math.inf, *, begun: NoiseMeter | None = None
+    ) -> float:
+        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
+
+        ``begun`` has seen the first batch.
+        """
+        meter = NoiseMeter() if begun is None else begun.copy()
+        for number in range(0 if begun is None else 1, len(self._feeds)):
+            self._add(number, settings, meter)
             if meter.least(self._signals) > enough:
                 return math.inf
         return meter.worst()
 
+    def first(self, settings: Mapping[str, Array]) -> NoiseMeter:
+        """Returns what the first batch gives."""
+        meter = NoiseMeter()
+        self._add(0, settings, meter)
+        return meter
 
-class _QuantizerInputs:
-    """Names of the inputs that set one tensor's quantizer, and of the node that reads them."""
+    def _add(self, number: int, settings: Mapping[str, Array], meter: NoiseMeter) -> None:
+        wanted = {name: value for name, value in settings.items() if name in self._wanted}
+        meter.add(self._expected[number], self._session.run({**self._feeds[number], **wanted}, self._outputs))
 
-    def __init__(self, names: Names, source: str, dtype: np.dtype[np.generic]) -> None:
-        self.on = names.free(f"{source}_is_quantized")
-        self.scale = names.free(f"{source}_scale")
-        self.zero_point = names.free(f"{source}_zero_point")
-        self.node = names.for_node(f"{source}_fake_quant")
+
+class _NoiseOfOne:
+    """Measures one tensor's parameters; see ``NoiseAlone``."""
+
+    def __init__(
+        self,
+        source: str,
+        measurement: _NoiseMeasurement,
+        settings: Callable[[Mapping[str, AffineParams]], Mapping[str, Array]],
+        begun: dict[tuple[str, float, int], NoiseMeter],
+    ) -> None:
+        self._source = source
+        self._measurement = measurement
+        self._settings = settings
+        self._begun = begun
+
+    def __call__(self, params: AffineParams, enough: float = math.inf) -> float:
+        begun = self._begun.get(self._key(params))
+        return self._measurement.noise(self._settings({self._source: params}), enough, begun=begun)
+
+    def on_first_batch(self, params: AffineParams) -> float:
+        meter = self._measurement.first(self._settings({self._source: params}))
+        self._begun[self._key(params)] = meter
+        return meter.worst()
+
+    def _key(self, params: AffineParams) -> tuple[str, float, int]:
+        return self._source, float(params.scale), int(params.zero_point)
+
+
+class _Quantizer:
+    """The quantizer of one tensor: the names of the inputs that set it, and of its node.
+
+    Attributes:
+        value: the tensor.
+        chosen: the same where the quantizer is off.
+        readers: the nodes that read it, and the place of the input.
+    """
+
+    def __init__(self, names: Names, value: ir.Value, dtype: np.dtype[np.generic]) -> None:
+        self.on = names.free(f"{value.name}_is_quantized")
+        self.scale = names.free(f"{value.name}_scale")
+        self.zero_point = names.free(f"{value.name}_zero_point")
+        self.node = names.for_node(f"{value.name}_fake_quant")
         self.dtype = dtype
+        self.value = self.chosen = value
+        self.readers: tuple[tuple[ir.Node, int], ...] = ()
 
 
 @contextmanager
@@ -171,9 +230,9 @@ def open_fake_quant_graph(
     quantizers = {}
     for activation in plan.activations.values():
         if activation.tensor == activation.source:
-            quantizer = _QuantizerInputs(names, activation.source, activation.grid.dtype)
+            quantizer = _Quantizer(names, values[activation.source], activation.grid.dtype)
             domain = conversion_domain(quantizer.dtype, model.opset_imports.get("", 1))
-            _insert(graph, values[activation.source], activation, quantizer, names, domain)
+            _insert(graph, activation, quantizer, names, domain)
             quantizers[activation.source] = quantizer
     graph_model.opset_imports.setdefault(CONTRIBUTED, 1)
     place = {node.name: number for number, node in enumerate(graph)}
@@ -182,9 +241,8 @@ def open_fake_quant_graph(
         yield FakeQuantGraph(graph_model, session, in_order, feeds, threads)
 
 
-def _insert(
-    graph: ir.Graph, value: ir.Value, plan: ActivationPlan, quantizer: _QuantizerInputs, names: Names, domain: str
-) -> None:
+def _insert(graph: ir.Graph, plan: ActivationPlan, quantizer: _Quantizer, names: Names, domain: str) -> None:
+    value = quantizer.value
     uses = [
         use
         for use in value.uses()
@@ -213,8 +271,9 @@ def _insert(
         graph.insert_before(graph[0], choice)
     else:
         graph.insert_after(producer, choice)
-    for use in uses:
-        use.node.replace_input_with(use.idx, chosen)
+    quantizer.chosen, quantizer.readers = chosen, tuple((use.node, use.idx) for use in uses)
+    for node, index in quantizer.readers:
+        node.replace_input_with(index, chosen)
     if plan.readers is None and value.is_graph_output():
         value.name, chosen.name = names.free(f"{value.name}_before"), value.name
         for position, output in enumerate(graph.outputs):

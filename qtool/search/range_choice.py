@@ -72,7 +72,8 @@ def choose_ranges(
         progress: receives the steps.
         each: whether tensors may differ in their method; otherwise the best single method is taken.
         threads: threads inside an operator; 0 is one per core.
-        stop: called before every try; when it returns True, the best so far is returned.
+        stop: called before every try of a single tensor; when it returns True, the best so far is compared with each
+            method for all tensors.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -119,7 +120,8 @@ class _Search:
         for source, noise in self._runner.one_by_one(in_order):
             if self._stop():
                 return
-            alone[source] = noise(self._proposals[source][self._chosen[source]])
+            # One batch tells which tensors matter.
+            alone[source] = noise.on_first_batch(self._proposals[source][self._chosen[source]])
             advance(1)
         total = sum(noise for noise in alone.values() if noise != float("inf"))
         doubtful = [
@@ -132,7 +134,7 @@ class _Search:
             if self._stop():
                 return
             first, *others = self._proposals[source]
-            noises = {first: alone[source]}
+            noises = {first: noise(self._proposals[source][first])}
             for name in others:
                 noises[name] = noise(self._proposals[source][name], enough=min(noises.values()))
             self._chosen[source] = min(noises, key=lambda name: noises[name])
@@ -142,8 +144,6 @@ class _Search:
         """Compares the choices with each single method for all tensors, and returns the best."""
         best, best_noise = self._chosen, self._noise(self._params(self._chosen))
         for name in CANDIDATES:
-            if self._stop():
-                break
             uniform = {
                 source: name if name in options else next(iter(options)) for source, options in self._proposals.items()
             }

@@ -88,6 +88,13 @@ def test_an_outlier_that_means_nothing_is_clipped() -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_without_time_for_single_tensors_the_methods_are_compared() -> None:
+    model, plan = _model()
+    choice = choose_ranges(model, plan, _statistics(model, plan), _feeds(), Silent(), stop=lambda: True)
+    assert choice.methods["x"] != "minmax"
+    assert choice.params["x"].range.high < 100
+
+
 def test_an_output_that_is_no_number_is_infinitely_noisy() -> None:
     meter = NoiseMeter()
     meter.add({"y": np.ones(3, np.float32)}, {"y": np.array([1, np.nan, 1], np.float32)})
@@ -115,7 +122,9 @@ def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None
     with open_fake_quant_graph(model, plan, _feeds()) as runner:
         found = {}
         for source, noise in runner.one_by_one(runner.sources):
+            first = noise.on_first_batch(params)
             found[source] = noise(params)
+            assert 0 < first < 2 * found[source]
             assert noise(params, enough=found[source]) == found[source]
             assert noise(params, enough=0.5 * found[source]) == np.inf
         assert tuple(found) == runner.sources

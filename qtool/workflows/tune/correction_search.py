@@ -122,16 +122,19 @@ class CorrectionSearch:
         """Returns the corrections to try, by name, with all data they need."""
         wanted = self._wanted
         corrections: dict[str, tuple[Policy, Correction]] = {}
+        layers = layer_inputs(candidates.model, candidates.plan().integer_nodes)
+        algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
+        guided = set(algorithms.values()) - {Policy.NEVER}
+        rounding = None
+        if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
+            # Before the ranges of single tensors, which take all the time that is left and gain less.
+            rounding = self._guided_rounding(candidates, layers)
         if wanted.ranges:
             chosen = choose_among_methods(
                 candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
-        layers = layer_inputs(candidates.model, candidates.plan().integer_nodes)
-        algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
-        guided = set(algorithms.values()) - {Policy.NEVER}
-        if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
-            rounding = self._guided_rounding(candidates, layers)
+        if rounding is not None:
             for name, use in algorithms.items():
                 corrections[name] = use, partial(_with_rounding, rounding, name)
         corrections["bias correction"] = wanted.bias_correction, _with_corrected_biases
