@@ -193,6 +193,8 @@ class QuantizationSearch:
         """
         if self._samples is None or self._evaluator is None or times is None or not self._wanted.keeps_float:
             return candidates, None
+        if budget_s is None and self._time.is_over():
+            return candidates, None
         left_s = min(self._time.left_s, math.inf if budget_s is None else budget_s)
         cost = times.cost()
         fallback_search = FloatFallbackSearch(
