@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +106,7 @@ def calibrate(
     from qtool.workflows.quantize.calibrate import CalibrateRequest
     from qtool.workflows.quantize.calibrate import calibrate as run
     from qtool.workflows.quantize.data_request import data_request
-    from qtool.workflows.shards.gather_in_tasks import gather_in_tasks
+    from qtool.workflows.shards.gather_in_tasks import gather_by
 
     path = graph_of(model_path(model))
     if not calib_data:
@@ -130,9 +129,7 @@ def calibrate(
     )
     check_output(request.destination, force=force)
     with chosen_workers(cluster, console.progress(), threads=threads) as workers:
-        report = run(
-            request, console.progress(), gathers=None if workers is None else partial(gather_in_tasks, workers)
-        )
+        report = run(request, console.progress(), gathers=gather_by(workers))
     if shard is None:
         _warn_of_unreached(report, console)
     _show(report, console, json=json)

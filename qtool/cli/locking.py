@@ -20,7 +20,7 @@ _LOCK_KEY = "qtool.lock"
 _NOT_RECORDED = frozenset(
     {
         *("model", "calib_data", "calib_stats", "output", "output_dir", "trust_pickle", "allow_global"),
-        *("locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
+        *("cluster", "locked", "dry_run", "force", "json", "quiet", "verbose", "log_file", "debug", "help"),
     }
 )
 _OF_THE_LOG = frozenset({"verbose", "log_file"})

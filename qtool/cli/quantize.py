@@ -9,6 +9,7 @@ import typer
 
 from qtool.cli.console import Console
 from qtool.cli.locking import lock_of, recorded_arguments, run_locked
+from qtool.cli.options.cluster import ClusterOption, chosen_workers
 from qtool.cli.options.float8 import refuse_with_float8
 from qtool.cli.options.goal import (
     MaxDropOption,
@@ -149,6 +150,7 @@ def quantize(
     trust_pickle: TrustPickleOption = False,
     allow_global: AllowGlobalOption = None,
     threads: ThreadsOption = 0,
+    cluster: ClusterOption = None,
     locked: Annotated[
         Path | None,
         typer.Option(
@@ -312,7 +314,8 @@ def quantize(
         else:
             show_plan(console, plan, request.scheme)
         return
-    report = run(request, console.progress())
+    with chosen_workers(cluster, console.progress(), threads=threads) as workers:
+        report = run(request, console.progress(), workers)
     if json:
         console.json(report_as_json(report, request))
     else:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from qtool.atomic import staged
+from qtool.reporting.surroundings import versions
 
 _LONGEST_KEPT_SECONDS = 30 * 24 * 3600.0
 
@@ -75,20 +76,28 @@ class ResultFolder:
 
 
 @contextmanager
-def results_kept(key: str, parent: Path | None = None) -> Iterator[KeptResults]:
-    """Yields the folder for the run that ``key`` tells from all others; a run that ends well removes it.
+def results_kept(parent: Path | None = None) -> Iterator[Callable[[str], KeptResults]]:
+    """Yields what returns a folder for the results of the work of a name; a run that ends well removes all of them.
 
-    Folders of runs that were never taken up again go after a month.
+    Other versions of qtool, or of what it runs models with, have other folders. Those of runs that were never taken up
+    again go after a month.
 
     Args:
-        key: tells the run from others.
         parent: where the folders are; None for qtool's folder in the user's cache.
     """
     parent = _cache() if parent is None else parent
-    folder = parent / hashlib.sha256(key.encode()).hexdigest()[:32]
-    _drop_old(parent, folder)
-    yield ResultFolder(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    stamp = sorted(versions().items())
+    folders: list[Path] = []
+
+    def place(name: str) -> KeptResults:
+        folder = parent / hashlib.sha256(f"{name} {stamp}".encode()).hexdigest()[:32]
+        _drop_old(parent, folder)
+        folders.append(folder)
+        return ResultFolder(folder)
+
+    yield place
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cache() -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from qtool.cluster.kept_results import NOTHING_KEPT, KeptResults
 from qtool.cluster.work import Task, Work, Workers
 from qtool.errors import InputError, UsageError
 from qtool.reporting.surroundings import versions
@@ -150,6 +151,10 @@ class RayWorkers:
         finally:
             for left in running:
                 ray.cancel(left, force=True)
+
+    def kept(self, key: Callable[[], str]) -> KeptResults:
+        """Keeps nothing; see ``KeepingWorkers``."""
+        return NOTHING_KEPT
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from qtool.cluster.kept_results import NOTHING_KEPT, KeptResults
@@ -50,6 +51,10 @@ class Workers(Protocol):
         """
         ...
 
+    def kept(self, key: Callable[[], str]) -> KeptResults:
+        """Returns the place for results of the work that ``key`` returns the name of, which no other work has."""
+        ...
+
 
 class InThisProcess:
     """Does one task after the other, here."""
@@ -63,8 +68,43 @@ class InThisProcess:
             for number, task in enumerate(tasks):
                 yield number, run(task)
 
+    def kept(self, key: Callable[[], str]) -> KeptResults:
+        """Keeps nothing: what is done here is not worth the time that names and files take."""
+        return NOTHING_KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class KeepingWorkers:
+    """Workers whose results are kept, and what finds the place for those of a kind of work by its name."""
+
+    workers: Workers
+    place: Callable[[str], KeptResults]
+
+    @property
+    def count(self) -> int:
+        """How many tasks run at a time."""
+        return self.workers.count
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that each task should take; None where it may choose."""
+        return self.workers.threads
+
+    def map(self, work: Work[Task], tasks: Iterable[Task]) -> Iterator[tuple[int, bytes]]:
+        """Has the tasks done by the workers."""
+        return self.workers.map(work, tasks)
+
+    def kept(self, key: Callable[[], str]) -> KeptResults:
+        """Returns the place for the results of one kind of work."""
+        return self.place(key())
+
 
 IN_THIS_PROCESS: Workers = InThisProcess()
+
+
+def threads_of(workers: Workers, threads: int) -> int:
+    """Returns the threads that a task takes: those that its workers have, or else ``threads``."""
+    return threads if workers.threads is None else workers.threads
 
 
 def results(

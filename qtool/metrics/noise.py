@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,11 +21,18 @@ class NoiseMeter:
         self._signal: dict[str, float] = {}
         self._noise: dict[str, float] = {}
 
-    def copy(self) -> NoiseMeter:
-        """Returns one that has seen the same, and goes on by itself."""
+    @staticmethod
+    def of(sums: Mapping[str, Sequence[float]]) -> NoiseMeter:
+        """Returns one that goes on from the ``sums`` of another."""
         meter = NoiseMeter()
-        meter._signal, meter._noise = dict(self._signal), dict(self._noise)
+        for name, (signal, noise) in sums.items():
+            meter._signal[name], meter._noise[name] = signal, noise
         return meter
+
+    @property
+    def sums(self) -> Mapping[str, tuple[float, float]]:
+        """Signal and noise of every float output so far."""
+        return {name: (signal, self._noise[name]) for name, signal in self._signal.items()}
 
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Adds the outputs for one batch; non-float outputs are skipped.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from qtool.calib.specs import Array, Feed
 from qtool.graph.decoder_caches import filled_by
 from qtool.graph.names import Names
 from qtool.metrics.noise import NoiseMeter
-from qtool.plan import ActivationPlan, Plan
+from qtool.plan import ActivationPlan
 from qtool.qdq.insert_qdq import CONTRIBUTED, conversion_domain
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
@@ -31,15 +33,33 @@ _PLACES = 5
 _FEWEST_SOURCES = 6
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The part of a graph that is run for a tensor: what stands behind one of some cuts, or everything.
+
+    Attributes:
+        cuts: the nodes that the graph is cut in front of, in graph order.
+        number: of the cut, from 1; 0 for everything.
+        sources: the tensors that are measured in it.
+    """
+
+    cuts: tuple[str, ...]
+    number: int
+    sources: tuple[str, ...]
+
+
 class NoiseAlone(Protocol):
     """Measures one tensor's parameters."""
 
-    def __call__(self, params: AffineParams, enough: float = math.inf) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``."""
+    def __call__(self, params: AffineParams, enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
+        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
+
+        ``begun`` is what the first batch gave, which is not run then.
+        """
         ...
 
-    def on_first_batch(self, params: AffineParams) -> float:
-        """Returns the same of the first batch alone, which is not run again with these parameters."""
+    def on_first_batch(self, params: AffineParams) -> NoiseMeter:
+        """Returns what the first batch gives."""
         ...
 
 
@@ -63,8 +83,6 @@ class FakeQuantGraph:
         self._quantizers = quantizers
         self._threads = threads
         self.sources = tuple(quantizers)
-        # By tensor and parameters, what the first batch gave.
-        self._begun: dict[tuple[str, float, int], NoiseMeter] = {}
         off = self._settings({})
         self._feeds = tuple({**feed, **off} for feed in feeds)
         self._whole = _NoiseMeasurement(session, self._feeds)
@@ -76,33 +94,30 @@ class FakeQuantGraph:
         """
         return self._whole.noise(self._settings(params))
 
-    def one_by_one(self, sources: Sequence[str]) -> Iterator[tuple[str, NoiseAlone]]:
-        """Yields each of ``sources`` with a function that returns its noise when it alone is quantized.
+    def stretches(self, sources: Sequence[str]) -> dict[str, Stretch]:
+        """Returns what to run for each of ``sources``, tensors that have a quantizer, in graph order.
 
-        Everything before a tensor stays the same, so the graph is run from a few cuts on, and the tensors that cross
-        them are held. Between two cuts only the tensors there go through their quantizers: an If copies its tensor, and
-        keeps onnxruntime from fusing what is on both sides of it.
+        Everything before a tensor stays the same, so the graph is run from a few cuts on. Between two cuts only the
+        tensors there go through their quantizers: an If copies its tensor, and keeps onnxruntime from fusing what is on
+        both sides of it.
+        """
+        count = min(_PLACES, len(sources) // _FEWEST_SOURCES) or 1
+        ends = [len(sources) * part // count for part in range(count + 1)]
+        parts = [tuple(sources[first:end]) for first, end in pairwise(ends)]
+        cuts = tuple(self._quantizers[part[0]].node for part in parts[1:])
+        return {source: Stretch(cuts, number, part) for number, part in enumerate(parts) for source in part}
 
-        Args:
-            sources: tensors that have a quantizer, in graph order.
+    @contextmanager
+    def one_by_one(self) -> Iterator[Callable[[str, Stretch], NoiseAlone]]:
+        """Yields what returns, for a tensor and its stretch, a function that measures it when it alone is quantized.
+
+        The tensors that cross the last cut are held. Tensors in graph order take one run up to all cuts.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
         """
-        count = min(_PLACES, len(sources) // _FEWEST_SOURCES) or 1
-        parts = [sources[len(sources) * part // count : len(sources) * (part + 1) // count] for part in range(count)]
-        self._pass_through(())
-        cuts = [self._quantizers[part[0]].node for part in parts[1:]]
-        segments = SegmentedRunner(self._model, cuts, self._feeds, threads=self._threads)
-        for number, part in enumerate(parts):
-            if number:
-                self._pass_through(())
-                segments.advance()
-            self._pass_through(part)
-            with segments.rest() as session:
-                measurement = _NoiseMeasurement(session, segments.held)
-                for source in part:
-                    yield source, _NoiseOfOne(source, measurement, self._settings, self._begun)
+        with _Stretches(self._model, self._feeds, self._threads, self._pass_through) as stretches:
+            yield lambda source, stretch: _NoiseOfOne(source, stretches.measurement(stretch), self._settings)
 
     def _pass_through(self, sources: Collection[str]) -> None:
         """Lets the readers of ``sources`` read what comes out of their quantizers, and those of others their tensor."""
@@ -136,14 +151,12 @@ class _NoiseMeasurement:
             whole.add(expected, expected)
         self._signals = whole.signals
 
-    def noise(
-        self, settings: Mapping[str, Array], enough: float = math.inf, *, begun: NoiseMeter | None = None
-    ) -> float:
+    def noise(self, settings: Mapping[str, Array], enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
         """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
 
         ``begun`` has seen the first batch.
         """
-        meter = NoiseMeter() if begun is None else begun.copy()
+        meter = NoiseMeter() if begun is None else begun
         for number in range(0 if begun is None else 1, len(self._feeds)):
             self._add(number, settings, meter)
             if meter.least(self._signals) > enough:
@@ -169,24 +182,56 @@ class _NoiseOfOne:
         source: str,
         measurement: _NoiseMeasurement,
         settings: Callable[[Mapping[str, AffineParams]], Mapping[str, Array]],
-        begun: dict[tuple[str, float, int], NoiseMeter],
     ) -> None:
         self._source = source
         self._measurement = measurement
         self._settings = settings
-        self._begun = begun
 
-    def __call__(self, params: AffineParams, enough: float = math.inf) -> float:
-        begun = self._begun.get(self._key(params))
-        return self._measurement.noise(self._settings({self._source: params}), enough, begun=begun)
+    def __call__(self, params: AffineParams, enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
+        return self._measurement.noise(self._settings({self._source: params}), enough, begun)
 
-    def on_first_batch(self, params: AffineParams) -> float:
-        meter = self._measurement.first(self._settings({self._source: params}))
-        self._begun[self._key(params)] = meter
-        return meter.worst()
+    def on_first_batch(self, params: AffineParams) -> NoiseMeter:
+        return self._measurement.first(self._settings({self._source: params}))
 
-    def _key(self, params: AffineParams) -> tuple[str, float, int]:
-        return self._source, float(params.scale), int(params.zero_point)
+
+class _Stretches(ExitStack):
+    """Holds the measurement of one stretch of a graph at a time."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        feeds: Sequence[Mapping[str, Array]],
+        threads: int,
+        pass_through: Callable[[Collection[str]], None],
+    ) -> None:
+        super().__init__()
+        self._model = model
+        self._feeds = feeds
+        self._threads = threads
+        self._pass_through = pass_through
+        self._current: tuple[Stretch, _NoiseMeasurement, SegmentedRunner] | None = None
+
+    def measurement(self, stretch: Stretch) -> _NoiseMeasurement:
+        """Returns the measurement of ``stretch``, with which any other one ends."""
+        if self._current is not None and self._current[0] == stretch:
+            return self._current[1]
+        self.close()
+        self._pass_through(())
+        segments, reached = self._segments(stretch)
+        for _ in range(reached, stretch.number):
+            segments.advance()
+        self._pass_through(stretch.sources)
+        measurement = _NoiseMeasurement(self.enter_context(segments.rest()), segments.held)
+        self._current = stretch, measurement, segments
+        return measurement
+
+    def _segments(self, stretch: Stretch) -> tuple[SegmentedRunner, int]:
+        """Returns what runs the graph up to its cuts, and the cut that it has reached."""
+        if self._current is not None:
+            before, _, segments = self._current
+            if before.cuts == stretch.cuts and before.number <= stretch.number:
+                return segments, before.number
+        return SegmentedRunner(self._model, stretch.cuts, self._feeds, threads=self._threads), 0
 
 
 class _Quantizer:
@@ -210,13 +255,13 @@ class _Quantizer:
 
 @contextmanager
 def open_fake_quant_graph(
-    model: ir.Model, plan: Plan, feeds: Sequence[Feed], *, threads: int = 0
+    model: ir.Model, activations: Collection[ActivationPlan], feeds: Sequence[Feed], *, threads: int = 0
 ) -> Iterator[FakeQuantGraph]:
     """Yields a fake-quantized runner of ``model``, a prepared float model, which is not modified.
 
     Args:
         model: the float model.
-        plan: its sources get a quantizer each.
+        activations: the sources among them get a quantizer each.
         feeds: the batches to evaluate on.
         threads: threads inside an operator; 0 is one per core.
 
@@ -228,7 +273,7 @@ def open_fake_quant_graph(
     names = Names(graph)
     values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
     quantizers = {}
-    for activation in plan.activations.values():
+    for activation in activations:
         if activation.tensor == activation.source:
             quantizer = _Quantizer(names, values[activation.source], activation.grid.dtype)
             domain = conversion_domain(quantizer.dtype, model.opset_imports.get("", 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import pickle
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.backends.execution import AS_IT_IS, Execution, Form, as_it_is
+from qtool.calib.datasets.data_shard import Seen
 from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
 from qtool.graph.decoder_caches import cache_outputs
@@ -136,6 +139,15 @@ class OutputEvaluator:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
         return worst_agreement(self.fidelity(model))
+
+    def fingerprint(self) -> str:
+        """Returns a hash, in hex, of all that its figures depend on besides the quantized models."""
+        seen = Seen()
+        for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
+            seen.add(2 * number, feed)
+            seen.add(2 * number + 1, expected)
+        way = pickle.dumps((self._view, self._execution, self._threads, self._labels))
+        return f"{seen} {hashlib.sha256(way).hexdigest()}"
 
     def _accuracy(self) -> AccuracyMeter | None:
         return None if self._labels is None else AccuracyMeter(self._labels)

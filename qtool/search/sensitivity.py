@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from qtool.cluster.kept_results import NOTHING_KEPT, KeptResults
 from qtool.cluster.work import IN_THIS_PROCESS, Workers, results
+from qtool.fingerprint import graph_fingerprint
 from qtool.progress import Advance
 from qtool.search.node_groups import NodeGroup
 from qtool.search.output_evaluator import OutputEvaluator
@@ -71,7 +71,6 @@ def rank_layers(
     advance: Advance,
     stop: Callable[[], bool] = lambda: False,
     workers: Workers = IN_THIS_PROCESS,
-    kept: KeptResults = NOTHING_KEPT,
 ) -> tuple[LayerNoise, ...]:
     """Measures every layer alone, and returns them with the noisiest first.
 
@@ -82,8 +81,11 @@ def rank_layers(
         advance: called with 1 after every layer.
         stop: called before every layer; when it returns True, the remaining layers are left out.
         workers: who measures.
-        kept: what an earlier run with the same arguments measured.
     """
+
+    def key() -> str:
+        # The model with all layers quantized holds all that decides.
+        return f"layers alone {graph_fingerprint(quantize({}).model)} {evaluator.fingerprint()}"
 
     def tasks() -> Iterator[tuple[str, int]]:
         for number in range(len(groups)):
@@ -91,17 +93,14 @@ def rank_layers(
                 return
             yield str(number), number
 
-    measured: dict[str, float] = {}
+    measured: dict[int, float] = {}
     work = LayerNoiseWork(quantize=quantize, groups=groups, evaluator=evaluator)
-    for key, result in results(workers, work, tasks(), kept=kept, accepts=_is_number):
-        measured[groups[int(key)].layer] = float(result)
+    for number, result in results(workers, work, tasks(), kept=workers.kept(key), accepts=_is_number):
+        measured[int(number)] = float(result)
         advance(1)
-    shares = _shares(measured)
-    found = [
-        LayerNoise(group=group, sqnr_db=measured[group.layer], share=shares[group.layer])
-        for group in groups
-        if group.layer in measured
-    ]
+    in_order = [(groups[number], measured[number]) for number in sorted(measured)]
+    shares = _shares({group.layer: sqnr_db for group, sqnr_db in in_order})
+    found = [LayerNoise(group=group, sqnr_db=sqnr_db, share=shares[group.layer]) for group, sqnr_db in in_order]
     return tuple(sorted(found, key=lambda layer: layer.sqnr_db))
 
 

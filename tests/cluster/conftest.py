@@ -26,6 +26,9 @@ network (float[batch,3,8,8] image) => (float[batch,4] logits)
 """
 
 
+_LAYERS = 12
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = importlib.util.find_spec("ray") is None
     for item in items:
@@ -52,6 +55,27 @@ def model(tmp_path: Path) -> Path:
         node.name = f"/{node.output[0]}"
     onnx.save(proto, tmp_path / "net.onnx")
     return tmp_path / "net.onnx"
+
+
+@pytest.fixture
+def deep_model(tmp_path: Path) -> Path:
+    """A chain of layers whose weights have outliers, so that quantizing them costs accuracy."""
+    generator = np.random.default_rng(3)
+    lines = ["r0 = Relu (image)"]
+    for layer in range(1, _LAYERS + 1):
+        lines.append(f"c{layer} = Conv <pads = [1,1,1,1]> (r{layer - 1}, w{layer}, b)")
+        lines.append(f"r{layer} = {'Relu' if layer % 3 else 'Tanh'} (c{layer})")
+    lines += [f"p = GlobalAveragePool (r{_LAYERS})", "f = Flatten (p)", "logits = Gemm <transB = 1> (f, w, bias)"]
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[batch,3,8,8] image) => (float[batch,4] logits)'
+    proto = parser.parse_model(f"{head} {{ {' '.join(lines)} }}")
+    shapes = {f"w{layer}": (8, 3 if layer == 1 else 8, 3, 3) for layer in range(1, _LAYERS + 1)}
+    for name, shape in {**shapes, "w": (4, 8), "b": (8,), "bias": (4,)}.items():
+        values = 0.15 * generator.standard_t(2.5, shape)
+        proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    for node in proto.graph.node:
+        node.name = f"/{node.output[0]}"
+    onnx.save(proto, tmp_path / "deep.onnx")
+    return tmp_path / "deep.onnx"
 
 
 @pytest.fixture(autouse=True)

@@ -68,29 +68,31 @@ def test_every_task_has_its_result() -> None:
 
 def test_what_is_kept_is_not_done_again_and_goes_with_a_run_that_ends(tmp_path: Path) -> None:
     place = tmp_path / "kept"
-    with pytest.raises(KeyboardInterrupt), results_kept("squares", place) as kept:
-        for _ in results(_Faltering(2), _Squares(), _keyed(1, 2, 3, 4), kept=kept):
+    with pytest.raises(KeyboardInterrupt), results_kept(place) as kept:
+        for _ in results(_Faltering(2), _Squares(), _keyed(1, 2, 3, 4), kept=kept("squares")):
             pass
     (folder,) = place.iterdir()
     assert len(list(folder.iterdir())) == 2
     work = _Squares()
-    with results_kept("squares", place) as kept:
-        found = dict(results(IN_THIS_PROCESS, work, _keyed(1, 2, 3, 4), kept=kept))
+    with results_kept(place) as kept:
+        found = dict(results(IN_THIS_PROCESS, work, _keyed(1, 2, 3, 4), kept=kept("squares")))
     assert found == {"1": b"1", "2": b"4", "3": b"9", "4": b"16"}
     assert work.done == [1, 2]
     assert not list(place.iterdir())
 
 
 def test_other_work_finds_nothing_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), results_kept("squares", tmp_path) as kept:
-        list(results(_Faltering(2), _Squares(), _keyed(1, 2, 3), kept=kept))
-    with results_kept("cubes", tmp_path) as kept:
-        assert kept.read("3") is None
+    with pytest.raises(KeyboardInterrupt), results_kept(tmp_path) as kept:
+        list(results(_Faltering(2), _Squares(), _keyed(1, 2, 3), kept=kept("squares")))
+    with results_kept(tmp_path) as kept:
+        assert kept("squares").read("3") == b"9"
+        assert kept("cubes").read("3") is None
 
 
 def test_damaged_results_are_made_again(tmp_path: Path) -> None:
     work = _Squares()
-    with results_kept("squares", tmp_path) as kept:
+    with results_kept(tmp_path) as place:
+        kept = place("squares")
         kept.write("2", b"torn")
         found = dict(results(IN_THIS_PROCESS, work, _keyed(2, 5), kept=kept, accepts=bytes.isdigit))
     assert found == {"2": b"4", "5": b"25"}

@@ -68,7 +68,7 @@ def test_a_switch_does_what_quantizing_that_tensor_does() -> None:
         for feed in _feeds():
             rounded = dequantize(quantize(feed["x"], params), params)
             meter.add(session.run(feed), session.run({"x": rounded}))
-    with open_fake_quant_graph(model, plan, _feeds()) as runner:
+    with open_fake_quant_graph(model, tuple(plan.activations.values()), _feeds()) as runner:
         assert runner.sources == ("x", "t")
         assert runner.noise({}) == 0.0
         assert runner.noise({"x": params}) == pytest.approx(meter.worst(), rel=1e-3)
@@ -83,7 +83,7 @@ def test_an_outlier_that_means_nothing_is_clipped() -> None:
     minmax = params_from_range(
         MinMax().span(_statistics(model, plan)["x"], plan.activations["x"].grid), plan.activations["x"].grid
     )
-    with open_fake_quant_graph(model, plan, _feeds()) as runner:
+    with open_fake_quant_graph(model, tuple(plan.activations.values()), _feeds()) as runner:
         assert choice.noise < 0.1 * runner.noise({"x": minmax})
     assert ir.to_proto(model).SerializeToString() == before
 
@@ -119,14 +119,16 @@ def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None
     model = prepare(ir.from_proto(proto))
     plan = build_plan(model, PRESETS["x86"], NodeSelection())
     params = params_from_range(Range(-2.5, 2.5), plan.activations["x"].grid)
-    with open_fake_quant_graph(model, plan, _feeds()) as runner:
+    with open_fake_quant_graph(model, tuple(plan.activations.values()), _feeds()) as runner:
         found = {}
-        for source, noise in runner.one_by_one(runner.sources):
-            first = noise.on_first_batch(params)
-            found[source] = noise(params)
-            assert 0 < first < 2 * found[source]
-            assert noise(params, enough=found[source]) == found[source]
-            assert noise(params, enough=0.5 * found[source]) == np.inf
+        with runner.one_by_one() as measured:
+            for source, stretch in runner.stretches(runner.sources).items():
+                noise = measured(source, stretch)
+                begun = noise.on_first_batch(params)
+                found[source] = noise(params)
+                assert noise(params, begun=begun) == found[source]
+                assert noise(params, enough=found[source]) == found[source]
+                assert noise(params, enough=0.5 * found[source]) == np.inf
         assert tuple(found) == runner.sources
         assert len(found) >= layers
         for source, alone in found.items():

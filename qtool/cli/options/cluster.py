@@ -21,19 +21,22 @@ ClusterOption: TypeAlias = Annotated[
 
 
 @contextmanager
-def chosen_workers(cluster: str | None, progress: Progress, *, threads: int) -> Iterator[Workers | None]:
-    """Yields the workers of ``--cluster``; None where it is not given.
+def chosen_workers(cluster: str | None, progress: Progress, *, threads: int) -> Iterator[Workers]:
+    """Yields the workers of ``--cluster``, whose results are kept until they end well; without it, this process.
 
     Raises:
         UsageError: Ray is not installed, or the option makes no sense.
         InputError: the cluster cannot be reached.
     """
+    from qtool.cluster.work import IN_THIS_PROCESS, KeepingWorkers
+
     if cluster is None:
-        yield None
+        yield IN_THIS_PROCESS
         return
+    from qtool.cluster.kept_results import results_kept
     from qtool.cluster.ray_cluster import ray_workers
 
-    with ray_workers(cluster, threads=threads) as workers:
+    with results_kept() as place, ray_workers(cluster, threads=threads) as workers:
         each = f"{workers.threads} thread{'s' if workers.threads != 1 else ''}"
         progress.note(f"{workers.count} worker{'s' if workers.count != 1 else ''} of {each}")
-        yield workers
+        yield KeepingWorkers(workers, place)

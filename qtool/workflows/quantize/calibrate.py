@@ -202,6 +202,7 @@ class Gather(Protocol):
         data: DataRequest,
         progress: Progress,
         *,
+        holdout: HoldoutSplit = NO_HOLDOUT,
         shard: DataShard | None = None,
         exact: bool = False,
         threads: int = 0,

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.backends.registry import backend_named
 from qtool.calib.statistics_file import StoredStatistics
+from qtool.cluster.work import Workers
 from qtool.metrics.latency import Interval
 from qtool.plan import Plan
 from qtool.progress import Progress
@@ -53,10 +54,14 @@ class FoundQuantization:
 
 
 def find_quantization(
-    prepared: PreparedModel, stored: StoredStatistics | None, request: QuantizeRequest, progress: Progress
+    prepared: PreparedModel,
+    stored: StoredStatistics | None,
+    request: QuantizeRequest,
+    progress: Progress,
+    workers: Workers,
 ) -> FoundQuantization:
-    """Searches for corrections and for the layers that stay float, and quantizes."""
-    searching = StaticSearch(prepared, stored, request, progress)
+    """Searches for corrections and for the layers that stay float, and quantizes; ``workers`` do tasks of it."""
+    searching = StaticSearch(prepared, stored, request, progress, workers)
     result = searching.run(request.searches)
     evidence: tuple[Evidence, ...] = ()
     stopped = result.search.stopped

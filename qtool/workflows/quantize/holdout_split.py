@@ -37,21 +37,22 @@ class HoldoutSplit:
 
     def used(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Yields the batches used for calibration."""
-        return (feed for number, feed in enumerate(feeds, start=1) if not self._is_aside(number))
+        return (feed for number, feed in enumerate(feeds) if not self.holds_out(number))
 
     def numbers(self) -> Iterator[int]:
         """Yields the numbers, from 0, of the batches used for calibration, without end."""
-        return (number - 1 for number in count(1) if not self._is_aside(number))
+        return (number for number in count() if not self.holds_out(number))
 
     def aside(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Yields the held-out batches, a few at most."""
         given = 0
-        for number, feed in enumerate(feeds, start=1):
-            if self._is_aside(number):
+        for number, feed in enumerate(feeds):
+            if self.holds_out(number):
                 yield feed
                 given += 1
                 if given == _MOST_BATCHES:
                     return
 
-    def _is_aside(self, number: int) -> bool:
-        return self.every > 0 and number % self.every == 0
+    def holds_out(self, number: int) -> bool:
+        """Tells whether the batch of this number, from 0, is held out."""
+        return self.every > 0 and (number + 1) % self.every == 0

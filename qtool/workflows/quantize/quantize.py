@@ -7,6 +7,7 @@ from pathlib import Path
 from qtool.atomic import staged
 from qtool.backends.registry import backend_named
 from qtool.calib.statistics_file import read_statistics
+from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.errors import UsageError
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -41,8 +42,12 @@ def plan_quantization(request: QuantizeRequest, progress: Progress) -> Plan:
     return plan
 
 
-def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeReport:
+def quantize(
+    request: QuantizeRequest, progress: Progress = SILENT, workers: Workers = IN_THIS_PROCESS
+) -> QuantizeReport:
     """Quantizes, runs the result in onnxruntime, compares it with the float model, and only then writes it.
+
+    ``workers`` calibrate, and measure tensors and layers one at a time; the result is the same whoever they are.
 
     Raises:
         UsageError: there is neither data nor statistics.
@@ -66,7 +71,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizeR
     output = request.destination
     with staged(output) as path:
         floats = float_model(prepared.original, request.source, output, path, force=request.force)
-        found = find_quantization(prepared, stored, request, progress)
+        found = find_quantization(prepared, stored, request, progress, workers)
         quantized = found.quantized
         checked = write_and_check(
             quantized.model,

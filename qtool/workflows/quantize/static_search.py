@@ -11,17 +11,19 @@ import onnx_ir as ir
 from qtool.backends.execution_choice import execution_for
 from qtool.calib.collect import Collected
 from qtool.calib.statistics_file import StoredStatistics
+from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
 from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.progress import Progress
-from qtool.workflows.quantize.calibrate import Watched, gather
+from qtool.workflows.quantize.calibrate import Watched
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepared_model import PreparedModel, calibrated_candidates
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.quantize.request import QuantizeRequest
+from qtool.workflows.shards.gather_in_tasks import gather_by
 from qtool.workflows.tune.accuracy_target import AccuracyTarget, FloatLayers
 from qtool.workflows.tune.efforts import SearchConfig
 from qtool.workflows.tune.float_fallback_search import KeptFloat
@@ -71,13 +73,15 @@ class StaticSearch:
         stored: StoredStatistics | None,
         request: QuantizeRequest,
         progress: Progress,
+        workers: Workers = IN_THIS_PROCESS,
     ) -> None:
-        """Takes the model, and its statistics where they are stored; without, they are collected."""
+        """Takes the model, its statistics where they are stored, and who does what divides into tasks."""
         self._prepared = prepared
         self._stored = stored
         self._samples = check_samples(prepared, stored)
         self._request = request
         self._progress = progress
+        self._workers = workers
 
     @property
     def samples(self) -> CheckSamples | None:
@@ -109,6 +113,7 @@ class StaticSearch:
             held_back=held_back,
             timed_on=None if prepared.calibration is None else prepared.calibration.sample,
             threads=request.threads,
+            workers=self._workers,
         )
         known = () if before is None else before.starts
         starts = [self._start(rewritten, known) for rewritten in search.rewritten(prepared.model)]
@@ -134,7 +139,12 @@ class StaticSearch:
             return candidates, KeptNodes(nodes=nodes, fallback=fallback)
         execution = execution_for(request.scheme)
         target = AccuracyTarget(
-            self._prepared.original, request.goal, samples, execution=execution, threads=request.threads
+            self._prepared.original,
+            request.goal,
+            samples,
+            execution=execution,
+            threads=request.threads,
+            workers=self._workers,
         )
         found = target.search(
             candidates.model, candidates, times.cost(), self._progress, budget_s=request.time_budget_s
@@ -154,7 +164,7 @@ class StaticSearch:
         if stored is not None:
             collected = _checked_statistics(stored, model, request.statistics)
         elif samples is not None:
-            collected = gather(
+            collected = gather_by(self._workers)(
                 model,
                 Watched.by(plan),
                 samples.dataset,

@@ -16,17 +16,16 @@ from qtool.calib.datasets.data_shard import DataShard, Seen
 from qtool.calib.errors import CalibError
 from qtool.calib.specs import Feed
 from qtool.calib.statistics_file import StoredStatistics, statistics_bytes, statistics_from
-from qtool.cluster.kept_results import results_kept
-from qtool.cluster.work import Workers, results
+from qtool.cluster.work import IN_THIS_PROCESS, Workers, results, threads_of
 from qtool.fingerprint import graph_fingerprint
 from qtool.graph.specs import specs_of
 from qtool.progress import Progress
-from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.packed_model import PackedModel
 from qtool.runtime.session import Watcher
-from qtool.workflows.quantize.calibrate import Watched, float_outputs, tell_of_few
+from qtool.workflows.quantize.calibrate import NO_HOLDOUT, Gather, Watched, float_outputs, gather, tell_of_few
 from qtool.workflows.quantize.data_request import DataRequest
+from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.shards.merge_statistics import SEEN, joined
 
 # A task's statistics are read and joined here, which should take little of the time that it ran.
@@ -91,6 +90,11 @@ class CalibrationWork:
         return statistics_bytes(collected, {SEEN: str(batches.seen)}, compressed=False)
 
 
+def gather_by(workers: Workers) -> Gather:
+    """Returns what gathers statistics: in one pass in this process, which is faster there, or in tasks of others."""
+    return gather if workers is IN_THIS_PROCESS else partial(gather_in_tasks, workers)
+
+
 def gather_in_tasks(
     workers: Workers,
     model: ir.Model,
@@ -99,6 +103,7 @@ def gather_in_tasks(
     data: DataRequest,
     progress: Progress,
     *,
+    holdout: HoldoutSplit = NO_HOLDOUT,
     shard: DataShard | None = None,
     exact: bool = False,
     threads: int = 0,
@@ -117,7 +122,7 @@ def gather_in_tasks(
         watched=watched,
         compared=float_outputs(model),
         exact=exact,
-        threads=threads if workers.threads is None else workers.threads,
+        threads=threads_of(workers, threads),
     )
     total = StoredStatistics(
         collected=collect(_Unused(), (), watched.tensors, channel_axes=watched.channel_axes, may_be_empty=True),
@@ -129,11 +134,9 @@ def gather_in_tasks(
     with watching(model, watched.tensors) as graph, open_graph(graph, threads=1, level="none") as session:
         inputs = session.inputs
     feeds = data.feeds(part, inputs, specs_of(model.graph.outputs), remark=progress.note)
-    tasks = ((str(batches.seen), batches) for batches in grouped(feeds, part))
-    with (
-        results_kept(_key(model, work)) as kept,
-        progress.task(f"calibrating on {workers.count} workers", part.samples) as advance,
-    ):
+    tasks = ((str(batches.seen), batches) for batches in grouped(feeds, part, holdout))
+    kept = workers.kept(partial(_key, model, work))
+    with progress.task(f"calibrating on {workers.count} workers", part.samples) as advance:
         for key, content in results(workers, work, tasks, kept=kept, accepts=_is_whole):
             found = statistics_from(content, f"the result of the batches {key[:8]}")
             total = joined(total, found)
@@ -144,22 +147,26 @@ def gather_in_tasks(
     return total.collected
 
 
-def grouped(feeds: Iterable[Feed], shard: DataShard) -> Iterator[Batches]:
-    """Yields the batches of ``shard`` in groups, which do not depend on who is to run them."""
+def grouped(feeds: Iterable[Feed], shard: DataShard, holdout: HoldoutSplit = NO_HOLDOUT) -> Iterator[Batches]:
+    """Yields the batches of ``shard`` in groups, which do not depend on who is to run them; none of those held out."""
     batches = None if shard.samples is None else -(-shard.samples // shard.batch_size)
     most = _USUAL_BATCHES if batches is None else min(max(batches // _TASKS, 1), _MOST_BATCHES)
     held: list[Feed] = []
     numbers: list[int] = []
-    nbytes, before = 0, shard.seen.copy()
+    nbytes, seen, before = 0, Seen(), shard.seen.copy()
     for feed, number in zip(feeds, shard.numbers, strict=False):
+        own, before = shard.seen.without(before), shard.seen.copy()
+        if holdout.holds_out(number):
+            continue
         held.append(feed)
         numbers.append(number)
+        seen.merge(own)
         nbytes += sum(array.nbytes for array in feed.values())
         if len(held) == most or nbytes >= _MOST_TASK_BYTES:
-            yield Batches(feeds=tuple(held), numbers=tuple(numbers), seen=shard.seen.without(before))
-            held, numbers, nbytes, before = [], [], 0, shard.seen.copy()
+            yield Batches(feeds=tuple(held), numbers=tuple(numbers), seen=seen)
+            held, numbers, nbytes, seen = [], [], 0, Seen()
     if held:
-        yield Batches(feeds=tuple(held), numbers=tuple(numbers), seen=shard.seen.without(before))
+        yield Batches(feeds=tuple(held), numbers=tuple(numbers), seen=seen)
 
 
 class _Unused:
@@ -181,5 +188,5 @@ def _is_whole(content: bytes) -> bool:
 def _key(model: ir.Model, work: CalibrationWork) -> str:
     """Tells a calibration from those with other results for the same batches."""
     watched = [(name, work.watched.channel_axes.get(name)) for name in work.watched.tensors]
-    digest = hashlib.sha256(repr((watched, work.exact, work.threads, sorted(versions().items()))).encode())
+    digest = hashlib.sha256(repr((watched, work.exact, work.threads)).encode())
     return f"calibration {graph_fingerprint(model)} {digest.hexdigest()}"

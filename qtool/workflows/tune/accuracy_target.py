@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qtool.backends.execution import AS_IT_IS, Execution
 from qtool.calib.specs import Array
+from qtool.cluster.work import IN_THIS_PROCESS, Workers, threads_of
 from qtool.errors import UsageError
 from qtool.graph.specs import model_specs
 from qtool.progress import Progress
@@ -95,11 +96,12 @@ class AccuracyTarget:
         *,
         execution: Execution = AS_IT_IS,
         threads: int = 0,
+        workers: Workers = IN_THIS_PROCESS,
     ) -> None:
         """Runs the float model on the evaluation samples.
 
         They are spread over the data; goals about classes need many, since each sample is one vote. Quantized models
-        run with ``execution``.
+        run with ``execution``; ``workers`` measure one layer at a time.
 
         Raises:
             UsageError: the goal needs labels, and the data has none.
@@ -109,6 +111,7 @@ class AccuracyTarget:
         self._original = original
         self._goal = goal
         self._threads = threads
+        self._workers = workers
         self._execution = execution
         inputs, outputs = model_specs(original)
         labels = _labels(samples) if goal.max_drop is not None else None
@@ -127,7 +130,7 @@ class AccuracyTarget:
             spread(_RANKING_SAMPLES).feeds,
             view=with_logits,
             execution=execution,
-            threads=threads,
+            threads=threads_of(workers, threads),
         )
         self._feed = chosen.feeds[0]
 
@@ -220,7 +223,9 @@ class AccuracyTarget:
         everything = quantize({})
         groups = node_groups(model, everything.plan)
         with progress.task("quantizing one layer at a time", len(groups)) as advance:
-            ranked = rank_layers(quantize, groups, self._ranking_evaluator, advance=advance, stop=is_over)
+            ranked = rank_layers(
+                quantize, groups, self._ranking_evaluator, advance=advance, stop=is_over, workers=self._workers
+            )
         if is_over():
             return
         costs = {group.layer: 1e-9 * cost.nanoseconds([group.layer]) for group in groups}

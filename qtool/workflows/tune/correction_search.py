@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from qtool.calib.specs import Feed
 from qtool.calib.statistics import TensorStatistics
+from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.corrections import Corrections
 from qtool.progress import Progress
 from qtool.quantizer import quantities, useful_statistics, with_moved_tensors
@@ -59,6 +60,7 @@ def choose_among_methods(
     *,
     threads: int = 0,
     stop: Callable[[], bool] = never,
+    workers: Workers = IN_THIS_PROCESS,
 ) -> QuantizedCandidates:
     """Returns ``candidates`` with each activation's range chosen among the methods, as far as time allows.
 
@@ -71,7 +73,9 @@ def choose_among_methods(
     full = useful_statistics(plan, with_moved_tensors(candidates.model, plan, candidates.statistics))
     feeds = list(samples.some_held(max(wanted.evaluation_batches, _fewest_batches(full)), least=_FEWEST_SAMPLES))
     view = with_logits(candidates.model)
-    choice = choose_ranges(view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop)
+    choice = choose_ranges(
+        view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop, workers=workers
+    )
     chosen = replace(candidates.corrections, ranges=choice.params, methods=choice.methods)
     return replace(candidates, corrections=chosen)
 
@@ -88,10 +92,12 @@ class CorrectionSearch:
         ablation: CorrectionAblation | None,
         threads: int = 0,
         stop: Callable[[], bool] = never,
+        workers: Workers = IN_THIS_PROCESS,
     ) -> None:
         """Takes the samples; without ``ablation`` nothing is evaluated, and all wanted corrections are applied.
 
         Once ``stop`` returns True, searches end and corrections that were not requested by name are left out.
+        ``workers`` do what depends on no other layer or tensor.
         """
         self._samples = samples
         self._wanted = wanted
@@ -99,6 +105,7 @@ class CorrectionSearch:
         self._ablation = ablation
         self._threads = threads
         self._stop = stop
+        self._workers = workers
 
     def correct(self, candidates: QuantizedCandidates) -> QuantizedCandidates:
         """Returns ``candidates``, which have plain ranges and rounding, with the corrections that help.
@@ -131,7 +138,13 @@ class CorrectionSearch:
             rounding = self._guided_rounding(candidates, layers)
         if wanted.ranges:
             chosen = choose_among_methods(
-                candidates, self._samples, wanted, self._progress, threads=self._threads, stop=self._stop
+                candidates,
+                self._samples,
+                wanted,
+                self._progress,
+                threads=self._threads,
+                stop=self._stop,
+                workers=self._workers,
             )
             corrections["chosen ranges"] = Policy.IF_BETTER, partial(_with_ranges, chosen.corrections)
         if rounding is not None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import backend_named
+from qtool.cluster.work import IN_THIS_PROCESS, Workers, threads_of
 from qtool.planning import build_dynamic_plan
 from qtool.progress import Progress
 from qtool.schemes import as_dynamic
@@ -70,6 +71,7 @@ class FloatFallbackSearch:
         affordable: Affordable | None = None,
         budget_s: float | None = None,
         threads: int = 0,
+        workers: Workers = IN_THIS_PROCESS,
     ) -> None:
         """Evaluates the fully quantized model.
 
@@ -84,6 +86,7 @@ class FloatFallbackSearch:
             price: the gain in dB required for giving up a tenth of the integers' savings.
             budget_s: seconds after which the search ends.
             threads: threads inside an operator; 0 is one per core.
+            workers: who measures one layer at a time.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a model.
@@ -93,6 +96,7 @@ class FloatFallbackSearch:
         self._samples = samples
         self._progress = progress
         self._threads = threads
+        self._workers = workers
         self._cost = cost
         self._affordable = None if affordable is None else self._in_time(affordable)
         self._budget_s = budget_s
@@ -135,10 +139,12 @@ class FloatFallbackSearch:
             feeds,
             view=viewed_by_logits,
             execution=execution_for(self.candidates.scheme),
-            threads=self._threads,
+            threads=threads_of(self._workers, self._threads),
         )
         with self._progress.task("quantizing one layer at a time", len(self._groups)) as advance:
-            ranked = rank_layers(self.candidates, self._groups, ranking, advance=advance, stop=self._is_over)
+            ranked = rank_layers(
+                self.candidates, self._groups, ranking, advance=advance, stop=self._is_over, workers=self._workers
+            )
         ranked = self._with_dynamic(ranked, ranking)
         place = {group.layer: number for number, group in enumerate(self._groups)}
         in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from qtool.backends.execution_choice import execution_for, timing_of
 from qtool.calib.specs import Feed
+from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.schemes import Scheme
@@ -70,10 +72,12 @@ class QuantizationSearch:
         held_back: ChosenSamples = NOTHING_CHOSEN,
         timed_on: Feed | None = None,
         threads: int = 0,
+        workers: Workers = IN_THIS_PROCESS,
     ) -> None:
         """Runs the float model on the evaluation samples, where any decision depends on them.
 
         Models are timed on ``timed_on``, one sample; None where nothing is timed. No decision depends on ``held_back``.
+        ``workers`` do what divides into tasks.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
@@ -86,7 +90,9 @@ class QuantizationSearch:
         self._progress = progress
         self._threads = threads
         self._timed_on = timed_on
-        self._time = SearchTime()
+        self._workers = workers
+        # What others do takes no time of this process.
+        self._time = SearchTime() if workers is IN_THIS_PROCESS else SearchTime((time.monotonic,))
         evaluation_samples = wanted.evaluation_samples if wanted.need_evaluator else 0
         self._samples = (
             None
@@ -170,6 +176,7 @@ class QuantizationSearch:
             ablation=self._ablation,
             threads=self._threads,
             stop=self._time.is_over,
+            workers=self._workers,
         )
 
     def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
@@ -209,6 +216,7 @@ class QuantizationSearch:
             affordable=self._affordable(candidates, times),
             budget_s=None if math.isinf(left_s) else left_s,
             threads=self._threads,
+            workers=self._workers,
         )
         most, most_products = self._wanted.most_float, 1.0
         if most is None:

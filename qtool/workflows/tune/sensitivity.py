@@ -5,37 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-
-import onnx_ir as ir
 
 from qtool.atomic import check_output, staged
 from qtool.backends.execution_choice import execution_for
-from qtool.calib.datasets.data_shard import Seen
 from qtool.calib.ranges import RangeMethod
-from qtool.calib.specs import Feed
-from qtool.cluster.kept_results import results_kept
-from qtool.cluster.work import Workers
+from qtool.cluster.work import IN_THIS_PROCESS, Workers, threads_of
 from qtool.errors import UsageError
-from qtool.fingerprint import graph_fingerprint
 from qtool.json_values import json_value
 from qtool.progress import Progress
-from qtool.reporting.surroundings import versions
 from qtool.schemes import Scheme
 from qtool.search.node_groups import node_groups
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
-from qtool.workflows.quantize.calibrate import Watched, gather
+from qtool.workflows.quantize.calibrate import Watched
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepared_model import calibrated_candidates, load_prepared
-from qtool.workflows.shards.gather_in_tasks import gather_in_tasks
+from qtool.workflows.shards.gather_in_tasks import gather_by
 from qtool.workflows.tune.correction_search import choose_among_methods
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches
@@ -111,10 +102,10 @@ class SensitivityReport:
         }
 
 
-def sensitivity(request: SensitivityRequest, progress: Progress, workers: Workers | None = None) -> SensitivityReport:
-    """Calibrates once, then quantizes one layer at a time and measures the outputs.
-
-    With ``workers``, both are tasks of theirs, and what was measured before an interruption is not measured again.
+def sensitivity(
+    request: SensitivityRequest, progress: Progress, workers: Workers = IN_THIS_PROCESS
+) -> SensitivityReport:
+    """Calibrates once, then quantizes one layer at a time and measures the outputs; all of it is done by ``workers``.
 
     Raises:
         UsageError: an output has an unknown suffix.
@@ -125,7 +116,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress, workers: Worker
     _check_outputs(request)
     prepared = load_prepared(request.source, request.data, request.scheme, request.selection, progress)
     original, model, samples = prepared.original, prepared.model, prepared.samples
-    collected = (gather if workers is None else partial(gather_in_tasks, workers))(
+    collected = gather_by(workers)(
         model, Watched.by(prepared.plan), samples.dataset, samples.data, progress, threads=request.threads
     )
     candidates = calibrated_candidates(
@@ -139,42 +130,27 @@ def sensitivity(request: SensitivityRequest, progress: Progress, workers: Worker
     if request.chosen_ranges:
         check = CheckSamples(dataset=samples.dataset, data=samples.data, holdout=HoldoutSplit(), memory=samples.memory)
         candidates = choose_among_methods(
-            candidates, TuningSplit(original, check), searches(Effort.BALANCED), progress, threads=request.threads
+            candidates,
+            TuningSplit(original, check),
+            searches(Effort.BALANCED),
+            progress,
+            threads=request.threads,
+            workers=workers,
         )
     chosen = spread_batches(
         samples.data.feeds(samples.dataset, *prepared.interface),
         samples=samples.memory.evaluation_samples(request.samples),
         available=samples.data.available(samples.dataset),
     )
-    threads = request.threads if workers is None or workers.threads is None else workers.threads
+    threads = threads_of(workers, request.threads)
     evaluator = OutputEvaluator(original, chosen.feeds, execution=execution_for(request.scheme), threads=threads)
     everything = candidates({})
     groups = node_groups(model, everything.plan)
-    label = "quantizing one layer at a time"
-    if workers is None:
-        with progress.task(label, len(groups)) as advance:
-            layers = rank_layers(candidates, groups, evaluator, advance=advance)
-    else:
-        key = _key(original, everything.model, chosen.feeds, request, threads)
-        with (
-            results_kept(key) as kept,
-            progress.task(f"{label}, on {workers.count} workers", len(groups)) as advance,
-        ):
-            layers = rank_layers(candidates, groups, evaluator, advance=advance, workers=workers, kept=kept)
+    with progress.task("quantizing one layer at a time", len(groups)) as advance:
+        layers = rank_layers(candidates, groups, evaluator, advance=advance, workers=workers)
     report = SensitivityReport(layers=layers, sqnr_db=evaluator.sqnr_db(everything.model), samples=evaluator.samples)
     _write(report, request)
     return report
-
-
-def _key(
-    original: ir.Model, quantized: ir.Model, feeds: Sequence[Feed], request: SensitivityRequest, threads: int
-) -> str:
-    """Tells a ranking from those with other figures: the model with all layers quantized holds all that decides."""
-    seen = Seen()
-    for number, feed in enumerate(feeds):
-        seen.add(number, feed)
-    models = f"{graph_fingerprint(original)} {graph_fingerprint(quantized)}"
-    return f"sensitivity {models} {seen} {request.scheme!r} {threads} {sorted(versions().items())}"
 
 
 def _check_outputs(request: SensitivityRequest) -> None:
