@@ -307,6 +307,8 @@ def quantize(
     )
     if request.goal is not None and max_float is not None:
         raise UsageError(f"--max-float and {request.goal.description} exclude each other", fix="give one of them")
+    if cluster is not None and calib_stats is not None and request.goal is None:
+        raise UsageError("--cluster has no effect with --calib-stats and no accuracy goal", fix="drop one of them")
     if dry_run:
         plan = plan_quantization(request, console.progress())
         if json:

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,41 @@ def feeds():
 """
 
 
+@contextmanager
+def _killer(cache: Path, after: Sequence[int]) -> Iterator[list[int]]:
+    """Kills a worker that is doing a task whenever one of so many results is kept; yields how many were by then."""
+    done: list[int] = []
+    over = threading.Event()
+
+    def kept() -> int:
+        return sum(path.is_file() for path in (cache / "qtool").rglob("*"))
+
+    def kill() -> bool:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if (folder / "cmdline").read_bytes().startswith(b"ray::_run"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    return True
+            except OSError:
+                continue
+        return False
+
+    def watch() -> None:
+        for least in after:
+            while not over.wait(0.005) and not ((found := kept()) >= least and kill()):
+                pass
+            if not over.is_set():
+                done.append(found)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
+
+
 def _local_work(scratch: Path, *, seconds: float = 0.0, deadly: int | None = None, always: bool = False) -> Any:
     """Returns work that squares numbers; the process that gets ``deadly`` dies, once or always."""
 
@@ -83,6 +119,24 @@ def test_sensitivity_on_two_nodes_writes_the_bytes_of_one_process(run: Any, two_
     outcome = run(*words, "--cluster", two_nodes.address, "-o", "two.json")
     assert outcome.code == 0, outcome.err
     assert Path("two.json").read_bytes() == Path("one.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds workers by /proc")
+def test_quantization_writes_the_same_bytes_on_two_nodes_though_workers_are_killed(
+    run: Any, two_nodes: Any, deep_model: Path, cache: Path
+) -> None:
+    words = ["quantize", deep_model, "--calib-data", "data.npz", "--machine-profile", "shipped", "--smallest"]
+    words += ["--min-sqnr", "45"]
+    outcome = run(*words, "-o", "one.onnx")
+    assert outcome.code == 0, outcome.err
+    # While batches, tensors and layers are measured.
+    with _killer(cache, after=(2, 16, 35)) as killed:
+        outcome = run(*words, "--cluster", two_nodes.address, "-o", "all.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "2 workers of 1 thread" in outcome.err
+    assert len(killed) == 3
+    assert Path("all.onnx").read_bytes() == Path("one.onnx").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds workers by /proc")

@@ -71,7 +71,8 @@ def usual_scheme(
 
     others = [parameter.name or "" for parameter in context.command.params if parameter.name != "scheme"]
     given = {name for name in others if _source(context, name) in {"COMMANDLINE", "DEFAULT_MAP"}}
-    if not (runs_dynamic_layers and has_data) or given - _UNDERSTOOD[SchemeName.DYNAMIC]:
+    # Who does the work has no say in what it is.
+    if not (runs_dynamic_layers and has_data) or given - _UNDERSTOOD[SchemeName.DYNAMIC] - {"cluster"}:
         return SchemeName.STATIC
     try:
         is_language_model = source.is_graph and predicts_tokens(OnnxFile().read(source.path).graph)

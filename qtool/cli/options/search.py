@@ -69,7 +69,7 @@ LearnedRoundingOption: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--learned-rounding/--no-learned-rounding",
-        help="Learn to round. Default: auto with --effort best.",
+        help="Learn to round. Default: with --effort best.",
         rich_help_panel=CORRECTIONS,
     ),
 ]
