@@ -28,6 +28,7 @@ _MOST_DEATHS = 5
 # Each worker finds the next task waiting when it is done with one.
 _TASKS_PER_WORKER = 2
 _LONGEST_REASON = 200
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _LONGEST_CONNECT_SECONDS = 10.0
 
 
@@ -84,7 +85,11 @@ def _check_address(place: str) -> None:
 def _start(place: str, count: int | None) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": _numpy_threads()},
+    }
     try:
         if count is None:
             ray.init(address=place, **quiet)
@@ -95,6 +100,16 @@ def _start(place: str, count: int | None) -> None:
             f"the cluster {place} does not answer: {' '.join(str(error).split())[:_LONGEST_REASON]}",
             fix="check the address and that `ray status` shows it, or use --cluster local",
         ) from error
+
+
+def _numpy_threads() -> dict[str, str]:
+    """Returns the variables with which numpy takes as many threads in workers as here, where Ray would give it one.
+
+    The last bits of its matrix products depend on them, and so may what GPTQ makes of a weight.
+    """
+    given = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {_THREAD_VARIABLES[0]: str(cores), **given}
 
 
 def local_count(place: str) -> int | None:

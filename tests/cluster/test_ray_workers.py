@@ -153,6 +153,23 @@ def test_a_worker_killed_in_the_middle_of_a_calibration_changes_nothing(
     assert Path("all.npz").read_bytes() == Path("one.npz").read_bytes()
 
 
+def test_numpy_takes_as_many_threads_in_workers_as_here(two_nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Variables:
+        @contextmanager
+        def opened(self) -> Iterator[Callable[[str], bytes]]:
+            yield lambda name: os.environ.get(name, "").encode()
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with ray_workers(two_nodes.address) as workers:
+        found = [value.decode() for _, value in sorted(workers.map(Variables(), names))]
+    assert found == [str(len(os.sched_getaffinity(0))), ""]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    with ray_workers(two_nodes.address) as workers:
+        assert [value for _, value in workers.map(Variables(), names[1:])] == [b"3"]
+
+
 def test_a_task_whose_worker_dies_is_done_again(two_nodes: Any, tmp_path: Path) -> None:
     with ray_workers(two_nodes.address) as workers:
         found = dict(workers.map(_local_work(tmp_path, deadly=5), range(12)))
