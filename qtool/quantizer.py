@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from qtool.plan import Plan
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.weights.bias_correction import correct_biases, set_biases
 from qtool.weights.round_to_nearest import QuantizedWeight
+from qtool.weights.rounding import FloatWeight
 
 NO_CORRECTIONS = Corrections()
 
@@ -196,10 +197,12 @@ def _quantized_weights(
             input_scale = float(activations[plan.activations[bias.activation].source].scale)
             units = np.abs(stored.reshape(-1).astype(np.float64)) / input_scale
             bias_units[bias.weight] = np.maximum(units, bias_units.get(bias.weight, 0.0))
-    weights = {}
-    for name, weight in plan.weights.items():
-        array = constant_array(values[name])
-        if array is None:
-            raise AssertionError(f"the plan takes {name} for a weight")
-        weights[name] = corrections.rounding(array, weight, bias=bias_units.get(name))
-    return weights
+
+    def weights() -> Iterator[FloatWeight]:
+        for name, weight in plan.weights.items():
+            array = constant_array(values[name])
+            if array is None:
+                raise AssertionError(f"the plan takes {name} for a weight")
+            yield FloatWeight(weight=array, plan=weight, bias=bias_units.get(name))
+
+    return dict(zip(plan.weights, corrections.rounding.every(weights()), strict=True))

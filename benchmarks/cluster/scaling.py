@@ -24,6 +24,7 @@ from typing import Any
 from qtool.backends.this_machine import target_named
 from qtool.calib.datasets.data_shard import DataShard
 from qtool.calib.statistics_file import statistics_from
+from qtool.cluster.kept_results import NOTHING_KEPT, KeptResults
 from qtool.cluster.ray_cluster import ray_workers
 from qtool.cluster.work import Workers
 from qtool.progress import SILENT
@@ -77,6 +78,15 @@ class Timed:
     def threads(self) -> int | None:
         """One each."""
         return 1
+
+    @property
+    def busy_s(self) -> float:
+        """Not asked for."""
+        return 0.0
+
+    def kept(self, key: Callable[[], str]) -> KeptResults:
+        """Keeps nothing."""
+        return NOTHING_KEPT
 
     def map(self, work: Any, tasks: Iterable[Batches]) -> Iterator[tuple[int, bytes]]:
         """Has the tasks done, and notes when."""

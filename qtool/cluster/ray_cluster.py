@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def local_count(place: str) -> int | None:
     return int(text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RayWorkers:
     """Does tasks as Ray's, while ``ray_workers`` holds the cluster.
 
@@ -136,11 +137,13 @@ class RayWorkers:
         count: how many run at a time, as far as is known; machines may come and go.
         threads: threads of each.
         cpus: processors that Ray is to reserve for each.
+        busy_s: processor seconds that their tasks have taken, divided by ``count``.
     """
 
     count: int
     threads: int
     cpus: int
+    busy_s: float = 0.0
 
     def map(self, work: Work[Task], tasks: Iterable[Task]) -> Iterator[tuple[int, bytes]]:
         """Yields the number of every task and its result, as they come.
@@ -152,17 +155,19 @@ class RayWorkers:
         """
         import ray
 
-        # The object goes once to every machine, where all of its workers read the same memory.
-        shared = _Shared(ray.put(work), _own_versions())
+        shared: _Shared | None = None
         run = ray.remote(_run).options(num_cpus=self.cpus, max_retries=_MOST_DEATHS)
-        running: dict[ray.ObjectRef[bytes], int] = {}
+        running: dict[ray.ObjectRef[_Done], int] = {}
         try:
             for number, task in enumerate(tasks):
+                if shared is None:
+                    # The object goes once to every machine, where all of its workers read the same memory.
+                    shared = _Shared(ray.put(work), _own_versions())
                 if len(running) >= self.count * _TASKS_PER_WORKER:
-                    yield _next_of(running)
+                    yield self._next_of(running)
                 running[run.remote(shared, task)] = number
             while running:
-                yield _next_of(running)
+                yield self._next_of(running)
         finally:
             for left in running:
                 ray.cancel(left, force=True)
@@ -171,6 +176,24 @@ class RayWorkers:
         """Keeps nothing; see ``KeepingWorkers``."""
         return NOTHING_KEPT
 
+    def _next_of(self, running: dict[ray.ObjectRef[_Done], int]) -> tuple[int, bytes]:
+        """Waits for one task, and takes it out of ``running``."""
+        import ray
+
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(ready)
+        try:
+            done = ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"task {number + 1} could not be done: {type(error).__name__}, after {_MOST_DEATHS + 1} workers",
+                fix="see whether its workers have enough memory, with fewer of them or a smaller --batch-size",
+            ) from error
+        self.busy_s += done.seconds / self.count
+        return number, done.result
+
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
@@ -178,25 +201,14 @@ class _Shared:
     versions: tuple[tuple[str, str], ...]
 
 
-def _next_of(running: dict[ray.ObjectRef[bytes], int]) -> tuple[int, bytes]:
-    """Waits for one task, and takes it out of ``running``."""
-    import ray
-
-    (done,), _ = ray.wait(list(running), num_returns=1)
-    number = running.pop(done)
-    try:
-        return number, ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise InputError(
-            f"task {number + 1} could not be done: {type(error).__name__}, after {_MOST_DEATHS + 1} workers",
-            fix="see whether its workers have enough memory, with fewer of them or a smaller --batch-size",
-        ) from error
+@dataclass(frozen=True, slots=True)
+class _Done:
+    result: bytes
+    seconds: float
 
 
-def _run(shared: _Shared, task: Any) -> bytes:
-    own = _own_versions()
+def _run(shared: _Shared, task: Any) -> _Done:
+    start, own = time.process_time(), _own_versions()
     if shared.versions != own:
         others = ", ".join(f"{name} {number}" for name, number in own)
         here = ", ".join(f"{name} {number}" for name, number in shared.versions)
@@ -204,7 +216,8 @@ def _run(shared: _Shared, task: Any) -> bytes:
             f"the worker on {platform.node()} has {others}, and the run {here}",
             fix="install the same versions on all machines of the cluster",
         )
-    return _opened(shared).run(task)
+    result = _opened(shared).run(task)
+    return _Done(result, time.process_time() - start)
 
 
 @dataclass(frozen=True, slots=True)

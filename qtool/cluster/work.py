@@ -31,6 +31,7 @@ class Workers(Protocol):
     Attributes:
         count: how many tasks run at a time.
         threads: threads that each of them should take; None where it may choose.
+        busy_s: processor seconds that tasks have taken outside of this process, divided by ``count``.
     """
 
     @property
@@ -41,6 +42,11 @@ class Workers(Protocol):
     @property
     def threads(self) -> int | None:
         """Threads that each task should take; None where it may choose."""
+        ...
+
+    @property
+    def busy_s(self) -> float:
+        """Processor seconds that tasks have taken outside of this process, divided by ``count``."""
         ...
 
     def map(self, work: Work[Task], tasks: Iterable[Task]) -> Iterator[tuple[int, bytes]]:
@@ -61,6 +67,11 @@ class InThisProcess:
 
     count = 1
     threads = None
+    busy_s = 0.0
+
+    def __reduce__(self) -> str:
+        """Pickles its name, so that it is the same in every process."""
+        return "IN_THIS_PROCESS"
 
     def map(self, work: Work[Task], tasks: Iterable[Task]) -> Iterator[tuple[int, bytes]]:
         """Yields the results in order."""
@@ -89,6 +100,11 @@ class KeepingWorkers:
     def threads(self) -> int | None:
         """Threads that each task should take; None where it may choose."""
         return self.workers.threads
+
+    @property
+    def busy_s(self) -> float:
+        """Processor seconds that tasks have taken outside of this process, divided by ``count``."""
+        return self.workers.busy_s
 
     def map(self, work: Work[Task], tasks: Iterable[Task]) -> Iterator[tuple[int, bytes]]:
         """Has the tasks done by the workers."""

@@ -16,6 +16,7 @@ from qtool.cluster.work import InThisProcess, Work
 
 _SMALLEST = ("--machine-profile", "shipped", "--smallest")
 _CALIBRATION, _RANGES, _LAYERS = "CalibrationWork", "TensorNoiseWork", "LayerNoiseWork"
+_ROUNDING = "GuidedRoundingWork"
 
 
 class _Elsewhere(InThisProcess):
@@ -67,7 +68,7 @@ def _quantized(run: Any, model: Path, name: str, *options: object) -> Any:
     return outcome
 
 
-def test_calibration_ranges_and_layers_are_tasks_that_change_no_byte(
+def test_calibration_ranges_layers_and_gptq_are_tasks_that_change_no_byte(
     run: Any, deep_model: Path, elsewhere: Callable[..., _Elsewhere], cache: Path
 ) -> None:
     _quantized(run, deep_model, "one.onnx", "--min-sqnr", "45")
@@ -79,13 +80,14 @@ def test_calibration_ranges_and_layers_are_tasks_that_change_no_byte(
     # Every tensor, and once more for those whose proposals differ.
     assert workers.done[_RANGES] > 13
     assert workers.done[_LAYERS] == 13
+    assert workers.done[_ROUNDING] >= 13
     assert not [path for path in (cache / "qtool").rglob("*") if path.is_file()]
 
 
 def test_a_search_for_float_layers_without_a_goal_has_tasks_too(
     run: Any, deep_model: Path, elsewhere: Callable[..., _Elsewhere]
 ) -> None:
-    options = ("--method", "minmax", "--max-float", "0.5")
+    options = ("--method", "minmax", "--no-gptq", "--max-float", "0.5")
     _quantized(run, deep_model, "one.onnx", *options)
     workers = elsewhere()
     _quantized(run, deep_model, "all.onnx", *options, "--cluster", "local:3")
@@ -98,7 +100,8 @@ def test_a_search_for_float_layers_without_a_goal_has_tasks_too(
 def test_a_run_that_was_cut_off_goes_on_with_what_was_found(
     run: Any, deep_model: Path, elsewhere: Callable[..., _Elsewhere], most: int
 ) -> None:
-    everything, options = elsewhere(), ("--min-sqnr", "45", "--cluster", "local:3")
+    # Rounding is done again.
+    everything, options = elsewhere(), ("--min-sqnr", "45", "--no-gptq", "--cluster", "local:3")
     _quantized(run, deep_model, "all.onnx", *options)
     before = elsewhere(most)
     with pytest.raises(_PowerCut):

@@ -160,7 +160,7 @@ class CorrectionSearch:
             self._progress.task("collecting the Hessians of layers' inputs"),
         ):
             hessians = gather_hessians(Watcher(session), self._samples.some(self._wanted.seen_batches), layers)
-        return WeightRounding(layers, hessians)
+        return WeightRounding(layers, hessians, workers=self._workers)
 
     def fit(self, candidates: QuantizedCandidates, kept_float: Mapping[str, str]) -> QuantizedCandidates:
         """Returns ``candidates`` with fitted biases where they help, once it is known what stays float.

@@ -91,8 +91,7 @@ class QuantizationSearch:
         self._threads = threads
         self._timed_on = timed_on
         self._workers = workers
-        # What others do takes no time of this process.
-        self._time = SearchTime() if workers is IN_THIS_PROCESS else SearchTime((time.monotonic,))
+        self._time = SearchTime((time.monotonic, lambda: time.process_time() + workers.busy_s))
         evaluation_samples = wanted.evaluation_samples if wanted.need_evaluator else 0
         self._samples = (
             None
