@@ -127,3 +127,15 @@ def test_a_manifest_knows_nothing_of_workers_and_repeats_the_run_with_or_without
         assert outcome.code == 0, outcome.err
         assert Path("again.onnx").read_bytes() == first
     assert workers.done[_RANGES] > 0
+
+
+def test_the_option_is_refused_where_nothing_runs_as_a_task(run: Any, model: Path) -> None:
+    assert run("calibrate", model, "--calib-data", "data.npz", "-o", "stats.npz").code == 0
+    for options, problem in (
+        (("--calib-data", "data.npz", "--scheme", "dynamic"), "no effect with --scheme dynamic"),
+        (("--scheme", "weights"), "no effect with --scheme weights"),
+        (("--calib-stats", "stats.npz"), "no effect with --calib-stats and no accuracy goal"),
+    ):
+        outcome = run("quantize", model, "--cluster", "local:2", *options)
+        assert outcome.code == 2
+        assert f"--cluster has {problem}" in outcome.err
