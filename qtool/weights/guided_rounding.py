@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 
@@ -48,14 +48,14 @@ class GuidedRoundingWork:
 
     Attributes:
         algorithms: keys of ``WEIGHT_ALGORITHMS``.
-        curvatures: what GPTQ needs of Hessians, by node, as far as it is known in this process.
+        curvatures: what GPTQ needs of Hessians, by node, as far as it is known; None to hold none.
     """
 
     algorithms: tuple[str, ...]
-    curvatures: dict[str, Curvature] = field(default_factory=dict)
+    curvatures: dict[str, Curvature] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Leaves the curvatures here: they are as large as the Hessians, and each task has its own."""
+        """Leaves the curvatures here: they are as large as the Hessians, and no two tasks share one."""
         return _without_curvatures, (self.algorithms,)
 
     @contextmanager
@@ -80,6 +80,8 @@ class GuidedRoundingWork:
 
     def _curvature(self, task: GuidedWeight) -> Curvature:
         node = task.layer.node
+        if self.curvatures is None:
+            return curvature_of(task.hessian)
         if node not in self.curvatures:
             self.curvatures[node] = curvature_of(task.hessian)
         return self.curvatures[node]
