@@ -174,6 +174,7 @@ def test_a_task_whose_worker_dies_is_done_again(two_nodes: Any, tmp_path: Path) 
     with ray_workers(two_nodes.address) as workers:
         found = dict(workers.map(_local_work(tmp_path, deadly=5), range(12)))
     assert (tmp_path / "died").exists()
+    assert workers.busy_s > 0.0
     assert found == {number: str(number**2).encode() for number in range(12)}
     # Work is opened once in each of two processes, and in the one that took the place of a third.
     assert 2 <= len(list(tmp_path.glob("opened-*"))) <= 4

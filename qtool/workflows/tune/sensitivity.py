@@ -105,7 +105,7 @@ class SensitivityReport:
 def sensitivity(
     request: SensitivityRequest, progress: Progress, workers: Workers = IN_THIS_PROCESS
 ) -> SensitivityReport:
-    """Calibrates once, then quantizes one layer at a time and measures the outputs; all of it is done by ``workers``.
+    """Calibrates once, then quantizes one layer at a time and measures the outputs; ``workers`` do the tasks of it.
 
     Raises:
         UsageError: an output has an unknown suffix.
