@@ -12,7 +12,14 @@ from qtool.formats.onnx.map_types import holds_maps
 
 # The values of small tensors may be shapes; those of larger ones do not matter.
 _LARGEST_READ_BYTES = 1000
-_REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
+# What the onnx package raises where it cannot infer, or where the graph cannot be written.
+REFUSALS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -25,7 +32,7 @@ def infer_shapes(model: ir.Model) -> None:
         with _without_weights(model):
             proto = ir.to_proto(model)
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (RuntimeError, ValueError, TypeError, *_REFUSALS):
+    except REFUSALS:
         return
     _fill_in(model.graph, inferred.graph)
 

@@ -17,11 +17,12 @@ from typing import Protocol, TypeAlias
 import onnx_ir as ir
 
 from qtool.formats.onnx.map_types import load_model
+from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.long_graphs import may_be_long
 from qtool.runtime.running_model import RunningModel
 from qtool.runtime.session import Level, Session
-from qtool.runtime.steady_draws import file_draws
+from qtool.runtime.steady_draws import outline_draws
 
 # Returns the form of a graph to run.
 Form: TypeAlias = Callable[[ir.Model], ir.Model]
@@ -114,7 +115,9 @@ class OnnxruntimeExecution:
         Raises:
             RuntimeRefusedError: onnxruntime does not load it.
         """
-        if self.form is as_it_is and not file_draws(path) and not may_be_long(path):
+        outline = read_outline(path)
+        if self.form is as_it_is and not outline_draws(outline) and not may_be_long(outline):
+            del outline
             yield Session(path, threads=threads, level=self.level)
             return
         with self.open(load_model(path), threads=threads) as session:

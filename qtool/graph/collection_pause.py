@@ -6,16 +6,17 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import onnx_ir as ir
-
 # The objects of shorter graphs are few.
-_FEWEST_NODES = 10_000
+_FEWEST_NODES = 5000
 
 
 @contextmanager
-def collection_paused(model: ir.Model) -> Iterator[None]:
-    """Pauses the collection of cyclic garbage until the block ends where ``model`` has very many nodes."""
-    if len(model.graph) < _FEWEST_NODES or not gc.isenabled():
+def collection_paused(nodes: int) -> Iterator[None]:
+    """Pauses the collection of cyclic garbage until the block ends, where the graph at hand has very many nodes.
+
+    All objects made meanwhile are looked at once when it ends.
+    """
+    if nodes < _FEWEST_NODES or not gc.isenabled():
         yield
         return
     gc.disable()

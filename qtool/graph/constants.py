@@ -33,7 +33,7 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, names: 
         names: the names in use, where the caller keeps them; they are collected again otherwise.
     """
     free = (names or Names(graph)).free(name)
-    value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
+    value = ir.Value(name=free, const_value=ir.Tensor(np.asarray(array, order="C"), name=free))
     value.shape = ir.Shape(array.shape)
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)

@@ -45,6 +45,11 @@ class StoredTable:
     noise_db: float
 
 
+def has_tables(model: ir.Model, selection: NodeSelection) -> bool:
+    """Returns whether ``model`` has a table that ``store_tables`` may store."""
+    return any(_readers(value, selection) for value in model.graph.initializers.values())
+
+
 def store_tables(model: ir.Model, selection: NodeSelection) -> tuple[StoredTable, ...]:
     """Stores every table that only Gathers read as INT8, and returns what was stored.
 

@@ -8,11 +8,10 @@ unless that is everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
-from qtool.formats.onnx.onnx_outline import read_outline
 from qtool.formats.onnx.shape_inference import infer_shapes
 from qtool.graph.node_reads import read_by
 from qtool.runtime.divided_graph import Part, divided, part_of
@@ -20,7 +19,7 @@ from qtool.runtime.divided_graph import Part, divided, part_of
 # Graphs up to this are opened as a whole.
 _MOST_NODES = 12_000
 # The nodes of a part, and from how many on it may end.
-_PART_NODES, _LEAST_PART_NODES = 2000, 1500
+_PART_NODES, _LEAST_PART_NODES = 1000, 750
 # So many tensors are better passed on than one that was just made float for a kernel that takes integers.
 _DEQUANTIZED_COUNTS = 100
 
@@ -32,13 +31,13 @@ def is_long(model: ir.Model) -> bool:
     )
 
 
-def may_be_long(path: Path) -> bool:
-    """Returns whether the model in ``path`` has so many nodes."""
-    return len(read_outline(path).graph.node) > _MOST_NODES
+def may_be_long(outline: onnx.ModelProto) -> bool:
+    """Returns whether a model that was read without its weights has so many nodes."""
+    return len(outline.graph.node) > _MOST_NODES
 
 
 def short_parts(model: ir.Model) -> list[Part]:
-    """Returns parts of a graph, of at most 2000 nodes each; nodes that nothing needs may be in none."""
+    """Returns parts of a graph, of at most 1000 nodes each; nodes that nothing needs may be in none."""
     nodes = list(model.graph)
     return [part for part in divided(model, list(_groups(nodes, _passing(nodes)))) if part.given]
 

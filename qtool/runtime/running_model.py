@@ -12,12 +12,15 @@ class RunningModel(Protocol):
     """A model opened in a runtime.
 
     Attributes:
-        inputs: the graph's inputs, in its order.
         outputs: what it returns, in its order.
     """
 
-    inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in its order."""
+        ...
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Returns the named outputs (default: all) for one batch of inputs.

@@ -75,7 +75,6 @@ class Session:
     """An inference session of onnxruntime's CPU provider.
 
     Attributes:
-        inputs: the graph's inputs.
         outputs: the graph's outputs.
     """
 
@@ -159,9 +158,19 @@ class Session:
                 if any(said in str(error) for said in _NEWER_THAN_THE_RUNTIME)
                 else "check the file with `qtool inspect`, or export it again with another opset",
             ) from error
-        self.inputs = _with_graph_facts(tuple(_spec(node) for node in self._session.get_inputs()), model)
+        inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        # Files may be gone later; graphs in memory are only looked at where somebody asks.
+        self._message: bytes | None = model if isinstance(model, bytes) and _hides_facts(inputs) else None
+        self._inputs = _with_graph_facts(inputs, model) if self._message is None else inputs
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._has_other_outputs = any(not node.type.startswith("tensor(") for node in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs."""
+        if self._message is not None:
+            self._inputs, self._message = _with_graph_facts(self._inputs, self._message), None
+        return self._inputs
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Returns the named outputs (default: all) for one batch of inputs, each as one array; see ``plain``.
@@ -226,7 +235,7 @@ def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tu
     These are whether an input without dimensions is a scalar or of unknown rank, the layout of images where lengths
     do not show it, and the length of heads in a cache.
     """
-    if all(spec.shape and not _hides_layout(spec.shape) and not _hides_heads(spec.shape) for spec in inputs):
+    if not _hides_facts(inputs):
         return inputs
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_outline(model)
     unknown = {value.name for value in proto.graph.input if not value.type.tensor_type.HasField("shape")}
@@ -241,6 +250,10 @@ def _with_graph_facts(inputs: tuple[TensorSpec, ...], model: Path | bytes) -> tu
         )
         for spec in inputs
     )
+
+
+def _hides_facts(inputs: Sequence[TensorSpec]) -> bool:
+    return not all(spec.shape and not _hides_layout(spec.shape) and not _hides_heads(spec.shape) for spec in inputs)
 
 
 def _hides_heads(shape: Sequence[int | str | None]) -> bool:

@@ -28,7 +28,7 @@ class SessionChain(Session):
 
     def __init__(self, model: ir.Model, opens: OpensPart) -> None:
         """Divides ``model``, which is not modified and may change afterwards; ``opens`` opens a part."""
-        with collection_paused(model):
+        with collection_paused(len(model.graph)):
             parts = short_parts(model)
             self._models = [part_of(model, part) for part in parts]
         self._spent = [part.spent for part in parts]
@@ -40,7 +40,8 @@ class SessionChain(Session):
             for value in (*model.graph.inputs, *model.graph.outputs)
             if value.const_value is not None and value.is_initializer()
         }
-        self.inputs, self.outputs = model_specs(model)
+        self._message = None
+        self._inputs, self.outputs = model_specs(model)
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Returns the named outputs (default: all) for one batch of inputs, each as one array.

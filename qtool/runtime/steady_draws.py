@@ -45,7 +45,12 @@ def draws(model: ir.Model) -> bool:
 
 def file_draws(path: Path) -> bool:
     """Returns the same of the model in ``path``, without reading its weights."""
-    return _proto_draws(read_outline(path).graph.node)
+    return outline_draws(read_outline(path))
+
+
+def outline_draws(outline: onnx.ModelProto) -> bool:
+    """Returns the same of a model that was read without its weights."""
+    return _proto_draws(outline.graph.node)
 
 
 def with_steady_draws(model: ir.Model) -> ir.Model:

@@ -71,7 +71,12 @@ class Gate:
 
 
 def with_logits_of_outputs(model: ir.Model) -> tuple[ir.Model, dict[str, Gate]]:
-    """Returns a copy of ``model`` with the logits as further outputs, and the gates by output."""
+    """Returns a copy of ``model`` with the logits as further outputs, and the gates by output.
+
+    It is ``model`` itself where no gate makes an output.
+    """
+    if not any(_gate(output) for output in model.graph.outputs):
+        return model, {}
     changed = model.clone()
     graph = changed.graph
     names = Names(graph)

@@ -17,6 +17,7 @@ from qtool.runtime.graphs import open_graph
 from qtool.runtime.profile import kernel_seconds
 from qtool.runtime.session_chain import SessionChain
 from qtool.weights.scaling_regions import scaling_regions
+from qtool.workflows.tune import efforts
 
 _LAYERS, _WIDTH = 12, 8
 X = np.random.default_rng(1).standard_normal((12, _WIDTH)).astype(np.float32)
@@ -129,3 +130,34 @@ def test_regions_that_nothing_can_scale_are_searched_once(model: Path, monkeypat
     monkeypatch.setattr(searched, "_scaled_inputs", lambda node: (visited.append(node), follow(node))[1])
     assert scaling_regions(OnnxFile().read(model)) == ()
     assert len(visited) <= 4 * _LAYERS + 1
+
+
+def test_little_effort_searches_nothing_on_a_long_graph(run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("x.npz", x=X)
+    proto = onnx.load(model)
+    del proto.graph.output[1], proto.graph.input[1]
+    onnx.save(proto, model)
+    monkeypatch.setattr(efforts, "_MOST_SEARCHED_NODES", 20)
+    arguments = ["quantize", model, "--calib-data", "x.npz", "--effort", "fast", "--target", "x86-vnni", "--smallest"]
+    found = run(*arguments, "-o", "searched_less.onnx", "--json")
+    assert found.code == 0, found.err
+    assert "nodes: --effort fast searches nothing there" in found.err
+    assert found.json["corrections"] == []
+    # Every layer is on integers all the same, with the means of its outputs corrected.
+    assert found.json["quantized"]["nodes"] >= _LAYERS
+    monkeypatch.setattr(efforts, "_MOST_SEARCHED_NODES", 1000)
+    usual = run(*arguments, "-o", "usual.onnx", "--json")
+    assert "searches nothing" not in usual.err
+    assert usual.json["corrections"]
+
+
+def test_corrections_asked_for_by_name_are_applied_to_long_graphs() -> None:
+    fast = efforts.searches(efforts.Effort.FAST, gptq=True)
+    assert fast.for_nodes(5000) is fast
+    less = fast.for_nodes(5001)
+    assert less.gptq is efforts.Policy.ALWAYS
+    assert less.smoothquant is less.cross_layer_equalization is efforts.Policy.NEVER
+    assert less.bias_correction is efforts.Policy.ALWAYS
+    assert [less.ranges, less.need_evaluator, less.times_layers] == [False, False, False]
+    balanced = efforts.searches(efforts.Effort.BALANCED)
+    assert balanced.for_nodes(1_000_000) is balanced

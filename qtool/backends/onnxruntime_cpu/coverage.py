@@ -71,7 +71,7 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     found: dict[str, ir.Node] = {}
-    with ExitStack() as stack, collection_paused(model):
+    with ExitStack() as stack, collection_paused(len(model.graph)):
         for part in typed_parts(model) if is_long(model) else [model]:
             found |= stack.enter_context(_optimized_part(part))
         # A MatMul that took in the bias behind it has a longer name.

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qtool.graph.unpacked_product import is_of_the_model
+from qtool.passes.normalization.infer_strictly import InferStrictly
 from qtool.passes.normalization.remove_identities import RemoveIdentities
 
 
@@ -38,5 +39,5 @@ class Tidy(ir.passes.InPlacePass):
             common.RemoveUnusedNodesPass(),
             common.TopologicalSortPass(),
             common.NameFixPass(),
-            common.ShapeInferencePass(),
+            InferStrictly(),
         )(model)

@@ -33,6 +33,11 @@ class QuantizedGraph:
     findings: Findings
     tables: Tables
 
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing in it is quantized, so that it is the float graph itself."""
+        return not (self.plan.integer_nodes or self.plan.dynamic.integer_nodes or self.tables.stored)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundQuantization:
@@ -43,7 +48,7 @@ class FoundQuantization:
         evidence: on every change of it that was tried, on samples held back.
         stopped: why the search ended early, in words; None when it did not.
         quantized: the graph.
-        speedup: how many times faster than float it is; None where nothing is timed.
+        speedup: how many times faster than float it is; None where nothing is timed, or nothing is quantized.
     """
 
     result: SearchResult
@@ -86,12 +91,12 @@ def _in_time(
     search, candidates, times, kept = result.search, result.candidates, result.times, result.kept
     allows_tables = (kept.target or search).allows_tables
     quantized = _quantized(prepared.original, candidates, kept.nodes, request, allows_tables)
-    speedup = search.speedup(quantized.model)
+    speedup = None if quantized.is_float else search.speedup(quantized.model)
     # A choice made layer by layer can still be slower than float.
     while times is not None and speedup is not None and is_slower(speedup) and times.keep_more():
         candidates = replace(candidates, slow=times.slow_nodes())
         quantized = _quantized(prepared.original, candidates, kept.nodes, request, allows_tables)
-        speedup = search.speedup(quantized.model)
+        speedup = None if quantized.is_float else search.speedup(quantized.model)
     return candidates, quantized, speedup
 
 

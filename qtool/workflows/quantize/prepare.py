@@ -24,7 +24,7 @@ def prepare(model: ir.Model, *, integers_between_layers: bool = True) -> ir.Mode
     """
     maps = take_maps_aside(model)
     # They report parts that they could not optimize.
-    with collection_paused(model), quiet_loggers(("onnx_ir", "onnxscript")):
+    with collection_paused(len(model.graph)), quiet_loggers(("onnx_ir", "onnxscript")):
         for key, location in PREPARE_PASSES.items():
             if key in FOR_INTEGERS_BETWEEN_LAYERS and not integers_between_layers:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from qtool.calib.datasets.base import Dataset
 from qtool.calib.ranges import RangeMethod
 from qtool.calib.specs import Feed, TensorSpec
 from qtool.calib.statistics import TensorStatistics
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.specs import model_specs
 from qtool.plan import Plan
 from qtool.planning import build_plan
@@ -85,8 +87,11 @@ def load_prepared(
     progress: Progress,
     *,
     may_be_empty: bool = False,
+    pause: ExitStack | None = None,
 ) -> PreparedModel:
     """Loads, prepares and plans a model, and opens its data.
+
+    Where the graph has very many nodes, ``pause`` is where the collection of garbage is paused from then on.
 
     Raises:
         QtoolError: the model cannot be used or quantized, or a pattern matches nothing.
@@ -95,6 +100,8 @@ def load_prepared(
     """
     dataset = None if data is None else data.open()
     original = source.load(progress, dataset=dataset)
+    if pause is not None:
+        pause.enter_context(collection_paused(len(original.graph)))
     common.NameFixPass()(original)
     model = prepare(original.clone(), integers_between_layers=scheme.integers_between_layers)
     if scheme.float8 and model.opset_imports.get("", 0) < OPSET_WITH_FLOAT8:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from qtool.atomic import staged
 from qtool.backends.registry import backend_named
-from qtool.calib.statistics_file import read_statistics
+from qtool.calib.statistics_file import StoredStatistics, read_statistics
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.errors import UsageError
 from qtool.manifest import manifest_path, write_manifest
@@ -20,7 +22,7 @@ from qtool.workflows.quantize.decoder_output import bring_decoder_files
 from qtool.workflows.quantize.find_quantization import FoundQuantization, find_quantization
 from qtool.workflows.quantize.lock import check_reproduced
 from qtool.workflows.quantize.prepare import prepare
-from qtool.workflows.quantize.prepared_model import load_prepared
+from qtool.workflows.quantize.prepared_model import PreparedModel, load_prepared
 from qtool.workflows.quantize.quantize_files import FloatModel, check_destination, float_model
 from qtool.workflows.quantize.quantize_record import manifest_of
 from qtool.workflows.quantize.request import QuantizeReport, QuantizeRequest
@@ -57,15 +59,28 @@ def quantize(
     """
     _check_request(request)
     stored = None if request.statistics is None else read_statistics(request.statistics)
-    prepared = load_prepared(
-        request.source,
-        request.data,
-        request.scheme,
-        request.selection,
-        progress,
-        may_be_empty=may_be_empty(request),
-    )
-    check_plan(prepared.plan)
+    with ExitStack() as pause:
+        prepared = load_prepared(
+            request.source,
+            request.data,
+            request.scheme,
+            request.selection,
+            progress,
+            may_be_empty=may_be_empty(request),
+            pause=pause,
+        )
+        check_plan(prepared.plan)
+        request = _for_its_length(request, prepared, progress)
+        if request.searches.times_layers:
+            # Many candidates come and go.
+            pause.close()
+        return _quantized(prepared, stored, request, progress)
+
+
+def _quantized(
+    prepared: PreparedModel, stored: StoredStatistics | None, request: QuantizeRequest, progress: Progress
+) -> QuantizeReport:
+    """Quantizes a prepared model, and writes and reports it; see ``quantize``."""
     if draws(prepared.original):
         progress.note(DRAWN_ALIKE)
     output = request.destination
@@ -91,6 +106,17 @@ def quantize(
         bring_decoder_files(request.source.path, path, output)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
+
+
+def _for_its_length(request: QuantizeRequest, prepared: PreparedModel, progress: Progress) -> QuantizeRequest:
+    """Returns the request without what its effort leaves out on graphs of so many nodes."""
+    nodes = len(prepared.model.graph)
+    searches = request.searches.for_nodes(nodes)
+    if searches != request.searches:
+        progress.note(
+            f"the graph has {nodes:,} nodes: --effort fast searches nothing there, and predicts the times of layers"
+        )
+    return replace(request, searches=searches)
 
 
 def _report(

@@ -14,6 +14,7 @@ from qtool.atomic import staged
 from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import backend_named
 from qtool.calib.datasets.base import Dataset
+from qtool.graph.collection_pause import collection_paused
 from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
@@ -77,9 +78,17 @@ def quantize_dynamic(request: DynamicRequest, progress: Progress = SILENT) -> Dy
     check_destination(output, request.source, force=request.force)
     dataset = None if request.data is None else request.data.open()
     original = request.source.load(progress, dataset=dataset)
-    common.NameFixPass()(original)
-    if draws(original):
-        progress.note(DRAWN_ALIKE)
+    # Where data decides, many candidates come and go.
+    with collection_paused(len(original.graph) if dataset is None else 0):
+        common.NameFixPass()(original)
+        if draws(original):
+            progress.note(DRAWN_ALIKE)
+        return _written(original, dataset, request, progress)
+
+
+def _written(original: ir.Model, dataset: Dataset | None, request: DynamicRequest, progress: Progress) -> DynamicReport:
+    """Quantizes a loaded model, and writes and reports it; see ``quantize_dynamic``."""
+    output = request.destination
     with staged(output) as path:
         floats = float_model(original, request.source, output, path, force=request.force)
         samples = None if dataset is None or request.data is None else _samples(original, dataset, request.data)

@@ -69,7 +69,8 @@ class QuantizeReport(SharedReport):
         without a search.
         samples: how many samples the ranges come from.
         mixed: the result for the accuracy goal, where there was one.
-        speedup: how many times faster than float the model is, from a few runs in turns; None without samples.
+        speedup: how many times faster than float the model is, from a few runs in turns; None without samples, and
+        where nothing is quantized.
         timing: the times that the choices are based on; None without samples.
         unsigned: layers whose weights are u8, so that their sums have 32 bits.
         slow: nodes that stay float since integers save no time there.

@@ -129,9 +129,9 @@ class CorrectionSearch:
         """Returns the corrections to try, by name, with all data they need."""
         wanted = self._wanted
         corrections: dict[str, tuple[Policy, Correction]] = {}
-        layers = layer_inputs(candidates.model, candidates.plan().integer_nodes)
         algorithms = {name: wanted.policy_of(name) for name in WEIGHT_ALGORITHMS}
         guided = set(algorithms.values()) - {Policy.NEVER}
+        layers = layer_inputs(candidates.model, candidates.plan().integer_nodes) if guided else ()
         rounding = None
         if layers and guided and (Policy.ALWAYS in guided or not self._stop()):
             # Before the ranges of single tensors, which take all the time that is left and gain less.

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from qtool.weights.registry import CLIPPING, GPTQ, WEIGHT_ALGORITHMS
 
+# With little effort, longer graphs are not searched.
+_MOST_SEARCHED_NODES = 5000
+
 
 class Effort(StrEnum):
     """How much time is spent on the quality of the result."""
@@ -51,6 +54,8 @@ class SearchConfig:
         evaluation_samples: how many samples corrections are evaluated on.
         fitted_samples: how many samples layers are fitted on.
         limited: whether the search time is limited in proportion to the float model's run time.
+        times_layers: whether layers are timed in the model; their times are predicted from what kernels cost otherwise.
+        most_nodes: graphs of more nodes are not searched, see ``for_nodes``; None where all are.
         further: what is tried on top of the result, and kept where samples held back from it show it to be better;
         None for nothing.
     """
@@ -75,6 +80,8 @@ class SearchConfig:
     evaluation_samples: int
     fitted_samples: int
     limited: bool
+    times_layers: bool = True
+    most_nodes: int | None = None
     further: SearchConfig | None = None
 
     @property
@@ -98,6 +105,32 @@ class SearchConfig:
     def keeps_float(self) -> bool:
         """Whether layers stay float for accuracy."""
         return self.most_slower > 0.0 if self.most_float is None else self.most_float > 0.0
+
+    def for_nodes(self, nodes: int) -> SearchConfig:
+        """Returns what is tried on a graph of so many nodes: ``self``, or what compares no quantized graphs.
+
+        To open one of very many nodes takes longer than to run it on all samples. Corrections that are requested by
+        name are applied; that of biases always helps on average.
+        """
+        if self.most_nodes is None or nodes <= self.most_nodes or self.keeps_float:
+            return self
+
+        def unless_asked(use: Policy) -> Policy:
+            return Policy.NEVER if use is Policy.IF_BETTER else use
+
+        return replace(
+            self,
+            ranges=False,
+            cross_layer_equalization=unless_asked(self.cross_layer_equalization),
+            smoothquant=unless_asked(self.smoothquant),
+            bias_correction=Policy.ALWAYS if self.bias_correction is Policy.IF_BETTER else self.bias_correction,
+            weight_clipping=unless_asked(self.weight_clipping),
+            gptq=unless_asked(self.gptq),
+            other_algorithms=unless_asked(self.other_algorithms),
+            layer_reconstruction=unless_asked(self.layer_reconstruction),
+            learned_rounding=unless_asked(self.learned_rounding),
+            times_layers=False,
+        )
 
 
 def searches(
@@ -145,6 +178,7 @@ def searches(
         evaluation_samples=64 if best else 16 if fast else 32,
         fitted_samples=64 if best else 32,
         limited=not best,
+        most_nodes=_MOST_SEARCHED_NODES if fast else None,
     )
     if not best:
         return config

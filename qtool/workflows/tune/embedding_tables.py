@@ -9,7 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from qtool.plan import Skipped
-from qtool.qdq.store_tables import StoredTable, store_tables
+from qtool.qdq.store_tables import StoredTable, has_tables, store_tables
 from qtool.selection import NodeSelection
 
 # Returns whether the second model may replace the first.
@@ -35,10 +35,12 @@ class Tables:
 
 
 def with_tables(model: ir.Model, selection: NodeSelection, accepts: Accepts | None = None) -> Tables:
-    """Returns a copy of ``model`` with its tables as integers where ``accepts`` allows it.
+    """Returns a copy of ``model`` with its tables as integers where ``accepts`` allows it; else ``model`` itself.
 
     Without ``accepts``, every table with low noise of its own is stored as integers.
     """
+    if not has_tables(model, selection):
+        return Tables(model=model, stored=())
     changed = model.clone()
     stored = store_tables(changed, selection)
     if not stored or not (accepts is None or accepts(model, changed)):

@@ -108,7 +108,9 @@ class QuantizationSearch:
             if wanted.limited and samples is not None:
                 count = samples.data.available(samples.dataset) or self._evaluator.samples
                 self._time.limit(self._evaluator.seconds * count / max(self._evaluator.samples, 1))
-            outputs = OutputEvaluator(original, feeds, execution=run, threads=threads)
+            # Outputs that hide no logits are what is evaluated in any case.
+            hides_logits = viewed_by_logits(original) is not original
+            outputs = OutputEvaluator(original, feeds, execution=run, threads=threads) if hides_logits else None
             self._ablation = CorrectionAblation(self._evaluator, veto=outputs)
 
     @property
@@ -182,7 +184,15 @@ class QuantizationSearch:
         """Finds the layers that save time on integers; None without a sample to time them on."""
         if self._timed_on is None:
             return None
-        return TimePlan(self._original, candidates, self._timed_on, timing, self._progress, threads=self._threads)
+        return TimePlan(
+            self._original,
+            candidates,
+            self._timed_on,
+            timing,
+            self._progress,
+            times_layers=self._wanted.times_layers,
+            threads=self._threads,
+        )
 
     def unsigned(self, candidates: QuantizedCandidates, times: TimePlan | None) -> QuantizedCandidates:
         """Returns candidates with u8 weights in some layers, where the target supports it and accuracy improves."""

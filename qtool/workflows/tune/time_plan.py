@@ -103,6 +103,7 @@ class TimePlan:
         timing: Timing,
         progress: Progress,
         *,
+        times_layers: bool = True,
         threads: int = 0,
     ) -> None:
         """Measures the times that ``timing`` does not give, and chooses how much stays float.
@@ -113,27 +114,32 @@ class TimePlan:
             feed: one sample.
             timing: the source of times.
             progress: receives the steps.
+            times_layers: whether layers and the promising choices of them are timed in the model; layers that are
+                predicted to be slow stay float otherwise.
             threads: threads inside an operator; 0 is one per core.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
-        everything = candidates({})
-        groups = node_groups(candidates.model, everything.plan)
+        opens_models = times_layers and timing.is_open
+        everything = candidates({}) if opens_models else None
+        groups = node_groups(candidates.model, candidates.plan() if everything is None else everything.plan)
         self._members = {group.layer: group.nodes for group in groups}
         profile, layers = timing.profile, timing.layers
         if profile is None:
             profile = measure_profile(progress, threads=threads)
+        if everything is not None:
             with progress.task("timing layers"):
                 layers = measured_times(candidates.model, everything.model, groups, feed, threads=threads)
         cost = float_cost(candidates.model, groups, feed, profile, measured=layers, threads=threads)
         self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
+        self._times_layers = times_layers
         self._found = replace(timing, profile=profile, layers=layers)
         self._stage = Stage.NOTHING
         if not timing.for_size:
             self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
-            if timing.stage is None and timing.is_open:
+            if timing.stage is None and everything is not None:
                 self._stage = self._fastest(original, candidates, everything.model, feed, progress, threads)
 
     @property
@@ -155,10 +161,13 @@ class TimePlan:
         return self._cost.beside(self._slow_layers(self._stage))
 
     def keep_more(self) -> bool:
-        """Advances to the next stage after a result was too slow; returns False where times are fixed."""
+        """Advances to the next stage after a result was too slow; returns False where times are fixed.
+
+        Predicted times that were wrong once are trusted no further: that is the last stage then.
+        """
         if not self._asked.is_open or self._asked.for_size or self._stage is Stage.EVERYTHING:
             return False
-        self._stage = Stage(self._stage + 1)
+        self._stage = Stage(self._stage + 1) if self._times_layers else Stage.EVERYTHING
         return True
 
     def _nodes_of(self, layers: Collection[str]) -> dict[str, str]:
