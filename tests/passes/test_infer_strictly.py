@@ -60,6 +60,7 @@ def test_it_finds_what_the_pass_of_onnx_ir_finds() -> None:
 
 def test_a_graph_that_contradicts_itself_is_left_as_it_is() -> None:
     model = _model(columns=63)
-    before = _bytes(model)
     assert not InferStrictly()(model).modified
-    assert _bytes(model) == before
+    assert [node.outputs[0].shape for node in model.graph] == [None, None, None]
+    assert sorted(model.graph.initializers) == ["default", "large", "lengths"]
+    assert [value.name for value in model.graph.inputs] == ["x", "which", "default"]

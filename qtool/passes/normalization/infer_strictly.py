@@ -44,7 +44,7 @@ def _take_over(value: ir.Value, found: ir.Value) -> bool:
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:
-    """Returns the model with all weights as inputs, without the values of large ones; it stays as it is."""
+    """Returns the model with all weights as inputs, without the values of large ones, which are listed last then."""
     graph = model.graph
     weights, inputs = tuple(graph.initializers.values()), tuple(graph.inputs)
     large = []

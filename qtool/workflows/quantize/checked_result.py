@@ -13,6 +13,7 @@ from qtool.backends.execution import Execution
 from qtool.backends.execution_choice import execution_for
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
+from qtool.graph.collection_pause import leaving_no_garbage
 from qtool.plan import Skipped
 from qtool.progress import Progress
 from qtool.runtime.free_memory import give_back_memory
@@ -75,7 +76,8 @@ def write_and_check(
     part = ", a part of the model at a time, without its fusions" if compares_in_parts(original, execution) else ""
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}{part}")
     with progress.task("comparing with float"):
-        coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
+        with leaving_no_garbage():
+            coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
         give_back_memory(original)
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
     if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qtool.backends.execution_choice import execution_for, timing_of
 from qtool.calib.specs import Feed
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
+from qtool.graph.collection_pause import leaving_no_garbage
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.schemes import Scheme
@@ -262,6 +263,7 @@ class QuantizationSearch:
         runtime = timing_of(self._scheme)
         if self._timed_on is None or runtime is None:
             return None
-        return speedups(
-            self._original, [quantized], self._timed_on, self._progress, runtime=runtime, threads=self._threads
-        )[0]
+        with leaving_no_garbage():
+            return speedups(
+                self._original, [quantized], self._timed_on, self._progress, runtime=runtime, threads=self._threads
+            )[0]
