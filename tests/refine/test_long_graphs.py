@@ -153,8 +153,8 @@ def test_little_effort_searches_nothing_on_a_long_graph(run: Any, model: Path, m
 
 def test_corrections_asked_for_by_name_are_applied_to_long_graphs() -> None:
     fast = efforts.searches(efforts.Effort.FAST, gptq=True)
-    assert fast.for_nodes(5000) is fast
-    less = fast.for_nodes(5001)
+    assert fast.for_nodes(12_000) is fast
+    less = fast.for_nodes(12_001)
     assert less.gptq is efforts.Policy.ALWAYS
     assert less.smoothquant is less.cross_layer_equalization is efforts.Policy.NEVER
     assert less.bias_correction is efforts.Policy.ALWAYS

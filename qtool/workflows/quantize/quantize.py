@@ -74,11 +74,15 @@ def quantize(
         if request.searches.times_layers:
             # Many candidates come and go.
             pause.close()
-        return _quantized(prepared, stored, request, progress)
+        return _quantized(prepared, stored, request, progress, workers)
 
 
 def _quantized(
-    prepared: PreparedModel, stored: StoredStatistics | None, request: QuantizeRequest, progress: Progress
+    prepared: PreparedModel,
+    stored: StoredStatistics | None,
+    request: QuantizeRequest,
+    progress: Progress,
+    workers: Workers,
 ) -> QuantizeReport:
     """Quantizes a prepared model, and writes and reports it; see ``quantize``."""
     if draws(prepared.original):

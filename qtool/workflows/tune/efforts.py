@@ -8,7 +8,7 @@ from enum import StrEnum
 from qtool.weights.registry import CLIPPING, GPTQ, WEIGHT_ALGORITHMS
 
 # With little effort, longer graphs are not searched.
-_MOST_SEARCHED_NODES = 5000
+_MOST_SEARCHED_NODES = 12_000
 
 
 class Effort(StrEnum):
