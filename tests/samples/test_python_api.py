@@ -58,10 +58,11 @@ def test_a_name_that_is_not_there_is_no_attribute() -> None:
 
 @pytest.mark.parametrize("name", _FUNCTIONS)
 def test_a_call_takes_a_request_and_may_be_silent(name: str) -> None:
-    request, progress = inspect.signature(getattr(qtool, name)).parameters.values()
+    request, progress, *others = inspect.signature(getattr(qtool, name)).parameters.values()
     assert request.default is inspect.Parameter.empty
     assert progress.name == "progress"
-    assert progress.default is not inspect.Parameter.empty
+    for optional in (progress, *others):
+        assert optional.default is not inspect.Parameter.empty
 
 
 def test_a_call_makes_what_the_command_makes(model: Path, tmp_path: Path, run: Callable[..., object]) -> None:

@@ -1,17 +1,10 @@
-"""Infers types and shapes as onnx-ir's pass does, in time that grows with the size of the graph only.
-
-That pass looks for every weight in the list of inputs, which it extends by all of them.
-"""
+"""Infers types and shapes, or none where a node contradicts its inputs."""
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 
-from qtool.formats.onnx.shape_inference import REFUSALS
-
-# The values of small tensors may be shapes; those of larger ones do not matter.
-_LARGEST_READ_BYTES = 1000
+from qtool.formats.onnx.strict_shapes import infer_strictly
 
 
 class InferStrictly(ir.passes.InPlacePass):
@@ -19,50 +12,4 @@ class InferStrictly(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Infers them with the onnx package, and takes what it finds over what the graph says."""
-        try:
-            proto = onnx.shape_inference.infer_shapes(
-                _outline(model), check_type=True, strict_mode=True, data_prop=True
-            )
-        except REFUSALS:
-            return ir.passes.PassResult(model, modified=False)
-        modified = False
-        for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=False):
-            found = ir.convenience.create_value_mapping(inferred)
-            for name, value in ir.convenience.create_value_mapping(graph).items():
-                modified = (name in found and _take_over(value, found[name])) or modified
-        return ir.passes.PassResult(model, modified=modified)
-
-
-def _take_over(value: ir.Value, found: ir.Value) -> bool:
-    """Gives ``value`` the type and shape that were found; returns whether it had others."""
-    changed = False
-    if found.shape is not None and value.shape != found.shape:
-        value.shape, changed = found.shape, True
-    if found.dtype is not None and value.dtype != found.dtype:
-        value.dtype, changed = found.dtype, True
-    return changed
-
-
-def _outline(model: ir.Model) -> onnx.ModelProto:
-    """Returns the model with all weights as inputs, without the values of large ones, which are listed last then."""
-    graph = model.graph
-    weights, inputs = tuple(graph.initializers.values()), tuple(graph.inputs)
-    large = []
-    for value in weights:
-        if value.const_value is not None:
-            if value.shape is None:
-                value.shape = ir.Shape(value.const_value.shape.numpy())
-            if value.dtype is None:
-                value.dtype = value.const_value.dtype
-            if value.const_value.nbytes > _LARGEST_READ_BYTES:
-                large.append(value)
-    listed = set(inputs)
-    graph.inputs.extend(value for value in weights if value not in listed)
-    for value in large:
-        del graph.initializers[value.name or ""]
-    try:
-        return ir.to_proto(model)
-    finally:
-        graph.inputs[:] = inputs
-        for value in large:
-            graph.register_initializer(value)
+        return ir.passes.PassResult(model, modified=infer_strictly(model))
