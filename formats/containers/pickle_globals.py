@@ -181,7 +181,12 @@ _VALUE_TYPES = frozenset(
     {
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object")),
         *(f"builtins.{name}" for name in ("range", "slice", "str", "tuple")),
-        *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
+        # Python 3.13 stores the same types under the second name.
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")
+            for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+        ),
         "functools.partial",
         "io.BytesIO",
         "types.SimpleNamespace",

@@ -136,9 +136,13 @@ def _data_file(claim: Claim, model: Path) -> DataFile:
 
 def _resolved(path: Path, claim: Claim) -> Path:
     try:
-        return path.resolve()
+        real = path.resolve()
     except (OSError, RuntimeError) as error:  # the latter is what Python before 3.13 raises
         raise _outside(claim.tensor, f"points at a broken link: {claim.location!r}") from error
+    # A circle of links has no end; Python 3.13 returns one of them.
+    if real.is_symlink():
+        raise _outside(claim.tensor, f"points at a broken link: {claim.location!r}")
+    return real
 
 
 def _outside(tensor: str, reason: str) -> OutsideError:

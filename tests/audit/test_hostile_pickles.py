@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import _weights_only_unpickler
 
-from qtool.formats.containers.pickle_globals import TENSOR_GLOBALS
+from qtool.formats.containers.pickle_globals import TENSOR_GLOBALS, Meaning, meaning
 from qtool.formats.errors import FormatError
 from qtool.formats.torch.torch_checkpoint import TorchCheckpoint
 
@@ -99,8 +99,14 @@ def test_types_that_only_hold_values_are_no_attack(tmp_path: Path, audited: Any)
     said = {finding["what"] for finding in audited(tmp_path / "m.pth")["findings"]}
     assert said == {
         f"imports {name}, which runs the code of a class"
-        for name in ("builtins.dict", "collections.defaultdict", "pathlib.PurePosixPath")
+        for name in ("builtins.dict", "collections.defaultdict", f"{pathlib.PurePosixPath.__module__}.PurePosixPath")
     }
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_of_every_python_only_hold_values(module: str) -> None:
+    assert meaning(f"{module}.PurePosixPath") is Meaning.OBJECT
+    assert meaning(f"{module}.os.system") is Meaning.ATTACK
 
 
 def test_a_pickle_that_is_cut_anywhere_is_damaged(tmp_path: Path, audited: Any, checkpoint: Any) -> None:
