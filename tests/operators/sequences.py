@@ -159,7 +159,7 @@ POSITIONS = (
         bounds=near_float((37, 0.9), (37, 0.9), (37, 1.0), (37, 0.9)),
     ),
     _of_steps(
-        "RoPE, half-rotated", lambda: Attention(rotary="half"), near_float((38, 1.3), (37, 1.1), (37, 1.2), (41, 0.9))
+        "RoPE, half-rotated", lambda: Attention(rotary="half"), near_float((38, 1.3), (37, 1.1), (37, 1.2), (39, 0.9))
     ),
     _of_steps(
         "RoPE, interleaved",
