@@ -16,6 +16,7 @@ from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
 from qtool.runtime.session import Session
+from qtool.search.layer_times import LayerTime
 from qtool.workflows.tune import quantization_search, time_plan
 
 _NET = """g (float[n,3,16,16] x) => (float[n,10] y) {
@@ -143,6 +144,49 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     assert not _quantized(tmp_path / "net.int8.onnx")
     assert _timing(tmp_path)["stage"] > time_plan.Stage.NOTHING
     assert outcome.json["speedup"] is None
+
+
+@pytest.mark.parametrize(
+    ("float_ms", "all_ms", "mixed_ms", "stage"),
+    [
+        # Equal times: more layers in float are more accurate, but the model is not left as it was.
+        (1.0, 1.0, 1.0, time_plan.Stage.SLOW_LAYERS),
+        (1.0, 0.8, 0.9, time_plan.Stage.NOTHING),
+        (1.0, 0.9, 0.8, time_plan.Stage.SLOW_LAYERS),
+        (0.7, 0.9, 0.8, time_plan.Stage.EVERYTHING),
+    ],
+)
+def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
+    run: Any,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    float_ms: float,
+    all_ms: float,
+    mixed_ms: float,
+    stage: time_plan.Stage,
+) -> None:
+    def layer_times(*_: Any, **__: Any) -> dict[str, LayerTime]:
+        fast = LayerTime(floats=4e6, integers=1e6)
+        return {"n_a": fast, "n_b": fast, "n_y": LayerTime(floats=1e6, integers=4e6)}
+
+    def times_in_turns(models: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
+        ms = (float_ms, all_ms, mixed_ms)
+        assert len(models) == len(ms)
+        return tuple(np.full(9, 1e-3 * each) for each in ms)
+
+    monkeypatch.setattr(time_plan, "measured_times", layer_times)
+    monkeypatch.setattr(time_plan, "times_in_turns", times_in_turns)
+    fast = Interval(median=1.0, low=0.9, high=1.1)
+    monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
+    outcome = run(
+        "quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--effort", "fast", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert _timing(tmp_path)["stage"] == stage
+    kept = outcome.json["kept_float_for_speed"]
+    expected = {time_plan.Stage.NOTHING: (False, False), time_plan.Stage.EVERYTHING: (True, True)}
+    assert ("n_y" in kept, "n_a" in kept) == expected.get(stage, (True, False))
 
 
 def test_a_small_result_may_be_slow_and_says_so(
