@@ -151,6 +151,7 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     [
         # Equal times: more layers in float are more accurate, but the model is not left as it was.
         (1.0, 1.0, 1.0, time_plan.Stage.SLOW_LAYERS),
+        (1.0, 1.0, 1.01, time_plan.Stage.SLOW_LAYERS),
         (1.0, 0.8, 0.9, time_plan.Stage.NOTHING),
         (1.0, 0.9, 0.8, time_plan.Stage.SLOW_LAYERS),
         (0.7, 0.9, 0.8, time_plan.Stage.EVERYTHING),

@@ -31,6 +31,8 @@ _TRUST = 1.5
 _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
+# Sessions of one and the same model differ by so much.
+_EQUALLY_FAST = 0.98
 ROUNDS = 9
 
 
@@ -178,7 +180,12 @@ class TimePlan:
             return frozenset()
         if stage is Stage.EVERYTHING:
             return frozenset(self._members)
-        return (self._cost if stage is Stage.SLOW_LAYERS else self._cost.trusted(1.0 / _DOUBT)).cheapest()
+        if stage is Stage.DOUBTFUL_LAYERS:
+            return self._cost.trusted(1.0 / _DOUBT).cheapest()
+        slow = self._cost.cheapest()
+        # All in float is a stage of its own: what saves the most on integers may still gain by a little beside it.
+        measured = self._found.layers is not None
+        return self._cost.trusted(_TRUST).cheapest() if measured and len(slow) == len(self._members) else slow
 
     def _fastest(
         self,
@@ -207,7 +214,7 @@ class TimePlan:
         best = Stage.NOTHING
         for stage in sorted(times):
             gained = paired_ratio(times[best], times[stage])
-            if gained.low > 1.0 or (gained.median >= 1.0 and stage is not Stage.EVERYTHING):
+            if gained.low > 1.0 or (gained.median >= _EQUALLY_FAST and stage is not Stage.EVERYTHING):
                 best = stage
         return best
 
