@@ -25,7 +25,7 @@ _SETTLED_SECONDS = 0.1
 _RESAMPLES = 2000
 _CONFIDENCE = 0.99
 # Two sessions of the same model differ by so much, since their memory is allocated at different addresses.
-_BETWEEN_SESSIONS = 0.02
+BETWEEN_SESSIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +152,8 @@ def _interval(values: Times, quantile: float, *, seed: int = 0) -> Interval:
     low, high = np.quantile(found, (tail, 1 - tail))
     return Interval(
         median=float(np.quantile(values, quantile)),
-        low=float(low) / (1 + _BETWEEN_SESSIONS),
-        high=float(high) * (1 + _BETWEEN_SESSIONS),
+        low=float(low) / (1 + BETWEEN_SESSIONS),
+        high=float(high) * (1 + BETWEEN_SESSIONS),
     )
 
 

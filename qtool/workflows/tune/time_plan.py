@@ -15,7 +15,7 @@ from qtool.backends.machine_profile import MachineProfile, profile_from_json
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.calib.specs import Feed
 from qtool.errors import InputError
-from qtool.metrics.latency import Interval, Times, interleaved_times, paired_ratio
+from qtool.metrics.latency import BETWEEN_SESSIONS, Interval, Times, interleaved_times, paired_ratio
 from qtool.progress import Advance, Progress
 from qtool.runtime.graphs import open_graph
 from qtool.search.float_cost import FloatCost, float_cost
@@ -25,14 +25,12 @@ from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 
 _REASON = "integers save no time here"
-# Predicted savings are multiplied by this: only layers that are clearly slower on integers stay float then.
+# Savings that are doubted are multiplied by this: only layers that are clearly slower on integers stay float then.
 _TRUST = 1.5
 # After a result was too slow, only layers with this many times the savings stay on integers.
 _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
-# Sessions of one and the same model differ by so much.
-_EQUALLY_FAST = 0.98
 ROUNDS = 9
 
 
@@ -214,7 +212,7 @@ class TimePlan:
         best = Stage.NOTHING
         for stage in sorted(times):
             gained = paired_ratio(times[best], times[stage])
-            if gained.low > 1.0 or (gained.median >= _EQUALLY_FAST and stage is not Stage.EVERYTHING):
+            if gained.low > 1.0 or (gained.median >= 1.0 - BETWEEN_SESSIONS and stage is not Stage.EVERYTHING):
                 best = stage
         return best
 
