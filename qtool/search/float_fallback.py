@@ -1,9 +1,10 @@
 """Mixed precision without an accuracy goal: keeps layers float that cost much accuracy and save little time.
 
 Layers are sorted by the noise they cause per latency they add in float, given those before them, and prefixes of
-growing length are tried. The prefix with the highest merit is kept. What it gains on a few samples is half chance, so
-that the noise its layers cause alone counts as much: with its first 8 layers in float, the PP-OCR detector lost 0.3 dB
-on 15 samples and gained 1.3 dB on others, where the noise of these layers said 1.5 dB.
+growing length are tried, of these and of the first layers in graph order, which are noisy and have one border. The
+prefix with the highest merit is kept. What it gains on a few samples is half chance, so that the noise its layers cause
+alone counts as much: with its first 8 layers in float, the PP-OCR detector lost 0.3 dB on 15 samples and gained 1.3 dB
+on others, where the noise of these layers said 1.5 dB.
 
 Where that leaves a model unusable, longer ones are tried, those in graph order first: errors of early layers pass
 through all later ones, and a choice that needs no per-layer measurement generalizes to other data. The PP-OCR detector
@@ -14,8 +15,8 @@ reached 20.2 and 20.0 dB.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from qtool.progress import Advance
@@ -135,7 +136,9 @@ def best_fallback(
     tried = _Line(quantize, evaluator, plain, cost, len(ranked), every_short, advance, stop)
     loudest = max((layer.share for layer in ranked), default=0.0)
     heard = [layer for layer in ranked if layer.share >= _LEAST_HEARD * loudest]
-    best = _best_affordable(tried.along(_lined_up(heard, cost, most, most_products), most), affordable, None)
+    lines = (_lined_up(heard, cost, most, most_products), in_order[:_SHORT])
+    short = [fallback for line in lines for fallback in tried.along(line, most, most_products)]
+    best = _best_affordable(short, affordable, None)
     if best.sqnr_db >= _USABLE_DB:
         return best
     for other in (in_order, _lined_up(ranked, cost)):
@@ -175,27 +178,34 @@ class _Line:
     every_short: bool
     advance: Advance
     stop: Callable[[], bool]
+    known: dict[frozenset[str], FloatFallback] = field(default_factory=dict)
 
-    def along(self, line: Sequence[LayerNoise], most: float) -> Collection[FloatFallback]:
+    def along(self, line: Sequence[LayerNoise], most: float, most_products: float = 1.0) -> Collection[FloatFallback]:
         """Returns prefixes of ``line``, the empty one included, that give up no more than ``most``.
 
-        Lengths are doubled first, then those between the best and its neighbours are tried: merit rises and falls
-        slowly with the length.
+        Numbers of them are doubled first, then those between the best and its neighbours are tried: merit rises and
+        falls slowly with the length.
         """
-        longest = self._longest(line, most)
-        tried = {0: self.plain}
-        short = range(1, min(longest, _SHORT) + 1) if self.every_short else ()
-        lengths = sorted({1 << power for power in range(longest.bit_length())} | {longest, *short} - {0})
-        while lengths:
-            for length in lengths:
+        lengths = self._lengths(line, most, most_products)
+        tried, last = {0: self.plain}, len(lengths) - 1
+        short = range(1, min(last, _SHORT) + 1) if self.every_short else ()
+        places = sorted({1 << power for power in range(last.bit_length())} | {last, *short} - {0})
+        while places:
+            for place in places:
                 if self.stop():
                     return tried.values()
-                tried[length] = self._tried(line[:length])
-                self.advance(1)
-            lengths = _between(tried, parts=_MANY_PARTS if self.every_short else _FEW_PARTS)
+                tried[place] = self._tried(line[: lengths[place]])
+            places = _between(tried, parts=_MANY_PARTS if self.every_short else _FEW_PARTS)
         return tried.values()
 
     def _tried(self, layers: Sequence[LayerNoise]) -> FloatFallback:
+        names = frozenset(layer.group.layer for layer in layers)
+        if names not in self.known:
+            self.known[names] = self._evaluated(layers)
+            self.advance(1)
+        return self.known[names]
+
+    def _evaluated(self, layers: Sequence[LayerNoise]) -> FloatFallback:
         kept = {node: "tried in float" for layer in layers for node in layer.group.nodes}
         reached = self.evaluator.sqnr_db(self.quantize(kept).model)
         return replace(
@@ -206,34 +216,36 @@ class _Line:
             added_up_db=_added_up(self.plain.sqnr_db, layers),
         )
 
-    def _longest(self, line: Sequence[LayerNoise], most: float) -> int:
-        """Returns how long a prefix may be; never all layers, since that would be the float model."""
-        longest = min(len(line), self.layers - 1)
-        for length in range(1, longest + 1):
-            if self._share(line[:length]) > most:
-                return length - 1
-        return max(longest, 0)
+    def _lengths(self, line: Sequence[LayerNoise], most: float, most_products: float) -> list[int]:
+        """Returns how long prefixes may be, 0 first; never all layers, since that would be the float model.
+
+        A longer one may cost less: there are fewer elements between its layers and the others.
+        """
+        found = [0]
+        for length in range(1, min(len(line), self.layers - 1) + 1):
+            names = [layer.group.layer for layer in line[:length]]
+            share = self.cost.share(names)
+            if share <= most and self.cost.products(names) <= most_products:
+                found.append(length)
+            elif share > max(most, _BROKEN_SHARE):
+                break
+        return found
 
     def _share(self, layers: Sequence[LayerNoise]) -> float:
         return self.cost.share([layer.group.layer for layer in layers])
 
 
-def _best(found: Iterable[FloatFallback]) -> FloatFallback:
-    """Returns the one with the highest merit, and among equals the one with the fewest layers."""
-    return max(sorted(found, key=lambda fallback: len(fallback.layers)), key=lambda fallback: fallback.merit)
-
-
 def _between(tried: Mapping[int, FloatFallback], *, parts: int) -> list[int]:
-    """Returns lengths halfway between the best one and its neighbours, as long as these are far enough apart.
+    """Returns places halfway between the best one and its neighbours, as long as these are far enough apart.
 
     Args:
-        tried: results so far, by length.
-        parts: lengths closer than this fraction of the best one count as the same.
+        tried: results so far, by place among the lengths; among equals the shortest is the best.
+        parts: places closer than this fraction of the best one count as the same.
     """
-    lengths = sorted(tried)
-    place = lengths.index(len(_best(tried.values()).layers))
-    gaps = zip(lengths[max(place - 1, 0) : place + 1], lengths[place : place + 2], strict=False)
-    return [(low + high) // 2 for low, high in gaps if high - low > max(1, lengths[place] // parts)]
+    places = sorted(tried)
+    best = places.index(max(places, key=lambda place: tried[place].merit))
+    gaps = zip(places[max(best - 1, 0) : best + 1], places[best : best + 2], strict=False)
+    return [(low + high) // 2 for low, high in gaps if high - low > max(1, places[best] // parts)]
 
 
 def _added_up(plain_db: float, layers: Sequence[LayerNoise]) -> float | None:

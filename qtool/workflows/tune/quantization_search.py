@@ -40,7 +40,7 @@ _TABLES_DB = 0.5
 _DOUBT_DB = 1.0
 # Where nothing else is asked for, layers with more of the multiply-adds do not stay float for accuracy: other machines
 # are not as fast at them as this one may be.
-_MOST_PRODUCTS = 0.05
+_MOST_PRODUCTS = 0.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
