@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -33,8 +34,11 @@ _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
 ROUNDS = 9
-# A machine that is busy for a moment makes a choice look slow: that is believed after so many times of all rounds.
+# A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: that is
+# believed after so many times of all rounds, each with new sessions.
 _MOST_TURNS = 3
+# Choices are timed again in new sessions for as long as this, which is once for a large model.
+_TURNS_SECONDS = 3.0
 
 
 class Stage(IntEnum):
@@ -209,9 +213,12 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
-        with progress.task("timing in turns", ROUNDS) as advance:
-            found = times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads)
-        times = dict(zip(timed_models, found, strict=True))
+        found: list[tuple[Times, ...]] = []
+        end = time.monotonic() + _TURNS_SECONDS
+        while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
+            with progress.task("timing in turns", ROUNDS) as advance:
+                found.append(times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads))
+        times = dict(zip(timed_models, _joined(found), strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):
             gained = paired_ratio(times[best], times[stage])
@@ -272,12 +279,17 @@ class Stopwatch:
         for _ in range(_MOST_TURNS):
             with self._progress.task("timing in turns", ROUNDS) as advance:
                 seen.append(times_in_turns(models, self._feed, advance, threads=self._threads))
-            floats, plain, tried = (np.concatenate(times) for times in zip(*seen, strict=True))
+            floats, plain, tried = _joined(seen)
             saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
             allowed = self._most_slower if part is None else part * saved
             if paired_ratio(tried, plain).median <= 1.0 + allowed:
                 return True
         return False
+
+
+def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
+    """Returns the times of each model in all turns."""
+    return [np.concatenate(times) for times in zip(*turns, strict=True)]
 
 
 def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
