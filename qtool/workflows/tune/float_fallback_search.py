@@ -28,10 +28,6 @@ from qtool.workflows.tune.tuning_split import TuningSplit
 _RANKING_SAMPLES = 8
 # Dynamic ranges cost a pass over each activation; they have to gain at least this much, in dB.
 _LEAST_GAIN_DB = 0.3
-# Where choices are timed, those that are estimated to cost up to this many times the limit are tried as well: the first
-# three convolutions of EfficientNet-Lite0 were expected to cost 5 % of a run in float, shortened it by 2 %, and gained
-# 1.9 dB.
-_TRIED_BEYOND = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +82,7 @@ class FloatFallbackSearch:
             samples: the batches to rank layers on.
             progress: receives the steps.
             cost: the latency model.
-            affordable: checks by timing whether choices save time; None to trust the estimates.
+            affordable: times choices; None to trust the estimates.
             price: the gain in dB required for giving up a tenth of the integers' savings.
             budget_s: seconds after which the search ends.
             threads: threads inside an operator; 0 is one per core.
@@ -102,7 +98,7 @@ class FloatFallbackSearch:
         self._threads = threads
         self._workers = workers
         self._cost = cost
-        self._affordable = None if affordable is None else self._in_time(affordable)
+        self._affordable = affordable
         self._budget_s = budget_s
         self._end = math.inf if budget_s is None else time.monotonic() + budget_s
         everything = candidates({})
@@ -116,8 +112,7 @@ class FloatFallbackSearch:
         """Searches for layers that are better dynamic, and then for those to keep float.
 
         Args:
-            most: the largest fraction of the integers' savings to give up once the model is usable, 0 to 1; estimated
-                costs may be higher where choices are timed.
+            most: the largest fraction of the integers' savings to give up once the model is usable, 0 to 1.
             most_products: the largest fraction of the multiply-adds in float then, 0 to 1.
             every_short: see ``best_fallback``.
         """
@@ -151,8 +146,6 @@ class FloatFallbackSearch:
                 self.candidates, self._groups, ranking, advance=advance, stop=self._is_over, workers=self._workers
             )
         ranked = self._with_dynamic(ranked, ranking)
-        if self._affordable is not None:
-            most *= _TRIED_BEYOND
         place = {group.layer: number for number, group in enumerate(self._groups)}
         in_order = sorted(ranked, key=lambda layer: place[layer.group.layer])
         with self._progress.task("trying which layers to keep float") as advance:
@@ -212,10 +205,6 @@ class FloatFallbackSearch:
             self.candidates.model, as_dynamic(scheme), self.candidates.selection, may_be_empty=True
         )
         return tuple(name for name in layers if name in possible.integer_nodes)
-
-    def _in_time(self, affordable: Affordable) -> Affordable:
-        """Returns a check that trusts the estimates once time is up."""
-        return lambda fallback, share: self._is_over() or affordable(fallback, share)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._end

@@ -236,13 +236,14 @@ class QuantizationSearch:
         return fallback_search.candidates, found
 
     def _affordable(self, candidates: QuantizedCandidates, times: TimePlan) -> Affordable | None:
-        """Returns a check of the estimated cost of float layers by timing, where models are timed."""
-        if self._timed_on is None or not times.is_timed:
+        """Returns what times float layers, where models are timed."""
+        if self._timed_on is None or not times.times_choices:
             return None
         return Stopwatch(
             self._original,
             candidates,
             self._timed_on,
+            times,
             self._progress,
             most_slower=self._wanted.most_slower,
             most_float=self._wanted.most_float,

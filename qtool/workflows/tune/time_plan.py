@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
@@ -34,10 +34,9 @@ _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
 ROUNDS = 9
-# A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: that is
-# believed after so many times of all rounds, each with new sessions.
+# A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: models
+# are timed so many times, each with new sessions, unless that takes more seconds than these.
 _MOST_TURNS = 3
-# Choices are timed again in new sessions for as long as this, which is once for a large model.
 _TURNS_SECONDS = 3.0
 
 
@@ -51,6 +50,21 @@ class Stage(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimedChoice:
+    """A choice of float layers that was timed beside the float model and integers everywhere.
+
+    Attributes:
+        layers: those in float.
+        slowdown: how much longer a run takes than with integers everywhere, as a fraction; below 0 where it is shorter.
+        saved: how much longer the float model takes than integers everywhere, as a fraction; 0 where it is faster.
+    """
+
+    layers: tuple[str, ...]
+    slowdown: float
+    saved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """The source of the times of a search.
 
@@ -59,12 +73,14 @@ class Timing:
         layers: the time of each layer; None to predict it from ``profile``, or to time it.
         stage: how much stays float; None to choose it.
         for_size: whether layers stay on integers also where that saves no time.
+        choices: the choices that were timed, in order; None to time them, or to trust predictions of ``profile``.
     """
 
     profile: MachineProfile | None = None
     layers: Mapping[str, LayerTime] | None = None
     stage: Stage | None = None
     for_size: bool = False
+    choices: tuple[TimedChoice, ...] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -78,6 +94,7 @@ class Timing:
             "layers": None if self.layers is None else {name: asdict(time) for name, time in self.layers.items()},
             "stage": None if self.stage is None else int(self.stage),
             "for_size": self.for_size,
+            "choices": None if self.choices is None else [asdict(choice) for choice in self.choices],
         }
 
 
@@ -88,15 +105,20 @@ def timing_from_json(document: Any, source: str) -> Timing:
         InputError: it is something else.
     """
     try:
-        layers, profile = document["layers"], document["profile"]
+        layers, profile, choices = document["layers"], document["profile"], document.get("choices")
         return Timing(
             profile=None if profile is None else profile_from_json(profile, source),
             layers=None if layers is None else {str(name): LayerTime(**time) for name, time in layers.items()},
             stage=None if document["stage"] is None else Stage(document["stage"]),
             for_size=bool(document["for_size"]),
+            choices=None if choices is None else tuple(_choice(**choice) for choice in choices),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{source} does not record the times of its run", fix="quantize again") from error
+
+
+def _choice(layers: Sequence[str], slowdown: float, saved: float) -> TimedChoice:
+    return TimedChoice(layers=tuple(map(str, layers)), slowdown=float(slowdown), saved=float(saved))
 
 
 class TimePlan:
@@ -141,6 +163,8 @@ class TimePlan:
         cost = float_cost(candidates.model, groups, feed, profile, measured=layers, threads=threads)
         self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
+        self._recorded = None if timing.choices is None else list(timing.choices)
+        self._choices: list[TimedChoice] = []
         self._times_layers = times_layers
         self._found = replace(timing, profile=profile, layers=layers)
         self._stage = Stage.NOTHING
@@ -152,7 +176,25 @@ class TimePlan:
     @property
     def timing(self) -> Timing:
         """Everything that was measured and chosen."""
-        return replace(self._found, stage=self._stage)
+        return replace(self._found, stage=self._stage, choices=tuple(self._choices) if self.times_choices else None)
+
+    @property
+    def times_choices(self) -> bool:
+        """Whether choices of float layers are timed on this machine, or were when the run was recorded."""
+        return self.is_timed or self._recorded is not None
+
+    def timed_choice(self, layers: Sequence[str], measure: Callable[[], TimedChoice]) -> TimedChoice | None:
+        """Returns what ``measure`` does, or did in the recorded run; None where it was not called there."""
+        if self._recorded is None:
+            found = measure()
+        else:
+            known = [choice for choice in self._recorded if choice.layers == tuple(layers)]
+            if not known:
+                return None
+            found = known[0]
+            self._recorded.remove(found)
+        self._choices.append(found)
+        return found
 
     @property
     def is_timed(self) -> bool:
@@ -213,12 +255,9 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
-        found: list[tuple[Times, ...]] = []
-        end = time.monotonic() + _TURNS_SECONDS
-        while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
-            with progress.task("timing in turns", ROUNDS) as advance:
-                found.append(times_in_turns(tuple(timed_models.values()), feed, advance, threads=threads))
-        times = dict(zip(timed_models, _joined(found), strict=True))
+        times = dict(
+            zip(timed_models, _repeated_times(tuple(timed_models.values()), feed, progress, threads), strict=True)
+        )
         best = Stage.NOTHING
         for stage in sorted(times):
             gained = paired_ratio(times[best], times[stage])
@@ -238,13 +277,14 @@ def is_slower(speedup: Interval) -> bool:
 
 
 class Stopwatch:
-    """Checks the estimated cost of float layers by timing models in turns."""
+    """Replaces the estimated cost of float layers by that of models that are timed in turns."""
 
     def __init__(
         self,
         original: ir.Model,
         candidates: QuantizedCandidates,
         feed: Feed,
+        times: TimePlan,
         progress: Progress,
         *,
         most_slower: float,
@@ -257,6 +297,7 @@ class Stopwatch:
             original: the float model.
             candidates: makes quantized candidates of it.
             feed: one sample.
+            times: the latency of the layers, which records what is timed.
             progress: receives the steps.
             most_slower: the largest relative slowdown, where ``most_float`` is None.
             most_float: the largest fraction of the integers' savings to give up; None where ``most_slower`` counts.
@@ -265,26 +306,43 @@ class Stopwatch:
         self._original = original
         self._candidates = candidates
         self._feed = feed
+        self._times = times
         self._progress = progress
         self._most_slower = most_slower
         self._most_float = most_float
         self._threads = threads
 
-    def __call__(self, fallback: FloatFallback, share: float | None) -> bool:
-        """Returns whether a choice gives up no more than ``share`` of the integers' savings; None for the default."""
+    def __call__(self, fallback: FloatFallback, share: float | None) -> FloatFallback | None:
+        """Returns a choice with its measured cost, where that is no more than ``share`` of the integers' savings.
+
+        Args:
+            fallback: the choice.
+            share: the largest fraction; None for the default.
+        """
         kept = {node: "tried in float" for layer in fallback.layers for node in layer.group.nodes}
-        models = [self._original, self._candidates({}).model, self._candidates(kept).model]
+        names = tuple(layer.group.layer for layer in fallback.layers)
         part = self._most_float if share is None else share
-        seen: list[tuple[Times, ...]] = []
-        for _ in range(_MOST_TURNS):
-            with self._progress.task("timing in turns", ROUNDS) as advance:
-                seen.append(times_in_turns(models, self._feed, advance, threads=self._threads))
-            floats, plain, tried = _joined(seen)
+
+        def measure() -> TimedChoice:
+            models = [self._original, self._candidates({}).model, self._candidates(kept).model]
+            floats, plain, tried = _repeated_times(models, self._feed, self._progress, self._threads)
             saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
-            allowed = self._most_slower if part is None else part * saved
-            if paired_ratio(tried, plain).median <= 1.0 + allowed:
-                return True
-        return False
+            return TimedChoice(layers=names, slowdown=paired_ratio(tried, plain).median - 1.0, saved=saved)
+
+        found = self._times.timed_choice(names, measure)
+        if found is None or found.slowdown > (self._most_slower if part is None else part * found.saved):
+            return None
+        return replace(fallback, share=self._times.cost().share_of_slowdown(found.slowdown))
+
+
+def _repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> list[Times]:
+    """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run."""
+    found: list[tuple[Times, ...]] = []
+    end = time.monotonic() + _TURNS_SECONDS
+    while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
+        with progress.task("timing in turns", ROUNDS) as advance:
+            found.append(times_in_turns(models, feed, advance, threads=threads))
+    return _joined(found)
 
 
 def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
