@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -10,13 +11,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from qtool.errors import InputError
 from qtool.progress import SILENT
 from qtool.search.float_fallback import FloatFallback
 from qtool.search.node_groups import NodeGroup
 from qtool.search.sensitivity import LayerNoise
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune import time_plan
-from qtool.workflows.tune.time_plan import ROUNDS, Stopwatch, TimedChoice, TimePlan
+from qtool.workflows.tune.time_plan import ROUNDS, Stage, Stopwatch, TimedChoice, TimePlan, Timing, timing_from_json
 
 _CHOICE = FloatFallback(
     layers=(LayerNoise(group=NodeGroup(layer="a", operator="Conv", nodes=("a",)), sqnr_db=30.0, share=0.3),),
@@ -88,3 +90,18 @@ def test_a_limit_on_what_integers_save_counts_their_savings(
     # Integers save as much as they take: giving up a tenth makes a run a tenth slower.
     found = _judged(monkeypatch, [1.08] * 3, most_slower=0.0, most_float=most_float)
     assert (found is not None) is verdict
+
+
+def test_a_lock_keeps_the_choices_that_were_timed() -> None:
+    choices = (
+        TimedChoice(layers=("a", "b"), slowdown=-0.01, saved=1.1),
+        TimedChoice(layers=("a",), slowdown=0.3, saved=1.0),
+    )
+    timing = Timing(layers={}, stage=Stage.NOTHING, choices=choices)
+    assert timing_from_json(json.loads(json.dumps(timing.as_json())), "m.json") == timing
+
+
+def test_a_lock_with_choices_of_another_form_is_refused() -> None:
+    document = {**Timing(layers={}).as_json(), "choices": [{"layers": ["a"]}]}
+    with pytest.raises(InputError, match=r"m\.json does not record the times of its run"):
+        timing_from_json(document, "m.json")
