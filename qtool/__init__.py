@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from qtool.workflows.report.report_data import DataSource as DataSource
     from qtool.workflows.tune.efforts import Effort as Effort
     from qtool.workflows.tune.efforts import searches as searches
-    from qtool.workflows.tune.time_plan import Timing as Timing
+    from qtool.workflows.tune.timing import Timing as Timing
 
     report = _compare
 
@@ -97,7 +97,7 @@ _HOMES: Mapping[str, str] = {
     "Scheme": "qtool.schemes",
     "TargetFormat": "qtool.workflows.convert.target_format",
     "TextOptions": "qtool.calib.datasets.text_file",
-    "Timing": "qtool.workflows.tune.time_plan",
+    "Timing": "qtool.workflows.tune.timing",
     "WeightOnlyReport": "qtool.workflows.quantize.weight_only_request",
     "WeightOnlyRequest": "qtool.workflows.quantize.weight_only_request",
     "WeightOnlyScheme": "qtool.schemes",

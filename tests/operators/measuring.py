@@ -29,7 +29,7 @@ from qtool.workflows.quantize.quantize import quantize
 from qtool.workflows.quantize.quantize_dynamic import quantize_dynamic
 from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.tune.efforts import NO_SEARCH
-from qtool.workflows.tune.time_plan import Timing
+from qtool.workflows.tune.timing import Timing
 from tests.operators.kinds import Array, Kind, Scheme
 
 # Whose sums are the same on every processor.

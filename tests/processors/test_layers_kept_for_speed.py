@@ -18,6 +18,8 @@ from qtool.metrics.latency import Interval
 from qtool.runtime.session import Session
 from qtool.search.layer_times import LayerTime
 from qtool.workflows.tune import quantization_search, time_plan
+from qtool.workflows.tune import times_in_turns as turns
+from qtool.workflows.tune.timing import Stage
 
 _NET = """g (float[n,3,16,16] x) => (float[n,10] y) {
     a = Conv <pads = [1,1,1,1]> (x, w1)
@@ -121,8 +123,8 @@ def test_the_clock_decides_without_a_profile_and_its_choice_is_recorded(run: Any
     assert timing["profile"]["origin"] == "measured"
     assert set(timing["layers"]) == {"n_a", "n_b", "n_y"}
     assert all(min(time.values()) >= 0.0 for time in timing["layers"].values())
-    assert (timing["stage"] == time_plan.Stage.NOTHING) <= (outcome.json["kept_float_for_speed"] == [])
-    assert _quantized(tmp_path / "net.int8.onnx") == (timing["stage"] < time_plan.Stage.EVERYTHING)
+    assert (timing["stage"] == Stage.NOTHING) <= (outcome.json["kept_float_for_speed"] == [])
+    assert _quantized(tmp_path / "net.int8.onnx") == (timing["stage"] < Stage.EVERYTHING)
 
 
 def test_a_result_that_is_slower_than_float_becomes_float(
@@ -135,14 +137,14 @@ def test_a_result_that_is_slower_than_float_becomes_float(
         return [Interval(median=0.8, low=0.7, high=0.9)]
 
     monkeypatch.setattr(quantization_search, "speedups", slower)
-    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: time_plan.Stage.NOTHING)
+    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: Stage.NOTHING)
     outcome = run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--json")
     assert outcome.code == 0, outcome.err
     # The float model is not timed beside itself.
     assert measured
     assert all(measured)
     assert not _quantized(tmp_path / "net.int8.onnx")
-    assert _timing(tmp_path)["stage"] > time_plan.Stage.NOTHING
+    assert _timing(tmp_path)["stage"] > Stage.NOTHING
     assert outcome.json["speedup"] is None
 
 
@@ -150,11 +152,11 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     ("float_ms", "all_ms", "mixed_ms", "stage"),
     [
         # Equal times: more layers in float are more accurate, but the model is not left as it was.
-        (1.0, 1.0, 1.0, time_plan.Stage.SLOW_LAYERS),
-        (1.0, 1.0, 1.01, time_plan.Stage.SLOW_LAYERS),
-        (1.0, 0.8, 0.9, time_plan.Stage.NOTHING),
-        (1.0, 0.9, 0.8, time_plan.Stage.SLOW_LAYERS),
-        (0.7, 0.9, 0.8, time_plan.Stage.EVERYTHING),
+        (1.0, 1.0, 1.0, Stage.SLOW_LAYERS),
+        (1.0, 1.0, 1.01, Stage.SLOW_LAYERS),
+        (1.0, 0.8, 0.9, Stage.NOTHING),
+        (1.0, 0.9, 0.8, Stage.SLOW_LAYERS),
+        (0.7, 0.9, 0.8, Stage.EVERYTHING),
     ],
 )
 def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
@@ -165,7 +167,7 @@ def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
     float_ms: float,
     all_ms: float,
     mixed_ms: float,
-    stage: time_plan.Stage,
+    stage: Stage,
 ) -> None:
     def layer_times(*_: Any, **__: Any) -> dict[str, LayerTime]:
         fast = LayerTime(floats=4e6, integers=1e6)
@@ -177,7 +179,7 @@ def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
         return tuple(np.full(9, 1e-3 * each) for each in ms)
 
     monkeypatch.setattr(time_plan, "measured_times", layer_times)
-    monkeypatch.setattr(time_plan, "times_in_turns", times_in_turns)
+    monkeypatch.setattr(turns, "times_in_turns", times_in_turns)
     fast = Interval(median=1.0, low=0.9, high=1.1)
     monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
     outcome = run(
@@ -186,7 +188,7 @@ def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
     assert outcome.code == 0, outcome.err
     assert _timing(tmp_path)["stage"] == stage
     kept = outcome.json["kept_float_for_speed"]
-    expected = {time_plan.Stage.NOTHING: (False, False), time_plan.Stage.EVERYTHING: (True, True)}
+    expected = {Stage.NOTHING: (False, False), Stage.EVERYTHING: (True, True)}
     assert ("n_y" in kept, "n_a" in kept) == expected.get(stage, (True, False))
 
 
@@ -205,7 +207,7 @@ def test_a_small_result_may_be_slow_and_says_so(
 def test_a_manifest_repeats_what_the_clock_chose(
     run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: time_plan.Stage.SLOW_LAYERS)
+    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: Stage.SLOW_LAYERS)
     fast = Interval(median=1.5, low=1.4, high=1.6)
     monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
     assert run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured").code == 0

@@ -17,8 +17,11 @@ from qtool.search.float_fallback import FloatFallback
 from qtool.search.node_groups import NodeGroup
 from qtool.search.sensitivity import LayerNoise
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune import time_plan
-from qtool.workflows.tune.time_plan import ROUNDS, Stage, Stopwatch, TimedChoice, TimePlan, Timing, timing_from_json
+from qtool.workflows.tune import times_in_turns as turns
+from qtool.workflows.tune.stopwatch import Stopwatch
+from qtool.workflows.tune.time_plan import TimePlan
+from qtool.workflows.tune.times_in_turns import ROUNDS
+from qtool.workflows.tune.timing import Stage, TimedChoice, Timing, timing_from_json
 
 _CHOICE = FloatFallback(
     layers=(LayerNoise(group=NodeGroup(layer="a", operator="Conv", nodes=("a",)), sqnr_db=30.0, share=0.3),),
@@ -61,7 +64,7 @@ def _judged(monkeypatch: pytest.MonkeyPatch, slower: list[float], **limits: Any)
     def times_in_turns(*_: object, **__: object) -> tuple[Any, ...]:
         return np.full(ROUNDS, 2.0), np.full(ROUNDS, 1.0), np.full(ROUNDS, next(left))
 
-    monkeypatch.setattr(time_plan, "times_in_turns", times_in_turns)
+    monkeypatch.setattr(turns, "times_in_turns", times_in_turns)
     times = _Times()
     stopwatch = Stopwatch(_MODEL, cast(QuantizedCandidates, _candidates), {}, cast(TimePlan, times), SILENT, **limits)
     found = stopwatch(_CHOICE, None)

@@ -28,7 +28,7 @@ from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.quantize.static_search import StaticSearch
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches
-from qtool.workflows.tune.time_plan import Timing
+from qtool.workflows.tune.timing import Timing
 
 _NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>

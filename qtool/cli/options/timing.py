@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qtool.backends.this_machine import ResolvedTarget
     from qtool.manifest import Manifest
     from qtool.workflows.quantize.request import QuantizeReport
-    from qtool.workflows.tune.time_plan import Timing
+    from qtool.workflows.tune.timing import Timing
 
 _MEASURED, _SHIPPED = "measured", "shipped"
 
@@ -41,7 +41,7 @@ def timing_of(machine: ResolvedTarget, profile: str | None, locked: Manifest | N
     """
     from qtool.backends.machine_profile import read_profile
     from qtool.backends.onnxruntime_cpu.shipped_profiles import has_profile, shipped_profile
-    from qtool.workflows.tune.time_plan import Timing, timing_from_json
+    from qtool.workflows.tune.timing import Timing, timing_from_json
 
     recorded = None if locked is None else locked.lock.get("timing")
     if recorded is not None:

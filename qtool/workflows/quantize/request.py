@@ -21,7 +21,7 @@ from qtool.workflows.tune.accuracy_target import MixedPrecision
 from qtool.workflows.tune.efforts import BALANCED, SearchConfig
 from qtool.workflows.tune.float_fallback_search import KeptFloat
 from qtool.workflows.tune.rewriting import Rewritten
-from qtool.workflows.tune.time_plan import Timing
+from qtool.workflows.tune.timing import Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,9 @@ from qtool.workflows.tune.rewriting import CROSS_LAYER_EQUALIZATION, SMOOTHQUANT
 from qtool.workflows.tune.sample_selection import NOTHING_CHOSEN, ChosenSamples
 from qtool.workflows.tune.search_time import SearchTime
 from qtool.workflows.tune.speed import speedups
-from qtool.workflows.tune.time_plan import Stopwatch, TimePlan, Timing
+from qtool.workflows.tune.stopwatch import Stopwatch
+from qtool.workflows.tune.time_plan import TimePlan
+from qtool.workflows.tune.timing import Timing
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.unsigned_weights import with_unsigned_weights
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from enum import IntEnum
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
-from qtool.backends.machine_profile import MachineProfile, profile_from_json
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.calib.specs import Feed
-from qtool.errors import InputError
-from qtool.metrics.latency import BETWEEN_SESSIONS, Interval, Times, interleaved_times, paired_ratio
-from qtool.progress import Advance, Progress
-from qtool.runtime.graphs import open_graph
+from qtool.metrics.latency import BETWEEN_SESSIONS, Interval, paired_ratio
+from qtool.progress import Progress
 from qtool.search.float_cost import FloatCost, float_cost
-from qtool.search.float_fallback import FloatFallback
-from qtool.search.layer_times import LayerTime, measured_times
+from qtool.search.layer_times import measured_times
 from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.times_in_turns import repeated_times
+from qtool.workflows.tune.timing import Stage, TimedChoice, Timing
 
 _REASON = "integers save no time here"
 # Savings that are doubted are multiplied by this: only layers that are clearly slower on integers stay float then.
@@ -33,92 +25,6 @@ _TRUST = 1.5
 _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
-ROUNDS = 9
-# A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: models
-# are timed so many times, each with new sessions, unless that takes more seconds than these.
-_MOST_TURNS = 3
-_TURNS_SECONDS = 3.0
-
-
-class Stage(IntEnum):
-    """How much of the model stays float for speed."""
-
-    NOTHING = 0
-    SLOW_LAYERS = 1
-    DOUBTFUL_LAYERS = 2
-    EVERYTHING = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedChoice:
-    """A choice of float layers that was timed beside the float model and integers everywhere.
-
-    Attributes:
-        layers: those in float.
-        slowdown: how much longer a run takes than with integers everywhere, as a fraction; below 0 where it is shorter.
-        saved: how much longer the float model takes than integers everywhere, as a fraction; 0 where it is faster.
-    """
-
-    layers: tuple[str, ...]
-    slowdown: float
-    saved: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """The source of the times of a search.
-
-    Attributes:
-        profile: the cost of kernels; None to time them on this machine, with the model's own layers and the result.
-        layers: the time of each layer; None to predict it from ``profile``, or to time it.
-        stage: how much stays float; None to choose it.
-        for_size: whether layers stay on integers also where that saves no time.
-        choices: the choices that were timed, in order; None to time them, or to trust predictions of ``profile``.
-    """
-
-    profile: MachineProfile | None = None
-    layers: Mapping[str, LayerTime] | None = None
-    stage: Stage | None = None
-    for_size: bool = False
-    choices: tuple[TimedChoice, ...] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether times are measured on this machine."""
-        return self.profile is None
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns everything needed to repeat the choices, for a manifest."""
-        return {
-            "profile": None if self.profile is None else self.profile.as_json(),
-            "layers": None if self.layers is None else {name: asdict(time) for name, time in self.layers.items()},
-            "stage": None if self.stage is None else int(self.stage),
-            "for_size": self.for_size,
-            "choices": None if self.choices is None else [asdict(choice) for choice in self.choices],
-        }
-
-
-def timing_from_json(document: Any, source: str) -> Timing:
-    """Reads what ``as_json`` wrote.
-
-    Raises:
-        InputError: it is something else.
-    """
-    try:
-        layers, profile, choices = document["layers"], document["profile"], document.get("choices")
-        return Timing(
-            profile=None if profile is None else profile_from_json(profile, source),
-            layers=None if layers is None else {str(name): LayerTime(**time) for name, time in layers.items()},
-            stage=None if document["stage"] is None else Stage(document["stage"]),
-            for_size=bool(document["for_size"]),
-            choices=None if choices is None else tuple(_choice(**choice) for choice in choices),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source} does not record the times of its run", fix="quantize again") from error
-
-
-def _choice(layers: Sequence[str], slowdown: float, saved: float) -> TimedChoice:
-    return TimedChoice(layers=tuple(map(str, layers)), slowdown=float(slowdown), saved=float(saved))
 
 
 class TimePlan:
@@ -256,7 +162,7 @@ class TimePlan:
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
         times = dict(
-            zip(timed_models, _repeated_times(tuple(timed_models.values()), feed, progress, threads), strict=True)
+            zip(timed_models, repeated_times(tuple(timed_models.values()), feed, progress, threads), strict=True)
         )
         best = Stage.NOTHING
         for stage in sorted(times):
@@ -274,88 +180,3 @@ class TimePlan:
 def is_slower(speedup: Interval) -> bool:
     """Returns whether a model is slower than float beyond the noise of its timing."""
     return speedup.high < 1.0
-
-
-class Stopwatch:
-    """Replaces the estimated cost of float layers by that of models that are timed in turns."""
-
-    def __init__(
-        self,
-        original: ir.Model,
-        candidates: QuantizedCandidates,
-        feed: Feed,
-        times: TimePlan,
-        progress: Progress,
-        *,
-        most_slower: float,
-        most_float: float | None,
-        threads: int = 0,
-    ) -> None:
-        """Takes the limits on the time of a run.
-
-        Args:
-            original: the float model.
-            candidates: makes quantized candidates of it.
-            feed: one sample.
-            times: the latency of the layers, which records what is timed.
-            progress: receives the steps.
-            most_slower: the largest relative slowdown, where ``most_float`` is None.
-            most_float: the largest fraction of the integers' savings to give up; None where ``most_slower`` counts.
-            threads: threads inside an operator; 0 is one per core.
-        """
-        self._original = original
-        self._candidates = candidates
-        self._feed = feed
-        self._times = times
-        self._progress = progress
-        self._most_slower = most_slower
-        self._most_float = most_float
-        self._threads = threads
-
-    def __call__(self, fallback: FloatFallback, share: float | None) -> FloatFallback | None:
-        """Returns a choice with its measured cost, where that is no more than ``share`` of the integers' savings.
-
-        Args:
-            fallback: the choice.
-            share: the largest fraction; None for the default.
-        """
-        kept = {node: "tried in float" for layer in fallback.layers for node in layer.group.nodes}
-        names = tuple(layer.group.layer for layer in fallback.layers)
-        part = self._most_float if share is None else share
-
-        def measure() -> TimedChoice:
-            models = [self._original, self._candidates({}).model, self._candidates(kept).model]
-            floats, plain, tried = _repeated_times(models, self._feed, self._progress, self._threads)
-            saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
-            return TimedChoice(layers=names, slowdown=paired_ratio(tried, plain).median - 1.0, saved=saved)
-
-        found = self._times.timed_choice(names, measure)
-        if found is None or found.slowdown > (self._most_slower if part is None else part * found.saved):
-            return None
-        return replace(fallback, share=self._times.cost().share_of_slowdown(found.slowdown))
-
-
-def _repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> list[Times]:
-    """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run."""
-    found: list[tuple[Times, ...]] = []
-    end = time.monotonic() + _TURNS_SECONDS
-    while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
-        with progress.task("timing in turns", ROUNDS) as advance:
-            found.append(times_in_turns(models, feed, advance, threads=threads))
-    return _joined(found)
-
-
-def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
-    """Returns the times of each model in all turns."""
-    return [np.concatenate(times) for times in zip(*turns, strict=True)]
-
-
-def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
-    """Times runs of several models in turns, and returns the seconds of each, one per round.
-
-    Raises:
-        RuntimeRefusedError: onnxruntime does not load or run a model.
-    """
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
-        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=ROUNDS, advance=advance)

@@ -28,7 +28,7 @@ from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
-from qtool.workflows.tune.time_plan import ROUNDS, times_in_turns
+from qtool.workflows.tune.times_in_turns import ROUNDS, times_in_turns
 from qtool.workflows.tune.tuning_split import TuningSplit
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
 

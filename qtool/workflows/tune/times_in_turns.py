@@ -1,0 +1,48 @@
+"""Times models in turns, so that changing load on the machine affects all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.calib.specs import Feed
+from qtool.metrics.latency import Times, interleaved_times
+from qtool.progress import Advance, Progress
+from qtool.runtime.graphs import open_graph
+
+ROUNDS = 9
+# A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: models
+# are timed so many times, each with new sessions, unless that takes more seconds than these.
+_MOST_TURNS = 3
+_TURNS_SECONDS = 3.0
+
+
+def repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> list[Times]:
+    """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run."""
+    found: list[tuple[Times, ...]] = []
+    end = time.monotonic() + _TURNS_SECONDS
+    while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
+        with progress.task("timing in turns", ROUNDS) as advance:
+            found.append(times_in_turns(models, feed, advance, threads=threads))
+    return _joined(found)
+
+
+def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
+    """Returns the times of each model in all turns."""
+    return [np.concatenate(times) for times in zip(*turns, strict=True)]
+
+
+def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:
+    """Times runs of several models in turns, and returns the seconds of each, one per round.
+
+    Raises:
+        RuntimeRefusedError: onnxruntime does not load or run a model.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
+        return interleaved_times([partial(session.run, feed) for session in sessions], rounds=ROUNDS, advance=advance)
