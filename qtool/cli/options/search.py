@@ -153,7 +153,7 @@ def show_search(console: Console, report: QuantizeReport) -> None:
     if kept is not None and kept.choice.layers:
         layers = _some([layer.group.layer for layer in kept.choice.layers])
         console.say(
-            f"kept in float for accuracy, at {kept.choice.share:.1%} of the time saved: {layers}; SQNR "
+            f"kept in float for accuracy, {cost_of_float(kept.choice.share)}: {layers}; SQNR "
             f"{_decibels(kept.plain_db)} dB fully quantized, {_decibels(kept.choice.sqnr_db)} dB now, on "
             f"{kept.samples} calibration samples"
         )
@@ -162,6 +162,11 @@ def show_search(console: Console, report: QuantizeReport) -> None:
     if kept is not None and kept.stopped is not None:
         console.warn(f"the search for layers to keep float ended early: {kept.stopped}")
     show_times(console, report)
+
+
+def cost_of_float(share: float) -> str:
+    """Tells what layers in float give up of the time that integers save, which may be nothing where it was measured."""
+    return f"at {share:.1%} of the time saved" if share > 0.0 else "which takes no more time"
 
 
 def search_as_json(report: QuantizeReport) -> dict[str, object]:
