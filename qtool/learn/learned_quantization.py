@@ -16,10 +16,13 @@ import torch
 
 from qtool.calib.specs import Array
 from qtool.graph.constants import constant_array
+from qtool.learn.learned_blocks import LearnedBlocks, learned_blocks
 from qtool.learn.operators.quantization import straight_through
 from qtool.qdq.quantized_tensors import QuantizedTensor, quantized_tensors
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
+_BIAS_OF_PACKED = 5
+_PRODUCTS = frozenset({"MatMul", "MatMulNBits"})
 _NORMALIZATIONS = frozenset({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"})
 
 
@@ -29,12 +32,14 @@ class Rates:
 
     Attributes:
         steps: stored integers, in steps.
+        blocks: integers of packed blocks, in steps, which are wider.
         scales: scales, as a share of themselves.
         biases: biases, in units of their spread.
         floats: weights that stay float, in units of their spread.
     """
 
     steps: float = 0.02
+    blocks: float = 0.005
     scales: float = 2e-4
     biases: float = 1e-3
     floats: float = 2e-4
@@ -43,6 +48,7 @@ class Rates:
         """Returns all of them times ``factor``."""
         return Rates(
             steps=self.steps * factor,
+            blocks=self.blocks * factor,
             scales=self.scales * factor,
             biases=self.biases * factor,
             floats=self.floats * factor,
@@ -97,6 +103,7 @@ class _Changed:
 @dataclass(slots=True)
 class _Kinds:
     steps: dict[str, _Stored] = field(default_factory=dict)
+    blocks: dict[str, LearnedBlocks] = field(default_factory=dict)
     scales: dict[str, _Changed] = field(default_factory=dict)
     biases: dict[str, _Changed] = field(default_factory=dict)
     offsets: dict[str, _Changed] = field(default_factory=dict)
@@ -134,8 +141,14 @@ class LearnedQuantization:
         for tensor in quantized_tensors(model).values():
             if tensor.dequantized.producer() in own:
                 self._read(tensor)
+        self._kinds.blocks |= learned_blocks(readers, self._device)
+        packed = {name for blocks in self._kinds.blocks.values() for name in blocks.nodes}
         for node in readers:
-            if node.op_type == "QuantizeLinear":
+            if node.name in packed:
+                self._learn_scale(node.inputs[2])
+                if len(node.inputs) > _BIAS_OF_PACKED:
+                    self._learn_floats(node.inputs[_BIAS_OF_PACKED], self._kinds.floats)
+            elif node.op_type == "QuantizeLinear":
                 self._learn_scale(node.inputs[1])
             elif node.op_type in _LAYERS | _NORMALIZATIONS:
                 for value in node.inputs[1:]:
@@ -149,6 +162,7 @@ class LearnedQuantization:
         kinds = self._kinds
         return [
             {"params": [stored.learned for stored in kinds.steps.values()], "lr": rates.steps},
+            {"params": [stored.learned for stored in kinds.blocks.values()], "lr": rates.blocks},
             {"params": [scale.change for scale in kinds.scales.values()], "lr": rates.scales},
             {"params": [bias.change for bias in (kinds.biases | kinds.offsets).values()], "lr": rates.biases},
             {"params": [value.change for value in kinds.floats.values()], "lr": rates.floats},
@@ -162,7 +176,7 @@ class LearnedQuantization:
     @property
     def learns_integers(self) -> bool:
         """Whether there are stored integers."""
-        return bool(self._kinds.steps)
+        return bool(self._kinds.steps or self._kinds.blocks)
 
     def state(self) -> list[torch.Tensor]:
         """Returns a copy of what is learned so far."""
@@ -193,6 +207,7 @@ class LearnedQuantization:
         found |= {
             name: straight_through(item.steps(found)).clamp(item.low, item.high) for name, item in kinds.steps.items()
         }
+        found |= {name: item.value() for name, item in kinds.blocks.items()}
         rest = kinds.biases | kinds.offsets | kinds.floats
         return found | {name: item.value() for name, item in rest.items()}
 
@@ -201,6 +216,8 @@ class LearnedQuantization:
         """Writes everything into ``model``, a clone of the graph that was read; biases follow the new scales."""
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
         scales = {name: scale.start * torch.exp(scale.change) for name, scale in self._kinds.scales.items()}
+        for packed in self._kinds.blocks.values():
+            packed.store(model, scales)
         for name, learned in scales.items():
             _store(values[name], learned)
         for name, item in self._kinds.steps.items():
@@ -263,7 +280,7 @@ class LearnedQuantization:
 
 def _is_product(value: ir.Value | None) -> bool:
     producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type == "MatMul"
+    return producer is not None and producer.op_type in _PRODUCTS
 
 
 def _wide(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:

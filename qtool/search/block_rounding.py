@@ -63,7 +63,7 @@ def rounding_bytes(model: ir.Model, plan: WeightOnlyPlan) -> int:
     That is a model in memory, and what onnxruntime makes of it, where it is not mapped; the Hessians and what the
     largest of them is turned into; the largest weight in several forms; and the outputs of the evaluation samples.
     """
-    layers = layer_inputs(model, _sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS)
+    layers = layer_inputs(model, sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS)
     hessians = {layer.tensor: layer.inputs**2 * np.dtype(np.float64).itemsize for layer in layers}
     hessian = max(hessians.values(), default=0)
     weight = max((stored.nbytes for name in plan.weights if (stored := _stored(model, name)) is not None), default=0)
@@ -124,7 +124,7 @@ def guided_by_inputs(
         InputError: a weight holds NaN or infinity.
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
-    layers = _by_tensor(layer_inputs(model, _sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS))
+    layers = _by_tensor(layer_inputs(model, sole_layers(plan), shared_weights=True, most_inputs=MOST_INPUTS))
     found = {method: StoredBlocks(folder) for method in methods}
     rounder = _Rounder(model, plan, found, scales)
     with progress.task("rounding weights", len(plan.weights)) as advance:
@@ -156,7 +156,7 @@ class _Rounder:
         self._found = found
         self._known = scales
         wanted = any(method.scales_inputs for method in found)
-        self.places = scalable_inputs(model, _sole_layers(plan)) if wanted else ()
+        self.places = scalable_inputs(model, sole_layers(plan)) if wanted else ()
         self._places = {place.tensor: place for place in self.places}
         self.scales: dict[str, Floats] = {}
 
@@ -237,7 +237,7 @@ def _stored(model: ir.Model, name: str) -> ir.TensorProtocol | None:
     return model.graph.initializers[name].const_value
 
 
-def _sole_layers(plan: WeightOnlyPlan) -> frozenset[str]:
+def sole_layers(plan: WeightOnlyPlan) -> frozenset[str]:
     """Returns the layers that have an integer weight for themselves."""
     return frozenset(item.nodes[0] for item in plan.weights.values() if len(item.nodes) == 1)
 

@@ -26,6 +26,7 @@ from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.progress import SILENT, Progress
+from qtool.qdq.packed_integers import is_packed
 from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph
 from qtool.search.logits_view import with_logits
@@ -198,10 +199,10 @@ def _float_path(request: FinetuneRequest) -> Path:
 
 
 def _check_form(model: ir.Model, path: Path) -> None:
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+    if not any(node.op_type == "QuantizeLinear" or is_packed(node) for node in model.graph):
         raise InputError(
-            f"{path} has no QuantizeLinear: there is nothing whose rounding could be learned",
-            fix="give a model that `qtool quantize` wrote with its static scheme",
+            f"{path} has no QuantizeLinear and no MatMulNBits: there is nothing whose rounding could be learned",
+            fix="give a model that `qtool quantize` wrote with its static or its weights scheme",
         )
 
 

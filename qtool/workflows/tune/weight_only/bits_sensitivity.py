@@ -208,7 +208,7 @@ def _curve(
     with progress.task("mixing bits", len(_MARKS)) as advance:
         for mark in _MARKS:
             if mark < reached[8]:
-                choice, sqnr_db = bits_for_sqnr(evaluation, forms, mark)
+                choice, sqnr_db = bits_for_sqnr(evaluation, forms, forms.mixed, mark)
                 points.append(_point(f"{mark:.0f} dB", forms, choice, other_bytes, sqnr_db))
             advance(1)
     return tuple(sorted(points, key=lambda point: point.file_bytes))

@@ -23,6 +23,7 @@ from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
 from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally, unpacks
 from qtool.search.logits_view import judged_outputs
 from qtool.search.output_evaluator import OutputEvaluator
+from qtool.search.sequential_rounding import rounded_in_sequence
 from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
@@ -101,6 +102,19 @@ class WeightOnlyEvaluation:
             threads=self._threads,
         )
 
+    def in_sequence(self, choice: WeightOnlyChoice, progress: Progress) -> WeightOnlyChoice:
+        """Returns the choice with its layers rounded once more, each for the inputs that the rounded ones give.
+
+        Raises:
+            RuntimeRefusedError: onnxruntime does not load or run a part of the model.
+        """
+        model = self.model if choice.model is None else choice.model
+        feeds = self._split.some(_SEEN_BATCHES)
+        weights = rounded_in_sequence(
+            model, choice.plan, choice.weights, feeds, progress, self._folder, threads=self._threads
+        )
+        return replace(choice, weights=weights, method=choice.method.in_sequence or choice.method)
+
     def kept(self, weights: Mapping[str, BlockWeight]) -> Mapping[str, BlockWeight]:
         """Returns the same weights, kept outside of memory."""
         stored = StoredBlocks(self._folder)
@@ -116,6 +130,10 @@ class WeightOnlyEvaluation:
         insert_blocks(model, choice.plan, choice.weights, form=form, levels=levels, unpacks=unpacked)
         # What onnxruntime would unpack, each time and in more memory.
         return RemoveBlocks(is_unpacked_product)(model).model
+
+    def affords_sequence(self, choice: WeightOnlyChoice) -> bool:
+        """Returns whether its layers can be rounded in sequence, in about the memory that rounding takes anyway."""
+        return choice.method.in_sequence is not None and bool(choice.products) and not is_large(self._original)
 
     def sqnr_db(self, choice: WeightOnlyChoice, integer_layers: Collection[str] = ()) -> float:
         """Returns the SQNR of the worst output, in dB."""

@@ -66,21 +66,32 @@ def choose_weights(
         weights = evaluation.kept(rounded_to_nearest(evaluation.model, plan))
         found.append(WeightOnlyChoice(plan=plan, weights=weights, method=BlockMethod.RTN))
     if method is not BlockMethod.RTN:
-        guided = evaluation.guided(plan, progress, _GUIDED if method is None else (method,))
+        guided = evaluation.guided(plan, progress, _GUIDED if method is None else (method.before,))
         for name, rounded in guided.weights.items():
             if guided.scales or not name.scales_inputs or method is not None:
                 model = guided.prepared(evaluation.model, name)
                 found.append(WeightOnlyChoice(plan=plan, weights=rounded, method=name, model=model))
+    if method is not None and method is not method.before:
+        found = [evaluation.in_sequence(choice, progress) for choice in found]
     attempts = []
     with progress.task("evaluating methods", len(found)) as advance:
         for choice in found:
-            layers = choice.layers_at(level)
-            sqnr_db = evaluation.sqnr_db(choice, layers)
-            attempts.append(Attempt(method=choice.method, integer_layers=len(layers), sqnr_db=sqnr_db))
+            attempts.append(_attempt(evaluation, choice, level))
             advance(1)
     best = max(range(len(found)), key=lambda place: attempts[place].sqnr_db)
-    chosen = replace(found[best], attempts=tuple(attempts))
-    return _with_levels(evaluation, chosen, level, timed_on, progress, exact_db=attempts[best].sqnr_db)
+    chosen, reached = found[best], attempts[best].sqnr_db
+    if method is None and evaluation.affords_sequence(chosen):
+        fitted = evaluation.in_sequence(chosen, progress)
+        attempts.append(_attempt(evaluation, fitted, level))
+        if attempts[-1].sqnr_db > reached:
+            chosen, reached = fitted, attempts[-1].sqnr_db
+    chosen = replace(chosen, attempts=tuple(attempts))
+    return _with_levels(evaluation, chosen, level, timed_on, progress, exact_db=reached)
+
+
+def _attempt(evaluation: WeightOnlyEvaluation, choice: WeightOnlyChoice, level: int | None) -> Attempt:
+    layers = choice.layers_at(level)
+    return Attempt(method=choice.method, integer_layers=len(layers), sqnr_db=evaluation.sqnr_db(choice, layers))
 
 
 def choose_bits(
