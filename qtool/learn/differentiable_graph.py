@@ -22,6 +22,8 @@ from qtool.learn.operators.registry import OPERATORS
 
 Values = dict[str, torch.Tensor]
 
+_SHORT = frozenset({"int4", "uint4"})
+
 
 class DifferentiableGraph:
     """The nodes of one graph, in order, as functions of torch tensors.
@@ -143,7 +145,8 @@ class DifferentiableGraph:
                 self._constants[value.name] = self._tensor(array)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        array = np.array(array, order="C")
+        # Neither has torch integers of 4 bits.
+        array = np.array(array, np.int8 if array.dtype.name in _SHORT else array.dtype, order="C")
         tensor = torch.from_numpy(array)
         # Shapes and indices are read on the processor.
         return tensor.to(self._device) if array.dtype.kind == "f" else tensor

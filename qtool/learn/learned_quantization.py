@@ -32,14 +32,12 @@ class Rates:
 
     Attributes:
         steps: stored integers, in steps.
-        blocks: integers of packed blocks, in steps, which are wider.
         scales: scales, as a share of themselves.
         biases: biases, in units of their spread.
         floats: weights that stay float, in units of their spread.
     """
 
     steps: float = 0.02
-    blocks: float = 0.005
     scales: float = 2e-4
     biases: float = 1e-3
     floats: float = 2e-4
@@ -48,7 +46,6 @@ class Rates:
         """Returns all of them times ``factor``."""
         return Rates(
             steps=self.steps * factor,
-            blocks=self.blocks * factor,
             scales=self.scales * factor,
             biases=self.biases * factor,
             floats=self.floats * factor,
@@ -162,7 +159,7 @@ class LearnedQuantization:
         kinds = self._kinds
         return [
             {"params": [stored.learned for stored in kinds.steps.values()], "lr": rates.steps},
-            {"params": [stored.learned for stored in kinds.blocks.values()], "lr": rates.blocks},
+            {"params": [stored.learned for stored in kinds.blocks.values()], "lr": rates.steps},
             {"params": [scale.change for scale in kinds.scales.values()], "lr": rates.scales},
             {"params": [bias.change for bias in (kinds.biases | kinds.offsets).values()], "lr": rates.biases},
             {"params": [value.change for value in kinds.floats.values()], "lr": rates.floats},
@@ -229,16 +226,15 @@ class LearnedQuantization:
 
     def _read(self, tensor: QuantizedTensor) -> None:
         integers, name = tensor.stored(), tensor.value.name
-        if integers is None or name is None or tensor.block:
+        if integers is None or name is None:
             return
         if tensor.role == "bias" or integers.dtype == np.int32:
             floats = tensor.floats()
             if floats is not None and tensor.dequantized.name is not None:
                 self._kinds.biases[tensor.dequantized.name] = self._changed(floats)
             return
-        limits = np.iinfo(integers.dtype)
-        low, high = int(limits.min), int(limits.max)
-        if low < 0 and integers.min() > low:
+        low, high = tensor.lowest, tensor.highest
+        if low < 0 and integers.astype(np.int32).min() > low:
             low = -high  # a symmetric grid has one integer less
         producer = tensor.dequantized.producer()
         scale = None if producer is None else producer.inputs[1]

@@ -75,12 +75,36 @@ def test_the_method_is_the_one_with_the_best_outputs(run: Any, model: Path, data
     result = run("quantize", model, "--calib-data", data, "--scheme", "weights", "--accuracy-level", "0", "--json")
     assert result.code == 0, result.err
     found = {attempt["method"]: attempt["sqnr_db"] for attempt in result.json["attempts"]}
-    assert list(found) == ["rtn", "mse", "gptq", "awq", "awq-gptq"]
+    assert list(found)[:5] == ["rtn", "mse", "gptq", "awq", "awq-gptq"]
+    # The best of them is rounded once more.
+    assert list(found)[5:] in (["gptaq"], ["awq-gptaq"])
+    assert list(found)[5].removesuffix("aq") == max(list(found)[:5], key=lambda name: found[name]).removesuffix("q")
     assert result.json["weight_method"] == max(found, key=lambda name: found[name])
     assert found["gptq"] == max(found["rtn"], found["mse"], found["gptq"])
     best = Path(result.json["output"])
     plain = run("quantize", model, "--scheme", "weights", "--weight-method", "rtn", "-o", "rtn.onnx", "--json")
     assert _sqnr_db(model, best) > _sqnr_db(model, Path(plain.json["output"])) + 3.0
+
+
+def test_layers_make_up_for_the_noise_of_those_before_them(run: Any, model: Path, data: Path) -> None:
+    with np.load(data) as file:
+        draw = np.random.default_rng(3)
+        # Samples between two of the others.
+        pairs = draw.integers(0, len(file["x"]), (2, 400))
+        np.savez("more.npz", x=(file["x"][pairs[0]] + file["x"][pairs[1]]) * np.float32(0.7))
+    options = ("--calib-data", "more.npz", "--scheme", "weights", "--accuracy-level", "0", "--bits", "4", "--json")
+    found = {}
+    for method in ("gptq", "gptaq", "awq-gptq", "awq-gptaq"):
+        result = run("quantize", model, *options, "--weight-method", method, "-o", f"{method}.onnx")
+        assert result.code == 0, result.err
+        assert result.json["weight_method"] == method
+        found[method] = _sqnr_db(model, Path(result.json["output"]))
+    assert found["gptaq"] > found["gptq"] + 0.5
+    assert found["awq-gptaq"] > found["awq-gptq"] + 0.5
+    manifest, first = Path("gptaq.manifest.json"), Path("gptaq.onnx").read_bytes()
+    again = run("quantize", "--locked", manifest, "--force", "--json")
+    assert again.code == 0, again.err
+    assert Path("gptaq.onnx").read_bytes() == first
 
 
 def test_more_bits_and_smaller_blocks_are_closer(run: Any, model: Path) -> None:

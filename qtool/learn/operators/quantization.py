@@ -26,11 +26,15 @@ def straight_through(value: torch.Tensor) -> torch.Tensor:
     return value + (torch.round(value) - value).detach()
 
 
-def _spread(parameter: torch.Tensor, call: Call, rank: int) -> torch.Tensor:
+def _spread(parameter: torch.Tensor, call: Call, rank: int, length: int = 0) -> torch.Tensor:
+    """Shapes a scale or zero point so that it broadcasts; ``length`` is that of the axis, where blocks divide it."""
     if parameter.ndim == 0 or parameter.numel() == 1:
         return parameter.reshape(())
     if parameter.ndim > 1:
-        raise LookupError("scales of blocks are not learned")
+        block, axis = call.integer("block_size", 0), call.integer("axis", 1)
+        if not block or not length:
+            raise LookupError("scales of blocks are read with constants only")
+        return parameter.repeat_interleave(block, axis).narrow(axis, 0, length)
     shape = [1] * rank
     shape[call.integer("axis", 1)] = -1
     return parameter.reshape(shape)
@@ -71,9 +75,10 @@ def _quantize(call: Call, inputs: Inputs) -> torch.Tensor:
 def _dequantize(call: Call, inputs: Inputs) -> torch.Tensor:
     steps, scale, zero = given(inputs, 0), given(inputs, 1), optional(inputs, 2)
     steps = steps.to(scale.dtype)
+    length = steps.shape[call.integer("axis", 1)] if scale.ndim > 1 else 0
     if zero is not None:
-        steps = steps - _spread(zero, call, steps.ndim).to(scale.dtype)
-    return steps * _spread(scale, call, steps.ndim)
+        steps = steps - _spread(zero, call, steps.ndim, length).to(scale.dtype)
+    return steps * _spread(scale, call, steps.ndim, length)
 
 
 QUANTIZATION: Mapping[str, Operator] = {

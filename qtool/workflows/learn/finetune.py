@@ -26,7 +26,7 @@ from qtool.graph.specs import model_specs
 from qtool.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.progress import SILENT, Progress
-from qtool.qdq.packed_integers import is_packed
+from qtool.qdq.quantized_tensors import quantized_tensors
 from qtool.reporting.surroundings import versions
 from qtool.runtime.graphs import open_graph
 from qtool.search.logits_view import with_logits
@@ -199,9 +199,9 @@ def _float_path(request: FinetuneRequest) -> Path:
 
 
 def _check_form(model: ir.Model, path: Path) -> None:
-    if not any(node.op_type == "QuantizeLinear" or is_packed(node) for node in model.graph):
+    if not quantized_tensors(model):
         raise InputError(
-            f"{path} has no QuantizeLinear and no MatMulNBits: there is nothing whose rounding could be learned",
+            f"{path} has no QuantizeLinear and no integer weights: there is nothing whose rounding could be learned",
             fix="give a model that `qtool quantize` wrote with its static or its weights scheme",
         )
 
