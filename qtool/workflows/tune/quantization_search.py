@@ -216,6 +216,9 @@ class QuantizationSearch:
             return candidates, None
         left_s = min(self._time.left_s, math.inf if budget_s is None else budget_s)
         cost = times.cost()
+        # Weights in u8 have taken their part already.
+        unsigned = cost.slowdown_of_unsigned(candidates.scheme.unsigned_layers)
+        most_slower = max(self._wanted.most_slower - unsigned, 0.0)
         fallback_search = FloatFallbackSearch(
             self._original,
             candidates,
@@ -225,19 +228,19 @@ class QuantizationSearch:
             cost=cost,
             # For a tenth of the integers' savings.
             price=self._wanted.float_price * 0.1 / cost.share_of_slowdown(0.01),
-            affordable=self._affordable(candidates, times),
+            affordable=self._affordable(candidates, times, most_slower),
             budget_s=None if math.isinf(left_s) else left_s,
             threads=self._threads,
             workers=self._workers,
         )
         most, most_products = self._wanted.most_float, 1.0
         if most is None:
-            most, most_products = min(cost.share_of_slowdown(self._wanted.most_slower), 1.0), _MOST_PRODUCTS
+            most, most_products = min(cost.share_of_slowdown(most_slower), 1.0), _MOST_PRODUCTS
         found = fallback_search.search(most=most, most_products=most_products, every_short=self._wanted.every_short)
         self._time.is_over()
         return fallback_search.candidates, found
 
-    def _affordable(self, candidates: QuantizedCandidates, times: TimePlan) -> Affordable | None:
+    def _affordable(self, candidates: QuantizedCandidates, times: TimePlan, most_slower: float) -> Affordable | None:
         """Returns what times float layers, where models are timed."""
         if self._timed_on is None or not times.times_choices:
             return None
@@ -247,7 +250,7 @@ class QuantizationSearch:
             self._timed_on,
             times,
             self._progress,
-            most_slower=self._wanted.most_slower,
+            most_slower=most_slower,
             most_float=self._wanted.most_float,
             threads=self._threads,
         )
