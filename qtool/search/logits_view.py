@@ -15,6 +15,8 @@ from qtool.graph.decoder_caches import cache_outputs
 from qtool.graph.names import Names
 
 _GATES = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh")
+# What gives the sum or the maximum of a Softmax that is spelled out the shape of its logits.
+_SPREADS = ("Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze", "Cast", "Max")
 _PASSED = ("Identity", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -52,9 +54,8 @@ def viewed_by_logits(model: ir.Model) -> ir.Model:
 
 def _opens(output: ir.Value) -> ir.Value | None:
     """Returns the logits of an output, where the graph computes them."""
-    gate = _gate(output)
-    before = None if gate is None else gate.inputs[0]
-    return None if before is None or before.is_graph_input() else before
+    gate = gate_of(output)
+    return None if gate is None or gate[1].is_graph_input() else gate[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +76,19 @@ def with_logits_of_outputs(model: ir.Model) -> tuple[ir.Model, dict[str, Gate]]:
 
     It is ``model`` itself where no gate makes an output.
     """
-    if not any(_gate(output) for output in model.graph.outputs):
+    if not any(gate_of(output) for output in model.graph.outputs):
         return model, {}
     changed = model.clone()
     graph = changed.graph
     names = Names(graph)
     gates = {}
     for output in tuple(graph.outputs):
-        gate = _gate(output)
-        if gate is not None and (before := gate.inputs[0]) is not None:
+        gate = gate_of(output)
+        if gate is not None:
+            operator, before = gate
             copy = _copied(before, output, names, graph)
             graph.outputs.append(copy)
-            gates[output.name or ""] = Gate(operator=gate.op_type, before=copy.name or "")
+            gates[output.name or ""] = Gate(operator=operator, before=copy.name or "")
     return changed, gates
 
 
@@ -98,14 +100,45 @@ def _copied(before: ir.Value, output: ir.Value, names: Names, graph: ir.Graph) -
     return copy.outputs[0]
 
 
-def _gate(output: ir.Value) -> ir.Node | None:
+def gate_of(output: ir.Value) -> tuple[str, ir.Value] | None:
+    """Returns the operator that turns logits into an output, and the logits; None where there is none.
+
+    A Softmax may be spelled out: the Div of an Exp by its sum.
+    """
     value = output
     while (
         (producer := value.producer()) is not None and producer.domain == "" and producer.inputs and producer.inputs[0]
     ):
         value = producer.inputs[0]
         if producer.op_type in _GATES:
-            return producer
+            return producer.op_type, value
+        if producer.op_type == "Div":
+            logits = _exponents(producer)
+            return None if logits is None else ("Softmax", logits)
         if producer.op_type not in _PASSED:
             return None
     return None
+
+
+def _exponents(quotient: ir.Node) -> ir.Value | None:
+    """Returns the logits of a Softmax that ends in ``quotient``; None where it is another one."""
+    powers, total = quotient.inputs
+    exponential = None if powers is None else powers.producer()
+    if exponential is None or exponential.op_type != "Exp" or _reduced(total, "ReduceSum") is not powers:
+        return None
+    exponents = exponential.inputs[0]
+    difference = None if exponents is None else exponents.producer()
+    if difference is not None and difference.op_type == "Sub":
+        logits, largest = difference.inputs
+        if logits is not None and _reduced(largest, "ReduceMax") is logits:
+            return logits
+    return exponents
+
+
+def _reduced(value: ir.Value | None, operator: str) -> ir.Value | None:
+    """Returns what ``operator`` reduces to ``value``, shaped anew or not; None where none does."""
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in _SPREADS:
+        makers = [one.producer() for one in producer.inputs if one is not None]
+        producer = next((maker for maker in makers if maker is not None and maker.op_type != "Constant"), None)
+    return producer.inputs[0] if producer is not None and producer.op_type == operator else None

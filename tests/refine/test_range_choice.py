@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
@@ -20,6 +24,8 @@ from qtool.search.fake_quant_graph import open_fake_quant_graph
 from qtool.search.range_choice import choose_ranges
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
+from qtool.workflows.tune import correction_search
+from tests.conftest import Outcome
 
 
 def _model() -> tuple[ir.Model, Plan]:
@@ -134,3 +140,29 @@ def test_a_tensor_makes_the_same_noise_from_the_middle_of_the_graph_on() -> None
         for source, alone in found.items():
             assert alone == pytest.approx(runner.noise({source: params}), rel=1e-3)
             assert alone > 0
+
+
+@pytest.mark.parametrize(("layers", "effort", "batches"), [(1, "balanced", 16), (40, "balanced", 2), (40, "fast", 8)])
+def test_few_tensors_are_judged_on_more_samples(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, layers: int, effort: str, batches: int
+) -> None:
+    body = "".join(f"a{n} = MatMul (t{n}, w)\n t{n + 1} = Tanh (a{n})\n" for n in range(layers))
+    body = f"t0 = Neg (x)\n {body} y = Neg (t{layers})"
+    proto = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[n,64,64] x) => (float[n,64,64] y) {{ {body} }}'
+    )
+    draw = np.random.default_rng(0)
+    weight = draw.normal(0, 0.2, (64, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, "net.onnx")
+    np.savez("data.npz", x=draw.normal(0, 1, (120, 64, 64)).astype(np.float32))
+    seen, choose = list[int](), correction_search.choose_ranges
+
+    def counted(model: ir.Model, plan: Plan, statistics: Any, feeds: Any, *rest: Any, **named: Any) -> Any:
+        seen.append(len(feeds))
+        return choose(model, plan, statistics, feeds, *rest, **named)
+
+    monkeypatch.setattr(correction_search, "choose_ranges", counted)
+    made = run("quantize", "net.onnx", "--calib-data", "data.npz", "--effort", effort)
+    assert made.code == 0, made.err
+    assert seen[0] == batches

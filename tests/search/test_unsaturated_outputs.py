@@ -36,6 +36,52 @@ def test_what_the_last_gate_reads_is_given_out(end: str) -> None:
     assert [output.name for output in model.graph.outputs] == ["y"]
 
 
+_SOFTMAXES = {
+    "logits": """m = ReduceMax <axes = [1], keepdims = 1> (a)
+        d = Sub (a, m)
+        e = Exp (d)
+        s = ReduceSum (e, axis)
+        y = Div (e, s)""",
+    # As JAX writes it.
+    "logits in other shapes": """m = ReduceMax <axes = [1], keepdims = 0> (a)
+        low = Constant <value_float = -1e30> ()
+        n = Max (low, m)
+        r = Unsqueeze (n, axis)
+        size = Shape (a)
+        w = Expand (r, size)
+        d = Sub (a, w)
+        e = Exp (d)
+        s = ReduceSum (e, axis)
+        t = Expand (s, size)
+        y = Div (e, t)""",
+    "exponents": """d = Sub (a, half)
+        e = Exp (d)
+        s = ReduceSum (e, axis)
+        y = Div (e, s)""",
+}
+
+
+@pytest.mark.parametrize("form", _SOFTMAXES)
+def test_a_softmax_may_be_spelled_out(form: str) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (5, 4)).astype(np.float32)
+    constants = "axis = Constant <value_ints = [1]> ()\n half = Constant <value_float = 0.5> ()"
+    model = _model(f"{constants}\n a = Neg (x)\n {_SOFTMAXES[form]}")
+    probabilities = np.exp(-x) / np.exp(-x).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(_run(model, x)["y"], probabilities, rtol=1e-4)
+    outputs = _run(with_logits(model), x)
+    assert list(outputs) == ["y_before_gate"]
+    np.testing.assert_allclose(outputs["y_before_gate"], -x - 0.5 * (form == "exponents"), rtol=1e-4)
+
+
+def test_a_quotient_of_something_else_is_no_softmax() -> None:
+    body = """axis = Constant <value_ints = [1]> ()
+        e = Exp (x)
+        b = Exp (e)
+        s = ReduceSum (b, axis)
+        y = Div (e, s)"""
+    assert [output.name for output in with_logits(_model(body)).graph.outputs] == ["y"]
+
+
 @pytest.mark.parametrize("body", ["y = Exp (x)", "a = Sigmoid (x)\n y = Exp (a)", "y = Sigmoid (x)"])
 def test_outputs_without_a_gate_behind_a_layer_stay(body: str) -> None:
     assert [output.name for output in with_logits(_model(body)).graph.outputs] == ["y"]

@@ -31,6 +31,8 @@ Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
 LAYER_RECONSTRUCTION, LEARNED_ROUNDING = "layer reconstruction", "learned rounding"
 
+# The tensors of a model that is searched on few batches; how many times as many others get, and one method for all.
+_MANY_TENSORS, _MOST_TIMES, _TOGETHER = 32, 8, 4
 # The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
 # The least number of samples for the same.
@@ -71,7 +73,9 @@ def choose_among_methods(
     if not plan.activations:
         return candidates
     full = useful_statistics(plan, with_moved_tensors(candidates.model, plan, candidates.statistics))
-    feeds = list(samples.some_held(max(wanted.evaluation_batches, _fewest_batches(full)), least=_FEWEST_SAMPLES))
+    searched = len({activation.source for activation in plan.activations.values()}) if wanted.each_range else None
+    batches = max(_most_batches(wanted.evaluation_batches, searched), _fewest_batches(full))
+    feeds = list(samples.some_held(batches, least=_FEWEST_SAMPLES))
     view = with_logits(candidates.model)
     choice = choose_ranges(
         view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop, workers=workers
@@ -289,6 +293,18 @@ def _with_rounding(guided: WeightRounding, algorithm: str, candidates: Quantized
 
 def _with_corrected_biases(candidates: QuantizedCandidates) -> QuantizedCandidates:
     return replace(candidates, bias_correction=True)
+
+
+def _most_batches(usual: int, searched: int | None) -> int:
+    """Returns how many batches ranges are evaluated on: ``usual`` where each of many tensors is searched.
+
+    A few samples that the model is unsure of may hold most of the noise: more are taken where that costs little.
+
+    Args:
+        usual: the batches for a model of many tensors.
+        searched: how many tensors are searched one by one; None where all have one method.
+    """
+    return usual * (_TOGETHER if searched is None else min(max(_MANY_TENSORS // max(searched, 1), 1), _MOST_TIMES))
 
 
 def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
