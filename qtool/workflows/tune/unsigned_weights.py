@@ -21,7 +21,7 @@ from qtool.weights.round_to_nearest import QuantizedWeight
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 
 # The largest relative slowdown of a run.
-_MOST_SLOWER = 0.03
+_MOST_SLOWER = 0.02
 # The least gain, in dB, that justifies a longer run.
 _LEAST_GAIN_DB = 0.1
 
