@@ -18,8 +18,10 @@ import pytest
 from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
+from qtool.backends.coverage import Coverage, NodeCoverage
 from qtool.cli.app import COMMANDS, app
 from qtool.cli.console import Console
+from qtool.cli.output.quantize import show_coverage
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
 Invoke = Callable[..., Any]
@@ -159,6 +161,18 @@ def test_tables_fold_to_a_narrow_terminal(
     cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
     assert "".join(cell[0].strip() for cell in cells) == name
     assert " ".join(cell[2].strip() for cell in cells).replace(" ", "") == reason.replace(" ", "")
+
+
+@pytest.mark.parametrize(("count", "rows"), [(50, 50), (12_000, 50)])
+def test_of_very_many_nodes_the_first_are_shown(capsys: pytest.CaptureFixture[str], count: int, rows: int) -> None:
+    nodes = tuple(
+        NodeCoverage(node=f"n{place}", operator="MatMul", kernel=None, reason="no time is saved", fix="--smallest")
+        for place in range(count)
+    )
+    show_coverage(Console(), Coverage(runtime="onnxruntime", nodes=nodes))
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^│ n\d+ ", shown, re.MULTILINE)) == rows
+    assert (f"and {count - rows} more" in shown) == (count > rows)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -26,6 +26,8 @@ _POOR_SQNR_DB = 10.0
 # Outputs this small are silence, and their noise is too.
 _NEGLIGIBLE_ERROR = 1e-3
 _NAMES_SHOWN = 3
+# A graph of thousands of nodes may keep all of them in float.
+_NODES_SHOWN = 50
 
 
 def show_plan(console: Console, plan: Plan, scheme: Scheme) -> None:
@@ -200,11 +202,13 @@ def show_coverage(console: Console, coverage: Coverage) -> None:
         [(row.operator, row.integer, row.total) for row in coverage.by_operator()],
         f"{coverage.integer} of {coverage.total} quantizable nodes ({coverage.share:.1%})",
     )
-    if coverage.misses:
+    shown, more = coverage.misses[:_NODES_SHOWN], len(coverage.misses) - _NODES_SHOWN
+    if shown:
         console.table(
             "Quantizable, but float",
             ("node", "operator", "reason", "fix"),
-            [(node.node, node.operator, node.reason or "", node.fix or "") for node in coverage.misses],
+            [(node.node, node.operator, node.reason or "", node.fix or "") for node in shown],
+            f"and {more} more; --json lists all" if more > 0 else None,
         )
 
 
