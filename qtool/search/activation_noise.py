@@ -16,7 +16,7 @@ from qtool.calib.specs import Array, Feed
 from qtool.plan import WeightOnlyPlan
 from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
-from qtool.search.block_rounding import matrix_of
+from qtool.search.blocks.rounding import matrix_of
 from qtool.search.frugal_execution import open_frugally
 
 _HIGHEST = 127.0

@@ -20,7 +20,7 @@ from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.runtime.graphs import open_graph
 from qtool.search.activation_noise import activation_noise
-from qtool.search.block_rounding import rounded_to_nearest
+from qtool.search.blocks.rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
 from qtool.weights.blocks.choices import BlockMethod, WeightFormat
 from qtool.weights.blocks.grid import BlockGrid

@@ -16,7 +16,7 @@ from qtool.plan import WeightOnlyPlan
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.runtime.graphs import open_graph
-from qtool.search.block_rounding import rounded_to_nearest
+from qtool.search.blocks.rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
 from qtool.weights.blocks.choices import WeightFormat
 from qtool.weights.blocks.grid import BlockGrid

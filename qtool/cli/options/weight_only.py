@@ -47,7 +47,7 @@ BlockSizeOption: TypeAlias = Annotated[
 ]
 WeightMethodOption: TypeAlias = Annotated[
     str,
-    typer.Option("--weight-method", metavar="NAME", help=f"{', '.join(BlockMethod)}.", rich_help_panel=WEIGHT_ONLY),
+    typer.Option("--weight-method", metavar="NAME", help="Such as gptq, awq or gptaq.", rich_help_panel=WEIGHT_ONLY),
 ]
 AccuracyLevelOption: TypeAlias = Annotated[
     str,

@@ -23,7 +23,7 @@ from qtool.private_folder import private_folder
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
-from qtool.search.block_rounding import matrix_of, rounding_bytes
+from qtool.search.blocks.rounding import matrix_of, rounding_bytes
 from qtool.search.frugal_execution import FrugalExecution, unpacks
 from qtool.weights.blocks.choices import EXACT_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset

@@ -16,7 +16,7 @@ from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.insert_dynamic import insert_dynamic
 from qtool.schemes import DynamicScheme
 from qtool.search.activation_forms import BLOCK, ActivationForm
-from qtool.search.block_rounding import matrix_of
+from qtool.search.blocks.rounding import matrix_of
 from qtool.weights.blocks.choices import WeightFormat
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight, Matrix, round_blocks

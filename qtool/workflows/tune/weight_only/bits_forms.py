@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
-from qtool.search.block_rounding import GuidedBlocks
+from qtool.search.blocks.rounding import GuidedBlocks
 from qtool.search.mixed_bits import FLOAT_BITS, BitsOption
 from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight

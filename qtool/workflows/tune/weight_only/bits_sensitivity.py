@@ -20,7 +20,7 @@ from qtool.planning import build_weight_only_plan
 from qtool.private_folder import private_folder
 from qtool.progress import Progress
 from qtool.schemes import WeightOnlyScheme
-from qtool.search.block_rounding import matrix_of
+from qtool.search.blocks.rounding import matrix_of
 from qtool.search.mixed_bits import FLOAT_BITS
 from qtool.selection import NodeSelection
 from qtool.weights.blocks.choices import BlockMethod

@@ -19,12 +19,12 @@ from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.runtime.profile import kernel_seconds
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
-from qtool.search.block_rounding import GuidedBlocks, guided_by_inputs
+from qtool.search.blocks.rounding import GuidedBlocks, guided_by_inputs
+from qtool.search.blocks.sequential_rounding import rounded_in_sequence
+from qtool.search.blocks.stored_blocks import StoredBlocks
 from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally, unpacks
 from qtool.search.logits_view import judged_outputs
 from qtool.search.output_evaluator import OutputEvaluator
-from qtool.search.sequential_rounding import rounded_in_sequence
-from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats

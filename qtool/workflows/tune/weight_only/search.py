@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool.calib.specs import Feed
 from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
-from qtool.search.block_rounding import least_squares, rounded_to_nearest
+from qtool.search.blocks.rounding import least_squares, rounded_to_nearest
 from qtool.weights.blocks.choices import BlockMethod
 from qtool.workflows.quantize.weight_only_request import Attempt, BitsGoal
 from qtool.workflows.tune.weight_only.bits_search import find_bits

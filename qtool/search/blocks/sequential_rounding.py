@@ -20,9 +20,9 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.remove_blocks import RemoveBlocks
-from qtool.search.block_rounding import MOST_INPUTS, matrix_of, sole_layers
+from qtool.search.blocks.rounding import MOST_INPUTS, matrix_of, sole_layers
+from qtool.search.blocks.stored_blocks import StoredBlocks
 from qtool.search.segmented_runner import SegmentedRunner
-from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.blocks.choices import WeightFormat
 from qtool.weights.blocks.gptaq import gptaq_blocks
 from qtool.weights.blocks.quantization import BlockWeight

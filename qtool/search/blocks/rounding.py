@@ -16,8 +16,8 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
+from qtool.search.blocks.stored_blocks import StoredBlocks
 from qtool.search.frugal_execution import is_large, open_frugally
-from qtool.search.stored_blocks import StoredBlocks
 from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.gptq import gptq_blocks
