@@ -26,17 +26,13 @@ from qtool.plan import Plan
 from qtool.progress import Progress
 from qtool.qdq.insert_qdq import insert_qdq
 from qtool.schemes import Scheme
+from qtool.search.layer_columns import layer_columns
 from qtool.search.segmented_runner import SegmentedRunner
 from qtool.weights.bias_correction import bias_place
 from qtool.weights.input_hessian import LayerInput, layer_inputs
 from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, reconstruct_layer
-from qtool.weights.padding import mask_of, without_padding
+from qtool.weights.padding import mask_of
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
-
-# Limits on the sampled positions of each layer over all batches, and on the numbers they hold; more cost time and
-# memory and change little.
-_MOST_POSITIONS = 8192
-_MOST_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +142,8 @@ class _LayerByLayer:
         if values is None or array is None or source is None:
             raise AssertionError(f"{layer.node} is a layer with stored weights")
         weight_plan = self._plan.weights[layer.weight]
-        wanted = self._columns(layer, [batch[layer.tensor] for batch in self._float.held])
-        given = self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held])
+        wanted = layer_columns(layer, [batch[layer.tensor] for batch in self._float.held], self._masks)
+        given = layer_columns(layer, [batch[source.name or ""] for batch in self._quantized.held], self._masks)
         # Padding may be NaN in the float model, which integers never are.
         sound = np.isfinite(wanted).all(axis=(0, 1))
         if not sound.any():
@@ -170,14 +166,6 @@ class _LayerByLayer:
         if fit.bias_change is not None or fit.weight is not None:
             weight = task.rounded if fit.weight is None else fit.weight
             self._store_bias(node, original, weight, fit.bias_change)
-
-    def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """Returns the inputs of the weights, (groups, inputs, positions), the same positions of every batch."""
-        masks = [None] * len(values) if layer.kernel else self._masks
-        columns = [layer.columns(without_padding(value, mask)) for value, mask in zip(values, masks, strict=True)]
-        positions = sum(part.shape[2] for part in columns)
-        every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
-        return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
 
     def _has_bias(self, original: ir.Node, channels: int) -> bool:
         place = bias_place(original, channels)

@@ -18,6 +18,7 @@ from qtool.runtime.graphs import watching
 from qtool.runtime.session import Watcher
 from qtool.search.blocks.stored_blocks import StoredBlocks
 from qtool.search.frugal_execution import is_large, open_frugally
+from qtool.search.layer_columns import MOST_POSITIONS
 from qtool.weights.awq import ScalableInput, awq_scales, fold_scales, scalable_inputs, scaled_hessian
 from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.gptq import gptq_blocks
@@ -33,6 +34,8 @@ HESSIAN_BYTES = 256 << 20
 MOST_INPUTS = 5120
 # What rounding holds of the largest Hessian and the largest weight at once; the interpreter, and outputs in two forms.
 _FORMS_OF_HESSIAN, _FORMS_OF_WEIGHT, _REST_BYTES = 5, 3, 450 << 20
+# The tensors that cross a cut, and their parts that a layer is fitted to, float and quantized.
+_HELD_IN_SEQUENCE = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,8 @@ def rounding_bytes(model: ir.Model, plan: WeightOnlyPlan) -> int:
     weight = max((stored.nbytes for name in plan.weights if (stored := _stored(model, name)) is not None), default=0)
     held = 0 if is_large(model) else 2 * weights_nbytes(model)
     gathered = min(sum(hessians.values()), HESSIAN_BYTES)
+    widest = max((layer.inputs for layer in layers), default=0)
+    held += 0 if is_large(model) else _HELD_IN_SEQUENCE * MOST_POSITIONS * widest * np.dtype(np.float32).itemsize
     return held + gathered + _FORMS_OF_HESSIAN * hessian + _FORMS_OF_WEIGHT * weight + _REST_BYTES
 
 

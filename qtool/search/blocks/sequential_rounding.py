@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
@@ -22,16 +21,13 @@ from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.search.blocks.rounding import MOST_INPUTS, matrix_of, sole_layers
 from qtool.search.blocks.stored_blocks import StoredBlocks
+from qtool.search.layer_columns import MOST_POSITIONS, layer_columns
 from qtool.search.segmented_runner import SegmentedRunner
 from qtool.weights.blocks.choices import WeightFormat
 from qtool.weights.blocks.gptaq import gptaq_blocks
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.input_hessian import LayerInput, layer_inputs
-from qtool.weights.padding import mask_of, without_padding
-
-# Positions of sequences from which a layer is fitted, and the numbers they hold; more cost time and change little.
-_MOST_POSITIONS = 8192
-_MOST_NUMBERS = 1 << 24
+from qtool.weights.padding import mask_of
 
 
 def rounded_in_sequence(
@@ -105,8 +101,10 @@ class _Sequence:
             # What has been run is not held.
             self._rounded.const_value = ir.tensor(np.zeros(0, np.float32), name=self._rounded.name)
         source = self._nodes[layer.node].inputs[0]
-        wanted = self._columns(layer, [batch[layer.tensor] for batch in self._float.held])
-        given = self._columns(layer, [batch[source.name or ""] for batch in self._quantized.held if source])
+        if source is None:
+            raise AssertionError(f"{layer.node} reads something")
+        wanted = layer_columns(layer, [batch[layer.tensor] for batch in self._float.held], self._masks)
+        given = layer_columns(layer, [batch[source.name or ""] for batch in self._quantized.held], self._masks)
         sound = np.isfinite(wanted).all(axis=(0, 1)) & np.isfinite(given).all(axis=(0, 1))
         matrix = matrix_of(self._model, layer.weight)
         return gptaq_blocks(layer.weight, matrix, rounded, wanted[:, :, sound], given[:, :, sound])
@@ -118,19 +116,12 @@ class _Sequence:
         self._rounded = add_constant(self._graph, f"{layer.weight}_rounded", turned)
         node.replace_input_with(1, self._rounded)
 
-    def _columns(self, layer: LayerInput, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """Returns inputs of the weight, (1, inputs, positions), the same positions each time."""
-        columns = [layer.columns(without_padding(value, mask)) for value, mask in zip(values, self._masks, strict=True)]
-        positions = sum(part.shape[2] for part in columns)
-        every = max(-(-positions // _MOST_POSITIONS), -(-positions * layer.inputs // _MOST_NUMBERS), 1)
-        return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
-
 
 def _enough(feeds: Iterable[Feed]) -> Iterable[Feed]:
     """Yields batches until they have as many positions as a layer is fitted to."""
     positions = 0
     for feed in feeds:
-        if positions >= _MOST_POSITIONS:
+        if positions >= MOST_POSITIONS:
             return
         yield feed
         mask = mask_of(feed)

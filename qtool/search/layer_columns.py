@@ -1,0 +1,33 @@
+"""The inputs of a layer at some positions of all batches, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from qtool.weights.input_hessian import LayerInput
+from qtool.weights.padding import without_padding
+
+# Limits on the sampled positions of each layer over all batches, and on the numbers they hold; more cost time and
+# memory and change little.
+MOST_POSITIONS = 8192
+_MOST_NUMBERS = 1 << 24
+
+
+def layer_columns(
+    layer: LayerInput, values: Sequence[npt.NDArray[np.float32]], masks: Sequence[npt.NDArray[np.bool_] | None]
+) -> npt.NDArray[np.float32]:
+    """Returns the inputs of the weights, (groups, inputs, positions), of the same positions each time.
+
+    Args:
+        layer: the layer.
+        values: what it reads, by batch.
+        masks: the attention mask of each batch; None where it has none.
+    """
+    used = [None] * len(values) if layer.kernel else masks
+    columns = [layer.columns(without_padding(value, mask)) for value, mask in zip(values, used, strict=True)]
+    positions = sum(part.shape[2] for part in columns)
+    every = max(-(-positions // MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
+    return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
