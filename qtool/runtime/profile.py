@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
@@ -20,8 +24,13 @@ from qtool.runtime.session import Session
 from qtool.runtime.session_chain import SessionChain
 
 # Worker threads of the model before keep spinning for a while: the first run of a turn is not the fastest.
-_TURNS, _RUNS_A_TURN = 3, 3
-_RUNS = _TURNS * _RUNS_A_TURN
+_WARM_UPS, _TURNS, _FEWEST_RUNS = 2, 3, 3
+# The profiler counts whole microseconds, which is much of a small kernel's time; the mean of many runs is finer.
+_TURN_SECONDS, _MOST_RUNS = 0.02, 30
+# Slower runs than these of every kernel were disturbed.
+_UNDISTURBED = 0.5
+# What is left of a microsecond is cut off, half of one on average.
+_CUT_OFF_SECONDS = 0.5e-6
 _KERNEL = "_kernel_time"
 # What onnxruntime adds to the name of a node, or of the output it is named after, when it rewrites it.
 _REWRITTEN = re.compile(r"(_nchwc|_token_\d+|/duplicated.*|/QuickGeluFusion/?)$")
@@ -43,6 +52,19 @@ class OperatorTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTime:
+    """The time of all kernels of one name in a run: one, or what onnxruntime inserted without naming it after a node.
+
+    Attributes:
+        seconds: of all of them.
+        kernels: how many there are.
+    """
+
+    seconds: float
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Kernel:
     """One run of one kernel."""
 
@@ -51,8 +73,8 @@ class _Kernel:
     seconds: float
 
 
-def kernel_seconds(models: Sequence[ir.Model], feed: Feed, *, threads: int = 0) -> tuple[dict[str, float], ...]:
-    """Returns for each model the shortest time of several runs of every kernel, in seconds, by name.
+def kernel_times(models: Sequence[ir.Model], feed: Feed, *, threads: int = 0) -> tuple[dict[str, KernelTime], ...]:
+    """Returns for each model the time of every kernel in an undisturbed run, by name.
 
     The name is a node's or, where onnxruntime changed the layout, that of an output; a kernel of several fused nodes
     has the name of one of them. Models run in turns, so that changing load on the machine affects all of them alike.
@@ -68,19 +90,28 @@ def kernel_seconds(models: Sequence[ir.Model], feed: Feed, *, threads: int = 0) 
     with ExitStack() as stack:
         folders = [stack.enter_context(private_folder()) for _ in models]
         opened = [_opened(model, folder, threads, stack) for model, folder in zip(models, folders, strict=True)]
-        return tuple(map(_shortest, _profiled(opened, feed)))
+        return tuple(_by_name(kernels, runs) for kernels, runs in _profiled(opened, feed))
 
 
-def _shortest(kernels: Sequence[_Kernel]) -> dict[str, float]:
+def _by_name(kernels: Sequence[_Kernel], runs: int) -> dict[str, KernelTime]:
     seconds: dict[str, list[float]] = {}
     for kernel in kernels:
         seconds.setdefault(_original_name(kernel.name), []).append(kernel.seconds)
-    # Several kernels may share a name; each ran so many times.
-    return {name: min(times) * max(1, len(times) // _RUNS) for name, times in seconds.items()}
+    found = {}
+    for name, times in seconds.items():
+        count = max(1, len(times) // runs)
+        found[name] = KernelTime(seconds=_undisturbed(times) * count, kernels=count)
+    return found
+
+
+def _undisturbed(seconds: Sequence[float]) -> float:
+    """Returns the mean of the shorter times."""
+    shorter = sorted(seconds)[: math.ceil(_UNDISTURBED * len(seconds))]
+    return float(np.mean(shorter)) + _CUT_OFF_SECONDS
 
 
 def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tuple[OperatorTime, ...]:
-    """Returns how long each operator of a model takes, by the shortest of several runs, the longest first.
+    """Returns how long each operator of a model takes in an undisturbed run, the longest first.
 
     Args:
         model: the file, or its bytes.
@@ -91,13 +122,13 @@ def operator_seconds(model: Path | bytes, feed: Feed, *, threads: int = 0) -> tu
         RuntimeRefusedError: onnxruntime does not load or run the model.
     """
     with private_folder() as folder:
-        (kernels,) = _profiled([_opened_file(model, folder, threads)], feed)
+        ((kernels, _),) = _profiled([_opened_file(model, folder, threads)], feed)
     runs: dict[tuple[str, str], list[float]] = {}
     for kernel in kernels:
         runs.setdefault((kernel.operator, kernel.name), []).append(kernel.seconds)
     operators: dict[str, list[float]] = {}
     for (operator, _), times in runs.items():
-        operators.setdefault(operator, []).append(min(times))
+        operators.setdefault(operator, []).append(_undisturbed(times))
     found = (
         OperatorTime(operator=operator, seconds=sum(times), kernels=len(times)) for operator, times in operators.items()
     )
@@ -122,12 +153,26 @@ def _opened_file(source: Path | bytes, folder: Path, threads: int) -> Session:
     return Session(source, threads=threads, profile_to=folder / "profile")
 
 
-def _profiled(sessions: Sequence[Session], feed: Feed) -> list[list[_Kernel]]:
+def _profiled(sessions: Sequence[Session], feed: Feed) -> list[tuple[list[_Kernel], int]]:
+    """Returns the kernels that each session ran, in every run, and the number of runs."""
+    turns = [_runs_a_turn(session, feed) for session in sessions]
     for _ in range(_TURNS):
-        for session in sessions:
-            for _ in range(_RUNS_A_TURN):
+        for session, turn in zip(sessions, turns, strict=True):
+            for _ in range(turn):
                 session.run(feed)
-    return [[kernel for profile in session.end_profiles() for kernel in _kernels(profile)] for session in sessions]
+    return [
+        ([kernel for profile in session.end_profiles() for kernel in _kernels(profile)], _WARM_UPS + _TURNS * turn)
+        for session, turn in zip(sessions, turns, strict=True)
+    ]
+
+
+def _runs_a_turn(session: Session, feed: Feed) -> int:
+    """Runs a session to warm it up, and returns how many runs make a turn."""
+    for _ in range(_WARM_UPS):
+        start = time.perf_counter()
+        session.run(feed)
+        run_s = max(time.perf_counter() - start, sys.float_info.min)
+    return int(min(max(_TURN_SECONDS / run_s, _FEWEST_RUNS), _MOST_RUNS))
 
 
 def _kernels(profile: Path) -> list[_Kernel]:

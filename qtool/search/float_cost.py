@@ -21,16 +21,16 @@ from qtool.calib.specs import Feed
 from qtool.graph.constants import is_constant
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
+from qtool.search.blocked_layout import blocked_nodes
 from qtool.search.layer_times import LayerTime, Shapes, multiply_adds, predicted_times, unsigned_nanoseconds
 from qtool.search.node_groups import NodeGroup
 
-# Float operators that onnxruntime runs on blocks of channels, next to a Conv
-# (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/nchwc_transformer.cc).
-_BLOCKED = frozenset(
+_IMAGE_AXES = 4
+# Whose integer forms read and write channels last (NHWC), after an integer Conv.
+_CHANNELS_LAST = frozenset(
     {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul", "Concat", "Relu"}
     | {"Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "BatchNormalization", "Resize"}
 )
-_IMAGE_AXES = 4
 NOT_KNOWN: Mapping[str, float] = MappingProxyType({})
 _INTEGERS, _FLOATS = "integers", "floats"
 
@@ -203,7 +203,8 @@ def float_cost(
         with watching(model, unknown) as graph, open_graph(graph, threads=threads) as session:
             shapes |= {name: value.shape for name, value in Watcher(session).run(feed).items()}
     times = predicted_times(model, groups, shapes, profile) if measured is None else measured
-    borders = [_border(value, shapes.get(name, ()), owners, profile) for name, value in watched.items()]
+    blocked = blocked_nodes(model, shapes)
+    borders = [_border(value, shapes.get(name, ()), owners, blocked, profile) for name, value in watched.items()]
     known = {group.layer: times[group.layer] for group in groups}
     return FloatCost(
         known,
@@ -224,27 +225,34 @@ def _product_shares(model: ir.Model, groups: Sequence[NodeGroup], shapes: Shapes
     return {group.layer: products[group.layer] / total for group in groups}
 
 
-def _border(value: ir.Value, shape: tuple[int, ...], owners: Mapping[str, str], profile: MachineProfile) -> Border:
+def _border(
+    value: ir.Value,
+    shape: tuple[int, ...],
+    owners: Mapping[str, str],
+    blocked: Collection[str],
+    profile: MachineProfile,
+) -> Border:
     producer, readers = value.producer(), [use.node for use in value.uses()]
     read_by: set[str | None] = {owners.get(reader.name or "") for reader in readers}
     if value.is_graph_output():
         read_by.add(None)
     image = len(shape) == _IMAGE_AXES
     elements = _size(shape)
-    # Integer convolutions read and write channels last (NHWC).
     integer_conv = [reader.op_type == "Conv" for reader in readers]
     turned_in = profile.transpose if image and any(integer_conv) else 0.0
-    turned_out = profile.transpose if image and producer is not None and producer.op_type in _BLOCKED else 0.0
-    from_blocks = image and producer is not None and producer.op_type in _BLOCKED
-    into_blocks = image and any(reader.op_type in _BLOCKED for reader in readers)
-    differs = from_blocks != (image and all(reader.op_type in _BLOCKED for reader in readers) and bool(readers))
+    from_blocks = producer is not None and producer.name in blocked
+    turned_out = profile.transpose if image and producer is not None and producer.op_type in _CHANNELS_LAST else 0.0
+    into_blocks = [reader.name in blocked for reader in readers]
+    if value.is_graph_output():
+        into_blocks.append(False)
+    differs = image and bool(into_blocks) and not (all(into_blocks) if from_blocks else not any(into_blocks))
     return Border(
         producer=None if producer is None else owners.get(producer.name or ""),
         readers=frozenset(read_by),
         to_integers=profile.node
-        + elements * (profile.quantize + turned_in + (profile.reorder if from_blocks else 0.0)),
+        + elements * (profile.quantize + turned_in + (profile.reorder if image and from_blocks else 0.0)),
         to_floats=profile.node
-        + elements * (profile.dequantize + turned_out + (profile.reorder if into_blocks else 0.0)),
+        + elements * (profile.dequantize + turned_out + (profile.reorder if any(into_blocks) else 0.0)),
         among_floats=profile.node + elements * profile.reorder if differs else 0.0,
     )
 

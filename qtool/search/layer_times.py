@@ -18,7 +18,7 @@ from qtool.calib.specs import Feed
 from qtool.graph.constants import constant_array, integer_attribute, sole_consumer
 from qtool.metrics.latency import interleaved_times, paired_ratio
 from qtool.runtime.graphs import open_graph
-from qtool.runtime.profile import kernel_seconds
+from qtool.runtime.profile import KernelTime, kernel_times
 from qtool.search.node_groups import NodeGroup
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -81,7 +81,7 @@ def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> list[d
 
     How long such runs take is compared in turns: under changing load, kernels of one model may have been lucky.
     """
-    profiles = kernel_seconds(models, feed, threads=threads)
+    profiles = kernel_times(models, feed, threads=threads)
     with ExitStack() as stack:
         sessions = [stack.enter_context(open_graph(model, threads=threads)) for model in models]
         first, *others = interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS)
@@ -90,17 +90,17 @@ def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> list[d
     return [_within(run_s, kernels) for run_s, kernels in zip(runs, profiles, strict=True)]
 
 
-def _within(run_s: float, kernels: Mapping[str, float]) -> dict[str, float]:
+def _within(run_s: float, kernels: Mapping[str, KernelTime]) -> dict[str, float]:
     """Returns the seconds of ``kernels`` in a run of ``run_s`` seconds.
 
     What they take longer in all is the profiler's overhead, the same for each; when they take less, each was measured
     in a quieter moment.
     """
-    total = sum(kernels.values())
+    total = sum(kernel.seconds for kernel in kernels.values())
     if total < run_s:
-        return {name: seconds * run_s / max(total, sys.float_info.min) for name, seconds in kernels.items()}
-    added = (total - run_s) / max(len(kernels), 1)
-    return {name: max(seconds - added, 0.0) for name, seconds in kernels.items()}
+        return {name: kernel.seconds * run_s / max(total, sys.float_info.min) for name, kernel in kernels.items()}
+    added = (total - run_s) / max(sum(kernel.kernels for kernel in kernels.values()), 1)
+    return {name: max(kernel.seconds - kernel.kernels * added, 0.0) for name, kernel in kernels.items()}
 
 
 def predicted_times(

@@ -14,7 +14,7 @@ from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.runtime import long_graphs
 from qtool.runtime.divided_graph import part_of
 from qtool.runtime.graphs import open_graph
-from qtool.runtime.profile import kernel_seconds
+from qtool.runtime.profile import kernel_times
 from qtool.runtime.session_chain import SessionChain
 from qtool.weights.scaling_regions import scaling_regions
 from qtool.workflows.tune import efforts
@@ -97,9 +97,9 @@ def test_parts_have_types_where_the_graph_has_none(model: Path) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_every_kernel_of_a_chain_is_timed(model: Path) -> None:
-    (seconds,) = kernel_seconds([OnnxFile().read(model)], {"x": X})
-    assert {f"s{layer}" for layer in range(_LAYERS)} <= seconds.keys()
-    assert all(time > 0 for time in seconds.values())
+    (times,) = kernel_times([OnnxFile().read(model)], {"x": X})
+    assert {f"s{layer}" for layer in range(_LAYERS)} <= times.keys()
+    assert all(time.seconds > 0 for time in times.values())
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])

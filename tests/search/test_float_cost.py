@@ -15,6 +15,7 @@ from onnx import numpy_helper, parser
 from qtool.backends.machine_profile import LayerKind, LayerSpeed, MachineProfile, OperatorSpeed
 from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
+from qtool.runtime.profile import KernelTime
 from qtool.search.float_cost import Border, FloatCost, float_cost
 from qtool.search.layer_times import LayerTime, layer_kind, measured_times, multiply_adds
 from qtool.search.node_groups import node_groups
@@ -189,8 +190,10 @@ def test_kernels_that_were_timed_in_a_quiet_moment_are_no_faster_than_whole_runs
     model: ir.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = node_groups(model, build_plan(model, PRESETS["x86"], NodeSelection()))
-    profiles = tuple({group.layer: seconds for group in groups} for seconds in (1e-9, 1e-3))
-    monkeypatch.setattr("qtool.search.layer_times.kernel_seconds", lambda *_, **__: profiles)
+    profiles = tuple(
+        {group.layer: KernelTime(seconds=seconds, kernels=1) for group in groups} for seconds in (1e-9, 1e-3)
+    )
+    monkeypatch.setattr("qtool.search.layer_times.kernel_times", lambda *_, **__: profiles)
     feed = {"x": np.random.default_rng(0).normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
     times = measured_times(model, model, groups, feed, threads=1).values()
     assert sum(time.floats for time in times) == pytest.approx(sum(time.integers for time in times), rel=0.9)

@@ -20,7 +20,7 @@ from qtool.qdq.remove_blocks import RemoveBlocks
 from qtool.qdq.remove_dynamic import RemoveDynamic
 from qtool.qdq.remove_qdq import RemoveQdq
 from qtool.runtime.graphs import open_graph, watching
-from qtool.runtime.profile import kernel_seconds
+from qtool.runtime.profile import kernel_times
 from qtool.workflows.quantize.data_request import DataRequest
 
 
@@ -145,9 +145,13 @@ def _float_name(floats: ir.Model, tensor: QuantizedTensor) -> str:
 
 
 def _times(model: ir.Model, floats: ir.Model, feed: Feed, *, threads: int) -> dict[str, NodeTime]:
-    quantized, plain = kernel_seconds((model, floats), feed, threads=threads)
-    total = sum(quantized.values())
+    quantized, plain = kernel_times((model, floats), feed, threads=threads)
+    total = sum(time.seconds for time in quantized.values())
     return {
-        name: NodeTime(seconds=seconds, share=seconds / total if total else 0.0, float_seconds=plain.get(name))
-        for name, seconds in quantized.items()
+        name: NodeTime(
+            seconds=time.seconds,
+            share=time.seconds / total if total else 0.0,
+            float_seconds=plain[name].seconds if name in plain else None,
+        )
+        for name, time in quantized.items()
     }

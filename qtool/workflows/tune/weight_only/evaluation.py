@@ -16,7 +16,7 @@ from qtool.plan import WeightOnlyPlan
 from qtool.progress import Progress
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.remove_blocks import RemoveBlocks
-from qtool.runtime.profile import kernel_seconds
+from qtool.runtime.profile import kernel_times
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.activation_noise import activation_noise
 from qtool.search.blocks.rounding import GuidedBlocks, guided_by_inputs
@@ -180,5 +180,5 @@ class WeightOnlyEvaluation:
 
     def kernel_times(self, choice: WeightOnlyChoice, integer_layers: Collection[str], feed: Feed) -> dict[str, float]:
         """Returns the seconds of each kernel in one run, by the node's name."""
-        (seconds,) = kernel_seconds([self.graph(choice, integer_layers)], feed, threads=self._threads)
-        return seconds
+        (times,) = kernel_times([self.graph(choice, integer_layers)], feed, threads=self._threads)
+        return {name: time.seconds for name, time in times.items()}
