@@ -88,6 +88,12 @@ class Outcome:
 
 
 @pytest.fixture(autouse=True)
+def _no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed again because the machine is busy: with tests beside each other it always is."""
+    monkeypatch.setattr("qtool.workflows.tune.float_pace._MOST_REPEATS", 0)
+
+
+@pytest.fixture(autouse=True)
 def _one_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures this machine once in a process, not in every quantization."""
     monkeypatch.setattr("qtool.workflows.tune.time_plan.measure_profile", _measured_profile)

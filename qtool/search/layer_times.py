@@ -47,10 +47,18 @@ class LayerTime:
         return self.floats - self.integers
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredLayers:
+    """The time of each layer in a run, by name, and that of a run of the float model, in seconds."""
+
+    times: Mapping[str, LayerTime]
+    float_s: float
+
+
 def measured_times(
     model: ir.Model, quantized: ir.Model, groups: Sequence[NodeGroup], feed: Feed, *, threads: int = 0
-) -> dict[str, LayerTime]:
-    """Returns the time of each layer in a run.
+) -> MeasuredLayers:
+    """Times each layer in a run.
 
     The kernels of both models are timed one by one. Conversions between float and integers that another choice of
     layers needs are not included.
@@ -65,7 +73,7 @@ def measured_times(
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run a model.
     """
-    floats, integers = _own_seconds((model, quantized), feed, threads)
+    (floats, integers), float_s = _own_seconds((model, quantized), feed, threads)
     nodes = {node.name: node for node in model.graph}
     times = {}
     for group in groups:
@@ -73,11 +81,11 @@ def measured_times(
         # Conversions depend on the neighbours and are counted separately.
         own = [name for name in names if not name.endswith(_PAIR)]
         times[group.layer] = LayerTime(floats=1e9 * _total(floats, own), integers=1e9 * _total(integers, own))
-    return times
+    return MeasuredLayers(times=times, float_s=float_s)
 
 
-def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> list[dict[str, float]]:
-    """Returns for each model the time of each kernel in a run without the profiler, by name.
+def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> tuple[list[dict[str, float]], float]:
+    """Returns for each model the time of each kernel in a run without the profiler, by name, and that of the first.
 
     How long such runs take is compared in turns: under changing load, kernels of one model may have been lucky.
     """
@@ -87,7 +95,7 @@ def _own_seconds(models: Sequence[ir.Model], feed: Feed, threads: int) -> list[d
         first, *others = interleaved_times([partial(session.run, feed) for session in sessions], rounds=_ROUNDS)
     shortest = float(first.min())
     runs = [shortest, *(shortest / paired_ratio(first, times).median for times in others)]
-    return [_within(run_s, kernels) for run_s, kernels in zip(runs, profiles, strict=True)]
+    return [_within(run_s, kernels) for run_s, kernels in zip(runs, profiles, strict=True)], shortest
 
 
 def _within(run_s: float, kernels: Mapping[str, KernelTime]) -> dict[str, float]:

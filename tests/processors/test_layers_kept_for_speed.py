@@ -16,7 +16,7 @@ from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
 from qtool.runtime.session import Session
-from qtool.search.layer_times import LayerTime
+from qtool.search.layer_times import LayerTime, MeasuredLayers
 from qtool.workflows.tune import quantization_search, time_plan
 from qtool.workflows.tune import times_in_turns as turns
 from qtool.workflows.tune.timing import Stage
@@ -169,9 +169,10 @@ def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
     mixed_ms: float,
     stage: Stage,
 ) -> None:
-    def layer_times(*_: Any, **__: Any) -> dict[str, LayerTime]:
+    def layer_times(*_: Any, **__: Any) -> MeasuredLayers:
         fast = LayerTime(floats=4e6, integers=1e6)
-        return {"n_a": fast, "n_b": fast, "n_y": LayerTime(floats=1e6, integers=4e6)}
+        times = {"n_a": fast, "n_b": fast, "n_y": LayerTime(floats=1e6, integers=4e6)}
+        return MeasuredLayers(times=times, float_s=1e-3 * float_ms)
 
     def times_in_turns(models: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
         ms = (float_ms, all_ms, mixed_ms)
@@ -190,6 +191,28 @@ def test_of_choices_that_are_equally_fast_the_more_accurate_one_is_taken(
     kept = outcome.json["kept_float_for_speed"]
     expected = {Stage.NOTHING: (False, False), Stage.EVERYTHING: (True, True)}
     assert ("n_y" in kept, "n_a" in kept) == expected.get(stage, (True, False))
+
+
+def test_layers_that_were_timed_in_a_slow_phase_are_timed_again(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = iter([(3e-3, 8e6), (1e-3, 2e6)])
+
+    def layer_times(*_: Any, **__: Any) -> MeasuredLayers:
+        float_s, floats = next(phases)
+        times = dict.fromkeys(("n_a", "n_b", "n_y"), LayerTime(floats=floats, integers=1e6))
+        return MeasuredLayers(times=times, float_s=float_s)
+
+    monkeypatch.setattr(time_plan, "measured_times", layer_times)
+    monkeypatch.setattr(turns, "times_in_turns", lambda models, *_, **__: tuple(np.full(9, 1e-3) for _ in models))
+    fast = Interval(median=1.0, low=0.9, high=1.1)
+    monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
+    outcome = run(
+        "quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--effort", "fast", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert {time["floats"] for time in _timing(tmp_path)["layers"].values()} == {2e6}
+    assert next(phases, None) is None
 
 
 def test_a_small_result_may_be_slow_and_says_so(

@@ -17,7 +17,9 @@ from qtool.search.float_fallback import FloatFallback
 from qtool.search.node_groups import NodeGroup
 from qtool.search.sensitivity import LayerNoise
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune import float_pace
 from qtool.workflows.tune import times_in_turns as turns
+from qtool.workflows.tune.float_pace import FloatPace
 from qtool.workflows.tune.stopwatch import Stopwatch
 from qtool.workflows.tune.time_plan import TimePlan
 from qtool.workflows.tune.times_in_turns import ROUNDS
@@ -45,6 +47,7 @@ class _Times:
 
     def __init__(self) -> None:
         self.choices: list[TimedChoice] = []
+        self.pace = FloatPace()
 
     def timed_choice(self, layers: object, measure: Callable[[], TimedChoice]) -> TimedChoice:
         self.choices.append(measure())
@@ -84,6 +87,55 @@ def test_a_busy_moment_does_not_rule_a_choice_out(monkeypatch: pytest.MonkeyPatc
 
 def test_a_choice_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _judged(monkeypatch, [1.06] * 3, most_slower=0.04, most_float=None) is None
+
+
+def test_turns_in_which_float_takes_longer_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([(2.0, 1.0), (3.4, 1.2), (2.1, 1.0)])
+    monkeypatch.setattr(turns, "times_in_turns", lambda *_, **__: [np.full(ROUNDS, each) for each in next(seconds)])
+    floats, integers = turns.repeated_times([_MODEL, _MODEL], {}, SILENT, 0)
+    assert floats.tolist() == [2.0] * ROUNDS + [2.1] * ROUNDS
+    assert integers.tolist() == [1.0] * 2 * ROUNDS
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets measurements be repeated, which other tests go without."""
+    monkeypatch.setattr(float_pace, "_MOST_REPEATS", 5)
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("known", "measured", "kept", "pauses"),
+    [
+        # The first time is taken as it is; a longer one later is not, while the machine may recover.
+        (None, [3.0], 3.0, 0),
+        (2.0, [2.3], 2.3, 0),
+        (2.0, [3.4, 3.4, 2.1], 2.1, 2),
+        (2.0, [3.4] * 6, 3.4, 5),
+    ],
+)
+def test_what_was_timed_in_a_slow_phase_is_timed_again(
+    known: float | None, measured: list[float], kept: float, pauses: int
+) -> None:
+    waited: list[float] = []
+    pace = FloatPace(sleep=waited.append)
+    if known is not None:
+        pace.note(known)
+    left = iter(measured)
+    times = pace.steady(lambda: [np.full(ROUNDS, next(left)), np.full(ROUNDS, 1.0)])
+    assert times[0][0] == kept
+    assert len(waited) == pauses
+    assert next(left, None) is None
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_machine_that_stays_slow_is_not_waited_for_again() -> None:
+    waited: list[float] = []
+    pace = FloatPace(sleep=waited.append)
+    pace.note(1.0)
+    for _ in range(3):
+        pace.steady(lambda: [np.full(ROUNDS, 2.0)])
+    assert len(waited) == 5
 
 
 @pytest.mark.parametrize(("most_float", "verdict"), [(0.1, True), (0.05, False)])

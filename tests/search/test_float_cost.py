@@ -195,5 +195,7 @@ def test_kernels_that_were_timed_in_a_quiet_moment_are_no_faster_than_whole_runs
     )
     monkeypatch.setattr("qtool.search.layer_times.kernel_times", lambda *_, **__: profiles)
     feed = {"x": np.random.default_rng(0).normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
-    times = measured_times(model, model, groups, feed, threads=1).values()
+    measured = measured_times(model, model, groups, feed, threads=1)
+    times = measured.times.values()
+    assert sum(time.floats for time in times) == pytest.approx(1e9 * measured.float_s)
     assert sum(time.floats for time in times) == pytest.approx(sum(time.integers for time in times), rel=0.9)

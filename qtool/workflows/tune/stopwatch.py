@@ -65,7 +65,9 @@ class Stopwatch:
 
         def measure() -> TimedChoice:
             models = [self._original, self._candidates({}).model, self._candidates(kept).model]
-            floats, plain, tried = repeated_times(models, self._feed, self._progress, self._threads)
+            floats, plain, tried = self._times.pace.steady(
+                lambda: repeated_times(models, self._feed, self._progress, self._threads)
+            )
             saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
             return TimedChoice(layers=names, slowdown=paired_ratio(tried, plain).median - 1.0, saved=saved)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -15,6 +16,7 @@ from qtool.search.float_cost import FloatCost, float_cost
 from qtool.search.layer_times import measured_times
 from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.float_pace import FloatPace
 from qtool.workflows.tune.times_in_turns import repeated_times
 from qtool.workflows.tune.timing import Stage, TimedChoice, Timing
 
@@ -25,10 +27,16 @@ _TRUST = 1.5
 _DOUBT = 2.0
 # Estimated savings of less than this fraction of a run are not tried.
 _LEAST_GAIN = 0.03
+# Layers that were timed in a slow phase of the machine are timed again.
+_MOST_PLANS = 2
 
 
 class TimePlan:
-    """The latency of one model's layers, and the choice of layers that stay float for speed."""
+    """The latency of one model's layers, and the choice of layers that stay float for speed.
+
+    Attributes:
+        pace: the time of the float model.
+    """
 
     def __init__(
         self,
@@ -56,28 +64,34 @@ class TimePlan:
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
-        opens_models = times_layers and timing.is_open
-        everything = candidates({}) if opens_models else None
+        everything = candidates({}) if times_layers and timing.is_open else None
         groups = node_groups(candidates.model, candidates.plan() if everything is None else everything.plan)
+        self.pace = FloatPace()
         self._members = {group.layer: group.nodes for group in groups}
-        profile, layers = timing.profile, timing.layers
-        if profile is None:
-            profile = measure_profile(progress, threads=threads)
-        if everything is not None:
-            with progress.task("timing layers"):
-                layers = measured_times(candidates.model, everything.model, groups, feed, threads=threads)
-        cost = float_cost(candidates.model, groups, feed, profile, measured=layers, threads=threads)
-        self._cost = cost if layers is not None else cost.trusted(_TRUST)
         self._asked = timing
         self._recorded = None if timing.choices is None else list(timing.choices)
         self._choices: list[TimedChoice] = []
         self._times_layers = times_layers
-        self._found = replace(timing, profile=profile, layers=layers)
+        profile = measure_profile(progress, threads=threads) if timing.profile is None else timing.profile
+        cost_of = partial(float_cost, candidates.model, groups, feed, profile, threads=threads)
         self._stage = Stage.NOTHING
-        if not timing.for_size:
-            self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
-            if timing.stage is None and everything is not None:
+        if everything is None:
+            cost = cost_of(measured=timing.layers)
+            self._found = replace(timing, profile=profile)
+            self._cost = cost.trusted(_TRUST) if timing.layers is None else cost
+            if not timing.for_size:
+                self._stage = Stage.SLOW_LAYERS if timing.stage is None else timing.stage
+            return
+        for _ in range(_MOST_PLANS):
+            with progress.task("timing layers"):
+                measured = measured_times(candidates.model, everything.model, groups, feed, threads=threads)
+            self.pace.note(measured.float_s)
+            self._found = replace(timing, profile=profile, layers=measured.times)
+            self._cost = cost_of(measured=measured.times)
+            if not timing.for_size:
                 self._stage = self._fastest(original, candidates, everything.model, feed, progress, threads)
+            if not self.pace.is_slow(measured.float_s):
+                break
 
     @property
     def timing(self) -> Timing:
@@ -161,9 +175,9 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
-        times = dict(
-            zip(timed_models, repeated_times(tuple(timed_models.values()), feed, progress, threads), strict=True)
-        )
+        models = tuple(timed_models.values())
+        measured = self.pace.steady(lambda: repeated_times(models, feed, progress, threads))
+        times = dict(zip(timed_models, measured, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):
             gained = paired_ratio(times[best], times[stage])

@@ -20,6 +20,8 @@ ROUNDS = 9
 # are timed so many times, each with new sessions, unless that takes more seconds than these.
 _MOST_TURNS = 3
 _TURNS_SECONDS = 3.0
+# So many times the shortest time of the first model are another phase of the machine.
+_DISTURBED = 1.2
 
 
 def repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> list[Times]:
@@ -33,8 +35,10 @@ def repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, t
 
 
 def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
-    """Returns the times of each model in all turns."""
-    return [np.concatenate(times) for times in zip(*turns, strict=True)]
+    """Returns the times of each model in all turns but those in which the first one took clearly longer."""
+    firsts = [float(np.median(times[0])) for times in turns]
+    steady = [times for times, first in zip(turns, firsts, strict=True) if first <= _DISTURBED * min(firsts)]
+    return [np.concatenate(times) for times in zip(*steady, strict=True)]
 
 
 def times_in_turns(models: Sequence[ir.Model], feed: Feed, advance: Advance, *, threads: int = 0) -> tuple[Times, ...]:

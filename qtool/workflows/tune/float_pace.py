@@ -1,0 +1,53 @@
+"""Notices phases in which the machine is slower, by the time that the float model takes.
+
+Other work on a processor, or on the host of a virtual machine, slows some models down more than others. On a virtual
+machine with two cores, EfficientNet-Lite0 took 7.8 ms instead of 4.7 for two to eight seconds at a time, quantized 2.8
+instead of 2.2: layers that are worth staying float at one moment are not at the next.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qtool.metrics.latency import Times
+
+# A float model that takes so many times its shortest time is in such a phase.
+_SLOWER = 1.2
+# How often measurements are repeated in all, and how long after each other: a machine may also stay slow.
+_MOST_REPEATS, _PAUSE_SECONDS = 5, 1.0
+
+
+class FloatPace:
+    """The shortest time of one float model so far."""
+
+    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Knows no time yet; ``sleep`` waits for so many seconds."""
+        self._shortest_s = math.inf
+        self._repeats_left = _MOST_REPEATS
+        self._sleep = sleep
+
+    def note(self, seconds: float) -> None:
+        """Takes the time of one run."""
+        self._shortest_s = min(self._shortest_s, seconds)
+
+    def is_slow(self, seconds: float) -> bool:
+        """Returns whether a run takes clearly longer than the shortest one."""
+        return seconds > _SLOWER * self._shortest_s
+
+    def steady(self, measure: Callable[[], Sequence[Times]]) -> Sequence[Times]:
+        """Returns what ``measure`` does: the seconds of each run, the float model's first.
+
+        It is called again some time later while the float model takes longer than it did before.
+        """
+        while True:
+            times = measure()
+            seconds = float(np.median(times[0]))
+            if not self.is_slow(seconds) or not self._repeats_left:
+                self.note(seconds)
+                return times
+            self._repeats_left -= 1
+            self._sleep(_PAUSE_SECONDS)
