@@ -2,7 +2,7 @@
 
 The weights are random. Resident memory is what counts: private memory, and pages of the files that are mapped, which
 the system drops when it needs them for something else. Private memory is limited to 2 GB and the largest tensor, unless
-a control group, such as that of ``systemd-run -p MemoryMax=2268M``, limits both together. Linux only, which tells them
+a control group, such as that of ``systemd-run -p MemoryMax=2162M``, limits both together. Linux only, which tells them
 in /proc.
 """
 
@@ -30,8 +30,10 @@ _WIDTH = 8192
 _LAYER_BYTES = _WIDTH * _WIDTH * 4
 _POLL_SECONDS = 0.02
 _LIMIT_BYTES = 2 * 10**9 + _LAYER_BYTES
-# Steps of growth, each twice the one before.
-_STEPS = 4
+# Sizes that grow, each twice the one before. Models of less than 2 GB are other ones: their weights in 8 bits are
+# unpacked as they are opened.
+_LAYERS, _NODES, _SAMPLES = (8, 16, 32), (6_250, 12_500, 25_000, 50_000), (256, 512, 1024, 2048)
+_SMALLEST = 4
 
 
 def write_model(folder: Path, layers: int) -> Path:
@@ -145,20 +147,17 @@ def print_growth(folder: Path) -> None:
     The exponent is the slope of the seconds over the sizes, both as logarithms, without what the smallest run takes.
     """
     print(f"{'what grows':28} {'from':>9} {'to':>9} {'exponent':>9}  seconds")
-    for what, first, command_of in (
-        ("bytes, weights of 8 bits", 2, _bytes_command),
-        ("nodes, dynamic", 6_250, _nodes_command),
-        ("nodes, weights of 8 bits", 6_250, _blocks_command),
-        ("nodes, inspect", 6_250, _inspect_command),
-        ("nodes, verify", 6_250, _verify_command),
-        ("nodes, diff", 6_250, _diff_command),
-        ("samples, calibration", 256, _samples_command),
+    for what, sizes, command_of, smallest_of in (
+        ("bytes, weights of 8 bits", _LAYERS, _bytes_command, _blocks_command),
+        ("nodes, dynamic", _NODES, _nodes_command, _nodes_command),
+        ("nodes, weights of 8 bits", _NODES, _blocks_command, _blocks_command),
+        ("nodes, inspect", _NODES, _inspect_command, _inspect_command),
+        ("nodes, verify", _NODES, _verify_command, _verify_command),
+        ("nodes, diff", _NODES, _diff_command, _diff_command),
+        ("samples, calibration", _SAMPLES, _samples_command, _samples_command),
     ):
-        sizes = [first << step for step in range(_STEPS)]
-        start = measure(command_of(folder, max(first // 64, 1)), limited=False).seconds
+        start = measure(smallest_of(folder, _SMALLEST), limited=False).seconds
         seconds = [measure(command_of(folder, size), limited=False).seconds for size in sizes]
-        if first < 64:
-            start -= (seconds[1] - start) / (sizes[1] - 1)  # even the smallest run has bytes
         growth = np.polyfit(np.log(sizes), np.log([one - start for one in seconds]), 1)[0]
         told = " ".join(f"{one:.1f}" for one in seconds)
         print(f"{what:28} {sizes[0]:9} {sizes[-1]:9} {growth:9.2f}  {told}", flush=True)

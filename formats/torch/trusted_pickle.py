@@ -16,6 +16,7 @@ import torch
 
 from qtool.formats.containers.pickle_globals import Meaning, full_name, meaning
 from qtool.formats.errors import FormatError
+from qtool.formats.refused_mapping import telling_refused_mappings
 
 
 def load_trusted(path: Path, *, mmap: bool) -> Any:
@@ -27,7 +28,7 @@ def load_trusted(path: Path, *, mmap: bool) -> Any:
     with _working_folder(), contextlib.redirect_stdout(sys.stderr):
         try:
             return _unpickled(path, mmap=mmap, reader=None)
-        except MemoryError:
+        except (MemoryError, FormatError):
             raise
         except Exception as error:  # foreign code raises what it likes
             lines = str(error).strip().splitlines()
@@ -64,7 +65,7 @@ def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
     reader.load = lambda stream, **options: AllowedUnpickler(stream, **options).load()  # type: ignore[attr-defined]
     try:
         return _unpickled(path, mmap=mmap, reader=reader)
-    except MemoryError:
+    except (MemoryError, FormatError):
         raise
     except Exception as error:  # foreign classes raise what they like
         raise FormatError(
@@ -75,7 +76,8 @@ def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
 
 def _unpickled(path: Path, *, mmap: bool, reader: types.ModuleType | None) -> Any:
     """Runs what the file imports and calls, as far as ``reader`` finds it; everything without one."""
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
+    with telling_refused_mappings(path):
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
 
 
 @contextlib.contextmanager

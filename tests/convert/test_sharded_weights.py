@@ -226,6 +226,42 @@ def test_torch_files_of_three_gigabytes_are_written_from_the_pages_of_the_source
         (tmp_path / arguments[1]).unlink()
 
 
+# More than the limit on private memory, which files count for that are mapped so that tensors can be written to.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+from qtool.cli.app import app
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_file_that_the_system_does_not_map_is_not_called_damaged(tmp_path: Path, large: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, "convert", large.name, "--to", "pth", "-o", "large.pth"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "does not map large.safetensors, which has 3.2 GB" in said
+    assert "sysctl vm.overcommit_memory=1" in said
+    assert not (tmp_path / "large.pth").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_checkpoint_that_the_system_does_not_map_is_not_called_damaged(tmp_path: Path) -> None:
+    torch.save({"weight": torch.empty(1)}, tmp_path / "small.pth")
+    code = LIMITED.replace(
+        "from qtool.cli.app",
+        "import torch\n"
+        "def refuse(*_, **__): raise RuntimeError('unable to mmap 9 bytes from file <x>: no memory')\n"
+        "torch.load = refuse\n"
+        "from qtool.cli.app",
+    )
+    command = [sys.executable, "-c", code, "convert", "small.pth", "--to", "safetensors"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert "the system does not map small.pth" in " ".join(result.stderr.split())
+
+
 def test_tensors_that_the_index_does_not_name_are_converted_too(run: Any, sharded: Path) -> None:
     expected = torch.load("weights.pth", weights_only=True)
     index = json.loads(sharded.read_text())
