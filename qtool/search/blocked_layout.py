@@ -9,20 +9,19 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from qtool.graph.constants import is_constant, sole_consumer
+from qtool.graph.constants import integer_attribute, is_constant, sole_consumer
 
 # Lay out their input in blocks where it is not.
 _MAKERS = frozenset({"Conv", "MaxPool", "AveragePool"})
 # Stay in blocks where all their inputs are, whatever the shapes of these.
-_FOLLOWERS = frozenset({"Relu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "BatchNormalization", "Concat"}) | {
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-}
+_FOLLOWERS = frozenset(
+    {"Relu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Concat", "GlobalAveragePool", "GlobalMaxPool"}
+)
 # The same, for inputs of one shape.
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sum"})
 # Become part of a convolution that nothing else reads.
 _FUSED = frozenset({"Clip", "LeakyRelu"})
-_IMAGE_AXES = 4
+_IMAGE_AXES, _CHANNELS = 4, 1
 
 
 def blocked_nodes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
@@ -51,6 +50,8 @@ def _is_blocked(node: ir.Node, shapes: Mapping[str, tuple[int, ...]], blocked: s
         return producer is not None and producer.op_type == "Conv" and sole_consumer(node.inputs[0]) is node
     if node.op_type == "BatchNormalization":
         return True
+    if node.op_type == "Concat" and integer_attribute(node, "axis", 0) != _CHANNELS:
+        return False
     if node.op_type not in _FOLLOWERS | _ELEMENTWISE:
         return False
     given = [value for value in node.inputs if value is not None]

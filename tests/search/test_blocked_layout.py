@@ -16,6 +16,7 @@ from qtool.search.blocked_layout import blocked_nodes
 
 _CONSTANTS = {
     "w": np.random.default_rng(0).normal(0, 0.1, (16, 16, 3, 3)),
+    "wide": np.random.default_rng(1).normal(0, 0.1, (16, 32, 3, 3)),
     "three": np.array(3.0),
     "zero": np.array(0.0),
     "six": np.array(6.0),
@@ -66,6 +67,9 @@ def _reorders(proto: onnx.ModelProto) -> Counter[str]:
         "Sigmoid ({0})",
         "Tanh ({0})",
         "HardSigmoid ({0})",
+        "HardSwish ({0})",
+        "Concat <axis = 0> ({0}, {0})",
+        "Concat <axis = 1> ({0}, {0})",
         "Clip ({0}, zero, six)",
         "LeakyRelu ({0})",
         "Elu ({0})",
@@ -89,7 +93,7 @@ def test_the_layout_changes_where_onnxruntime_changes_it(operator: str, before: 
     pooled = f"p = GlobalAveragePool ({given})" if "p)" in operator else ""
     proto = _model(
         f"a = Conv <pads = [1,1,1,1]> (x, w) {before} {pooled} b = {operator.format(given)} "
-        "y = Conv <pads = [1,1,1,1]> (b, w)"
+        f"y = Conv <pads = [1,1,1,1]> (b, {'wide' if 'axis = 1' in operator else 'w'})"
     )
     Session(proto.SerializeToString(), optimized_to=tmp_path / "optimized.onnx")
     kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)

@@ -60,7 +60,7 @@ _CHAIN, _CHAIN_ROUNDS = 64, 5
 
 
 def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
-    """Returns the cost of kernels on this machine, from the shortest of a few runs each.
+    """Returns the cost of kernels on this machine, from undisturbed runs of each.
 
     Args:
         progress: receives the steps.
