@@ -101,7 +101,11 @@ def test_a_model_says_what_it_is_for(run: Any, model: Path) -> None:
     assert not onnx.load(model.with_name("back.onnx")).metadata_props
 
 
-def test_only_accelerators_are_run_node_by_node() -> None:
-    assert {name for name, scheme in PRESETS.items() if execution_for(scheme) == NODE_BY_NODE} == set(_ELSEWHERE)
+@pytest.mark.parametrize("saturate", [False, True])
+def test_only_accelerators_are_run_node_by_node(monkeypatch: pytest.MonkeyPatch, saturate: bool) -> None:
+    """And what OpenVINO would not add exactly on this processor."""
+    monkeypatch.setattr("qtool.backends.openvino.backend.sums_saturate", lambda: saturate)
+    elsewhere = {*_ELSEWHERE, "openvino"} if saturate else {*_ELSEWHERE}
+    assert {name for name, scheme in PRESETS.items() if execution_for(scheme) == NODE_BY_NODE} == elsewhere
     known = {name for name in (*PRESETS, None, "unknown") if execution_of(name) == NODE_BY_NODE}
     assert known == {*_ELSEWHERE, "openvino", "openvino-avx2"}

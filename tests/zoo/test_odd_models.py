@@ -114,6 +114,7 @@ def _quantized(model: onnx.ModelProto, data: dict[str, np.ndarray], folder: Path
     np.savez(folder / "data.npz", **data)
     # Small as they are, hardly any of them is faster on integers.
     arguments = ["--calib-data", str(folder / "data.npz"), "-o", str(folder / "int8.onnx"), "--json", "--smallest"]
+    arguments += ["--machine-profile", "shipped"]
     result = CliRunner().invoke(app, ["quantize", str(folder / "model.onnx"), *arguments])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
