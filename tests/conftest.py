@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import onnx
 import pytest
 from hypothesis import settings
 from onnx import numpy_helper, parser
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from qtool.backends.machine_profile import MachineProfile
@@ -91,6 +93,32 @@ class Outcome:
 def _no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is timed again because the machine is busy: with tests beside each other it always is."""
     monkeypatch.setattr("qtool.workflows.tune.float_pace._MOST_REPEATS", 0)
+
+
+@pytest.fixture(autouse=True)
+def _built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes typer's commands and torch's table of operators once in a process: in every run they took a sixth of it."""
+    monkeypatch.setattr("typer.testing._get_command", _command)
+    module: Any = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module is not None:
+        make = module.ONNXRegistry.from_torchlib
+        monkeypatch.setattr(module.ONNXRegistry, "from_torchlib", partial(_copied, make))
+
+
+_command = cache(get_command)
+
+
+def _copied(make: Callable[..., Any], **options: Any) -> Any:
+    """Returns a registry of its own, to which functions may be added."""
+    known = _made(make, **options)
+    registry = type(known)()
+    registry.__dict__ |= {**vars(known), "functions": {name: [*found] for name, found in known.functions.items()}}
+    return registry
+
+
+@cache
+def _made(make: Callable[..., Any], **options: Any) -> Any:
+    return make(**options)
 
 
 @pytest.fixture(autouse=True)
