@@ -7,7 +7,7 @@ quantizes and dequantizes it with a scale and zero point that are inputs of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,8 +83,8 @@ class FakeQuantGraph:
         self._quantizers = quantizers
         self._threads = threads
         self.sources = tuple(quantizers)
-        off = self._settings({})
-        self._feeds = tuple({**feed, **off} for feed in feeds)
+        self._off = self._settings({})
+        self._feeds = tuple({**feed, **self._off} for feed in feeds)
         self._whole = _NoiseMeasurement(session, self._feeds)
 
     def noise(self, params: Mapping[str, AffineParams]) -> float:
@@ -93,6 +93,16 @@ class FakeQuantGraph:
         Infinite where an output is no longer finite.
         """
         return self._whole.noise(self._settings(params))
+
+    def noises(
+        self, choices: Sequence[Mapping[str, AffineParams]], feeds: Iterable[Feed], stop: Callable[[], bool]
+    ) -> list[float] | None:
+        """Returns the same for each of ``choices`` on other batches, of which one at a time is kept in memory.
+
+        None where there are none, or once ``stop``, which is called before every batch, returns True.
+        """
+        settings = [self._settings(params) for params in choices]
+        return self._whole.beside(settings, ({**feed, **self._off} for feed in feeds), stop)
 
     def stretches(self, sources: Sequence[str]) -> dict[str, Stretch]:
         """Returns what to run for each of ``sources``, tensors that have a quantizer, in graph order.
@@ -169,9 +179,27 @@ class _NoiseMeasurement:
         self._add(0, settings, meter)
         return meter
 
+    def beside(
+        self, choices: Sequence[Mapping[str, Array]], feeds: Iterable[Feed], stop: Callable[[], bool]
+    ) -> list[float] | None:
+        """Returns noise over signal of the worst output for each of ``choices``; see ``FakeQuantGraph.noises``."""
+        meters = [NoiseMeter() for _ in choices]
+        batches = 0
+        for feed in feeds:
+            if stop():
+                return None
+            expected = self._run(feed, {})
+            for meter, settings in zip(meters, choices, strict=True):
+                meter.add(expected, self._run(feed, settings))
+            batches += 1
+        return [meter.worst() for meter in meters] if batches else None
+
     def _add(self, number: int, settings: Mapping[str, Array], meter: NoiseMeter) -> None:
-        wanted = {name: value for name, value in settings.items() if name in self._wanted}
-        meter.add(self._expected[number], self._session.run({**self._feeds[number], **wanted}, self._outputs))
+        meter.add(self._expected[number], self._run(self._feeds[number], settings))
+
+    def _run(self, feed: Mapping[str, Array], settings: Mapping[str, Array]) -> dict[str, Array]:
+        given = {**feed, **settings}
+        return self._session.run({name: given[name] for name in self._wanted}, self._outputs)
 
 
 class _NoiseOfOne:

@@ -25,14 +25,16 @@ from qtool.weights.registry import WEIGHT_ALGORITHMS
 from qtool.weights.rounding import WeightRounding
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.efforts import Policy, SearchConfig
-from qtool.workflows.tune.tuning_split import TuningSplit
+from qtool.workflows.tune.tuning_split import TuningSplit, samples_of
 
 Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
 LAYER_RECONSTRUCTION, LEARNED_ROUNDING = "layer reconstruction", "learned rounding"
 
-# The tensors of a model that is searched on few batches; how many times as many others get, and one method for all.
-_MANY_TENSORS, _MOST_TIMES, _TOGETHER = 32, 8, 4
+# The tensors of a model that is searched on few batches, and how many times as many others get.
+_MANY_TENSORS, _MOST_TIMES = 32, 8
+# Samples to compare whole choices of ranges on, more of small ones: so many as have this many values in activations.
+_COMPARED, _MOST_COMPARED, _COMPARED_VALUES = 16, 32, 32 << 20
 # The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
 # The least number of samples for the same.
@@ -73,12 +75,20 @@ def choose_among_methods(
     if not plan.activations:
         return candidates
     full = useful_statistics(plan, with_moved_tensors(candidates.model, plan, candidates.statistics))
-    searched = len({activation.source for activation in plan.activations.values()}) if wanted.each_range else None
+    searched = len({activation.source for activation in plan.activations.values()})
     batches = max(_most_batches(wanted.evaluation_batches, searched), _fewest_batches(full))
     feeds = list(samples.some_held(batches, least=_FEWEST_SAMPLES))
-    view = with_logits(candidates.model)
     choice = choose_ranges(
-        view, plan, full, feeds, progress, each=wanted.each_range, threads=threads, stop=stop, workers=workers
+        with_logits(candidates.model),
+        plan,
+        full,
+        feeds,
+        progress,
+        others=samples.some(_compared_batches(full, samples_of(feeds[0]))),
+        each=wanted.each_range,
+        threads=threads,
+        stop=stop,
+        workers=workers,
     )
     chosen = replace(candidates.corrections, ranges=choice.params, methods=choice.methods)
     return replace(candidates, corrections=chosen)
@@ -295,16 +305,19 @@ def _with_corrected_biases(candidates: QuantizedCandidates) -> QuantizedCandidat
     return replace(candidates, bias_correction=True)
 
 
-def _most_batches(usual: int, searched: int | None) -> int:
-    """Returns how many batches ranges are evaluated on: ``usual`` where each of many tensors is searched.
+def _most_batches(usual: int, searched: int) -> int:
+    """Returns how many batches ranges are chosen on: ``usual`` for a model of many tensors, which are ``searched``.
 
     A few samples that the model is unsure of may hold most of the noise: more are taken where that costs little.
-
-    Args:
-        usual: the batches for a model of many tensors.
-        searched: how many tensors are searched one by one; None where all have one method.
     """
-    return usual * (_TOGETHER if searched is None else min(max(_MANY_TENSORS // max(searched, 1), 1), _MOST_TIMES))
+    return usual * min(max(_MANY_TENSORS // max(searched, 1), 1), _MOST_TIMES)
+
+
+def _compared_batches(statistics: Mapping[str, TensorStatistics], rows: int) -> int:
+    """Returns on how many batches, of so many rows, whole choices of ranges are compared."""
+    values = sum(seen.values / seen.batches for seen in statistics.values() if seen.batches)
+    samples = _COMPARED_VALUES * rows / max(values, 1.0)
+    return math.ceil(min(max(samples, _COMPARED), _MOST_COMPARED) / rows)
 
 
 def _fewest_batches(statistics: Mapping[str, TensorStatistics]) -> int:
