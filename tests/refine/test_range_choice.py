@@ -184,4 +184,4 @@ def test_few_tensors_are_judged_on_more_samples(
     monkeypatch.setattr(correction_search, "choose_ranges", counted)
     made = run("quantize", "net.onnx", "--calib-data", "data.npz", "--effort", effort)
     assert made.code == 0, made.err
-    assert seen[0] == (batches, 32)
+    assert seen[0] == (batches, 64)

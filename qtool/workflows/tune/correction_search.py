@@ -34,7 +34,7 @@ LAYER_RECONSTRUCTION, LEARNED_ROUNDING = "layer reconstruction", "learned roundi
 # The tensors of a model that is searched on few batches, and how many times as many others get.
 _MANY_TENSORS, _MOST_TIMES = 32, 8
 # Samples to compare whole choices of ranges on, more of small ones: so many as have this many values in activations.
-_COMPARED, _MOST_COMPARED, _COMPARED_VALUES = 16, 32, 32 << 20
+_COMPARED, _MOST_COMPARED, _COMPARED_VALUES = 32, 64, 64 << 20
 # The least number of a tensor's values to evaluate its range on, as far as there are any.
 _FEWEST_VALUES = 4096
 # The least number of samples for the same.
