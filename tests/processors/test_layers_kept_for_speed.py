@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+from qtool.backends.execution import AS_IT_IS
 from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
+from qtool.progress import SILENT
 from qtool.runtime.session import Session
 from qtool.search.layer_times import LayerTime, MeasuredLayers
-from qtool.workflows.tune import quantization_search, time_plan
+from qtool.workflows.tune import quantization_search, speed, time_plan
 from qtool.workflows.tune import times_in_turns as turns
 from qtool.workflows.tune.timing import Stage
 
@@ -146,6 +149,32 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     assert not _quantized(tmp_path / "net.int8.onnx")
     assert _timing(tmp_path)["stage"] > Stage.NOTHING
     assert outcome.json["speedup"] is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "turns", "slower"),
+    [
+        ([0.8] * 11, 1, True),
+        ([1.2] * 11, 1, False),
+        ([0.99] * 11, 1, False),
+        # Slower as it seems, and as fast for all that these few rounds say: more of them tell.
+        ([0.9, 0.93, 0.95, 1.02, 1.03] * 2 + [0.95], 3, True),
+    ],
+)
+def test_what_seems_slower_than_float_within_the_noise_is_timed_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch, ratios: list[float], turns: int, slower: bool
+) -> None:
+    called: list[int] = []
+
+    def times(_: Any, *, rounds: int, advance: Any) -> tuple[np.ndarray, np.ndarray]:
+        called.append(rounds)
+        return 1e-3 * np.asarray(ratios), np.full(rounds, 1e-3)
+
+    monkeypatch.setattr(speed, "interleaved_times", times)
+    graph = ir.load(model)
+    (found,) = speed.speedups(graph, [graph], {}, SILENT, runtime=AS_IT_IS)
+    assert len(called) == turns
+    assert speed.is_slower(found) == slower
 
 
 @pytest.mark.parametrize(

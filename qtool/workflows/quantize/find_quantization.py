@@ -21,7 +21,7 @@ from qtool.workflows.quantize.request import QuantizeRequest
 from qtool.workflows.quantize.static_search import SearchResult, StaticSearch
 from qtool.workflows.tune.embedding_tables import Tables, with_tables
 from qtool.workflows.tune.further_search import improved
-from qtool.workflows.tune.time_plan import is_slower
+from qtool.workflows.tune.speed import is_slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.calib.specs import Feed
-from qtool.metrics.latency import BETWEEN_SESSIONS, Interval, paired_ratio
+from qtool.metrics.latency import BETWEEN_SESSIONS, paired_ratio
 from qtool.progress import Progress
 from qtool.search.float_cost import FloatCost, float_cost
 from qtool.search.layer_times import measured_times
@@ -189,8 +189,3 @@ class TimePlan:
         """Returns whether layers in float could shorten a run by enough to be worth timing."""
         saved = -self._cost.nanoseconds(slow)
         return saved > _LEAST_GAIN * max(self._cost.nanoseconds(self._members), saved)
-
-
-def is_slower(speedup: Interval) -> bool:
-    """Returns whether a model is slower than float beyond the noise of its timing."""
-    return speedup.high < 1.0

@@ -31,10 +31,10 @@ def repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, t
     while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
         with progress.task("timing in turns", ROUNDS) as advance:
             found.append(times_in_turns(models, feed, advance, threads=threads))
-    return _joined(found)
+    return joined(found)
 
 
-def _joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
+def joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
     """Returns the times of each model in all turns but those in which the first one took clearly longer."""
     firsts = [float(np.median(times[0])) for times in turns]
     steady = [times for times, first in zip(turns, firsts, strict=True) if first <= _DISTURBED * min(firsts)]
