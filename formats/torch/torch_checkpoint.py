@@ -13,11 +13,11 @@ from qtool.formats.findings import AuditNotes, Risk
 from qtool.formats.library_noise import quiet_libraries
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
 from qtool.formats.odd_tensors import oddity
-from qtool.formats.refused_mapping import telling_refused_mappings
 from qtool.formats.resident_pages import DroppingWriter
 from qtool.formats.torch.torch_zip import ZipKind, torch_zip
 from qtool.formats.torch.torch_zip_audit import audit_zip
 from qtool.formats.trust import NO_TRUST, Trust, check_trusted
+from qtool.formats.unreserved_mapping import mapping_unreserved
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ class TorchCheckpoint:
         if trust.pickles and any(finding.risk is Risk.RUNS_CODE for finding in notes.findings):
             return load_trusted(path, mmap=zipped)
         try:
-            with allowing(trust.names), quiet_libraries(), telling_refused_mappings(path):
+            with allowing(trust.names), quiet_libraries(), mapping_unreserved(path):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except (MemoryError, FormatError):
             raise

@@ -16,7 +16,7 @@ import torch
 
 from qtool.formats.containers.pickle_globals import Meaning, full_name, meaning
 from qtool.formats.errors import FormatError
-from qtool.formats.refused_mapping import telling_refused_mappings
+from qtool.formats.unreserved_mapping import mapping_unreserved
 
 
 def load_trusted(path: Path, *, mmap: bool) -> Any:
@@ -76,7 +76,7 @@ def load_allowed(path: Path, names: frozenset[str], *, mmap: bool) -> Any:
 
 def _unpickled(path: Path, *, mmap: bool, reader: types.ModuleType | None) -> Any:
     """Runs what the file imports and calls, as far as ``reader`` finds it; everything without one."""
-    with telling_refused_mappings(path):
+    with mapping_unreserved(path):
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap, pickle_module=reader)
 
 

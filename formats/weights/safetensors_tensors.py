@@ -19,7 +19,7 @@ from qtool.formats.base import Weights
 from qtool.formats.errors import FormatError
 from qtool.formats.mapped_tensors import few_at_a_time, tied_names
 from qtool.formats.odd_tensors import oddity
-from qtool.formats.refused_mapping import telling_refused_mappings
+from qtool.formats.unreserved_mapping import mapping_unreserved
 from qtool.formats.weights.safetensors_header import PREFIX_BYTES, read_header
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def write_tensors(weights: Weights, path: Path, change: Change | None) -> None:
 
 def _mapped(path: Path, names: Iterable[str], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
     try:
-        with telling_refused_mappings(path), safetensors.safe_open(path, framework="pt") as stored:
+        with mapping_unreserved(path), safetensors.safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, AttributeError, KeyError) as error:
         raise FormatError(f"{path} cannot be read: {error}", fix="save the weights again") from error
