@@ -32,7 +32,8 @@ from qtool.metrics.noise import NoiseMeter
 from qtool.plan import ActivationPlan, Plan
 from qtool.progress import Advance, Progress
 from qtool.runtime.packed_model import PackedModel
-from qtool.search.fake_quant_graph import FakeQuantGraph, NoiseAlone, Stretch, open_fake_quant_graph
+from qtool.search.fake_quant.fake_quant_graph import FakeQuantGraph, Stretch, open_fake_quant_graph
+from qtool.search.fake_quant.noise_measurement import NoiseAlone
 
 # In order of preference among equals. Entropy is left out: it clips much, which a few samples may not show.
 CANDIDATES: Mapping[str, RangeMethod] = {

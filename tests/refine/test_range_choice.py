@@ -20,7 +20,7 @@ from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.progress import Silent
 from qtool.runtime.graphs import open_graph
-from qtool.search.fake_quant_graph import open_fake_quant_graph
+from qtool.search.fake_quant.fake_quant_graph import open_fake_quant_graph
 from qtool.search.range_choice import choose_ranges
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare

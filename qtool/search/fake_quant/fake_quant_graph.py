@@ -6,12 +6,10 @@ quantizes and dequantizes it with a scale and zero point that are inputs of the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -19,13 +17,12 @@ import onnx_ir as ir
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.calib.affine import AffineParams
 from qtool.calib.specs import Array, Feed
-from qtool.graph.decoder_caches import filled_by
 from qtool.graph.names import Names
-from qtool.metrics.noise import NoiseMeter
 from qtool.plan import ActivationPlan
 from qtool.qdq.insert_qdq import CONTRIBUTED, conversion_domain
 from qtool.runtime.graphs import open_graph
 from qtool.runtime.session import Session
+from qtool.search.fake_quant.noise_measurement import NoiseAlone, NoiseMeasurement
 from qtool.search.segmented_runner import SegmentedRunner
 
 # The graph is cut into at most this many segments, with at least so many tensors in each.
@@ -46,21 +43,6 @@ class Stretch:
     cuts: tuple[str, ...]
     number: int
     sources: tuple[str, ...]
-
-
-class NoiseAlone(Protocol):
-    """Measures one tensor's parameters."""
-
-    def __call__(self, params: AffineParams, enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
-
-        ``begun`` is what the first batch gave, which is not run then.
-        """
-        ...
-
-    def on_first_batch(self, params: AffineParams) -> NoiseMeter:
-        """Returns what the first batch gives."""
-        ...
 
 
 class FakeQuantGraph:
@@ -85,7 +67,7 @@ class FakeQuantGraph:
         self.sources = tuple(quantizers)
         self._off = self._settings({})
         self._feeds = tuple({**feed, **self._off} for feed in feeds)
-        self._whole = _NoiseMeasurement(session, self._feeds)
+        self._whole = NoiseMeasurement(session, self._feeds)
 
     def noise(self, params: Mapping[str, AffineParams]) -> float:
         """Returns noise over signal of the worst output when the tensors in ``params`` are quantized with them.
@@ -127,7 +109,7 @@ class FakeQuantGraph:
             RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
         """
         with _Stretches(self._model, self._feeds, self._threads, self._pass_through) as stretches:
-            yield lambda source, stretch: _NoiseOfOne(source, stretches.measurement(stretch), self._settings)
+            yield lambda source, stretch: NoiseAlone(source, stretches.measurement(stretch), self._settings)
 
     def _pass_through(self, sources: Collection[str]) -> None:
         """Lets the readers of ``sources`` read what comes out of their quantizers, and those of others their tensor."""
@@ -145,83 +127,6 @@ class FakeQuantGraph:
         return settings
 
 
-class _NoiseMeasurement:
-    """Compares runs of a graph, or of its last part, with the run in which everything is float."""
-
-    def __init__(self, session: Session, feeds: Sequence[Feed]) -> None:
-        self._session = session
-        self._wanted = {spec.name for spec in session.inputs}
-        self._feeds = [{name: feed[name] for name in self._wanted} for feed in feeds]
-        names = [spec.name for spec in session.outputs]
-        caches = {filled_by(spec.name, names) for spec in session.inputs}
-        self._outputs = [name for name in names if name not in caches]
-        self._expected = [session.run(feed, self._outputs) for feed in self._feeds]
-        whole = NoiseMeter()
-        for expected in self._expected:
-            whole.add(expected, expected)
-        self._signals = whole.signals
-
-    def noise(self, settings: Mapping[str, Array], enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
-
-        ``begun`` has seen the first batch.
-        """
-        meter = NoiseMeter() if begun is None else begun
-        for number in range(0 if begun is None else 1, len(self._feeds)):
-            self._add(number, settings, meter)
-            if meter.least(self._signals) > enough:
-                return math.inf
-        return meter.worst()
-
-    def first(self, settings: Mapping[str, Array]) -> NoiseMeter:
-        """Returns what the first batch gives."""
-        meter = NoiseMeter()
-        self._add(0, settings, meter)
-        return meter
-
-    def beside(
-        self, choices: Sequence[Mapping[str, Array]], feeds: Iterable[Feed], stop: Callable[[], bool]
-    ) -> list[float] | None:
-        """Returns noise over signal of the worst output for each of ``choices``; see ``FakeQuantGraph.noises``."""
-        meters = [NoiseMeter() for _ in choices]
-        batches = 0
-        for feed in feeds:
-            if stop():
-                return None
-            expected = self._run(feed, {})
-            for meter, settings in zip(meters, choices, strict=True):
-                meter.add(expected, self._run(feed, settings))
-            batches += 1
-        return [meter.worst() for meter in meters] if batches else None
-
-    def _add(self, number: int, settings: Mapping[str, Array], meter: NoiseMeter) -> None:
-        meter.add(self._expected[number], self._run(self._feeds[number], settings))
-
-    def _run(self, feed: Mapping[str, Array], settings: Mapping[str, Array]) -> dict[str, Array]:
-        given = {**feed, **settings}
-        return self._session.run({name: given[name] for name in self._wanted}, self._outputs)
-
-
-class _NoiseOfOne:
-    """Measures one tensor's parameters; see ``NoiseAlone``."""
-
-    def __init__(
-        self,
-        source: str,
-        measurement: _NoiseMeasurement,
-        settings: Callable[[Mapping[str, AffineParams]], Mapping[str, Array]],
-    ) -> None:
-        self._source = source
-        self._measurement = measurement
-        self._settings = settings
-
-    def __call__(self, params: AffineParams, enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
-        return self._measurement.noise(self._settings({self._source: params}), enough, begun)
-
-    def on_first_batch(self, params: AffineParams) -> NoiseMeter:
-        return self._measurement.first(self._settings({self._source: params}))
-
-
 class _Stretches(ExitStack):
     """Holds the measurement of one stretch of a graph at a time."""
 
@@ -237,9 +142,9 @@ class _Stretches(ExitStack):
         self._feeds = feeds
         self._threads = threads
         self._pass_through = pass_through
-        self._current: tuple[Stretch, _NoiseMeasurement, SegmentedRunner] | None = None
+        self._current: tuple[Stretch, NoiseMeasurement, SegmentedRunner] | None = None
 
-    def measurement(self, stretch: Stretch) -> _NoiseMeasurement:
+    def measurement(self, stretch: Stretch) -> NoiseMeasurement:
         """Returns the measurement of ``stretch``, with which any other one ends."""
         if self._current is not None and self._current[0] == stretch:
             return self._current[1]
@@ -249,7 +154,7 @@ class _Stretches(ExitStack):
         for _ in range(reached, stretch.number):
             segments.advance()
         self._pass_through(stretch.sources)
-        measurement = _NoiseMeasurement(self.enter_context(segments.rest()), segments.held)
+        measurement = NoiseMeasurement(self.enter_context(segments.rest()), segments.held)
         self._current = stretch, measurement, segments
         return measurement
 
