@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qtool.cli.options.model import model_source, trust
+from qtool.cli.options.model import model_path, model_source, trust
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
         UsageError: the command line has other options than the manifest.
         InputError: versions, model or data differ from those of the manifest.
     """
+    from qtool.llm.text_for_model import graph_of
     from qtool.manifest import read_manifest
     from qtool.workflows.diagnose.file_records import data_roles
     from qtool.workflows.quantize.lock import check_lock
@@ -85,7 +86,7 @@ def run_locked(command: Callable[..., None], context: typer.Context, path: Path)
     if parameters["output"] is None and parameters.get("output_dir") is None:
         parameters["output"] = manifest.quantized_model.path
     source = model_source(
-        parameters["model"],
+        graph_of(model_path(parameters["model"])),
         parameters.get("factory"),
         parameters.get("model_kwargs"),
         parameters.get("input_shape"),

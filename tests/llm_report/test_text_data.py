@@ -143,6 +143,10 @@ def test_a_decoder_folder_is_quantized_with_text(
     again = run("quantize", "--locked", manifest, "-o", tmp_path / "again.onnx")
     assert again.code == 0, again.err
     assert (tmp_path / "again.onnx").read_bytes() == output.read_bytes()
+    into = run("quantize", folder, "--locked", manifest, "-o", tmp_path / "into")
+    assert into.code == 0, into.err
+    assert (tmp_path / "into" / "model.onnx").read_bytes() == output.read_bytes()
+    assert (tmp_path / "into" / "genai_config.json").is_file()
     (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes() + b"\n")
     refused = run("quantize", "--locked", manifest, "-o", tmp_path / "third.onnx")
     assert refused.code == 2
