@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import onnx_ir as ir
 
@@ -51,7 +52,10 @@ def divided(model: ir.Model, groups: Sequence[Sequence[ir.Node]]) -> list[Part]:
 
 
 def part_of(whole: ir.Model, part: Part, fed: Sequence[ir.Value] = ()) -> ir.Model:
-    """Returns a part of ``whole`` as a model, to which the weights ``fed`` are inputs."""
+    """Returns a view of a part of ``whole`` as a model, to which the weights ``fed`` are inputs.
+
+    It shares nodes and values with ``whole``: copies of very many take longer than to open them.
+    """
     view = ir.GraphView(
         (*part.taken, *fed),
         part.given,
@@ -60,9 +64,10 @@ def part_of(whole: ir.Model, part: Part, fed: Sequence[ir.Value] = ()) -> ir.Mod
         opset_imports=whole.graph.opset_imports,
         name="part",
     )
-    copy = ir.Model(view.clone(), ir_version=whole.ir_version, functions=tuple(whole.functions.values()))
-    copy.metadata_props.update(whole.metadata_props)
-    return copy
+    # The interface says that models may be of views, the types do not.
+    model = ir.Model(cast(ir.Graph, view), ir_version=whole.ir_version, functions=tuple(whole.functions.values()))
+    model.metadata_props.update(whole.metadata_props)
+    return model
 
 
 def _ordered(values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,10 +28,10 @@ class SessionChain(Session):
     """
 
     def __init__(self, model: ir.Model, opens: OpensPart) -> None:
-        """Divides ``model``, which is not modified and may change afterwards; ``opens`` opens a part."""
+        """Divides ``model``, which is not modified, and must not change before the first run; ``opens`` opens a part."""
         with collection_paused(len(model.graph)):
             parts = short_parts(model)
-            self._models = [part_of(model, part) for part in parts]
+        self._models = [part_of(model, part) for part in parts]
         self._spent = [part.spent for part in parts]
         self._opens = opens
         self._sessions: list[Session] = []
@@ -79,14 +80,25 @@ class SessionChain(Session):
 
     def _part(self, place: int, values: Mapping[str, Array]) -> Session:
         if place == len(self._sessions):
-            model = self._models[place]
-            for value in model.graph.inputs:
-                array = values[value.name or ""]
-                value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-                if value.shape is None:
-                    value.shape = ir.Shape([None] * np.ndim(array))
-            self._sessions.append(self._opens(model))
+            with _typed(self._models[place].graph.inputs, values):
+                self._sessions.append(self._opens(self._models[place]))
         return self._sessions[place]
+
+
+@contextmanager
+def _typed(inputs: Sequence[ir.Value], values: Mapping[str, Array]) -> Iterator[None]:
+    """Gives inputs the types of ``values``, and a shape, where they have none; takes them back at the end."""
+    before = [(value, value.type, value.shape) for value in inputs]
+    try:
+        for value in inputs:
+            array = values[value.name or ""]
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            if value.shape is None:
+                value.shape = ir.Shape([None] * np.ndim(array))
+        yield
+    finally:
+        for value, kind, shape in before:
+            value.type, value.shape = kind, shape
 
 
 def _inputs(model: ir.Model) -> list[str]:

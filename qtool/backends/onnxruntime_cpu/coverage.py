@@ -50,13 +50,16 @@ _FLOAT_BYTES = 4
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the optimized graph.
 
-    Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators such as QLinearConv and
+    A float graph is not opened. Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators such as QLinearConv and
     MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     common.NameFixPass()(model)
+    if not any(node.op_type == "DequantizeLinear" or _computes_integers(node) for node in model.graph):
+        # onnxruntime makes no integers of floats.
+        return coverage_in(model, {})
     with optimized_nodes(model) as kept:
         return coverage_in(model, kept)
 
@@ -71,19 +74,19 @@ def optimized_nodes(model: ir.Model) -> Iterator[Mapping[str, ir.Node]]:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     found: dict[str, ir.Node] = {}
+    unpacked_bytes = _FLOAT_BYTES if any(map(is_unpacked_product, model.graph)) else 1
+    is_large = weights_nbytes(model) * unpacked_bytes > _LARGEST_WITH_WEIGHTS_BYTES
     with ExitStack() as stack, collection_paused(len(model.graph)):
         for part in typed_parts(model) if is_long(model) else [model]:
-            found |= stack.enter_context(_optimized_part(part))
+            found |= stack.enter_context(_optimized_part(part, is_large=is_large))
         # A MatMul that took in the bias behind it has a longer name.
         yield {name.removesuffix(_WITH_BIAS): node for name, node in found.items()} | found
 
 
 @contextmanager
-def _optimized_part(model: ir.Model) -> Iterator[dict[str, ir.Node]]:
+def _optimized_part(model: ir.Model, *, is_large: bool) -> Iterator[dict[str, ir.Node]]:
     with private_folder() as folder, ExitStack() as stack:
         optimized_path = folder / "optimized.onnx"
-        unpacked_bytes = _FLOAT_BYTES if any(map(is_unpacked_product, model.graph)) else 1
-        is_large = weights_nbytes(model) * unpacked_bytes > _LARGEST_WITH_WEIGHTS_BYTES
         message, weights = hollow(model) if is_large else (stack.enter_context(saved(model, folder)), NO_WEIGHTS)
         # At a higher level layouts change too, and with them the names of nodes.
         Session(
