@@ -54,15 +54,24 @@ def finetune(
         ),
     ] = None,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--learning-rate",
             metavar="X",
             min=0.0,
-            help="First rate, as a multiple of the usual one.",
+            help="First rate, as a multiple of the usual one. Default: by the SQNR.",
             rich_help_panel=TRAINING,
         ),
-    ] = 1.0,
+    ] = None,
+    augment: Annotated[
+        str,
+        typer.Option(
+            "--augment",
+            metavar="HOW",
+            help="Vary images: shift, flip, shift,flip or none.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "shift,flip",
     time_budget: Annotated[
         float | None,
         typer.Option(
@@ -100,8 +109,8 @@ def finetune(
     if locked is not None:
         run_locked(finetune, context, locked)
         return
+    from qtool.learn.augmentation import variations_named
     from qtool.learn.distillation import Schedule
-    from qtool.learn.learned_quantization import Rates
     from qtool.workflows.learn.finetune import finetune as run
     from qtool.workflows.learn.request import FinetuneRequest
     from qtool.workflows.quantize.data_request import data_request
@@ -119,7 +128,8 @@ def finetune(
             output=output,
             loss=loss,
             device=device,
-            schedule=Schedule(steps=steps, budget_s=time_budget, rates=Rates().times(learning_rate)),
+            schedule=Schedule(steps=steps, budget_s=time_budget, learning_rate=learning_rate),
+            variations=variations_named(augment),
             threads=threads,
             force=force,
             locked=lock_of(context),
@@ -139,6 +149,8 @@ def _as_json(report: FinetuneReport) -> dict[str, object]:
         "output": str(report.output),
         "float_model": str(report.float_model),
         "device": report.device,
+        "learning_rate": report.learning_rate,
+        "augmented": list(report.varied),
         "checks": [asdict(check) for check in report.checks],
         "step": report.best.step,
         "ended": report.ended,
@@ -164,8 +176,13 @@ def _show(console: Console, report: FinetuneReport) -> None:
         )
         for check in report.checks
     ]
+    rate = f"learning rate {report.learning_rate:.2g}"
+    varied = f"; varied: {', '.join(report.varied)}" if report.varied else ""
     console.table(
-        "Training", ("step", "training loss", "loss", "SQNR in dB", ""), rows, f"on {report.device}; {report.ended}"
+        "Training",
+        ("step", "training loss", "loss", "SQNR in dB", ""),
+        rows,
+        f"on {report.device}; {rate}{varied}; {report.ended}",
     )
     pairs = zip(report.before, report.fidelity, strict=True)
     figures = [(now.name, _decibels(before.sqnr_db), _decibels(now.sqnr_db)) for before, now in pairs]

@@ -28,7 +28,7 @@ class SessionChain(Session):
     """
 
     def __init__(self, model: ir.Model, opens: OpensPart) -> None:
-        """Divides ``model``, which is not modified, and must not change before the first run; ``opens`` opens a part."""
+        """Divides ``model``, which must not change before the first run, and stays as it is; ``opens`` opens a part."""
         with collection_paused(len(model.graph)):
             parts = short_parts(model)
         self._models = [part_of(model, part) for part in parts]

@@ -50,8 +50,8 @@ _FLOAT_BYTES = 4
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the optimized graph.
 
-    A float graph is not opened. Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators such as QLinearConv and
-    MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
+    A float graph is not opened. Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators
+    such as QLinearConv and MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.

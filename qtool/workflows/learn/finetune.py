@@ -23,6 +23,8 @@ from qtool.fingerprint import data_sha256
 from qtool.formats.companions import companion_files
 from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.graph.specs import model_specs
+from qtool.image_layout import image_layouts
+from qtool.learn.augmentation import Augmentation
 from qtool.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.progress import SILENT, Progress
@@ -74,7 +76,10 @@ def finetune(request: FinetuneRequest, progress: Progress = SILENT) -> FinetuneR
     with progress.task("reading what runs on integers"):
         covered = _coverage(quantized)
     checkpoint = _checkpoint(request, float_path)
-    found, gained, device = _trained(request, quantized, original, samples, execution, checkpoint, progress)
+    augmentation = Augmentation(image_layouts(original), request.variations)
+    found, gained, device = _trained(
+        request, quantized, original, samples, execution, checkpoint, progress, augmentation
+    )
     with staged(output) as path:
         save_graph(found.model if gained else quantized, path)
         coverage = _coverage(_graph(path))
@@ -96,6 +101,8 @@ def finetune(request: FinetuneRequest, progress: Progress = SILENT) -> FinetuneR
             fidelity=after.fidelity,
             compared_on=after.samples,
             device=device,
+            learning_rate=found.learning_rate,
+            varied=tuple(augmentation.layouts) if request.variations else (),
             bytes=model_bytes(path),
         )
         manifest = _manifest(request, report, path)
@@ -113,6 +120,7 @@ def _trained(
     execution: Execution,
     checkpoint: Checkpoint,
     progress: Progress,
+    augmentation: Augmentation,
 ) -> tuple[Distilled, bool, str]:
     from qtool.learn.devices import device_named
     from qtool.learn.distillation import Distillation
@@ -129,6 +137,7 @@ def _trained(
         view=with_logits(quantized),
         device=device,
         bounded=limit_of_pairs(quantized),
+        varied=augmentation,
     )
     with open_graph(view, threads=request.threads) as session:
         judge = Judge(split.evaluation, session.run, losses, execution, threads=request.threads)
@@ -153,6 +162,7 @@ def _checkpoint(request: FinetuneRequest, float_path: Path) -> Checkpoint:
     del schedule["budget_s"]
     own_loss = None if request.loss is None else data_sha256(request.loss.partition(":")[0])
     parts = [*map(_hashes, paths), request.loss, own_loss, request.device, request.threads, schedule]
+    parts.append(list(request.variations))
     parts += [request.data.preprocess, request.data.batch_size, request.data.limit, versions(["torch"])]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     path = request.destination
@@ -239,7 +249,8 @@ def _manifest(request: FinetuneRequest, report: FinetuneReport, file: Path) -> M
         float_model=model_record(report.float_model, report.float_model),
         quantized_model=model_record(report.output, file),
         inputs={"model": model_record(request.model, request.model), **data_records(request.data.sources)},
-        options={"loss": request.loss, "device": report.device, "threads": request.threads, **schedule},
+        options={"loss": request.loss, "device": report.device, "threads": request.threads, **schedule}
+        | {"augment": list(request.variations), "learning_rate": report.learning_rate},
         versions=versions([runtime_named(report.coverage.runtime).package, "torch"]),
         quantized={"integer_nodes": report.coverage.integer, "quantizable_nodes": report.coverage.total},
         figures={"sqnr_db": report.best.sqnr_db, "start_sqnr_db": report.checks[0].sqnr_db},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtool.backends.coverage import Coverage
+from qtool.learn.augmentation import BOTH, Variation
 from qtool.learn.distillation import Checked, Schedule
 from qtool.manifest import Manifest
 from qtool.metrics.fidelity import OutputFidelity
@@ -27,6 +28,7 @@ class FinetuneRequest:
         loss: a name of ``LOSSES``, or ``FILE.py:FUNCTION``; None for what fits each output.
         device: ``cpu``, ``cuda``, or ``auto`` for what is here.
         schedule: how long to train.
+        variations: how images vary from step to step.
         threads: threads inside an operator; 0 is one per core.
         force: whether an existing output may be replaced, and a checkpoint beside it dropped.
         locked: the manifest of the run to repeat.
@@ -40,6 +42,7 @@ class FinetuneRequest:
     loss: str | None = None
     device: str = "auto"
     schedule: Schedule = field(default_factory=Schedule)
+    variations: tuple[Variation, ...] = BOTH
     threads: int = 0
     force: bool = False
     locked: Manifest | None = None
@@ -70,6 +73,8 @@ class FinetuneReport:
         fidelity: how close it is now, on the same samples.
         compared_on: these samples, in words.
         device: where it was trained.
+        learning_rate: the first rate, as a multiple of the usual one.
+        varied: the image inputs that varied.
         bytes: size of the file.
     """
 
@@ -86,4 +91,6 @@ class FinetuneReport:
     fidelity: tuple[OutputFidelity, ...]
     compared_on: str
     device: str
+    learning_rate: float
+    varied: tuple[str, ...]
     bytes: int
