@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -52,6 +53,10 @@ class Stopwatch:
         self._most_float = most_float
         self._threads = threads
 
+    @cached_property
+    def _plain(self) -> ir.Model:
+        return self._candidates({}).model
+
     def __call__(self, fallback: FloatFallback, share: float | None) -> FloatFallback | None:
         """Returns a choice with its measured cost, where that is no more than ``share`` of the integers' savings.
 
@@ -64,7 +69,7 @@ class Stopwatch:
         part = self._most_float if share is None else share
 
         def measure() -> TimedChoice:
-            models = [self._original, self._candidates({}).model, self._candidates(kept).model]
+            models = [self._original, self._plain, self._candidates(kept).model]
             floats, plain, tried = self._times.pace.steady(
                 lambda: repeated_times(models, self._feed, self._progress, self._threads)
             )
