@@ -44,8 +44,8 @@ class Schedule:
     learning_rate: float | None = None
 
 
-# The usual rate is for models with a tenth of the signal's amplitude as noise, or more.
-_FARTHEST = 0.1
+# The usual rate is for models with a fifth of the signal's amplitude as noise, or more.
+_FARTHEST = 0.2
 
 
 def fitting_rate(sqnr_db: float) -> float:

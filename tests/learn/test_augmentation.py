@@ -98,7 +98,7 @@ def test_a_training_says_what_varied(run: Run, network: Network, tmp_path: Path)
     assert (varied.json["augmented"], plain.json["augmented"]) == (["image"], [])
     assert varied.json["checks"][-1]["training_loss"] != plain.json["checks"][-1]["training_loss"]
     assert varied.json["learning_rate"] == pytest.approx(
-        min(1.0, 10 * 10 ** (-varied.json["checks"][0]["sqnr_db"] / 20))
+        min(1.0, 5 * 10 ** (-varied.json["checks"][0]["sqnr_db"] / 20))
     )
     assert wrong.code == 2
     assert "images do not vary by 'blur'" in wrong.err
