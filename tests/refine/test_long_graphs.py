@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -76,6 +77,15 @@ def test_a_chain_computes_what_one_session_does(model: Path, monkeypatch: pytest
         assert list(one) == list(other) == ["y", "w0"]
         for name in one:
             np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_chain_leaves_the_graph_as_it_is(model: Path) -> None:
+    graph = OnnxFile().read(model)
+    before = ir.to_proto(graph).SerializeToString()
+    with open_graph(graph) as session:
+        session.run({"x": X})
+        assert ir.to_proto(graph).SerializeToString() == before
 
 
 @pytest.mark.usefixtures("short")

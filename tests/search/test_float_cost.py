@@ -17,7 +17,7 @@ from qtool.backends.targets import PRESETS
 from qtool.planning import build_plan
 from qtool.runtime.profile import KernelTime
 from qtool.search.float_cost import Border, FloatCost, float_cost
-from qtool.search.layer_times import LayerTime, layer_kind, measured_times, multiply_adds
+from qtool.search.layer_times import LayerTime, layer_kind, measured_times, multiply_adds, predicted_times
 from qtool.search.node_groups import node_groups
 from qtool.selection import NodeSelection
 from qtool.workflows.quantize.prepare import prepare
@@ -107,7 +107,7 @@ def test_everything_in_float_gives_up_everything(cost: FloatCost) -> None:
 
 
 def test_a_run_that_may_take_longer_gives_up_as_much_of_what_is_saved(cost: FloatCost) -> None:
-    integers = _FIRST + _SECOND + _LAST + 0.25 * _POOLED
+    integers = _FIRST + _SECOND + 10.0 + _LAST + 0.25 * _POOLED
     borders = 10.0 + 3 * 64 * 2.5 + 10.0 + 5 * 1.0
     part = 0.1 * (integers + borders) / cost.nanoseconds(["a", "c", "y"])
     assert cost.share_of_slowdown(0.1) == pytest.approx(part)
@@ -145,6 +145,23 @@ def test_one_row_is_a_kernel_of_its_own() -> None:
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros((8, 5), np.float32), "w"))
     assert layer_kind(ir.from_proto(proto).graph[0], {"x": (1, 8), "y": (1, 5)}) is LayerKind.VECTOR
+
+
+def test_products_too_small_for_integers_are_predicted_slower() -> None:
+    def times(rows: int) -> LayerTime:
+        proto = parser.parse_model(
+            f'<ir_version: 8, opset_import: ["" : 17]> g (float[{rows},4] x) => (float[{rows},4] y) '
+            "{ y = MatMul (x, w) }"
+        )
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
+        proto.graph.node[0].name = "y"
+        model = ir.from_proto(proto)
+        groups = node_groups(model, build_plan(model, PRESETS["x86"], NodeSelection()))
+        return predicted_times(model, groups, {"x": (rows, 4), "y": (rows, 4)}, _PROFILE)["y"]
+
+    # An integer product begins with a node's constant time, and takes a third of the time from there on.
+    assert (times(1).floats, times(1).integers) == (48.0, 16.0 + 10.0)
+    assert times(16).floats / times(16).integers == pytest.approx(768 / 266)
 
 
 _NAMES = "abcde"
