@@ -1,8 +1,8 @@
 """Varies images, so that a training sees others than the few that are there: the float model tells what they are.
 
 Each image of a batch is moved by some pixels, with the rest mirrored at its edges, and may be flipped. Nothing is
-resampled: a blur alone makes other images of them. EfficientNet-Lite0, trained on 64 photos, came from 25.2 to 26.3 dB
-on 128 others with both, and lost 0.7 dB with zooming in addition.
+resampled: a blur alone makes other images of them. EfficientNet-Lite0 of 25.2 dB, given 64 crops of photos of which 28
+are for training, had 25.4 dB on 128 crops of their other halves, and 24.9 dB where they did not vary.
 """
 
 from __future__ import annotations
