@@ -76,6 +76,8 @@ def saved(model: ir.Model, folder: Path, largest_message_bytes: int = _LARGEST_M
         yield ir.to_proto(model).SerializeToString()
         return
     path = folder / "model.onnx"
+    # A part of a graph is a view of it, which cannot be saved with its weights apart.
+    model = model.clone()
     ir.save(model, path, external_data="model.onnx.data", max_in_flight_bytes=_LARGEST_WRITTEN_AT_ONCE_BYTES)
     yield path
 

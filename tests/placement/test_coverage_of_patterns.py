@@ -11,8 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from qtool.backends.onnxruntime_cpu import coverage
-from qtool.backends.onnxruntime_cpu.coverage import integer_coverage
+from qtool.backends.onnxruntime_cpu.coverage import float_coverage, integer_coverage
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 
 Pattern = Any
@@ -158,12 +157,13 @@ def test_a_bias_off_the_scale_of_its_products_is_named(
         assert found.reason == "its bias does not have the scale of its products"
 
 
-def test_a_float_graph_is_not_opened_to_find_no_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_coverage_of_a_float_graph_takes_no_opening() -> None:
     proto = parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[1,4] x) => (float[1,4] y) { a = MatMul (x, w) y = Relu (a) }'
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
-    monkeypatch.setattr(coverage, "Session", None)
-    (found,) = integer_coverage(ir.from_proto(proto)).nodes
+    model = ir.from_proto(proto)
+    assert float_coverage(model) == integer_coverage(model)
+    (found,) = float_coverage(model).nodes
     assert (found.operator, found.kernel) == ("MatMul", None)
     assert found.reason

@@ -50,18 +50,21 @@ _FLOAT_BYTES = 4
 def integer_coverage(model: ir.Model) -> Coverage:
     """Opens ``model`` in onnxruntime and finds each of its quantizable nodes in the optimized graph.
 
-    A float graph is not opened. Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators
-    such as QLinearConv and MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
+    Nodes without a name get one. Quantizable are Conv, Gemm and MatMul, integer operators such as QLinearConv and
+    MatMulInteger, and those with an integer kernel all of whose inputs are dequantized.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load the model.
     """
     common.NameFixPass()(model)
-    if not any(node.op_type == "DequantizeLinear" or _computes_integers(node) for node in model.graph):
-        # onnxruntime makes no integers of floats.
-        return coverage_in(model, {})
     with optimized_nodes(model) as kept:
         return coverage_in(model, kept)
+
+
+def float_coverage(model: ir.Model) -> Coverage:
+    """Returns the same for a graph without integers, which takes no opening; nodes without a name get one."""
+    common.NameFixPass()(model)
+    return coverage_in(model, {})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qtool.backends.coverage import Coverage
 from qtool.backends.execution import Execution
 from qtool.backends.execution_choice import execution_for
+from qtool.backends.onnxruntime_cpu.coverage import float_coverage
 from qtool.backends.registry import FALLBACK_BACKEND, backend_named
 from qtool.backends.runtimes import runtime_named
 from qtool.graph.collection_pause import leaving_no_garbage
@@ -53,6 +54,7 @@ def write_and_check(
     threads: int,
     progress: Progress,
     execution: Execution | None = None,
+    is_float: bool = False,
 ) -> CheckedResult:
     """Writes ``model`` to ``path`` and runs it beside the float model.
 
@@ -66,6 +68,7 @@ def write_and_check(
         threads: threads inside an operator; 0 is one a core.
         progress: receives the steps.
         execution: how both are run; None for the scheme's own.
+        is_float: whether nothing in the graph is quantized after all.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
@@ -77,7 +80,9 @@ def write_and_check(
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}{part}")
     with progress.task("comparing with float"):
         with leaving_no_garbage():
-            coverage = as_planned(_coverage(model, scheme), skipped, has_kernels_here=_has_kernels_here(scheme))
+            coverage = as_planned(
+                _coverage(model, scheme, is_float=is_float), skipped, has_kernels_here=_has_kernels_here(scheme)
+            )
         give_back_memory(original)
         comparison = compare_with_float(original, path, samples, execution=execution, threads=threads)
     if comparison.runtimes_db is not None and comparison.runtimes_db < FLOATS_ALIKE_DB:
@@ -89,8 +94,10 @@ def _has_kernels_here(scheme: AnyScheme) -> bool:
     return backend_named(scheme.backend).has_kernels_here
 
 
-def _coverage(model: ir.Model, scheme: AnyScheme) -> Coverage:
+def _coverage(model: ir.Model, scheme: AnyScheme, *, is_float: bool) -> Coverage:
     """Asks the runtime that the model is for, and where it is not here the one that runs it in its place."""
+    if is_float and scheme.backend == FALLBACK_BACKEND:
+        return float_coverage(model)
     found = backend_named(scheme.backend).coverage(model)
     if found is None:
         found = backend_named(FALLBACK_BACKEND).coverage(model)

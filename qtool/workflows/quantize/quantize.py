@@ -101,6 +101,7 @@ def _quantized(
             scheme=request.scheme,
             threads=request.threads,
             progress=progress,
+            is_float=quantized.is_float,
         )
         if found.stopped is not None:
             progress.note(f"{found.stopped}: continuing with the best so far")
