@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.formats.onnx.onnx_file import OnnxFile
 from qtool.runtime import long_graphs
 from qtool.runtime.divided_graph import part_of
-from qtool.runtime.graphs import open_graph
+from qtool.runtime.graphs import open_graph, saved
 from qtool.runtime.profile import kernel_times
+from qtool.runtime.session import Session
 from qtool.runtime.session_chain import SessionChain
 from qtool.weights.scaling_regions import scaling_regions
 from qtool.workflows.tune import efforts
@@ -103,6 +104,17 @@ def test_parts_have_types_where_the_graph_has_none(model: Path) -> None:
     parts = long_graphs.typed_parts(OnnxFile().read(model))
     assert len(parts) > 3
     assert all(value.dtype is not None and value.shape is not None for part in parts for value in part.graph.inputs)
+
+
+@pytest.mark.usefixtures("short")
+def test_parts_are_saved_with_their_weights_apart(model: Path, tmp_path: Path) -> None:
+    part = long_graphs.typed_parts(OnnxFile().read(model))[1]
+    folder = tmp_path / "part"
+    folder.mkdir()
+    with saved(part, folder, 0) as path:
+        assert isinstance(path, Path)
+        assert [spec.name for spec in Session(path).inputs] == [value.name for value in part.graph.inputs]
+    assert (folder / "model.onnx.data").exists()
 
 
 @pytest.mark.usefixtures("short")
