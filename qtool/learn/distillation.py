@@ -52,7 +52,7 @@ def fitting_rate(sqnr_db: float) -> float:
     """Returns the first rate, as a multiple of the usual one, for a graph with this SQNR in dB.
 
     It is in proportion to the amplitude of the noise, since there is only so much to mend: a model of 25 dB begins with
-    0.28 of the usual rate, with all of which it lost 6 dB before it gained any.
+    0.28 of the usual rate; with all of it EfficientNet-Lite0 lost 6 dB at first, and never gained any.
     """
     return float(min(1.0, 10.0 ** (-sqnr_db / 20.0) / _FARTHEST))
 
