@@ -127,7 +127,9 @@ def test_the_clock_decides_without_a_profile_and_its_choice_is_recorded(run: Any
     assert set(timing["layers"]) == {"n_a", "n_b", "n_y"}
     assert all(min(time.values()) >= 0.0 for time in timing["layers"].values())
     assert (timing["stage"] == Stage.NOTHING) <= (outcome.json["kept_float_for_speed"] == [])
-    assert _quantized(tmp_path / "net.int8.onnx") == (timing["stage"] < Stage.EVERYTHING)
+    in_float = {entry["node"] for entry in outcome.json["float_nodes"]}
+    assert (timing["stage"] == Stage.EVERYTHING) <= (set(timing["layers"]) <= in_float)
+    assert _quantized(tmp_path / "net.int8.onnx") == (not set(timing["layers"]) <= in_float)
 
 
 def test_a_result_that_is_slower_than_float_becomes_float(
@@ -149,6 +151,46 @@ def test_a_result_that_is_slower_than_float_becomes_float(
     assert not _quantized(tmp_path / "net.int8.onnx")
     assert _timing(tmp_path)["stage"] > Stage.NOTHING
     assert outcome.json["speedup"] is None
+
+
+@pytest.mark.parametrize(
+    ("integers", "tried"),
+    [
+        # What saves next to nothing is doubted all at once: nothing is left to quantize.
+        ((999e3, 999e3, 999e3), 1),
+        # The last layer is slow, and no other is doubtful.
+        ((1e5, 1e5, 4e6), 2),
+        # No layer is slow or doubtful: the next stages would be the same model.
+        ((1e5, 1e5, 1e5), 1),
+    ],
+)
+def test_each_stage_after_a_slow_result_keeps_more_layers_in_float(
+    run: Any,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    integers: tuple[float, float, float],
+    tried: int,
+) -> None:
+    layers = zip(("n_a", "n_b", "n_y"), integers, strict=True)
+    times = {name: LayerTime(floats=1e6, integers=time) for name, time in layers}
+    monkeypatch.setattr(time_plan, "measured_times", lambda *_, **__: MeasuredLayers(times=times, float_s=1e-3))
+    monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: Stage.NOTHING)
+    counts: list[int] = []
+
+    def slower(_: Any, others: Any, *__: Any, **___: Any) -> list[Interval]:
+        counts.append(sum(node.op_type == "QuantizeLinear" for node in others[0].graph))
+        return [Interval(median=0.8, low=0.7, high=0.9)]
+
+    monkeypatch.setattr(quantization_search, "speedups", slower)
+    outcome = run(
+        "quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured", "--effort", "fast", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert len(counts) == tried
+    assert counts == sorted(set(counts), reverse=True)
+    assert _timing(tmp_path)["stage"] == Stage.EVERYTHING
+    assert not _quantized(tmp_path / "net.int8.onnx")
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,17 @@ class TimePlan:
         return self._cost.beside(self._slow_layers(self._stage))
 
     def keep_more(self) -> bool:
-        """Advances to the next stage after a result was too slow; returns False where times are fixed.
+        """Advances to the next stage that differs after a result was too slow; returns False where times are fixed.
 
         Predicted times that were wrong once are trusted no further: that is the last stage then.
         """
         if not self._asked.is_open or self._asked.for_size or self._stage is Stage.EVERYTHING:
             return False
-        self._stage = Stage(self._stage + 1) if self._times_layers else Stage.EVERYTHING
+        before = self._slow_layers(self._stage)
+        later = range(self._stage + 1, Stage.EVERYTHING) if self._times_layers else ()
+        every = frozenset(self._members)
+        more = (Stage(stage) for stage in later if self._slow_layers(Stage(stage)) not in (before, every))
+        self._stage = next(more, Stage.EVERYTHING)
         return True
 
     def _nodes_of(self, layers: Collection[str]) -> dict[str, str]:
