@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qtool.runtime.profile import kernel_times
 from qtool.runtime.session import Session
 from qtool.runtime.session_chain import SessionChain
 from qtool.weights.scaling_regions import scaling_regions
+from qtool.workflows.quantize import static_search
 from qtool.workflows.tune import efforts
 
 _LAYERS, _WIDTH = 12, 8
@@ -183,3 +185,48 @@ def test_corrections_asked_for_by_name_are_applied_to_long_graphs() -> None:
     assert [less.ranges, less.need_evaluator, less.times_layers] == [False, False, False]
     balanced = efforts.searches(efforts.Effort.BALANCED)
     assert balanced.for_nodes(1_000_000) is balanced
+
+
+def test_what_stays_float_by_prediction_is_not_calibrated(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, widths = np.random.default_rng(3), [*[_WIDTH] * 20, 1024, 1024, 1024, _WIDTH]
+    weights = [
+        numpy_helper.from_array((random.standard_normal(pair) / np.sqrt(pair[0])).astype(np.float32), f"w{layer}")
+        for layer, pair in enumerate(itertools.pairwise(widths))
+    ]
+    tensors = [f"t{layer}" for layer in range(len(weights))]
+    nodes = [
+        helper.make_node(operator, inputs, [output], name=output)
+        for layer, tensor in enumerate(tensors)
+        for operator, inputs, output in (
+            ("MatMul", [tensors[layer - 1] if layer else "x", f"w{layer}"], f"m{layer}"),
+            ("Relu", [f"m{layer}"], tensor),
+        )
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", _WIDTH]) for name in ("x", tensors[-1])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=X)
+    monkeypatch.setattr(efforts, "_MOST_SEARCHED_NODES", 20)
+    watched: list[str] = []
+    gather_by = static_search.gather_by
+
+    def spied(workers: Any) -> Any:
+        def gather(model: Any, wanted: Any, *arguments: Any, **options: Any) -> Any:
+            watched.extend(wanted.tensors)
+            return gather_by(workers)(model, wanted, *arguments, **options)
+
+        return gather
+
+    monkeypatch.setattr(static_search, "gather_by", spied)
+    options = ("--calib-data", "x.npz", "--effort", "fast", "--target", "x86-vnni", "--machine-profile", "shipped")
+    found = run("quantize", "m.onnx", *options, "--json")
+    assert found.code == 0, found.err
+    kept = set(found.json["kept_float_for_speed"])
+    assert {f"m{layer}" for layer in range(19)} <= kept
+    assert {"m20", "m21"}.isdisjoint(kept)
+    assert sum(node.op_type == "QuantizeLinear" for node in onnx.load("m.int8.onnx").graph.node) >= 2
+    # The inputs of the layers on integers are seen, and of the others nothing.
+    assert "t20" in watched
+    assert {f"t{layer}" for layer in range(18)}.isdisjoint(watched)

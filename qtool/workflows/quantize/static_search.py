@@ -14,7 +14,7 @@ from qtool.calib.statistics_file import StoredStatistics
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.errors import InputError, UsageError
 from qtool.fingerprint import graph_fingerprint
-from qtool.plan import Plan
+from qtool.plan import NOTHING_KEPT, NOTHING_UNFIT, Plan
 from qtool.planning import build_plan
 from qtool.progress import Progress
 from qtool.workflows.quantize.calibrate import Watched
@@ -116,12 +116,18 @@ class StaticSearch:
             workers=self._workers,
         )
         known = () if before is None else before.starts
-        starts = [self._start(rewritten, known) for rewritten in search.rewritten(prepared.model)]
-        if before is not None:
-            times = before.times
-        else:
-            times = search.timed(starts[0].candidates, request.timing) if request.asks_for_times else None
-        slow = {} if times is None else times.slow_nodes()
+        forms = search.rewritten(prepared.model)
+        times = None if before is None else before.times
+        slow = NOTHING_KEPT
+        is_timed = before is None and request.asks_for_times
+        if is_timed and not wanted.times_layers:
+            # Predictions need no statistics, and what they keep float needs none either.
+            times = search.timed(self._uncalibrated(forms[0].model), request.timing)
+            slow = NOTHING_KEPT if times is None else times.slow_nodes()
+        starts = [self._start(rewritten, known, slow) for rewritten in forms]
+        if is_timed and wanted.times_layers:
+            times = search.timed(starts[0].candidates, request.timing)
+        slow = NOTHING_KEPT if times is None else times.slow_nodes()
         start = search.corrected([replace(start, candidates=replace(start.candidates, slow=slow)) for start in starts])
         candidates, kept = self._kept_float(search, start, times)
         candidates = search.fitted(candidates, kept.nodes)
@@ -151,14 +157,30 @@ class StaticSearch:
         )
         return candidates, KeptNodes(nodes=found.kept_float, target=target, found=found)
 
-    def _start(self, rewritten: Rewritten, known: Sequence[Start]) -> Start:
-        """Returns the candidates of a form of the model, without the tensors found unfit by calibration."""
+    def _uncalibrated(self, model: ir.Model) -> QuantizedCandidates:
+        """Returns candidates of a form of the model that can be planned, but not quantized."""
+        return QuantizedCandidates(
+            model=model,
+            scheme=self._request.scheme,
+            selection=self._request.selection,
+            unfit=NOTHING_UNFIT,
+            statistics={},
+            method=self._request.method,
+        )
+
+    def _start(self, rewritten: Rewritten, known: Sequence[Start], slow: Mapping[str, str]) -> Start:
+        """Returns the candidates of a form of the model, without the tensors found unfit by calibration.
+
+        The nodes of ``slow`` stay float in all of them.
+        """
         for start in known:
             if start.rewritten.model is rewritten.model:
                 return start
         stored, samples, request = self._stored, self._samples, self._request
         model, plan = rewritten.model, self._prepared.plan
-        if model is not self._prepared.model:
+        if slow:
+            plan = build_plan(model, request.scheme, request.selection, kept_float=slow, may_be_empty=True)
+        elif model is not self._prepared.model:
             plan = build_plan(model, request.scheme, request.selection, may_be_empty=may_be_empty(request))
             check_plan(plan)
         if stored is not None:
