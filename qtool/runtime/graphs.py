@@ -97,7 +97,7 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
         # onnxruntime drops unused initializers, and then reports them as missing.
         and (value.uses() or value.is_graph_output())
     }
-    weights = {name: ready(tensor) for name, (_, tensor) in large.items()}
+    weights = {name: ready(tensor, keeps=True) for name, (_, tensor) in large.items()}
     try:
         for name, (value, tensor) in large.items():
             value.const_value = place_holder(tensor, name)

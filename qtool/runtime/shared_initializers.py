@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import onnx_ir as ir
 
@@ -25,6 +27,9 @@ _TYPES = frozenset(
 _WEIGHT_INPUTS = {"Gather": 0, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "MatMulNBits": 1}
 # onnxruntime reads weights in steps of this size.
 _ALIGNMENT_BYTES = 16
+# Copies of tensors that lie otherwise in their file, as most of them do; a search opens their graph hundreds of times.
+_KEPT: WeakKeyDictionary[ir.TensorProtocol, Array] = WeakKeyDictionary()
+_MOST_KEPT_BYTES = 256 << 20
 
 
 def may_be_handed_over(tensor: ir.TensorProtocol, *, smallest_bytes: int) -> bool:
@@ -48,7 +53,18 @@ def place_holder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
     return ir.ExternalTensor("handed over", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
-def ready(tensor: ir.TensorProtocol) -> Array:
-    """Returns the numbers of ``tensor`` as onnxruntime reads them; a copy only where their layout differs."""
+def ready(tensor: ir.TensorProtocol, *, keeps: bool = False) -> Array:
+    """Returns the numbers of ``tensor`` as onnxruntime reads them; a copy only where their layout differs.
+
+    ``keeps`` holds some copies as long as their tensor, for a graph that is opened again and again.
+    """
+    known = _KEPT.get(tensor)
+    if known is not None:
+        return known
     array = np.ascontiguousarray(tensor.numpy())
-    return array if array.ctypes.data % _ALIGNMENT_BYTES == 0 else array.copy()
+    if array.ctypes.data % _ALIGNMENT_BYTES == 0:
+        return array
+    array = array.copy()
+    if keeps and array.nbytes + sum(kept.nbytes for kept in _KEPT.values()) <= _MOST_KEPT_BYTES:
+        _KEPT[tensor] = array
+    return array

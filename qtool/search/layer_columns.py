@@ -27,7 +27,7 @@ def layer_columns(
         masks: the attention mask of each batch; None where it has none.
     """
     used = [None] * len(values) if layer.kernel else masks
-    columns = [layer.columns(without_padding(value, mask)) for value, mask in zip(values, used, strict=True)]
-    positions = sum(part.shape[2] for part in columns)
+    read = [without_padding(value, mask) for value, mask in zip(values, used, strict=True)]
+    positions = sum(layer.positions(value.shape) for value in read)
     every = max(-(-positions // MOST_POSITIONS), -(-positions * layer.groups * layer.inputs // _MOST_NUMBERS), 1)
-    return np.concatenate([part[:, :, ::every] for part in columns], axis=2)
+    return np.concatenate([layer.columns(value, every=every) for value in read], axis=2)

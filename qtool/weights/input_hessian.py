@@ -6,8 +6,10 @@ with it, and 1.4 dB without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -55,25 +57,52 @@ class LayerInput:
     inputs: int
     output_axis: int
 
-    def columns(self, value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns some of the vectors that the weights multiply, float32, (groups, inputs, positions)."""
+    def positions(self, shape: Sequence[int]) -> int:
+        """Returns how many vectors ``columns`` returns of a value of this shape."""
+        return min(math.prod(self._places(shape)), _POSITIONS)
+
+    def columns(self, value: npt.NDArray[np.float32], *, every: int = 1) -> npt.NDArray[np.float32]:
+        """Returns some of the vectors that the weights multiply, float32, (groups, inputs, positions).
+
+        Of all that there would be, each ``every``-th one.
+        """
+        places = self._places(value.shape)
+        chosen = _spread(math.prod(places))[::every]
         if not self.kernel:
             rows = value.reshape(-1, value.shape[-1])
-            return np.ascontiguousarray(rows[_spread(len(rows))].T)[np.newaxis]
+            return np.ascontiguousarray(rows[chosen].T)[np.newaxis]
+        samples, *corners = np.unravel_index(chosen, places)
+        # Where each element of the kernel reads, in a map without padding, (elements, positions).
+        read, inside = np.zeros((1, len(chosen)), np.intp), np.ones((1, len(chosen)), bool)
+        for axis, corner in enumerate(corners):
+            side, first = value.shape[2 + axis], corner * self.strides[axis] - self.pads[axis]
+            index = np.arange(self.kernel[axis])[:, np.newaxis] * self.dilations[axis] + first
+            read = (read[:, np.newaxis] * side + np.clip(index, 0, side - 1)).reshape(-1, len(chosen))
+            inside = (inside[:, np.newaxis] & (index >= 0) & (index < side)).reshape(-1, len(chosen))
+        maps = value.reshape(*value.shape[:2], -1)
+        ends = np.searchsorted(samples, np.arange(len(maps) + 1))
+        parts = [
+            np.take(own, read[:, first:end], axis=1, mode="clip")
+            for own, (first, end) in zip(maps, pairwise(ends), strict=True)
+            if end > first
+        ]
+        columns = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        if not inside.all():
+            np.copyto(columns, 0.0, where=~inside)
+        return columns.reshape(self.groups, -1, len(chosen))
+
+    def _places(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns how many positions there are, by axis, of which the first one holds the samples of a Conv."""
+        if not self.kernel:
+            return (math.prod(shape[:-1]),)
         rank = len(self.kernel)
-        padding = [(0, 0), (0, 0), *zip(self.pads[:rank], self.pads[rank:], strict=True)]
-        padded = np.pad(value, padding) if any(self.pads) else value
+        padded = [
+            length + before + after
+            for length, before, after in zip(shape[2:], self.pads[:rank], self.pads[rank:], strict=True)
+        ]
         reach = [dilation * (length - 1) + 1 for dilation, length in zip(self.dilations, self.kernel, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-        every = slice(None)
-        places_step = [slice(None, None, stride) for stride in self.strides]
-        inner_step = [slice(None, None, dilation) for dilation in self.dilations]
-        windows = windows[(every, every, *places_step, *inner_step)]
-        places = windows.shape[0:1] + windows.shape[2 : 2 + rank]
-        chosen = np.unravel_index(_spread(int(np.prod(places))), places)
-        picked = np.moveaxis(windows, 1, 1 + rank)[chosen]
-        flat = picked.reshape(len(picked), self.groups, -1)
-        return np.ascontiguousarray(flat.transpose(1, 2, 0), dtype=np.float32)
+        steps = zip(padded, reach, self.strides, strict=True)
+        return (shape[0], *((length - own) // stride + 1 for length, own, stride in steps))
 
 
 def layer_inputs(
