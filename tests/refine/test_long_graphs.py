@@ -230,3 +230,7 @@ def test_what_stays_float_by_prediction_is_not_calibrated(
     # The inputs of the layers on integers are seen, and of the others nothing.
     assert "t20" in watched
     assert {f"t{layer}" for layer in range(18)}.isdisjoint(watched)
+    written = Path("m.int8.onnx").read_bytes()
+    again = run("quantize", "--locked", "m.int8.manifest.json", "--force")
+    assert again.code == 0, again.err
+    assert Path("m.int8.onnx").read_bytes() == written
