@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from qtool.atomic import check_output, staged
 from qtool.backends.execution_choice import execution_for
 from qtool.calib.ranges import RangeMethod
 from qtool.cluster.work import IN_THIS_PROCESS, Workers, threads_of
-from qtool.errors import UsageError
 from qtool.json_values import json_value
 from qtool.progress import Progress
 from qtool.schemes import Scheme
@@ -27,6 +25,7 @@ from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepared_model import calibrated_candidates, load_prepared
 from qtool.workflows.shards.gather_in_tasks import gather_by
+from qtool.workflows.tune.analysis_files import AnalysisFiles
 from qtool.workflows.tune.correction_search import choose_among_methods
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches
@@ -113,7 +112,8 @@ def sensitivity(
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
-    _check_outputs(request)
+    files = AnalysisFiles(output=request.output, plot=request.plot, force=request.force)
+    files.check(figures="layers.csv", picture="layers.png")
     prepared = load_prepared(request.source, request.data, request.scheme, request.selection, progress)
     original, model, samples = prepared.original, prepared.model, prepared.samples
     collected = gather_by(workers)(
@@ -149,42 +149,17 @@ def sensitivity(
     with progress.task("quantizing one layer at a time", len(groups)) as advance:
         layers = rank_layers(candidates, groups, evaluator, advance=advance, workers=workers)
     report = SensitivityReport(layers=layers, sqnr_db=evaluator.sqnr_db(everything.model), samples=evaluator.samples)
-    _write(report, request)
+    title = f"Noise of each layer of {request.source.path.name}"
+    files.write(report.as_json(), _rows(report), partial(_draw, report, title=title, worst=request.worst))
     return report
 
 
-def _check_outputs(request: SensitivityRequest) -> None:
-    if request.output is not None:
-        if request.output.suffix not in (".json", ".csv"):
-            raise UsageError(f"{request.output} is neither .json nor .csv", fix="name a file such as -o layers.csv")
-        check_output(request.output, force=request.force)
-    if request.plot is not None:
-        if request.plot.suffix != ".png":
-            raise UsageError(f"{request.plot} is no .png", fix="name a picture such as --plot layers.png")
-        check_output(request.plot, force=request.force)
-
-
-def _write(report: SensitivityReport, request: SensitivityRequest) -> None:
-    if request.output is not None:
-        with staged(request.output) as path:
-            if request.output.suffix == ".json":
-                text = json.dumps(report.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-                path.write_text(f"{text}\n", encoding="utf-8")
-            else:
-                _write_csv(report, path)
-    if request.plot is not None:
-        with staged(request.plot) as path:
-            _draw(report, path, title=f"Noise of each layer of {request.source.path.name}", worst=request.worst)
-
-
-def _write_csv(report: SensitivityReport, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(_COLUMNS)
-        for rank, layer in enumerate(report.layers, start=1):
-            group = layer.group
-            sqnr = f"{layer.sqnr_db:.3f}" if math.isfinite(layer.sqnr_db) else ""
-            rows.writerow((rank, group.layer, group.operator, sqnr, f"{layer.share:.6g}", " ".join(group.nodes)))
+def _rows(report: SensitivityReport) -> Iterator[Sequence[object]]:
+    yield _COLUMNS
+    for rank, layer in enumerate(report.layers, start=1):
+        group = layer.group
+        sqnr = f"{layer.sqnr_db:.3f}" if math.isfinite(layer.sqnr_db) else ""
+        yield rank, group.layer, group.operator, sqnr, f"{layer.share:.6g}", " ".join(group.nodes)
 
 
 def _draw(report: SensitivityReport, path: Path, *, title: str, worst: int) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qtool.atomic import check_output, staged
-from qtool.errors import UsageError
 from qtool.json_values import json_value
 from qtool.metrics.size import model_bytes
 from qtool.planning import build_weight_only_plan
@@ -31,6 +29,7 @@ from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
+from qtool.workflows.tune.analysis_files import AnalysisFiles
 from qtool.workflows.tune.weight_only.bits_forms import BitsForms, measured_forms
 from qtool.workflows.tune.weight_only.bits_search import bits_for_sqnr
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
@@ -143,7 +142,8 @@ def bits_sensitivity(request: BitsSensitivityRequest, progress: Progress) -> Bit
         FormatError: the model file cannot be read.
         CalibError: the data does not fit the model.
     """
-    _check_outputs(request)
+    files = AnalysisFiles(output=request.output, plot=request.plot, force=request.force)
+    files.check(figures="weights.csv", picture="curve.png")
     dataset = request.data.open()
     original = request.source.load(progress, dataset=dataset)
     common.NameFixPass()(original)
@@ -172,7 +172,8 @@ def bits_sensitivity(request: BitsSensitivityRequest, progress: Progress) -> Bit
         method=forms.method,
         float_bytes=float_bytes,
     )
-    _write(report, request)
+    title = f"File size and accuracy of {request.source.path.name} with mixed bits"
+    files.write(report.as_json(), _rows(report), partial(_draw, report, title=title))
     return report
 
 
@@ -226,41 +227,15 @@ def _point(goal: str, forms: BitsForms, choice: WeightOnlyChoice, other_bytes: f
     )
 
 
-def _check_outputs(request: BitsSensitivityRequest) -> None:
-    if request.output is not None:
-        if request.output.suffix not in (".json", ".csv"):
-            raise UsageError(f"{request.output} is neither .json nor .csv", fix="name a file such as -o weights.csv")
-        check_output(request.output, force=request.force)
-    if request.plot is not None:
-        if request.plot.suffix != ".png":
-            raise UsageError(f"{request.plot} is no .png", fix="name a picture such as --plot curve.png")
-        check_output(request.plot, force=request.force)
-
-
-def _write(report: BitsSensitivityReport, request: BitsSensitivityRequest) -> None:
-    if request.output is not None:
-        with staged(request.output) as path:
-            if request.output.suffix == ".json":
-                text = json.dumps(report.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-                path.write_text(f"{text}\n", encoding="utf-8")
-            else:
-                _write_csv(report, path)
-    if request.plot is not None:
-        with staged(request.plot) as path:
-            _draw(report, path, title=f"File size and accuracy of {request.source.path.name} with mixed bits")
-
-
-def _write_csv(report: BitsSensitivityReport, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        columns = [f"{column}_{bits}_bits" for bits in BITS for column in ("sqnr_db", "saved_bytes")]
-        rows.writerow(("tensor", "layers", "float_bytes", *columns))
-        for row in report.weights:
-            figures = []
-            for bits in BITS:
-                sqnr = row.sqnr_db[bits]
-                figures += [f"{sqnr:.3f}" if math.isfinite(sqnr) else "", f"{row.saved_bytes[bits]:.0f}"]
-            rows.writerow((row.tensor, " ".join(row.layers), row.float_bytes, *figures))
+def _rows(report: BitsSensitivityReport) -> Iterator[Sequence[object]]:
+    columns = [f"{column}_{bits}_bits" for bits in BITS for column in ("sqnr_db", "saved_bytes")]
+    yield "tensor", "layers", "float_bytes", *columns
+    for row in report.weights:
+        figures = []
+        for bits in BITS:
+            sqnr = row.sqnr_db[bits]
+            figures += [f"{sqnr:.3f}" if math.isfinite(sqnr) else "", f"{row.saved_bytes[bits]:.0f}"]
+        yield row.tensor, " ".join(row.layers), row.float_bytes, *figures
 
 
 def _draw(report: BitsSensitivityReport, path: Path, *, title: str) -> None:
