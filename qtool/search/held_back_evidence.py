@@ -151,9 +151,12 @@ class HeldBackSamples:
         return total / sum(self._parts)
 
     def _shares(self, name: str, expected: Array, given: Array, parts: int) -> npt.NDArray[np.float64]:
-        """Returns noise over signal of each sample, (parts,); values that are not floats are alike or not."""
-        if expected.shape != given.shape or not expected.size:
-            return np.full(parts, 1.0 if expected.shape != given.shape else 0.0)
+        """Returns noise over signal of each sample, (parts,); values that are not floats are alike or not.
+
+        The logits of a quantized graph may have lost an axis of length one, or two of their axes may be one there.
+        """
+        if expected.size != given.size or not expected.size:
+            return np.full(parts, 1.0 if expected.size != given.size else 0.0)
         wanted, found = expected.reshape(parts, -1), given.reshape(parts, -1)
         if not _is_float(expected):
             return np.asarray(np.mean(wanted != found, axis=1))

@@ -141,6 +141,36 @@ def test_values_that_are_not_finite_are_no_gain() -> None:
     assert broken.evidence("change", sound).kept
 
 
+def _scores(weight: np.ndarray, *, flat: bool) -> ir.Model:
+    """Returns a model that scores each of four steps; ``flat`` ones compute the logits of all steps as rows."""
+    product = (
+        "r = Reshape (x, rows) p = MatMul (r, w) l = Reshape (p, steps) y = Softmax (l)"
+        if flat
+        else "l = MatMul (x, w) y = Softmax (l)"
+    )
+    proto = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[batch,4,6] x) => (float[batch,4,5] y) {{ {product} }}'
+    )
+    shapes = {"rows": [-1, 6], "steps": [-1, 4, 5]} if flat else {}
+    constants = {"w": weight.astype(np.float32)} | {name: np.asarray(shape) for name, shape in shapes.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    return ir.from_proto(proto)
+
+
+def test_logits_of_another_shape_are_compared_in_order() -> None:
+    generator = np.random.default_rng(0)
+    weight, x = generator.normal(0, 1, (6, 5)), generator.normal(0, 1, (24, 4, 6)).astype(np.float32)
+    worse, better = (weight + scale * generator.normal(0, 1, weight.shape) for scale in (0.1, 0.02))
+    samples = HeldBackSamples(_scores(weight, flat=False), [{"x": x[:16]}, {"x": x[16:]}], execution=AS_IT_IS)
+    found, expected = (
+        samples.noise(_scores(worse, flat=flat)).evidence("change", samples.noise(_scores(better, flat=flat)))
+        for flat in (True, False)
+    )
+    assert found.kept
+    assert found.gain_db == pytest.approx(expected.gain_db, abs=1e-3)
+    assert (found.low_db, found.high_db) == pytest.approx((expected.low_db, expected.high_db), abs=1e-3)
+
+
 def _verdicts(network: Path, data: Path) -> tuple[Evidence, Evidence]:
     """Returns what the samples that weights were fitted on say about them, and what others say."""
     config = searches(
@@ -213,3 +243,11 @@ def test_a_few_samples_are_not_enough_to_change_anything(network: Path, tmp_path
     best, given = _quantized(network, data, "best.onnx", *_NOTHING_ELSE, "--effort", "best")
     assert best["held_back_evidence"] == []
     assert given == expected
+
+
+def test_what_is_improved_takes_as_long_as_it_needs() -> None:
+    best = searches(Effort.BEST)
+    assert searches(Effort.BALANCED).limited
+    assert not best.limited
+    assert best.further is not None
+    assert not best.further.limited

@@ -194,7 +194,8 @@ def searches(
         learned_rounding=learned_rounding,
         most_float=most_float,
     )
-    return replace(balanced, further=config)
+    # What is to be improved must not depend on how busy the machine is.
+    return replace(balanced, limited=False, further=config)
 
 
 BALANCED = searches(Effort.BALANCED)
