@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
+from qtool.backends.onnxruntime_cpu.keep_float import KeepFloatLayers
 from qtool.calib.specs import Array, Feed
 from qtool.graph.constants import is_constant
 from qtool.graph.node_reads import read_by
@@ -97,6 +98,8 @@ class SegmentedRunner:
             array = self.held[0][value.name or ""]
             value.dtype = ir.DataType.from_numpy(array.dtype)
             value.shape = ir.Shape([None] * array.ndim)
+        # The other readers of a float layer's output may be in another segment.
+        KeepFloatLayers()(part)
         return part
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.graph.constants import is_constant, sole_consumer
+from qtool.graph.constants import is_constant
 from qtool.graph.names import Names
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
@@ -54,10 +54,16 @@ def _would_be_quantized(node: ir.Node) -> bool:
     producer = None if source is None else source.producer()
     if producer is None or producer.op_type != "DequantizeLinear" or not is_constant(weight):
         return False
-    reader = sole_consumer(node.outputs[0])
+    reader = _only_reader(node)
     while reader is not None and reader.op_type in _ABSORBED:
-        reader = sole_consumer(reader.outputs[0])
+        reader = _only_reader(reader)
     return reader is not None and reader.op_type == "QuantizeLinear"
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """Returns the node that alone reads what ``node`` makes; that it is an output as well is all the same here."""
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 else None
 
 
 def _would_pool_integers(node: ir.Node) -> bool:
