@@ -89,6 +89,33 @@ def test_an_excluded_convolution_between_integer_layers_really_stays_float(
     assert kernels["QLinearConv"] == 2
 
 
+def test_a_float_convolution_whose_values_are_an_output_too_stays_float(
+    prepared: Prepared,
+    random_array: Arrays,
+    quantized: Quantized,
+    run_graph: Any,
+    tmp_path: Path,
+    kernels_of: Any,
+) -> None:
+    model = prepared(
+        """g (float[N,4,8] x) => (float[N,4,8] y, float[N,4,8] b) {
+            a = Conv (x, w1)
+            b = Conv (a, w2)
+            c = Conv (b, w3)
+            y = Tanh (c)
+        }""",
+        w1=random_array(4, 4, 1),
+        w2=random_array(4, 4, 1, seed=1) * np.logspace(-3, 1, 4, dtype=np.float32).reshape(4, 1, 1),
+        w3=random_array(4, 4, 1, seed=2),
+    )
+    feed = {"x": random_array(2, 4, 8, seed=3)}
+    graph = quantized(model, [feed], exclude=("/b/Conv",))
+    assert kernels_of(graph, tmp_path)["Conv"] == 1
+    given, expected = (run_graph(graph, feed, level)["b"] for level in ("all", "none"))
+    for channel in range(4):
+        np.testing.assert_allclose(given[:, channel], expected[:, channel], rtol=1e-3, atol=1e-6)
+
+
 def test_a_transposed_convolution_between_integer_layers_keeps_its_float_weights(
     prepared: Prepared, random_array: Arrays, quantized: Quantized, tmp_path: Path
 ) -> None:

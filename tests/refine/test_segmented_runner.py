@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from qtool.runtime.graphs import open_graph, watching
+from qtool.runtime.session import Level
 from qtool.search.segmented_runner import SegmentedRunner
 
 _BRANCHES = """
@@ -82,3 +83,44 @@ def test_tensors_that_nothing_reads_any_more_are_let_go(model: ir.Model) -> None
     runner.advance()
     assert held == sum(2 * rows * 4 * 4 for rows in (3, 2))
     assert runner.held_bytes == 0
+
+
+_FLOAT_BETWEEN = """
+g (float[n,8,6,6] x) => (float[n,8,6,6] y)
+{
+    a = QuantizeLinear (x, xs, xz)
+    b = DequantizeLinear (a, xs, xz)
+    c = Conv <pads = [1,1,1,1]> (b, w1, b1)
+    d = QuantizeLinear (c, cs, cz)
+    e = DequantizeLinear (d, cs, cz)
+    f = Conv <pads = [1,1,1,1]> (e, w2, b2)
+    y = Add (f, c)
+}
+"""
+
+
+@pytest.mark.parametrize("level", ["basic", "all"])
+def test_a_float_layer_stays_float_where_its_other_readers_are_in_another_segment(level: Level) -> None:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_FLOAT_BETWEEN}')
+    generator = np.random.default_rng(2)
+    # One scale for all of these channels would leave nothing of most of them.
+    spread = np.logspace(-3, 1, 8).reshape(8, 1, 1, 1)
+    arrays = {
+        "w1": (generator.normal(0, 1, (8, 8, 3, 3)) * spread).astype(np.float32),
+        "w2": generator.normal(0, 1, (8, 8, 3, 3)).astype(np.float32),
+        "b1": np.zeros(8, np.float32),
+        "b2": np.zeros(8, np.float32),
+        "xs": np.float32(0.03), "xz": np.uint8(128), "cs": np.float32(1.0), "cz": np.uint8(128),
+    }
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items())
+    model = ir.from_proto(proto)
+    for node in model.graph:
+        node.name = f"make_{node.outputs[0].name}"
+    feeds = [{"x": generator.normal(0, 1, (2, 8, 6, 6)).astype(np.float32)}]
+    runner = SegmentedRunner(model, ["make_f"], feeds, level=level)
+    runner.advance()
+    with watching(model, ["c", "e"]) as whole, open_graph(whole, level="none") as session:
+        expected = session.run(feeds[0])
+    assert runner.held[0].keys() == {"c", "e"}
+    for channel in range(8):
+        np.testing.assert_allclose(runner.held[0]["c"][:, channel], expected["c"][:, channel], rtol=1e-3, atol=1e-4)
