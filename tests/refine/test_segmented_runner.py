@@ -110,7 +110,10 @@ def test_a_float_layer_stays_float_where_its_other_readers_are_in_another_segmen
         "w2": generator.normal(0, 1, (8, 8, 3, 3)).astype(np.float32),
         "b1": np.zeros(8, np.float32),
         "b2": np.zeros(8, np.float32),
-        "xs": np.float32(0.03), "xz": np.uint8(128), "cs": np.float32(1.0), "cz": np.uint8(128),
+        "xs": np.float32(0.03),
+        "xz": np.uint8(128),
+        "cs": np.float32(1.0),
+        "cz": np.uint8(128),
     }
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items())
     model = ir.from_proto(proto)

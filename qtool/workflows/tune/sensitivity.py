@@ -19,13 +19,13 @@ from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.sensitivity import LayerNoise, rank_layers
 from qtool.selection import NodeSelection
 from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.diagnose.analysis_files import AnalysisFiles
 from qtool.workflows.quantize.calibrate import Watched
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepared_model import calibrated_candidates, load_prepared
 from qtool.workflows.shards.gather_in_tasks import gather_by
-from qtool.workflows.tune.analysis_files import AnalysisFiles
 from qtool.workflows.tune.correction_search import choose_among_methods
 from qtool.workflows.tune.efforts import Effort, searches
 from qtool.workflows.tune.sample_selection import spread_batches

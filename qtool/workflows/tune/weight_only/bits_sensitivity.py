@@ -23,13 +23,13 @@ from qtool.search.mixed_bits import FLOAT_BITS
 from qtool.selection import NodeSelection
 from qtool.weights.blocks.choices import BlockMethod
 from qtool.workflows.convert.model_source import ModelSource
+from qtool.workflows.diagnose.analysis_files import AnalysisFiles
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.quantize.data_request import DataRequest
 from qtool.workflows.quantize.holdout_split import HoldoutSplit
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.prepared_model import single_sample
 from qtool.workflows.tune.activation_memory import ActivationMemory
-from qtool.workflows.tune.analysis_files import AnalysisFiles
 from qtool.workflows.tune.weight_only.bits_forms import BitsForms, measured_forms
 from qtool.workflows.tune.weight_only.bits_search import bits_for_sqnr
 from qtool.workflows.tune.weight_only.choice import WeightOnlyChoice
