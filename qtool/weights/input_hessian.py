@@ -84,7 +84,6 @@ class LayerInput:
         parts = [
             np.take(own, read[:, first:end], axis=1, mode="clip")
             for own, (first, end) in zip(maps, pairwise(ends), strict=True)
-            if end > first
         ]
         columns = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         if not inside.all():
