@@ -57,16 +57,6 @@ class NoiseMeter:
         noise = float(np.square(a[finite] - b[finite]).sum())
         self._noise[name] = self._noise.get(name, 0.0) + noise
 
-    @property
-    def signals(self) -> Mapping[str, float]:
-        """The signal of every float output so far."""
-        return self._signal
-
-    def least(self, signals: Mapping[str, float]) -> float:
-        """Returns what ``worst`` cannot fall below, given the signal of all batches; 0 where nothing is known."""
-        ratios = (noise / signals[name] for name, noise in self._noise.items() if signals.get(name, 0.0) > 0.0)
-        return max(ratios, default=0.0)
-
     def worst(self) -> float:
         """Returns noise over signal of the worst output; 10^(-SQNR/10) with the SQNR in dB."""
         ratios = [

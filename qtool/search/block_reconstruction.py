@@ -35,6 +35,10 @@ from qtool.weights.padding import mask_of
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 
 
+# Biases alone need the means of columns, of which a fraction is enough.
+_FEWER_FOR_MEANS = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstruction:
     """The result of a reconstruction; unchanged layers are missing.
@@ -142,8 +146,9 @@ class _LayerByLayer:
         if values is None or array is None or source is None:
             raise AssertionError(f"{layer.node} is a layer with stored weights")
         weight_plan = self._plan.weights[layer.weight]
-        wanted = layer_columns(layer, [batch[layer.tensor] for batch in self._float.held], self._masks)
-        given = layer_columns(layer, [batch[source.name or ""] for batch in self._quantized.held], self._masks)
+        fewer = 1 if rounding else _FEWER_FOR_MEANS
+        wanted = layer_columns(layer, [batch[layer.tensor] for batch in self._float.held], self._masks, fewer)
+        given = layer_columns(layer, [batch[source.name or ""] for batch in self._quantized.held], self._masks, fewer)
         # Padding may be NaN in the float model, which integers never are.
         sound = np.isfinite(wanted).all(axis=(0, 1))
         if not sound.any():

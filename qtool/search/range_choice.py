@@ -117,7 +117,7 @@ class TensorNoiseWork:
     def opened(self) -> Iterator[Callable[[Proposals], bytes]]:
         """Opens the graph, and yields what returns noise over signal of the worst output for every proposal, as text.
 
-        Infinite for those known to exceed the ones before them. A task that nothing is begun of gives sums instead.
+        Infinite for those that fell behind the best one. A task that nothing is begun of gives sums instead.
         """
         with self._graph() as graph, graph.one_by_one() as measured:
             yield partial(_noises, measured)
@@ -148,13 +148,9 @@ def _unpacked(
 
 def _noises(measured: Callable[[str, Stretch], NoiseAlone], task: Proposals) -> bytes:
     noise = measured(task.source, task.stretch)
-    first, *others = task.params
     if task.begun is None:
-        return json.dumps(noise.on_first_batch(first).sums).encode()
-    found = [noise(first, begun=NoiseMeter.of(task.begun))]
-    for params in others:
-        found.append(noise(params, enough=min(found)))
-    return json.dumps(found).encode()
+        return json.dumps(noise.on_first_batch(task.params[0]).sums).encode()
+    return json.dumps(noise.race(task.params, NoiseMeter.of(task.begun))).encode()
 
 
 def choose_ranges(

@@ -25,6 +25,8 @@ from qtool.weights.padding import mask_of, without_padding
 _MOST_INPUTS = 2400
 # The number of positions sampled from each batch and layer, evenly spread.
 _POSITIONS = 256
+# The Hessian of few inputs needs fewer: at least so many times as many.
+_POSITIONS_PER_INPUT, _FEWEST_POSITIONS = 4, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +59,24 @@ class LayerInput:
     inputs: int
     output_axis: int
 
-    def positions(self, shape: Sequence[int]) -> int:
+    def positions(self, shape: Sequence[int], *, every: int = 1) -> int:
         """Returns how many vectors ``columns`` returns of a value of this shape."""
-        return min(math.prod(self._places(shape)), _POSITIONS)
+        return -(-min(math.prod(self._places(shape)), _POSITIONS) // every)
 
-    def columns(self, value: npt.NDArray[np.float32], *, every: int = 1) -> npt.NDArray[np.float32]:
+    def columns(
+        self, value: npt.NDArray[np.float32], *, every: int = 1, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Returns some of the vectors that the weights multiply, float32, (groups, inputs, positions).
 
-        Of all that there would be, each ``every``-th one.
+        Of all that there would be, each ``every``-th one. They are written to ``out`` where that is given.
         """
         places = self._places(value.shape)
         chosen = _spread(math.prod(places))[::every]
+        if out is None:
+            out = np.empty((self.groups, self.inputs, len(chosen)), np.float32)
         if not self.kernel:
-            rows = value.reshape(-1, value.shape[-1])
-            return np.ascontiguousarray(rows[chosen].T)[np.newaxis]
+            out[0] = value.reshape(-1, value.shape[-1])[chosen].T
+            return out
         samples, *corners = np.unravel_index(chosen, places)
         # Where each element of the kernel reads, in a map without padding, (elements, positions).
         read, inside = np.zeros((1, len(chosen)), np.intp), np.ones((1, len(chosen)), bool)
@@ -81,14 +87,14 @@ class LayerInput:
             inside = (inside[:, np.newaxis] & (index >= 0) & (index < side)).reshape(-1, len(chosen))
         maps = value.reshape(*value.shape[:2], -1)
         ends = np.searchsorted(samples, np.arange(len(maps) + 1))
-        parts = [
-            np.take(own, read[:, first:end], axis=1, mode="clip")
-            for own, (first, end) in zip(maps, pairwise(ends), strict=True)
-        ]
-        columns = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
-        if not inside.all():
-            np.copyto(columns, 0.0, where=~inside)
-        return columns.reshape(self.groups, -1, len(chosen))
+        by_channel = out.reshape(maps.shape[1], -1, len(chosen))
+        for own, (first, end) in zip(maps, pairwise(ends), strict=True):
+            # No index is out of bounds; "wrap" is the fastest way to look at that.
+            found = np.take(own, read[:, first:end], axis=1, mode="wrap")
+            # A broadcast mask takes several times as long as indices.
+            found.reshape(len(found), -1)[:, np.flatnonzero(~inside[:, first:end])] = 0.0
+            by_channel[:, :, first:end] = found
+        return out
 
     def _places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns how many positions there are, by axis, of which the first one holds the samples of a Conv."""
@@ -134,7 +140,7 @@ def gather_hessians(
 
     ``runner`` returns the tensors that the layers read. Layers with the same input share one array.
     """
-    shared: dict[tuple[object, ...], npt.NDArray[np.float64]] = {}
+    sums: dict[tuple[object, ...], _SumOfProducts] = {}
     for feed in feeds:
         values, mask = runner.run(feed), mask_of(feed)
         done: set[tuple[object, ...]] = set()
@@ -143,12 +149,40 @@ def gather_hessians(
             if key in done:
                 continue
             done.add(key)
-            columns = layer.columns(without_padding(values[layer.tensor], None if layer.kernel else mask))
+            value = without_padding(values[layer.tensor], None if layer.kernel else mask)
+            enough = max(_POSITIONS_PER_INPUT * layer.inputs, _FEWEST_POSITIONS)
+            every = max(layer.positions(value.shape) // enough, 1)
+            columns = layer.columns(value, every=every)
             if has_nan(columns):
                 columns = columns[:, :, ~np.isnan(columns).any(axis=(0, 1))]
-            product = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
-            shared[key] = shared[key] + product if key in shared else product
-    return {layer.node: shared[_key(layer)] for layer in layers}
+            sums.setdefault(key, _SumOfProducts()).add(columns)
+        # Releases the memory, so that the runtime can use it for the next batch.
+        del values
+    totals = {key: found.total() for key, found in sums.items()}
+    return {layer.node: totals[_key(layer)] for layer in layers}
+
+
+class _SumOfProducts:
+    """Adds up x x^T; vectors are held until there are as many as inputs, since adding takes as long as a product."""
+
+    def __init__(self) -> None:
+        self._held: list[npt.NDArray[np.float32]] = []
+        self._sum: npt.NDArray[np.float64] | None = None
+
+    def add(self, columns: npt.NDArray[np.float32]) -> None:
+        """Adds vectors, (groups, inputs, positions)."""
+        self._held.append(columns)
+        if sum(held.shape[2] for held in self._held) >= columns.shape[1]:
+            self._sum = self.total()
+            self._held = []
+
+    def total(self) -> npt.NDArray[np.float64]:
+        """Returns the sum, (groups, inputs, inputs)."""
+        if not self._held and self._sum is not None:
+            return self._sum
+        columns = self._held[0] if len(self._held) == 1 else np.concatenate(self._held, axis=2)
+        product = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+        return product if self._sum is None else np.add(self._sum, product, out=self._sum)
 
 
 def _key(layer: LayerInput) -> tuple[object, ...]:

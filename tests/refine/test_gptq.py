@@ -46,7 +46,7 @@ def _correlated(rows: int, columns: int) -> np.ndarray:
 
 
 def test_products_are_off_by_less_than_after_rounding_to_nearest() -> None:
-    inputs = _correlated(200, 24)
+    inputs = _correlated(120, 24)
     weight = np.random.default_rng(1).normal(0, 1, (24, 10)).astype(np.float32)
     _, layer = _layer("g (float[n,24] x) => (float[n,10] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
     grid = Grid(bits=8, signed=True, symmetric=True)
@@ -85,6 +85,31 @@ def test_padding_is_left_out() -> None:
     np.testing.assert_allclose(hessian[0], real.T @ real, rtol=1e-5)
 
 
+def test_batches_of_any_size_add_up_to_the_moments_of_all() -> None:
+    inputs = _correlated(150, 24)
+    weight = np.ones((24, 10), np.float32)
+    _, layer = _layer("g (float[n,24] x) => (float[n,10] y) { m = MatMul (x, w)\n y = Relu (m) }", w=weight)
+    parts = [{layer.tensor: part} for part in np.split(inputs, [3, 40, 41, 90])]
+    found = gather_hessians(_Given(), parts, [layer])[layer.node][0]
+    expected = inputs.astype(np.float64).T @ inputs
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_of_many_vectors_of_few_inputs_some_are_seen() -> None:
+    images = np.random.default_rng(4).normal(0, 1, (2, 3, 40, 40)).astype(np.float32)
+    weight = np.ones((3, 1, 3, 3), np.float32)
+    text = "g (float[n,3,40,40] x) => (float[n,3,h,v] y) { c = Conv <group = 3> (x, w)\n r = Relu (c)\n y = Tanh (r) }"
+    _, layer = _layer(text, w=weight)
+    found = gather_hessians(_Given(), [{layer.tensor: images}], [layer])[layer.node]
+    patches = torch.nn.functional.unfold(torch.from_numpy(images), 3).numpy().reshape(2, 3, 9, -1)
+    every = np.einsum("ncip,ncjp->cij", patches.astype(np.float64), patches)
+    share = found[:, 0, 0] / every[:, 0, 0]
+    assert (share < 0.05).all()
+    # The values are independent: off the diagonal there is little in either.
+    power = np.trace(found, axis1=1, axis2=2) / np.trace(every, axis1=1, axis2=2)
+    np.testing.assert_allclose(power, power.mean(), rtol=0.2)
+
+
 @pytest.mark.parametrize(
     ("shape", "attributes", "options"),
     [
@@ -100,7 +125,7 @@ def test_the_moments_of_a_convolution_are_those_of_its_patches(
 ) -> None:
     generator = np.random.default_rng(0)
     weight = generator.normal(0, 0.4, shape).astype(np.float32)
-    images = generator.normal(0, 1, (2, 4, 7, 7)).astype(np.float32)
+    images = generator.normal(0, 1, (1, 4, 7, 7)).astype(np.float32)
     text = f"g (float[n,4,7,7] x) => (float[n,{shape[0]},h,v] y) {{ c = Conv <{attributes}> (x, w)\n y = Relu (c) }}"
     # A second reader behind the first keeps the layer from being an output of the model.
     _, layer = _layer(text.replace("y = Relu (c)", "r = Relu (c)\n y = Tanh (r)"), w=weight)

@@ -11,6 +11,53 @@ from qtool.graph.decoder_caches import filled_by
 from qtool.metrics.noise import NoiseMeter
 from qtool.runtime.session import Session
 
+# A choice with so many times the noise of the best one is not run on further batches: it will hardly overtake it.
+_BEHIND = 1.1
+# Whole choices run on at least so many batches.
+_COMPARED_BATCHES = 4
+
+
+class _Race:
+    """Adds up the noise of choices batch by batch, without those that fell behind.
+
+    Attributes:
+        batches: how many were added.
+    """
+
+    def __init__(self, choices: int, fewest: int) -> None:
+        """Takes how many choices there are, and on how many batches each of them runs at least."""
+        self._meters = [NoiseMeter() for _ in range(choices)]
+        self._left = list(range(choices))
+        self._fewest = fewest
+        self.batches = 0
+
+    def add(
+        self,
+        expected: Mapping[str, Array],
+        run: Callable[[int], Mapping[str, Array]],
+        known: Mapping[int, NoiseMeter],
+    ) -> None:
+        """Adds a batch: ``run`` returns the outputs of a choice, of which those in ``known`` have run already."""
+        for place in self._left:
+            if place in known:
+                self._meters[place] = known[place]
+            else:
+                self._meters[place].add(expected, run(place))
+        self.batches += 1
+        if self.batches >= self._fewest:
+            noises = {place: self._meters[place].worst() for place in self._left}
+            least = min(noises.values())
+            self._left = [place for place, noise in noises.items() if noise <= _BEHIND * least]
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether all but one fell behind."""
+        return len(self._left) == 1
+
+    def noises(self) -> list[float]:
+        """Returns noise over signal of the worst output for each choice; infinite for those that fell behind."""
+        return [meter.worst() if place in self._left else math.inf for place, meter in enumerate(self._meters)]
+
 
 class NoiseMeasurement:
     """Compares runs of a graph, or of its last part, with the run in which everything is float."""
@@ -24,46 +71,41 @@ class NoiseMeasurement:
         caches = {filled_by(spec.name, names) for spec in session.inputs}
         self._outputs = [name for name in names if name not in caches]
         self._expected = [session.run(feed, self._outputs) for feed in self._feeds]
-        whole = NoiseMeter()
-        for expected in self._expected:
-            whole.add(expected, expected)
-        self._signals = whole.signals
 
-    def noise(self, settings: Mapping[str, Array], enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
+    def noise(self, settings: Mapping[str, Array]) -> float:
+        """Returns noise over signal of the worst output."""
+        (noise,) = self.race([settings])
+        return noise
 
-        ``begun`` has seen the first batch.
+    def race(self, choices: Sequence[Mapping[str, Array]], begun: NoiseMeter | None = None) -> list[float]:
+        """Returns noise over signal of the worst output for each of ``choices``; infinite where one fell behind.
+
+        It ends early, with the noise so far, once all others did. ``begun`` has seen the first batch with the first one.
         """
-        meter = NoiseMeter() if begun is None else begun
-        for number in range(0 if begun is None else 1, len(self._feeds)):
-            self._add(number, settings, meter)
-            if meter.least(self._signals) > enough:
-                return math.inf
-        return meter.worst()
+        race = _Race(len(choices), 1)
+        for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
+            known = {0: begun} if number == 0 and begun is not None else {}
+            race.add(expected, lambda place, feed=feed: self._run(feed, choices[place]), known)
+            if len(choices) > 1 and race.is_decided:
+                break
+        return race.noises()
 
     def first(self, settings: Mapping[str, Array]) -> NoiseMeter:
         """Returns what the first batch gives."""
         meter = NoiseMeter()
-        self._add(0, settings, meter)
+        meter.add(self._expected[0], self._run(self._feeds[0], settings))
         return meter
 
     def beside(
         self, choices: Sequence[Mapping[str, Array]], feeds: Iterable[Feed], stop: Callable[[], bool]
     ) -> list[float] | None:
-        """Returns noise over signal of the worst output for each of ``choices``; see ``FakeQuantGraph.noises``."""
-        meters = [NoiseMeter() for _ in choices]
-        batches = 0
+        """Returns the same on all of other batches; see ``FakeQuantGraph.noises``."""
+        race = _Race(len(choices), _COMPARED_BATCHES)
         for feed in feeds:
             if stop():
                 return None
-            expected = self._run(feed, {})
-            for meter, settings in zip(meters, choices, strict=True):
-                meter.add(expected, self._run(feed, settings))
-            batches += 1
-        return [meter.worst() for meter in meters] if batches else None
-
-    def _add(self, number: int, settings: Mapping[str, Array], meter: NoiseMeter) -> None:
-        meter.add(self._expected[number], self._run(self._feeds[number], settings))
+            race.add(self._run(feed, {}), lambda place, feed=feed: self._run(feed, choices[place]), {})
+        return race.noises() if race.batches else None
 
     def _run(self, feed: Mapping[str, Array], settings: Mapping[str, Array]) -> dict[str, Array]:
         given = {**feed, **settings}
@@ -84,12 +126,9 @@ class NoiseAlone:
         self._measurement = measurement
         self._settings = settings
 
-    def __call__(self, params: AffineParams, enough: float = math.inf, begun: NoiseMeter | None = None) -> float:
-        """Returns noise over signal of the worst output; infinite as soon as it is known to exceed ``enough``.
-
-        ``begun`` is what the first batch gave, which is not run then.
-        """
-        return self._measurement.noise(self._settings({self._source: params}), enough, begun)
+    def race(self, params: Sequence[AffineParams], begun: NoiseMeter) -> list[float]:
+        """Returns noise over signal of the worst output for each of ``params``; see ``NoiseMeasurement.race``."""
+        return self._measurement.race([self._settings({self._source: one}) for one in params], begun)
 
     def on_first_batch(self, params: AffineParams) -> NoiseMeter:
         """Returns what the first batch gives."""

@@ -180,7 +180,7 @@ class TimePlan:
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
         models = tuple(timed_models.values())
-        measured = self.pace.steady(lambda: repeated_times(models, feed, progress, threads))
+        measured = self.pace.steady(lambda: repeated_times(models, feed, progress, threads, for_order=True))
         times = dict(zip(timed_models, measured, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -20,18 +21,32 @@ ROUNDS = 9
 # are timed so many times, each with new sessions, unless that takes more seconds than these.
 _MOST_TURNS = 3
 _TURNS_SECONDS = 3.0
+# Medians that are so many times apart stay in order in other sessions: no further ones are needed.
+_CLEARLY_APART = 1.25
 # So many times the shortest time of the first model are another phase of the machine.
 _DISTURBED = 1.2
 
 
-def repeated_times(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> list[Times]:
-    """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run."""
+def repeated_times(
+    models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int, *, for_order: bool = False
+) -> list[Times]:
+    """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run.
+
+    With ``for_order``, one set is enough where it shows clearly which model is how fast.
+    """
     found: list[tuple[Times, ...]] = []
     end = time.monotonic() + _TURNS_SECONDS
     while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
         with progress.task("timing in turns", ROUNDS) as advance:
             found.append(times_in_turns(models, feed, advance, threads=threads))
+        if for_order and _are_apart(found[-1]):
+            break
     return joined(found)
+
+
+def _are_apart(times: Sequence[Times]) -> bool:
+    medians = sorted(float(np.median(own)) for own in times)
+    return all(later >= _CLEARLY_APART * before for before, later in pairwise(medians))
 
 
 def joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
