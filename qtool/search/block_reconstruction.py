@@ -34,7 +34,6 @@ from qtool.weights.layer_reconstruction import LayerReconstruction, LayerTask, r
 from qtool.weights.padding import mask_of
 from qtool.weights.round_to_nearest import QuantizedWeight, quantize_bias
 
-
 # Biases alone need the means of columns, of which a fraction is enough.
 _FEWER_FOR_MEANS = 8
 

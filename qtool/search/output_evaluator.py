@@ -7,11 +7,12 @@ import math
 import pickle
 import time
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.backends.execution import AS_IT_IS, Execution, Form, as_it_is
+from qtool.backends.execution import AS_IT_IS, Execution, Form, OnnxruntimeExecution, as_it_is
 from qtool.calib.datasets.data_shard import Seen
 from qtool.calib.specs import Array, Feed
 from qtool.errors import InputError
@@ -45,6 +46,8 @@ class OutputEvaluator:
     Attributes:
         samples: how many samples it evaluates on.
         seconds: how long the float model took for them.
+        feeds: these samples, in batches.
+        threads: threads inside an operator; 0 is one per core.
     """
 
     def __init__(
@@ -73,16 +76,16 @@ class OutputEvaluator:
         """
         if not feeds:
             raise InputError("there are no samples to evaluate on", fix="give data with at least one sample")
-        self._feeds = tuple(feeds)
-        self._threads = threads
+        self.feeds = tuple(feeds)
+        self.threads = threads
         self._view = view
         self._execution = execution
         with execution.open_float(view(original), threads=threads) as session:
             start = time.monotonic()
             caches = cache_outputs(original)
-            self._expected = tuple(_without(session.run(feed), caches) for feed in self._feeds)
+            self._expected = tuple(_without(session.run(feed), caches) for feed in self.feeds)
             self.seconds = time.monotonic() - start
-        self.samples = sum(_rows(feed) for feed in self._feeds)
+        self.samples = sum(_rows(feed) for feed in self.feeds)
         self._labels = labels
         self._scores = None if labels is None else _scores_output(self._expected[0])
         meter = self._accuracy()
@@ -98,8 +101,8 @@ class OutputEvaluator:
             InputError: the model lacks an output.
         """
         meter, accuracy = FidelityMeter(), self._accuracy()
-        with self._execution.open(self._view(model), threads=self._threads) as session:
-            for feed, expected in zip(self._feeds, self._expected, strict=True):
+        with self._execution.open(self._view(model), threads=self.threads) as session:
+            for feed, expected in zip(self.feeds, self._expected, strict=True):
                 given = session.run(feed)
                 meter.add(expected, given)
                 self._add(given, accuracy)
@@ -119,8 +122,8 @@ class OutputEvaluator:
             InputError: the model lacks an output.
         """
         meter = FidelityMeter()
-        with self._execution.open(self._view(model), threads=self._threads) as session:
-            for feed, expected in zip(self._feeds, self._expected, strict=True):
+        with self._execution.open(self._view(model), threads=self.threads) as session:
+            for feed, expected in zip(self.feeds, self._expected, strict=True):
                 meter.add(expected, session.run(feed))
         return meter.results()
 
@@ -140,13 +143,37 @@ class OutputEvaluator:
         """
         return worst_agreement(self.fidelity(model))
 
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether a part of a graph runs as it does in the whole: in the runtime that runs parts of float graphs."""
+        return isinstance(self._execution, OnnxruntimeExecution)
+
+    def viewed(self, model: ir.Model) -> ir.Model:
+        """Returns ``model`` with the outputs that are looked at."""
+        return self._view(model)
+
+    def behind(self, held: Sequence[Feed], part: ir.Model) -> OutputEvaluator:
+        """Returns one that compares the same outputs, as far as ``part`` has them, from other tensors on.
+
+        Args:
+            held: float tensors inside the graph, for each of the batches.
+            part: what stands behind them, with the outputs that are looked at.
+        """
+        names = {value.name for value in part.graph.inputs}
+        other = copy(self)
+        other.feeds = tuple({name: array for name, array in batch.items() if name in names} for batch in held)
+        outputs = {value.name for value in part.graph.outputs}
+        other._expected = tuple(_without(one, one.keys() - outputs) for one in self._expected)
+        other._view = as_it_is
+        return other
+
     def fingerprint(self) -> str:
         """Returns a hash, in hex, of all that its figures depend on besides the quantized models."""
         seen = Seen()
-        for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
+        for number, (feed, expected) in enumerate(zip(self.feeds, self._expected, strict=True)):
             seen.add(2 * number, feed)
             seen.add(2 * number + 1, expected)
-        way = pickle.dumps((self._view, self._execution, self._threads, self._labels))
+        way = pickle.dumps((self._view, self._execution, self.threads, self._labels))
         return f"{seen} {hashlib.sha256(way).hexdigest()}"
 
     def _accuracy(self) -> AccuracyMeter | None:

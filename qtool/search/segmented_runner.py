@@ -6,7 +6,7 @@ open and run the whole graph once per layer. In segments, the graph runs once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -91,16 +91,42 @@ class SegmentedRunner:
                 batch.update(session.run({name: batch[name] for name in names}))
 
     def _part(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
-        graph = ir.convenience.extract(self._model.graph, inputs, outputs)
-        functions = tuple(self._model.functions.values())
-        part = ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
-        for value in graph.inputs:
-            array = self.held[0][value.name or ""]
-            value.dtype = ir.DataType.from_numpy(array.dtype)
-            value.shape = ir.Shape([None] * array.ndim)
-        # The other readers of a float layer's output may be in another segment.
-        KeepFloatLayers()(part)
-        return part
+        return _extracted(self._model, inputs, outputs, self.held[0])
+
+
+def part_behind(model: ir.Model, held: Feed) -> ir.Model | None:
+    """Returns the part of ``model``, which is not modified, that computes its outputs from the tensors of ``held``.
+
+    Only outputs that depend on them are among those of the part. None where they are not enough.
+    """
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    inputs = [values[name] for name in held if name in values]
+    reached = set(inputs)
+    for node in model.graph:
+        if any(value in reached for value in read_by(node)):
+            reached.update(node.outputs)
+    outputs = [value for value in model.graph.outputs if value in reached and value not in inputs]
+    if not outputs:
+        return None
+    try:
+        return _extracted(model, inputs, outputs, held)
+    except ValueError:
+        return None
+
+
+def _extracted(
+    model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], held: Mapping[str, Array]
+) -> ir.Model:
+    """Returns the part of ``model`` between tensors, of which ``held`` has the inputs for one batch."""
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values()))
+    for value in graph.inputs:
+        array = held[value.name or ""]
+        value.dtype = ir.DataType.from_numpy(array.dtype)
+        value.shape = ir.Shape([None] * array.ndim)
+    # The other readers of a float layer's output may be in another part.
+    KeepFloatLayers()(part)
+    return part
 
 
 def _cut(graph: ir.Graph, cuts: Sequence[str]) -> list[list[ir.Node]]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from qtool.cluster.work import IN_THIS_PROCESS, Workers, results
 from qtool.fingerprint import graph_fingerprint
 from qtool.progress import Advance
+from qtool.search.evaluation_behind_cuts import EvaluationBehindCuts
 from qtool.search.node_groups import NodeGroup
 from qtool.search.output_evaluator import OutputEvaluator
 from qtool.search.quantized_candidate import Quantize
@@ -56,11 +58,14 @@ class LayerNoiseWork:
     @contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
         """Yields what returns the SQNR of a layer as text."""
-        yield self._sqnr_db
+        floats = self.quantize(self._all_but(None)).model
+        yield partial(self._sqnr_db, EvaluationBehindCuts(floats, self.groups, self.evaluator))
 
-    def _sqnr_db(self, number: int) -> bytes:
-        others = {name: _ALONE for place, other in enumerate(self.groups) if place != number for name in other.nodes}
-        return repr(float(self.evaluator.sqnr_db(self.quantize(others).model))).encode()
+    def _sqnr_db(self, evaluation: EvaluationBehindCuts, number: int) -> bytes:
+        return repr(float(evaluation.sqnr_db(self.quantize(self._all_but(number)).model, number))).encode()
+
+    def _all_but(self, number: int | None) -> dict[str, str]:
+        return {name: _ALONE for place, other in enumerate(self.groups) if place != number for name in other.nodes}
 
 
 def rank_layers(

@@ -181,7 +181,7 @@ class _SumOfProducts:
         if not self._held and self._sum is not None:
             return self._sum
         columns = self._held[0] if len(self._held) == 1 else np.concatenate(self._held, axis=2)
-        product = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+        product: npt.NDArray[np.float64] = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
         return product if self._sum is None else np.add(self._sum, product, out=self._sum)
 
 

@@ -72,13 +72,14 @@ class WeightRounding:
         self._fitted = {} if fitted is None else fitted
         self._workers = workers
         self._known: dict[_Key, QuantizedWeight] = {}
+        self._nearest: dict[tuple[WeightPlan, bytes], QuantizedWeight] = {}
         self._curvatures: dict[str, Curvature] = {}
         self._forms: dict[frozenset[str], WeightRounding] = {}
         self.algorithms = tuple(name for name in WEIGHT_ALGORITHMS if name in algorithms)
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves here what others can do without: other forms, factors of Hessians, and the workers."""
-        others: dict[str, object] = {"_forms": {}, "_curvatures": {}, "_workers": IN_THIS_PROCESS}
+        others: dict[str, object] = {"_forms": {}, "_nearest": {}, "_curvatures": {}, "_workers": IN_THIS_PROCESS}
         return {**vars(self), **others}
 
     @property
@@ -97,7 +98,7 @@ class WeightRounding:
         if key not in self._forms:
             layers = tuple(self._layers.values())
             form = WeightRounding(layers, self._hessians, algorithms=key, workers=self._workers)
-            form._curvatures = self._curvatures
+            form._nearest, form._curvatures = self._nearest, self._curvatures
             self._forms[key] = form
         return self._forms[key]
 
@@ -106,7 +107,7 @@ class WeightRounding:
         layers = tuple(self._layers.values())
         form = WeightRounding(layers, self._hessians, algorithms=self.algorithms, fitted=fitted, workers=self._workers)
         # What inputs alone choose stays the same.
-        form._known, form._curvatures = self._known, self._curvatures
+        form._known, form._nearest, form._curvatures = self._known, self._nearest, self._curvatures
         return form
 
     def __call__(
@@ -137,12 +138,19 @@ class WeightRounding:
         def tasks() -> Iterator[tuple[str, GuidedWeight]]:
             for given in weights:
                 plan, bias = given.plan, given.bias
-                nearest = round_to_nearest(plan.tensor, given.weight, plan.grid, plan.granularity, bias=bias)
                 layer = self._layers.get(plan.tensor)
                 if layer is None:
+                    nearest = round_to_nearest(plan.tensor, given.weight, plan.grid, plan.granularity, bias=bias)
                     found = without_saturation(nearest, given.weight, plan.orders, plan.largest_pair)
                     places.append((plan.tensor, found))
                     continue
+                # The layers are those of one model, whose weights stay the same.
+                whole = (plan, b"" if bias is None else bias.tobytes())
+                if whole not in self._nearest:
+                    self._nearest[whole] = round_to_nearest(
+                        plan.tensor, given.weight, plan.grid, plan.granularity, bias=bias
+                    )
+                nearest = self._nearest[whole]
                 room = bias.tobytes() if bias is not None and read_biases(self.algorithms) else b""
                 key = (plan, nearest.params.scale.tobytes(), room)
                 places.append((plan.tensor, key))

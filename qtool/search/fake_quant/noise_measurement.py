@@ -80,12 +80,13 @@ class NoiseMeasurement:
     def race(self, choices: Sequence[Mapping[str, Array]], begun: NoiseMeter | None = None) -> list[float]:
         """Returns noise over signal of the worst output for each of ``choices``; infinite where one fell behind.
 
-        It ends early, with the noise so far, once all others did. ``begun`` has seen the first batch with the first one.
+        It ends early, with the noise so far, once all others did. ``begun`` has seen the first batch with the first
+        one.
         """
         race = _Race(len(choices), 1)
         for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
             known = {0: begun} if number == 0 and begun is not None else {}
-            race.add(expected, lambda place, feed=feed: self._run(feed, choices[place]), known)
+            race.add(expected, self._outputs_of(feed, choices), known)
             if len(choices) > 1 and race.is_decided:
                 break
         return race.noises()
@@ -104,8 +105,13 @@ class NoiseMeasurement:
         for feed in feeds:
             if stop():
                 return None
-            race.add(self._run(feed, {}), lambda place, feed=feed: self._run(feed, choices[place]), {})
+            race.add(self._run(feed, {}), self._outputs_of(feed, choices), {})
         return race.noises() if race.batches else None
+
+    def _outputs_of(
+        self, feed: Mapping[str, Array], choices: Sequence[Mapping[str, Array]]
+    ) -> Callable[[int], dict[str, Array]]:
+        return lambda place: self._run(feed, choices[place])
 
     def _run(self, feed: Mapping[str, Array], settings: Mapping[str, Array]) -> dict[str, Array]:
         given = {**feed, **settings}
