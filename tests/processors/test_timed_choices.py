@@ -97,6 +97,26 @@ def test_turns_in_which_float_takes_longer_do_not_count(monkeypatch: pytest.Monk
     assert integers.tolist() == [1.0] * 2 * ROUNDS
 
 
+@pytest.mark.parametrize(
+    ("integers", "for_order", "sets"),
+    [
+        ([1.0, 1.0, 1.0], False, 2),
+        ([1.0, 1.1, 1.1], False, 3),
+        ([1.0, 1.1, 1.0], False, 3),
+        ([1.0, 1.0, 1.0], True, 1),
+        # 2.0 and 1.9 may change places in other sessions.
+        ([1.9, 1.9, 1.9], True, 2),
+    ],
+)
+def test_sets_of_sessions_that_agree_are_enough(
+    monkeypatch: pytest.MonkeyPatch, integers: list[float], for_order: bool, sets: int
+) -> None:
+    left = iter(integers)
+    monkeypatch.setattr(turns, "times_in_turns", lambda *_, **__: [np.full(ROUNDS, 2.0), np.full(ROUNDS, next(left))])
+    floats, _ = turns.repeated_times([_MODEL, _MODEL], {}, SILENT, 0, for_order=for_order)
+    assert len(floats) == sets * ROUNDS
+
+
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets measurements be repeated, which other tests go without."""

@@ -21,6 +21,8 @@ ROUNDS = 9
 # are timed so many times, each with new sessions, unless that takes more seconds than these.
 _MOST_TURNS = 3
 _TURNS_SECONDS = 3.0
+# Ratios that differ by less than this fraction in two sets need no third one.
+_ALIKE = 0.02
 # Medians that are so many times apart stay in order in other sessions: no further ones are needed.
 _CLEARLY_APART = 1.25
 # So many times the shortest time of the first model are another phase of the machine.
@@ -39,9 +41,15 @@ def repeated_times(
     while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
         with progress.task("timing in turns", ROUNDS) as advance:
             found.append(times_in_turns(models, feed, advance, threads=threads))
-        if for_order and _are_apart(found[-1]):
+        if (for_order and _are_apart(found[-1])) or (len(found) > 1 and _agree(*found[-2:])):
             break
     return joined(found)
+
+
+def _agree(before: Sequence[Times], now: Sequence[Times]) -> bool:
+    """Returns whether each model took as long, relative to the first one, in two sets of sessions."""
+    ratios = [[float(np.median(own) / np.median(times[0])) for own in times] for times in (before, now)]
+    return all(abs(one - other) <= _ALIKE * other for one, other in zip(*ratios, strict=True))
 
 
 def _are_apart(times: Sequence[Times]) -> bool:
