@@ -127,7 +127,7 @@ def _one_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtool.workflows.tune.time_plan.measure_profile", _measured_profile)
 
 
-def _measured_profile(_: Progress, *, threads: int = 0) -> MachineProfile:
+def _measured_profile(_: Progress, *, threads: int = 0, **__: Any) -> MachineProfile:
     return _profile_of(threads)
 
 

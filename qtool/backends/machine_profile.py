@@ -6,7 +6,7 @@ A kernel's time is modelled as proportional to its multiply-adds or its elements
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,8 +67,8 @@ class MachineProfile:
     Attributes:
         origin: the source of the figures: ``measured``, or the target that they are shipped for.
         threads: threads inside an operator; 0 is one per core.
-        layers: by kind of layer.
-        operators: by type of operator.
+        layers: by kind of layer; of a profile that was measured for one model, those it has.
+        operators: by type of operator, likewise.
         quantize: nanoseconds to quantize an element.
         dequantize: nanoseconds to dequantize an element.
         transpose: nanoseconds to move an integer between channels first and channels last.
@@ -91,12 +91,13 @@ class MachineProfile:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def profile_from_json(document: Any, source: str) -> MachineProfile:
+def profile_from_json(document: Any, source: str, *, kinds: Collection[LayerKind] = tuple(LayerKind)) -> MachineProfile:
     """Reads what ``as_json`` wrote.
 
     Args:
         document: the values.
         source: its name in errors.
+        kinds: the layers that it must have; that of one model's run has that model's.
 
     Raises:
         InputError: it is not a complete profile.
@@ -107,11 +108,14 @@ def profile_from_json(document: Any, source: str) -> MachineProfile:
                 f"{source} has the schema {document['schema']}, this qtool reads {SCHEMA}",
                 fix=_MEASURE_AGAIN,
             )
+        layers = {LayerKind(kind): LayerSpeed(**_positive(speed)) for kind, speed in document["layers"].items()}
+        if not layers.keys() >= set(kinds):
+            raise ValueError("a kind of layer is missing")
         figures = {name: float(document[name]) for name in ("quantize", "dequantize", "transpose", "reorder", "node")}
         return MachineProfile(
             origin=str(document["origin"]),
             threads=int(document["threads"]),
-            layers={kind: LayerSpeed(**_positive(document["layers"][kind])) for kind in LayerKind},
+            layers=layers,
             operators={name: OperatorSpeed(**_positive(speed)) for name, speed in document["operators"].items()},
             **figures,
         )

@@ -153,6 +153,13 @@ def unsigned_nanoseconds(
     return longer
 
 
+def possible_kinds(model: ir.Model, groups: Sequence[NodeGroup]) -> frozenset[LayerKind]:
+    """Returns what ``layer_kind`` may say of the layers of ``groups``, whatever shapes they read."""
+    nodes = {node.name: node for node in model.graph}
+    found = frozenset(layer_kind(nodes[group.layer], {}) for group in groups)
+    return found | {LayerKind.MATRIX} if LayerKind.VECTOR in found else found
+
+
 def layer_kind(node: ir.Node, shapes: Shapes) -> LayerKind:
     """Returns which onnxruntime kernel runs a Conv, Gemm or MatMul."""
     weight = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None

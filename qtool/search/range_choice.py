@@ -275,12 +275,14 @@ class _Search:
 
     def all_together(self, others: Iterable[Feed], advance: Advance) -> RangeChoice:
         """Compares the choices with each single method for all tensors, and returns the best."""
-        found = [self._noted(self._chosen, advance)]
+        choices = [self._chosen]
         for name in CANDIDATES:
             uniform = {
                 source: name if name in options else next(iter(options)) for source, options in self._proposals.items()
             }
-            found.append(self._noted(uniform, advance))
+            if uniform not in choices:
+                choices.append(uniform)
+        found = [self._noted(names, advance) for names in choices]
         least = min(choice.noise for choice in found)
         found = [choice for choice in found if choice.noise <= _CLOSE * least]
         noises = self._graph.noises([choice.params for choice in found], others, self._stop) if len(found) > 1 else None

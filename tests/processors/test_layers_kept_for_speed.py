@@ -14,7 +14,8 @@ import onnx_ir as ir
 import pytest
 
 from qtool.backends.execution import AS_IT_IS
-from qtool.backends.machine_profile import MachineProfile
+from qtool.backends.machine_profile import LayerKind, MachineProfile
+from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.backends.onnxruntime_cpu.shipped_profiles import shipped_profile
 from qtool.metrics.latency import Interval
 from qtool.progress import SILENT
@@ -304,9 +305,13 @@ def test_a_manifest_repeats_what_the_clock_chose(
     monkeypatch.setattr(time_plan.TimePlan, "_fastest", lambda *_: Stage.SLOW_LAYERS)
     fast = Interval(median=1.5, low=1.4, high=1.6)
     monkeypatch.setattr(quantization_search, "speedups", lambda *_, **__: [fast])
+    monkeypatch.setattr(time_plan, "measure_profile", measure_profile)
     assert run("quantize", model, "--calib-data", "calib.npz", "--machine-profile", "measured").code == 0
     first = (tmp_path / "net.int8.onnx").read_bytes()
     timing = _timing(tmp_path)
+    # Kernels that the model has none of were not timed.
+    products = (LayerKind.MATRIX, LayerKind.VECTOR)
+    assert set(timing["profile"]["layers"]) == {LayerKind.CONV, LayerKind.NARROW, LayerKind.POINTWISE, *products}
     monkeypatch.setattr(time_plan, "measure_profile", lambda *_, **__: pytest.fail("it is recorded"))
     monkeypatch.setattr(time_plan, "measured_times", lambda *_, **__: pytest.fail("they are recorded"))
     again = run("quantize", "--locked", "net.int8.manifest.json", "--force")

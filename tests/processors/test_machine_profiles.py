@@ -32,6 +32,18 @@ def test_every_kernel_takes_time_here() -> None:
     assert min(found.quantize, found.dequantize, found.node) > 0.0
 
 
+def test_only_what_is_asked_for_is_timed() -> None:
+    found = measure_profile(Silent(), kinds=[LayerKind.VECTOR], operators=["Mul", "Softmax"], threads=1)
+    # A pointwise Conv shows what an element costs between float and integers.
+    assert set(found.layers) == {LayerKind.VECTOR, LayerKind.POINTWISE}
+    assert set(found.operators) == {"Mul"}
+    assert min(found.quantize, found.dequantize, found.transpose, found.reorder, found.node) > 0.0
+    document = json.loads(json.dumps(found.as_json()))
+    assert profile_from_json(document, "the manifest", kinds=()) == found
+    with pytest.raises(InputError, match="complete"):
+        profile_from_json(document, "mine.json")
+
+
 @pytest.mark.parametrize("target", PRESETS)
 def test_every_target_has_a_profile_or_what_stands_in_for_it(target: str) -> None:
     profile = shipped_profile(target)

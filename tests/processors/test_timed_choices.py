@@ -117,6 +117,14 @@ def test_sets_of_sessions_that_agree_are_enough(
     assert len(floats) == sets * ROUNDS
 
 
+@pytest.mark.parametrize(("repeats", "sets"), [(True, 1), (False, 3)])
+def test_what_is_measured_again_is_measured_once(monkeypatch: pytest.MonkeyPatch, repeats: bool, sets: int) -> None:
+    left = iter([1.0, 1.1, 1.0])
+    monkeypatch.setattr(turns, "times_in_turns", lambda *_, **__: [np.full(ROUNDS, 2.0), np.full(ROUNDS, next(left))])
+    floats, _ = turns.repeated_times([_MODEL, _MODEL], {}, SILENT, 0, will_repeat=lambda seconds: repeats)
+    assert len(floats) == sets * ROUNDS
+
+
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets measurements be repeated, which other tests go without."""

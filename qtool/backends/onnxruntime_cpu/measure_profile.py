@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -59,11 +59,23 @@ _BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "Reorde
 _CHAIN, _CHAIN_ROUNDS = 64, 5
 
 
-def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
+# Shows what an element of an image costs between float and integers, which every model may need.
+_USUAL = LayerKind.POINTWISE
+
+
+def measure_profile(
+    progress: Progress,
+    *,
+    kinds: Collection[LayerKind] = tuple(LayerKind),
+    operators: Collection[str] = tuple(_OPERATORS),
+    threads: int = 0,
+) -> MachineProfile:
     """Returns the cost of kernels on this machine, from undisturbed runs of each.
 
     Args:
         progress: receives the steps.
+        kinds: the layers to time, beside pointwise ones.
+        operators: the operators between layers to time, as far as there are kernels for them.
         threads: threads inside an operator; 0 is one per core.
 
     Raises:
@@ -80,28 +92,30 @@ def measure_profile(progress: Progress, *, threads: int = 0) -> MachineProfile:
                 borders[time.operator].append(1e9 * time.seconds / time.kernels / elements)
         return max(1e9 * sum(time.seconds for time in found if time.operator not in left_out), _LEAST)
 
-    with progress.task("timing kernels", len(_LAYERS) + len(_OPERATORS)) as advance:
+    probes = {kind: probe for kind, probe in _LAYERS.items() if kind in kinds or kind is _USUAL}
+    between = {name: probe for name, probe in _OPERATORS.items() if name in operators}
+    with progress.task("timing kernels", len(probes) + len(between)) as advance:
         layers = {}
-        for kind, probe in _LAYERS.items():
+        for kind, probe in probes.items():
             floats, signed, unsigned = (_rounded(timed(probe, form) / _products(probe)) for form in Form)
             layers[kind] = LayerSpeed(floats=floats, signed=signed, unsigned=unsigned)
             advance(1)
-        operators = {}
-        for name, probe in _OPERATORS.items():
+        speeds = {}
+        for name, probe in between.items():
             elements = math.prod(probe.shape)
             # Some are fused into the Conv before them in float, and take no time of their own.
             floats, integers = (
                 _rounded(timed(probe, form, _BORDERS | _LAYER_KERNELS) / elements)
                 for form in (Form.FLOATS, Form.SIGNED)
             )
-            operators[name] = OperatorSpeed(floats=floats, integers=integers)
+            speeds[name] = OperatorSpeed(floats=floats, integers=integers)
             advance(1)
     border = {name: _rounded(float(np.median(found))) for name, found in borders.items()}
     return MachineProfile(
         origin="measured",
         threads=threads,
         layers=layers,
-        operators=operators,
+        operators=speeds,
         quantize=border["QuantizeLinear"],
         dequantize=border["DequantizeLinear"],
         transpose=border["Transpose"],

@@ -81,8 +81,8 @@ class FakeQuantGraph:
     ) -> list[float] | None:
         """Returns the same for each of ``choices`` on other batches, of which one at a time is kept in memory.
 
-        Infinite for those that fell behind the best one on some of them. None where there are none, or once ``stop``,
-        which is called before every batch, returns True.
+        Infinite for those that fell behind the best one on some of them; it ends once all others did. None where there
+        are none, or once ``stop``, which is called before every batch, returns True.
         """
         settings = [self._settings(params) for params in choices]
         return self._whole.beside(settings, ({**feed, **self._off} for feed in feeds), stop)

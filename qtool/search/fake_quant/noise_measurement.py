@@ -54,7 +54,7 @@ class _Race:
     @property
     def is_decided(self) -> bool:
         """Whether all but one fell behind."""
-        return len(self._left) == 1
+        return len(self._left) == 1 and len(self._meters) > 1
 
     def noises(self) -> list[float]:
         """Returns noise over signal of the worst output for each choice; infinite for those that fell behind."""
@@ -89,7 +89,7 @@ class NoiseMeasurement:
         for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
             known = {0: begun} if number == 0 and begun is not None else {}
             race.add(expected, self._outputs_of(feed, choices), known)
-            if len(choices) > 1 and race.is_decided:
+            if race.is_decided:
                 break
         return race.noises()
 
@@ -102,12 +102,14 @@ class NoiseMeasurement:
     def beside(
         self, choices: Sequence[Mapping[str, Array]], feeds: Iterable[Feed], stop: Callable[[], bool]
     ) -> list[float] | None:
-        """Returns the same on all of other batches; see ``FakeQuantGraph.noises``."""
+        """Returns the same on other batches; see ``FakeQuantGraph.noises``."""
         race = _Race(len(choices), _COMPARED_BATCHES)
         for feed in feeds:
             if stop():
                 return None
             race.add(self._run(feed, {}), self._outputs_of(feed, choices), {})
+            if race.is_decided:
+                break
         return race.noises() if race.batches else None
 
     def _outputs_of(

@@ -38,6 +38,10 @@ class FloatPace:
         """Returns whether a run takes clearly longer than the shortest one."""
         return seconds > _SLOWER * self._shortest_s
 
+    def will_repeat(self, seconds: float) -> bool:
+        """Returns whether ``steady`` measures again after a run that takes so long."""
+        return self._repeats_left > 0 and self.is_slow(seconds)
+
     def steady(self, measure: Callable[[], Sequence[Times]]) -> Sequence[Times]:
         """Returns what ``measure`` does: the seconds of each run, the float model's first.
 
@@ -46,7 +50,7 @@ class FloatPace:
         while True:
             times = measure()
             seconds = float(np.median(times[0]))
-            if not self.is_slow(seconds) or not self._repeats_left:
+            if not self.will_repeat(seconds):
                 self.note(seconds)
                 return times
             self._repeats_left -= 1

@@ -71,7 +71,13 @@ class Stopwatch:
         def measure() -> TimedChoice:
             models = [self._original, self._plain, self._candidates(kept).model]
             floats, plain, tried = self._times.pace.steady(
-                lambda: repeated_times(models, self._feed, self._progress, self._threads)
+                lambda: repeated_times(
+                    models,
+                    self._feed,
+                    self._progress,
+                    self._threads,
+                    will_repeat=self._times.pace.will_repeat,
+                )
             )
             saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
             return TimedChoice(layers=names, slowdown=paired_ratio(tried, plain).median - 1.0, saved=saved)

@@ -13,7 +13,7 @@ from qtool.calib.specs import Feed
 from qtool.metrics.latency import BETWEEN_SESSIONS, paired_ratio
 from qtool.progress import Progress
 from qtool.search.float_cost import FloatCost, float_cost
-from qtool.search.layer_times import measured_times
+from qtool.search.layer_times import measured_times, possible_kinds
 from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.float_pace import FloatPace
@@ -72,7 +72,13 @@ class TimePlan:
         self._recorded = None if timing.choices is None else list(timing.choices)
         self._choices: list[TimedChoice] = []
         self._times_layers = times_layers
-        profile = measure_profile(progress, threads=threads) if timing.profile is None else timing.profile
+        profile = timing.profile or measure_profile(
+            progress,
+            kinds=possible_kinds(candidates.model, groups),
+            # Layers that are timed in the model include the operators behind them.
+            operators={node.op_type for node in candidates.model.graph} if everything is None else (),
+            threads=threads,
+        )
         cost_of = partial(float_cost, candidates.model, groups, feed, profile, threads=threads)
         self._stage = Stage.NOTHING
         if everything is None:
@@ -180,7 +186,9 @@ class TimePlan:
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
         models = tuple(timed_models.values())
-        measured = self.pace.steady(lambda: repeated_times(models, feed, progress, threads, for_order=True))
+        measured = self.pace.steady(
+            lambda: repeated_times(models, feed, progress, threads, for_order=True, will_repeat=self.pace.will_repeat)
+        )
         times = dict(zip(timed_models, measured, strict=True))
         best = Stage.NOTHING
         for stage in sorted(times):

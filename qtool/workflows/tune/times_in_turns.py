@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
@@ -29,19 +29,31 @@ _CLEARLY_APART = 1.25
 _DISTURBED = 1.2
 
 
+def _never(_: float) -> bool:
+    return False
+
+
 def repeated_times(
-    models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int, *, for_order: bool = False
+    models: Sequence[ir.Model],
+    feed: Feed,
+    progress: Progress,
+    threads: int,
+    *,
+    for_order: bool = False,
+    will_repeat: Callable[[float], bool] = _never,
 ) -> list[Times]:
     """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run.
 
-    With ``for_order``, one set is enough where it shows clearly which model is how fast.
+    With ``for_order``, one set is enough where it shows clearly which model is how fast. One is also enough where
+    ``will_repeat`` returns, for the seconds of the first model, that everything is measured again.
     """
     found: list[tuple[Times, ...]] = []
     end = time.monotonic() + _TURNS_SECONDS
     while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
         with progress.task("timing in turns", ROUNDS) as advance:
             found.append(times_in_turns(models, feed, advance, threads=threads))
-        if (for_order and _are_apart(found[-1])) or (len(found) > 1 and _agree(*found[-2:])):
+        is_enough = _agree(*found[-2:]) if len(found) > 1 else will_repeat(float(np.median(found[0][0])))
+        if is_enough or (for_order and _are_apart(found[-1])):
             break
     return joined(found)
 

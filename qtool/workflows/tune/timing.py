@@ -79,7 +79,7 @@ def timing_from_json(document: Any, source: str) -> Timing:
     try:
         layers, profile, choices = document["layers"], document["profile"], document.get("choices")
         return Timing(
-            profile=None if profile is None else profile_from_json(profile, source),
+            profile=None if profile is None else profile_from_json(profile, source, kinds=()),
             layers=None if layers is None else {str(name): LayerTime(**time) for name, time in layers.items()},
             stage=None if document["stage"] is None else Stage(document["stage"]),
             for_size=bool(document["for_size"]),
