@@ -45,7 +45,7 @@ def open_graph(
         threads: threads inside an operator; 0 lets onnxruntime take one per core.
         level: how far onnxruntime may rewrite the graph; not at all where it is ``mapped``.
         mapped: whether it always goes through a file, from which weights are memory-mapped while it runs.
-        prepacks: whether products get copies of their weights, with which they are faster.
+        prepacks: whether products get copies of their weights, with which they are faster, where it is not ``mapped``.
         largest_message_bytes: the bytes of weights above which it goes through a file.
 
     Raises:
@@ -66,7 +66,7 @@ def open_graph(
         yield Session(message, threads=threads, level=level, weights=weights, in_place=in_place, prepacks=prepacks)
         return
     with private_folder() as folder, saved(model, folder, 0) as source:
-        yield Session(source, threads=threads, level=level, mapped=mapped, prepacks=prepacks)
+        yield Session(source, threads=threads, level=level, mapped=mapped, prepacks=prepacks and not mapped)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.calib.specs import Array, TensorSpec
 from qtool.formats.onnx.onnx_file import weights_nbytes
+from qtool.graph.constants import integer_attribute
 from qtool.graph.node_reads import read_by
 from qtool.runtime.divided_graph import Part, divided, part_of
 from qtool.runtime.session import Session
@@ -24,6 +25,8 @@ _SMALLEST_HANDED_OVER_BYTES = 1 << 16
 # Those of the others that products read are inputs of their part.
 _FED = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 _FLOAT_BYTES = 4
+# The accuracy level of MatMulNBits with activations of 8 bits.
+_INTEGER_LEVEL = 4
 _CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
 
 
@@ -87,10 +90,15 @@ class Parts:
             value.shape = None
         handed_over: dict[str, Array] = {}
         fed: list[ir.Value] = []
+        in_place: list[str] = []
         for value in part.weights:
             tensor = self._weights[value]
             if not may_be_handed_over(tensor, smallest_bytes=_SMALLEST_HANDED_OVER_BYTES):
                 value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+            elif _multiplied_by_integers(value):
+                handed_over[value.name or ""] = ready(tensor)
+                in_place.append(value.name or "")
+                value.const_value = place_holder(tensor, value.name or "")
             elif tensor.dtype in _FED and read_in_place(value):
                 # Weights that are handed over are copied; inputs are read where they are.
                 feeds[value.name or ""] = ready(tensor)
@@ -102,7 +110,13 @@ class Parts:
                 value.const_value = place_holder(tensor, value.name or "")
         try:
             message = ir.to_proto(part_of(self._model, part, fed)).SerializeToString()
-            return Session(message, mapped=True, weights=handed_over).run(feeds)
+            return Session(
+                message,
+                mapped=True,
+                weights=handed_over,
+                in_place=in_place,
+                prepacks=any(map(_rounds_activations, part.nodes)),
+            ).run(feeds)
         finally:
             handed_over.clear()
             feeds.clear()
@@ -125,6 +139,15 @@ def _groups(model: ir.Model, largest_part_bytes: int) -> Iterator[list[ir.Node]]
         held_bytes += sum(map(_nbytes, new))
     if group:
         yield group
+
+
+def _multiplied_by_integers(value: ir.Value) -> bool:
+    return read_in_place(value) and all(_rounds_activations(use.node) for use in value.uses())
+
+
+def _rounds_activations(node: ir.Node) -> bool:
+    """Returns whether a kernel rounds the activations that it multiplies, which it does only with packed weights."""
+    return node.op_type == "MatMulNBits" and integer_attribute(node, "accuracy_level", 0) == _INTEGER_LEVEL
 
 
 def _nbytes(value: ir.Value) -> int:

@@ -91,7 +91,7 @@ class Session:
         in_place: Collection[str] = (),
         reuses_memory: bool = True,
         fuses_signed: bool = False,
-        prepacks: bool = True,
+        prepacks: bool | None = None,
     ) -> None:
         """Opens ``model``, a path or the serialized model itself.
 
@@ -111,7 +111,7 @@ class Session:
             fuses_signed: whether s8 activations are fused as they are, which is the default on ARM; on x86, Q and DQ
                 are first rewritten to u8, and where they cannot be, operators stay float.
             prepacks: whether weights are copied into the form that kernels read fastest; otherwise memory of tensors is
-                not kept either.
+                not kept either. None for where they are not mapped.
 
         Raises:
             RuntimeRefusedError: onnxruntime does not load the model.
@@ -127,9 +127,11 @@ class Session:
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         if mapped:
             options.graph_optimization_level = _LEVELS["none"]
-        if mapped or not prepacks:
+        packed = not mapped if prepacks is None else prepacks
+        if mapped or not packed:
             # The arena grows in powers of two.
             options.enable_cpu_mem_arena = False
+        if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)

@@ -19,12 +19,14 @@ from qtool.plan import BlockPlan, WeightOnlyPlan
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.runtime.graphs import open_graph
+from qtool.runtime.parts import Parts
 from qtool.search.activation_noise import activation_noise
 from qtool.search.blocks.rounding import rounded_to_nearest
 from qtool.selection import NodeSelection
 from qtool.weights.blocks.choices import BlockMethod, WeightFormat
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import round_blocks
+from qtool.workflows.quantize import quantize_weights
 from qtool.workflows.quantize.prepare import prepare
 from qtool.workflows.quantize.weight_only_request import Attempt
 from qtool.workflows.tune.weight_only import search as weight_only_search
@@ -189,6 +191,42 @@ def test_the_noise_is_about_what_the_kernel_makes() -> None:
         measured = np.square(exact - integer).sum() / np.square(exact).sum()
         assert predicted[f"/{name}"] == pytest.approx(measured, rel=0.3)
     assert predicted["/z"] > 20 * predicted["/y"]
+
+
+def test_a_part_at_a_time_rounds_activations_as_the_whole_does() -> None:
+    model = prepare(ir.from_proto(_network()), integers_between_layers=False)
+    plan = place_weights(model.graph, _GRID, NodeSelection().reason_to_skip)
+    weights = rounded_to_nearest(model, plan)
+    outputs = []
+    for level in (0, 4):
+        levels = dict.fromkeys(plan.layers, level)
+        graph = insert_blocks(model.clone(), plan, weights, form=WeightFormat.NBITS, levels=levels, unpacks=False)
+        with open_graph(graph) as session:
+            whole = session.run(_samples(16))
+        parts = Parts(graph, largest_part_bytes=1).run(_samples(16))
+        for name, values in whole.items():
+            np.testing.assert_allclose(parts[name], values, atol=1e-5)
+        outputs.append(parts["z"])
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "large", "level"),
+    [((), False, 0), ((), True, 4), (("--accuracy-level", "0"), True, 0), (("--bits", "4"), True, 0)],
+)
+def test_without_data_no_product_gets_a_kernel_that_is_slower_than_float(
+    run: Any, tmp_path: Path, monkeypatch: Any, options: tuple[str, ...], large: bool, level: int
+) -> None:
+    onnx.save(_network(), tmp_path / "net.onnx")
+    monkeypatch.setattr(quantize_weights, "unpacks", lambda original: not large)
+    bits = () if "--bits" in options else ("--bits", "8")
+    first = run("quantize", "net.onnx", "--scheme", "weights", *bits, *options, "--json")
+    assert first.code == 0, first.err
+    assert first.json["accuracy_level"] == level
+    wanted = Path(first.json["output"]).read_bytes()
+    again = run("quantize", "--locked", first.json["manifest"], "--force", "--json")
+    assert again.code == 0, again.err
+    assert Path(again.json["output"]).read_bytes() == wanted
 
 
 def test_a_locked_run_repeats_the_level_of_each_product(run: Any, tmp_path: Path, monkeypatch: Any) -> None:

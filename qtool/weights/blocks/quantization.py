@@ -25,8 +25,9 @@ Integers: TypeAlias = npt.NDArray[np.uint8]
 
 # Weights that are rounded at once, few enough to stay in the processor's cache.
 _MOST_VALUES = 1 << 17
-# Neighbours in the memory of a transposed weight that are rounded together, and so many that are turned.
-_OUTPUTS_AT_ONCE = 1024
+# Neighbours in the memory of a transposed weight that are rounded together, for so many inputs: what is written of an
+# output then stands together. So many outputs are turned at a time.
+_OUTPUTS_AT_ONCE, _INPUTS_AT_ONCE = 1024, 512
 _TURNED_AT_ONCE = 128
 
 
@@ -225,11 +226,10 @@ def _tiles(matrix: Matrix, grid: BlockGrid) -> Iterator[_Tile]:
         for rows in row_parts(matrix):
             yield _Tile(rows, slice(0, blocks), (slice(0, inputs),), turned=False, length=length)
         return
-    at_once = _MOST_VALUES // _OUTPUTS_AT_ONCE
-    wide = max(at_once // length, 1)
+    wide = max(_INPUTS_AT_ONCE // length, 1)
     for first in range(0, blocks, wide):
         end = min((first + wide) * length, inputs)
-        starts = range(first * length, end, at_once if length > at_once else end)
+        starts = range(first * length, end, _INPUTS_AT_ONCE if length > _INPUTS_AT_ONCE else end)
         pieces = tuple(slice(start, min(start + starts.step, end)) for start in starts)
         for start in range(0, len(matrix), _OUTPUTS_AT_ONCE):
             rows = slice(start, start + _OUTPUTS_AT_ONCE)

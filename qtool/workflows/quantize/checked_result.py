@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,7 @@ def write_and_check(
     progress: Progress,
     execution: Execution | None = None,
     is_float: bool = False,
+    written: Callable[[], None] | None = None,
 ) -> CheckedResult:
     """Writes ``model`` to ``path`` and runs it beside the float model.
 
@@ -69,12 +70,15 @@ def write_and_check(
         progress: receives the steps.
         execution: how both are run; None for the scheme's own.
         is_float: whether nothing in the graph is quantized after all.
+        written: called once the file is there, before it is run.
 
     Raises:
         RuntimeRefusedError: onnxruntime does not load or run the quantized model.
         InputError: its outputs are not finite where those of the float model are.
     """
     save_graph(model, path)
+    if written is not None:
+        written()
     execution = execution_for(scheme) if execution is None else execution
     part = ", a part of the model at a time, without its fusions" if compares_in_parts(original, execution) else ""
     progress.note(f"checking the result in {runtime_named(execution.runtime).title}{part}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from qtool.atomic import staged
 from qtool.backends.registry import backend_named
 from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
+from qtool.graph.unpacked_product import UNPACKED_BITS
 from qtool.manifest import FileRecord, Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import WeightOnlyPlan
@@ -23,9 +24,10 @@ from qtool.private_folder import private_folder
 from qtool.progress import SILENT, Progress
 from qtool.qdq.insert_blocks import BLOCK_OPSET, insert_blocks
 from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
+from qtool.schemes import WeightOnlyScheme
 from qtool.search.blocks.rounding import matrix_of, rounding_bytes
 from qtool.search.frugal_execution import FrugalExecution, unpacks
-from qtool.weights.blocks.choices import EXACT_LEVEL, BlockMethod, WeightFormat
+from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples
@@ -94,6 +96,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
         form, unpacked = request.scheme.form, unpacks(original)
         insert_blocks(model, plan, found.weights, form=form, levels=found.levels, unpacks=unpacked)
         backend_named(request.scheme.backend).finish(model, request.scheme)
+        hashed: list[Future[FileRecord]] = []
         checked = write_and_check(
             model,
             original,
@@ -104,6 +107,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             threads=request.threads,
             progress=progress,
             execution=FrugalExecution(),
+            written=lambda: hashed.append(beside.submit(model_record, output, path)),
         )
         report = WeightOnlyReport(
             output=output,
@@ -124,7 +128,7 @@ def quantize_weights(request: WeightOnlyRequest, progress: Progress = SILENT) ->
             quantized_bytes=model_bytes(path),
         )
         bring_decoder_files(request.source.path, path, output)
-        manifest = _manifest(request, report, inputs.result(), float_file=floats.file, quantized_file=path)
+        manifest = _manifest(request, report, inputs.result(), hashed[0].result(), float_file=floats.file)
         check_reproduced(request.locked, manifest)
         write_manifest(manifest_path(path), manifest, home=output.parent)
     return report
@@ -153,7 +157,9 @@ def _chosen(
     method = request.method if recorded is None else BlockMethod(recorded["method"])
     level = request.level if recorded is None else int(recorded["level"])
     if samples is None:
-        return without_data(model, plan, method, level, progress)
+        return without_data(
+            model, plan, method, _usual_level(request.scheme, original) if level is None else level, progress
+        )
     evaluation = WeightOnlyEvaluation(original, model, request.scheme, samples, folder, threads=request.threads)
     timed_on = sample if request.scheme.form is WeightFormat.NBITS else None
     if request.goal is None:
@@ -174,19 +180,29 @@ def _chosen(
     return replace(found, integer_layers=frozenset(recorded["integer_layers"]))
 
 
+def _usual_level(scheme: WeightOnlyScheme, original: ir.Model) -> int:
+    """Returns the accuracy level of products that nothing is measured about.
+
+    That is the exact one unless its kernel unpacks the weights in every run, and takes several times as long as a float
+    product.
+    """
+    is_slow = scheme.form is WeightFormat.NBITS and scheme.grid.bits == UNPACKED_BITS and not unpacks(original)
+    return INTEGER_LEVEL if is_slow else EXACT_LEVEL
+
+
 def _manifest(
     request: WeightOnlyRequest,
     report: WeightOnlyReport,
     inputs: Mapping[str, FileRecord],
+    quantized: FileRecord,
     *,
     float_file: Path,
-    quantized_file: Path,
 ) -> Manifest:
-    """Returns the manifest of one run; the two files are the staged models."""
+    """Returns the manifest of one run; the file is the staged float model."""
     return Manifest(
         command="quantize",
         float_model=float_record(report, float_file, inputs),
-        quantized_model=model_record(report.output, quantized_file),
+        quantized_model=quantized,
         inputs=inputs,
         options=options_record(request),
         versions=locked_versions(request.source),
