@@ -92,7 +92,7 @@ class Outcome:
 @pytest.fixture(autouse=True)
 def _no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is timed again because the machine is busy: with tests beside each other it always is."""
-    monkeypatch.setattr("qtool.workflows.tune.float_pace._MOST_REPEATS", 0)
+    monkeypatch.setattr("qtool.workflows.tune.model_pace._MOST_REPEATS", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from qtool.search.float_fallback import FloatFallback
 from qtool.search.node_groups import NodeGroup
 from qtool.search.sensitivity import LayerNoise
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune import float_pace
+from qtool.workflows.tune import model_pace
 from qtool.workflows.tune import times_in_turns as turns
-from qtool.workflows.tune.float_pace import FloatPace
+from qtool.workflows.tune.model_pace import ModelPace
 from qtool.workflows.tune.stopwatch import Stopwatch
 from qtool.workflows.tune.time_plan import TimePlan
 from qtool.workflows.tune.times_in_turns import ROUNDS
@@ -47,7 +47,7 @@ class _Times:
 
     def __init__(self) -> None:
         self.choices: list[TimedChoice] = []
-        self.pace = FloatPace()
+        self.pace = ModelPace()
 
     def timed_choice(self, layers: object, measure: Callable[[], TimedChoice]) -> TimedChoice:
         self.choices.append(measure())
@@ -64,14 +64,16 @@ def _judged(monkeypatch: pytest.MonkeyPatch, slower: list[float], **limits: Any)
     """Returns the cost found where the choice takes so many times as long as integers in each set of sessions."""
     left: Iterator[float] = iter(slower)
 
-    def times_in_turns(*_: object, **__: object) -> tuple[Any, ...]:
-        return np.full(ROUNDS, 2.0), np.full(ROUNDS, 1.0), np.full(ROUNDS, next(left))
+    def times_in_turns(models: list[ir.Model], *_: object, **__: object) -> tuple[Any, ...]:
+        return tuple(np.full(ROUNDS, seconds) for seconds in (2.0, 1.0, next(left))[-len(models) :])
 
     monkeypatch.setattr(turns, "times_in_turns", times_in_turns)
     times = _Times()
     stopwatch = Stopwatch(_MODEL, cast(QuantizedCandidates, _candidates), {}, cast(TimePlan, times), SILENT, **limits)
     found = stopwatch(_CHOICE, None)
-    assert [(choice.layers, choice.saved) for choice in times.choices] == [(("a",), 1.0)]
+    # The float model is timed only where its time counts.
+    saved = None if limits["most_float"] is None else 1.0
+    assert [(choice.layers, choice.saved) for choice in times.choices] == [(("a",), saved)]
     return None if found is None else found.share
 
 
@@ -128,7 +130,7 @@ def test_what_is_measured_again_is_measured_once(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets measurements be repeated, which other tests go without."""
-    monkeypatch.setattr(float_pace, "_MOST_REPEATS", 5)
+    monkeypatch.setattr(model_pace, "_MOST_REPEATS", 5)
 
 
 @pytest.mark.usefixtures("waiting")
@@ -146,7 +148,7 @@ def test_what_was_timed_in_a_slow_phase_is_timed_again(
     known: float | None, measured: list[float], kept: float, pauses: int
 ) -> None:
     waited: list[float] = []
-    pace = FloatPace(sleep=waited.append)
+    pace = ModelPace(sleep=waited.append)
     if known is not None:
         pace.note(known)
     left = iter(measured)
@@ -159,7 +161,7 @@ def test_what_was_timed_in_a_slow_phase_is_timed_again(
 @pytest.mark.usefixtures("waiting")
 def test_a_machine_that_stays_slow_is_not_waited_for_again() -> None:
     waited: list[float] = []
-    pace = FloatPace(sleep=waited.append)
+    pace = ModelPace(sleep=waited.append)
     pace.note(1.0)
     for _ in range(3):
         pace.steady(lambda: [np.full(ROUNDS, 2.0)])

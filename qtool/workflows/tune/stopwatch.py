@@ -12,6 +12,7 @@ from qtool.metrics.latency import paired_ratio
 from qtool.progress import Progress
 from qtool.search.float_fallback import FloatFallback
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
+from qtool.workflows.tune.model_pace import ModelPace
 from qtool.workflows.tune.time_plan import TimePlan
 from qtool.workflows.tune.times_in_turns import repeated_times
 from qtool.workflows.tune.timing import TimedChoice
@@ -52,6 +53,7 @@ class Stopwatch:
         self._most_slower = most_slower
         self._most_float = most_float
         self._threads = threads
+        self._pace = ModelPace()
 
     @cached_property
     def _plain(self) -> ir.Model:
@@ -69,20 +71,18 @@ class Stopwatch:
         part = self._most_float if share is None else share
 
         def measure() -> TimedChoice:
-            models = [self._original, self._plain, self._candidates(kept).model]
-            floats, plain, tried = self._times.pace.steady(
-                lambda: repeated_times(
-                    models,
-                    self._feed,
-                    self._progress,
-                    self._threads,
-                    will_repeat=self._times.pace.will_repeat,
-                )
+            # What integers save takes the float model, which takes the longest.
+            models = [self._plain, self._candidates(kept).model]
+            pace = self._pace
+            if part is not None:
+                models, pace = [self._original, *models], self._times.pace
+            *floats, plain, tried = pace.steady(
+                lambda: repeated_times(models, self._feed, self._progress, self._threads, will_repeat=pace.will_repeat)
             )
-            saved = max(paired_ratio(floats, plain).median - 1.0, 0.0)
+            saved = max(paired_ratio(floats[0], plain).median - 1.0, 0.0) if floats else None
             return TimedChoice(layers=names, slowdown=paired_ratio(tried, plain).median - 1.0, saved=saved)
 
         found = self._times.timed_choice(names, measure)
-        if found is None or found.slowdown > (self._most_slower if part is None else part * found.saved):
+        if found is None or found.slowdown > (self._most_slower if part is None else part * (found.saved or 0.0)):
             return None
         return replace(fallback, share=self._times.cost().share_of_slowdown(found.slowdown))

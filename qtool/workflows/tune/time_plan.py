@@ -16,7 +16,7 @@ from qtool.search.float_cost import FloatCost, float_cost
 from qtool.search.layer_times import measured_times, possible_kinds
 from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
-from qtool.workflows.tune.float_pace import FloatPace
+from qtool.workflows.tune.model_pace import ModelPace
 from qtool.workflows.tune.times_in_turns import repeated_times
 from qtool.workflows.tune.timing import Stage, TimedChoice, Timing
 
@@ -66,7 +66,7 @@ class TimePlan:
         """
         everything = candidates({}) if times_layers and timing.is_open else None
         groups = node_groups(candidates.model, candidates.plan() if everything is None else everything.plan)
-        self.pace = FloatPace()
+        self.pace = ModelPace()
         self._members = {group.layer: group.nodes for group in groups}
         self._asked = timing
         self._recorded = None if timing.choices is None else list(timing.choices)

@@ -23,17 +23,18 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedChoice:
-    """A choice of float layers that was timed beside the float model and integers everywhere.
+    """A choice of float layers that was timed beside integers everywhere.
 
     Attributes:
         layers: those in float.
         slowdown: how much longer a run takes than with integers everywhere, as a fraction; below 0 where it is shorter.
-        saved: how much longer the float model takes than integers everywhere, as a fraction; 0 where it is faster.
+        saved: how much longer the float model takes than integers everywhere, as a fraction; 0 where it is faster, None
+            where that decides nothing and was not timed.
     """
 
     layers: tuple[str, ...]
     slowdown: float
-    saved: float
+    saved: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,5 +90,7 @@ def timing_from_json(document: Any, source: str) -> Timing:
         raise InputError(f"{source} does not record the times of its run", fix="quantize again") from error
 
 
-def _choice(layers: Sequence[str], slowdown: float, saved: float) -> TimedChoice:
-    return TimedChoice(layers=tuple(map(str, layers)), slowdown=float(slowdown), saved=float(saved))
+def _choice(layers: Sequence[str], slowdown: float, saved: float | None) -> TimedChoice:
+    return TimedChoice(
+        layers=tuple(map(str, layers)), slowdown=float(slowdown), saved=None if saved is None else float(saved)
+    )

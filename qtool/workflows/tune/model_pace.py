@@ -1,4 +1,4 @@
-"""Notices phases in which the machine is slower, by the time that the float model takes.
+"""Notices phases in which the machine is slower, by the time that one model takes.
 
 Other work on a processor, or on the host of a virtual machine, slows some models down more than others. On a virtual
 machine with two cores, EfficientNet-Lite0 took 7.8 ms instead of 4.7 for two to eight seconds at a time, quantized 2.8
@@ -15,14 +15,14 @@ import numpy as np
 
 from qtool.metrics.latency import Times
 
-# A float model that takes so many times its shortest time is in such a phase.
+# A model that takes so many times its shortest time is in such a phase.
 _SLOWER = 1.2
 # How often measurements are repeated in all, and how long after each other: a machine may also stay slow.
 _MOST_REPEATS, _PAUSE_SECONDS = 5, 1.0
 
 
-class FloatPace:
-    """The shortest time of one float model so far."""
+class ModelPace:
+    """The shortest time of one model so far."""
 
     def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Knows no time yet; ``sleep`` waits for so many seconds."""
@@ -43,9 +43,9 @@ class FloatPace:
         return self._repeats_left > 0 and self.is_slow(seconds)
 
     def steady(self, measure: Callable[[], Sequence[Times]]) -> Sequence[Times]:
-        """Returns what ``measure`` does: the seconds of each run, the float model's first.
+        """Returns what ``measure`` does: the seconds of each run, the model's own first.
 
-        It is called again some time later while the float model takes longer than it did before.
+        It is called again some time later while the model takes longer than it did before.
         """
         while True:
             times = measure()
