@@ -12,7 +12,7 @@ import numpy as np
 
 from qtool.calib.errors import CalibError
 from qtool.calib.missing_values import has_nan, places_without_nan
-from qtool.calib.specs import Array, Feed
+from qtool.calib.specs import Array, Feed, batch_length
 from qtool.calib.statistics import TensorStatistics
 
 # So many values per tensor and sample go into the histogram; the extremes always include all of them. Over the usual
@@ -77,7 +77,7 @@ def collect(
     statistics = {name: TensorStatistics(channel_axis=axes.get(name)) for name in tensors}
     samples = batches = 0
     for feed, number in zip(feeds, count() if numbers is None else numbers, strict=False):
-        size = _batch_size(feed)
+        size = batch_length(feed)
         values = runner.run(feed)
         spoilt = outputs is None or any(_is_spoilt(values[name]) for name in outputs)
         for name, value in values.items():
@@ -131,11 +131,6 @@ def _add_rest(seen: TensorStatistics, array: Array, samples: int, *, exact: bool
 
 def _is_spoilt(value: Array) -> bool:
     return value.dtype.kind == "f" and has_nan(value)
-
-
-def _batch_size(feed: Feed) -> int:
-    first = next(iter(feed.values()))
-    return int(first.shape[0]) if first.ndim else 1
 
 
 @cache

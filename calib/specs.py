@@ -39,3 +39,9 @@ def samples_in(feed: Feed) -> int:
     lengths = {array.shape[0] if array.ndim else None for array in feed.values()}
     length = lengths.pop() if len(lengths) == 1 else None
     return 1 if length is None else int(length)
+
+
+def batch_length(feed: Feed) -> int:
+    """Returns the length of the first axis of a feed's first array; 1 where that has none."""
+    first = next(iter(feed.values()))
+    return int(first.shape[0]) if first.ndim else 1

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qtool.backends.execution import AS_IT_IS, Execution, Form, OnnxruntimeExecution, as_it_is
 from qtool.calib.datasets.data_shard import Seen
-from qtool.calib.specs import Array, Feed
+from qtool.calib.specs import Array, Feed, batch_length
 from qtool.errors import InputError
 from qtool.graph.decoder_caches import cache_outputs
 from qtool.metrics.accuracy import AccuracyMeter
@@ -85,7 +85,7 @@ class OutputEvaluator:
             caches = cache_outputs(original)
             self._expected = tuple(_without(session.run(feed), caches) for feed in self.feeds)
             self.seconds = time.monotonic() - start
-        self.samples = sum(_rows(feed) for feed in self.feeds)
+        self.samples = sum(map(batch_length, self.feeds))
         self._labels = labels
         self._scores = None if labels is None else _scores_output(self._expected[0])
         meter = self._accuracy()
@@ -230,8 +230,3 @@ def _scores_output(outputs: Feed) -> str:
         "there are labels, but the model has no float output of the shape (samples, classes)",
         fix="use --min-sqnr instead of --max-drop",
     )
-
-
-def _rows(feed: Feed) -> int:
-    first = next(iter(feed.values()))
-    return int(first.shape[0]) if first.ndim else 1

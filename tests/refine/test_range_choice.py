@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_methods_that_are_close_are_compared_on_other_samples() -> None:
     with open_fake_quant_graph(model, tuple(plan.activations.values()), others) as runner:
         assert compared.noise == pytest.approx(runner.noise(compared.params), rel=1e-6)
         assert compared.noise < 0.5 * runner.noise(alone.params)
+
+
+def test_single_samples_rule_nothing_out() -> None:
+    model, plan = _model()
+    values = np.random.default_rng(7).normal(0, 1, (4, 16)).astype(np.float32)
+    grid = plan.activations["x"].grid
+    narrow, wide = (params_from_range(Range(-reach, reach), grid) for reach in (0.1, 4.0))
+    # Only the first of them is so small that a wide range is coarse.
+    feeds = [{"x": (0.02 if number == 0 else 1.0) * values[number : number + 1]} for number in range(4)]
+    with (
+        open_fake_quant_graph(model, tuple(plan.activations.values()), feeds) as runner,
+        runner.one_by_one() as measured,
+    ):
+        noise = measured("x", runner.stretches(runner.sources)["x"])
+        first = noise.on_first_batch(narrow)
+        assert first.worst() < 0.1 * noise.on_first_batch(wide).worst()
+        clipped, whole = noise.race([narrow, wide], first)
+        assert whole < math.inf
+        assert clipped == math.inf
 
 
 def test_an_output_that_is_no_number_is_infinitely_noisy() -> None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qtool.backends.qdq_placement.operators import OPERATORS
 from qtool.calib.affine import AffineParams
-from qtool.calib.specs import Array, Feed
+from qtool.calib.specs import Array, Feed, batch_length
 from qtool.graph.names import Names
 from qtool.plan import ActivationPlan
 from qtool.qdq.insert_qdq import CONTRIBUTED, conversion_domain
@@ -67,7 +67,8 @@ class FakeQuantGraph:
         self.sources = tuple(quantizers)
         self._off = self._settings({})
         self._feeds = tuple({**feed, **self._off} for feed in feeds)
-        self._whole = NoiseMeasurement(session, self._feeds)
+        self._samples = tuple(map(batch_length, feeds))
+        self._whole = NoiseMeasurement(session, self._feeds, self._samples)
 
     def noise(self, params: Mapping[str, AffineParams]) -> float:
         """Returns noise over signal of the worst output when the tensors in ``params`` are quantized with them.
@@ -109,7 +110,7 @@ class FakeQuantGraph:
         Raises:
             RuntimeRefusedError: onnxruntime does not load or run a part of the graph.
         """
-        with _Stretches(self._model, self._feeds, self._threads, self._pass_through) as stretches:
+        with _Stretches(self._model, self._feeds, self._samples, self._threads, self._pass_through) as stretches:
             yield lambda source, stretch: NoiseAlone(source, stretches.measurement(stretch), self._settings)
 
     def _pass_through(self, sources: Collection[str]) -> None:
@@ -135,12 +136,14 @@ class _Stretches(ExitStack):
         self,
         model: ir.Model,
         feeds: Sequence[Mapping[str, Array]],
+        samples: Sequence[int],
         threads: int,
         pass_through: Callable[[Collection[str]], None],
     ) -> None:
         super().__init__()
         self._model = model
         self._feeds = feeds
+        self._samples = samples
         self._threads = threads
         self._pass_through = pass_through
         self._current: tuple[Stretch, NoiseMeasurement, SegmentedRunner] | None = None
@@ -155,7 +158,7 @@ class _Stretches(ExitStack):
         for _ in range(reached, stretch.number):
             segments.advance()
         self._pass_through(stretch.sources)
-        measurement = NoiseMeasurement(self.enter_context(segments.rest()), segments.held)
+        measurement = NoiseMeasurement(self.enter_context(segments.rest()), segments.held, self._samples)
         self._current = stretch, measurement, segments
         return measurement
 

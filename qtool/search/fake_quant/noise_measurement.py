@@ -6,50 +6,49 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from qtool.calib.affine import AffineParams
-from qtool.calib.specs import Array, Feed
+from qtool.calib.specs import Array, Feed, batch_length
 from qtool.graph.decoder_caches import filled_by
 from qtool.metrics.noise import NoiseMeter
 from qtool.runtime.session import Session
 
-# A choice with so many times the noise of the best one is not run on further batches: it will hardly overtake it. One
-# batch says less than several: with 1.1 for it, too, a text direction classifier lost 3 dB.
-_BEHIND_ON_ONE, _BEHIND_ON_SOME = 2.0, 1.1
-# Whole choices run on at least so many batches.
-_COMPARED_BATCHES = 4
+# A choice with so many times the noise of the best one, on so many samples or more, is not run on further batches: it
+# will hardly overtake it. With 1.1 on a few samples, a text direction classifier lost 3 dB; on single samples, the best
+# of a text detector had 33 times the noise of another.
+_BEHIND = {16: 1.1, 4: 2.0}
 
 
 class _Race:
     """Adds up the noise of choices batch by batch, without those that fell behind.
 
     Attributes:
-        batches: how many were added.
+        samples: how many were added.
     """
 
-    def __init__(self, choices: int, fewest: int) -> None:
-        """Takes how many choices there are, and on how many batches each of them runs at least."""
-        self._behind = _BEHIND_ON_ONE if fewest == 1 else _BEHIND_ON_SOME
+    def __init__(self, choices: int) -> None:
+        """Takes how many choices there are."""
         self._meters = [NoiseMeter() for _ in range(choices)]
         self._left = list(range(choices))
-        self._fewest = fewest
-        self.batches = 0
+        self.samples = 0
 
     def add(
         self,
         expected: Mapping[str, Array],
         run: Callable[[int], Mapping[str, Array]],
         known: Mapping[int, NoiseMeter],
+        samples: int,
     ) -> None:
-        """Adds a batch: ``run`` returns the outputs of a choice, of which those in ``known`` have run already."""
+        """Adds so many samples: ``run`` returns the outputs of a choice, those in ``known`` have run already."""
         for place in self._left:
             if place in known:
                 self._meters[place] = known[place]
             else:
                 self._meters[place].add(expected, run(place))
-        self.batches += 1
-        if self.batches >= self._fewest:
+        self.samples += samples
+        behind = next((times for count, times in _BEHIND.items() if self.samples >= count), None)
+        if behind is not None:
             noises = {place: self._meters[place].worst() for place in self._left}
             least = min(noises.values())
-            self._left = [place for place, noise in noises.items() if noise <= self._behind * least]
+            self._left = [place for place, noise in noises.items() if noise <= behind * least]
 
     @property
     def is_decided(self) -> bool:
@@ -64,9 +63,10 @@ class _Race:
 class NoiseMeasurement:
     """Compares runs of a graph, or of its last part, with the run in which everything is float."""
 
-    def __init__(self, session: Session, feeds: Sequence[Feed]) -> None:
-        """Runs ``session`` once on ``feeds``, in which everything is set to float."""
+    def __init__(self, session: Session, feeds: Sequence[Feed], samples: Sequence[int]) -> None:
+        """Runs ``session`` once on ``feeds`` of so many samples each, in which everything is set to float."""
         self._session = session
+        self._samples = samples
         self._wanted = {spec.name for spec in session.inputs}
         self._feeds = [{name: feed[name] for name in self._wanted} for feed in feeds]
         names = [spec.name for spec in session.outputs]
@@ -85,10 +85,10 @@ class NoiseMeasurement:
         It ends early, with the noise so far, once all others did. ``begun`` has seen the first batch with the first
         one.
         """
-        race = _Race(len(choices), 1)
+        race = _Race(len(choices))
         for number, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
             known = {0: begun} if number == 0 and begun is not None else {}
-            race.add(expected, self._outputs_of(feed, choices), known)
+            race.add(expected, self._outputs_of(feed, choices), known, self._samples[number])
             if race.is_decided:
                 break
         return race.noises()
@@ -103,14 +103,14 @@ class NoiseMeasurement:
         self, choices: Sequence[Mapping[str, Array]], feeds: Iterable[Feed], stop: Callable[[], bool]
     ) -> list[float] | None:
         """Returns the same on other batches; see ``FakeQuantGraph.noises``."""
-        race = _Race(len(choices), _COMPARED_BATCHES)
+        race = _Race(len(choices))
         for feed in feeds:
             if stop():
                 return None
-            race.add(self._run(feed, {}), self._outputs_of(feed, choices), {})
+            race.add(self._run(feed, {}), self._outputs_of(feed, choices), {}, batch_length(feed))
             if race.is_decided:
                 break
-        return race.noises() if race.batches else None
+        return race.noises() if race.samples else None
 
     def _outputs_of(
         self, feed: Mapping[str, Array], choices: Sequence[Mapping[str, Array]]

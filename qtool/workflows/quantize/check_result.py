@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qtool.backends.execution import AS_IT_IS, Execution
 from qtool.calib.datasets.base import Dataset
-from qtool.calib.specs import Feed, TensorSpec
+from qtool.calib.specs import Feed, TensorSpec, batch_length
 from qtool.errors import InputError
 from qtool.formats.onnx.map_types import load_model
 from qtool.formats.torch.example_inputs import InputSpec, first_sizes, make_feeds
@@ -112,8 +112,7 @@ def compare_with_float(
             with on_random_inputs() if samples is None else nullcontext():
                 expected = float_session.run(feed)
             got = quantized_session.run(feed)
-            first = next(iter(feed.values()))
-            rows = int(first.shape[0]) if first.ndim else 1
+            rows = batch_length(feed)
             meter.add({name: expected[name] for name in outlooks}, got)
             if other is not None:
                 between.add(other.run(feed), expected)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qtool.analysis.fed_sizes import fed_sizes
 from qtool.analysis.lifetimes import Lifetime, memory_use
-from qtool.calib.specs import Feed
+from qtool.calib.specs import Feed, batch_length
 
 # Outputs of one run where every tensor is observed.
 _LARGEST_RUN_BYTES = 256 << 20
@@ -38,8 +38,7 @@ class ActivationMemory:
         """Propagates the shapes of one batch through ``model``, which is not modified and does not run."""
         lifetimes = memory_use(model.graph, fed_sizes(model, feed)).lifetimes
         outputs = {value.name for value in model.graph.outputs}
-        first = next(iter(feed.values()))
-        samples = max(int(first.shape[0]) if first.ndim else 1, 1)
+        samples = max(batch_length(feed), 1)
         return ActivationMemory(
             all_bytes=sum(entry.nbytes for entry in lifetimes if entry.made_by is not None) // samples,
             crossing_bytes=_crossing_bytes(lifetimes) // samples,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from qtool.calib.specs import Feed
+from qtool.calib.specs import Feed, batch_length
 from qtool.calib.statistics import TensorStatistics
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.corrections import Corrections
@@ -25,7 +25,7 @@ from qtool.weights.registry import WEIGHT_ALGORITHMS
 from qtool.weights.rounding import WeightRounding
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.efforts import Policy, SearchConfig
-from qtool.workflows.tune.tuning_split import TuningSplit, samples_of
+from qtool.workflows.tune.tuning_split import TuningSplit
 
 Correction: TypeAlias = Callable[[QuantizedCandidates], QuantizedCandidates]
 
@@ -84,7 +84,7 @@ def choose_among_methods(
         full,
         feeds,
         progress,
-        others=samples.some(_compared_batches(full, samples_of(feeds[0]))),
+        others=samples.some(_compared_batches(full, max(batch_length(feeds[0]), 1))),
         each=wanted.each_range,
         threads=threads,
         stop=stop,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qtool.calib.specs import Feed
+from qtool.calib.specs import Feed, batch_length
 
 # Inputs are held during the whole search.
 _LARGEST_BYTES = 256 << 20
@@ -46,7 +46,7 @@ def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None
     batches: list[int] = []
     size = gone = 0
     for number, feed in enumerate(feeds):
-        count = _rows(feed)
+        count = batch_length(feed)
         if gone >= len(rows) * step:
             size += sum(array.nbytes for array in feed.values())
             if chosen and size > _LARGEST_BYTES:
@@ -58,8 +58,3 @@ def spread_batches(feeds: Iterable[Feed], *, samples: int, available: int | None
         if len(rows) >= samples:
             break
     return ChosenSamples(tuple(chosen), tuple(rows), tuple(batches))
-
-
-def _rows(feed: Feed) -> int:
-    first = next(iter(feed.values()))
-    return int(first.shape[0]) if first.ndim else 1

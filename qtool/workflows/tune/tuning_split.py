@@ -12,7 +12,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.backends.execution import Execution
-from qtool.calib.specs import Feed
+from qtool.calib.specs import Feed, batch_length
 from qtool.graph.specs import model_specs
 from qtool.workflows.quantize.check_result import CheckSamples
 from qtool.workflows.tune.sample_selection import NOTHING_CHOSEN, ChosenSamples, spread_batches
@@ -67,11 +67,11 @@ class TuningSplit:
             RuntimeRefusedError: onnxruntime does not load or run the model.
         """
         feeds = self.evaluation
-        rows = samples_of(feeds[0])
+        rows = max(batch_length(feeds[0]), 1)
         with execution.open_float(original, threads=threads) as session:
             made = sum(value.nbytes for value in session.run(feeds[0]).values())
         memory = replace(self._samples.memory, output_bytes=max(made // rows, 1))
-        most = memory.evaluation_samples(sum(samples_of(feed) for feed in feeds))
+        most = memory.evaluation_samples(sum(map(batch_length, feeds)))
         count = min(max(most // rows, 1), len(feeds))
         return tuple(feeds[number * len(feeds) // count] for number in range(count))
 
@@ -122,12 +122,6 @@ class TuningSplit:
                 yield feed
         if not found:
             yield from self.evaluation
-
-
-def samples_of(feed: Feed) -> int:
-    """Returns how many samples a batch has, at least one."""
-    first = next(iter(feed.values()))
-    return max(int(first.shape[0]) if first.ndim else 1, 1)
 
 
 def _less(count: int | None, taken: int) -> int | None:
