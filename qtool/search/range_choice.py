@@ -282,6 +282,7 @@ class _Search:
             }
             if uniform not in choices:
                 choices.append(uniform)
+        advance(len(CANDIDATES) + 1 - len(choices))
         found = [self._noted(names, advance) for names in choices]
         least = min(choice.noise for choice in found)
         found = [choice for choice in found if choice.noise <= _CLOSE * least]
