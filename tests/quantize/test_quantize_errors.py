@@ -212,7 +212,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     def interrupted(*arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(qtool.calib.collect, "_batch_size", interrupted)
+    monkeypatch.setattr(qtool.calib.collect, "batch_length", interrupted)
     outcome = run(command, model, "--calib-data", data)
     assert outcome.code == 130
     assert "interrupted; no partial files are left" in outcome.err
