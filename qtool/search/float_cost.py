@@ -122,6 +122,11 @@ class FloatCost:
 
     def cheapest(self) -> frozenset[str]:
         """Returns the layers to keep float for the shortest run, all borders considered."""
+        if not any(time.saved > 0.0 for time in self._times.values()) and not any(
+            border.among_floats > 0.0 for border in self._borders
+        ):
+            # Nothing speaks for integers: a graph of very many nodes needs no cut to tell.
+            return frozenset(self._times)
         graph = nx.DiGraph()
         graph.add_nodes_from((_INTEGERS, _FLOATS))
 

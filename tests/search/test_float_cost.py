@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import chain, combinations
 
+import networkx as nx
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -104,6 +105,15 @@ def test_everything_in_float_gives_up_everything(cost: FloatCost) -> None:
     beside = cost.beside(["y"])
     assert beside.nanoseconds(["a", "c"]) == pytest.approx(cost.nanoseconds(["a", "c", "y"]) - cost.nanoseconds(["y"]))
     assert beside.share(["a", "c"]) == pytest.approx(1.0)
+
+
+def test_no_cut_is_needed_where_no_layer_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    border = Border(producer="a", readers=frozenset({"b"}), to_integers=5.0, to_floats=5.0)
+    times = {"a": LayerTime(floats=1.0, integers=2.0), "b": LayerTime(floats=2.0, integers=2.0)}
+    faster = {**times, "b": LayerTime(floats=9.0, integers=2.0)}
+    assert FloatCost(faster, [border]).cheapest() == frozenset()
+    monkeypatch.setattr(nx, "minimum_cut", lambda *_: pytest.fail("it takes long"))
+    assert FloatCost(times, [border]).cheapest() == {"a", "b"}
 
 
 def test_a_run_that_may_take_longer_gives_up_as_much_of_what_is_saved(cost: FloatCost) -> None:
