@@ -16,6 +16,8 @@ UNPACKED_DOMAIN, CUT_DOMAIN = UNPACKED_DOMAINS = ("qtool", "qtool.cut")
 # All multiply by packed weights of the same form.
 PACKED_DOMAINS = (PACKED_DOMAIN, *UNPACKED_DOMAINS)
 UNPACKED_BITS = 8
+# Accuracy levels of MatMulNBits: float products, and products whose activations are rounded to 8 bits in the kernel.
+EXACT_LEVEL, INTEGER_LEVEL = 0, 4
 _PRODUCT = "MatMulNBits"
 _ATTRIBUTES = ("K", "N", "bits", "block_size", "accuracy_level")
 _INPUTS = ("input", "stored", "scales", "zero_points")

@@ -11,6 +11,7 @@ from qtool.graph.constants import add_constant, constant_array, has_rows_of_outp
 from qtool.graph.names import Names
 from qtool.graph.unpacked_product import (
     CUT_DOMAIN,
+    EXACT_LEVEL,
     PACKED_DOMAIN,
     UNPACKED_BITS,
     UNPACKED_DOMAIN,
@@ -19,7 +20,7 @@ from qtool.graph.unpacked_product import (
 from qtool.graph.weight_records import Rearranged, record_steps
 from qtool.plan import WeightOnlyPlan
 from qtool.qdq.packed_blocks import packed, packed_weight
-from qtool.weights.blocks.choices import EXACT_LEVEL, WeightFormat
+from qtool.weights.blocks.choices import WeightFormat
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.weights.blocks.quantization import BlockWeight
 

@@ -11,6 +11,7 @@ from qtool.calib.specs import Array, TensorSpec
 from qtool.formats.onnx.onnx_file import weights_nbytes
 from qtool.graph.constants import integer_attribute
 from qtool.graph.node_reads import read_by
+from qtool.graph.unpacked_product import INTEGER_LEVEL
 from qtool.runtime.divided_graph import Part, divided, part_of
 from qtool.runtime.session import Session
 from qtool.runtime.shared_initializers import may_be_handed_over, place_holder, read_in_place, ready
@@ -25,8 +26,6 @@ _SMALLEST_HANDED_OVER_BYTES = 1 << 16
 # Those of the others that products read are inputs of their part.
 _FED = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 _FLOAT_BYTES = 4
-# The accuracy level of MatMulNBits with activations of 8 bits.
-_INTEGER_LEVEL = 4
 _CONVERTED = frozenset(ir.DataType[name] for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4"))
 
 
@@ -147,7 +146,7 @@ def _multiplied_by_integers(value: ir.Value) -> bool:
 
 def _rounds_activations(node: ir.Node) -> bool:
     """Returns whether a kernel rounds the activations that it multiplies, which it does only with packed weights."""
-    return node.op_type == "MatMulNBits" and integer_attribute(node, "accuracy_level", 0) == _INTEGER_LEVEL
+    return node.op_type == "MatMulNBits" and integer_attribute(node, "accuracy_level", 0) == INTEGER_LEVEL
 
 
 def _nbytes(value: ir.Value) -> int:

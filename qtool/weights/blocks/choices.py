@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-# Accuracy levels of MatMulNBits: float products, and products whose activations are rounded to 8 bits in the kernel.
-EXACT_LEVEL, INTEGER_LEVEL = 0, 4
-
 
 class BlockMethod(StrEnum):
     """What chooses integers and scales of blocks.

@@ -15,7 +15,7 @@ from qtool.atomic import staged
 from qtool.backends.registry import backend_named
 from qtool.calib.specs import Feed
 from qtool.graph.specs import model_specs
-from qtool.graph.unpacked_product import UNPACKED_BITS
+from qtool.graph.unpacked_product import EXACT_LEVEL, INTEGER_LEVEL, UNPACKED_BITS
 from qtool.manifest import FileRecord, Manifest, manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import WeightOnlyPlan
@@ -27,7 +27,7 @@ from qtool.runtime.steady_draws import DRAWN_ALIKE, draws
 from qtool.schemes import WeightOnlyScheme
 from qtool.search.blocks.rounding import matrix_of, rounding_bytes
 from qtool.search.frugal_execution import FrugalExecution, unpacks
-from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod, WeightFormat
+from qtool.weights.blocks.choices import BlockMethod, WeightFormat
 from qtool.workflows.convert.opsets import to_opset
 from qtool.workflows.diagnose.file_records import model_record
 from qtool.workflows.quantize.check_result import CheckSamples

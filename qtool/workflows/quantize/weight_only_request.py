@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qtool.backends.this_machine import scheme_here
+from qtool.graph.unpacked_product import EXACT_LEVEL, INTEGER_LEVEL
 from qtool.plan import WeightOnlyPlan
 from qtool.schemes import WeightOnlyScheme
-from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.grid import BlockGrid
 from qtool.workflows.quantize.shared_request import SharedReport, SharedRequest
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qtool.backends.registry import backend_named
 from qtool.dynamic_quantizer import quantize_recurrent
 from qtool.graph.constants import constant_array
+from qtool.graph.unpacked_product import INTEGER_LEVEL
 from qtool.plan import DynamicPlan, Skipped, WeightOnlyPlan
 from qtool.qdq.insert_blocks import insert_blocks
 from qtool.qdq.insert_dynamic import insert_dynamic
@@ -27,8 +28,6 @@ _ROUND_TO_NEAREST = WeightRounding()
 _GRID = BlockGrid(bits=8, block=BLOCK, symmetric=True)
 # Weights that are widened at once.
 _MOST_WIDENED_VALUES = 1 << 22
-# Products whose activations are rounded to 8 bits inside of the kernel.
-_INTEGER_LEVEL = 4
 
 
 class DynamicCandidates:
@@ -76,7 +75,7 @@ class DynamicCandidates:
             for name in blocks.weights:
                 if name not in self._blocks:
                     self._blocks[name] = _rounded(name, matrix_of(model, name))
-            levels = dict.fromkeys(blocks.layers, _INTEGER_LEVEL)
+            levels = dict.fromkeys(blocks.layers, INTEGER_LEVEL)
             insert_blocks(model, blocks, self._blocks, form=WeightFormat.NBITS, levels=levels)
         insert_dynamic(model, tensors, rounded)
         quantize_recurrent(model, tensors)

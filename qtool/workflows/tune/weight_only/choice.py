@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from qtool.graph.unpacked_product import EXACT_LEVEL, INTEGER_LEVEL
 from qtool.plan import WeightOnlyPlan
-from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.workflows.quantize.weight_only_request import Attempt
 

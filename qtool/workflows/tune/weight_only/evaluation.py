@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.calib.specs import Feed
-from qtool.graph.unpacked_product import is_unpacked_product
+from qtool.graph.unpacked_product import EXACT_LEVEL, INTEGER_LEVEL, is_unpacked_product
 from qtool.llm.perplexity import HeldBackText
 from qtool.metrics.latency import Times
 from qtool.plan import WeightOnlyPlan
@@ -25,7 +25,7 @@ from qtool.search.blocks.stored_blocks import StoredBlocks
 from qtool.search.frugal_execution import FrugalExecution, is_large, open_frugally, unpacks
 from qtool.search.logits_view import judged_outputs
 from qtool.search.output_evaluator import OutputEvaluator
-from qtool.weights.blocks.choices import EXACT_LEVEL, INTEGER_LEVEL, BlockMethod
+from qtool.weights.blocks.choices import BlockMethod
 from qtool.weights.blocks.quantization import BlockWeight
 from qtool.weights.channel_scaling import Floats
 from qtool.workflows.quantize.check_result import CheckSamples
