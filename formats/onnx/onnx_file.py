@@ -27,6 +27,8 @@ LARGEST_MESSAGE_BYTES = 1_800_000_000
 _LARGEST_OPSET = 25_000
 # The checker's error for an operator that is not in the standard.
 _UNKNOWN_OPERATOR = re.compile(r"No Op registered for (\w+) with domain_version")
+# Files up to this size are read at once where no values are kept: that takes a tenth of the time.
+_READ_AT_ONCE_BYTES = 64 << 20
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
@@ -135,7 +137,7 @@ def external_files(path: Path) -> tuple[str, ...]:
     Raises:
         FormatError: the model is damaged, or such a file is missing, too short, or outside of its folder.
     """
-    proto = _outline(path)
+    proto = _parsed(path) if path.stat().st_size <= _READ_AT_ONCE_BYTES else _outline(path)
     known: dict[str, DataFile] = {}
     locations = set()
     for tensor in _external_tensors(proto):

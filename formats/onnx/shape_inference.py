@@ -34,7 +34,27 @@ def infer_shapes(model: ir.Model) -> None:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except REFUSALS:
         return
-    _fill_in(model.graph, inferred.graph)
+    for value, kind in inferred_types(model.graph, inferred.graph):
+        value.type = ir.serde.deserialize_type_proto_for_type(kind) or value.type
+        value.shape = ir.serde.deserialize_type_proto_for_shape(kind) or value.shape
+
+
+def inferred_types(graph: ir.Graph, inferred: onnx.GraphProto) -> Iterator[tuple[ir.Value, onnx.TypeProto]]:
+    """Yields what nodes compute, in subgraphs too, with its type in ``inferred``, the same graph with more types.
+
+    Tensors without a type there are left out, and so are maps. What goes into subgraphs is included.
+    """
+    found = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            kind = found.get(value.name or "")
+            if kind is not None and not holds_maps(kind):
+                yield value, kind
+        for attribute in proto.attribute:
+            if attribute.HasField("g"):
+                subgraph = node.attributes[attribute.name].as_graph()
+                yield from zip(subgraph.inputs, (info.type for info in attribute.g.input), strict=True)
+                yield from inferred_types(subgraph, attribute.g)
 
 
 @contextmanager
@@ -60,17 +80,3 @@ def _without_weights(model: ir.Model) -> Iterator[None]:
         graph.inputs[:] = kept
         for value in large.values():
             graph.register_initializer(value)
-
-
-def _fill_in(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
-    found = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
-    for node, proto in zip(graph, inferred.node, strict=True):
-        for value in node.outputs:
-            kind = found.get(value.name or "")
-            if kind is None or holds_maps(kind):
-                continue
-            value.type = ir.serde.deserialize_type_proto_for_type(kind) or value.type
-            value.shape = ir.serde.deserialize_type_proto_for_shape(kind) or value.shape
-        for attribute in proto.attribute:
-            if attribute.HasField("g"):
-                _fill_in(node.attributes[attribute.name].as_graph(), attribute.g)

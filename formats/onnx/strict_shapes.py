@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from qtool.formats.onnx.shape_inference import REFUSALS
+from qtool.formats.onnx.shape_inference import REFUSALS, inferred_types
 
 # The values of small tensors may be shapes; those of larger ones do not matter.
 _LARGEST_READ_BYTES = 1000
@@ -28,20 +28,19 @@ def infer_strictly(model: ir.Model) -> bool:
     except REFUSALS:
         return False
     modified = False
-    for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=False):
-        found = ir.convenience.create_value_mapping(inferred)
-        for name, value in ir.convenience.create_value_mapping(graph).items():
-            modified = (name in found and _take_over(value, found[name])) or modified
+    for value, kind in inferred_types(model.graph, proto.graph):
+        modified = _take_over(value, kind) or modified
     return modified
 
 
-def _take_over(value: ir.Value, found: ir.Value) -> bool:
+def _take_over(value: ir.Value, kind: onnx.TypeProto) -> bool:
     """Gives ``value`` the type and shape that were found; returns whether it had others."""
     changed = False
-    if found.shape is not None and value.shape != found.shape:
-        value.shape, changed = found.shape, True
-    if found.dtype is not None and value.dtype != found.dtype:
-        value.dtype, changed = found.dtype, True
+    shape, found = ir.serde.deserialize_type_proto_for_shape(kind), ir.serde.deserialize_type_proto_for_type(kind)
+    if shape is not None and value.shape != shape:
+        value.shape, changed = shape, True
+    if found is not None and value.type != found:
+        value.type, changed = found, True
     return changed
 
 

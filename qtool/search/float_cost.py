@@ -19,6 +19,7 @@ from qtool.backends.machine_profile import MachineProfile
 from qtool.backends.qdq_placement.operators import OPERATORS, Kind
 from qtool.calib.specs import Feed
 from qtool.graph.constants import is_constant
+from qtool.graph.tensor_sizes import TensorSize
 from qtool.runtime.graphs import open_graph, watching
 from qtool.runtime.session import Watcher
 from qtool.search.blocked_layout import blocked_nodes
@@ -182,6 +183,7 @@ def float_cost(
     profile: MachineProfile,
     *,
     measured: Mapping[str, LayerTime] | None = None,
+    sizes: Mapping[str, TensorSize] | None = None,
     threads: int = 0,
 ) -> FloatCost:
     """Returns the costs for the layers of ``groups``.
@@ -192,6 +194,7 @@ def float_cost(
         feed: a sample, for the sizes of tensors.
         profile: what kernels cost on the machine.
         measured: measured times by layer; None to predict them from ``profile``.
+        sizes: what ``fed_sizes`` returns, where that is known.
         threads: threads inside an operator; 0 is one per core.
 
     Raises:
@@ -201,7 +204,7 @@ def float_cost(
     involved = [node for node in model.graph if node.name in owners]
     values = {value.name or "": value for node in involved for value in (*node.inputs, *node.outputs) if value}
     watched = {name: value for name, value in values.items() if name and not is_constant(value)}
-    sizes = fed_sizes(model, feed)
+    sizes = fed_sizes(model, feed) if sizes is None else sizes
     shapes = {name: sizes[name].shape for name in watched if name in sizes}
     unknown = tuple(name for name in watched if name not in shapes)
     if unknown:

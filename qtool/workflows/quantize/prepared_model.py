@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qtool.analysis.fed_sizes import fed_sizes
 from qtool.calib.datasets.base import Dataset
 from qtool.calib.ranges import RangeMethod
 from qtool.calib.specs import Feed, TensorSpec
 from qtool.calib.statistics import TensorStatistics
 from qtool.graph.collection_pause import collection_paused
 from qtool.graph.specs import model_specs
+from qtool.graph.tensor_sizes import TensorSize
 from qtool.plan import Plan
 from qtool.planning import build_plan
 from qtool.progress import Progress
@@ -41,12 +43,14 @@ class CalibrationData:
         dataset: the opened data.
         data: the request for it, with a batch size that the memory of the activations allows.
         sample: one sample.
+        sizes: of the model's tensors, for that sample, as far as they are known before it runs.
         memory: the memory of the activations of one sample.
     """
 
     dataset: Dataset
     data: DataRequest
     sample: Feed
+    sizes: Mapping[str, TensorSize]
     memory: ActivationMemory
 
 
@@ -154,6 +158,7 @@ def calibration_data(original: ir.Model, model: ir.Model, dataset: Dataset, data
         CalibError: the data does not fit the model.
     """
     sample = single_sample(original, dataset, data)
-    memory = ActivationMemory.of(model, sample)
+    sizes = fed_sizes(model, sample)
+    memory = ActivationMemory.of(model, sample, sizes)
     sized = replace(data, usual_batch_size=memory.batch_size(USUAL_BATCH_SIZE))
-    return CalibrationData(dataset=dataset, data=sized, sample=sample, memory=memory)
+    return CalibrationData(dataset=dataset, data=sized, sample=sample, sizes=sizes, memory=memory)

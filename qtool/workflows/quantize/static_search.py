@@ -119,14 +119,16 @@ class StaticSearch:
         forms = search.rewritten(prepared.model)
         times = None if before is None else before.times
         slow = NOTHING_KEPT
+        knows_sizes = prepared.calibration is not None and forms[0].model is prepared.model
+        sizes = prepared.samples.sizes if knows_sizes else None
         is_timed = before is None and request.asks_for_times
         if is_timed and not wanted.times_layers:
             # Predictions need no statistics, and what they keep float needs none either.
-            times = search.timed(self._uncalibrated(forms[0].model), request.timing)
+            times = search.timed(self._uncalibrated(forms[0].model), request.timing, sizes)
             slow = NOTHING_KEPT if times is None else times.slow_nodes()
         starts = [self._start(rewritten, known, slow) for rewritten in forms]
         if is_timed and wanted.times_layers:
-            times = search.timed(starts[0].candidates, request.timing)
+            times = search.timed(starts[0].candidates, request.timing, sizes)
         slow = NOTHING_KEPT if times is None else times.slow_nodes()
         start = search.corrected([replace(start, candidates=replace(start.candidates, slow=slow)) for start in starts])
         candidates, kept = self._kept_float(search, start, times)
@@ -198,7 +200,7 @@ class StaticSearch:
         else:
             raise AssertionError("a request has data or statistics")
         candidates = calibrated_candidates(
-            model.clone(),
+            model,
             plan,
             collected.statistics,
             scheme=request.scheme,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from qtool.analysis.fed_sizes import fed_sizes
 from qtool.analysis.lifetimes import Lifetime, memory_use
 from qtool.calib.specs import Feed, batch_length
+from qtool.graph.tensor_sizes import TensorSize
 
 # Outputs of one run where every tensor is observed.
 _LARGEST_RUN_BYTES = 256 << 20
@@ -34,9 +36,12 @@ class ActivationMemory:
     output_bytes: int = 0
 
     @staticmethod
-    def of(model: ir.Model, feed: Feed) -> ActivationMemory:
-        """Propagates the shapes of one batch through ``model``, which is not modified and does not run."""
-        lifetimes = memory_use(model.graph, fed_sizes(model, feed)).lifetimes
+    def of(model: ir.Model, feed: Feed, sizes: Mapping[str, TensorSize] | None = None) -> ActivationMemory:
+        """Propagates the shapes of one batch through ``model``, which is not modified and does not run.
+
+        ``sizes`` are what ``fed_sizes`` returns, where that is known.
+        """
+        lifetimes = memory_use(model.graph, fed_sizes(model, feed) if sizes is None else sizes).lifetimes
         outputs = {value.name for value in model.graph.outputs}
         samples = max(batch_length(feed), 1)
         return ActivationMemory(

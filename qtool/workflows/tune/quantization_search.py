@@ -13,6 +13,7 @@ from qtool.backends.execution_choice import execution_for, timing_of
 from qtool.calib.specs import Feed
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.graph.collection_pause import leaving_no_garbage
+from qtool.graph.tensor_sizes import TensorSize
 from qtool.metrics.latency import Interval
 from qtool.progress import Progress
 from qtool.schemes import Scheme
@@ -183,8 +184,13 @@ class QuantizationSearch:
             workers=self._workers,
         )
 
-    def timed(self, candidates: QuantizedCandidates, timing: Timing) -> TimePlan | None:
-        """Finds the layers that save time on integers; None without a sample to time them on."""
+    def timed(
+        self, candidates: QuantizedCandidates, timing: Timing, sizes: Mapping[str, TensorSize] | None = None
+    ) -> TimePlan | None:
+        """Finds the layers that save time on integers; None without a sample to time them on.
+
+        ``sizes`` are those of the tensors of the candidates' float model for that sample, where they are known.
+        """
         if self._timed_on is None:
             return None
         return TimePlan(
@@ -193,6 +199,7 @@ class QuantizationSearch:
             self._timed_on,
             timing,
             self._progress,
+            sizes=sizes,
             times_layers=self._wanted.times_layers,
             threads=self._threads,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qtool.backends.onnxruntime_cpu.measure_profile import measure_profile
 from qtool.calib.specs import Feed
+from qtool.graph.tensor_sizes import TensorSize
 from qtool.metrics.latency import BETWEEN_SESSIONS, paired_ratio
 from qtool.progress import Progress
 from qtool.search.float_cost import FloatCost, float_cost
@@ -46,6 +47,7 @@ class TimePlan:
         timing: Timing,
         progress: Progress,
         *,
+        sizes: Mapping[str, TensorSize] | None = None,
         times_layers: bool = True,
         threads: int = 0,
     ) -> None:
@@ -57,6 +59,7 @@ class TimePlan:
             feed: one sample.
             timing: the source of times.
             progress: receives the steps.
+            sizes: of the tensors of the candidates' float model, for that sample; None where they are not known.
             times_layers: whether layers and the promising choices of them are timed in the model; layers that are
                 predicted to be slow stay float otherwise.
             threads: threads inside an operator; 0 is one per core.
@@ -79,7 +82,7 @@ class TimePlan:
             operators={node.op_type for node in candidates.model.graph} if everything is None else (),
             threads=threads,
         )
-        cost_of = partial(float_cost, candidates.model, groups, feed, profile, threads=threads)
+        cost_of = partial(float_cost, candidates.model, groups, feed, profile, sizes=sizes, threads=threads)
         self._stage = Stage.NOTHING
         if everything is None:
             cost = cost_of(measured=timing.layers)
