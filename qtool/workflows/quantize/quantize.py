@@ -11,6 +11,7 @@ from qtool.backends.registry import backend_named
 from qtool.calib.statistics_file import StoredStatistics, read_statistics
 from qtool.cluster.work import IN_THIS_PROCESS, Workers
 from qtool.errors import UsageError
+from qtool.graph.collection_pause import only_new_garbage
 from qtool.manifest import manifest_path, write_manifest
 from qtool.metrics.size import model_bytes
 from qtool.plan import Plan
@@ -74,6 +75,7 @@ def quantize(
         if request.searches.times_layers:
             # Many candidates come and go.
             pause.close()
+            pause.enter_context(only_new_garbage())
         return _quantized(prepared, stored, request, progress, workers)
 
 
