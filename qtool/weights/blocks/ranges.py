@@ -6,6 +6,8 @@ the layer's products.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,11 +24,12 @@ from qtool.weights.blocks.quantization import (
 )
 
 # Fractions of a block's range that are tried; with few bits much is worth clipping.
-_SHARES = np.linspace(1.0, 0.52, 13)
+_SHARES = np.linspace(1.0, 0.52, 13, dtype=np.float32)
 # With so many bits all of the clipping and fitting gains a tenth of a decibel.
 _BITS_WITHOUT_CLIPPING = 8
 # Weights of which the candidates are held at once.
-_VALUES = 1 << 16
+_VALUES = 1 << 18
+_TINY = np.finfo(np.float32).tiny
 
 
 def least_squares_blocks(
@@ -63,45 +66,51 @@ def least_squares_blocks(
 
 
 def _fitted(blocks: Matrix, importance: Matrix | None, grid: BlockGrid) -> tuple[Matrix, npt.NDArray[np.uint8]]:
+    """Returns the scales and zero points of the candidates with the least error, (outputs, blocks) each.
+
+    With the best scale of its integers, a block's error is Σ h·w² - (Σ h·w·(q - z))² / Σ h·(q - z)²: the last term is
+    what is compared.
+    """
     low, high = np.minimum(blocks.min(axis=2), 0.0), np.maximum(blocks.max(axis=2), 0.0)
-    best_error = np.full(low.shape, np.inf, np.float32)
-    best_scales, best_zeros = grid_of(grid, low, high)
-    sides = [(low, high)]
-    if grid.symmetric:
-        # The other side may have the longer reach.
-        largest = np.maximum(-low, high)
-        sides = [(-largest, np.zeros_like(high)), (np.zeros_like(low), largest)]
-    for lows, highs in sides:
-        for share in _SHARES:
-            scales, zeros = grid_of(grid, lows * share, highs * share)
-            steps = _steps(blocks, scales, zeros, grid)
-            weighted = steps if importance is None else importance * steps
-            power, product = _sums(weighted, steps), _sums(weighted, blocks)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                refined = np.where(power > 0.0, product / power, scales)
-            refined = np.where(np.abs(refined) < np.finfo(np.float32).tiny, scales, refined).astype(np.float32)
-            lost = _steps(blocks, refined, zeros, grid)
-            lost *= refined[:, :, np.newaxis]
-            np.subtract(blocks, lost, out=lost)
-            error = _sums(lost if importance is None else importance * lost, lost)
-            better = error < best_error
-            best_error = np.where(better, error, best_error)
-            best_scales, best_zeros = np.where(better, refined, best_scales), np.where(better, zeros, best_zeros)
-    return best_scales, best_zeros
+    scales, zeros = grid_of(grid, low, high)
+    inverse = 1.0 / (grid_of(grid, -np.maximum(-low, high), np.zeros_like(high))[0] if grid.symmetric else scales)
+    targets = blocks if importance is None else importance * blocks
+    gained = np.zeros_like(scales)
+    for share in _SHARES:
+        for sign, steps in _candidates(blocks, inverse / share, zeros, grid):
+            power = _sums(steps if importance is None else importance * steps, steps)
+            product = _sums(targets, steps)
+            fitted = product / np.maximum(power, _TINY)
+            gain = fitted * product
+            better = gain > gained
+            np.copyto(gained, gain, where=better)
+            np.copyto(scales, sign * fitted, where=better)
+    return scales, zeros
+
+
+def _candidates(
+    blocks: Matrix, inverse: Matrix, zeros: npt.NDArray[np.uint8], grid: BlockGrid
+) -> Iterator[tuple[int, Matrix]]:
+    """Yields the sign of the scales, and the whole steps from zero times that sign, for 1 / ``inverse`` as their size.
+
+    Symmetric grids reach one step further on one side, which may be either.
+    """
+    steps = blocks * inverse[:, :, np.newaxis]
+    # Bounds that are the same everywhere take numpy an eighth of the time.
+    if not grid.symmetric:
+        zero = zeros[:, :, np.newaxis].astype(np.float32)
+        steps += zero
+        np.clip(np.rint(steps, out=steps), 0, grid.highest, out=steps)
+        steps -= zero
+        yield 1, steps
+        return
+    np.rint(steps, out=steps)
+    further = grid.middle
+    yield 1, np.clip(steps, -further, further - 1)
+    yield -1, np.clip(steps, 1 - further, further, out=steps)
 
 
 def _sums(first: Matrix, second: Matrix) -> Matrix:
     """Returns the sum of the products in each block, (outputs, blocks)."""
     sums: Matrix = np.einsum("obi,obi->ob", first, second)
     return sums
-
-
-def _steps(blocks: Matrix, scales: Matrix, zeros: npt.NDArray[np.uint8], grid: BlockGrid) -> Matrix:
-    """Returns the whole steps from zero, within the grid."""
-    # Bounds that are the same everywhere take numpy an eighth of the time.
-    zero = zeros[:, :, np.newaxis].astype(np.float32)
-    steps = blocks / scales[:, :, np.newaxis]
-    steps += zero
-    np.clip(np.rint(steps, out=steps), 0, grid.highest, out=steps)
-    steps -= zero
-    return steps
