@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes import common
@@ -56,6 +57,30 @@ def test_it_finds_what_the_pass_of_onnx_ir_finds() -> None:
     shapes = {value.name: value.shape for node in ours.graph for value in node.outputs}
     assert shapes["r"] == ir.Shape([3, 8, 8])
     assert not InferStrictly()(ours).modified
+
+
+def test_what_goes_into_a_subgraph_gets_a_shape_as_well() -> None:
+    def unknown(*names: str) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+
+    nodes = [helper.make_node("Add", ["state", "row"], ["next"]), helper.make_node("Exp", ["row"], ["made"])]
+    body = helper.make_graph(nodes, "body", unknown("state", "row"), unknown("next", "made"))
+    graph = helper.make_graph(
+        [helper.make_node("Scan", ["first", "x"], ["last", "y"], body=body, num_scan_inputs=1)],
+        "g",
+        [
+            helper.make_tensor_value_info("first", TensorProto.FLOAT, [64]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 64]),
+        ],
+        unknown("last", "y"),
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ours, theirs = ir.from_proto(proto), ir.from_proto(proto)
+    found, expected = InferStrictly()(ours), common.ShapeInferencePass()(theirs)
+    assert found.modified is expected.modified is True
+    assert _bytes(ours) == _bytes(theirs)
+    inside = ours.graph[0].attributes["body"].as_graph()
+    assert [value.shape for value in inside.inputs] == [ir.Shape([64]), ir.Shape([64])]
 
 
 def test_a_graph_that_contradicts_itself_is_left_as_it_is() -> None:

@@ -45,3 +45,14 @@ def test_a_neutral_constant_on_the_wrong_side_stays(operator: str, constant: flo
 def test_a_constant_that_adds_axes_stays() -> None:
     assert folded("Add", np.zeros((1, 1, 1))) == ["Relu", "Add"]
     assert folded("Add", np.zeros((2, 3))) == ["Relu", "Add"]
+
+
+def test_what_nothing_reads_goes() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Exp", ["x"], ["unread"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert [node.op_type for node in FoldConstants()(model).model.graph] == ["Relu"]
