@@ -28,7 +28,7 @@ _LARGEST_OPSET = 25_000
 # The checker's error for an operator that is not in the standard.
 _UNKNOWN_OPERATOR = re.compile(r"No Op registered for (\w+) with domain_version")
 # Files up to this size are read at once where no values are kept: that takes a tenth of the time.
-_READ_AT_ONCE_BYTES = 64 << 20
+_READ_AT_ONCE_BYTES = 16 << 20
 # Tensors that are held while they are written.
 _LARGEST_WRITTEN_AT_ONCE_BYTES = 256 << 20
 
