@@ -25,7 +25,7 @@ from qtool.weights.blocks.quantization import (
 
 # Fractions of a block's range that are tried; with few bits much is worth clipping.
 _SHARES = np.linspace(1.0, 0.52, 13, dtype=np.float32)
-# With so many bits all of the clipping and fitting gains a tenth of a decibel.
+# With so many bits all of the clipping and fitting gains tenths of a decibel.
 _BITS_WITHOUT_CLIPPING = 8
 # Weights of which the candidates are held at once.
 _VALUES = 1 << 18
