@@ -53,7 +53,9 @@ def inferred_types(graph: ir.Graph, inferred: onnx.GraphProto) -> Iterator[tuple
         for attribute in proto.attribute:
             if attribute.HasField("g"):
                 subgraph = node.attributes[attribute.name].as_graph()
-                yield from zip(subgraph.inputs, (info.type for info in attribute.g.input), strict=True)
+                for value, info in zip(subgraph.inputs, attribute.g.input, strict=True):
+                    if not holds_maps(info.type):
+                        yield value, info.type
                 yield from inferred_types(subgraph, attribute.g)
 
 
