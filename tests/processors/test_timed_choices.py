@@ -100,23 +100,51 @@ def test_turns_in_which_float_takes_longer_do_not_count(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("integers", "for_order", "sets"),
-    [
-        ([1.0, 1.0, 1.0], False, 2),
-        ([1.0, 1.1, 1.1], False, 3),
-        ([1.0, 1.1, 1.0], False, 3),
-        ([1.0, 1.0, 1.0], True, 1),
-        # 2.0 and 1.9 may change places in other sessions.
-        ([1.9, 1.9, 1.9], True, 2),
-    ],
+    ("integers", "sets"), [([1.0, 1.0, 1.0], 2), ([1.0, 1.1, 1.1], 3), ([1.0, 1.1, 1.0], 3), ([1.9, 1.9, 1.9], 2)]
 )
 def test_sets_of_sessions_that_agree_are_enough(
-    monkeypatch: pytest.MonkeyPatch, integers: list[float], for_order: bool, sets: int
+    monkeypatch: pytest.MonkeyPatch, integers: list[float], sets: int
 ) -> None:
     left = iter(integers)
     monkeypatch.setattr(turns, "times_in_turns", lambda *_, **__: [np.full(ROUNDS, 2.0), np.full(ROUNDS, next(left))])
-    floats, _ = turns.repeated_times([_MODEL, _MODEL], {}, SILENT, 0, for_order=for_order)
+    floats, _ = turns.repeated_times([_MODEL, _MODEL], {}, SILENT, 0)
     assert len(floats) == sets * ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("sets", "contenders"),
+    [
+        # Nothing brings a model in first place that takes twice as long.
+        ([[2.0, 1.0]], [1]),
+        ([[1.0, 2.0]], [0]),
+        # 2.0 and 1.9 may change places in other sessions.
+        ([[2.0, 1.9], [2.0, 1.9]], [0, 1]),
+        ([[2.0, 1.9], [2.0, 2.2], [2.0, 1.9]], [0, 1]),
+        # What is left out is not timed again.
+        ([[2.0, 1.0, 1.1], [1.0, 1.1]], [1, 2]),
+        ([[1.1, 1.0, 2.0], [1.1, 1.0]], [0, 1]),
+        # The first set is repeated in a slow phase of the first model, which later ones do without.
+        ([[3.0, 1.2, 1.1], [2.0, 1.0, 1.1], [1.0, 1.1]], [1, 2]),
+    ],
+)
+@pytest.mark.usefixtures("waiting")
+def test_only_models_that_may_be_the_fastest_are_timed_further(
+    monkeypatch: pytest.MonkeyPatch, sets: list[list[float]], contenders: list[int]
+) -> None:
+    left = iter(sets)
+
+    def times_in_turns(models: list[ir.Model], *_: object, **__: object) -> list[Any]:
+        seconds = next(left)
+        assert len(seconds) == len(models)
+        return [np.full(ROUNDS, each) for each in seconds]
+
+    monkeypatch.setattr(turns, "times_in_turns", times_in_turns)
+    pace = ModelPace(sleep=lambda _: None)
+    pace.note(2.0)
+    found = turns.times_of_contenders([_MODEL] * len(sets[0]), {}, SILENT, 0, pace)
+    assert list(found) == contenders
+    assert next(left, None) is None
+    assert len({len(times) for times in found.values()}) == 1
 
 
 @pytest.mark.parametrize(("repeats", "sets"), [(True, 1), (False, 3)])

@@ -18,7 +18,7 @@ from qtool.search.layer_times import measured_times, possible_kinds
 from qtool.search.node_groups import node_groups
 from qtool.workflows.quantize.quantized_candidates import QuantizedCandidates
 from qtool.workflows.tune.model_pace import ModelPace
-from qtool.workflows.tune.times_in_turns import repeated_times
+from qtool.workflows.tune.times_in_turns import times_of_contenders
 from qtool.workflows.tune.timing import Stage, TimedChoice, Timing
 
 _REASON = "integers save no time here"
@@ -188,13 +188,11 @@ class TimePlan:
             if slow not in chosen and self._promises(slow):
                 chosen[slow] = stage
                 timed_models[stage] = candidates(self._nodes_of(slow)).model
-        models = tuple(timed_models.values())
-        measured = self.pace.steady(
-            lambda: repeated_times(models, feed, progress, threads, for_order=True, will_repeat=self.pace.will_repeat)
-        )
-        times = dict(zip(timed_models, measured, strict=True))
-        best = Stage.NOTHING
-        for stage in sorted(times):
+        stages = tuple(timed_models)
+        measured = times_of_contenders(tuple(timed_models.values()), feed, progress, threads, self.pace)
+        times = {stages[number]: own for number, own in measured.items()}
+        best, *others = sorted(times)
+        for stage in others:
             gained = paired_ratio(times[best], times[stage])
             if gained.low > 1.0 or (gained.median >= 1.0 - BETWEEN_SESSIONS and stage is not Stage.EVERYTHING):
                 best = stage

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +14,7 @@ from qtool.calib.specs import Feed
 from qtool.metrics.latency import Times, interleaved_times
 from qtool.progress import Advance, Progress
 from qtool.runtime.graphs import open_graph
+from qtool.workflows.tune.model_pace import ModelPace
 
 ROUNDS = 9
 # A machine that is busy for a moment makes a choice look slow, and so does a session whose memory lies badly: models
@@ -23,7 +23,7 @@ _MOST_TURNS = 3
 _TURNS_SECONDS = 3.0
 # Ratios that differ by less than this fraction in two sets need no third one.
 _ALIKE = 0.02
-# Medians that are so many times apart stay in order in other sessions: no further ones are needed.
+# Medians that are so many times apart stay in order in other sessions.
 _CLEARLY_APART = 1.25
 # So many times the shortest time of the first model are another phase of the machine.
 _DISTURBED = 1.2
@@ -33,40 +33,56 @@ def _never(_: float) -> bool:
     return False
 
 
+def times_of_contenders(
+    models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int, pace: ModelPace
+) -> dict[int, Times]:
+    """Times models in turns, and returns the seconds of each run of those that may be the fastest, by their number.
+
+    Models that the first set of sessions shows to be clearly slower than another one are left out of further sets.
+    ``pace`` is that of the first model.
+    """
+    first = pace.steady(lambda: _one_set(models, feed, progress, threads))
+    medians = [float(np.median(own)) for own in first]
+    left = [number for number, median in enumerate(medians) if median < _CLEARLY_APART * min(medians)]
+    times = [first[number] for number in left]
+    if len(left) > 1:
+        times = repeated_times([models[number] for number in left], feed, progress, threads, before=times)
+    return dict(zip(left, times, strict=True))
+
+
 def repeated_times(
     models: Sequence[ir.Model],
     feed: Feed,
     progress: Progress,
     threads: int,
     *,
-    for_order: bool = False,
+    before: Sequence[Times] | None = None,
     will_repeat: Callable[[float], bool] = _never,
 ) -> list[Times]:
     """Times models in turns, small ones in several sets of sessions, and returns the seconds of each run.
 
-    With ``for_order``, one set is enough where it shows clearly which model is how fast. One is also enough where
-    ``will_repeat`` returns, for the seconds of the first model, that everything is measured again.
+    ``before`` is a first set. One is enough where ``will_repeat`` returns, for the seconds of the first model, that
+    everything is measured again.
     """
-    found: list[tuple[Times, ...]] = []
+    found = [] if before is None else [before]
     end = time.monotonic() + _TURNS_SECONDS
     while not found or (len(found) < _MOST_TURNS and time.monotonic() < end):
-        with progress.task("timing in turns", ROUNDS) as advance:
-            found.append(times_in_turns(models, feed, advance, threads=threads))
+        found.append(_one_set(models, feed, progress, threads))
         is_enough = _agree(*found[-2:]) if len(found) > 1 else will_repeat(float(np.median(found[0][0])))
-        if is_enough or (for_order and _are_apart(found[-1])):
+        if is_enough:
             break
     return joined(found)
+
+
+def _one_set(models: Sequence[ir.Model], feed: Feed, progress: Progress, threads: int) -> Sequence[Times]:
+    with progress.task("timing in turns", ROUNDS) as advance:
+        return times_in_turns(models, feed, advance, threads=threads)
 
 
 def _agree(before: Sequence[Times], now: Sequence[Times]) -> bool:
     """Returns whether each model took as long, relative to the first one, in two sets of sessions."""
     ratios = [[float(np.median(own) / np.median(times[0])) for own in times] for times in (before, now)]
     return all(abs(one - other) <= _ALIKE * other for one, other in zip(*ratios, strict=True))
-
-
-def _are_apart(times: Sequence[Times]) -> bool:
-    medians = sorted(float(np.median(own)) for own in times)
-    return all(later >= _CLEARLY_APART * before for before, later in pairwise(medians))
 
 
 def joined(turns: Sequence[Sequence[Times]]) -> list[Times]:
