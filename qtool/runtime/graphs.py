@@ -37,8 +37,7 @@ def open_graph(
     """Yields a session on ``model``, which reads its weights without copying them.
 
     It goes through a temporary file where the model is too large for one message, and is a chain of sessions where it
-    has very many nodes. Nodes that draw random numbers draw
-    the same ones in every session and run.
+    has very many nodes. Nodes that draw random numbers draw the same ones in every session and run.
 
     Args:
         model: the graph.
