@@ -99,7 +99,9 @@ def test_an_interrupt_gives_the_best_so_far(
         return found
 
     monkeypatch.setattr(OutputEvaluator, "assess", interrupted)
-    result = run("quantize", model, *_KEPT_BAD, "--calib-data", data, "-o", "q.onnx", "--min-sqnr", "200", "--json")
+    # What is fitted once the layers are chosen may bring the result above the choices that were tried.
+    arguments = ("--no-reconstruction", "--min-sqnr", "200", "--json")
+    result = run("quantize", model, *_KEPT_BAD, "--calib-data", data, "-o", "q.onnx", *arguments)
     assert result.code == 1
     assert "interrupted" in result.err
     mixed = result.json["mixed_precision"]
